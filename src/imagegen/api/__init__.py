@@ -1,0 +1,1 @@
+"""HTTP and nothing else: routers that validate, ask a manager, and answer."""

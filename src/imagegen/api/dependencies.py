@@ -1,0 +1,56 @@
+"""What routers are given: the managers, by type."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from imagegen.core.events import EventBus
+from imagegen.models.manager import DynamicModelManager
+from imagegen.settings import Settings
+from imagegen.storage.images import ImageStore
+from imagegen.tasks.manager import TaskManager
+
+
+@dataclass(frozen=True)
+class Services:
+    """Everything a router may ask; the composition root fills it."""
+
+    settings: Settings
+    tasks: TaskManager
+    models: DynamicModelManager
+    images: ImageStore
+    bus: EventBus
+
+
+def _services(request: Request) -> Services:
+    services = request.app.state.services
+    assert isinstance(services, Services)
+    return services
+
+
+def _tasks(services: Annotated[Services, Depends(_services)]) -> TaskManager:
+    return services.tasks
+
+
+def _models(services: Annotated[Services, Depends(_services)]) -> DynamicModelManager:
+    return services.models
+
+
+def _images(services: Annotated[Services, Depends(_services)]) -> ImageStore:
+    return services.images
+
+
+def _bus(services: Annotated[Services, Depends(_services)]) -> EventBus:
+    return services.bus
+
+
+def _settings(services: Annotated[Services, Depends(_services)]) -> Settings:
+    return services.settings
+
+
+Tasks = Annotated[TaskManager, Depends(_tasks)]
+Models = Annotated[DynamicModelManager, Depends(_models)]
+Images = Annotated[ImageStore, Depends(_images)]
+Bus = Annotated[EventBus, Depends(_bus)]
+Config = Annotated[Settings, Depends(_settings)]

@@ -1,0 +1,67 @@
+"""POST /text2image and /image2image: from a body to an accepted task."""
+
+from fastapi import APIRouter, Response
+
+from imagegen.api.dependencies import Config, Tasks
+from imagegen.api.problems import describe
+from imagegen.api.schemas import GenerationBody, Image2ImageBody, TaskAccepted, Text2ImageBody
+from imagegen.api.uploads import decode_image
+from imagegen.api.views import task_links
+from imagegen.core.task import GenerationTask, TaskType
+from imagegen.tasks.admission import TaskDraft
+
+router = APIRouter(tags=["generation"])
+
+_PROBLEMS = (
+    "invalid_request",
+    "model_not_found",
+    "unsupported_capability",
+    "size_too_large",
+    "body_too_large",
+    "queue_full",
+    "draining",
+    "storage_failed",
+    "storage_full",
+)
+
+#: Seconds after which a first look at a new task makes sense.
+FIRST_LOOK_S = 1
+
+
+@router.post(
+    "/text2image",
+    operation_id="text2image",
+    status_code=202,
+    summary="Make pictures from words",
+    responses=describe(*_PROBLEMS),
+)
+async def text2image(body: Text2ImageBody, response: Response, tasks: Tasks) -> TaskAccepted:
+    """Accepts a task and answers at once; the task is on disk by then. Follow `links.events`, or poll `links.self`."""
+    task = await tasks.submit(_draft(TaskType.TEXT2IMAGE, body))
+    return _accepted(task, response)
+
+
+@router.post(
+    "/image2image",
+    operation_id="image2image",
+    status_code=202,
+    summary="Make pictures from words and a picture",
+    responses=describe(*_PROBLEMS, "invalid_image", "image_too_large"),
+)
+async def image2image(body: Image2ImageBody, response: Response, tasks: Tasks, settings: Config) -> TaskAccepted:
+    """As text2image, starting from an input picture: it is filled to the asked size, its centre kept."""
+    image = await decode_image(body.image, settings.max_input_pixels)
+    draft = _draft(TaskType.IMAGE2IMAGE, body).evolve(strength=body.strength, init_image=image)
+    task = await tasks.submit(draft)
+    return _accepted(task, response)
+
+
+def _draft(kind: TaskType, body: GenerationBody) -> TaskDraft:
+    return TaskDraft(type=kind, **body.model_dump(include=set(GenerationBody.model_fields)))
+
+
+def _accepted(task: GenerationTask, response: Response) -> TaskAccepted:
+    links = task_links(task.id)
+    response.headers["Location"] = links.self
+    response.headers["Retry-After"] = str(FIRST_LOOK_S)
+    return TaskAccepted(task_id=task.id, status=task.status, message="The task is queued.", links=links)

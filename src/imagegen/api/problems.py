@@ -1,0 +1,147 @@
+"""Errors as RFC 9457 problem details with a stable `code`; the one table from codes to HTTP statuses."""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from types import MappingProxyType
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from imagegen.core.errors import ImagegenError
+
+MEDIA_TYPE = "application/problem+json"
+
+STATUS: Mapping[str, int] = MappingProxyType(
+    {
+        "invalid_request": 422,
+        "invalid_image": 422,
+        "image_too_large": 422,
+        "size_too_large": 422,
+        "unsupported_capability": 422,
+        "model_not_found": 404,
+        "task_not_found": 404,
+        "image_not_found": 404,
+        "not_found": 404,
+        "method_not_allowed": 405,
+        "task_finished": 409,
+        "body_too_large": 413,
+        "unsupported_media_type": 415,
+        "queue_full": 503,
+        "draining": 503,
+        "storage_failed": 503,
+        "storage_full": 507,
+    }
+)
+
+#: Codes for what the framework refuses by itself.
+_CODE_OF_STATUS: Mapping[int, str] = MappingProxyType(
+    {400: "invalid_request", 404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
+)
+
+
+class FieldError(BaseModel):
+    """One thing that is wrong with a request."""
+
+    loc: str = Field(description="Where, as `body.width`.", examples=["body.width"])
+    message: str = Field(examples=["Input should be less than or equal to 4096"])
+
+
+class Problem(BaseModel):
+    """An error (RFC 9457). `code` is stable; `detail` is for people."""
+
+    type: str = "about:blank"
+    title: str = Field(examples=["Unprocessable Content"])
+    status: int = Field(examples=[422])
+    code: str = Field(examples=["invalid_request"])
+    detail: str = Field(examples=["body.width: Input should be less than or equal to 4096"])
+    errors: list[FieldError] | None = None
+
+
+def problem(
+    code: str, detail: str, *, status: int | None = None, errors: list[FieldError] | None = None, headers: Any = None
+) -> JSONResponse:
+    """A problem response; the status comes from the table unless the framework chose it."""
+    status = status or STATUS.get(code, 500)
+    body = Problem(title=HTTPStatus(status).phrase, status=status, code=code, detail=detail, errors=errors)
+    return JSONResponse(body.model_dump(exclude_none=True), status, headers=headers, media_type=MEDIA_TYPE)
+
+
+def describe(*codes: str) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route that may answer with these codes."""
+    by_status: dict[int | str, dict[str, Any]] = {}
+    for status in sorted({STATUS[code] for code in codes}):
+        words = ", ".join(f"`{code}`" for code in codes if STATUS[code] == status)
+        schema = {"$ref": "#/components/schemas/Problem"}
+        by_status[status] = {"description": f"Code {words}.", "content": {MEDIA_TYPE: {"schema": schema}}}
+    return by_status
+
+
+def install(app: FastAPI) -> None:
+    """Make every error of the app a problem."""
+    app.add_exception_handler(ImagegenError, _on_imagegen_error)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(Exception, _on_bug)
+
+
+async def _on_imagegen_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ImagegenError)
+    headers = {"Retry-After": str(error.retry_after)} if error.retry_after is not None else None
+    return problem(error.code, error.detail, headers=headers)
+
+
+async def _on_validation_error(request: Request, error: Exception) -> JSONResponse:
+    # The input is never echoed: it may be huge, secret, or text that no encoder takes (lone surrogates, infinities).
+    assert isinstance(error, RequestValidationError)
+    errors = [FieldError(loc=_loc(item["loc"]), message=_printable(item["msg"])) for item in error.errors()[:20]]
+    first = errors[0]
+    return problem("invalid_request", f"{first.loc}: {first.message}", errors=errors)
+
+
+def _loc(parts: tuple[str | int, ...]) -> str:
+    return _printable(".".join(map(str, parts)))[:200]
+
+
+def _printable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
+
+
+async def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    code = _CODE_OF_STATUS.get(error.status_code, "http_error")
+    return problem(code, str(error.detail), status=error.status_code, headers=error.headers)
+
+
+async def _on_bug(request: Request, error: Exception) -> JSONResponse:
+    return problem("internal_error", "The service failed on this request; its log has the details.")
+
+
+class TooLargeAsProblem:
+    """Middleware: the framework's plain-text 413 (for a declared Content-Length) becomes a problem, too."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        replaced = False
+
+        async def send_problem(message: Message) -> None:
+            nonlocal replaced
+            if _is_plain_413(message):
+                replaced = True
+                await problem("body_too_large", "The request body is too large.")(scope, receive, send)
+            elif not replaced:
+                await send(message)
+
+        await self._app(scope, receive, send_problem)
+
+
+def _is_plain_413(message: Message) -> bool:
+    if message["type"] != "http.response.start" or message["status"] != 413:
+        return False
+    return not any(name == b"content-type" and value.startswith(b"application/") for name, value in message["headers"])

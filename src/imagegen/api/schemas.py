@@ -1,0 +1,271 @@
+"""Bodies on the wire: what a request may say and what an answer says."""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+
+from imagegen.catalog.catalog import ModelId
+from imagegen.core.sizes import AspectRatio
+from imagegen.core.task import MAX_SEED, TaskStatus, TaskType
+
+
+def _plain_text(text: str) -> str:
+    if any(ord(c) < 32 and c not in "\n\t\r" for c in text):
+        raise ValueError("control characters are not allowed")
+    return text
+
+
+Prompt = Annotated[str, Field(max_length=8192), AfterValidator(_plain_text)]
+Side = Annotated[int, Field(strict=True, ge=16, le=8192)]
+
+
+class Body(BaseModel):
+    """A request body: unknown keys are refused; numbers are numbers, not texts or booleans."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True, frozen=True)
+
+
+class GenerationBody(Body):
+    """What both kinds of generation take."""
+
+    prompt: Prompt = Field(min_length=1, description="What to draw.")
+    negative_prompt: Prompt | None = Field(None, description="What to avoid, for models that take it.")
+    model: ModelId | None = Field(
+        None,
+        validation_alias=AliasChoices("model", "model_name"),
+        description="A model's id; the default model if left out. Also read as `model_name`.",
+    )
+    batch_size: int = Field(
+        1,
+        strict=True,
+        ge=1,
+        le=64,
+        validation_alias=AliasChoices("batch_size", "batchSize"),
+        description="Pictures to make, with seeds seed, seed+1, ... Also read as `batchSize`.",
+    )
+    aspect_ratio: AspectRatio = Field(
+        "1:1",
+        validation_alias=AliasChoices("aspect_ratio", "aspectRatio"),
+        description="Shape of the picture; its size follows from the model's base size. Also read as `aspectRatio`.",
+    )
+    width: Side | None = Field(None, description="Pixels; with `height`, instead of `aspect_ratio`.")
+    height: Side | None = Field(None, description="Pixels; with `width`, instead of `aspect_ratio`.")
+    steps: int | None = Field(None, strict=True, ge=1, le=200, description="Denoising steps; default: the model's.")
+    guidance_scale: float | None = Field(
+        None, strict=True, ge=0, le=50, allow_inf_nan=False, description="How closely to follow the prompt."
+    )
+    seed: int | None = Field(
+        None, strict=True, ge=0, le=MAX_SEED, description="Same seed, same pixels. Random if left out."
+    )
+    priority: int = Field(0, strict=True, ge=-1000, le=1000, description="Lower runs first.")
+
+    @model_validator(mode="after")
+    def _width_with_height(self) -> Self:
+        if (self.width is None) != (self.height is None):
+            raise ValueError("width and height go together")
+        return self
+
+
+class Text2ImageBody(GenerationBody):
+    """A picture from words."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"prompt": "a red circle on a blue background", "model": "tiny", "aspect_ratio": "1:1", "seed": 7}
+            ]
+        }
+    )
+
+
+#: A 2x2 PNG, so that the documentation's example works.
+EXAMPLE_IMAGE = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAIAAAD91JpzAAAAFklEQV"
+    "R4XmO8o6HBwMDAqBt1nYGBAQAVEwKNPKhyxwAAAABJRU5ErkJggg=="
+)
+
+
+class Image2ImageBody(GenerationBody):
+    """A picture from words and another picture."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"prompt": "a yellow star on a blue background", "image": EXAMPLE_IMAGE, "strength": 0.8}]
+        }
+    )
+
+    image: str = Field(
+        min_length=1,
+        validation_alias=AliasChoices("image", "base64_image"),
+        description="PNG, JPEG or WebP in base64, with or without a `data:` prefix. Also read as `base64_image`.",
+    )
+    strength: float = Field(
+        0.8,
+        strict=True,
+        gt=0,
+        le=1,
+        allow_inf_nan=False,
+        description="How much of the picture is replaced: near 0 keeps it, 1 keeps nothing.",
+    )
+
+
+class TaskLinks(BaseModel):
+    """Where to go from here; nobody needs to build URLs."""
+
+    self: str = Field(examples=["/task/0b9c6c5e-3f0a-4b1e-9a55-2f4c6f0f8d11"])
+    events: str = Field(examples=["/task/0b9c6c5e-3f0a-4b1e-9a55-2f4c6f0f8d11/events"])
+    cancel: str = Field(examples=["/task/0b9c6c5e-3f0a-4b1e-9a55-2f4c6f0f8d11/cancel"])
+
+
+class TaskAccepted(BaseModel):
+    """The task is on disk and will run."""
+
+    task_id: str = Field(examples=["0b9c6c5e-3f0a-4b1e-9a55-2f4c6f0f8d11"])
+    status: TaskStatus = Field(examples=["pending"])
+    message: str = Field(examples=["The task is queued."])
+    links: TaskLinks
+
+
+class ImageView(BaseModel):
+    """One finished picture."""
+
+    url: str = Field(examples=["/images/20261123/0b9c6c5e-3f0a-4b1e-9a55-2f4c6f0f8d11-0.png"])
+    width: int = Field(examples=[128])
+    height: int = Field(examples=[128])
+    seed: int = Field(description="The seed that makes this picture alone.", examples=[7])
+
+
+class TaskView(BaseModel):
+    """A task as it stands."""
+
+    task_id: str = Field(examples=["0b9c6c5e-3f0a-4b1e-9a55-2f4c6f0f8d11"])
+    status: TaskStatus
+    task_type: TaskType
+    model: str = Field(examples=["tiny"])
+    prompt: str
+    negative_prompt: str | None = None
+    width: int
+    height: int
+    steps: int
+    guidance_scale: float
+    seed: int
+    batch_size: int
+    strength: float | None = None
+    priority: int
+    attempt: int = Field(description="How often it was started; 2 after a worker died under it.")
+    position: int | None = Field(None, description="While pending: tasks that are to run before it.")
+    created_at: datetime
+    started_at: datetime | None
+    completed_at: datetime | None
+    result_files: list[str] | None = Field(None, description="Once completed: `folder/file` of each picture.")
+    images: list[ImageView]
+    error_code: str | None = Field(None, description="Once failed: a stable word for why.")
+    error_message: str | None = Field(None, description="Once failed: why.")
+    links: TaskLinks
+
+    @model_serializer(mode="wrap")
+    def _leave_out(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without a value these keys are absent, as the brief's clients expect; the times are always there."""
+        optional = ("negative_prompt", "strength", "position", "result_files", "error_code", "error_message")
+        return {key: value for key, value in handler(self).items() if value is not None or key not in optional}
+
+
+class TaskPage(BaseModel):
+    """The newest tasks."""
+
+    tasks: list[TaskView]
+    total: int = Field(description="Tasks in the history.")
+    filtered: int = Field(description="Those of them that match the filter, on this page or not.")
+
+
+class QueueCleared(BaseModel):
+    """What clearing the queue did."""
+
+    message: str = Field(examples=["3 waiting tasks were cancelled."])
+    cancelled: int
+    remaining_tasks: int = Field(description="Tasks that still wait.")
+
+
+class ModelView(BaseModel):
+    """A configured model."""
+
+    id: str = Field(examples=["tiny"])
+    name: str = Field(examples=["Tiny FLUX"])
+    type: str = Field(examples=["flux"])
+    pipeline_class: str = Field(examples=["FluxPipeline"])
+    memory_usage: str = Field(examples=["low"])
+    is_loaded: bool = Field(description="Whether it is in device memory now.")
+    last_used: datetime | None
+    supports_text2img: bool
+    supports_img2img: bool
+    description: str
+
+
+class ModelDetails(ModelView):
+    """A configured model with its configuration."""
+
+    config: dict[str, Any] = Field(description="The entry of models.yaml, defaults filled in.")
+
+
+class ModelList(BaseModel):
+    models: list[ModelView]
+    total: int
+
+
+class GpuMemory(BaseModel):
+    """GiB, as last measured by the worker."""
+
+    allocated: float
+    cached: float
+    total: float
+
+
+class CurrentModel(BaseModel):
+    """What is in device memory."""
+
+    current_model: str | None = Field(examples=["tiny"])
+    model_name: str | None = Field(examples=["Tiny FLUX"])
+    is_loaded: bool
+    last_used: datetime | None
+    gpu_memory: GpuMemory
+
+
+class Unloaded(BaseModel):
+    message: str = Field(examples=["'tiny' was unloaded."])
+
+
+class GpuInfo(BaseModel):
+    """The device, as last measured by the worker; memory in GiB."""
+
+    gpu_available: bool
+    gpu_name: str | None
+    gpu_memory_allocated: float
+    gpu_memory_cached: float
+    gpu_memory_total: float
+    host_memory: float = Field(description="Resident host memory of the process that holds the models.")
+
+
+class Health(BaseModel):
+    """The state of the service."""
+
+    status: Literal["healthy", "draining", "unhealthy"]
+    timestamp: datetime
+    version: str
+    queue_size: int = Field(description="Tasks that wait.")
+    total_tasks: int = Field(description="Tasks in the history, ended or not.")
+    current_model: str | None
+    gpu_info: GpuInfo
+
+
+class Probe(BaseModel):
+    status: Literal["ok"] = "ok"

@@ -1,0 +1,50 @@
+"""Probes and the health report."""
+
+from datetime import UTC, datetime
+
+from fastapi import APIRouter
+
+import imagegen
+from imagegen.api.dependencies import Models, Tasks
+from imagegen.api.problems import describe
+from imagegen.api.schemas import GpuInfo, Health, Probe
+from imagegen.api.views import gib
+from imagegen.core.errors import Draining
+
+router = APIRouter(tags=["system"])
+
+
+@router.get("/livez", operation_id="livez", summary="Is the process alive?")
+async def livez() -> Probe:
+    """200 as long as the service answers at all; restart it when it does not."""
+    return Probe()
+
+
+@router.get("/readyz", operation_id="readyz", summary="Does it take tasks?", responses=describe("draining"))
+async def readyz(tasks: Tasks) -> Probe:
+    """503 while the service is stopping; send no traffic then."""
+    if tasks.draining:
+        raise Draining
+    return Probe()
+
+
+@router.get("/health", operation_id="health", summary="The state of the service")
+async def health(tasks: Tasks, models: Models) -> Health:
+    """Queue, model and device at a glance."""
+    resident, memory = models.current, models.memory
+    return Health(
+        status="draining" if tasks.draining else "healthy",
+        timestamp=datetime.now(UTC),
+        version=imagegen.__version__,
+        queue_size=tasks.queue_size,
+        total_tasks=await tasks.count(),
+        current_model=resident.model if resident else None,
+        gpu_info=GpuInfo(
+            gpu_available=memory.gpu_available,
+            gpu_name=memory.gpu_name,
+            gpu_memory_allocated=gib(memory.allocated),
+            gpu_memory_cached=gib(memory.cached),
+            gpu_memory_total=gib(memory.total),
+            host_memory=gib(memory.host),
+        ),
+    )

@@ -1,0 +1,167 @@
+"""The composition root: the only file that builds the service's objects and decides in which order they end."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+
+import structlog
+from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
+from starlette.middleware.body_limit import RequestBodyLimitMiddleware
+
+import imagegen
+from imagegen.api import generation, images, models, system, tasks
+from imagegen.api.dependencies import Services
+from imagegen.api.problems import TooLargeAsProblem, install
+from imagegen.catalog.catalog import Catalog
+from imagegen.core.errors import Draining
+from imagegen.core.events import EventBus
+from imagegen.gpu.child import ChildEngine
+from imagegen.gpu.engine import Engine, LocalEngine
+from imagegen.gpu.executor import GpuExecutor
+from imagegen.gpu.protocol import EngineOptions
+from imagegen.models.manager import DynamicModelManager
+from imagegen.settings import Settings
+from imagegen.storage.images import ImageStore
+from imagegen.storage.lock import exclusive
+from imagegen.storage.tasks import TaskJournal
+from imagegen.tasks.admission import Limits
+from imagegen.tasks.manager import TaskManager
+
+log = structlog.get_logger(__name__)
+
+#: Seconds that a running task gets to stop between two steps before its worker is killed.
+STOP_GRACE_S = 5
+
+
+def make_engine(settings: Settings, catalog: Catalog) -> Engine:
+    """The engine that the settings ask for."""
+    options = EngineOptions(device=settings.device, gpu_memory_fraction=catalog.settings.gpu_memory_fraction)
+    if settings.isolation == "thread":
+        return LocalEngine(options)
+    return ChildEngine(options, load_timeout_s=settings.load_timeout_s, step_timeout_s=settings.step_timeout_s)
+
+
+class Service:
+    """The running parts, from start to end."""
+
+    def __init__(self, settings: Settings, catalog: Catalog) -> None:
+        self._settings = settings
+        # Microseconds of the wall clock: above every id of an earlier run, below what JSON numbers hold.
+        self._bus = EventBus(first_id=time.time_ns() // 1000)
+        self._executor = GpuExecutor(lambda: make_engine(settings, catalog))
+        self._journal = TaskJournal(settings.data_dir / "imagegen.sqlite3")
+        self._images = ImageStore(settings.data_dir / "images")
+        self._models = DynamicModelManager(catalog, self._executor, self._bus, settings.models_path)
+        limits = Limits(
+            max_queue=settings.max_queue,
+            max_batch_size=settings.max_batch_size,
+            max_pixels=settings.max_pixels,
+        )
+        self._tasks = TaskManager(self._models, self._journal, self._images, self._bus, limits)
+        self._running: asyncio.Task[None] | None = None
+
+    @property
+    def services(self) -> Services:
+        return Services(self._settings, self._tasks, self._models, self._images, self._bus)
+
+    @property
+    def crashed(self) -> bool:
+        """Whether the part that runs tasks has ended by an error. The process must then end: it would only lie."""
+        running = self._running
+        return running is not None and running.done() and not running.cancelled() and running.exception() is not None
+
+    def begin_drain(self) -> None:
+        """Refuse new tasks and end all event streams; the running task goes on."""
+        self._tasks.begin_drain()
+        self._bus.close()
+
+    @asynccontextmanager
+    async def run(self) -> AsyncIterator[None]:
+        """Serve from here to the end of the context, then drain."""
+        async with AsyncExitStack() as stack:
+            stack.enter_context(exclusive(self._settings.data_dir))
+            self._images.sweep()
+            stack.callback(self._images.close)
+            stack.push_async_callback(self._journal.close)
+            stack.push_async_callback(self._executor.close)
+            self._running = asyncio.create_task(self._run_tasks(), name="tasks")
+            stack.push_async_callback(self._drain, self._running)
+            housekeeping = asyncio.create_task(self._keep_house(), name="housekeeping")
+            stack.push_async_callback(_cancel, housekeeping)
+            yield
+
+    async def _run_tasks(self) -> None:
+        try:
+            await self._tasks.run()
+        except BaseException as error:
+            # Not swallowed: `crashed` tells the server, which ends the process.
+            if not isinstance(error, asyncio.CancelledError):
+                log.critical("service_crashed", reason=repr(error), exc_info=error)
+            raise
+
+    async def _keep_house(self) -> None:
+        """Ask, again and again, that idle models and expired tasks go."""
+        with suppress(Draining):
+            while True:
+                await asyncio.sleep(self._settings.housekeeping_s)
+                await self._tasks.between_tasks(self._models.evict_idle)
+                if self._settings.retention_days:
+                    await self._tasks.expire(self._settings.retention_days)
+
+    async def _drain(self, running: asyncio.Task[None]) -> None:
+        """The running task finishes in time, or goes back to the queue; at the worst its worker is killed."""
+        self.begin_drain()
+        steps: list[tuple[float, Callable[[], None]]] = [
+            (self._settings.drain_timeout_s, self._tasks.hurry),
+            (STOP_GRACE_S, self._executor.abort),
+            (STOP_GRACE_S, lambda: None),
+        ]
+        for patience_s, harder in steps:
+            done, _ = await asyncio.wait([running], timeout=patience_s)
+            if done:
+                return
+            harder()
+        await _cancel(running)
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
+
+
+def create_app(settings: Settings, catalog: Catalog) -> FastAPI:
+    """The ASGI application. Nothing runs before its lifespan begins; `app.state.service` is the Service."""
+    service = Service(settings, catalog)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with service.run():
+            yield
+
+    app = FastAPIOffline(
+        title="imagegen",
+        summary="Self-hosted image generation: many models, one GPU, no lost task.",
+        description=_DESCRIPTION,
+        version=imagegen.__version__,
+        lifespan=lifespan,
+        license_info={"name": "MIT", "identifier": "MIT"},
+        separate_input_output_schemas=False,
+    )
+    app.state.service = service
+    app.state.services = service.services
+    for room in (generation, tasks, images, models, system):
+        app.include_router(room.router)
+    install(app)
+    app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)
+    app.add_middleware(TooLargeAsProblem)
+    return app
+
+
+_DESCRIPTION = """
+`POST /text2image` answers `202` once the task is on disk. Follow it at `links.events` (server-sent events) or poll
+`links.self`; fetch the pictures from `images[].url`. The same seed gives the same pixels.
+
+Errors are RFC 9457 problem details with a stable `code`.
+"""

@@ -1,0 +1,1 @@
+"""models.yaml and the frozen, typed Catalog that it becomes."""

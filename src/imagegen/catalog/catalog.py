@@ -1,0 +1,106 @@
+"""The Catalog: what models.yaml says, typed and frozen. The current one is swapped, never changed."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, AliasChoices, ConfigDict, Field, StringConstraints
+
+from imagegen.core.errors import ModelNotFound
+from imagegen.core.sizes import TABLE_BASE
+from imagegen.core.value import Value
+
+#: `current` and `unload` are words of the URL space.
+RESERVED_IDS = frozenset({"current", "unload"})
+
+ModelId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+#: `org/name`, optionally at a revision. Never a URL.
+HubSource = Annotated[
+    str,
+    StringConstraints(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*(@[A-Za-z0-9_./-]+)?$", max_length=320
+    ),
+]
+
+
+class Section(Value):
+    """A part of the file: strict about names, open to the brief's older spellings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class GlobalSettings(Section):
+    """The section `global` (or `settings`): defaults for all models."""
+
+    #: Minutes without use after which a model leaves the device; 0 keeps it.
+    auto_unload_minutes: float = Field(
+        default=30, ge=0, le=10_080, validation_alias=AliasChoices("auto_unload_minutes", "auto_unload_timeout")
+    )
+    #: The model of a request that names none. Default: the first entry.
+    default_model: str | None = None
+    #: Share of the device's memory that this process may take (CUDA only).
+    gpu_memory_fraction: float = Field(default=0.9, gt=0, le=1)
+    enable_attention_slicing: bool = False
+    enable_vae_slicing: bool = False
+    #: Keep weights in host memory and move each part to the device when it runs (CUDA only).
+    enable_cpu_offload: bool = False
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+
+class ModelSpec(Section):
+    """One entry of `models`: the fields that every family has. A family adds its own in a subclass."""
+
+    #: Display name.
+    name: str = Field(min_length=1, max_length=200)
+    #: The family's word; it chooses the loader.
+    type: str
+    pipeline_class: str
+    #: `org/name[@revision]` on the hub.
+    hf_path: HubSource | None = Field(default=None, validation_alias=AliasChoices("hf_path", "huggingface_path"))
+    #: A folder, absolute or below the models directory; `builtin:NAME` is one that ships with imagegen.
+    local_path: str | None = Field(default=None, min_length=1, max_length=1000)
+    torch_dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    memory_usage: Literal["low", "medium", "high"] = "medium"
+    supports_text2img: bool = True
+    supports_img2img: bool = True
+    description: str = Field(default="", max_length=2000)
+    #: Pixels of the short side that the model likes; it scales the table of aspect ratios.
+    base_size: int = Field(default=TABLE_BASE, ge=64, le=2048)
+    #: Denoising steps and guidance of a request that names none.
+    steps: int = Field(default=28, ge=1, le=200)
+    guidance_scale: float = Field(default=3.5, ge=0, le=50)
+    #: Instead of the global one.
+    auto_unload_minutes: float | None = Field(default=None, ge=0, le=10_080)
+
+    @property
+    def supports_negative_prompt(self) -> bool:
+        """Whether a negative prompt changes the picture."""
+        return False
+
+
+def _freeze(models: Mapping[str, ModelSpec]) -> Mapping[str, ModelSpec]:
+    return MappingProxyType(dict(models))
+
+
+class Catalog(Value):
+    """All models and the settings they share."""
+
+    settings: GlobalSettings
+    models: Annotated[Mapping[str, ModelSpec], AfterValidator(_freeze)]
+
+    @property
+    def default_model(self) -> str:
+        """The id of the model that runs a request which names none."""
+        return self.settings.default_model or next(iter(self.models))
+
+    def model(self, model_id: str) -> ModelSpec:
+        """The entry with this id, or ModelNotFound."""
+        if model_id not in self.models:
+            raise ModelNotFound
+        return self.models[model_id]
+
+    def idle_minutes(self, model_id: str) -> float:
+        """Minutes after which this model counts as idle; 0 is never."""
+        own = self.model(model_id).auto_unload_minutes
+        return self.settings.auto_unload_minutes if own is None else own

@@ -1,0 +1,167 @@
+"""From a models.yaml to a Catalog, or to every problem in it with line, column and the fix."""
+
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from imagegen.catalog.catalog import RESERVED_IDS, Catalog, GlobalSettings, ModelId, ModelSpec, Section
+from imagegen.catalog.yaml import Document, Loc, Position, YamlProblem, read
+
+#: Type word -> the spec class of its family.
+Families = Mapping[str, type[ModelSpec]]
+
+#: The brief's older names of the sections.
+SECTIONS = {"global": "global", "settings": "global", "models": "models"}
+
+_MODEL_ID: TypeAdapter[str] = TypeAdapter(ModelId)
+
+
+class Problem(NamedTuple):
+    """One thing to mend."""
+
+    loc: Loc
+    message: str
+
+
+class ConfigError(Exception):
+    """A configuration file that cannot be used: one line for each problem."""
+
+    def __init__(self, lines: list[str]) -> None:
+        self.lines = lines
+        super().__init__("\n".join(lines))
+
+
+def load_catalog(path: Path, families: Families) -> Catalog:
+    """Read and check a file. Raises ConfigError with lines of the form `file:line:column: what, and the fix`."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
+        raise ConfigError([f"{path}: cannot be read: {reason}"]) from None
+    return parse_catalog(text, families, name=str(path))
+
+
+def parse_catalog(text: str, families: Families, *, name: str = "models.yaml") -> Catalog:
+    """As load_catalog, from text."""
+    try:
+        document = read(text)
+    except YamlProblem as problem:
+        raise ConfigError([_line(name, problem.position, problem.message)]) from None
+    result = _Reading(document, families)
+    problems = sorted((document.position(p.loc), p.message) for p in result.problems())
+    if problems:
+        raise ConfigError([_line(name, position, message) for position, message in problems])
+    return Catalog(settings=result.settings, models=result.models)
+
+
+def _line(name: str, position: Position, message: str) -> str:
+    return f"{name}:{position.line}:{position.column}: {message}"
+
+
+class _Reading:
+    """One pass over a document, gathering values and problems."""
+
+    def __init__(self, document: Document, families: Families) -> None:
+        self.data = document.data
+        self.families = families
+        self.settings = GlobalSettings()
+        self.models: dict[str, ModelSpec] = {}
+
+    def problems(self) -> Iterator[Problem]:
+        if not isinstance(self.data, dict):
+            yield Problem((), "the file holds no settings; it needs a section 'models'")
+            return
+        for key, value in self.data.items():
+            match SECTIONS.get(str(key)):
+                case "global":
+                    yield from self._global(key, value)
+                case "models":
+                    yield from self._models(value)
+                case _:
+                    yield Problem((key,), f"unknown section '{key}'{_nearest(key, SECTIONS)}")
+        yield from self._whole()
+
+    def _global(self, key: str, value: Any) -> Iterator[Problem]:
+        try:
+            self.settings = GlobalSettings.model_validate({} if value is None else value)
+        except ValidationError as error:
+            yield from _explain(error, (key,), GlobalSettings)
+
+    def _models(self, value: Any) -> Iterator[Problem]:
+        if not isinstance(value, dict):
+            yield Problem(("models",), "'models' must map model ids to their settings")
+            return
+        for model_id, entry in value.items():
+            yield from self._model(model_id, entry)
+
+    def _model(self, model_id: Any, entry: Any) -> Iterator[Problem]:
+        loc: Loc = ("models", model_id)
+        if (reason := _bad_id(model_id)) is not None:
+            yield Problem(loc, reason)
+            return
+        if not isinstance(entry, dict):
+            yield Problem(loc, f"model '{model_id}' has no settings")
+            return
+        word = entry.get("type")
+        family = self.families.get(word) if isinstance(word, str) else None
+        if family is None:
+            known = ", ".join(sorted(self.families))
+            where, what = ((*loc, "type"), f"unknown type '{word}'") if "type" in entry else (loc, "'type' is missing")
+            yield Problem(where, f"{what}{_nearest(word, self.families)}; known: {known}")
+            return
+        try:
+            self.models[model_id] = family.model_validate(entry)
+        except ValidationError as error:
+            yield from _explain(error, loc, family)
+
+    def _whole(self) -> Iterator[Problem]:
+        """What only shows once all parts are read."""
+        if "models" not in self.data or self.data["models"] in (None, {}):
+            yield Problem(("models",), "there is no model; add one under 'models'")
+            return
+        default = self.settings.default_model
+        if default is not None and isinstance(self.data["models"], dict) and default not in self.data["models"]:
+            section = "global" if "global" in self.data else "settings"
+            hint = _nearest(default, self.data["models"])
+            yield Problem((section, "default_model"), f"default_model '{default}' is not under 'models'{hint}")
+
+
+def _bad_id(model_id: Any) -> str | None:
+    try:
+        _MODEL_ID.validate_python(model_id, strict=True)
+    except ValidationError:
+        return f"'{model_id}' is no model id: letters, digits, '.', '_' and '-', at most 64, in quotes if only digits"
+    return f"'{model_id}' is a reserved word; choose another id" if model_id in RESERVED_IDS else None
+
+
+def _explain(error: ValidationError, loc: Loc, section: type[Section]) -> Iterator[Problem]:
+    for details in error.errors(include_url=False, include_context=True, include_input=True):
+        yield Problem((*loc, *details["loc"]), _message(details, section))
+
+
+def _message(details: ErrorDetails, section: type[Section]) -> str:
+    key = ".".join(map(str, details["loc"]))
+    if details["type"] == "extra_forbidden":
+        return f"unknown key '{key}'{_nearest(key, field_names(section))}"
+    if details["type"] == "missing":
+        return f"'{key}' is missing"
+    what = details["msg"][0].lower() + details["msg"][1:]
+    return f"'{key}': {what}" if key else what
+
+
+def field_names(section: type[Section]) -> list[str]:
+    """Every spelling that a section reads."""
+    names: list[str] = []
+    for name, field in section.model_fields.items():
+        alias = field.validation_alias
+        names += [str(choice) for choice in getattr(alias, "choices", ())] or [name]
+    return names
+
+
+def _nearest(word: Any, known: Any) -> str:
+    close = get_close_matches(str(word), list(known), n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""

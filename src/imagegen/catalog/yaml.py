@@ -1,0 +1,113 @@
+"""Reads one YAML document safely and remembers where each key stands."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import (
+    AliasEvent,
+    DocumentStartEvent,
+    Event,
+    MappingEndEvent,
+    MappingStartEvent,
+    NodeEvent,
+    ScalarEvent,
+    SequenceEndEvent,
+    SequenceStartEvent,
+)
+from ruamel.yaml.nodes import MappingNode, Node
+
+MAX_BYTES = 1024 * 1024
+MAX_DEPTH = 32
+
+Loc = tuple[str | int, ...]
+
+
+class Position(NamedTuple):
+    """Counted from 1, as editors do."""
+
+    line: int
+    column: int
+
+
+class YamlProblem(Exception):
+    """The text is not YAML that we read."""
+
+    def __init__(self, position: Position, message: str) -> None:
+        self.position = position
+        self.message = message
+        super().__init__(message)
+
+
+class Document(NamedTuple):
+    """The data of a file and the node tree it came from."""
+
+    data: Any
+    root: Node | None
+
+    def position(self, loc: Loc) -> Position:
+        """Where the key or value at `loc` stands, or else its nearest parent that exists."""
+        position, node = Position(1, 1), self.root
+        for part in loc:
+            found = _child(node, part)
+            if found is None:
+                break
+            position, node = found
+        return position
+
+
+def read(text: str) -> Document:
+    """Parse one document without anchors, aliases, tags or excessive depth. Raises YamlProblem."""
+    if len(text.encode()) > MAX_BYTES:
+        raise YamlProblem(Position(1, 1), f"the file is larger than {MAX_BYTES // 1024} KiB; split or shorten it")
+    try:
+        _refuse_dangers(_reader().parse(text))
+        return Document(_reader().load(text), _reader().compose(text))
+    except MarkedYAMLError as error:
+        raise YamlProblem(_mark(error.problem_mark), str(error.problem or error.context)) from None
+    except (YAMLError, ValueError) as error:
+        raise YamlProblem(Position(1, 1), str(error).splitlines()[0]) from None
+
+
+def _reader() -> YAML:
+    return YAML(typ="safe", pure=True)
+
+
+def _mark(mark: Any) -> Position:
+    return Position(mark.line + 1, mark.column + 1) if mark else Position(1, 1)
+
+
+def _child(node: Node | None, part: str | int) -> tuple[Position, Node] | None:
+    if not isinstance(node, MappingNode):
+        return None
+    for key, value in node.value:
+        if key.value == str(part):
+            return _mark(key.start_mark), value
+    return None
+
+
+def _refuse_dangers(events: Iterator[Event]) -> None:
+    # Before anything is built from the text: a 300-byte alias bomb builds at once and then never ends being walked.
+    depth, documents = 0, 0
+    for event in events:
+        depth += isinstance(event, MappingStartEvent | SequenceStartEvent)
+        depth -= isinstance(event, MappingEndEvent | SequenceEndEvent)
+        documents += isinstance(event, DocumentStartEvent)
+        reason = _danger(event, depth, documents)
+        if reason:
+            raise YamlProblem(_mark(event.start_mark), reason)
+
+
+def _danger(event: Event, depth: int, documents: int) -> str | None:
+    if depth > MAX_DEPTH:
+        return f"nested deeper than {MAX_DEPTH} levels"
+    if documents > 1:
+        return "a second document begins; keep everything in one"
+    if isinstance(event, AliasEvent) or (isinstance(event, NodeEvent) and event.anchor):
+        return "anchors and aliases are not allowed; write the value out"
+    if getattr(event, "tag", None):
+        return "tags are not allowed; remove the '!...'"
+    if isinstance(event, ScalarEvent) and len(event.value) > 10_000:
+        return "a value longer than 10000 characters"
+    return None

@@ -1,0 +1,201 @@
+"""The `imagegen` command: serve, generate, models, config, version."""
+
+import os
+import secrets
+import sys
+import threading
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+import imagegen
+from imagegen import logs
+from imagegen.catalog.catalog import Catalog
+from imagegen.catalog.loading import ConfigError, load_catalog
+from imagegen.catalog.sources import local_folder
+from imagegen.core.errors import DataDirInUse, ImagegenError
+from imagegen.core.sizes import AspectRatio
+from imagegen.core.task import MAX_SEED, GenerationRequest, TaskType
+from imagegen.gpu.engine import LocalEngine
+from imagegen.gpu.protocol import EngineOptions, Failed, Generate, Generated, Load
+from imagegen.loaders import SPECS
+from imagegen.settings import Settings
+from imagegen.storage.images import write_whole
+from imagegen.storage.png import encode_png
+from imagegen.tasks.admission import Limits, TaskDraft, admit
+
+# sysexits.h
+EX_DATAERR = 65
+EX_UNAVAILABLE = 69
+EX_TEMPFAIL = 75
+EX_CONFIG = 78
+
+app = typer.Typer(
+    help="Self-hosted image generation: many models, one GPU, an HTTP API that never loses a task.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+config_app = typer.Typer(help="Check models.yaml.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+
+
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="models.yaml; default: the one that ships.")]
+
+
+def main() -> None:
+    """Entry point."""
+    app()
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.  [default: 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 chooses one.  [default: 5050]")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Where tasks and pictures are kept.")] = None,
+    config: ConfigOption = None,
+    isolation: Annotated[str | None, typer.Option(help="`process` (default) or `thread`.")] = None,
+) -> None:
+    """Start the HTTP service. Every setting is also an IMAGEGEN_* variable."""
+    settings = _settings(host=host, port=port, data_dir=data_dir, config=config, isolation=isolation)
+    catalog = _catalog(settings.config)
+    logs.configure(catalog.settings.log_level)
+    # Imported here: the other commands do not need FastAPI.
+    from imagegen.server import serve as run
+
+    try:
+        code = run(settings, catalog)
+    except DataDirInUse as error:
+        _fail(error.detail, EX_TEMPFAIL)
+    sys.stderr.flush()
+    # A thread that no one can end (thread mode, a hanging device) must not hold the process.
+    os._exit(code)
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to draw.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="PNG to write; a batch gets -0, -1, ...")] = Path(
+        "out.png"
+    ),
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Model id; default: default_model.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=MAX_SEED, help="Same seed, same picture.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, max=200, help="Denoising steps; default: the model's.")] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", "-n", min=1, max=64, help="Pictures to make.")] = 1,
+    aspect_ratio: Annotated[AspectRatio, typer.Option(help="Shape of the picture.")] = "1:1",
+    image: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Start from this picture.")] = None,
+    strength: Annotated[float, typer.Option(min=0.01, max=1, help="With --image: how much of it to replace.")] = 0.8,
+    config: ConfigOption = None,
+) -> None:
+    """Make a picture here and now; no server is needed."""
+    settings = _settings(config=config)
+    catalog = _catalog(settings.config)
+    draft = TaskDraft(
+        type=TaskType.IMAGE2IMAGE if image else TaskType.TEXT2IMAGE,
+        model=model,
+        prompt=prompt,
+        seed=seed,
+        steps=steps,
+        batch_size=batch_size,
+        aspect_ratio=aspect_ratio,
+        strength=strength if image else None,
+        init_image=image.read_bytes() if image else None,
+    )
+    limits = Limits(max_queue=1, max_batch_size=settings.max_batch_size, max_pixels=settings.max_pixels)
+    try:
+        chosen, request = admit(draft, catalog, limits, lambda: secrets.randbelow(MAX_SEED + 1))
+    except ImagegenError as error:
+        _fail(error.detail, EX_DATAERR)
+    for path in _render(chosen, request, draft.init_image, catalog, settings, output):
+        typer.echo(path)
+
+
+def _render(
+    model: str, request: GenerationRequest, init_image: bytes | None, catalog: Catalog, settings: Settings, output: Path
+) -> list[Path]:
+    """Load, generate with a progress bar, write; the files."""
+    spec = catalog.model(model)
+    folder = local_folder(spec, settings.models_path)
+    load = Load(
+        model=model,
+        spec=spec.model_dump(mode="json"),
+        settings=catalog.settings.model_dump(mode="json"),
+        folder=str(folder) if folder else None,
+    )
+    options = EngineOptions(device=settings.device, gpu_memory_fraction=catalog.settings.gpu_memory_fraction)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = progress.add_task(f"loading {model}", total=request.steps * request.batch_size)
+
+        def on_step(step: int, total: int) -> None:
+            progress.update(bar, completed=step, total=total, description=model)
+
+        engine = LocalEngine(options)
+        loaded = engine.load(load)
+        command = Generate(model=model, request=request, init_image=init_image)
+        outcome = loaded if isinstance(loaded, Failed) else engine.generate(command, threading.Event(), on_step)
+    if not isinstance(outcome, Generated):
+        _fail(outcome.message if isinstance(outcome, Failed) else "stopped", EX_UNAVAILABLE)
+    paths = _names(output, len(outcome.images))
+    for path, pixels in zip(paths, outcome.images, strict=True):
+        write_whole(path, encode_png(pixels.rgb, pixels.width, pixels.height))
+    return paths
+
+
+def _names(output: Path, count: int) -> list[Path]:
+    if count == 1:
+        return [output]
+    return [output.with_name(f"{output.stem}-{number}{output.suffix}") for number in range(count)]
+
+
+@app.command()
+def models(config: ConfigOption = None) -> None:
+    """List the configured models and whether their weights are in place."""
+    settings = _settings(config=config)
+    catalog = _catalog(settings.config)
+    table = Table("id", "type", "weights", "base size", "steps", "description")
+    for model_id, spec in catalog.models.items():
+        folder = local_folder(spec, settings.models_path)
+        here = "here" if folder is not None and folder.is_dir() else "not here"
+        name = f"{model_id} (default)" if model_id == catalog.default_model else model_id
+        table.add_row(name, spec.type, here, str(spec.base_size), str(spec.steps), spec.description)
+    Console().print(table)
+
+
+@config_app.command("check")
+def config_check(file: Annotated[Path, typer.Argument(help="A models.yaml.")]) -> None:
+    """Report every problem of a models.yaml as file:line:column: what, and the fix."""
+    catalog = _catalog(file)
+    typer.echo(f"{file}: {len(catalog.models)} models, default {catalog.default_model}")
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(imagegen.__version__)
+
+
+def _settings(**given: Any) -> Settings:
+    """The environment's settings under what the command line says."""
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)]
+        _fail("\n".join(lines), EX_CONFIG)
+
+
+def _catalog(path: Path) -> Catalog:
+    try:
+        return load_catalog(path, SPECS)
+    except ConfigError as error:
+        _fail(str(error), EX_CONFIG)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    typer.echo(message, err=True)
+    raise typer.Exit(code)

@@ -1,0 +1,146 @@
+"""What can go wrong, by stable code: errors a caller is told at once, and failure codes that a task ends with."""
+
+import inspect
+from enum import StrEnum
+from typing import ClassVar
+
+
+class ImagegenError(Exception):
+    """The service could not do this."""
+
+    # The docstring of a subclass is its default message; messages reach callers, so they hold no path and no secret.
+    code: ClassVar[str] = "internal_error"
+
+    def __init__(self, detail: str | None = None, *, retry_after: int | None = None) -> None:
+        """`retry_after`: whole seconds after which asking again makes sense."""
+        self.detail = detail or inspect.cleandoc(type(self).__doc__ or "")
+        self.retry_after = retry_after
+        super().__init__(self.detail)
+
+
+class InvalidRequest(ImagegenError):
+    """The request does not have the documented form."""
+
+    code = "invalid_request"
+
+
+class InvalidImage(ImagegenError):
+    """The image is not a readable PNG, JPEG or WebP picture in base64."""
+
+    code = "invalid_image"
+
+
+class ImageTooLarge(ImagegenError):
+    """The image has more pixels than this service takes."""
+
+    code = "image_too_large"
+
+
+class SizeTooLarge(ImagegenError):
+    """The requested picture has more pixels than this service makes."""
+
+    code = "size_too_large"
+
+
+class UnsupportedCapability(ImagegenError):
+    """The model cannot do this."""
+
+    code = "unsupported_capability"
+
+
+class ModelNotFound(ImagegenError):
+    """There is no model with this id; GET /models lists them."""
+
+    code = "model_not_found"
+
+
+class TaskNotFound(ImagegenError):
+    """There is no task with this id."""
+
+    code = "task_not_found"
+
+
+class TaskFinished(ImagegenError):
+    """The task has already ended and cannot be cancelled."""
+
+    code = "task_finished"
+
+
+class ImageNotFound(ImagegenError):
+    """There is no such image."""
+
+    code = "image_not_found"
+
+
+class QueueFull(ImagegenError):
+    """The queue is full."""
+
+    code = "queue_full"
+
+
+class Draining(ImagegenError):
+    """The service is stopping and accepts no new tasks."""
+
+    code = "draining"
+
+
+class StorageFull(ImagegenError):
+    """The disk is full; nothing was accepted or lost."""
+
+    code = "storage_full"
+
+
+class StorageFailed(ImagegenError):
+    """The disk refused to store this; nothing was accepted."""
+
+    code = "storage_failed"
+
+
+class DeviceFault(ImagegenError):
+    """The GPU context is broken for the life of this process, which ends so that a fresh one can take over."""
+
+    code = "device_fault"
+
+
+class DataDirInUse(ImagegenError):
+    """Another instance uses this data directory."""
+
+    code = "data_dir_in_use"
+
+
+class FailureCode(StrEnum):
+    """Why a task ended as failed, or a model could not be loaded."""
+
+    GENERATION_FAILED = "generation_failed"
+    LOAD_FAILED = "load_failed"
+    WEIGHTS_MISSING = "weights_missing"
+    WEIGHTS_REFUSED = "weights_refused"
+    OUT_OF_MEMORY = "out_of_memory"
+    DEVICE_FAULT = "device_fault"
+    WORKER_CRASHED = "worker_crashed"
+    WORKER_HUNG = "worker_hung"
+    INTERRUPTED = "interrupted"
+    MODEL_REMOVED = "model_removed"
+    STORAGE_FULL = "storage_full"
+    STORAGE_FAILED = "storage_failed"
+
+
+class LoadError(ImagegenError):
+    """The model could not be loaded."""
+
+    code = "load_failed"
+    failure: ClassVar[FailureCode] = FailureCode.LOAD_FAILED
+
+
+class WeightsMissing(LoadError):
+    """The model's weights are not on this machine."""
+
+    code = "weights_missing"
+    failure = FailureCode.WEIGHTS_MISSING
+
+
+class WeightsRefused(LoadError):
+    """The model's files are not of a kind that is safe to load."""
+
+    code = "weights_refused"
+    failure = FailureCode.WEIGHTS_REFUSED

@@ -1,0 +1,107 @@
+"""A task: one accepted request, from `pending` to its end."""
+
+from datetime import datetime
+from enum import StrEnum
+
+from imagegen.core.errors import FailureCode
+from imagegen.core.sizes import Size
+from imagegen.core.value import Value
+
+#: A task is started at most this often: once, and once more when the worker died under it.
+MAX_ATTEMPTS = 2
+
+#: torch's generators take 64 bits; what every client can write as a JSON number is 32.
+MAX_SEED = 2**32 - 1
+
+
+class TaskStatus(StrEnum):
+    PENDING = "pending"
+    PROCESSING = "processing"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def finished(self) -> bool:
+        return self in (TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED)
+
+
+class TaskType(StrEnum):
+    TEXT2IMAGE = "text2image"
+    IMAGE2IMAGE = "image2image"
+
+
+class GenerationRequest(Value):
+    """Everything that decides the pixels but the weights and the input image. No field is left open."""
+
+    prompt: str
+    #: None: the model takes none, or none was given.
+    negative_prompt: str | None = None
+    #: Pixels, exactly as delivered.
+    width: int
+    height: int
+    #: Denoising steps.
+    steps: int
+    guidance_scale: float
+    #: Of the first picture; picture i of a batch has seed + i.
+    seed: int
+    batch_size: int = 1
+    #: 0..1, image-to-image only: how much of the input image is replaced by noise.
+    strength: float | None = None
+
+    @property
+    def size(self) -> Size:
+        return Size(self.width, self.height)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """One for each picture, wrapping at the largest seed."""
+        return tuple((self.seed + i) % (MAX_SEED + 1) for i in range(self.batch_size))
+
+
+class Pixels(Value):
+    """One finished picture, not yet encoded."""
+
+    width: int
+    height: int
+    seed: int
+    #: height x width x 3 bytes: rows from the top, 8-bit RGB.
+    rgb: bytes
+
+
+class StoredImage(Value):
+    """One finished picture in the image store."""
+
+    #: `folder/file` below the image store.
+    path: str
+    width: int
+    height: int
+    seed: int
+
+
+class Failure(Value):
+    """Why a task failed, in words that may reach its caller."""
+
+    code: FailureCode
+    message: str
+
+
+class GenerationTask(Value):
+    """The record of one accepted request. TaskManager is its only writer."""
+
+    id: str
+    #: Arrival order, over restarts; the journal gives it.
+    sequence: int = 0
+    type: TaskType
+    model: str
+    request: GenerationRequest
+    #: Lower runs first.
+    priority: int = 0
+    status: TaskStatus = TaskStatus.PENDING
+    #: How often it was started.
+    attempt: int = 0
+    created_at: datetime
+    started_at: datetime | None = None
+    completed_at: datetime | None = None
+    images: tuple[StoredImage, ...] = ()
+    failure: Failure | None = None

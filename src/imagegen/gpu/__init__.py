@@ -1,0 +1,1 @@
+"""The GPU border: one thread, behind it one worker process; only plain values cross."""

@@ -1,0 +1,176 @@
+"""ChildEngine: a LocalEngine in a worker process of its own, spoken to over one socket pair."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import TypeVar
+
+from imagegen.core.errors import FailureCode
+from imagegen.core.value import Value
+from imagegen.gpu.protocol import (
+    Answer,
+    EngineOptions,
+    Failed,
+    Generate,
+    Generated,
+    Load,
+    Loaded,
+    Measure,
+    Measured,
+    Step,
+    StopGenerating,
+    Stopped,
+    Unload,
+    Unloaded,
+    pack,
+    unpack_answer,
+)
+from imagegen.loaders.base import OnStep
+
+AnswerT = TypeVar("AnswerT", Loaded, Unloaded, Measured, Generated | Stopped)
+
+#: How often a waiting thread looks at the stop flag and the clock, in seconds.
+TICK_S = 0.02
+
+#: The worker never downloads, so it gets no token and no network.
+HIDDEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACEHUB_API_TOKEN")
+WORKER_VARIABLES = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "DIFFUSERS_DISABLE_REMOTE_CODE": "1"}
+
+
+class ChildEngine:
+    """An Engine whose models die with its worker, not with the service. A dead worker is replaced at the next call."""
+
+    def __init__(self, options: EngineOptions, *, load_timeout_s: float = 900, step_timeout_s: float = 300) -> None:
+        """The timeouts bound the silence while loading and between two steps; a worker that exceeds one is killed."""
+        self._options = options
+        self._load_timeout_s = load_timeout_s
+        self._step_timeout_s = step_timeout_s
+        self._worker: _Worker | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The worker's process id while there is one."""
+        return self._worker.process.pid if self._worker else None
+
+    def load(self, command: Load) -> Loaded | Failed:
+        return self._ask(command, Loaded, self._load_timeout_s)
+
+    def unload(self, command: Unload) -> Unloaded | Failed:
+        return self._ask(command, Unloaded, self._step_timeout_s)
+
+    def measure(self) -> Measured | Failed:
+        return self._ask(Measure(), Measured, self._load_timeout_s)
+
+    def generate(self, command: Generate, stop: threading.Event, on_step: OnStep) -> Generated | Stopped | Failed:
+        asked_to_stop = False
+
+        def tick(worker: _Worker) -> None:
+            nonlocal asked_to_stop
+            if stop.is_set() and not asked_to_stop:
+                asked_to_stop = True
+                worker.send(StopGenerating())
+
+        answer = self._converse(command, self._step_timeout_s, tick, on_step)
+        return answer if isinstance(answer, Generated | Stopped | Failed) else self._bury(FailureCode.WORKER_CRASHED)
+
+    def abort(self) -> None:
+        worker = self._worker
+        if worker is not None:
+            # The thread that waits for an answer sees the pipe close and cleans up.
+            worker.process.kill()
+
+    def close(self) -> None:
+        if self._worker is not None:
+            self._worker.end()
+            self._worker = None
+
+    def _ask(self, command: Value, expected: type[AnswerT], timeout_s: float) -> AnswerT | Failed:
+        answer = self._converse(command, timeout_s, lambda worker: None, lambda step, total: None)
+        return answer if isinstance(answer, expected | Failed) else self._bury(FailureCode.WORKER_CRASHED)
+
+    def _converse(self, command: Value, timeout_s: float, tick: "Callable[[_Worker], None]", on_step: OnStep) -> Answer:
+        """Send a command and pass its steps on until the answer that ends it. The worker's death is an answer, too."""
+        worker = self._worker = self._worker or _Worker(self._options)
+        try:
+            worker.send(command)
+            while True:
+                answer = worker.receive(timeout_s, tick)
+                if not isinstance(answer, Step):
+                    break
+                on_step(answer.step, answer.total)
+        except TimeoutError:
+            return self._bury(FailureCode.WORKER_HUNG)
+        except (EOFError, OSError):
+            return self._bury(FailureCode.WORKER_CRASHED)
+        if isinstance(answer, Failed) and answer.code is FailureCode.DEVICE_FAULT:
+            # A broken context poisons every later call in that process.
+            return self._bury(FailureCode.WORKER_CRASHED, answer.traceback)
+        return answer
+
+    def _bury(self, code: FailureCode, traceback: str = "") -> Failed:
+        assert self._worker is not None
+        status = self._worker.kill() if code is FailureCode.WORKER_HUNG else self._worker.end(patience_s=1)
+        self._worker = None
+        how = "stopped answering" if code is FailureCode.WORKER_HUNG else f"died ({_describe(status)})"
+        return Failed(code=code, message=f"The worker process {how} and was replaced.", traceback=traceback)
+
+
+class _Worker:
+    """One worker process and the parent's end of its socket pair."""
+
+    def __init__(self, options: EngineOptions) -> None:
+        ours, theirs = socket.socketpair()
+        environment = {k: v for k, v in os.environ.items() if k not in HIDDEN_VARIABLES} | WORKER_VARIABLES
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "imagegen.gpu.worker", str(theirs.fileno()), options.model_dump_json()],
+                pass_fds=[theirs.fileno()],
+                env=environment,
+                # Closes with this process, however it ends: the worker then leaves, even in the middle of a load.
+                stdin=subprocess.PIPE,
+            )
+        self._connection = Connection(ours.detach())
+
+    def send(self, command: Value) -> None:
+        self._connection.send_bytes(pack(command))
+
+    def receive(self, timeout_s: float, tick: "Callable[[_Worker], None]") -> Answer:
+        """The next answer. Raises TimeoutError after so much silence, EOFError or OSError when the worker is gone."""
+        deadline = time.monotonic() + timeout_s
+        while not self._connection.poll(TICK_S):
+            tick(self)
+            if time.monotonic() > deadline:
+                raise TimeoutError
+        return unpack_answer(self._connection.recv_bytes())
+
+    def end(self, patience_s: float = 5) -> int:
+        """Ask to leave, by closing both pipes; kill what does not. Its exit status, as in `kill`."""
+        self._close_pipes()
+        try:
+            return self.process.wait(timeout=patience_s)
+        except subprocess.TimeoutExpired:
+            return self.kill()
+
+    def kill(self) -> int:
+        """End it now; its exit status (negative: the signal)."""
+        self.process.kill()
+        status = self.process.wait()
+        self._close_pipes()
+        return status
+
+    def _close_pipes(self) -> None:
+        self._connection.close()
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+
+
+def _describe(status: int) -> str:
+    if status < 0:
+        return signal.Signals(-status).name
+    return f"exit code {status}"

@@ -1,0 +1,156 @@
+"""The Engine protocol, and LocalEngine: loaded models in this very process."""
+
+import gc
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from imagegen.catalog.catalog import GlobalSettings
+from imagegen.core.errors import FailureCode
+from imagegen.gpu.memory import classify, give_back, measure
+from imagegen.gpu.protocol import (
+    EngineOptions,
+    Failed,
+    Generate,
+    Generated,
+    Load,
+    Loaded,
+    Measured,
+    Stopped,
+    Unload,
+    Unloaded,
+)
+from imagegen.loaders import FAMILIES
+from imagegen.loaders.base import Family, LoadedModel, OnStep, Placement, Stop
+
+T = TypeVar("T")
+
+
+class Engine(Protocol):
+    """Owns the loaded models. Every method blocks, is called from one thread, and returns instead of raising."""
+
+    def load(self, command: Load) -> Loaded | Failed:
+        """Add a model to those in memory. Making room is the caller's business."""
+        ...
+
+    def unload(self, command: Unload) -> Unloaded | Failed:
+        """Drop a model; dropping one that is not there is no failure."""
+        ...
+
+    def generate(self, command: Generate, stop: threading.Event, on_step: OnStep) -> Generated | Stopped | Failed:
+        """Run a loaded model. `stop` ends it between two steps; it may be set from any thread."""
+        ...
+
+    def measure(self) -> Measured | Failed:
+        """Memory now; the first call also warms the engine up."""
+        ...
+
+    def abort(self) -> None:
+        """From any thread: end what is running at the price of everything loaded, where the engine can."""
+        ...
+
+    def close(self) -> None:
+        """Drop everything, and the process where the engine has one."""
+        ...
+
+
+class LocalEngine:
+    """Runs pipelines in the calling thread."""
+
+    def __init__(self, options: EngineOptions, families: Mapping[str, Family] = FAMILIES) -> None:
+        self._options = options
+        self._families = families
+        self._models: dict[str, LoadedModel] = {}
+        self._device: str | None = None
+
+    @property
+    def device(self) -> str:
+        """The device's name, found out at the first use: it takes an import of torch."""
+        if self._device is None:
+            self._device = _choose_device(self._options)
+        return self._device
+
+    def load(self, command: Load) -> Loaded | Failed:
+        return at_border(lambda: self._load(command), FailureCode.LOAD_FAILED, self._give_back)
+
+    def _load(self, command: Load) -> Loaded:
+        began = time.monotonic()
+        family = self._families[command.spec["type"]]
+        spec = family.spec.model_validate(command.spec)
+        placement = Placement(self.device, GlobalSettings.model_validate(command.settings))
+        folder = Path(command.folder) if command.folder else None
+        model = family.loader.load(spec, folder, placement)
+        self._models[command.model] = model
+        seconds = time.monotonic() - began
+        return Loaded(seconds=seconds, weight_bytes=model.weight_bytes, memory=measure(self.device))
+
+    def unload(self, command: Unload) -> Unloaded | Failed:
+        return at_border(lambda: self._unload(command), FailureCode.GENERATION_FAILED, self._give_back)
+
+    def _unload(self, command: Unload) -> Unloaded:
+        model = self._models.pop(command.model, None)
+        if model is not None:
+            model.close()
+            del model
+            self._give_back()
+        return Unloaded(memory=measure(self.device))
+
+    def generate(self, command: Generate, stop: threading.Event, on_step: OnStep) -> Generated | Stopped | Failed:
+        def step(done: int, total: int) -> None:
+            on_step(done, total)
+            if stop.is_set():
+                raise Stop
+
+        with suppress(Stop):
+            return at_border(lambda: self._generate(command, step), FailureCode.GENERATION_FAILED, self._give_back)
+        return Stopped()
+
+    def _generate(self, command: Generate, on_step: OnStep) -> Generated:
+        images = self._models[command.model].generate(command.request, command.init_image, on_step)
+        return Generated(images=tuple(images), memory=measure(self.device))
+
+    def measure(self) -> Measured | Failed:
+        return at_border(lambda: Measured(memory=measure(self.device)), FailureCode.GENERATION_FAILED, gc.collect)
+
+    def abort(self) -> None:
+        """A thread cannot be ended from outside; the stop flag is all there is."""
+
+    def close(self) -> None:
+        for model in self._models.values():
+            model.close()
+        self._models.clear()
+        gc.collect()
+
+    def _give_back(self) -> None:
+        if self._device is not None:
+            give_back(self._device)
+
+
+def at_border(work: Callable[[], T], during: FailureCode, clean_up: Callable[[], object]) -> T | Failed:
+    """Run `work`; flatten what it raises (but Stop) to a Failed that keeps no frame, hence no tensor, alive."""
+    try:
+        return work()
+    except Stop:
+        raise
+    except Exception as error:  # noqa: BLE001 - the GPU border is the one place that catches everything
+        code, message = classify(error, during)
+        failed = Failed(code=code, message=message, traceback="".join(traceback.format_exception(error)))
+        traceback.clear_frames(error.__traceback__)
+    if failed.code is not FailureCode.DEVICE_FAULT:
+        clean_up()
+    return failed
+
+
+def _choose_device(options: EngineOptions) -> str:
+    import torch
+
+    device = options.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda"):
+        torch.cuda.set_per_process_memory_fraction(options.gpu_memory_fraction, torch.device(device))
+    return device

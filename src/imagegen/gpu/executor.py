@@ -1,0 +1,61 @@
+"""GpuExecutor: the only door to the device. One thread runs every engine call, in the order of asking."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from imagegen.gpu.engine import Engine
+from imagegen.gpu.protocol import (
+    Failed,
+    Generate,
+    Generated,
+    Load,
+    Loaded,
+    Measured,
+    Stopped,
+    Unload,
+    Unloaded,
+)
+from imagegen.loaders.base import OnStep
+
+T = TypeVar("T")
+
+
+class GpuExecutor:
+    """Awaitable engine calls. Made on the loop; the engine itself is touched by the one thread only."""
+
+    def __init__(self, make_engine: Callable[[], Engine]) -> None:
+        self._engine = make_engine()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="gpu")
+
+    async def load(self, command: Load) -> Loaded | Failed:
+        return await self._run(lambda: self._engine.load(command))
+
+    async def unload(self, command: Unload) -> Unloaded | Failed:
+        return await self._run(lambda: self._engine.unload(command))
+
+    async def measure(self) -> Measured | Failed:
+        return await self._run(self._engine.measure)
+
+    async def generate(self, command: Generate, stop: threading.Event, on_step: OnStep) -> Generated | Stopped | Failed:
+        """`on_step` is called on the loop."""
+        loop = asyncio.get_running_loop()
+
+        def tell(step: int, total: int) -> None:
+            loop.call_soon_threadsafe(on_step, step, total)
+
+        return await self._run(lambda: self._engine.generate(command, stop, tell))
+
+    def abort(self) -> None:
+        """End the call under way, where the engine can; it then returns as Failed."""
+        self._engine.abort()
+
+    async def close(self) -> None:
+        """Wait for the call under way, then close the engine and end the thread."""
+        await self._run(self._engine.close)
+        self._thread.shutdown(wait=False)
+
+    async def _run(self, call: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call)

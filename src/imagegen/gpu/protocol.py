@@ -1,0 +1,156 @@
+"""Everything that crosses the GPU border, in both directions. Over a pipe each value is one msgpack frame."""
+
+from typing import Annotated, Any, Literal
+
+import msgpack
+from pydantic import Field, TypeAdapter
+
+from imagegen.core.errors import FailureCode
+from imagegen.core.task import GenerationRequest, Pixels
+from imagegen.core.value import Value
+
+
+class EngineOptions(Value):
+    """What an engine is told once, at its start."""
+
+    #: `auto`, `cpu`, `cuda`, `cuda:1`.
+    device: str = "auto"
+    gpu_memory_fraction: float = 0.9
+
+
+# -- commands ----------------------------------------------------------------------------------------------------------
+
+
+class Load(Value):
+    """Bring a model into device memory. Answer: Loaded or Failed."""
+
+    kind: Literal["load"] = "load"
+    model: str
+    #: The entry of models.yaml, as its spec class dumps it.
+    spec: dict[str, Any]
+    #: The section `global`, likewise.
+    settings: dict[str, Any]
+    folder: str | None
+
+
+class Unload(Value):
+    """Drop a model and give its memory back. Answer: Unloaded or Failed."""
+
+    kind: Literal["unload"] = "unload"
+    model: str
+
+
+class Generate(Value):
+    """Make the pictures of a request. Answer: any number of Step, then Generated, Stopped or Failed."""
+
+    kind: Literal["generate"] = "generate"
+    model: str
+    request: GenerationRequest
+    init_image: bytes | None = None
+
+
+class StopGenerating(Value):
+    """End the running Generate between two steps. No answer of its own; late ones are ignored."""
+
+    kind: Literal["stop"] = "stop"
+
+
+class Measure(Value):
+    """How is the device? Answer: Measured."""
+
+    kind: Literal["measure"] = "measure"
+
+
+Command = Annotated[Load | Unload | Generate | StopGenerating | Measure, Field(discriminator="kind")]
+
+
+# -- answers -----------------------------------------------------------------------------------------------------------
+
+
+class DeviceMemory(Value):
+    """Measured by the engine's process. Bytes."""
+
+    gpu_available: bool = False
+    gpu_name: str | None = None
+    allocated: int = 0
+    #: Held by torch's allocator, in use or not.
+    cached: int = 0
+    total: int = 0
+    #: Resident host memory of the engine's process.
+    host: int = 0
+
+
+class Step(Value):
+    kind: Literal["step"] = "step"
+    step: int
+    total: int
+
+
+class Loaded(Value):
+    kind: Literal["loaded"] = "loaded"
+    seconds: float
+    #: Bytes of the model's parameters and buffers.
+    weight_bytes: int
+    memory: DeviceMemory
+
+
+class Unloaded(Value):
+    kind: Literal["unloaded"] = "unloaded"
+    memory: DeviceMemory
+
+
+class Generated(Value):
+    kind: Literal["generated"] = "generated"
+    images: tuple[Pixels, ...]
+    memory: DeviceMemory
+
+
+class Stopped(Value):
+    """Ended by StopGenerating."""
+
+    kind: Literal["stopped"] = "stopped"
+
+
+class Failed(Value):
+    """What an exception becomes at the border: no frame and no tensor survives in it."""
+
+    kind: Literal["failed"] = "failed"
+    code: FailureCode
+    #: May reach the caller: no path, no secret.
+    message: str
+    #: For the log.
+    traceback: str = ""
+
+    @property
+    def worker_died(self) -> bool:
+        """Whether everything that was resident is gone with its process."""
+        return self.code in (FailureCode.WORKER_CRASHED, FailureCode.WORKER_HUNG)
+
+
+class Measured(Value):
+    kind: Literal["measured"] = "measured"
+    memory: DeviceMemory
+
+
+Answer = Annotated[
+    Step | Loaded | Unloaded | Generated | Stopped | Failed | Measured,
+    Field(discriminator="kind"),
+]
+
+_COMMANDS: TypeAdapter[Command] = TypeAdapter(Command)
+_ANSWERS: TypeAdapter[Answer] = TypeAdapter(Answer)
+
+
+def pack(value: Value) -> bytes:
+    """One frame."""
+    frame = msgpack.packb(value.model_dump())
+    assert isinstance(frame, bytes)
+    return frame
+
+
+def unpack_command(frame: bytes) -> Command:
+    return _COMMANDS.validate_python(msgpack.unpackb(frame))
+
+
+def unpack_answer(frame: bytes) -> Answer:
+    return _ANSWERS.validate_python(msgpack.unpackb(frame))

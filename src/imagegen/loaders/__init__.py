@@ -1,0 +1,19 @@
+"""The model families. One line in this table adds one; `type` in models.yaml is its key."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from imagegen.catalog.catalog import ModelSpec
+from imagegen.loaders.base import Family
+from imagegen.loaders.fake import FakeModelLoader, FakeSpec
+from imagegen.loaders.flux import FluxModelLoader, FluxSpec
+
+FAMILIES: Mapping[str, Family] = MappingProxyType(
+    {
+        "flux": Family(FluxSpec, FluxModelLoader()),
+        "fake": Family(FakeSpec, FakeModelLoader()),
+    }
+)
+
+#: Type word -> spec class, as the catalog reads them.
+SPECS: Mapping[str, type[ModelSpec]] = MappingProxyType({word: family.spec for word, family in FAMILIES.items()})

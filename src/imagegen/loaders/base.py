@@ -1,0 +1,93 @@
+"""What a model family is: a spec (its fields in models.yaml) and a ModelLoader. Nothing here imports torch."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from imagegen.catalog.catalog import GlobalSettings, ModelSpec
+from imagegen.core.errors import WeightsMissing
+from imagegen.core.task import GenerationRequest, Pixels
+
+SpecT = TypeVar("SpecT", bound=ModelSpec)
+
+#: Called after each denoising step with (steps done, steps in all). It raises Stop to end the work.
+OnStep = Callable[[int, int], None]
+
+
+class Stop(Exception):
+    """Raised through a pipeline to end it between two steps."""
+
+
+class Placement(NamedTuple):
+    """Where and how a model is to live."""
+
+    #: `cpu`, `cuda`, `cuda:1`.
+    device: str
+    settings: GlobalSettings
+
+
+class LoadedModel(ABC):
+    """A model in device memory."""
+
+    @abstractmethod
+    def generate(self, request: GenerationRequest, init_image: bytes | None, on_step: OnStep) -> list[Pixels]:
+        """One picture for each of `request.seeds`, exactly `request.size`.
+
+        `init_image` is an encoded picture (PNG, JPEG, WebP) for image-to-image. `on_step` may raise Stop, which passes
+        through. Picture i is the same as that of a request with its seed alone.
+        """
+
+    @property
+    @abstractmethod
+    def weight_bytes(self) -> int:
+        """Bytes of all parameters and buffers."""
+
+    def close(self) -> None:
+        """Let go of everything that references alone do not."""
+        return
+
+
+class ModelLoader(ABC, Generic[SpecT]):
+    """Turns an entry of models.yaml into a LoadedModel. Has no state of its own."""
+
+    @abstractmethod
+    def load(self, spec: SpecT, folder: Path | None, placement: Placement) -> LoadedModel:
+        """Load from `folder`, or from what the hub's cache holds. Raises LoadError for what it knows to be wrong."""
+
+
+class Family(NamedTuple):
+    """One line of the table in `imagegen.loaders`."""
+
+    spec: type[ModelSpec]
+    loader: ModelLoader[Any]
+
+
+def find_weights(spec: ModelSpec, folder: Path | None) -> Path:
+    """The folder of the weights: `local_path` where it exists, else the snapshot in the hub's cache."""
+    if folder is not None and folder.is_dir():
+        return folder
+    cached = _cached_snapshot(spec.hf_path) if spec.hf_path else None
+    if cached is None:
+        raise WeightsMissing(f"The weights of '{spec.name}' are not on this machine: {_advice(spec)}")
+    return cached
+
+
+def _cached_snapshot(hf_path: str) -> Path | None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    repo, _, revision = hf_path.partition("@")
+    try:
+        return Path(snapshot_download(repo, revision=revision or None, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+
+
+def _advice(spec: ModelSpec) -> str:
+    places = []
+    if spec.local_path:
+        places.append(f"put them into '{spec.local_path}' below the models directory")
+    if spec.hf_path:
+        places.append(f"fetch them with `hf download {spec.hf_path.partition('@')[0]}`")
+    return " or ".join(places) or "the entry names neither local_path nor hf_path"

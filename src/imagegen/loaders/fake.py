@@ -1,0 +1,95 @@
+"""A family without weights, for tests of queueing and of failure: its times, its size and its faults are settings."""
+
+import ctypes
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal, NoReturn
+
+from pydantic import Field
+
+from imagegen.catalog.catalog import ModelSpec
+from imagegen.core.errors import LoadError
+from imagegen.core.task import GenerationRequest, Pixels
+from imagegen.loaders.base import LoadedModel, ModelLoader, OnStep, Placement
+
+Fault = Literal["none", "error", "out_of_memory", "device_fault", "abort", "segfault", "exit", "hang"]
+
+
+class FakeSpec(ModelSpec):
+    """Pictures of one colour, made by waiting."""
+
+    type: Literal["fake"]
+    pipeline_class: str = "FakePipeline"
+    load_seconds: float = Field(default=0, ge=0, le=3600)
+    step_seconds: float = Field(default=0, ge=0, le=3600)
+    #: Host memory that the loaded model holds.
+    memory_mb: int = Field(default=0, ge=0, le=65_536)
+    #: What goes wrong, and when.
+    fault: Fault = "none"
+    fault_at: Literal["load", "step"] = "step"
+    #: Only requests whose prompt contains this meet the fault; empty: all.
+    fault_prompt: str = ""
+
+
+class FakeModelLoader(ModelLoader[FakeSpec]):
+    """Loads nothing, slowly."""
+
+    def load(self, spec: FakeSpec, folder: Path | None, placement: Placement) -> LoadedModel:
+        time.sleep(spec.load_seconds)
+        if spec.fault_at == "load":
+            commit(spec.fault)
+        return FakeModel(spec)
+
+
+class FakeModel(LoadedModel):
+    """Fills each picture with a colour that its seed decides."""
+
+    def __init__(self, spec: FakeSpec) -> None:
+        self._spec = spec
+        # Written once, so that the pages are really resident.
+        self._ballast = bytearray(os.urandom(4096) * (256 * spec.memory_mb))
+
+    @property
+    def weight_bytes(self) -> int:
+        return len(self._ballast)
+
+    def generate(self, request: GenerationRequest, init_image: bytes | None, on_step: OnStep) -> list[Pixels]:
+        total = request.steps * request.batch_size
+        for step in range(total):
+            time.sleep(self._spec.step_seconds)
+            if self._spec.fault_at == "step" and self._spec.fault_prompt in request.prompt:
+                commit(self._spec.fault)
+            on_step(step + 1, total)
+        return [_picture(request, seed) for seed in request.seeds]
+
+
+def _picture(request: GenerationRequest, seed: int) -> Pixels:
+    colour = (seed * 2654435761 % 2**32).to_bytes(4, "big")[:3]
+    rgb = colour * request.size.pixels
+    return Pixels(width=request.width, height=request.height, seed=seed, rgb=rgb)
+
+
+def commit(fault: Fault) -> None:
+    """Do what the fault's name says."""
+    _FAULTS[fault]()
+
+
+def _raise(error: Exception) -> NoReturn:
+    raise error
+
+
+_FAULTS: Mapping[Fault, Callable[[], object]] = MappingProxyType(
+    {
+        "none": lambda: None,
+        "error": lambda: _raise(LoadError("The fake model fails, as it was told to.")),
+        "out_of_memory": lambda: _raise(MemoryError("fake")),
+        "device_fault": lambda: _raise(RuntimeError("CUDA error: an illegal memory access was encountered")),
+        "abort": os.abort,
+        "segfault": lambda: ctypes.string_at(0),
+        "exit": lambda: os._exit(137),
+        "hang": lambda: time.sleep(3600),
+    }
+)

@@ -1,0 +1,1 @@
+"""What is resident in device memory, and who must leave."""

@@ -1,0 +1,53 @@
+"""Process settings, from IMAGEGEN_* variables and the command line. What concerns models is in models.yaml."""
+
+from pathlib import Path
+from typing import Literal
+
+from platformdirs import user_data_path
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from imagegen.builtin import default_config
+
+
+class Settings(BaseSettings):
+    """Fixed for the life of the process."""
+
+    model_config = SettingsConfigDict(env_prefix="IMAGEGEN_", frozen=True, extra="forbid")
+
+    host: str = "127.0.0.1"
+    #: 0 lets the system choose.
+    port: int = Field(5050, ge=0, le=65_535)
+    #: models.yaml; default: the one that ships with imagegen.
+    config: Path = Field(default_factory=default_config)
+    #: Journal and images; default: where the platform keeps a user's data.
+    data_dir: Path = Field(default_factory=lambda: user_data_path("imagegen"))
+    #: What a relative `local_path` is relative to; default: `models` in the data directory.
+    models_dir: Path | None = None
+    #: `process` runs models in a worker process; `thread` in a thread of the service.
+    isolation: Literal["process", "thread"] = "process"
+    #: `auto`, `cpu`, `cuda`, `cuda:1`.
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d{1,2})?)$")
+
+    #: Tasks that may wait; one more is refused with 503.
+    max_queue: int = Field(1000, ge=1, le=100_000)
+    max_batch_size: int = Field(8, ge=1, le=64)
+    #: Pixels of one generated picture: 2048 x 2048.
+    max_pixels: int = Field(4_194_304, ge=4096, le=67_108_864)
+    #: Pixels of one input picture: 24 megapixels, what phones take.
+    max_input_pixels: int = Field(24_000_000, ge=4096, le=178_956_970)
+    #: Bytes of one request body: base64 of a 24 megapixel JPEG with room to spare.
+    max_body_bytes: int = Field(33_554_432, ge=1024, le=268_435_456)
+    #: Days after which finished tasks and their files go; 0 keeps them.
+    retention_days: float = Field(7, ge=0, le=36_500)
+    #: Seconds that the running task gets to finish when the service is told to stop.
+    drain_timeout_s: float = Field(30, ge=0, le=3600)
+    #: Seconds of silence after which a worker is killed: while loading, and between two denoising steps.
+    load_timeout_s: float = Field(900, gt=0, le=86_400)
+    step_timeout_s: float = Field(300, gt=0, le=86_400)
+    #: Seconds between two looks for idle models and expired tasks.
+    housekeeping_s: float = Field(10, gt=0, le=3600)
+
+    @property
+    def models_path(self) -> Path:
+        return self.models_dir or self.data_dir / "models"

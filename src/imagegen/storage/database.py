@@ -1,0 +1,109 @@
+"""One SQLite connection, one thread, and commits that concurrent callers share."""
+
+import asyncio
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import StaticPool
+
+from imagegen.core.errors import StorageFailed, StorageFull
+from imagegen.storage.migrations import upgrade
+
+T = TypeVar("T")
+Work = Callable[[Connection], Any]
+
+
+class Database:
+    """Runs pieces of work in transactions.
+
+    While one commit is under way the next callers gather; they then share one transaction and one fsync. So the rate
+    of durable writes is bounded by their number, not by that of fsyncs. All state but the connection lives on the loop.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._engine: Engine | None = None
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal")
+        self._gathered: list[tuple[Work, asyncio.Future[Any]]] = []
+        self._committing: asyncio.Task[None] | None = None
+
+    async def run(self, work: Callable[[Connection], T]) -> T:
+        """The result of `work`, once it is on disk. Raises StorageFull or StorageFailed; then nothing was written."""
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._gathered.append((work, future))
+        if self._committing is None:
+            self._committing = asyncio.create_task(self._commit_all())
+        return await future
+
+    async def close(self) -> None:
+        """Finish what was asked, then close the connection."""
+        if self._committing is not None:
+            await self._committing
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._dispose)
+        self._thread.shutdown(wait=False)
+
+    async def _commit_all(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._gathered:
+            batch, self._gathered = self._gathered, []
+            commit = loop.run_in_executor(self._thread, self._commit, [work for work, _ in batch])
+            await asyncio.wait([commit])
+            _settle([future for _, future in batch], commit)
+        self._committing = None
+
+    # -- in the thread ------------------------------------------------------------------------------------------------
+
+    def _commit(self, batch: list[Work]) -> list[Any]:
+        try:
+            if self._engine is None:
+                self._engine = _open(self._path)
+            with self._engine.begin() as connection:
+                return [work(connection) for work in batch]
+        except SQLAlchemyError as error:
+            raise _storage_error(error) from error
+
+    def _dispose(self) -> None:
+        if self._engine is not None:
+            self._engine.dispose()
+
+
+def _settle(futures: list[asyncio.Future[Any]], commit: asyncio.Future[list[Any]]) -> None:
+    error = commit.exception()
+    for i, future in enumerate(futures):
+        if future.done():  # its caller was cancelled; the write stands
+            continue
+        if error is None:
+            future.set_result(commit.result()[i])
+        else:
+            future.set_exception(error)
+
+
+def _open(path: Path) -> Engine:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(f"sqlite:///{path}", poolclass=StaticPool)
+    event.listen(engine, "connect", _configure)
+    event.listen(engine, "begin", _begin)
+    with engine.begin() as connection:
+        upgrade(connection)
+    return engine
+
+
+def _configure(connection: sqlite3.Connection, record: object) -> None:
+    # The driver's own transaction handling leaves DDL and reads outside; `_begin` does it instead.
+    connection.isolation_level = None
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA foreign_keys = ON")
+
+
+def _begin(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _storage_error(error: SQLAlchemyError) -> StorageFull | StorageFailed:
+    return StorageFull() if "disk is full" in str(error) else StorageFailed()

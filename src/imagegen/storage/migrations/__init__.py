@@ -1,0 +1,17 @@
+"""Alembic migrations of the journal; `upgrade` brings a database of any age up to date."""
+
+from pathlib import Path
+
+from sqlalchemy import Connection
+
+
+def upgrade(connection: Connection) -> None:
+    """Run what is missing, in the connection's transaction."""
+    # Imported here: it costs a third of a second, in the journal's thread instead of before the first answer.
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")

@@ -1,0 +1,30 @@
+"""The journal's tables, as of the newest migration."""
+
+from sqlalchemy import Column, ForeignKey, Index, Integer, LargeBinary, MetaData, String, Table, Text
+
+metadata = MetaData()
+
+tasks = Table(
+    "tasks",
+    metadata,
+    # Arrival order; SQLite never hands an AUTOINCREMENT value out twice.
+    Column("sequence", Integer, primary_key=True, autoincrement=True),
+    Column("id", String(36), nullable=False, unique=True),
+    Column("status", String(16), nullable=False),
+    Column("created_at", String(32), nullable=False),
+    # Empty until the end; UTC in ISO 8601, so that text order is time order.
+    Column("completed_at", String(32)),
+    # The GenerationTask without its sequence, as JSON.
+    Column("record", Text, nullable=False),
+    Index("ix_tasks_status", "status"),
+    Index("ix_tasks_completed_at", "completed_at"),
+    sqlite_autoincrement=True,
+)
+
+#: Input images of image-to-image tasks that have not ended.
+inputs = Table(
+    "inputs",
+    metadata,
+    Column("task_id", String(36), ForeignKey("tasks.id", ondelete="CASCADE"), primary_key=True),
+    Column("image", LargeBinary, nullable=False),
+)

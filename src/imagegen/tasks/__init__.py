@@ -1,0 +1,1 @@
+"""Tasks: accepted, ordered, run, ended."""

@@ -1,0 +1,90 @@
+"""Pure: may this be accepted, and what exactly was asked? Turns a draft into a request that leaves nothing open."""
+
+from collections.abc import Callable
+
+from imagegen.catalog.catalog import Catalog, ModelSpec
+from imagegen.core.errors import InvalidRequest, ModelNotFound, SizeTooLarge, UnsupportedCapability
+from imagegen.core.sizes import AspectRatio, Size, size_of
+from imagegen.core.task import GenerationRequest, TaskType
+from imagegen.core.value import Value
+
+
+class Limits(Value):
+    """What one request may ask for, and how many may wait."""
+
+    max_queue: int
+    max_batch_size: int
+    max_pixels: int
+
+
+class TaskDraft(Value):
+    """What a caller asked for; None is "as the model likes it"."""
+
+    type: TaskType
+    model: str | None = None
+    prompt: str
+    negative_prompt: str | None = None
+    aspect_ratio: AspectRatio = "1:1"
+    #: Both or neither; instead of the aspect ratio.
+    width: int | None = None
+    height: int | None = None
+    steps: int | None = None
+    guidance_scale: float | None = None
+    seed: int | None = None
+    batch_size: int = 1
+    strength: float | None = None
+    priority: int = 0
+    #: An encoded picture, already checked.
+    init_image: bytes | None = None
+
+
+def admit(
+    draft: TaskDraft, catalog: Catalog, limits: Limits, new_seed: Callable[[], int]
+) -> tuple[str, GenerationRequest]:
+    """The model's id and the complete request. Raises ImagegenError with the reason why not."""
+    model = draft.model or catalog.default_model
+    spec = _spec(model, catalog)
+    _check_capabilities(model, spec, draft, catalog)
+    if draft.batch_size > limits.max_batch_size:
+        raise InvalidRequest(f"batch_size: at most {limits.max_batch_size} pictures in one task.")
+    size = _size(draft, spec)
+    if size.pixels > limits.max_pixels:
+        raise SizeTooLarge(f"{size.width}x{size.height} is more than {limits.max_pixels} pixels.")
+    return model, GenerationRequest(
+        prompt=draft.prompt,
+        negative_prompt=draft.negative_prompt,
+        width=size.width,
+        height=size.height,
+        steps=draft.steps or spec.steps,
+        guidance_scale=spec.guidance_scale if draft.guidance_scale is None else draft.guidance_scale,
+        seed=new_seed() if draft.seed is None else draft.seed,
+        batch_size=draft.batch_size,
+        strength=draft.strength,
+    )
+
+
+def _spec(model: str, catalog: Catalog) -> ModelSpec:
+    try:
+        return catalog.model(model)
+    except ModelNotFound:
+        raise ModelNotFound(f"There is no such model; known: {', '.join(catalog.models)}.") from None
+
+
+def _size(draft: TaskDraft, spec: ModelSpec) -> Size:
+    if draft.width is None and draft.height is None:
+        return size_of(draft.aspect_ratio, spec.base_size)
+    if draft.width is None or draft.height is None:
+        raise InvalidRequest("width and height go together.")
+    return Size(draft.width, draft.height)
+
+
+def _check_capabilities(model: str, spec: ModelSpec, draft: TaskDraft, catalog: Catalog) -> None:
+    def can(candidate: ModelSpec) -> bool:
+        text = draft.type is TaskType.TEXT2IMAGE
+        return candidate.supports_text2img if text else candidate.supports_img2img
+
+    if not can(spec):
+        able = [name for name, candidate in catalog.models.items() if can(candidate)]
+        raise UnsupportedCapability(f"'{model}' cannot do {draft.type}; these can: {', '.join(able) or 'none'}.")
+    if draft.negative_prompt and not spec.supports_negative_prompt:
+        raise UnsupportedCapability(f"'{model}' takes no negative_prompt.")

@@ -1,0 +1,383 @@
+"""TaskManager: the single writer of task records. Accepts, runs and ends tasks; one at a time is on the GPU."""
+
+import asyncio
+import secrets
+import threading
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from math import ceil
+from typing import TypeVar
+
+import structlog
+
+from imagegen.core.errors import (
+    DeviceFault,
+    Draining,
+    FailureCode,
+    QueueFull,
+    StorageFailed,
+    StorageFull,
+    TaskFinished,
+    TaskNotFound,
+)
+from imagegen.core.events import (
+    EventBus,
+    TaskCancelled,
+    TaskCompleted,
+    TaskFailed,
+    TaskLoading,
+    TaskQueued,
+    TaskStarted,
+    TaskStep,
+)
+from imagegen.core.task import MAX_ATTEMPTS, MAX_SEED, Failure, GenerationTask, Pixels, TaskStatus, TaskType
+from imagegen.gpu.protocol import Failed, Generated, Stopped
+from imagegen.models.manager import DynamicModelManager
+from imagegen.storage.images import ImageStore
+from imagegen.storage.tasks import Page, TaskJournal
+from imagegen.tasks.admission import Limits, TaskDraft, admit
+from imagegen.tasks.queue import ControlTicket, Costs, Current, TaskQueue, TaskTicket
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+#: Finished pictures that may be in encoding while the GPU goes on; more would pile up in memory.
+MAX_SAVING = 2
+
+
+@dataclass(slots=True)
+class _Active:
+    """A task that has not ended: its record, and how to stop it."""
+
+    task: GenerationTask
+    #: Accepted at, on the manager's clock.
+    since: float
+    stop: threading.Event = field(default_factory=threading.Event)
+    #: Whether a stop means "back to the queue" (the service is leaving) and not "cancelled".
+    put_back: bool = False
+
+    def ticket(self) -> TaskTicket:
+        task = self.task
+        return TaskTicket(task.priority, task.sequence, task.id, task.model, self.since)
+
+
+class TaskManager:
+    """Owns `_active` (every task that has not ended) and the queue; the journal is its memory."""
+
+    def __init__(
+        self,
+        models: DynamicModelManager,
+        journal: TaskJournal,
+        images: ImageStore,
+        bus: EventBus,
+        limits: Limits,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._models = models
+        self._journal = journal
+        self._images = images
+        self._bus = bus
+        self._limits = limits
+        self._clock = clock
+        self._active: dict[str, _Active] = {}
+        self._queue = TaskQueue(self._current, self._costs, clock)
+        self._control_numbers = count()
+        #: Tasks that are being written to the journal and will then be queued.
+        self._arriving = 0
+        self._running: _Active | None = None
+        #: Finished pictures on their way to disk.
+        self._saving: set[asyncio.Task[None]] = set()
+        self._work_seconds: dict[str, float] = {}
+        self._draining = False
+        self._stopped = False
+
+    # -- accepting ----------------------------------------------------------------------------------------------------
+
+    async def submit(self, draft: TaskDraft) -> GenerationTask:
+        """Accept a task: once this returns it is on disk and will run. Raises ImagegenError with the reason why not."""
+        if self._draining:
+            raise Draining(retry_after=10)
+        if self.queue_size >= self._limits.max_queue:
+            raise QueueFull(retry_after=self._retry_after())
+        model, request = admit(draft, self._models.catalog, self._limits, _new_seed)
+        task = GenerationTask(
+            id=str(uuid.uuid4()),
+            type=draft.type,
+            model=model,
+            request=request,
+            priority=draft.priority,
+            created_at=datetime.now(UTC),
+        )
+        self._arriving += 1
+        # Shielded: a caller that goes away must not leave a stored task outside the queue.
+        return await asyncio.shield(self._accept(task, draft.init_image))
+
+    async def _accept(self, task: GenerationTask, init_image: bytes | None) -> GenerationTask:
+        try:
+            task = await self._journal.insert(task, init_image)
+        finally:
+            self._arriving -= 1
+        log.info("task_accepted", task_id=task.id, model=task.model, type=task.type, priority=task.priority)
+        self._enqueue(_Active(task, self._clock()))
+        return task
+
+    def _enqueue(self, active: _Active) -> None:
+        ticket = active.ticket()
+        self._active[active.task.id] = active
+        position = self._queue.position(ticket)
+        self._queue.put_nowait(ticket)
+        self._bus.publish(TaskQueued(task_id=active.task.id, position=position))
+
+    def _retry_after(self) -> int:
+        """Whole seconds in which, at the measured pace, a place gets free."""
+        pace = sum(self._work_seconds.values()) / len(self._work_seconds) if self._work_seconds else 5.0
+        return min(120, max(1, ceil(pace)))
+
+    # -- telling ------------------------------------------------------------------------------------------------------
+
+    @property
+    def queue_size(self) -> int:
+        """Tasks that wait for the GPU."""
+        return self._queue.waiting + self._arriving
+
+    @property
+    def draining(self) -> bool:
+        return self._draining
+
+    async def get(self, task_id: str) -> GenerationTask:
+        """A task's record now. Raises TaskNotFound."""
+        active = self._active.get(task_id)
+        task = active.task if active else await self._journal.get(task_id)
+        if task is None:
+            raise TaskNotFound
+        return task
+
+    def position(self, task: GenerationTask) -> int | None:
+        """How many tasks are to run before this one; None if it does not wait."""
+        active = self._active.get(task.id)
+        if active is None or active.task.status is not TaskStatus.PENDING:
+            return None
+        return self._queue.position(active.ticket())
+
+    async def page(self, status: TaskStatus | None, limit: int) -> Page:
+        """The newest tasks."""
+        return await self._journal.page(status, limit)
+
+    async def count(self) -> int:
+        """Tasks in the history, ended or not."""
+        return await self._journal.count()
+
+    # -- stopping -----------------------------------------------------------------------------------------------------
+
+    async def cancel(self, task_id: str) -> GenerationTask:
+        """End a task: at once if it waits, between two steps if it runs. Raises TaskNotFound, TaskFinished."""
+        if self._queue.remove(task_id):
+            return await self._cancelled(self._active[task_id])
+        task = await self.get(task_id)
+        if task.status.finished and task.status is not TaskStatus.CANCELLED:
+            raise TaskFinished(f"The task has already {task.status}.")
+        if task_id in self._active:
+            self._active[task_id].stop.set()
+        return task
+
+    async def clear(self) -> int:
+        """Cancel everything that waits; how many that were."""
+        ids = self._queue.remove_all()
+        await asyncio.gather(*(self._cancelled(self._active[task_id]) for task_id in ids))
+        return len(ids)
+
+    # -- running ------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Take tickets until the drain ends, then wait for the last files. If it raises, the service must end."""
+        async with asyncio.TaskGroup() as savers:
+            for task in await self._journal.unfinished():
+                await self._recover(task)
+            await self._models.warm_up()
+            while not self._stopped:
+                ticket = await self._queue.get()
+                if isinstance(ticket, ControlTicket):
+                    await ticket.action()
+                else:
+                    await self._execute(self._active[ticket.task_id], savers)
+
+    async def between_tasks(self, action: Callable[[], Awaitable[T]]) -> T:
+        """Have the run loop do something while no task runs, ahead of all waiting tasks."""
+        if self._draining:
+            raise Draining
+        result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+        async def act() -> None:
+            value = await action()
+            if not result.done():  # its caller may have gone
+                result.set_result(value)
+
+        self._queue.put_nowait(ControlTicket(next(self._control_numbers), act))
+        return await result
+
+    async def _recover(self, task: GenerationTask) -> None:
+        """Queue again what an earlier run left, with its seed; give up on what has used its attempts."""
+        active = _Active(task.evolve(status=TaskStatus.PENDING), self._clock())
+        if task.status is TaskStatus.PROCESSING and task.attempt >= MAX_ATTEMPTS:
+            self._active[task.id] = active
+            await self._failed(active, FailureCode.INTERRUPTED, "The service ended twice while it ran this task.")
+        else:
+            log.info("task_recovered", task_id=task.id, attempt=task.attempt)
+            self._enqueue(active)
+
+    async def _execute(self, active: _Active, savers: asyncio.TaskGroup) -> None:
+        """One attempt at one task."""
+        self._running = active
+        try:
+            await self._start(active)
+            outcome = await self._generate(active)
+        finally:
+            self._running = None
+        match outcome:
+            case Generated():
+                await self._save_beside(active, outcome.images, savers)
+            case Stopped() if active.put_back:
+                await self._put_back(active, active.task.attempt - 1)
+            case Stopped():
+                await self._cancelled(active)
+            case Failed():
+                await self._attempt_failed(active, outcome)
+
+    async def _start(self, active: _Active) -> None:
+        task = active.task
+        active.task = task.evolve(status=TaskStatus.PROCESSING, attempt=task.attempt + 1, started_at=datetime.now(UTC))
+        await self._record(active.task)
+        self._bus.publish(TaskStarted(task_id=task.id, attempt=active.task.attempt))
+
+    async def _generate(self, active: _Active) -> Generated | Stopped | Failed:
+        task = active.task
+        resident = self._models.current
+        if resident is None or resident.model != task.model:
+            self._bus.publish(TaskLoading(task_id=task.id, model=task.model))
+            failed = await self._models.ensure(task.model)
+            if failed is not None:
+                return failed
+        if active.stop.is_set():
+            return Stopped()
+        init_image = await self._journal.init_image(task.id) if task.type is TaskType.IMAGE2IMAGE else None
+        began = self._clock()
+
+        def on_step(step: int, total: int) -> None:
+            self._bus.publish(TaskStep(task_id=task.id, step=step, total=total))
+
+        outcome = await self._models.generate(task.model, task.request, init_image, active.stop, on_step)
+        if isinstance(outcome, Generated):
+            self._work_seconds[task.model] = self._clock() - began
+        return outcome
+
+    async def _attempt_failed(self, active: _Active, failed: Failed) -> None:
+        if failed.code is FailureCode.DEVICE_FAULT:
+            # Only in thread mode: this process is done for. The journal still says `processing`, and brings it back.
+            raise DeviceFault
+        if active.put_back:
+            await self._put_back(active, active.task.attempt - 1)
+        elif active.stop.is_set():
+            await self._cancelled(active)
+        elif failed.worker_died and active.task.attempt < MAX_ATTEMPTS:
+            await self._put_back(active, active.task.attempt)
+        else:
+            await self._failed(active, failed.code, failed.message)
+
+    async def _put_back(self, active: _Active, attempt: int) -> None:
+        """Wait again, at its old place."""
+        active.task = active.task.evolve(status=TaskStatus.PENDING, attempt=attempt, started_at=None)
+        await self._record(active.task)
+        self._enqueue(active)
+
+    async def _save_beside(self, active: _Active, images: tuple[Pixels, ...], savers: asyncio.TaskGroup) -> None:
+        """Encode and store while the GPU takes the next task."""
+        saving = savers.create_task(self._save(active, images))
+        self._saving.add(saving)
+        saving.add_done_callback(self._saving.discard)
+        while len(self._saving) > MAX_SAVING:
+            await asyncio.wait(self._saving, return_when=asyncio.FIRST_COMPLETED)
+
+    async def _save(self, active: _Active, images: tuple[Pixels, ...]) -> None:
+        try:
+            stored = await self._images.save(active.task.id, images)
+        except StorageFull as error:
+            await self._failed(active, FailureCode.STORAGE_FULL, error.detail)
+        except StorageFailed as error:
+            await self._failed(active, FailureCode.STORAGE_FAILED, error.detail)
+        else:
+            await self._end(active, TaskStatus.COMPLETED, images=stored)
+            self._bus.publish(TaskCompleted(task_id=active.task.id, images=stored))
+
+    # -- ending -------------------------------------------------------------------------------------------------------
+
+    async def _failed(self, active: _Active, code: FailureCode, message: str) -> None:
+        failure = Failure(code=code, message=message)
+        await self._end(active, TaskStatus.FAILED, failure=failure)
+        self._bus.publish(TaskFailed(task_id=active.task.id, failure=failure))
+
+    async def _cancelled(self, active: _Active) -> GenerationTask:
+        await self._end(active, TaskStatus.CANCELLED)
+        self._bus.publish(TaskCancelled(task_id=active.task.id))
+        return active.task
+
+    async def _end(self, active: _Active, status: TaskStatus, **changes: object) -> None:
+        active.task = active.task.evolve(status=status, completed_at=datetime.now(UTC), **changes)
+        await self._record(active.task)
+        del self._active[active.task.id]
+        log.info("task_ended", task_id=active.task.id, status=status, attempt=active.task.attempt)
+
+    async def _record(self, task: GenerationTask) -> None:
+        """Store a new state. If the disk refuses, the older state stays there and a restart repeats the task."""
+        try:
+            await self._journal.update(task)
+        except (StorageFull, StorageFailed) as error:
+            log.error("journal_failed", task_id=task.id, status=task.status, code=error.code)
+
+    # -- housekeeping -------------------------------------------------------------------------------------------------
+
+    async def expire(self, retention_days: float) -> int:
+        """Delete what ended longer ago, files first; how many tasks that were."""
+        deleted = 0
+        cutoff = datetime.now(UTC) - timedelta(days=retention_days)
+        while expired := await self._journal.finished_before(cutoff):
+            await self._images.delete(image for task in expired for image in task.images)
+            await self._journal.delete([task.id for task in expired])
+            deleted += len(expired)
+        return deleted
+
+    # -- leaving ------------------------------------------------------------------------------------------------------
+
+    def begin_drain(self) -> None:
+        """Accept nothing more, and end the run loop once the running task has ended."""
+        if self._draining:
+            return
+        self._draining = True
+        self._queue.put_nowait(ControlTicket(next(self._control_numbers), self._stop_running))
+
+    async def _stop_running(self) -> None:
+        self._stopped = True
+
+    def hurry(self) -> None:
+        """Put the running task back into the queue instead of waiting for it; its next run gives the same pixels."""
+        if self._running is not None:
+            self._running.put_back = True
+            self._running.stop.set()
+
+    # -- what ordering is decided by ----------------------------------------------------------------------------------
+
+    def _current(self) -> Current:
+        resident = self._models.current
+        return Current(resident.model, resident.served_s) if resident else Current(None)
+
+    def _costs(self) -> Costs:
+        known = {model: self._models.load_seconds(model) for model in self._work_seconds}
+        return Costs({model: s for model, s in known.items() if s is not None}, dict(self._work_seconds))
+
+
+def _new_seed() -> int:
+    return secrets.randbelow(MAX_SEED + 1)
