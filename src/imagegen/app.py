@@ -21,7 +21,7 @@ from imagegen.gpu.child import ChildEngine
 from imagegen.gpu.engine import Engine, LocalEngine
 from imagegen.gpu.executor import GpuExecutor
 from imagegen.gpu.protocol import EngineOptions
-from imagegen.models.manager import DynamicModelManager
+from imagegen.models.manager import DynamicModelManager, Folders
 from imagegen.settings import Settings
 from imagegen.storage.images import ImageStore
 from imagegen.storage.lock import exclusive
@@ -53,7 +53,8 @@ class Service:
         self._executor = GpuExecutor(lambda: make_engine(settings, catalog))
         self._journal = TaskJournal(settings.data_dir / "imagegen.sqlite3")
         self._images = ImageStore(settings.data_dir / "images")
-        self._models = DynamicModelManager(catalog, self._executor, self._bus, settings.models_path)
+        folders = Folders(settings.models_path, settings.loras_path)
+        self._models = DynamicModelManager(catalog, self._executor, self._bus, folders)
         limits = Limits(
             max_queue=settings.max_queue,
             max_batch_size=settings.max_batch_size,

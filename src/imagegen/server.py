@@ -31,6 +31,10 @@ class DrainingServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
+        if self.started:
+            host, port = self.servers[0].sockets[0].getsockname()[:2]
+            address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+            log.info("listening", address=address, docs=f"{address}/docs")
 
     async def on_tick(self, counter: int) -> bool:
         return self._service.crashed or await super().on_tick(counter)

@@ -24,6 +24,8 @@ class Settings(BaseSettings):
     data_dir: Path = Field(default_factory=lambda: user_data_path("imagegen"))
     #: What a relative `local_path` is relative to; default: `models` in the data directory.
     models_dir: Path | None = None
+    #: The only place that LoRA files are read from; default: `loras` in the models directory.
+    loras_dir: Path | None = None
     #: `process` runs models in a worker process; `thread` in a thread of the service.
     isolation: Literal["process", "thread"] = "process"
     #: `auto`, `cpu`, `cuda`, `cuda:1`.
@@ -51,3 +53,7 @@ class Settings(BaseSettings):
     @property
     def models_path(self) -> Path:
         return self.models_dir or self.data_dir / "models"
+
+    @property
+    def loras_path(self) -> Path:
+        return self.loras_dir or self.models_path / "loras"

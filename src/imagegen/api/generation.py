@@ -16,6 +16,7 @@ _PROBLEMS = (
     "invalid_request",
     "model_not_found",
     "unsupported_capability",
+    "lora_not_found",
     "size_too_large",
     "body_too_large",
     "queue_full",

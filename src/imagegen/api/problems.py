@@ -23,6 +23,7 @@ STATUS: Mapping[str, int] = MappingProxyType(
         "image_too_large": 422,
         "size_too_large": 422,
         "unsupported_capability": 422,
+        "lora_not_found": 422,
         "model_not_found": 404,
         "task_not_found": 404,
         "image_not_found": 404,
@@ -82,11 +83,33 @@ def describe(*codes: str) -> dict[int | str, dict[str, Any]]:
 
 
 def install(app: FastAPI) -> None:
-    """Make every error of the app a problem."""
+    """Make every error of the app a problem, in its answers and in its OpenAPI document."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        return _with_problems(generate())
+
+    app.openapi = openapi  # type: ignore[method-assign]
     app.add_exception_handler(ImagegenError, _on_imagegen_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(Exception, _on_bug)
+
+
+def _with_problems(document: dict[str, Any]) -> dict[str, Any]:
+    """Put the schemas that `describe` refers to in, and the framework's own error schemas out."""
+    schemas = document["components"]["schemas"]
+    for model in (Problem, FieldError):
+        schemas[model.__name__] = model.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas[model.__name__].pop("$defs", None)
+    schemas.pop("HTTPValidationError", None)
+    schemas.pop("ValidationError", None)
+    invalid = describe("invalid_request")[422]
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            if "HTTPValidationError" in str(operation["responses"].get("422")):
+                operation["responses"]["422"] = invalid
+    return document
 
 
 async def _on_imagegen_error(request: Request, error: Exception) -> JSONResponse:

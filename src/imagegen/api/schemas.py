@@ -68,6 +68,12 @@ class GenerationBody(Body):
         None, strict=True, ge=0, le=MAX_SEED, description="Same seed, same pixels. Random if left out."
     )
     priority: int = Field(0, strict=True, ge=-1000, le=1000, description="Lower runs first.")
+    lora_weights_path: str | None = Field(
+        None, min_length=1, max_length=500, description="A .safetensors file below the service's LoRA directory."
+    )
+    lora_scale: float = Field(
+        0.7, strict=True, ge=-4, le=4, allow_inf_nan=False, description="How strongly the LoRA counts."
+    )
 
     @model_validator(mode="after")
     def _width_with_height(self) -> Self:
@@ -145,6 +151,13 @@ class ImageView(BaseModel):
     seed: int = Field(description="The seed that makes this picture alone.", examples=[7])
 
 
+class LoraView(BaseModel):
+    """The LoRA of a task."""
+
+    path: str
+    scale: float
+
+
 class TaskView(BaseModel):
     """A task as it stands."""
 
@@ -161,6 +174,7 @@ class TaskView(BaseModel):
     seed: int
     batch_size: int
     strength: float | None = None
+    lora: LoraView | None = Field(None, description="If one was asked for.")
     priority: int
     attempt: int = Field(description="How often it was started; 2 after a worker died under it.")
     position: int | None = Field(None, description="While pending: tasks that are to run before it.")
@@ -176,7 +190,7 @@ class TaskView(BaseModel):
     @model_serializer(mode="wrap")
     def _leave_out(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Without a value these keys are absent, as the brief's clients expect; the times are always there."""
-        optional = ("negative_prompt", "strength", "position", "result_files", "error_code", "error_message")
+        optional = ("negative_prompt", "strength", "lora", "position", "result_files", "error_code", "error_message")
         return {key: value for key, value in handler(self).items() if value is not None or key not in optional}
 
 

@@ -78,6 +78,10 @@ class ModelSpec(Section):
         """Whether a negative prompt changes the picture."""
         return False
 
+    @property
+    def supports_lora(self) -> bool:
+        return False
+
 
 def _freeze(models: Mapping[str, ModelSpec]) -> Mapping[str, ModelSpec]:
     return MappingProxyType(dict(models))

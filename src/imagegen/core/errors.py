@@ -54,6 +54,12 @@ class ModelNotFound(ImagegenError):
     code = "model_not_found"
 
 
+class LoraNotFound(ImagegenError):
+    """There is no such LoRA: it must be a .safetensors file below the LoRA directory."""
+
+    code = "lora_not_found"
+
+
 class TaskNotFound(ImagegenError):
     """There is no task with this id."""
 
@@ -119,6 +125,7 @@ class FailureCode(StrEnum):
     DEVICE_FAULT = "device_fault"
     WORKER_CRASHED = "worker_crashed"
     WORKER_HUNG = "worker_hung"
+    LORA_NOT_FOUND = "lora_not_found"
     INTERRUPTED = "interrupted"
     MODEL_REMOVED = "model_removed"
     STORAGE_FULL = "storage_full"

@@ -31,6 +31,14 @@ class TaskType(StrEnum):
     IMAGE2IMAGE = "image2image"
 
 
+class Lora(Value):
+    """A low-rank adapter that is added to the model's weights for one request."""
+
+    #: A safetensors file below the LoRA directory, by its relative path.
+    path: str
+    scale: float
+
+
 class GenerationRequest(Value):
     """Everything that decides the pixels but the weights and the input image. No field is left open."""
 
@@ -48,6 +56,7 @@ class GenerationRequest(Value):
     batch_size: int = 1
     #: 0..1, image-to-image only: how much of the input image is replaced by noise.
     strength: float | None = None
+    lora: Lora | None = None
 
     @property
     def size(self) -> Size:

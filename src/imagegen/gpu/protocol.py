@@ -47,6 +47,8 @@ class Generate(Value):
     model: str
     request: GenerationRequest
     init_image: bytes | None = None
+    #: The file of `request.lora`.
+    lora_file: str | None = None
 
 
 class StopGenerating(Value):

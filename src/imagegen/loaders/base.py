@@ -27,15 +27,24 @@ class Placement(NamedTuple):
     settings: GlobalSettings
 
 
+class Inputs(NamedTuple):
+    """What a request brings along beside its numbers and words."""
+
+    #: An encoded picture (PNG, JPEG, WebP), for image-to-image.
+    init_image: bytes | None = None
+    #: The file of `request.lora`.
+    lora_file: Path | None = None
+
+
 class LoadedModel(ABC):
     """A model in device memory."""
 
     @abstractmethod
-    def generate(self, request: GenerationRequest, init_image: bytes | None, on_step: OnStep) -> list[Pixels]:
+    def generate(self, request: GenerationRequest, inputs: Inputs, on_step: OnStep) -> list[Pixels]:
         """One picture for each of `request.seeds`, exactly `request.size`.
 
-        `init_image` is an encoded picture (PNG, JPEG, WebP) for image-to-image. `on_step` may raise Stop, which passes
-        through. Picture i is the same as that of a request with its seed alone.
+        `on_step` may raise Stop, which passes through. Picture i is the same as that of a request with its seed alone,
+        and nothing of a request stays behind for the next one.
         """
 
     @property

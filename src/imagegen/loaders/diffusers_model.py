@@ -3,17 +3,21 @@
 import gc
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from imagegen.core.errors import WeightsMissing, WeightsRefused
+from imagegen.core.errors import LoadError, WeightsMissing, WeightsRefused
 from imagegen.core.sizes import Size, render_size
-from imagegen.core.task import GenerationRequest, Pixels
-from imagegen.loaders.base import LoadedModel, OnStep, Placement
+from imagegen.core.task import GenerationRequest, Lora, Pixels
+from imagegen.loaders.base import Inputs, LoadedModel, OnStep, Placement
 
 #: What a model_index.json may name; anything else would be imported by diffusers from wherever it lies.
 TRUSTED_LIBRARIES = frozenset({"diffusers", "transformers"})
+
+#: The name of a request's adapter while it runs.
+_LORA = "request"
 
 
 def quiet_libraries() -> None:
@@ -87,11 +91,29 @@ class DiffusersModel(LoadedModel):
             for tensor in tensors
         )
 
-    def generate(self, request: GenerationRequest, init_image: bytes | None, on_step: OnStep) -> list[Pixels]:
+    def generate(self, request: GenerationRequest, inputs: Inputs, on_step: OnStep) -> list[Pixels]:
         size = render_size(request.size)
-        image = None if init_image is None else fit_image(init_image, size)
+        image = None if inputs.init_image is None else fit_image(inputs.init_image, size)
         steps = _BatchSteps(request.batch_size, on_step)
-        return [self._picture(request, seed, size, image, steps) for seed in request.seeds]
+        with self._adapted(request.lora, inputs.lora_file):
+            return [self._picture(request, seed, size, image, steps) for seed in request.seeds]
+
+    @contextmanager
+    def _adapted(self, lora: Lora | None, file: Path | None) -> Iterator[None]:
+        """Add a LoRA to the weights, and take it away again whatever happens."""
+        if lora is None or file is None:
+            yield
+            return
+        pipeline = self._text2image
+        try:
+            try:
+                pipeline.load_lora_weights(file.parent, weight_name=file.name, adapter_name=_LORA, use_safetensors=True)
+                pipeline.set_adapters([_LORA], [lora.scale])
+            except (ValueError, KeyError, RuntimeError, OSError) as error:
+                raise LoadError("The LoRA file does not fit this model.") from error
+            yield
+        finally:
+            pipeline.unload_lora_weights(reset_to_overwritten_params=True)
 
     def _picture(self, request: GenerationRequest, seed: int, size: Size, image: Any, steps: "_BatchSteps") -> Pixels:
         import torch

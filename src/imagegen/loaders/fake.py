@@ -13,7 +13,7 @@ from pydantic import Field
 from imagegen.catalog.catalog import ModelSpec
 from imagegen.core.errors import LoadError
 from imagegen.core.task import GenerationRequest, Pixels
-from imagegen.loaders.base import LoadedModel, ModelLoader, OnStep, Placement
+from imagegen.loaders.base import Inputs, LoadedModel, ModelLoader, OnStep, Placement
 
 Fault = Literal["none", "error", "out_of_memory", "device_fault", "abort", "segfault", "exit", "hang"]
 
@@ -56,7 +56,7 @@ class FakeModel(LoadedModel):
     def weight_bytes(self) -> int:
         return len(self._ballast)
 
-    def generate(self, request: GenerationRequest, init_image: bytes | None, on_step: OnStep) -> list[Pixels]:
+    def generate(self, request: GenerationRequest, inputs: Inputs, on_step: OnStep) -> list[Pixels]:
         total = request.steps * request.batch_size
         for step in range(total):
             time.sleep(self._spec.step_seconds)

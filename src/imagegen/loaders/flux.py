@@ -20,6 +20,10 @@ class FluxSpec(ModelSpec):
     #: Tokens of the T5 encoder that a prompt is padded or cut to.
     max_sequence_length: int = Field(default=512, ge=16, le=512)
 
+    @property
+    def supports_lora(self) -> bool:
+        return True
+
 
 class FluxModelLoader(ModelLoader[FluxSpec]):
     """Loads FLUX pipelines in the diffusers folder layout, safetensors only."""

@@ -5,12 +5,13 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import structlog
 
 from imagegen.catalog.catalog import Catalog, ModelSpec
-from imagegen.catalog.sources import local_folder
-from imagegen.core.errors import FailureCode
+from imagegen.catalog.sources import local_folder, lora_file
+from imagegen.core.errors import FailureCode, LoraNotFound
 from imagegen.core.events import EventBus, ModelLoaded, ModelLoading, ModelUnloaded
 from imagegen.core.task import GenerationRequest
 from imagegen.gpu.executor import GpuExecutor
@@ -30,6 +31,13 @@ from imagegen.models.residency import Resident, is_idle, victims_for
 log = structlog.get_logger(__name__)
 
 
+class Folders(NamedTuple):
+    """Where weights are looked for."""
+
+    models: Path
+    loras: Path
+
+
 class DynamicModelManager:
     """Loads a model when it is needed, keeps at most one in device memory, and lets it go."""
 
@@ -38,13 +46,13 @@ class DynamicModelManager:
         catalog: Catalog,
         executor: GpuExecutor,
         bus: EventBus,
-        models_dir: Path,
+        folders: Folders,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._catalog = catalog
         self._executor = executor
         self._bus = bus
-        self._models_dir = models_dir
+        self._folders = folders
         self._clock = clock
         self._residents: dict[str, Resident] = {}
         self._last_used: dict[str, datetime] = {}
@@ -74,6 +82,10 @@ class DynamicModelManager:
         """How long its last load took; None before the first."""
         return self._load_seconds.get(model)
 
+    def find_lora(self, request: GenerationRequest) -> str | None:
+        """The file of the request's LoRA, if it asks for one. Raises LoraNotFound."""
+        return str(lora_file(request.lora.path, self._folders.loras)) if request.lora else None
+
     # -- changes: between two tasks, by the run loop ------------------------------------------------------------------
 
     async def warm_up(self) -> None:
@@ -97,7 +109,7 @@ class DynamicModelManager:
 
     async def _load(self, model: str, spec: ModelSpec) -> Failed | None:
         self._bus.publish(ModelLoading(model=model))
-        folder = local_folder(spec, self._models_dir)
+        folder = local_folder(spec, self._folders.models)
         answer = await self._executor.load(
             Load(
                 model=model,
@@ -130,8 +142,12 @@ class DynamicModelManager:
         self, model: str, request: GenerationRequest, init_image: bytes | None, stop: threading.Event, on_step: OnStep
     ) -> Generated | Stopped | Failed:
         """Run a request on the resident model, which `ensure` has made it."""
+        try:
+            lora = self.find_lora(request)
+        except LoraNotFound as error:
+            return Failed(code=FailureCode.LORA_NOT_FOUND, message=error.detail)
         began = self._clock()
-        command = Generate(model=model, request=request, init_image=init_image)
+        command = Generate(model=model, request=request, init_image=init_image, lora_file=lora)
         answer = await self._executor.generate(command, stop, on_step)
         if isinstance(answer, Failed):
             self._failed(model, answer)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from imagegen.catalog.catalog import Catalog, ModelSpec
 from imagegen.core.errors import InvalidRequest, ModelNotFound, SizeTooLarge, UnsupportedCapability
 from imagegen.core.sizes import AspectRatio, Size, size_of
-from imagegen.core.task import GenerationRequest, TaskType
+from imagegen.core.task import GenerationRequest, Lora, TaskType
 from imagegen.core.value import Value
 
 
@@ -33,6 +33,8 @@ class TaskDraft(Value):
     seed: int | None = None
     batch_size: int = 1
     strength: float | None = None
+    lora_weights_path: str | None = None
+    lora_scale: float = 0.7
     priority: int = 0
     #: An encoded picture, already checked.
     init_image: bytes | None = None
@@ -60,6 +62,7 @@ def admit(
         seed=new_seed() if draft.seed is None else draft.seed,
         batch_size=draft.batch_size,
         strength=draft.strength,
+        lora=Lora(path=draft.lora_weights_path, scale=draft.lora_scale) if draft.lora_weights_path else None,
     )
 
 
@@ -86,5 +89,7 @@ def _check_capabilities(model: str, spec: ModelSpec, draft: TaskDraft, catalog: 
     if not can(spec):
         able = [name for name, candidate in catalog.models.items() if can(candidate)]
         raise UnsupportedCapability(f"'{model}' cannot do {draft.type}; these can: {', '.join(able) or 'none'}.")
+    if draft.lora_weights_path and not spec.supports_lora:
+        raise UnsupportedCapability(f"'{model}' takes no LoRA.")
     if draft.negative_prompt and not spec.supports_negative_prompt:
         raise UnsupportedCapability(f"'{model}' takes no negative_prompt.")

@@ -105,6 +105,7 @@ class TaskManager:
         if self.queue_size >= self._limits.max_queue:
             raise QueueFull(retry_after=self._retry_after())
         model, request = admit(draft, self._models.catalog, self._limits, _new_seed)
+        self._models.find_lora(request)
         task = GenerationTask(
             id=str(uuid.uuid4()),
             type=draft.type,
