@@ -126,28 +126,32 @@ class FailureCode(StrEnum):
     WORKER_CRASHED = "worker_crashed"
     WORKER_HUNG = "worker_hung"
     LORA_NOT_FOUND = "lora_not_found"
+    LORA_REFUSED = "lora_refused"
     INTERRUPTED = "interrupted"
     MODEL_REMOVED = "model_removed"
     STORAGE_FULL = "storage_full"
     STORAGE_FAILED = "storage_failed"
 
 
-class LoadError(ImagegenError):
-    """The model could not be loaded."""
+class EngineError(ImagegenError):
+    """The engine knows what is wrong; the task or the load ends with this code and message."""
 
-    code = "load_failed"
-    failure: ClassVar[FailureCode] = FailureCode.LOAD_FAILED
+    failure: ClassVar[FailureCode] = FailureCode.GENERATION_FAILED
 
 
-class WeightsMissing(LoadError):
+class WeightsMissing(EngineError):
     """The model's weights are not on this machine."""
 
-    code = "weights_missing"
     failure = FailureCode.WEIGHTS_MISSING
 
 
-class WeightsRefused(LoadError):
+class WeightsRefused(EngineError):
     """The model's files are not of a kind that is safe to load."""
 
-    code = "weights_refused"
     failure = FailureCode.WEIGHTS_REFUSED
+
+
+class LoraRefused(EngineError):
+    """The LoRA file does not fit this model."""
+
+    failure = FailureCode.LORA_REFUSED

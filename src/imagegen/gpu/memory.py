@@ -6,7 +6,7 @@ import resource
 import sys
 from pathlib import Path
 
-from imagegen.core.errors import FailureCode, ImagegenError, LoadError
+from imagegen.core.errors import EngineError, FailureCode
 from imagegen.gpu.protocol import DeviceMemory
 
 #: Words of CUDA errors after which every later call in the process fails (CUDA runtime API, "sticky" errors).
@@ -62,10 +62,8 @@ def give_back(device: str) -> None:
 
 def classify(error: BaseException, during: FailureCode) -> tuple[FailureCode, str]:
     """The code of an exception and a message that may reach a caller; `during` is the code of an unknown one."""
-    if isinstance(error, LoadError):
+    if isinstance(error, EngineError):
         return error.failure, error.detail
-    if isinstance(error, ImagegenError):
-        return during, error.detail
     text = str(error).lower()
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "out of memory" in text:
         return (

@@ -62,7 +62,7 @@ class ModelLoader(ABC, Generic[SpecT]):
 
     @abstractmethod
     def load(self, spec: SpecT, folder: Path | None, placement: Placement) -> LoadedModel:
-        """Load from `folder`, or from what the hub's cache holds. Raises LoadError for what it knows to be wrong."""
+        """Load from `folder`, or from what the hub's cache holds. Raises EngineError for what it knows to be wrong."""
 
 
 class Family(NamedTuple):

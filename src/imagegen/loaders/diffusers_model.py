@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from imagegen.core.errors import LoadError, WeightsMissing, WeightsRefused
+from imagegen.core.errors import LoraRefused, WeightsMissing, WeightsRefused
 from imagegen.core.sizes import Size, render_size
 from imagegen.core.task import GenerationRequest, Lora, Pixels
 from imagegen.loaders.base import Inputs, LoadedModel, OnStep, Placement
@@ -110,7 +110,7 @@ class DiffusersModel(LoadedModel):
                 pipeline.load_lora_weights(file.parent, weight_name=file.name, adapter_name=_LORA, use_safetensors=True)
                 pipeline.set_adapters([_LORA], [lora.scale])
             except (ValueError, KeyError, RuntimeError, OSError) as error:
-                raise LoadError("The LoRA file does not fit this model.") from error
+                raise LoraRefused from error
             yield
         finally:
             pipeline.unload_lora_weights(reset_to_overwritten_params=True)

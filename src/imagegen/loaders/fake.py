@@ -11,7 +11,6 @@ from typing import Literal, NoReturn
 from pydantic import Field
 
 from imagegen.catalog.catalog import ModelSpec
-from imagegen.core.errors import LoadError
 from imagegen.core.task import GenerationRequest, Pixels
 from imagegen.loaders.base import Inputs, LoadedModel, ModelLoader, OnStep, Placement
 
@@ -84,7 +83,7 @@ def _raise(error: Exception) -> NoReturn:
 _FAULTS: Mapping[Fault, Callable[[], object]] = MappingProxyType(
     {
         "none": lambda: None,
-        "error": lambda: _raise(LoadError("The fake model fails, as it was told to.")),
+        "error": lambda: _raise(RuntimeError("told to fail")),
         "out_of_memory": lambda: _raise(MemoryError("fake")),
         "device_fault": lambda: _raise(RuntimeError("CUDA error: an illegal memory access was encountered")),
         "abort": os.abort,

@@ -1,0 +1,56 @@
+"""Shared by all tests: catalogs of fake models, and the embedded model's commands."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imagegen.builtin import default_config
+from imagegen.catalog.catalog import Catalog
+from imagegen.catalog.loading import load_catalog, parse_catalog
+from imagegen.catalog.sources import local_folder
+from imagegen.core.task import GenerationRequest
+from imagegen.gpu.protocol import Load
+from imagegen.loaders import SPECS
+
+
+def fake_config(**models: dict[str, Any]) -> str:
+    """A models.yaml of fake models; without any, one that is called `fake`."""
+    lines = ["models:"]
+    for model_id, fields in (models or {"fake": {}}).items():
+        lines.append(f"  {model_id}: {{name: {model_id}, type: fake, base_size: 64, steps: 4}}")
+        lines[-1] = lines[-1][:-1] + "".join(f", {key}: {value}" for key, value in fields.items()) + "}"
+    return "\n".join(lines) + "\n"
+
+
+def fake_catalog(**models: dict[str, Any]) -> Catalog:
+    """The catalog of `fake_config`."""
+    return parse_catalog(fake_config(**models), SPECS)
+
+
+@pytest.fixture(scope="session")
+def shipped() -> Catalog:
+    """The catalog that imagegen ships with."""
+    return load_catalog(default_config(), SPECS)
+
+
+def load_command(catalog: Catalog, model: str) -> Load:
+    """The command that loads a model of a catalog."""
+    spec = catalog.model(model)
+    folder = local_folder(spec, Path("models"))
+    return Load(
+        model=model,
+        spec=spec.model_dump(mode="json"),
+        settings=catalog.settings.model_dump(mode="json"),
+        folder=str(folder) if folder else None,
+    )
+
+
+def request_for(prompt: str = "a red circle on a blue background", **changes: Any) -> GenerationRequest:
+    """A small, complete request."""
+    fields = {"width": 64, "height": 64, "steps": 4, "guidance_scale": 0.0, "seed": 7} | changes
+    return GenerationRequest(prompt=prompt, **fields)
+
+
+MakeRequest = Callable[..., GenerationRequest]

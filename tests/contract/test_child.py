@@ -1,0 +1,130 @@
+"""What only the worker process promises: whatever happens to it, the service gets an answer and a new worker."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from imagegen.core.errors import FailureCode
+from imagegen.gpu.child import ChildEngine
+from imagegen.gpu.protocol import EngineOptions, Failed, Generate, Generated, Loaded, Measured
+from tests.conftest import fake_catalog, load_command, request_for
+
+CPU = EngineOptions(device="cpu")
+
+
+@pytest.fixture
+def engine() -> Iterator[ChildEngine]:
+    made = ChildEngine(CPU, load_timeout_s=60, step_timeout_s=60)
+    yield made
+    made.close()
+
+
+def generate(engine: ChildEngine, prompt: str = "fine", stop: threading.Event | None = None) -> object:
+    command = Generate(model="fake", request=request_for(prompt))
+    return engine.generate(command, stop or threading.Event(), lambda step, total: None)
+
+
+@pytest.mark.parametrize("fault", ["abort", "segfault", "exit", "device_fault"])
+@pytest.mark.parametrize("fault_at", ["load", "step"])
+def test_a_worker_that_dies_is_an_answer_and_is_replaced(engine: ChildEngine, fault: str, fault_at: str) -> None:
+    catalog = fake_catalog(fake={"fault": fault, "fault_at": fault_at, "fault_prompt": "poison"}, good={})
+    failed = engine.load(load_command(catalog, "fake"))
+    if fault_at == "step":
+        assert isinstance(failed, Loaded)
+        failed = generate(engine, "poison")  # type: ignore[assignment]
+    assert isinstance(failed, Failed)
+    assert failed.code is FailureCode.WORKER_CRASHED
+    assert failed.worker_died
+    assert isinstance(engine.load(load_command(catalog, "good")), Loaded)
+
+
+def test_a_silent_worker_is_killed_and_replaced() -> None:
+    engine = ChildEngine(CPU, load_timeout_s=60, step_timeout_s=1)
+    catalog = fake_catalog(fake={"fault": "hang", "fault_prompt": "poison"})
+    assert isinstance(engine.load(load_command(catalog, "fake")), Loaded)
+    pid = engine.pid
+    assert pid is not None
+    failed = generate(engine, "poison")
+    assert isinstance(failed, Failed)
+    assert failed.code is FailureCode.WORKER_HUNG
+    assert not psutil.pid_exists(pid)
+    assert isinstance(engine.load(load_command(catalog, "fake")), Loaded)
+    assert isinstance(generate(engine), Generated)
+    engine.close()
+
+
+def test_abort_ends_a_load_from_another_thread(engine: ChildEngine) -> None:
+    assert isinstance(engine.measure(), Measured)
+    timer = threading.Timer(0.2, engine.abort)
+    timer.start()
+    failed = engine.load(load_command(fake_catalog(slow={"load_seconds": 600}), "slow"))
+    assert isinstance(failed, Failed)
+    assert failed.message == "The worker process died (SIGKILL) and was replaced."
+
+
+def test_the_worker_has_no_token_no_network_and_no_listening_socket(
+    engine: ChildEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_canary")
+    assert isinstance(engine.measure(), Measured)
+    worker = psutil.Process(engine.pid)
+    environment = worker.environ()
+    assert "hf_canary" not in environment.values()
+    assert environment["HF_HUB_OFFLINE"] == "1"
+    assert not [c for c in worker.net_connections(kind="inet") if c.status == psutil.CONN_LISTEN]
+
+
+def test_ctrl_c_in_the_terminal_leaves_the_worker_to_its_parent(engine: ChildEngine) -> None:
+    assert isinstance(engine.measure(), Measured)
+    pid = engine.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGINT)
+    os.kill(pid, signal.SIGTERM)
+    assert isinstance(engine.measure(), Measured)
+    assert engine.pid == pid
+
+
+PARENT = """
+import sys
+from imagegen.gpu.child import ChildEngine
+from imagegen.gpu.protocol import EngineOptions
+from tests.conftest import fake_catalog, load_command
+engine = ChildEngine(EngineOptions(device="cpu"))
+engine.measure()
+print(engine.pid, flush=True)
+engine.load(load_command(fake_catalog(slow={"load_seconds": 600}), "slow"))
+"""
+
+
+def test_a_worker_leaves_with_its_parent_even_in_the_middle_of_a_load() -> None:
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
+    )
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    deadline = time.monotonic() + 30
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, "the worker outlived its parent"
+        time.sleep(0.05)
+
+
+def test_closing_leaves_no_process_and_no_descriptor_behind() -> None:
+    here = psutil.Process()
+    before = here.num_fds()
+    for _ in range(3):
+        engine = ChildEngine(CPU)
+        assert isinstance(engine.measure(), Measured)
+        engine.close()
+    assert here.num_fds() == before
+    assert not here.children()

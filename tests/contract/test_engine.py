@@ -1,0 +1,218 @@
+"""What every Engine promises, in a thread and in a worker process alike."""
+
+import io
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+from PIL import Image
+
+from imagegen.catalog.catalog import Catalog
+from imagegen.core.errors import FailureCode
+from imagegen.core.task import GenerationRequest
+from imagegen.gpu.child import ChildEngine
+from imagegen.gpu.engine import Engine, LocalEngine
+from imagegen.gpu.protocol import (
+    EngineOptions,
+    Failed,
+    Generate,
+    Generated,
+    Loaded,
+    Measured,
+    Stopped,
+    Unload,
+    Unloaded,
+)
+from tests.conftest import fake_catalog, load_command, request_for
+
+CPU = EngineOptions(device="cpu")
+
+ENGINES: dict[str, Callable[[], Engine]] = {"thread": lambda: LocalEngine(CPU), "process": lambda: ChildEngine(CPU)}
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    made = ENGINES[request.param]()
+    yield made
+    made.close()
+
+
+def run(engine: Engine, model: str, request: GenerationRequest, **command: object) -> Generated | Stopped | Failed:
+    return engine.generate(
+        Generate.model_validate({"model": model, "request": request, **command}), threading.Event(), lambda s, t: None
+    )
+
+
+def loaded(engine: Engine, catalog: Catalog, model: str) -> Engine:
+    assert isinstance(engine.load(load_command(catalog, model)), Loaded)
+    return engine
+
+
+def test_a_loaded_model_makes_exactly_what_was_asked(engine: Engine) -> None:
+    loaded(engine, fake_catalog(), "fake")
+    outcome = run(engine, "fake", request_for(width=61, height=33, batch_size=3))
+    assert isinstance(outcome, Generated)
+    assert [(p.width, p.height, p.seed, len(p.rgb)) for p in outcome.images] == [
+        (61, 33, seed, 61 * 33 * 3) for seed in (7, 8, 9)
+    ]
+
+
+def test_every_step_is_told_in_order(engine: Engine) -> None:
+    loaded(engine, fake_catalog(), "fake")
+    steps: list[tuple[int, int]] = []
+    command = Generate(model="fake", request=request_for(steps=3, batch_size=2))
+    engine.generate(command, threading.Event(), lambda step, total: steps.append((step, total)))
+    assert steps == [(k, 6) for k in range(1, 7)]
+
+
+def test_a_stop_ends_the_work_between_two_steps_and_leaves_the_engine_well(engine: Engine) -> None:
+    loaded(engine, fake_catalog(fake={"step_seconds": 0.05}), "fake")
+    stop = threading.Event()
+    steps: list[int] = []
+
+    def on_step(step: int, total: int) -> None:
+        steps.append(step)
+        if step == 2:
+            stop.set()
+
+    outcome = engine.generate(Generate(model="fake", request=request_for(steps=100)), stop, on_step)
+    assert isinstance(outcome, Stopped)
+    assert len(steps) <= 4  # the one under way, and one more while the word crosses the pipe
+    assert isinstance(run(engine, "fake", request_for()), Generated)
+
+
+def test_a_stop_that_comes_late_does_not_stop_the_next_request(engine: Engine) -> None:
+    loaded(engine, fake_catalog(), "fake")
+    stop = threading.Event()
+    engine.generate(Generate(model="fake", request=request_for(steps=1)), stop, lambda s, t: stop.set())
+    assert isinstance(run(engine, "fake", request_for()), Generated)
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [
+        ("error", FailureCode.GENERATION_FAILED),
+        ("out_of_memory", FailureCode.OUT_OF_MEMORY),
+    ],
+)
+def test_a_failing_step_is_an_answer_and_the_model_stays(engine: Engine, fault: str, code: FailureCode) -> None:
+    loaded(engine, fake_catalog(fake={"fault": fault, "fault_prompt": "poison"}), "fake")
+    failed = run(engine, "fake", request_for("poison"))
+    assert isinstance(failed, Failed)
+    assert failed.code is code
+    assert "Traceback" in failed.traceback
+    assert isinstance(run(engine, "fake", request_for()), Generated)
+
+
+def test_a_failing_load_is_an_answer(engine: Engine) -> None:
+    failed = engine.load(load_command(fake_catalog(bad={"fault": "error", "fault_at": "load"}), "bad"))
+    assert isinstance(failed, Failed)
+    assert failed.code is FailureCode.LOAD_FAILED
+
+
+def test_missing_weights_say_what_to_do_and_name_no_absolute_path(engine: Engine, shipped: Catalog) -> None:
+    failed = engine.load(load_command(shipped, "flux.1-dev"))
+    assert isinstance(failed, Failed)
+    assert failed.code is FailureCode.WEIGHTS_MISSING
+    assert "hf download black-forest-labs/FLUX.1-dev" in failed.message
+    assert " /" not in failed.message
+
+
+def test_running_a_model_that_is_not_loaded_is_an_answer(engine: Engine) -> None:
+    failed = run(engine, "nobody", request_for())
+    assert isinstance(failed, Failed)
+    assert failed.code is FailureCode.GENERATION_FAILED
+
+
+def test_unloading_gives_host_memory_back(engine: Engine) -> None:
+    before = engine.measure()
+    full = engine.load(load_command(fake_catalog(big={"memory_mb": 256}), "big"))
+    empty = engine.unload(Unload(model="big"))
+    assert isinstance(before, Measured)
+    assert isinstance(full, Loaded)
+    assert isinstance(empty, Unloaded)
+    assert full.memory.host - before.memory.host > 200 * 2**20
+    assert full.memory.host - empty.memory.host > 200 * 2**20
+
+
+def test_unloading_what_is_not_there_is_no_failure(engine: Engine) -> None:
+    assert isinstance(engine.unload(Unload(model="nobody")), Unloaded)
+
+
+# -- the embedded model, through the real loader -----------------------------------------------------------------------
+
+_PIXELS: dict[str, bytes] = {}
+
+
+def mean_colour(rgb: bytes, size: int, box: tuple[int, int, int, int]) -> tuple[float, ...]:
+    part = Image.frombytes("RGB", (size, size), rgb).crop(box).resize((1, 1), Image.Resampling.BOX)
+    colour = part.getpixel((0, 0))
+    assert isinstance(colour, tuple)
+    return colour
+
+
+def test_the_embedded_model_draws_what_it_is_told(engine: Engine, shipped: Catalog) -> None:
+    loaded(engine, shipped, "tiny")
+    outcome = run(engine, "tiny", request_for(width=128, height=128, steps=8))
+    assert isinstance(outcome, Generated)
+    rgb = outcome.images[0].rgb
+    red, _, blue = mean_colour(rgb, 128, (52, 52, 76, 76))
+    assert red > 150 > blue
+    red, _, blue = mean_colour(rgb, 128, (0, 0, 16, 16))
+    assert blue > 150 > red
+
+
+def test_same_seed_same_pixels_in_both_engines_and_after_a_reload(engine: Engine, shipped: Catalog) -> None:
+    request = request_for(width=96, height=160)
+    first = run(loaded(engine, shipped, "tiny"), "tiny", request)
+    engine.unload(Unload(model="tiny"))
+    second = run(loaded(engine, shipped, "tiny"), "tiny", request)
+    assert isinstance(first, Generated)
+    assert isinstance(second, Generated)
+    assert first.images == second.images
+    assert _PIXELS.setdefault("reference", first.images[0].rgb) == first.images[0].rgb
+
+
+def test_a_picture_of_a_batch_is_the_picture_of_its_seed_alone(engine: Engine, shipped: Catalog) -> None:
+    loaded(engine, shipped, "tiny")
+    batch = run(engine, "tiny", request_for(batch_size=2))
+    alone = run(engine, "tiny", request_for(seed=8))
+    assert isinstance(batch, Generated)
+    assert isinstance(alone, Generated)
+    assert batch.images[1] == alone.images[0]
+
+
+def test_the_size_is_exact_where_the_model_cannot_render_it(engine: Engine, shipped: Catalog) -> None:
+    loaded(engine, shipped, "tiny")
+    outcome = run(engine, "tiny", request_for(width=171, height=33))
+    assert isinstance(outcome, Generated)
+    assert len(outcome.images[0].rgb) == 171 * 33 * 3
+
+
+def test_a_stopped_picture_does_not_colour_the_next_one(engine: Engine, shipped: Catalog) -> None:
+    loaded(engine, shipped, "tiny")
+    before = run(engine, "tiny", request_for())
+    stop = threading.Event()
+    stopped = engine.generate(
+        Generate(model="tiny", request=request_for("a star", steps=50)), stop, lambda s, t: stop.set()
+    )
+    assert isinstance(stopped, Stopped)
+    assert run(engine, "tiny", request_for()) == before or _same_images(run(engine, "tiny", request_for()), before)
+
+
+def _same_images(a: object, b: object) -> bool:
+    return isinstance(a, Generated) and isinstance(b, Generated) and a.images == b.images
+
+
+def test_image_to_image_starts_from_the_picture(engine: Engine, shipped: Catalog) -> None:
+    loaded(engine, shipped, "tiny")
+    file = io.BytesIO()
+    Image.new("RGB", (200, 100), (45, 90, 215)).save(file, "PNG")
+    weak = run(engine, "tiny", request_for(width=128, height=128, steps=8, strength=0.3), init_image=file.getvalue())
+    assert isinstance(weak, Generated)
+    red, _, blue = mean_colour(weak.images[0].rgb, 128, (0, 0, 128, 128))
+    assert blue > 150 > red
+    steps: list[int] = []
+    command = Generate(model="tiny", request=request_for(steps=10, strength=0.5), init_image=file.getvalue())
+    engine.generate(command, threading.Event(), lambda step, total: steps.append(total))
+    assert steps == [5] * 5
