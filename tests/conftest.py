@@ -1,6 +1,6 @@
 """Shared by all tests: catalogs of fake models, and the embedded model's commands."""
 
-from collections.abc import Callable
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,11 @@ from imagegen.loaders import SPECS
 
 def fake_config(**models: dict[str, Any]) -> str:
     """A models.yaml of fake models; without any, one that is called `fake`."""
-    lines = ["models:"]
-    for model_id, fields in (models or {"fake": {}}).items():
-        lines.append(f"  {model_id}: {{name: {model_id}, type: fake, base_size: 64, steps: 4}}")
-        lines[-1] = lines[-1][:-1] + "".join(f", {key}: {value}" for key, value in fields.items()) + "}"
-    return "\n".join(lines) + "\n"
+    entries = {
+        model_id: {"name": model_id, "type": "fake", "base_size": 64, "steps": 4} | fields
+        for model_id, fields in (models or {"fake": {}}).items()
+    }
+    return json.dumps({"models": entries})  # which is YAML
 
 
 def fake_catalog(**models: dict[str, Any]) -> Catalog:
@@ -51,6 +51,3 @@ def request_for(prompt: str = "a red circle on a blue background", **changes: An
     """A small, complete request."""
     fields = {"width": 64, "height": 64, "steps": 4, "guidance_scale": 0.0, "seed": 7} | changes
     return GenerationRequest(prompt=prompt, **fields)
-
-
-MakeRequest = Callable[..., GenerationRequest]

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import structlog
@@ -24,7 +24,6 @@ from imagegen.gpu.protocol import EngineOptions
 from imagegen.models.manager import DynamicModelManager, Folders
 from imagegen.settings import Settings
 from imagegen.storage.images import ImageStore
-from imagegen.storage.lock import exclusive
 from imagegen.storage.tasks import TaskJournal
 from imagegen.tasks.admission import Limits
 from imagegen.tasks.manager import TaskManager
@@ -82,15 +81,15 @@ class Service:
     async def run(self) -> AsyncIterator[None]:
         """Serve from here to the end of the context, then drain."""
         async with AsyncExitStack() as stack:
-            stack.enter_context(exclusive(self._settings.data_dir))
             self._images.sweep()
             stack.callback(self._images.close)
             stack.push_async_callback(self._journal.close)
             stack.push_async_callback(self._executor.close)
             self._running = asyncio.create_task(self._run_tasks(), name="tasks")
             stack.push_async_callback(self._drain, self._running)
-            housekeeping = asyncio.create_task(self._keep_house(), name="housekeeping")
-            stack.push_async_callback(_cancel, housekeeping)
+            for chore in (self._evict_idle, self._expire):
+                housekeeping = asyncio.create_task(self._again_and_again(chore), name=chore.__name__)
+                stack.push_async_callback(_cancel, housekeeping)
             yield
 
     async def _run_tasks(self) -> None:
@@ -102,14 +101,19 @@ class Service:
                 log.critical("service_crashed", reason=repr(error), exc_info=error)
             raise
 
-    async def _keep_house(self) -> None:
-        """Ask, again and again, that idle models and expired tasks go."""
+    async def _again_and_again(self, chore: Callable[[], Awaitable[object]]) -> None:
         with suppress(Draining):
             while True:
                 await asyncio.sleep(self._settings.housekeeping_s)
-                await self._tasks.between_tasks(self._models.evict_idle)
-                if self._settings.retention_days:
-                    await self._tasks.expire(self._settings.retention_days)
+                await chore()
+
+    async def _evict_idle(self) -> None:
+        """Only asks: what is resident changes between two tasks."""
+        await self._tasks.between_tasks(self._models.evict_idle)
+
+    async def _expire(self) -> None:
+        if self._settings.retention_days:
+            await self._tasks.expire(self._settings.retention_days)
 
     async def _drain(self, running: asyncio.Task[None]) -> None:
         """The running task finishes in time, or goes back to the queue; at the worst its worker is killed."""

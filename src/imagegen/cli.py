@@ -28,10 +28,12 @@ from imagegen.settings import Settings
 from imagegen.storage.images import write_whole
 from imagegen.storage.png import encode_png
 from imagegen.tasks.admission import Limits, TaskDraft, admit
+from imagegen.tasks.inputs import check_picture
 
 # sysexits.h
 EX_DATAERR = 65
 EX_UNAVAILABLE = 69
+EX_CANTCREAT = 73
 EX_TEMPFAIL = 75
 EX_CONFIG = 78
 
@@ -95,6 +97,8 @@ def generate(
     """Make a picture here and now; no server is needed."""
     settings = _settings(config=config)
     catalog = _catalog(settings.config)
+    if not output.parent.is_dir():
+        _fail(f"cannot write {output}: there is no folder {output.parent}", EX_CANTCREAT)
     draft = TaskDraft(
         type=TaskType.IMAGE2IMAGE if image else TaskType.TEXT2IMAGE,
         model=model,
@@ -108,6 +112,8 @@ def generate(
     )
     limits = Limits(max_queue=1, max_batch_size=settings.max_batch_size, max_pixels=settings.max_pixels)
     try:
+        if draft.init_image is not None:
+            check_picture(draft.init_image, settings.max_input_pixels)
         chosen, request = admit(draft, catalog, limits, lambda: secrets.randbelow(MAX_SEED + 1))
     except ImagegenError as error:
         _fail(error.detail, EX_DATAERR)
@@ -142,8 +148,11 @@ def _render(
     if not isinstance(outcome, Generated):
         _fail(outcome.message if isinstance(outcome, Failed) else "stopped", EX_UNAVAILABLE)
     paths = _names(output, len(outcome.images))
-    for path, pixels in zip(paths, outcome.images, strict=True):
-        write_whole(path, encode_png(pixels.rgb, pixels.width, pixels.height))
+    try:
+        for path, pixels in zip(paths, outcome.images, strict=True):
+            write_whole(path, encode_png(pixels.rgb, pixels.width, pixels.height))
+    except OSError as error:
+        _fail(f"cannot write {output}: {error.strerror}", EX_CANTCREAT)
     return paths
 
 

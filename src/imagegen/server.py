@@ -10,6 +10,7 @@ import uvicorn
 from imagegen.app import Service, create_app
 from imagegen.catalog.catalog import Catalog
 from imagegen.settings import Settings
+from imagegen.storage.lock import exclusive
 
 log = structlog.get_logger(__name__)
 
@@ -49,7 +50,7 @@ class DrainingServer(uvicorn.Server):
 
 
 def serve(settings: Settings, catalog: Catalog) -> int:
-    """Run until a signal; the exit code."""
+    """Run until a signal; the exit code. Raises DataDirInUse."""
     app = create_app(settings, catalog)
     service: Service = app.state.service
     config = uvicorn.Config(
@@ -62,7 +63,8 @@ def serve(settings: Settings, catalog: Catalog) -> int:
         server_header=False,
     )
     server = DrainingServer(config, service)
-    server.run()
+    with exclusive(settings.data_dir):
+        server.run()
     if not server.started:
         return 1
     return EXIT_CRASHED if service.crashed else 0

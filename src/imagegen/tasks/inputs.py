@@ -1,0 +1,24 @@
+"""Input pictures: is this one that we take?"""
+
+import io
+
+from PIL import Image, UnidentifiedImageError
+
+from imagegen.core.errors import ImageTooLarge, InvalidImage
+
+#: Pillow opens 43 formats by default; these are the ones that callers send.
+FORMATS = ("PNG", "JPEG", "WEBP")
+
+
+def check_picture(data: bytes, max_pixels: int) -> None:
+    """Raises InvalidImage unless it is a whole, readable picture, ImageTooLarge if it has too many pixels."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            # The header first: half a megabyte of PNG can unfold to hundreds of megapixels.
+            if image.width * image.height > max_pixels:
+                raise ImageTooLarge(f"The image has more than {max_pixels} pixels.")
+            image.load()
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ImageTooLarge from None
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, EOFError):
+        raise InvalidImage from None

@@ -1,0 +1,154 @@
+"""The service as a whole: restart, drain, crash, files, documents."""
+
+import asyncio
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imagegen.core.errors import StorageFull
+from imagegen.storage.images import ImageStore
+from imagegen.storage.tasks import TaskJournal
+from tests.api.conftest import Client, Start
+
+SLOW = {"fake": {"step_seconds": 0.02}}
+
+
+async def test_draining_refuses_new_tasks_ends_streams_and_keeps_answering(start: Start) -> None:
+    async with start(models=SLOW) as client:
+        running = await client.submit(steps=20)
+        await client.until(running, "processing")
+        stream = asyncio.create_task(client.get(f"/task/{running}/events"))
+        await asyncio.sleep(0)
+        client.app.state.service.begin_drain()
+        answer = await client.post("/text2image", json={"prompt": "x"})
+        assert (answer.status_code, answer.json()["code"]) == (503, "draining")
+        assert int(answer.headers["retry-after"]) > 0
+        assert (await client.get("/readyz")).status_code == 503
+        assert (await client.get("/livez")).status_code == 200
+        assert (await client.get("/health")).json()["status"] == "draining"
+        assert (await client.post("/models/unload")).json()["code"] == "draining"
+        assert "completed" not in (await stream).text
+        assert (await client.until(running))["status"] == "completed"
+
+
+async def test_a_drain_that_is_short_of_time_puts_the_running_task_back(start: Start) -> None:
+    async with start(models=SLOW, drain_timeout_s=0.05) as client:
+        ids = [await client.submit(str(i), steps=50, seed=i) for i in range(3)]
+        await client.until(ids[0], "processing")
+    async with start(models=SLOW) as client:
+        done = [await client.until(task_id) for task_id in ids]
+    assert [(task["status"], task["attempt"]) for task in done] == [("completed", 1)] * 3
+    assert [task["images"][0]["seed"] for task in done] == [0, 1, 2]
+
+
+async def test_a_device_fault_in_thread_mode_ends_the_service_and_the_task_is_tried_once_more(start: Start) -> None:
+    models = {"fake": {"fault": "device_fault", "fault_prompt": "poison"}}
+    async with start(models=models) as client:
+        task_id = await client.submit("poison")
+        while not client.app.state.service.crashed:
+            await asyncio.sleep(0.01)
+        assert (await client.task(task_id))["status"] == "processing"
+    async with start(models=models) as client:
+        while not client.app.state.service.crashed:
+            await asyncio.sleep(0.01)
+    async with start(models=models) as client:
+        task = await client.until(task_id)
+        assert (task["status"], task["error_code"], task["attempt"]) == ("failed", "interrupted", 2)
+        assert not client.app.state.service.crashed
+
+
+async def test_a_full_disk_fails_the_task_and_not_the_service(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: ImageStore, name: str, pixels: Any) -> Any:
+        raise StorageFull
+
+    async with start() as client:
+        with monkeypatch.context() as patch:
+            patch.setattr(ImageStore, "_save", refuse)
+            failed = await client.until(await client.submit())
+            assert (failed["status"], failed["error_code"]) == ("failed", "storage_full")
+        assert (await client.until(await client.submit()))["status"] == "completed"
+
+
+async def test_what_the_journal_cannot_store_is_not_accepted(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(self: TaskJournal, *args: Any) -> Any:
+        raise StorageFull
+
+    async with start() as client:
+        with monkeypatch.context() as patch:
+            patch.setattr(TaskJournal, "insert", refuse)
+            answer = await client.post("/text2image", json={"prompt": "x"})
+            assert (answer.status_code, answer.json()["code"]) == (507, "storage_full")
+        assert (await client.get("/health")).json()["queue_size"] == 0
+        assert (await client.until(await client.submit()))["status"] == "completed"
+
+
+async def test_images_are_served_safely_and_nothing_else_is(client: Client, tmp_path: Path) -> None:
+    task = await client.until(await client.submit())
+    answer = await client.get(task["images"][0]["url"])
+    assert answer.headers["content-type"] == "image/png"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert "immutable" in answer.headers["cache-control"]
+    part = await client.get(task["images"][0]["url"], headers={"range": "bytes=0-7"})
+    assert (part.status_code, part.content) == (206, b"\x89PNG\r\n\x1a\n")
+
+    (tmp_path / "data" / "images" / "20260101").mkdir()
+    planted = tmp_path / "data" / "images" / "20260101" / ("0" * 36 + "-0.png")
+    planted.symlink_to(tmp_path / "data" / "imagegen.sqlite3")
+    for path in (
+        "/images/20260101/" + planted.name,
+        "/images/../imagegen.sqlite3",
+        "/images/%2e%2e/imagegen.sqlite3",
+        "/images/..%2fimagegen.sqlite3/x",
+        "/images/20260101/..%2f..%2fimagegen.sqlite3",
+    ):
+        answer = await client.get(path)
+        assert answer.status_code == 404, path
+        assert b"SQLite" not in answer.content
+
+
+async def test_a_bug_answers_500_without_its_text(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(self: TaskJournal) -> int:
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr(TaskJournal, "count", fail)
+    answer = await client.get("/health")
+    assert (answer.status_code, answer.json()["code"]) == (500, "internal_error")
+    assert "secret" not in answer.text
+
+
+async def test_every_operation_is_documented(client: Client) -> None:
+    document = (await client.get("/openapi.json")).json()
+    ids = []
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            where = f"{method} {path}"
+            ids.append(operation["operationId"])
+            assert operation["summary"], where
+            assert operation["description"], where
+            assert re.fullmatch(r"[a-z0-9_]{3,20}", operation["operationId"]), where
+            assert "HTTPValidationError" not in str(operation), where
+    assert len(ids) == len(set(ids))
+    for reference in re.findall(r"#/components/schemas/(\w+)", str(document)):
+        assert reference in document["components"]["schemas"]
+
+
+async def test_the_documented_examples_work(client: Client) -> None:
+    document = (await client.get("/openapi.json")).json()
+    for path in ("/text2image", "/image2image"):
+        reference = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+        (example,) = document["components"]["schemas"][reference.rsplit("/", 1)[1]]["examples"]
+        answer = await client.post(path, json=example | {"model": "fake"})
+        assert answer.status_code == 202, answer.text
+        assert (await client.until(answer.json()["task_id"]))["status"] == "completed"
+
+
+async def test_the_documentation_needs_no_other_host(client: Client) -> None:
+    page = (await client.get("/docs")).text
+    sources = re.findall(r'(?:src|href)="([^"]+)"', page)
+    assert sources
+    for source in sources:
+        assert source.startswith("/"), source
+        assert (await client.get(source)).status_code == 200

@@ -1,0 +1,119 @@
+"""The `imagegen` command, as it is typed."""
+
+import subprocess
+import sys
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.e2e.conftest import PATIENCE_S
+
+ROOT = Path(__file__).parents[2]
+
+
+def imagegen(
+    *arguments: str | Path, cwd: Path | None = None, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "imagegen", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, timeout=PATIENCE_S, check=False)
+
+
+def test_generate_makes_a_picture_without_a_server(tmp_path: Path) -> None:
+    out = tmp_path / "out.png"
+    done = imagegen("generate", "a red circle on a blue background", "-o", out, "--seed", 7)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{out}\n"
+    assert "8/8" in done.stderr
+    with Image.open(out) as image:
+        assert image.size == (128, 128)
+        red, _, blue = image.getpixel((64, 64))  # type: ignore[misc]
+    assert red > 150 > blue
+
+
+def test_generate_makes_a_batch_in_another_shape_from_a_picture(tmp_path: Path) -> None:
+    start = tmp_path / "start.png"
+    Image.new("RGB", (64, 64), "red").save(start)
+    done = imagegen(
+        "generate", "a star", "-o", tmp_path / "b.png", "-n", 2, "--aspect-ratio", "4:3", "--steps", 4, "--image", start
+    )
+    assert done.returncode == 0, done.stderr
+    for name in ("b-0.png", "b-1.png"):
+        with Image.open(tmp_path / name) as image:
+            assert image.size == (171, 128)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["generate", "x", "--model", "nope"], 65, "There is no such model; known: tiny"),
+        (["generate", "x", "--model", "flux.1-dev"], 69, "hf download black-forest-labs/FLUX.1-dev"),
+        (["generate", "x", "--image", "pyproject.toml"], 65, "not a readable PNG, JPEG or WebP"),
+        (["generate", "x", "--steps", "0"], 2, "--steps"),
+        (["generate", "x", "-o", "/nowhere/at/all.png"], 73, "cannot write"),
+        (["serve", "--config", "nowhere.yaml"], 78, "nowhere.yaml: cannot be read"),
+        (["serve", "--port", "99999"], 78, "port"),
+        (["config", "check", "nowhere.yaml"], 78, "nowhere.yaml: cannot be read"),
+        (["nonsense"], 2, "No such command"),
+    ],
+)
+def test_what_goes_wrong_is_said_in_words_with_an_exit_code(arguments: list[str], code: int, words: str) -> None:
+    done = imagegen(*arguments, cwd=ROOT)
+    assert done.returncode == code, done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_config_check_reports_every_problem_with_its_place(tmp_path: Path) -> None:
+    file = tmp_path / "models.yaml"
+    file.write_text("global:\n  auto_unload_minuts: 3\nmodels:\n  a:\n    name: A\n    type: fluxx\n")
+    done = imagegen("config", "check", file)
+    assert done.returncode == 78
+    assert done.stderr.splitlines() == [
+        f"{file}:2:3: unknown key 'auto_unload_minuts'; did you mean 'auto_unload_minutes'?",
+        f"{file}:6:5: unknown type 'fluxx'; did you mean 'flux'?; known: fake, flux",
+    ]
+    assert imagegen("serve", "--config", file).stderr == done.stderr
+
+
+def test_models_lists_what_is_configured_and_what_is_here() -> None:
+    done = imagegen("models")
+    assert done.returncode == 0
+    assert "tiny (default)" in done.stdout
+    assert "not here" in done.stdout
+
+
+def test_version_and_help() -> None:
+    assert imagegen("version").stdout.strip() == "0.1.0"
+    for command in ([], ["serve"], ["generate"], ["models"], ["config", "check"], ["version"]):
+        shown = imagegen(*command, "--help")
+        assert shown.returncode == 0
+        assert "Usage" in shown.stdout
+
+
+def test_the_wheel_works_the_same_in_another_folder(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True, timeout=PATIENCE_S)
+    (wheel,) = tmp_path.glob("*.whl")
+    site = tmp_path / "site"
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        archive.extractall(site)
+    assert not [name for name in names if name.startswith(("training", "tests", "bench"))]
+    assert "imagegen/builtin/models.yaml" in names
+    assert wheel.stat().st_size < 20 * 2**20
+    code = f"import sys; sys.path.insert(0, {str(site)!r}); import imagegen.cli as c; print(c.__file__); c.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "generate", "a red circle", "-o", "out.png"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(str(site))
+    with Image.open(tmp_path / "out.png") as image:
+        assert image.size == (128, 128)

@@ -1,0 +1,218 @@
+"""The service as its operators and callers meet it: a process, signals, a socket."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from PIL import Image
+
+from tests.conftest import fake_config
+from tests.e2e.conftest import PATIENCE_S, Server
+
+SEEDS = range(12)
+
+
+def colours(png: bytes) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The colours of the middle and of a corner."""
+    with Image.open(io.BytesIO(png)) as image:
+        middle = image.getpixel((image.width // 2, image.height // 2))
+        corner = image.getpixel((4, 4))
+    assert isinstance(middle, tuple)
+    assert isinstance(corner, tuple)
+    return middle, corner
+
+
+def test_a_picture_comes_the_real_way(tiny: Server) -> None:
+    task = tiny.until(tiny.submit(seed=7))
+    (red, _, blue), (red_outside, _, blue_outside) = colours(tiny.pictures(task)[0])
+    assert red > 150 > blue
+    assert blue_outside > 150 > red_outside
+
+
+def test_a_stream_of_events_can_be_followed_while_it_happens(tiny: Server) -> None:
+    task_id = tiny.submit(steps=30)
+    with tiny.http.stream("GET", f"/task/{task_id}/events") as stream:
+        assert stream.headers["content-type"].startswith("text/event-stream")
+        lines = [line for line in stream.iter_lines() if line.startswith("event: ")]
+    assert lines[0] == "event: queued"
+    assert lines.count("event: step") == 30
+    assert lines[-1] == "event: completed"
+
+
+def test_only_the_declared_port_listens(tiny: Server) -> None:
+    tiny.worker()
+    processes = [psutil.Process(tiny.process.pid), *psutil.Process(tiny.process.pid).children(recursive=True)]
+    listening = {
+        (c.laddr.ip, c.laddr.port)
+        for process in processes
+        for c in process.net_connections(kind="inet")
+        if c.status == psutil.CONN_LISTEN
+    }
+    assert listening == {(tiny.http.base_url.host, tiny.http.base_url.port)}
+
+
+def test_importing_the_app_does_not_import_torch() -> None:
+    code = "import sys, imagegen.server; sys.exit('torch' in sys.modules or 'diffusers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_same_seed_same_pixels_over_calls_worker_deaths_and_restarts(tiny: Server, tmp_path: Path) -> None:
+    reference = tiny.pictures(tiny.until(tiny.submit(seed=42)))
+    assert tiny.pictures(tiny.until(tiny.submit(seed=42))) == reference
+    tiny.worker().kill()
+    assert tiny.pictures(tiny.until(tiny.submit(seed=42))) == reference
+    for isolation in ("process", "thread"):
+        with Server(tmp_path / isolation, IMAGEGEN_ISOLATION=isolation) as server:
+            assert server.pictures(server.until(server.submit(seed=42))) == reference
+
+
+def test_a_worker_that_is_killed_costs_no_task(tiny: Server) -> None:
+    ids = [tiny.submit(seed=1, steps=150), tiny.submit(seed=2)]
+    tiny.until(ids[0], "processing")
+    tiny.worker().kill()
+    first, second = (tiny.until(task_id) for task_id in ids)
+    assert (first["status"], first["attempt"]) == ("completed", 2)
+    assert (second["status"], second["attempt"]) == ("completed", 1)
+
+
+def test_twelve_tasks_survive_kill_9_with_the_same_pixels(tiny: Server, tmp_path: Path) -> None:
+    expected = [tiny.pictures(tiny.until(task_id)) for task_id in [tiny.submit(seed=seed) for seed in SEEDS]]
+    with Server(tmp_path) as server:
+        ids = [server.submit(seed=seed) for seed in SEEDS]
+        server.until(ids[1], "processing", "completed")
+        worker = server.worker()
+        server.kill()
+    psutil.wait_procs([worker], PATIENCE_S)
+    assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
+    with Server(tmp_path) as server:
+        done = [server.until(task_id) for task_id in ids]
+        assert [task["status"] for task in done] == ["completed"] * 12
+        assert [server.pictures(task) for task in done] == expected
+        assert server.http.get("/tasks").json()["total"] == 12
+
+
+def test_a_poisonous_task_fails_alone(tmp_path: Path, fake_yaml: Path) -> None:
+    with Server(tmp_path / "data", fake_yaml) as server:
+        prompts = ["fine", "fine", "poison", "fine", "fine"]
+        done = [server.until(task_id) for task_id in [server.submit(prompt, model="fake") for prompt in prompts]]
+    assert [task["status"] for task in done] == ["completed", "completed", "failed", "completed", "completed"]
+    assert (done[2]["error_code"], done[2]["attempt"]) == ("worker_crashed", 2)
+    assert "SIGABRT" in done[2]["error_message"]
+
+
+def test_sigterm_finishes_what_runs_keeps_what_waits_and_exits_0(tmp_path: Path, fake_yaml: Path) -> None:
+    with Server(tmp_path / "data", fake_yaml) as server:
+        ids = [server.submit(steps=20) for _ in range(4)]
+        server.until(ids[0], "processing")
+        with server.http.stream("GET", f"/task/{ids[3]}/events") as stream:
+            server.process.send_signal(signal.SIGTERM)
+            began = time.monotonic()
+            assert "completed" not in stream.read().decode()  # the stream ends at once, cleanly
+            streamed = time.monotonic() - began
+        assert server.process.wait(PATIENCE_S) == 0
+        assert streamed < time.monotonic() - began + 1
+    with Server(tmp_path / "data", fake_yaml) as server:
+        assert server.task(ids[0])["status"] == "completed"
+        done = [server.until(task_id) for task_id in ids]
+        assert [(task["status"], task["attempt"]) for task in done] == [("completed", 1)] * 4
+
+
+def test_sigterm_does_not_wait_for_a_hanging_load(tmp_path: Path) -> None:
+    config = tmp_path / "models.yaml"
+    config.write_text(fake_config(fake={"load_seconds": 3600}))
+    with Server(tmp_path / "data", config, IMAGEGEN_DRAIN_TIMEOUT_S="0.1") as server:
+        task_id = server.submit()
+        server.until(task_id, "processing")
+        assert server.terminate() == 0
+    with Server(tmp_path / "data", config) as server:
+        assert server.task(task_id)["status"] in ("pending", "processing")
+
+
+def test_a_broken_device_in_thread_mode_exits_70_and_the_journal_brings_the_task_back(tmp_path: Path) -> None:
+    config = tmp_path / "models.yaml"
+    config.write_text(fake_config(fake={"fault": "device_fault", "fault_prompt": "poison"}))
+    with Server(tmp_path / "data", config, IMAGEGEN_ISOLATION="thread") as server:
+        ids = [server.submit("poison"), server.submit("fine")]
+        assert server.process.wait(PATIENCE_S) == 70
+    config.write_text(fake_config())
+    with Server(tmp_path / "data", config, IMAGEGEN_ISOLATION="thread") as server:
+        done = [server.until(task_id) for task_id in ids]
+        assert [(task["status"], task["attempt"]) for task in done] == [("completed", 2), ("completed", 1)]
+
+
+def test_a_second_instance_on_the_same_data_exits_75_and_a_killed_one_lets_go(tmp_path: Path, fake_yaml: Path) -> None:
+    command = [sys.executable, "-m", "imagegen", "serve", "--port", "0", "--data-dir", str(tmp_path / "data")]
+    with Server(tmp_path / "data", fake_yaml) as server:
+        second = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+        assert second.returncode == 75
+        assert str(server.process.pid) in second.stderr
+        assert "Traceback" not in second.stderr
+        server.kill()
+    with Server(tmp_path / "data", fake_yaml) as third:
+        assert third.http.get("/livez").status_code == 200
+
+
+def test_a_half_written_picture_of_a_killed_run_is_swept_away(tmp_path: Path, fake_yaml: Path) -> None:
+    part = tmp_path / "data" / "images" / "20260101" / "x.png.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"half")
+    with Server(tmp_path / "data", fake_yaml):
+        assert not part.exists()
+
+
+@pytest.mark.parametrize("body", [b'{"prompt":"x"', b"\x00" * 100])
+def test_the_service_lives_on_after_nonsense_on_the_socket(tiny: Server, body: bytes) -> None:
+    for content_type in ("application/json", "multipart/form-data; boundary=x", "text/plain"):
+        answer = tiny.http.post("/text2image", content=body, headers={"content-type": content_type})
+        assert 400 <= answer.status_code < 500
+    assert tiny.http.get("/livez").status_code == 200
+
+
+def test_a_port_that_is_taken_is_one_clear_line(tiny: Server, tmp_path: Path) -> None:
+    port = str(tiny.http.base_url.port)
+    command = [sys.executable, "-m", "imagegen", "serve", "--port", port, "--data-dir", str(tmp_path)]
+    taken = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    assert taken.returncode != 0
+    assert "in use" in taken.stderr
+    assert "Traceback" not in taken.stderr
+
+
+def test_secrets_of_the_environment_appear_nowhere(tmp_path: Path, fake_yaml: Path) -> None:
+    secret = "hf_canarycanarycanarycanary"
+    with Server(tmp_path / "data", fake_yaml, HF_TOKEN=secret) as server:
+        server.until(server.submit())
+        environment = server.worker().environ()
+        server.until(server.submit("poison"))
+        said = [server.http.get(path).text for path in ("/health", "/models/fake", "/tasks", "/openapi.json")]
+        server.terminate()
+        assert server.process.stderr is not None
+        said.append(server.process.stderr.read())
+    assert secret not in "".join(said)
+    assert secret not in environment.values()
+
+
+def test_httpx_is_enough_as_a_client(tiny: Server) -> None:
+    """The README's Python example, as a stranger writes it."""
+    with httpx.Client(base_url=tiny.http.base_url, timeout=PATIENCE_S) as http:
+        task = http.post("/text2image", json={"prompt": "a yellow star on a purple background"}).json()
+        with http.stream("GET", task["links"]["events"]) as events:
+            for _ in events.iter_lines():
+                pass
+        image = http.get(task["links"]["self"]).json()["images"][0]
+        assert http.get(image["url"]).content.startswith(b"\x89PNG")
+
+
+def test_the_process_leaves_nothing_behind(tmp_path: Path, fake_yaml: Path) -> None:
+    with Server(tmp_path / "data", fake_yaml) as server:
+        server.until(server.submit())
+        worker = server.worker()
+        assert server.terminate() == 0
+    assert not worker.is_running()
+    assert sorted(os.listdir(tmp_path / "data")) == ["imagegen.sqlite3", "images", "lock"]
