@@ -1,100 +1,12 @@
-"""A real server process, spoken to over a real socket."""
+"""Servers for the tests of this folder."""
 
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
 
-import httpx
-import psutil
 import pytest
 
 from tests.conftest import fake_config
-
-#: How long any one thing may take here, in seconds; these machines are slow and shared.
-PATIENCE_S = 120
-
-
-class Server:
-    """`imagegen serve` in a process group of its own."""
-
-    def __init__(self, data_dir: Path, config: Path | None = None, **environment: str) -> None:
-        command = [sys.executable, "-m", "imagegen", "serve", "--port", "0", "--data-dir", str(data_dir)]
-        if config is not None:
-            command += ["--config", str(config)]
-        self.log: list[dict[str, Any]] = []
-        self.process = subprocess.Popen(
-            command,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            env=os.environ | {"IMAGEGEN_DEVICE": "cpu"} | environment,
-        )
-        self.http = httpx.Client(base_url=self._address(), timeout=PATIENCE_S)
-
-    def _address(self) -> str:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.log.append(json.loads(line))
-            if self.log[-1]["event"] == "listening":
-                return str(self.log[-1]["address"])
-        raise AssertionError(f"the server did not start: {self.log}")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.http.close()
-        if self.process.poll() is None:
-            self.kill()
-        assert self.process.stderr is not None
-        self.process.stderr.close()
-
-    def submit(self, prompt: str = "a red circle on a blue background", **fields: Any) -> str:
-        answer = self.http.post("/text2image", json={"prompt": prompt, **fields})
-        assert answer.status_code == 202, answer.text
-        return str(answer.json()["task_id"])
-
-    def task(self, task_id: str) -> dict[str, Any]:
-        return dict(self.http.get(f"/task/{task_id}").raise_for_status().json())
-
-    def until(self, task_id: str, *statuses: str) -> dict[str, Any]:
-        """Poll until the task has one of the statuses (default: until it has ended)."""
-        deadline = time.monotonic() + PATIENCE_S
-        while time.monotonic() < deadline:
-            task = self.task(task_id)
-            if task["status"] in (statuses or ("completed", "failed", "cancelled")):
-                return task
-            time.sleep(0.02)
-        raise AssertionError(f"still {task['status']}")
-
-    def pictures(self, task: dict[str, Any]) -> list[bytes]:
-        return [self.http.get(image["url"]).raise_for_status().content for image in task["images"]]
-
-    def worker(self) -> psutil.Process:
-        """The process that holds the models."""
-        deadline = time.monotonic() + PATIENCE_S
-        while time.monotonic() < deadline:
-            children = psutil.Process(self.process.pid).children()
-            if children:
-                return children[0]
-            time.sleep(0.02)
-        raise AssertionError("there is no worker")
-
-    def terminate(self) -> int:
-        """SIGTERM; the exit code."""
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(PATIENCE_S)
-
-    def kill(self) -> None:
-        """kill -9 for the whole process group."""
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait(PATIENCE_S)
+from tests.server import Server
 
 
 @pytest.fixture

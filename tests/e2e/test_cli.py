@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.e2e.conftest import PATIENCE_S
+from tests.server import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
 

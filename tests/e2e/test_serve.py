@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import fake_config
-from tests.e2e.conftest import PATIENCE_S, Server
+from tests.server import PATIENCE_S, Server
 
 SEEDS = range(12)
 

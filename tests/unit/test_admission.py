@@ -1,0 +1,232 @@
+"""What a request becomes before it is accepted: complete, bounded, and told why not if not."""
+
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imagegen.catalog.catalog import Catalog, GlobalSettings, ModelSpec
+from imagegen.core.errors import InvalidRequest, ModelNotFound, SizeTooLarge, UnsupportedCapability
+from imagegen.core.sizes import AspectRatio
+from imagegen.core.task import MAX_SEED, GenerationRequest, TaskType
+from imagegen.loaders.fake import FakeSpec
+from imagegen.loaders.flux import FluxSpec
+from imagegen.tasks.admission import Limits, TaskDraft, admit
+
+LIMITS = Limits(max_queue=10, max_batch_size=4, max_pixels=2048 * 2048)
+
+
+def fake(**fields: Any) -> FakeSpec:
+    return FakeSpec.model_validate({"name": "A", "type": "fake", **fields})
+
+
+def catalog(default: str | None = None, **models: ModelSpec) -> Catalog:
+    return Catalog(settings=GlobalSettings(default_model=default), models=models or {"a": fake()})
+
+
+def draft(**fields: Any) -> TaskDraft:
+    return TaskDraft.model_validate({"type": TaskType.TEXT2IMAGE, "prompt": "a cat", **fields})
+
+
+def no_seed() -> NoReturn:
+    raise AssertionError("a seed was drawn though one was given")
+
+
+def admitted(
+    asked: TaskDraft,
+    models: Catalog | None = None,
+    *,
+    limits: Limits = LIMITS,
+    new_seed: Callable[[], int] = lambda: 99,
+) -> tuple[str, GenerationRequest]:
+    return admit(asked, models or catalog(), limits, new_seed)
+
+
+def request(asked: TaskDraft, models: Catalog | None = None) -> GenerationRequest:
+    return admitted(asked, models)[1]
+
+
+# -- defaults ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_left_out_is_as_the_model_likes_it() -> None:
+    models = catalog(a=fake(steps=12, guidance_scale=1.5, base_size=512))
+    assert request(draft(), models) == GenerationRequest(
+        prompt="a cat", width=512, height=512, steps=12, guidance_scale=1.5, seed=99
+    )
+
+
+def test_what_is_said_goes_before_what_the_model_likes() -> None:
+    asked = draft(steps=3, guidance_scale=7.5, seed=11, width=100, height=60, batch_size=2)
+    assert request(asked, catalog(a=fake(steps=12, guidance_scale=1.5))) == GenerationRequest(
+        prompt="a cat", width=100, height=60, steps=3, guidance_scale=7.5, seed=11, batch_size=2
+    )
+
+
+def test_zero_is_something_that_was_said() -> None:
+    asked = draft(seed=0, guidance_scale=0)
+    complete = admitted(asked, catalog(a=fake(guidance_scale=3.5)), new_seed=no_seed)[1]
+    assert (complete.seed, complete.guidance_scale) == (0, 0)
+
+
+def test_no_seed_is_drawn_where_one_was_given() -> None:
+    assert admitted(draft(seed=5), new_seed=no_seed)[1].seed == 5
+
+
+def test_a_request_that_names_no_model_goes_to_the_default_one() -> None:
+    assert admitted(draft(), catalog("b", a=fake(), b=fake()))[0] == "b"
+    assert admitted(draft(), catalog(None, a=fake(), b=fake()))[0] == "a"
+
+
+def test_the_strength_of_an_image_to_image_request_is_kept() -> None:
+    assert request(draft(type=TaskType.IMAGE2IMAGE, strength=0.35)).strength == 0.35
+
+
+# -- sizes -------------------------------------------------------------------------------------------------------------
+
+SIZES: dict[int, dict[AspectRatio, tuple[int, int]]] = {
+    768: {
+        "1:1": (768, 768),
+        "16:9": (1365, 768),
+        "9:16": (768, 1365),
+        "4:3": (1024, 768),
+        "3:4": (768, 1024),
+        "21:9": (1792, 768),
+        "9:21": (768, 1792),
+    },
+    1024: {
+        "1:1": (1024, 1024),
+        "16:9": (1820, 1024),
+        "9:16": (1024, 1820),
+        "4:3": (1365, 1024),
+        "3:4": (1024, 1365),
+        "21:9": (2389, 1024),
+        "9:21": (1024, 2389),
+    },
+    128: {
+        "1:1": (128, 128),
+        "16:9": (228, 128),
+        "9:16": (128, 228),
+        "4:3": (171, 128),
+        "3:4": (128, 171),
+        "21:9": (299, 128),
+        "9:21": (128, 299),
+    },
+}
+
+
+@pytest.mark.parametrize("base", SIZES)
+def test_a_ratio_gives_exactly_the_size_of_the_table_scaled_to_the_models_base(base: int) -> None:
+    models = catalog(a=fake(base_size=base))
+    assert {ratio: request(draft(aspect_ratio=ratio), models).size for ratio in SIZES[base]} == SIZES[base]
+
+
+def test_width_and_height_go_before_the_ratio() -> None:
+    assert request(draft(width=300, height=200, aspect_ratio="9:16")).size == (300, 200)
+
+
+@pytest.mark.parametrize("fields", [{"width": 64}, {"height": 64}])
+def test_width_and_height_go_together(fields: dict[str, int]) -> None:
+    with pytest.raises(InvalidRequest, match="width and height"):
+        admitted(draft(**fields))
+
+
+# -- limits ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_picture_may_have_as_many_pixels_as_the_limit_says_and_not_one_more() -> None:
+    limits = LIMITS.evolve(max_pixels=6400)
+    assert admitted(draft(width=80, height=80), limits=limits)[1].size == (80, 80)
+    with pytest.raises(SizeTooLarge, match="81x80 is more than 6400 pixels"):
+        admitted(draft(width=81, height=80), limits=limits)
+
+
+def test_the_limit_holds_for_ratios_too() -> None:
+    with pytest.raises(SizeTooLarge):
+        admitted(draft(aspect_ratio="21:9"), catalog(a=fake(base_size=2048)))
+
+
+@pytest.mark.parametrize("batch_size", [5, 10**9])
+def test_a_batch_over_the_limit_is_refused_with_the_limit(batch_size: int) -> None:
+    with pytest.raises(InvalidRequest, match="at most 4 pictures"):
+        admitted(draft(batch_size=batch_size))
+
+
+def test_a_batch_at_the_limit_is_accepted() -> None:
+    assert request(draft(batch_size=4)).batch_size == 4
+
+
+# -- models ------------------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_model_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(ModelNotFound, match="known: b, a"):
+        admitted(draft(model="c"), catalog(b=fake(), a=fake()))
+
+
+@pytest.mark.parametrize(
+    ("kind", "lacking"), [(TaskType.TEXT2IMAGE, "supports_text2img"), (TaskType.IMAGE2IMAGE, "supports_img2img")]
+)
+def test_what_a_model_cannot_do_is_answered_with_those_that_can(kind: TaskType, lacking: str) -> None:
+    models = catalog(a=fake(**{lacking: False}), b=fake(), c=fake(**{lacking: False}), d=fake())
+    with pytest.raises(UnsupportedCapability, match=rf"'a' cannot do {kind}; these can: b, d\."):
+        admitted(draft(type=kind, model="a"), models)
+    assert admitted(draft(type=kind, model="b"), models)[0] == "b"
+
+
+def test_where_no_model_can_that_is_said() -> None:
+    with pytest.raises(UnsupportedCapability, match="these can: none"):
+        admitted(draft(type=TaskType.IMAGE2IMAGE), catalog(a=fake(supports_img2img=False)))
+
+
+def test_a_negative_prompt_is_not_silently_ignored() -> None:
+    with pytest.raises(UnsupportedCapability, match="takes no negative_prompt"):
+        admitted(draft(negative_prompt="blurry"))
+
+
+def test_an_empty_negative_prompt_asks_for_nothing() -> None:
+    assert not request(draft(negative_prompt="")).negative_prompt
+
+
+def test_a_lora_is_kept_where_the_model_takes_one_and_refused_elsewhere() -> None:
+    asked = draft(lora_weights_path="ink.safetensors", lora_scale=0.4)
+    lora = request(asked, catalog(a=FluxSpec(name="A", type="flux"))).lora
+    assert lora is not None
+    assert (lora.path, lora.scale) == ("ink.safetensors", 0.4)
+    with pytest.raises(UnsupportedCapability, match="takes no LoRA"):
+        admitted(asked)
+
+
+# -- seeds -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_seeds_of_a_batch_wrap_at_the_largest() -> None:
+    assert request(draft(seed=MAX_SEED - 1, batch_size=4)).seeds == (MAX_SEED - 1, MAX_SEED, 0, 1)
+
+
+# -- anything ----------------------------------------------------------------------------------------------------------
+
+MAYBE_SIDES = st.none() | st.integers(16, 8192)
+
+
+@given(
+    width=MAYBE_SIDES,
+    height=MAYBE_SIDES,
+    batch_size=st.integers(1, 64),
+    steps=st.none() | st.integers(1, 200),
+    seed=st.none() | st.integers(0, MAX_SEED),
+    model=st.sampled_from([None, "a", "b", "c"]),
+    kind=st.sampled_from(TaskType),
+)
+def test_what_is_accepted_is_complete_and_within_all_limits(kind: TaskType, **fields: Any) -> None:
+    models = catalog(a=fake(), b=fake(supports_img2img=False))
+    try:
+        model, complete = admitted(draft(type=kind, **fields), models)
+    except (InvalidRequest, SizeTooLarge, ModelNotFound, UnsupportedCapability):
+        return
+    assert model in models.models
+    assert complete.size.pixels <= LIMITS.max_pixels
+    assert complete.batch_size <= LIMITS.max_batch_size
+    assert all(0 <= each <= MAX_SEED for each in complete.seeds)

@@ -1,0 +1,180 @@
+"""The Catalog: what it promises to everyone who reads it."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
+
+from imagegen.catalog.catalog import RESERVED_IDS, Catalog, GlobalSettings, HubSource, ModelId, ModelSpec
+from imagegen.core.errors import ModelNotFound
+from imagegen.loaders import FAMILIES, SPECS
+from imagegen.loaders.fake import FakeSpec
+
+MODEL_ID: TypeAdapter[str] = TypeAdapter(ModelId)
+HUB_SOURCE: TypeAdapter[str] = TypeAdapter(HubSource)
+
+
+def spec(**fields: Any) -> FakeSpec:
+    return FakeSpec.model_validate({"name": "A", "type": "fake", **fields})
+
+
+def catalog(settings: dict[str, Any] | None = None, **models: ModelSpec) -> Catalog:
+    return Catalog(settings=GlobalSettings.model_validate(settings or {}), models=models)
+
+
+# -- defaults ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_first_entry_is_the_default_model() -> None:
+    assert catalog(b=spec(), a=spec()).default_model == "b"
+
+
+def test_default_model_names_another_one() -> None:
+    assert catalog({"default_model": "a"}, b=spec(), a=spec()).default_model == "a"
+
+
+def test_a_model_that_says_nothing_is_made_for_768_pixels() -> None:
+    assert spec().base_size == 768
+
+
+def test_a_model_leaves_after_half_an_hour_unless_someone_says_otherwise() -> None:
+    assert catalog(a=spec()).idle_minutes("a") == 30
+
+
+def test_the_brief_lets_a_model_do_both_unless_its_entry_says_otherwise() -> None:
+    assert spec().supports_text2img
+    assert spec().supports_img2img
+
+
+# -- idle minutes ------------------------------------------------------------------------------------------------------
+
+
+def test_a_models_own_minutes_go_before_the_global_ones() -> None:
+    both = catalog({"auto_unload_minutes": 5}, a=spec(auto_unload_minutes=90), b=spec())
+    assert (both.idle_minutes("a"), both.idle_minutes("b")) == (90, 5)
+
+
+def test_a_model_can_stay_for_ever_while_others_leave() -> None:
+    assert catalog({"auto_unload_minutes": 5}, a=spec(auto_unload_minutes=0)).idle_minutes("a") == 0
+
+
+# -- looking up --------------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_model_is_not_found() -> None:
+    with pytest.raises(ModelNotFound):
+        catalog(a=spec()).model("b")
+
+
+def test_the_order_of_the_file_is_kept() -> None:
+    assert list(catalog(z=spec(), a=spec(), m=spec()).models) == ["z", "a", "m"]
+
+
+# -- frozen ------------------------------------------------------------------------------------------------------------
+
+
+def test_nobody_can_change_a_catalog() -> None:
+    read = catalog(a=spec())
+    with pytest.raises(TypeError):
+        read.models["b"] = spec()  # type: ignore[index]
+    with pytest.raises(ValidationError):
+        read.models["a"].steps = 3  # type: ignore[misc]
+    with pytest.raises(ValidationError):
+        read.settings.auto_unload_minutes = 3  # type: ignore[misc]
+
+
+def test_a_catalog_does_not_follow_the_mapping_it_was_made_from() -> None:
+    models: dict[str, ModelSpec] = {"a": spec()}
+    read = Catalog(settings=GlobalSettings(), models=models)
+    models["b"] = spec()
+    assert list(read.models) == ["a"]
+
+
+# -- ids and sources ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model_id", ["a", "flux.1-schnell", "SD_3.5", "0", "x" * 64])
+def test_ids_are_names_that_fit_a_url_and_a_file_name(model_id: str) -> None:
+    assert MODEL_ID.validate_python(model_id) == model_id
+
+
+@pytest.mark.parametrize("model_id", ["", ".", "..", "-a", ".a", "a b", "a/b", "a\n", "ä", "%2e", "x" * 65, "a\0"])
+def test_what_could_mean_something_in_a_path_is_no_id(model_id: str) -> None:
+    with pytest.raises(ValidationError):
+        MODEL_ID.validate_python(model_id)
+
+
+@given(st.text(max_size=70))
+def test_an_id_never_leaves_its_folder(text: str) -> None:
+    try:
+        MODEL_ID.validate_python(text)
+    except ValidationError:
+        return
+    assert text not in (".", "..")
+    assert not set(text) & set("/\\\0\n%")
+
+
+def test_words_of_the_url_space_are_reserved() -> None:
+    assert {"current", "unload"} <= RESERVED_IDS
+
+
+@pytest.mark.parametrize("source", ["org/name", "org/name@main", "black-forest-labs/FLUX.1-dev@0ef5fff7"])
+def test_a_hub_source_is_an_organisation_and_a_name(source: str) -> None:
+    assert HUB_SOURCE.validate_python(source) == source
+
+
+@pytest.mark.parametrize(
+    "source", ["name", "https://example.org/a", "../etc/passwd", "/etc/passwd", "a/b/c", "a/b@", "a/b\n", "a/../b", ""]
+)
+def test_a_hub_source_is_no_url_and_no_path(source: str) -> None:
+    with pytest.raises(ValidationError):
+        HUB_SOURCE.validate_python(source)
+
+
+# -- what an entry may say ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"steps": 0},
+        {"steps": 201},
+        {"base_size": 63},
+        {"base_size": 2049},
+        {"guidance_scale": -0.1},
+        {"guidance_scale": float("nan")},
+        {"auto_unload_minutes": -1},
+        {"auto_unload_minutes": float("inf")},
+        {"torch_dtype": "float8"},
+        {"memory_usage": "huge"},
+        {"name": ""},
+        {"local_path": ""},
+        {"custom_pipeline": "evil"},
+        {"trust_remote_code": True},
+    ],
+)
+def test_an_entry_is_refused_for_what_is_out_of_bounds_or_unknown(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        spec(**fields)
+
+
+@pytest.mark.parametrize("fraction", [0, -0.5, 1.01, float("nan")])
+def test_the_share_of_the_device_is_above_zero_and_at_most_one(fraction: float) -> None:
+    with pytest.raises(ValidationError):
+        GlobalSettings(gpu_memory_fraction=fraction)
+
+
+def test_the_pipeline_of_a_flux_model_is_not_a_free_choice() -> None:
+    flux = {"name": "A", "type": "flux"}
+    assert SPECS["flux"].model_validate(flux).pipeline_class == "FluxPipeline"
+    with pytest.raises(ValidationError):
+        SPECS["flux"].model_validate({**flux, "pipeline_class": "utils"})
+
+
+def test_every_family_reads_back_what_it_dumps() -> None:
+    # An entry crosses to the worker as its dump.
+    for word, family in FAMILIES.items():
+        entry = family.spec.model_validate({"name": "A", "type": word, "huggingface_path": "org/name"})
+        assert family.spec.model_validate(entry.model_dump(mode="json")) == entry

@@ -1,0 +1,312 @@
+"""The EventBus: everyone hears everything once, in order; nobody can slow it down or make it grow."""
+
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from imagegen.core.events import (
+    EventBus,
+    ModelLoading,
+    Published,
+    Subscription,
+    TaskCancelled,
+    TaskCompleted,
+    TaskEvent,
+    TaskFailed,
+    TaskLoading,
+    TaskQueued,
+    TaskStarted,
+    TaskStep,
+)
+
+
+def step(number: int, task_id: str = "a") -> TaskStep:
+    return TaskStep(task_id=task_id, step=number, total=1000)
+
+
+def publish_steps(bus: EventBus, numbers: range, task_id: str = "a") -> None:
+    for number in numbers:
+        bus.publish(step(number, task_id))
+
+
+async def heard(subscription: Subscription) -> list[Published]:
+    """All that a listener hears until its end; a listener that is never ended fails the test by its timeout."""
+    return [published async for published in subscription]
+
+
+def steps(events: list[Published]) -> list[int]:
+    return [published.event.step for published in events if isinstance(published.event, TaskStep)]
+
+
+# -- order -------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_listener_hears_every_event_in_order() -> None:
+    bus = EventBus(1)
+    with bus.subscribe() as subscription:
+        publish_steps(bus, range(10))
+        bus.close()
+        assert steps(await heard(subscription)) == list(range(10))
+
+
+async def test_ids_grow_and_are_the_same_for_all_listeners() -> None:
+    bus = EventBus(1_000_000)
+    with bus.subscribe() as everything, bus.subscribe("a") as one:
+        publish_steps(bus, range(5))
+        bus.close()
+        all_events, one_tasks = await heard(everything), await heard(one)
+    ids = [published.id for published in all_events]
+    assert ids == sorted(set(ids))
+    assert min(ids) >= 1_000_000
+    assert one_tasks == all_events
+
+
+def test_the_last_id_is_that_of_the_last_event() -> None:
+    bus = EventBus(50)
+    publish_steps(bus, range(3))
+    assert bus.last_id == bus.history("a")[-1].id
+
+
+def test_the_last_id_is_below_every_id_to_come() -> None:
+    bus = EventBus(50)
+    before = bus.last_id
+    bus.publish(step(1))
+    assert before < bus.history("a")[0].id
+
+
+async def test_a_listener_that_waits_is_woken() -> None:
+    bus = EventBus(1)
+    with bus.subscribe("a") as subscription:
+        listening = asyncio.create_task(heard(subscription))
+        await asyncio.sleep(0)
+        bus.publish(step(1))
+        bus.close()
+        assert steps(await listening) == [1]
+
+
+# -- topics ------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_tasks_listener_hears_of_that_task_only() -> None:
+    bus = EventBus(1)
+    with bus.subscribe("a") as subscription:
+        publish_steps(bus, range(3), "b")
+        bus.publish(ModelLoading(model="m"))
+        bus.publish(step(7, "a"))
+        bus.close()
+        assert steps(await heard(subscription)) == [7]
+
+
+async def test_whoever_asks_for_everything_hears_of_models_too() -> None:
+    bus = EventBus(1)
+    with bus.subscribe() as subscription:
+        bus.publish(step(1, "a"))
+        bus.publish(ModelLoading(model="m"))
+        bus.close()
+        assert [type(each.event) for each in await heard(subscription)] == [TaskStep, ModelLoading]
+
+
+# -- late listeners ----------------------------------------------------------------------------------------------------
+
+
+async def test_a_late_listener_hears_what_was_before_and_what_comes_without_a_gap() -> None:
+    bus = EventBus(1)
+    publish_steps(bus, range(5))
+    with bus.subscribe("a") as subscription:
+        publish_steps(bus, range(5, 10))
+        bus.close()
+        assert steps(await heard(subscription)) == list(range(10))
+
+
+async def test_a_returning_listener_hears_only_what_came_after_its_last_event() -> None:
+    bus = EventBus(1)
+    publish_steps(bus, range(5))
+    last_heard = bus.history("a")[2].id
+    with bus.subscribe("a", after=last_heard) as subscription:
+        bus.close()
+        assert steps(await heard(subscription)) == [3, 4]
+
+
+def test_the_history_is_that_of_one_task() -> None:
+    bus = EventBus(1)
+    bus.publish(step(1, "a"))
+    bus.publish(step(2, "b"))
+    assert steps(bus.history("b")) == [2]
+    assert bus.history("unknown") == []
+
+
+def test_a_history_that_was_given_out_does_not_change() -> None:
+    bus = EventBus(1)
+    bus.publish(step(1))
+    given_out = bus.history("a")
+    bus.publish(step(2))
+    assert steps(given_out) == [1]
+
+
+async def test_a_listener_of_everything_begins_now() -> None:
+    bus = EventBus(1)
+    publish_steps(bus, range(5))
+    with bus.subscribe() as subscription:
+        bus.close()
+        assert await heard(subscription) == []
+
+
+async def test_a_long_past_does_not_make_a_late_listener_a_slow_one() -> None:
+    bus = EventBus(1, kept_events=8, backlog=8)
+    publish_steps(bus, range(8))
+    with bus.subscribe("a") as subscription:
+        bus.publish(step(8))
+        bus.close()
+        assert steps(await heard(subscription)) == list(range(9))
+
+
+# -- slow listeners ----------------------------------------------------------------------------------------------------
+
+
+async def test_a_slow_listener_is_ended_and_hears_a_part_without_gaps() -> None:
+    bus = EventBus(1, backlog=4)
+    with bus.subscribe() as slow:
+        publish_steps(bus, range(100))
+        assert steps(await heard(slow)) == [0, 1, 2, 3]
+
+
+async def test_a_slow_listener_costs_the_others_nothing() -> None:
+    bus = EventBus(1, backlog=4)
+    with bus.subscribe() as slow, bus.subscribe() as quick:
+        received: list[int] = []
+        listening = asyncio.create_task(_collect(quick, received))
+        for number in range(20):
+            bus.publish(step(number))
+            await asyncio.sleep(0)
+        bus.close()
+        await listening
+        assert received == list(range(20))
+        assert steps(await heard(slow)) == [0, 1, 2, 3]
+
+
+async def _collect(subscription: Subscription, into: list[int]) -> None:
+    async for published in subscription:
+        into += steps([published])
+
+
+async def test_a_listener_that_was_ended_stays_ended() -> None:
+    bus = EventBus(1, backlog=2)
+    with bus.subscribe() as slow:
+        publish_steps(bus, range(3))
+        assert steps(await heard(slow)) == [0, 1]
+        bus.publish(step(3))
+        bus.close()
+
+
+async def test_an_ended_listener_loses_nothing_by_coming_back() -> None:
+    bus = EventBus(1, backlog=4)
+    told: list[Published] = []
+    with bus.subscribe("a") as slow:
+        publish_steps(bus, range(6))
+        told += await heard(slow)
+    with bus.subscribe("a", after=told[-1].id) as again:
+        bus.close()
+        told += await heard(again)
+    assert steps(told) == list(range(6))
+
+
+# -- the end -----------------------------------------------------------------------------------------------------------
+
+
+async def test_closing_ends_every_listener_after_what_it_has_not_heard() -> None:
+    bus = EventBus(1)
+    with bus.subscribe() as everything, bus.subscribe("a") as one:
+        bus.publish(step(1))
+        bus.close()
+        assert steps(await heard(everything)) == [1]
+        assert steps(await heard(one)) == [1]
+
+
+async def test_who_comes_after_the_close_hears_the_past_and_ends() -> None:
+    bus = EventBus(1)
+    bus.publish(step(1))
+    bus.close()
+    with bus.subscribe("a") as subscription:
+        assert steps(await heard(subscription)) == [1]
+
+
+async def test_the_close_reaches_a_listener_whose_backlog_is_full() -> None:
+    bus = EventBus(1, backlog=2)
+    with bus.subscribe() as subscription:
+        publish_steps(bus, range(2))
+        bus.close()
+        assert steps(await heard(subscription)) == [0, 1]
+
+
+def test_publishing_after_the_close_is_harmless() -> None:
+    bus = EventBus(1)
+    bus.close()
+    bus.publish(step(1))
+    bus.close()
+    assert steps(bus.history("a")) == [1]
+
+
+def test_a_listener_that_leaves_is_forgotten() -> None:
+    bus = EventBus(1)
+    with bus.subscribe(), bus.subscribe("a"):
+        assert bus.subscribers == 2
+    assert bus.subscribers == 0
+
+
+def test_a_listener_that_fails_is_forgotten() -> None:
+    bus = EventBus(1)
+    with pytest.raises(ZeroDivisionError), bus.subscribe():
+        raise ZeroDivisionError
+    assert bus.subscribers == 0
+
+
+# -- bounded memory ----------------------------------------------------------------------------------------------------
+
+
+def test_of_a_long_task_the_latest_events_are_kept() -> None:
+    bus = EventBus(1, kept_events=3)
+    publish_steps(bus, range(100))
+    assert steps(bus.history("a")) == [97, 98, 99]
+
+
+def test_of_many_tasks_the_latest_are_kept() -> None:
+    bus = EventBus(1, kept_tasks=3)
+    for number in range(100):
+        bus.publish(step(number, f"task-{number}"))
+    assert [number for number in range(100) if bus.history(f"task-{number}")] == [97, 98, 99]
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 99)), max_size=80))
+def test_what_is_kept_never_exceeds_its_bounds(events: list[tuple[str, int]]) -> None:
+    bus = EventBus(1, kept_tasks=2, kept_events=3)
+    for task_id, number in events:
+        bus.publish(step(number, task_id))
+    kept = [bus.history(task_id) for task_id in "abcdef"]
+    assert sum(map(bool, kept)) <= 2
+    assert max(map(len, kept)) <= 3
+
+
+# -- the events --------------------------------------------------------------------------------------------------------
+
+
+def test_an_event_cannot_be_changed() -> None:
+    event = step(1)
+    with pytest.raises(ValidationError):
+        event.step = 2  # type: ignore[misc]
+
+
+def test_nothing_follows_the_three_ends_of_a_task() -> None:
+    kinds: list[type[TaskEvent]] = [
+        TaskQueued,
+        TaskStarted,
+        TaskLoading,
+        TaskStep,
+        TaskCompleted,
+        TaskFailed,
+        TaskCancelled,
+    ]
+    assert [kind.name for kind in kinds if kind.final] == ["completed", "failed", "cancelled"]
+    assert [kind.name for kind in kinds if not kind.final] == ["queued", "started", "loading", "step"]

@@ -1,0 +1,45 @@
+"""One instance for each data directory."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from imagegen.core.errors import DataDirInUse
+from imagegen.storage.lock import exclusive
+
+
+def test_a_second_instance_is_told_who_holds_the_directory(tmp_path: Path) -> None:
+    with exclusive(tmp_path), pytest.raises(DataDirInUse, match=rf"process {os.getpid()}\b"), exclusive(tmp_path):
+        pass
+
+
+def test_the_directory_is_free_again_afterwards(tmp_path: Path) -> None:
+    with exclusive(tmp_path):
+        pass
+    with exclusive(tmp_path):
+        pass
+
+
+def test_the_directory_is_free_again_after_a_failure(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), exclusive(tmp_path):
+        raise ZeroDivisionError
+    with exclusive(tmp_path):
+        pass
+
+
+def test_a_refused_instance_does_not_take_the_holders_name_away(tmp_path: Path) -> None:
+    with exclusive(tmp_path):
+        for _ in range(2):
+            with pytest.raises(DataDirInUse, match=rf"process {os.getpid()}\b"), exclusive(tmp_path):
+                pass
+
+
+def test_the_directory_is_made(tmp_path: Path) -> None:
+    with exclusive(tmp_path / "new" / "deep"):
+        assert (tmp_path / "new" / "deep").is_dir()
+
+
+def test_two_directories_are_two_instances(tmp_path: Path) -> None:
+    with exclusive(tmp_path / "a"), exclusive(tmp_path / "b"):
+        pass

@@ -1,0 +1,117 @@
+"""What an exception of the engine is called, and that its own words stay in the log."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imagegen.core.errors import FailureCode, WeightsMissing, WeightsRefused
+from imagegen.gpu.memory import classify, measure
+
+LOADING, WORKING = FailureCode.LOAD_FAILED, FailureCode.GENERATION_FAILED
+SECRET = "/srv/models/private token=hf_secret"
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named as torch's."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        MemoryError(SECRET),
+        OutOfMemoryError(SECRET),
+        RuntimeError(f"CUDA out of memory. Tried to allocate 2.00 GiB. {SECRET}"),
+        RuntimeError("CUDA error: out of memory"),
+    ],
+)
+def test_a_lack_of_memory_is_told_with_a_way_out(error: Exception) -> None:
+    code, message = classify(error, WORKING)
+    assert code is FailureCode.OUT_OF_MEMORY
+    assert "smaller" in message
+    assert SECRET not in message
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: "
+        "you tried to allocate 4000000000000000 bytes. Error code 12 (Cannot allocate memory)",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    ],
+)
+def test_a_lack_of_memory_is_known_in_the_words_of_each_allocator(words: str) -> None:
+    assert classify(RuntimeError(words), WORKING)[0] is FailureCode.OUT_OF_MEMORY
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "CUDA error: device-side assert triggered",
+        "CUDA error: an illegal memory access was encountered",
+        "CUDA error: an illegal instruction was encountered",
+        "CUDA error: misaligned address",
+        "CUDA error: unspecified launch failure",
+        "CUDA error: uncorrectable ECC error encountered",
+    ],
+)
+def test_a_broken_device_is_known_by_the_words_of_cuda(words: str) -> None:
+    code, message = classify(RuntimeError(f"{words}\n{SECRET}"), WORKING)
+    assert code is FailureCode.DEVICE_FAULT
+    assert SECRET not in message
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "CUDA error: the launch timed out and was terminated",
+        "CUDA error: hardware stack error",
+        "CUDA error: operation not supported on global/shared address space",
+        "CUDA error: invalid program counter",
+    ],
+)
+def test_a_broken_device_is_known_by_the_rarer_words_of_cuda(words: str) -> None:
+    # Each is documented with: "the process must be terminated and relaunched".
+    assert classify(RuntimeError(words), WORKING)[0] is FailureCode.DEVICE_FAULT
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(WeightsMissing("a"), FailureCode.WEIGHTS_MISSING), (WeightsRefused("a"), FailureCode.WEIGHTS_REFUSED)],
+)
+def test_what_the_engine_knows_to_be_wrong_is_told_in_its_own_words(
+    error: WeightsMissing | WeightsRefused, code: FailureCode
+) -> None:
+    assert classify(error, LOADING) == (code, "a")
+
+
+@pytest.mark.parametrize("during", [LOADING, WORKING])
+def test_what_nobody_expected_is_called_after_what_was_going_on(during: FailureCode) -> None:
+    assert classify(KeyError("x"), during)[0] is during
+
+
+def test_an_unexpected_failure_says_its_kind_and_where_to_look() -> None:
+    assert classify(KeyError(SECRET), WORKING)[1] == (
+        "An unexpected KeyError while making the picture; the log has the details."
+    )
+    assert "loading the model" in classify(OSError(2, "No such file", SECRET), LOADING)[1]
+
+
+@given(
+    st.sampled_from([OSError, RuntimeError, ValueError, KeyError, ImportError, AssertionError, MemoryError]),
+    st.text(min_size=1),
+    st.sampled_from([LOADING, WORKING]),
+)
+def test_the_words_of_an_exception_never_reach_the_caller(
+    kind: type[Exception], words: str, during: FailureCode
+) -> None:
+    # Whatever it says, the message is one of those that are written here.
+    messages = {classify(kind(text), during)[1] for text in ("x", "out of memory", "misaligned address")}
+    assert classify(kind(words), during)[1] in messages
+
+
+def test_without_a_gpu_the_process_is_measured() -> None:
+    memory = measure("cpu")
+    assert not memory.gpu_available
+    assert memory.total == 0
+    assert 1_000_000 < memory.host < 1_000_000_000_000

@@ -1,0 +1,390 @@
+"""Which waiting task is next: the rules of `choose` one by one, its promises on a virtual clock, and the queue."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imagegen.tasks.queue import (
+    PATIENCE_SWAPS,
+    QUANTUM_SWAPS,
+    ControlTicket,
+    Costs,
+    Current,
+    TaskQueue,
+    TaskTicket,
+    choose,
+)
+
+SWAP_S, WORK_S = 12.0, 2.6
+COSTS = Costs(dict.fromkeys("abcde", SWAP_S), dict.fromkeys("abcde", WORK_S))
+PATIENCE_S = PATIENCE_SWAPS * SWAP_S
+QUANTUM_S = QUANTUM_SWAPS * SWAP_S
+
+
+def ticket(sequence: int, model: str = "a", *, priority: int = 0, since: float = 0) -> TaskTicket:
+    return TaskTicket(priority, sequence, f"task-{sequence}", model, since)
+
+
+# -- the rules, by number ----------------------------------------------------------------------------------------------
+
+
+def test_1_only_the_lowest_priority_number_counts() -> None:
+    ready = [ticket(1, "a", priority=5), ticket(2, "b", priority=-1), ticket(3, "a", priority=0)]
+    assert choose(ready, Current("a"), COSTS, 0).sequence == 2
+
+
+def test_1_not_even_a_claim_long_due_overtakes_a_better_priority() -> None:
+    ready = [ticket(1, "b", priority=1, since=-1e6), ticket(2, "a", priority=0, since=0)]
+    assert choose(ready, Current("a", served_s=1e6), COSTS, 0).sequence == 2
+
+
+def test_2_the_resident_model_comes_before_one_that_arrived_earlier() -> None:
+    assert choose([ticket(1, "b"), ticket(2, "a")], Current("a"), COSTS, 1).sequence == 2
+
+
+def test_2_the_resident_models_own_tasks_run_in_order_of_arrival() -> None:
+    assert choose([ticket(9), ticket(4), ticket(6)], Current("a"), COSTS, 1).sequence == 4
+
+
+@pytest.mark.parametrize(
+    ("waited_s", "served_s", "chosen"),
+    [
+        (PATIENCE_S, QUANTUM_S, "b"),
+        (PATIENCE_S - 1, QUANTUM_S, "a"),
+        (PATIENCE_S, QUANTUM_S - 1, "a"),
+        (1e6, 0, "a"),
+        (0, 1e6, "a"),
+    ],
+)
+def test_3_another_model_interrupts_when_its_claim_is_due_and_the_quantum_is_spent(
+    waited_s: float, served_s: float, chosen: str
+) -> None:
+    ready = [ticket(1, "b", since=-waited_s), ticket(2, "a")]
+    assert choose(ready, Current("a", served_s), COSTS, 0).model == chosen
+
+
+def test_3_what_a_claim_has_to_wait_for_is_the_price_of_its_own_swap() -> None:
+    costs = Costs({"a": 1000, "b": 1}, {})
+    ready = [ticket(1, "b", since=-PATIENCE_SWAPS), ticket(2, "a")]
+    assert choose(ready, Current("a", served_s=QUANTUM_SWAPS), costs, 0).model == "b"
+
+
+def test_3_a_claim_below_in_priority_does_not_end_a_quantum() -> None:
+    ready = [ticket(1, "b", priority=1, since=-1e6), ticket(2, "c", since=0), ticket(3, "a", since=0)]
+    assert choose(ready, Current("a", served_s=1e6), COSTS, 0).model == "a"
+
+
+def test_4_the_largest_sum_of_waits_for_its_price_is_next() -> None:
+    many = [ticket(n, "b", since=-50) for n in range(2, 7)]
+    assert choose([ticket(1, "c", since=-60), *many], Current(None), COSTS, 0).sequence == 2
+
+
+def test_4_a_model_that_loads_fast_is_cheaper_to_serve() -> None:
+    ready = [ticket(1, "slow", since=-20), ticket(2, "fast", since=-20)]
+    assert choose(ready, Current(None), Costs({"slow": 60, "fast": 1}, {}), 0).model == "fast"
+
+
+def test_4_with_equal_claims_the_first_to_arrive_is_next() -> None:
+    assert choose([ticket(2, "b"), ticket(1, "c")], Current(None), COSTS, 0).sequence == 1
+
+
+def test_4_the_resident_model_without_waiting_tasks_is_no_candidate() -> None:
+    assert choose([ticket(1, "b"), ticket(2, "c", since=-9)], Current("a"), COSTS, 1).model == "c"
+
+
+def test_a_model_that_has_not_run_yet_is_priced_by_a_guess() -> None:
+    assert Costs().swap("new") > 0
+    assert Costs().work("new") > 0
+    assert choose([ticket(1, "new")], Current(None), Costs(), 0).sequence == 1
+
+
+# -- what holds for any queue ------------------------------------------------------------------------------------------
+
+MODELS = st.sampled_from("abc")
+SECONDS = st.floats(0, 5000)
+
+
+@st.composite
+def queues(draw: st.DrawFn) -> list[TaskTicket]:
+    size = draw(st.integers(1, 12))
+    priorities = draw(st.lists(st.integers(-2, 2), min_size=size, max_size=size))
+    models = draw(st.lists(MODELS, min_size=size, max_size=size))
+    waits = sorted(draw(st.lists(SECONDS, min_size=size, max_size=size)), reverse=True)
+    tickets = [ticket(n, models[n], priority=priorities[n], since=-waits[n]) for n in range(size)]
+    return draw(st.permutations(tickets))
+
+
+CURRENTS = st.builds(Current, st.none() | MODELS, SECONDS)
+PRICES = st.dictionaries(MODELS, st.floats(0.01, 100))
+ANY_COSTS = st.builds(Costs, PRICES, PRICES)
+
+
+@given(queues(), CURRENTS, ANY_COSTS)
+def test_nothing_ever_overtakes_across_priorities(ready: list[TaskTicket], current: Current, costs: Costs) -> None:
+    assert choose(ready, current, costs, 0).priority == min(each.priority for each in ready)
+
+
+@given(queues(), CURRENTS, ANY_COSTS)
+def test_within_a_model_and_a_priority_the_order_is_that_of_arrival(
+    ready: list[TaskTicket], current: Current, costs: Costs
+) -> None:
+    chosen = choose(ready, current, costs, 0)
+    peers = [each for each in ready if (each.model, each.priority) == (chosen.model, chosen.priority)]
+    assert chosen.sequence == min(each.sequence for each in peers)
+
+
+@given(queues(), MODELS, ANY_COSTS)
+def test_a_quantum_that_is_not_spent_is_never_interrupted(ready: list[TaskTicket], resident: str, costs: Costs) -> None:
+    best = min(each.priority for each in ready)
+    chosen = choose(ready, Current(resident, served_s=0), costs, 0)
+    if any(each.model == resident and each.priority == best for each in ready):
+        assert chosen.model == resident
+
+
+@given(queues(), CURRENTS, ANY_COSTS, st.randoms(use_true_random=False))
+def test_the_order_in_which_tasks_are_listed_decides_nothing(
+    ready: list[TaskTicket], current: Current, costs: Costs, random: Random
+) -> None:
+    shuffled = list(ready)
+    random.shuffle(shuffled)
+    assert choose(shuffled, current, costs, 0) == choose(ready, current, costs, 0)
+
+
+@given(queues(), CURRENTS)
+def test_all_waiting_tasks_are_chosen_in_the_end(ready: list[TaskTicket], current: Current) -> None:
+    left, chosen = list(ready), []
+    while left:
+        chosen.append(choose(left, current, COSTS, 0))
+        left.remove(chosen[-1])
+        current = Current(chosen[-1].model, WORK_S)
+    assert [each.priority for each in chosen] == sorted(each.priority for each in ready)
+
+
+# -- what it is for: simulated on a virtual clock ----------------------------------------------------------------------
+
+Policy = Callable[[Sequence[TaskTicket], Current, Costs, float], TaskTicket]
+
+
+def first_come_first_served(ready: Sequence[TaskTicket], current: Current, costs: Costs, now: float) -> TaskTicket:
+    return min(ready)
+
+
+def age_bound(ready: Sequence[TaskTicket], current: Current, costs: Costs, now: float) -> TaskTicket:
+    """The resident model first, but any single task that is too old at once."""
+    oldest = min(ready)
+    own = [each for each in ready if each.model == current.model]
+    return min(own) if own and now - oldest.since < PATIENCE_S else oldest
+
+
+@dataclass
+class Simulated:
+    """What a policy made of a trace."""
+
+    #: The model of each task, in the order in which they ran.
+    models: list[str] = field(default_factory=list)
+    #: Seconds from arrival to start, by task.
+    waits: dict[str, float] = field(default_factory=dict)
+    #: For each swap: seconds of work that the leaving model had done, and whether it left waiting tasks behind.
+    left: list[tuple[float, bool]] = field(default_factory=list)
+
+    @property
+    def swaps(self) -> int:
+        return len(list(groupby(self.models)))
+
+    @property
+    def mean_wait(self) -> float:
+        return sum(self.waits.values()) / len(self.waits)
+
+
+def simulate(arrivals: Sequence[TaskTicket], policy: Policy) -> Simulated:
+    """One device, one resident model, SWAP_S to change it, WORK_S a task."""
+    done, now, current = Simulated(), 0.0, Current(None)
+    coming, ready = sorted(arrivals, key=lambda each: each.since), list[TaskTicket]()
+    while coming or ready:
+        if not ready:
+            now = max(now, coming[0].since)
+        while coming and coming[0].since <= now:
+            ready.append(coming.pop(0))
+        chosen = policy(ready, current, COSTS, now)
+        ready.remove(chosen)
+        if chosen.model != current.model:
+            done.left.append((current.served_s, any(each.model == current.model for each in ready)))
+            now, current = now + SWAP_S, Current(chosen.model)
+        done.models.append(chosen.model)
+        done.waits[chosen.task_id] = now - chosen.since
+        now, current = now + WORK_S, Current(chosen.model, current.served_s + WORK_S)
+    return done
+
+
+def burst(models: str, tasks: int, seed: int, *, every_s: float = 1.0) -> list[TaskTicket]:
+    """Faster than anyone could serve, models at random: everything gets old."""
+    random = Random(seed)
+    return [ticket(n, random.choice(models), since=n * every_s) for n in range(tasks)]
+
+
+BURSTS = pytest.mark.parametrize("models", ["ab", "abcde"])
+
+
+@BURSTS
+def test_a_burst_costs_a_fraction_of_the_swaps_of_first_come_first_served(models: str) -> None:
+    trace = burst(models, 200, seed=1)
+    ours, theirs = simulate(trace, choose), simulate(trace, first_come_first_served)
+    assert ours.swaps * 4 < theirs.swaps
+    assert ours.mean_wait < theirs.mean_wait / 2
+
+
+@BURSTS
+def test_an_age_bound_alone_would_swap_at_nearly_every_task_of_a_burst(models: str) -> None:
+    trace = burst(models, 200, seed=1)
+    ours, theirs = simulate(trace, choose), simulate(trace, age_bound)
+    assert ours.swaps * 4 < theirs.swaps
+    assert ours.mean_wait < theirs.mean_wait
+
+
+@BURSTS
+def test_a_swap_opens_a_run_of_work_and_never_a_single_task(models: str) -> None:
+    simulated = simulate(burst(models, 300, seed=2), choose)
+    interrupted = [served_s for served_s, has_more in simulated.left if has_more]
+    assert interrupted
+    assert min(interrupted) >= QUANTUM_S
+
+
+def test_a_lonely_task_is_not_starved_by_an_endless_stream_for_the_resident_model() -> None:
+    stream = [ticket(n, "a", since=n * WORK_S) for n in range(400)]
+    lonely = ticket(1000, "b", since=100)
+    wait = simulate([*stream, lonely], choose).waits[lonely.task_id]
+    assert wait <= max(PATIENCE_S, QUANTUM_S) + WORK_S + SWAP_S
+
+
+def test_under_lasting_overload_every_model_gets_its_turn() -> None:
+    simulated = simulate(burst("abcde", 600, seed=3, every_s=0.5), choose)
+    turns = [model for model, _ in groupby(simulated.models)]
+    for start in range(len(turns) - 9):
+        assert set(turns[start : start + 10]) == set("abcde")
+
+
+def test_with_one_model_nothing_changes_the_order_of_arrival() -> None:
+    trace = burst("a", 50, seed=4)
+    assert list(simulate(trace, choose).waits) == [each.task_id for each in trace]
+
+
+def test_a_calm_service_answers_in_order_of_arrival() -> None:
+    trace = [ticket(n, "ab"[n % 2], since=n * 60) for n in range(20)]
+    assert list(simulate(trace, choose).waits) == [each.task_id for each in trace]
+
+
+# -- the queue ---------------------------------------------------------------------------------------------------------
+
+
+class Device:
+    """What the queue asks about: residency and time."""
+
+    def __init__(self, current: Current = Current(None), now: float = 0) -> None:  # noqa: B008 - a value
+        self.current, self.now = current, now
+
+    def queue(self, *tickets: TaskTicket) -> TaskQueue:
+        queue = TaskQueue(lambda: self.current, lambda: COSTS, lambda: self.now)
+        for each in tickets:
+            queue.put_nowait(each)
+        return queue
+
+
+async def nothing() -> None:
+    """What a control ticket would do."""
+
+
+async def test_control_goes_ahead_of_every_task_in_its_own_order() -> None:
+    queue = Device(Current("a")).queue(ticket(1, priority=-1000))
+    first, second = ControlTicket(0, nothing), ControlTicket(1, nothing)
+    queue.put_nowait(second)
+    queue.put_nowait(first)
+    assert [await queue.get() for _ in range(3)] == [first, second, ticket(1, priority=-1000)]
+
+
+async def test_what_is_resident_is_asked_when_a_task_is_taken_not_when_it_comes() -> None:
+    device = Device(Current("a"))
+    queue = device.queue(ticket(1, "a"), ticket(2, "b"))
+    device.current = Current("b")
+    taken = await queue.get()
+    assert isinstance(taken, TaskTicket)
+    assert taken.model == "b"
+
+
+async def test_the_clock_is_asked_when_a_task_is_taken() -> None:
+    device = Device(Current("a", served_s=QUANTUM_S))
+    queue = device.queue(ticket(1, "a"), ticket(2, "b"))
+    device.now = PATIENCE_S
+    assert await queue.get() == ticket(2, "b")
+
+
+async def test_a_waiting_task_can_be_taken_out_once() -> None:
+    queue = Device().queue(ticket(1), ticket(2))
+    assert queue.remove("task-1")
+    assert not queue.remove("task-1")
+    assert not queue.remove("unknown")
+    assert await queue.get() == ticket(2)
+
+
+async def test_a_task_that_was_taken_no_longer_waits() -> None:
+    queue = Device().queue(ticket(1))
+    await queue.get()
+    assert not queue.remove("task-1")
+    assert queue.waiting == 0
+    assert queue.empty()
+
+
+async def test_taking_all_out_names_them_in_order_of_arrival_and_leaves_control() -> None:
+    queue = Device().queue(ticket(3, priority=-5), ticket(1), ticket(2, priority=9))
+    queue.put_nowait(ControlTicket(0, nothing))
+    assert queue.remove_all() == ["task-1", "task-2", "task-3"]
+    assert queue.remove_all() == []
+    assert queue.qsize() == 1
+    assert isinstance(await queue.get(), ControlTicket)
+
+
+async def test_a_position_counts_who_stands_before_by_priority_and_arrival() -> None:
+    tickets = [ticket(1), ticket(2, priority=-1), ticket(3), ticket(4, priority=1)]
+    queue = Device().queue(*tickets)
+    assert [queue.position(each) for each in tickets] == [1, 0, 2, 3]
+
+
+async def test_a_position_is_known_before_the_ticket_is_in() -> None:
+    assert Device().queue(ticket(1), ticket(2)).position(ticket(3)) == 2
+
+
+async def test_control_tickets_do_not_count_as_waiting_tasks() -> None:
+    queue = Device().queue(ticket(1))
+    queue.put_nowait(ControlTicket(0, nothing))
+    assert (queue.waiting, queue.qsize(), queue.empty()) == (1, 2, False)
+
+
+async def test_whoever_waits_for_a_task_wakes_when_one_comes() -> None:
+    queue = Device().queue()
+    waiting = asyncio.create_task(queue.get())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    queue.put_nowait(ticket(1))
+    assert await waiting == ticket(1)
+
+
+async def test_a_task_that_is_cancelled_before_its_taker_wakes_is_not_taken() -> None:
+    queue = Device().queue()
+    waiting = asyncio.create_task(queue.get())
+    await asyncio.sleep(0)
+    queue.put_nowait(ticket(1))
+    assert queue.remove("task-1")
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    queue.put_nowait(ticket(2))
+    assert await waiting == ticket(2)
+
+
+async def test_an_empty_queue_gives_nothing() -> None:
+    with pytest.raises(asyncio.QueueEmpty):
+        Device().queue().get_nowait()
