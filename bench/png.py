@@ -16,7 +16,6 @@ from PIL import Image
 
 from imagegen.builtin import default_config
 from imagegen.catalog.loading import load_catalog
-from imagegen.catalog.sources import local_folder
 from imagegen.core.task import GenerationRequest
 from imagegen.gpu.engine import LocalEngine
 from imagegen.gpu.protocol import EngineOptions, Generate, Generated, Load
@@ -45,11 +44,8 @@ def pictures(side: int) -> dict[str, Image.Image]:
 def draw() -> Image.Image:
     """A picture of the embedded model."""
     catalog = load_catalog(default_config(), SPECS)
-    spec = catalog.model("tiny")
     engine = LocalEngine(EngineOptions(device="cpu"))
-    settings = catalog.settings.model_dump(mode="json")
-    folder = str(local_folder(spec, Path()))
-    engine.load(Load(model="tiny", spec=spec.model_dump(mode="json"), settings=settings, folder=folder))
+    engine.load(Load.entry(catalog, "tiny", Path()))
     request = GenerationRequest(prompt="mountains at sunset", width=128, height=128, steps=8, guidance_scale=0, seed=1)
     outcome = engine.generate(Generate(model="tiny", request=request), threading.Event(), lambda step, total: None)
     assert isinstance(outcome, Generated)

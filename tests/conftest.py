@@ -9,7 +9,6 @@ import pytest
 from imagegen.builtin import default_config
 from imagegen.catalog.catalog import Catalog
 from imagegen.catalog.loading import load_catalog, parse_catalog
-from imagegen.catalog.sources import local_folder
 from imagegen.core.task import GenerationRequest
 from imagegen.gpu.protocol import Load
 from imagegen.loaders import SPECS
@@ -37,14 +36,7 @@ def shipped() -> Catalog:
 
 def load_command(catalog: Catalog, model: str) -> Load:
     """The command that loads a model of a catalog."""
-    spec = catalog.model(model)
-    folder = local_folder(spec, Path("models"))
-    return Load(
-        model=model,
-        spec=spec.model_dump(mode="json"),
-        settings=catalog.settings.model_dump(mode="json"),
-        folder=str(folder) if folder else None,
-    )
+    return Load.entry(catalog, model, Path("models"))
 
 
 def request_for(prompt: str = "a red circle on a blue background", **changes: Any) -> GenerationRequest:

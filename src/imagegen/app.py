@@ -85,21 +85,13 @@ class Service:
             stack.callback(self._images.close)
             stack.push_async_callback(self._journal.close)
             stack.push_async_callback(self._executor.close)
-            self._running = asyncio.create_task(self._run_tasks(), name="tasks")
+            self._running = asyncio.create_task(self._tasks.run(), name="tasks")
+            self._running.add_done_callback(_log_crash)
             stack.push_async_callback(self._drain, self._running)
             for chore in (self._evict_idle, self._expire):
                 housekeeping = asyncio.create_task(self._again_and_again(chore), name=chore.__name__)
                 stack.push_async_callback(_cancel, housekeeping)
             yield
-
-    async def _run_tasks(self) -> None:
-        try:
-            await self._tasks.run()
-        except BaseException as error:
-            # Not swallowed: `crashed` tells the server, which ends the process.
-            if not isinstance(error, asyncio.CancelledError):
-                log.critical("service_crashed", reason=repr(error), exc_info=error)
-            raise
 
     async def _again_and_again(self, chore: Callable[[], Awaitable[object]]) -> None:
         with suppress(Draining):
@@ -129,6 +121,11 @@ class Service:
                 return
             harder()
         await _cancel(running)
+
+
+def _log_crash(running: asyncio.Task[None]) -> None:
+    if not running.cancelled() and (error := running.exception()) is not None:
+        log.critical("service_crashed", reason=repr(error), exc_info=error)
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

@@ -125,14 +125,6 @@ def _render(
     model: str, request: GenerationRequest, init_image: bytes | None, catalog: Catalog, settings: Settings, output: Path
 ) -> list[Path]:
     """Load, generate with a progress bar, write; the files."""
-    spec = catalog.model(model)
-    folder = local_folder(spec, settings.models_path)
-    load = Load(
-        model=model,
-        spec=spec.model_dump(mode="json"),
-        settings=catalog.settings.model_dump(mode="json"),
-        folder=str(folder) if folder else None,
-    )
     options = EngineOptions(device=settings.device, gpu_memory_fraction=catalog.settings.gpu_memory_fraction)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
@@ -142,7 +134,7 @@ def _render(
             progress.update(bar, completed=step, total=total, description=model)
 
         engine = LocalEngine(options)
-        loaded = engine.load(load)
+        loaded = engine.load(Load.entry(catalog, model, settings.models_path))
         command = Generate(model=model, request=request, init_image=init_image)
         outcome = loaded if isinstance(loaded, Failed) else engine.generate(command, threading.Event(), on_step)
     if not isinstance(outcome, Generated):

@@ -1,10 +1,13 @@
 """Everything that crosses the GPU border, in both directions. Over a pipe each value is one msgpack frame."""
 
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
 import msgpack
 from pydantic import Field, TypeAdapter
 
+from imagegen.catalog.catalog import Catalog
+from imagegen.catalog.sources import local_folder
 from imagegen.core.errors import FailureCode
 from imagegen.core.task import GenerationRequest, Pixels
 from imagegen.core.value import Value
@@ -31,6 +34,18 @@ class Load(Value):
     #: The section `global`, likewise.
     settings: dict[str, Any]
     folder: str | None
+
+    @classmethod
+    def entry(cls, catalog: Catalog, model: str, models_dir: Path) -> Self:
+        """The command for an entry of the catalog. Raises ModelNotFound."""
+        spec = catalog.model(model)
+        folder = local_folder(spec, models_dir)
+        return cls(
+            model=model,
+            spec=spec.model_dump(mode="json"),
+            settings=catalog.settings.model_dump(mode="json"),
+            folder=str(folder) if folder else None,
+        )
 
 
 class Unload(Value):

@@ -75,7 +75,9 @@ def place(pipeline: Any, placement: Placement) -> None:
 class DiffusersModel(LoadedModel):
     """One pipeline for text-to-image and a sibling on the same weights for image-to-image."""
 
-    def __init__(self, text2image: Any, image2image: Any, options: Callable[[GenerationRequest], Mapping[str, Any]]):
+    def __init__(
+        self, text2image: Any, image2image: Any, options: Callable[[GenerationRequest], Mapping[str, Any]]
+    ) -> None:
         """`options` gives the arguments of a call that only this family has."""
         self._text2image = text2image
         self._image2image = image2image

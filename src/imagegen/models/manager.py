@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import structlog
 
-from imagegen.catalog.catalog import Catalog, ModelSpec
-from imagegen.catalog.sources import local_folder, lora_file
+from imagegen.catalog.catalog import Catalog
+from imagegen.catalog.sources import lora_file
 from imagegen.core.errors import FailureCode, LoraNotFound
 from imagegen.core.events import EventBus, ModelLoaded, ModelLoading, ModelUnloaded
 from imagegen.core.task import GenerationRequest
@@ -100,24 +100,15 @@ class DynamicModelManager:
         """Make `model` the resident one. Returns why that was not possible."""
         if model in self._residents:
             return None
-        spec = self._catalog.models.get(model)
-        if spec is None:
+        if model not in self._catalog.models:
             return Failed(code=FailureCode.MODEL_REMOVED, message="The model is no longer configured.")
         for victim in victims_for(model, self._residents.values()):
             await self._unload(victim, "switch")
-        return await self._load(model, spec)
+        return await self._load(model)
 
-    async def _load(self, model: str, spec: ModelSpec) -> Failed | None:
+    async def _load(self, model: str) -> Failed | None:
         self._bus.publish(ModelLoading(model=model))
-        folder = local_folder(spec, self._folders.models)
-        answer = await self._executor.load(
-            Load(
-                model=model,
-                spec=spec.model_dump(mode="json"),
-                settings=self._catalog.settings.model_dump(mode="json"),
-                folder=str(folder) if folder else None,
-            )
-        )
+        answer = await self._executor.load(Load.entry(self._catalog, model, self._folders.models))
         if isinstance(answer, Failed):
             self._failed(model, answer)
             return answer

@@ -1,0 +1,71 @@
+"""Draws docs/tiny.png: what the embedded model makes of a dozen prompts.
+
+python scripts/contact_sheet.py [OUTPUT]
+"""
+
+import sys
+import threading
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from imagegen.builtin import default_config
+from imagegen.catalog.loading import load_catalog
+from imagegen.core.task import GenerationRequest
+from imagegen.gpu.engine import LocalEngine
+from imagegen.gpu.protocol import EngineOptions, Generate, Generated, Load, Loaded
+from imagegen.loaders import SPECS
+
+PROMPTS = (
+    "a red circle on a blue background",
+    "a yellow star on a purple background",
+    "a purple diamond on a pink background",
+    "a white moon on a black background",
+    "a green cross on a gray background",
+    "a brown triangle on a cyan background",
+    "a cyan moon on a blue background",
+    "a red ring on a green background",
+    "a yellow diamond on a green background",
+    "a white star on a yellow background",
+    "a black ring on an orange background",
+    "a red heart on a white background",
+)
+COLUMNS = 6
+SIDE = 128
+GAP = 10
+CAPTION = 26
+
+
+def main() -> None:
+    output = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parents[1] / "docs" / "tiny.png"
+    cells = [(prompt, draw(engine, prompt)) for engine in [load()] for prompt in PROMPTS]
+    rows = -(-len(cells) // COLUMNS)
+    width, height = GAP + COLUMNS * (SIDE + GAP), GAP + rows * (SIDE + CAPTION + GAP)
+    sheet = Image.new("RGB", (width, height), "white")
+    pen = ImageDraw.Draw(sheet)
+    for number, (prompt, picture) in enumerate(cells):
+        x = GAP + number % COLUMNS * (SIDE + GAP)
+        y = GAP + number // COLUMNS * (SIDE + CAPTION + GAP)
+        sheet.paste(picture, (x, y))
+        pen.multiline_text((x, y + SIDE + 2), prompt.replace(" on ", "\non "), fill="black", font_size=10, spacing=1)
+    sheet.save(output, optimize=True)
+    print(output)
+
+
+def load() -> LocalEngine:
+    """An engine with the embedded model in it."""
+    catalog = load_catalog(default_config(), SPECS)
+    engine = LocalEngine(EngineOptions(device="cpu"))
+    assert isinstance(engine.load(Load.entry(catalog, "tiny", Path())), Loaded)
+    return engine
+
+
+def draw(engine: LocalEngine, prompt: str) -> Image.Image:
+    request = GenerationRequest(prompt=prompt, width=SIDE, height=SIDE, steps=8, guidance_scale=0, seed=1)
+    outcome = engine.generate(Generate(model="tiny", request=request), threading.Event(), lambda step, total: None)
+    assert isinstance(outcome, Generated)
+    return Image.frombytes("RGB", (SIDE, SIDE), outcome.images[0].rgb)
+
+
+if __name__ == "__main__":
+    main()
