@@ -31,7 +31,6 @@ STATUS: Mapping[str, int] = MappingProxyType(
         "method_not_allowed": 405,
         "task_finished": 409,
         "body_too_large": 413,
-        "unsupported_media_type": 415,
         "queue_full": 503,
         "draining": 503,
         "storage_failed": 503,
