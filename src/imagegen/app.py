@@ -31,7 +31,7 @@ from imagegen.tasks.manager import TaskManager
 log = structlog.get_logger(__name__)
 
 #: Seconds that a running task gets to stop between two steps before its worker is killed.
-STOP_GRACE_S = 5
+STOP_GRACE_S = 3
 
 
 def make_engine(settings: Settings, catalog: Catalog) -> Engine:
@@ -84,7 +84,7 @@ class Service:
             self._images.sweep()
             stack.callback(self._images.close)
             stack.push_async_callback(self._journal.close)
-            stack.push_async_callback(self._executor.close)
+            stack.push_async_callback(self._executor.close, 2 * STOP_GRACE_S)
             self._running = asyncio.create_task(self._tasks.run(), name="tasks")
             self._running.add_done_callback(_log_crash)
             stack.push_async_callback(self._drain, self._running)

@@ -91,6 +91,8 @@ async def test_images_are_served_safely_and_nothing_else_is(client: Client, tmp_
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert "default-src 'none'" in answer.headers["content-security-policy"]
     assert "immutable" in answer.headers["cache-control"]
+    head = await client.head(task["images"][0]["url"])
+    assert (head.status_code, head.content, head.headers["etag"]) == (200, b"", answer.headers["etag"])
     part = await client.get(task["images"][0]["url"], headers={"range": "bytes=0-7"})
     assert (part.status_code, part.content) == (206, b"\x89PNG\r\n\x1a\n")
 

@@ -135,6 +135,19 @@ def test_sigterm_does_not_wait_for_a_hanging_load(tmp_path: Path) -> None:
         assert server.task(task_id)["status"] in ("pending", "processing")
 
 
+def test_sigterm_does_not_wait_for_a_thread_that_hangs(tmp_path: Path) -> None:
+    config = tmp_path / "models.yaml"
+    config.write_text(fake_config(fake={"fault": "hang", "fault_prompt": "poison"}))
+    environment = {"IMAGEGEN_ISOLATION": "thread", "IMAGEGEN_DRAIN_TIMEOUT_S": "0.1"}
+    with Server(tmp_path / "data", config, **environment) as server:
+        task_id = server.submit("poison")
+        server.until(task_id, "processing")
+        assert server.terminate() == 0
+    with Server(tmp_path / "data", config, **environment) as server:
+        assert server.task(task_id)["status"] in ("pending", "processing")
+        server.kill()
+
+
 def test_a_broken_device_in_thread_mode_exits_70_and_the_journal_brings_the_task_back(tmp_path: Path) -> None:
     config = tmp_path / "models.yaml"
     config.write_text(fake_config(fake={"fault": "device_fault", "fault_prompt": "poison"}))

@@ -16,9 +16,9 @@ _HEADERS = {
 }
 
 
-@router.api_route(
+@router.head("/images/{folder}/{file}", include_in_schema=False)
+@router.get(
     "/images/{folder}/{file}",
-    methods=["GET"],
     operation_id="get_image",
     summary="One picture",
     response_class=FileResponse,

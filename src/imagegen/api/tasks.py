@@ -40,7 +40,9 @@ async def list_tasks(
 ) -> TaskPage:
     """Newest first."""
     page = await tasks.page(status, limit)
-    return TaskPage(tasks=[_view(task, tasks) for task in page.tasks], total=page.total, filtered=page.filtered)
+    positions = tasks.positions()
+    views = [task_view(task, positions.get(task.id)) for task in page.tasks]
+    return TaskPage(tasks=views, total=page.total, filtered=page.filtered)
 
 
 @router.post(

@@ -52,10 +52,11 @@ class GpuExecutor:
         """End the call under way, where the engine can; it then returns as Failed."""
         self._engine.abort()
 
-    async def close(self) -> None:
-        """Wait for the call under way, then close the engine and end the thread."""
-        await self._run(self._engine.close)
-        self._thread.shutdown(wait=False)
+    async def close(self, patience_s: float) -> None:
+        """Wait for the call under way, then close the engine. After `patience_s` the thread is left to the process."""
+        closing = asyncio.ensure_future(self._run(self._engine.close))
+        await asyncio.wait([closing], timeout=patience_s)
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def _run(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)

@@ -165,6 +165,10 @@ class TaskManager:
             return None
         return self._queue.position(active.ticket())
 
+    def positions(self) -> dict[str, int]:
+        """`position` of every waiting task, by id."""
+        return self._queue.positions()
+
     async def page(self, status: TaskStatus | None, limit: int) -> Page:
         """The newest tasks."""
         return await self._journal.page(status, limit)

@@ -136,6 +136,10 @@ class TaskQueue(asyncio.PriorityQueue[Ticket]):
         """How many tasks stand before it by priority and arrival; affinity may change that."""
         return sum(other < ticket for other in self._tasks.values())
 
+    def positions(self) -> dict[str, int]:
+        """`position` of every waiting task, by id."""
+        return {ticket.task_id: place for place, ticket in enumerate(sorted(self._tasks.values()))}
+
     def remove(self, task_id: str) -> bool:
         """Take a waiting task out; False if it is not waiting."""
         return self._tasks.pop(task_id, None) is not None
