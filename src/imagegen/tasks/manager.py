@@ -233,6 +233,8 @@ class TaskManager:
             await self._failed(active, FailureCode.INTERRUPTED, "The service ended twice while it ran this task.")
         else:
             log.info("task_recovered", task_id=task.id, attempt=task.attempt)
+            if task.status is not active.task.status:
+                await self._record(active.task)
             self._enqueue(active)
 
     async def _execute(self, active: _Active, savers: asyncio.TaskGroup) -> None:

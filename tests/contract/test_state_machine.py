@@ -1,0 +1,275 @@
+"""TaskManager and DynamicModelManager against a simple model of themselves, with an engine that does what it is told.
+
+Rules submit, cancel, clear, unload, let the engine answer well or badly, kill the worker, pass time and restart the
+whole service over the same journal, in any order. What must hold after each of them stands in the invariants.
+"""
+
+import asyncio
+import tempfile
+import threading
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from imagegen.core.errors import FailureCode, QueueFull, TaskFinished
+from imagegen.core.events import EventBus
+from imagegen.core.task import MAX_ATTEMPTS, GenerationTask, Pixels, TaskStatus, TaskType
+from imagegen.gpu.protocol import (
+    DeviceMemory,
+    Failed,
+    Generate,
+    Generated,
+    Load,
+    Loaded,
+    Measured,
+    Stopped,
+    Unload,
+    Unloaded,
+)
+from imagegen.loaders.base import OnStep
+from imagegen.models.manager import DynamicModelManager, Folders
+from imagegen.storage.images import ImageStore
+from imagegen.storage.tasks import TaskJournal
+from imagegen.tasks.admission import Limits, TaskDraft
+from imagegen.tasks.manager import TaskManager
+from tests.conftest import fake_catalog
+
+T = TypeVar("T")
+
+MODELS = ("a", "b", "c")
+LIMITS = Limits(max_queue=6, max_batch_size=2, max_pixels=10_000)
+CRASH = Failed(code=FailureCode.WORKER_CRASHED, message="died")
+BROKEN = Failed(code=FailureCode.GENERATION_FAILED, message="broke")
+
+
+class ScriptedExecutor:
+    """In the place of GpuExecutor: loads at once, and generates what and when it is told."""
+
+    def __init__(self) -> None:
+        self.loaded: set[str] = set()
+        self.most_loaded = 0
+        self.asked: tuple[Generate, threading.Event, asyncio.Future[Generated | Stopped | Failed]] | None = None
+
+    async def measure(self) -> Measured:
+        return Measured(memory=DeviceMemory())
+
+    async def load(self, command: Load) -> Loaded:
+        self.loaded.add(command.model)
+        self.most_loaded = max(self.most_loaded, len(self.loaded))
+        return Loaded(seconds=1, weight_bytes=1, memory=DeviceMemory())
+
+    async def unload(self, command: Unload) -> Unloaded:
+        assert self.asked is None, "unloaded under a running task"
+        self.loaded.discard(command.model)
+        return Unloaded(memory=DeviceMemory())
+
+    async def generate(self, command: Generate, stop: threading.Event, on_step: OnStep) -> Generated | Stopped | Failed:
+        assert command.model in self.loaded, "ran a model that is not resident"
+        assert self.asked is None, "two at once"
+        self.asked = (command, stop, asyncio.get_running_loop().create_future())
+        try:
+            return await self.asked[2]
+        finally:
+            self.asked = None
+
+    def answer(self, outcome: Failed | None) -> None:
+        """Let the running request end: stopped if it was told to, else as given, else well."""
+        assert self.asked is not None
+        command, stop, future = self.asked
+        if outcome is CRASH:
+            self.loaded.clear()
+        if outcome is not None:
+            future.set_result(outcome)
+        elif stop.is_set():
+            future.set_result(Stopped())
+        else:
+            request = command.request
+            pixels = [Pixels(width=2, height=1, seed=seed, rgb=b"abcdef") for seed in request.seeds]
+            future.set_result(Generated(images=tuple(pixels), memory=DeviceMemory()))
+
+
+class Clock:
+    """Passes when told."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Service(RuleBasedStateMachine):
+    """The rules. `self.known` is the simple model: the last seen status of every accepted task."""
+
+    @initialize()
+    def start(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.folder = tempfile.TemporaryDirectory()
+        self.known: dict[str, TaskStatus] = {}
+        self.clock = Clock()
+        self.catalog = fake_catalog(**{model: {"auto_unload_minutes": 1} for model in MODELS})
+        self._open()
+
+    def _open(self) -> None:
+        root = Path(self.folder.name)
+        self.executor: Any = ScriptedExecutor()
+        self.bus = EventBus(first_id=1)
+        self.journal = TaskJournal(root / "tasks.sqlite3")
+        self.images = ImageStore(root / "images")
+        folders = Folders(root, root)
+        self.models = DynamicModelManager(self.catalog, self.executor, self.bus, folders, self.clock)
+        self.tasks = TaskManager(self.models, self.journal, self.images, self.bus, LIMITS, self.clock)
+        self.running = self.loop.create_task(self.tasks.run())
+        self.settle()
+
+    def _close(self) -> None:
+        self.running.cancel()
+        self.do(asyncio.wait([self.running]))
+        self.do(self.journal.close())
+        self.images.close()
+
+    def do(self, work: Coroutine[Any, Any, T]) -> T:
+        return self.loop.run_until_complete(work)
+
+    def settle(self) -> None:
+        """Until the run loop waits: for the engine, or for a task."""
+
+        async def quiet() -> None:
+            last: tuple[object, ...] = ()
+            calm = 0
+            while calm < 3:
+                await self.journal.count()  # behind everything that was written before
+                await asyncio.sleep(0.001)
+                state = (self.executor.asked, self.tasks.queue_size, len(self.tasks._saving), self.running.done())
+                idle = self.executor.asked is not None or self.tasks.queue_size == 0
+                calm = calm + 1 if state == last and idle and not self.tasks._saving else 0
+                last = state
+
+        self.do(asyncio.wait_for(quiet(), 20))
+
+    # -- what may happen ----------------------------------------------------------------------------------------------
+
+    @rule(model=st.sampled_from(MODELS), priority=st.integers(-1, 1), batch=st.integers(1, 2))
+    def submit(self, model: str, priority: int, batch: int) -> None:
+        draft = TaskDraft(type=TaskType.TEXT2IMAGE, model=model, prompt="x", priority=priority, batch_size=batch)
+        if self.tasks.queue_size >= LIMITS.max_queue:
+            with pytest.raises(QueueFull):
+                self.do(self.tasks.submit(draft))
+            return
+        task = self.do(self.tasks.submit(draft))
+        assert task.id not in self.known
+        self.known[task.id] = TaskStatus.PENDING
+        self.settle()
+
+    @precondition(lambda self: self.known)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        task_id = data.draw(st.sampled_from(sorted(self.known)))
+        before = self.known[task_id]
+        if before in (TaskStatus.COMPLETED, TaskStatus.FAILED):
+            with pytest.raises(TaskFinished):
+                self.do(self.tasks.cancel(task_id))
+            return
+        self.do(self.tasks.cancel(task_id))
+        if before is TaskStatus.PENDING:
+            assert self.record(task_id).status is TaskStatus.CANCELLED
+        self.settle()
+
+    @rule()
+    def clear(self) -> None:
+        waiting = [task_id for task_id, status in self.known.items() if status is TaskStatus.PENDING]
+        assert self.do(self.tasks.clear()) == len(waiting)
+        assert all(self.record(task_id).status is TaskStatus.CANCELLED for task_id in waiting)
+
+    @precondition(lambda self: self.executor.asked)
+    @rule(outcome=st.sampled_from([None, None, None, CRASH, BROKEN]))
+    def engine_answers(self, outcome: Failed | None) -> None:
+        self.executor.answer(outcome)
+        self.settle()
+
+    @precondition(lambda self: not self.executor.asked)
+    @rule()
+    def unload(self) -> None:
+        self.do(self.tasks.between_tasks(self.models.unload_all))
+        assert self.models.current is None
+
+    @precondition(lambda self: not self.executor.asked)
+    @rule(minutes=st.sampled_from([0.5, 2]))
+    def time_passes(self, minutes: float) -> None:
+        resident = self.models.current
+        self.clock.now += minutes * 60
+        self.do(self.tasks.between_tasks(self.models.evict_idle))
+        if resident is not None and self.clock.now - resident.last_used >= 60:
+            assert self.models.current is None
+        else:
+            assert (self.models.current is None) == (resident is None)
+
+    @rule()
+    def restart(self) -> None:
+        """As after kill -9: nothing is told goodbye."""
+        self._close()
+        self._open()
+
+    # -- what must hold -----------------------------------------------------------------------------------------------
+
+    def record(self, task_id: str) -> GenerationTask:
+        return self.do(self.tasks.get(task_id))
+
+    @invariant()
+    def no_task_is_lost_and_an_end_is_final(self) -> None:
+        for task_id, before in self.known.items():
+            task = self.record(task_id)
+            if before.finished:
+                assert task.status is before
+            assert task.attempt <= MAX_ATTEMPTS
+            assert bool(task.images) == (task.status is TaskStatus.COMPLETED)
+            assert (task.failure is not None) == (task.status is TaskStatus.FAILED)
+            assert (task.completed_at is not None) == task.status.finished
+            self.known[task_id] = task.status
+        assert self.do(self.journal.count()) == len(self.known)
+
+    @invariant()
+    def the_queue_is_what_is_pending(self) -> None:
+        pending = [task_id for task_id, status in self.known.items() if status is TaskStatus.PENDING]
+        assert self.tasks.queue_size == len(pending)
+        assert sorted(self.tasks.positions()) == sorted(pending)
+
+    @invariant()
+    def the_journal_says_the_same(self) -> None:
+        for task in self.do(self.journal.page(None, 1000)).tasks:
+            assert task.status is self.known[task.id]
+
+    @invariant()
+    def at_most_one_model_is_resident_and_the_manager_knows_which(self) -> None:
+        assert self.executor.most_loaded <= 1
+        resident = self.models.current
+        assert {resident.model} == self.executor.loaded if resident else not self.executor.loaded
+
+    @invariant()
+    def the_run_loop_is_alive_and_never_idle_while_something_waits(self) -> None:
+        assert not self.running.done()
+        assert self.executor.asked is not None or self.tasks.queue_size == 0
+
+    def teardown(self) -> None:
+        if hasattr(self, "folder"):
+            while self.executor.asked is not None:
+                self.executor.answer(None)
+                self.settle()
+            assert all(self.record(task_id).status.finished for task_id in self.known)
+            self._close()
+            self.loop.close()
+            self.folder.cleanup()
+
+
+Service.TestCase.settings = settings(
+    max_examples=25,
+    stateful_step_count=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
+
+TestService = pytest.mark.timeout(600)(Service.TestCase)
