@@ -9,7 +9,7 @@ from imagegen.core.task import GenerationTask, Pixels, TaskType
 from tests.conftest import request_for
 
 # The gate must not be a game of chance: the same examples each time. `--hypothesis-profile=default` explores.
-settings.register_profile("gate", derandomize=True, deadline=None, max_examples=60)
+settings.register_profile("gate", derandomize=True, deadline=None, max_examples=40)
 settings.load_profile("gate")
 
 MORNING = datetime(2026, 11, 23, 8, 0, tzinfo=UTC)

@@ -133,6 +133,12 @@ def test_a_hub_source_is_no_url_and_no_path(source: str) -> None:
         HUB_SOURCE.validate_python(source)
 
 
+@pytest.mark.parametrize("source", ["org/a--b", "org/a..b", "org/a-", "org/a.git", "org/" + "a" * 97])
+def test_a_hub_source_that_the_hub_itself_refuses_is_told_when_the_file_is_read(source: str) -> None:
+    with pytest.raises(ValidationError):
+        HUB_SOURCE.validate_python(source)
+
+
 # -- what an entry may say ---------------------------------------------------------------------------------------------
 
 

@@ -354,6 +354,12 @@ async def test_a_position_counts_who_stands_before_by_priority_and_arrival() -> 
     assert [queue.position(each) for each in tickets] == [1, 0, 2, 3]
 
 
+async def test_all_positions_at_once_are_those_that_each_task_is_told() -> None:
+    tickets = [ticket(3), ticket(1, priority=2), ticket(2), ticket(4, priority=-1)]
+    queue = Device().queue(*tickets)
+    assert queue.positions() == {each.task_id: queue.position(each) for each in tickets}
+
+
 async def test_a_position_is_known_before_the_ticket_is_in() -> None:
     assert Device().queue(ticket(1), ticket(2)).position(ticket(3)) == 2
 

@@ -154,7 +154,7 @@ async def test_no_other_kind_of_file_is_opened(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("picture", [PNG, JPEG, WEBP], ids=["PNG", "JPEG", "WebP"])
-@pytest.mark.parametrize("share", [0.2, 0.6, 0.95])
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.7])
 async def test_a_truncated_picture_is_no_image(picture: bytes, share: float) -> None:
     with pytest.raises(InvalidImage):
         await decode_image(text_of(picture[: int(len(picture) * share)]), MAX_PIXELS)

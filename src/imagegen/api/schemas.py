@@ -118,7 +118,7 @@ class Image2ImageBody(GenerationBody):
     strength: float = Field(
         0.8,
         strict=True,
-        gt=0,
+        ge=0.01,
         le=1,
         allow_inf_nan=False,
         description="How much of the picture is replaced: near 0 keeps it, 1 keeps nothing.",

@@ -15,12 +15,21 @@ RESERVED_IDS = frozenset({"current", "unload"})
 
 ModelId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
+
+def _as_the_hub_names(source: str) -> str:
+    repo = source.partition("@")[0]
+    if len(repo) > 96 or "--" in repo or ".." in source or repo.endswith(("-", ".", ".git")):
+        raise ValueError("not a name that the hub allows")
+    return source
+
+
 #: `org/name`, optionally at a revision. Never a URL.
 HubSource = Annotated[
     str,
     StringConstraints(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*(@[A-Za-z0-9_./-]+)?$", max_length=320
     ),
+    AfterValidator(_as_the_hub_names),
 ]
 
 

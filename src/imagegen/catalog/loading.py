@@ -59,7 +59,8 @@ def parse_catalog(text: str, families: Families, *, name: str = "models.yaml") -
 
 
 def _line(name: str, position: Position, message: str) -> str:
-    return f"{name}:{position.line}:{position.column}: {message}"
+    # What the file says may hold line breaks; a problem is one line.
+    return f"{name}:{position.line}:{position.column}: {' '.join(message.splitlines())}"
 
 
 class _Reading:
@@ -86,12 +87,21 @@ class _Reading:
         yield from self._whole()
 
     def _global(self, key: str, value: Any) -> Iterator[Problem]:
+        if key == "settings" and "global" in self.data:
+            yield Problem((key,), "'settings' is the older name of 'global'; keep one of them")
+            return
+        if not isinstance(value, dict | None):
+            yield Problem((key,), f"'{key}' must map names to values")
+            return
         try:
-            self.settings = GlobalSettings.model_validate({} if value is None else value)
+            self.settings = GlobalSettings.model_validate(value or {})
         except ValidationError as error:
             yield from _explain(error, (key,), GlobalSettings)
 
     def _models(self, value: Any) -> Iterator[Problem]:
+        if not value:
+            yield Problem(("models",), "there is no model; add one under 'models'")
+            return
         if not isinstance(value, dict):
             yield Problem(("models",), "'models' must map model ids to their settings")
             return
@@ -120,8 +130,8 @@ class _Reading:
 
     def _whole(self) -> Iterator[Problem]:
         """What only shows once all parts are read."""
-        if "models" not in self.data or self.data["models"] in (None, {}):
-            yield Problem(("models",), "there is no model; add one under 'models'")
+        if "models" not in self.data:
+            yield Problem((), "there is no model; add one under 'models'")
             return
         default = self.settings.default_model
         if default is not None and isinstance(self.data["models"], dict) and default not in self.data["models"]:
@@ -146,6 +156,8 @@ def _explain(error: ValidationError, loc: Loc, section: type[Section]) -> Iterat
 def _message(details: ErrorDetails, section: type[Section]) -> str:
     key = ".".join(map(str, details["loc"]))
     if details["type"] == "extra_forbidden":
+        if (name := _other_spelling(key, section)) is not None:
+            return f"'{key}' is another spelling of '{name}', which is here, too; keep one of them"
         return f"unknown key '{key}'{_nearest(key, field_names(section))}"
     if details["type"] == "missing":
         return f"'{key}' is missing"
@@ -162,6 +174,14 @@ def field_names(section: type[Section]) -> list[str]:
     return names
 
 
+def _other_spelling(key: str, section: type[Section]) -> str | None:
+    """The field that `key` is a spelling of."""
+    for name, field in section.model_fields.items():
+        if key == name or key in getattr(field.validation_alias, "choices", ()):
+            return name
+    return None
+
+
 def _nearest(word: Any, known: Any) -> str:
-    close = get_close_matches(str(word), list(known), n=1)
+    close = get_close_matches(str(word), [str(name) for name in known], n=1)
     return f"; did you mean '{close[0]}'?" if close else ""

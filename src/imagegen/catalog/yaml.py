@@ -21,7 +21,7 @@ from ruamel.yaml.nodes import MappingNode, Node
 MAX_BYTES = 1024 * 1024
 MAX_DEPTH = 32
 
-Loc = tuple[str | int, ...]
+Loc = tuple[Any, ...]
 
 
 class Position(NamedTuple):
@@ -48,25 +48,25 @@ class Document(NamedTuple):
 
     def position(self, loc: Loc) -> Position:
         """Where the key or value at `loc` stands, or else its nearest parent that exists."""
-        position, node = Position(1, 1), self.root
+        position, node, data = Position(1, 1), self.root, self.data
         for part in loc:
-            found = _child(node, part)
+            found = _child(node, data, part)
             if found is None:
                 break
-            position, node = found
+            position, node, data = found
         return position
 
 
 def read(text: str) -> Document:
     """Parse one document without anchors, aliases, tags or excessive depth. Raises YamlProblem."""
-    if len(text.encode()) > MAX_BYTES:
+    if len(text.encode("utf-8", "replace")) > MAX_BYTES:
         raise YamlProblem(Position(1, 1), f"the file is larger than {MAX_BYTES // 1024} KiB; split or shorten it")
     try:
         _refuse_dangers(_reader().parse(text))
         return Document(_reader().load(text), _reader().compose(text))
     except MarkedYAMLError as error:
         raise YamlProblem(_mark(error.problem_mark), str(error.problem or error.context)) from None
-    except (YAMLError, ValueError) as error:
+    except (YAMLError, ValueError, RecursionError) as error:
         raise YamlProblem(Position(1, 1), str(error).splitlines()[0]) from None
 
 
@@ -78,13 +78,12 @@ def _mark(mark: Any) -> Position:
     return Position(mark.line + 1, mark.column + 1) if mark else Position(1, 1)
 
 
-def _child(node: Node | None, part: str | int) -> tuple[Position, Node] | None:
-    if not isinstance(node, MappingNode):
+def _child(node: Node | None, data: Any, part: object) -> tuple[Position, Node, Any] | None:
+    """Node and data go down together: a key may be written `yes` and mean True."""
+    if not isinstance(node, MappingNode) or not isinstance(data, dict) or part not in data:
         return None
-    for key, value in node.value:
-        if key.value == str(part):
-            return _mark(key.start_mark), value
-    return None
+    key, value = node.value[list(data).index(part)]
+    return _mark(key.start_mark), value, data[part]
 
 
 def _refuse_dangers(events: Iterator[Event]) -> None:

@@ -102,7 +102,7 @@ class Subscription:
 
     def __init__(self, backlog: list[Published], limit: int) -> None:
         self._waiting: asyncio.Queue[Published | None] = asyncio.Queue(limit + len(backlog) + 1)
-        self._limit = limit
+        self._limit = limit + len(backlog)
         for published in backlog:
             self._waiting.put_nowait(published)
 
@@ -131,7 +131,7 @@ class EventBus:
     def __init__(self, first_id: int, *, kept_tasks: int = 1000, kept_events: int = 256, backlog: int = 256) -> None:
         """`first_id` must be above every id of earlier runs (microseconds of the wall clock serve well)."""
         self._ids = count(first_id)
-        self._last_id = first_id
+        self._last_id = first_id - 1
         self._kept_tasks = kept_tasks
         self._kept_events = kept_events
         self._backlog = backlog

@@ -17,7 +17,14 @@ STICKY = (
     "misaligned address",
     "unspecified launch failure",
     "uncorrectable ecc error",
+    "launch timed out",
+    "hardware stack error",
+    "invalid program counter",
+    "operation not supported on global/shared address space",
 )
+
+#: Words of allocators that found no memory: torch's on the GPU and on the CPU, cuBLAS's.
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "alloc_failed")
 
 
 def measure(device: str) -> DeviceMemory:
@@ -65,7 +72,11 @@ def classify(error: BaseException, during: FailureCode) -> tuple[FailureCode, st
     if isinstance(error, EngineError):
         return error.failure, error.detail
     text = str(error).lower()
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "out of memory" in text:
+    if (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or any(w in text for w in OUT_OF_MEMORY)
+    ):
         return (
             FailureCode.OUT_OF_MEMORY,
             "Not enough memory: ask for a smaller picture or batch, or use a smaller model.",

@@ -160,7 +160,8 @@ _ANSWERS: TypeAdapter[Answer] = TypeAdapter(Answer)
 
 def pack(value: Value) -> bytes:
     """One frame."""
-    frame = msgpack.packb(value.model_dump())
+    # A traceback may hold what no encoding takes: file names with bytes that are no text.
+    frame = msgpack.packb(value.model_dump(), unicode_errors="replace")
     assert isinstance(frame, bytes)
     return frame
 

@@ -96,7 +96,13 @@ def _cached_snapshot(hf_path: str) -> Path | None:
 def _advice(spec: ModelSpec) -> str:
     places = []
     if spec.local_path:
-        places.append(f"put them into '{spec.local_path}' below the models directory")
+        # The path of an entry that names an absolute one is the operator's business.
+        absolute = Path(spec.local_path).expanduser().is_absolute()
+        where = (
+            "the folder that its local_path names" if absolute else f"'{spec.local_path}' below the models directory"
+        )
+        places.append(f"put them into {where}")
     if spec.hf_path:
-        places.append(f"fetch them with `hf download {spec.hf_path.partition('@')[0]}`")
+        repo, _, revision = spec.hf_path.partition("@")
+        places.append(f"fetch them with `hf download {repo}{f' --revision {revision}' if revision else ''}`")
     return " or ".join(places) or "the entry names neither local_path nor hf_path"

@@ -36,7 +36,7 @@ def check_index(folder: Path, pipeline_class: str) -> None:
         index = json.loads((folder / "model_index.json").read_bytes())
     except FileNotFoundError:
         raise WeightsMissing("The model's folder has no model_index.json: it is no diffusers pipeline.") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise WeightsRefused("The model's model_index.json is not JSON.") from None
     if not isinstance(index, dict) or index.get("_class_name") != pipeline_class:
         raise WeightsRefused(f"The model's model_index.json does not describe a {pipeline_class}.")
@@ -46,7 +46,7 @@ def check_index(folder: Path, pipeline_class: str) -> None:
 
 
 def _trusted(part: list[Any]) -> bool:
-    return len(part) == 2 and (part == [None, None] or part[0] in TRUSTED_LIBRARIES)
+    return part == [None, None] or (len(part) == 2 and isinstance(part[0], str) and part[0] in TRUSTED_LIBRARIES)
 
 
 def torch_dtype(word: str, device: str) -> Any:
@@ -171,8 +171,11 @@ def fit_image(encoded: bytes, size: Size) -> Any:
     from PIL import Image, ImageOps
 
     with Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG", "WEBP")) as image:
-        upright = ImageOps.exif_transpose(image).convert("RGB")
-    return ImageOps.fit(upright, size, Image.Resampling.LANCZOS)
+        try:
+            upright = ImageOps.exif_transpose(image)
+        except (SyntaxError, ValueError, OSError):  # broken metadata; the picture itself has been checked
+            upright = image
+        return ImageOps.fit(upright.convert("RGB"), size, Image.Resampling.LANCZOS)
 
 
 def crop(picture: Any, size: Size, seed: int) -> Pixels:

@@ -4,11 +4,12 @@ import asyncio
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from errno import ENOSPC
 from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
 from imagegen.core.errors import StorageFailed, StorageFull
@@ -64,7 +65,7 @@ class Database:
                 self._engine = _open(self._path)
             with self._engine.begin() as connection:
                 return [work(connection) for work in batch]
-        except SQLAlchemyError as error:
+        except (SQLAlchemyError, OSError) as error:
             raise _storage_error(error) from error
 
     def _dispose(self) -> None:
@@ -105,5 +106,7 @@ def _begin(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
-def _storage_error(error: SQLAlchemyError) -> StorageFull | StorageFailed:
-    return StorageFull() if "disk is full" in str(error) else StorageFailed()
+def _storage_error(error: SQLAlchemyError | OSError) -> StorageFull | StorageFailed:
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    full = getattr(cause, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL or getattr(cause, "errno", None) == ENOSPC
+    return StorageFull() if full else StorageFailed()

@@ -34,7 +34,13 @@ class ImageStore:
             loop.run_in_executor(self._threads, self._save, f"{folder}/{task_id}-{number}.png", pixels)
             for number, pixels in enumerate(images)
         ]
-        return tuple(await asyncio.gather(*saves))
+        outcomes = await asyncio.gather(*saves, return_exceptions=True)
+        errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+        stored = [outcome for outcome in outcomes if isinstance(outcome, StoredImage)]
+        if errors:
+            await self.delete(stored)  # no record will ever name them
+            raise errors[0]
+        return tuple(stored)
 
     def _save(self, name: str, pixels: Pixels) -> StoredImage:
         data = encode_png(pixels.rgb, pixels.width, pixels.height)
@@ -47,7 +53,9 @@ class ImageStore:
     def locate(self, folder: str, file: str) -> Path:
         """The path of a stored image. Raises ImageNotFound for whatever this store did not write."""
         path = self._root / folder / file
-        if not (FOLDER.fullmatch(folder) and FILE.fullmatch(file)) or path.is_symlink() or not path.is_file():
+        if not (FOLDER.fullmatch(folder) and FILE.fullmatch(file)) or not path.is_file():
+            raise ImageNotFound
+        if path.is_symlink() or path.parent.is_symlink():
             raise ImageNotFound
         return path
 

@@ -1,0 +1,108 @@
+"""The GPU border: what an engine raises becomes a value, and nothing of it stays alive."""
+
+import gc
+import weakref
+from typing import NoReturn
+
+import pytest
+
+from imagegen.core.errors import FailureCode, WeightsRefused
+from imagegen.gpu.engine import at_border
+from imagegen.gpu.protocol import Failed, pack
+from imagegen.loaders.base import Stop
+
+LOADING = FailureCode.LOAD_FAILED
+
+
+class Cleaning:
+    """Counts how often it was asked to give memory back."""
+
+    times = 0
+
+    def __call__(self) -> None:
+        self.times += 1
+
+
+class Tensor:
+    """Stands for gigabytes."""
+
+
+def raising(error: BaseException) -> NoReturn:
+    raise error
+
+
+def test_what_succeeds_passes_and_cleans_nothing() -> None:
+    cleaning = Cleaning()
+    assert at_border(lambda: 7, LOADING, cleaning) == 7
+    assert cleaning.times == 0
+
+
+def test_a_failure_becomes_a_value_with_its_traceback_for_the_log() -> None:
+    cleaning = Cleaning()
+    failed = at_border(lambda: raising(KeyError("words")), LOADING, cleaning)
+    assert isinstance(failed, Failed)
+    assert failed.code is LOADING
+    assert "words" not in failed.message
+    assert "words" in failed.traceback
+    assert cleaning.times == 1
+
+
+def test_a_failure_that_the_loader_knows_keeps_its_words() -> None:
+    failed = at_border(lambda: raising(WeightsRefused("Not safe.")), LOADING, Cleaning())
+    assert isinstance(failed, Failed)
+    assert (failed.code, failed.message) == (FailureCode.WEIGHTS_REFUSED, "Not safe.")
+
+
+def test_a_stop_is_no_failure() -> None:
+    cleaning = Cleaning()
+    with pytest.raises(Stop):
+        at_border(lambda: raising(Stop()), LOADING, cleaning)
+    assert cleaning.times == 0
+
+
+def test_a_broken_device_is_not_touched_again() -> None:
+    cleaning = Cleaning()
+    error = RuntimeError("CUDA error: device-side assert triggered")
+    failed = at_border(lambda: raising(error), LOADING, cleaning)
+    assert isinstance(failed, Failed)
+    assert failed.code is FailureCode.DEVICE_FAULT
+    assert cleaning.times == 0
+
+
+def test_no_tensor_outlives_the_failure_it_was_part_of() -> None:
+    alive: list[weakref.ref[Tensor]] = []
+
+    def work() -> NoReturn:
+        tensor = Tensor()
+        alive.append(weakref.ref(tensor))
+        try:
+            raise ValueError("inner")
+        except ValueError as error:
+            raise RuntimeError("outer") from error
+
+    kept = at_border(work, LOADING, gc.collect)
+    assert isinstance(kept, Failed)
+    assert alive[0]() is None
+
+
+def test_memory_is_given_back_when_the_failed_work_has_let_go_of_it() -> None:
+    alive: list[weakref.ref[Tensor]] = []
+    seen_by_cleaning: list[Tensor | None] = []
+
+    def work() -> NoReturn:
+        tensor = Tensor()
+        alive.append(weakref.ref(tensor))
+        raise MemoryError
+
+    def clean() -> None:
+        gc.collect()
+        seen_by_cleaning.append(alive[0]())
+
+    at_border(work, LOADING, clean)
+    assert seen_by_cleaning == [None]
+
+
+def test_a_failure_can_cross_the_pipe_whatever_it_says() -> None:
+    failed = at_border(lambda: raising(OSError("no such file: 'a\udcff'")), LOADING, Cleaning())
+    assert isinstance(failed, Failed)
+    assert pack(failed)

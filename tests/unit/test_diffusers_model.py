@@ -1,0 +1,243 @@
+"""What all diffusers pipelines share, without torch and diffusers: checked folders, exact pictures."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from imagegen.builtin import builtin_model
+from imagegen.core.errors import FailureCode, WeightsMissing, WeightsRefused
+from imagegen.core.sizes import Size, render_size
+from imagegen.loaders.diffusers_model import check_index, crop, fit_image
+
+PIPELINE = "FluxPipeline"
+GOOD: dict[str, Any] = {
+    "_class_name": PIPELINE,
+    "_diffusers_version": "0.42.1",
+    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "transformer": ["diffusers", "FluxTransformer2DModel"],
+    "image_encoder": [None, None],
+    "force_zeros": True,
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path
+
+
+def write(folder: Path, index: object) -> None:
+    data = index if isinstance(index, bytes) else json.dumps(index).encode()
+    (folder / "model_index.json").write_bytes(data)
+
+
+# -- model_index.json --------------------------------------------------------------------------------------------------
+
+
+def test_an_honest_folder_passes(folder: Path) -> None:
+    write(folder, GOOD)
+    check_index(folder, PIPELINE)
+
+
+def test_the_embedded_model_passes() -> None:
+    check_index(builtin_model("tiny"), PIPELINE)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        ["os", "system"],
+        ["subprocess", "Popen"],
+        ["this", "s"],
+        ["builtins", "eval"],
+        ["evil", "Evil"],
+        ["evil.py", "Evil"],
+        ["../evil", "Evil"],
+        ["diffusers.utils.import_utils", "os"],
+        ["diffusers/../evil", "Evil"],
+        ["Diffusers", "AutoencoderKL"],
+        [None, "None"],
+        ["diffusers"],
+        ["diffusers", "AutoencoderKL", "extra"],
+        [],
+        [["diffusers"], "AutoencoderKL"],
+        [{"diffusers": 1}, "AutoencoderKL"],
+        [7, "AutoencoderKL"],
+        ["", "AutoencoderKL"],
+    ],
+    ids=str,
+)
+def test_code_from_anywhere_else_is_refused_by_name_and_never_imported(folder: Path, part: list[Any]) -> None:
+    marker = folder / "marker"
+    for name in ("evil.py", "None.py"):
+        (folder / name).write_text(f"open({str(marker)!r}, 'w').close()")
+    write(folder, {**GOOD, "vae": part})
+    with pytest.raises(WeightsRefused, match="not allowed, for 'vae'"):
+        check_index(folder, PIPELINE)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        {},
+        [],
+        [GOOD],
+        None,
+        "FluxPipeline",
+        7,
+        {**GOOD, "_class_name": "StableDiffusionPipeline"},
+        {**GOOD, "_class_name": ["pipeline", "Evil"]},
+        {**GOOD, "_class_name": None},
+        {key: value for key, value in GOOD.items() if key != "_class_name"},
+    ],
+    ids=str,
+)
+def test_a_folder_of_another_pipeline_is_refused(folder: Path, index: object) -> None:
+    write(folder, index)
+    with pytest.raises(WeightsRefused, match="does not describe a FluxPipeline"):
+        check_index(folder, PIPELINE)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{",
+        b"not JSON",
+        b"\xff\xfe\xfd",
+        b"<!doctype html>",
+        b"version https://git-lfs.github.com/spec/v1\n",
+        b'{"_class_name": "FluxPipeline",}',
+        b"[" * 100_000,
+    ],
+    ids=lambda data: repr(data[:20]),
+)
+def test_what_is_not_json_is_refused(folder: Path, data: bytes) -> None:
+    write(folder, data)
+    with pytest.raises(WeightsRefused, match="is not JSON"):
+        check_index(folder, PIPELINE)
+
+
+def test_a_folder_without_an_index_is_missing_its_weights(folder: Path) -> None:
+    with pytest.raises(WeightsMissing, match=r"no model_index\.json"):
+        check_index(folder, PIPELINE)
+
+
+def test_a_folder_that_is_not_there_is_missing_its_weights(folder: Path) -> None:
+    with pytest.raises(WeightsMissing):
+        check_index(folder / "none", PIPELINE)
+
+
+def test_the_errors_have_codes_of_their_own() -> None:
+    assert WeightsRefused.failure is FailureCode.WEIGHTS_REFUSED
+    assert WeightsMissing.failure is FailureCode.WEIGHTS_MISSING
+
+
+@pytest.mark.parametrize("index", [[], {**GOOD, "vae": ["os", "system"]}, b"{"], ids=str)
+def test_no_error_tells_where_the_folder_is(folder: Path, index: object) -> None:
+    write(folder, index)
+    with pytest.raises(WeightsRefused) as raised:
+        check_index(folder, PIPELINE)
+    assert str(folder) not in raised.value.detail
+
+
+ANY_PART = st.lists(st.none() | st.text(max_size=8) | st.sampled_from(["diffusers", "os", "transformers"]), max_size=3)
+
+
+@given(st.dictionaries(st.sampled_from(["vae", "scheduler", "x"]), ANY_PART | st.none() | st.booleans(), max_size=3))
+def test_what_passes_names_only_code_of_the_two_libraries(tmp_path_factory: Any, parts: dict[str, Any]) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    write(folder, {"_class_name": PIPELINE, **parts})
+    try:
+        check_index(folder, PIPELINE)
+    except WeightsRefused:
+        return
+    lists = [part for part in parts.values() if isinstance(part, list)]
+    assert all(len(part) == 2 for part in lists)
+    assert {part[0] for part in lists} <= {"diffusers", "transformers", None}
+
+
+# -- the exact picture -------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 70), st.integers(1, 70))
+def test_the_centre_of_what_was_rendered_is_delivered_in_the_asked_size(width: int, height: int) -> None:
+    asked = Size(width, height)
+    rendered = render_size(asked)
+    x, y = np.meshgrid(np.arange(rendered.width), np.arange(rendered.height))
+    picture = np.stack([x, y, np.zeros_like(x)], axis=-1) / 255
+    pixels = crop(picture, asked, seed=7)
+    assert (pixels.width, pixels.height, pixels.seed) == (width, height, 7)
+    corner = np.frombuffer(pixels.rgb, np.uint8).reshape(height, width, 3)[0, 0]
+    assert corner.tolist() == [(rendered.width - width) // 2, (rendered.height - height) // 2, 0]
+
+
+def test_what_fits_exactly_is_not_cropped() -> None:
+    picture = np.random.default_rng(1).random((32, 16, 3))
+    rgb = np.frombuffer(crop(picture, Size(16, 32), 0).rgb, np.uint8).reshape(32, 16, 3)
+    assert np.array_equal(rgb, np.round(picture * 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("value", "byte"), [(0.0, 0), (1.0, 255), (0.5, 128), (1 / 255, 1), (-0.2, 0), (1.7, 255), (0.4999 / 255, 0)]
+)
+def test_colours_are_rounded_and_kept_within_eight_bits(value: float, byte: int) -> None:
+    assert set(crop(np.full((16, 16, 3), value), Size(16, 16), 0).rgb) == {byte}
+
+
+# -- input pictures ----------------------------------------------------------------------------------------------------
+
+
+def png(image: Image.Image, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG", **options)
+    return file.getvalue()
+
+
+def halves(width: int = 40, height: int = 20) -> Image.Image:
+    """Red on the left, blue on the right."""
+    image = Image.new("RGB", (width, height), "red")
+    image.paste("blue", (width // 2, 0, width, height))
+    return image
+
+
+@pytest.mark.parametrize("size", [Size(16, 16), Size(64, 16), Size(16, 48), Size(128, 128)])
+def test_an_input_picture_fills_the_size(size: Size) -> None:
+    fitted = fit_image(png(halves()), size)
+    assert fitted.size == size
+    assert fitted.mode == "RGB"
+
+
+def test_its_centre_is_kept() -> None:
+    fitted = fit_image(png(halves(80, 20)), Size(20, 20))
+    assert fitted.getpixel((2, 10)) == (255, 0, 0)
+    assert fitted.getpixel((17, 10)) == (0, 0, 255)
+
+
+def test_it_is_turned_upright() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise by a quarter
+    fitted = fit_image(png(halves(20, 20), exif=exif), Size(20, 20))
+    assert fitted.getpixel((10, 2)) == (255, 0, 0)
+    assert fitted.getpixel((10, 17)) == (0, 0, 255)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "1", "RGBA", "LA", "I;16"])
+def test_every_colour_mode_becomes_rgb(mode: str) -> None:
+    image = Image.new(mode, (9, 9)) if mode == "I;16" else halves().convert(mode)
+    assert fit_image(png(image), Size(16, 16)).mode == "RGB"
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_a_picture_with_broken_metadata_is_still_a_picture(kind: str) -> None:
+    file = io.BytesIO()
+    halves().save(file, kind, exif=b"Exif\0\0not a TIFF header")
+    assert fit_image(file.getvalue(), Size(16, 16)).size == (16, 16)

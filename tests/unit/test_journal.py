@@ -1,0 +1,409 @@
+"""The journal on a real SQLite file: what was acknowledged is there after a restart, what was not is not."""
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import closing, contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Connection, Engine, create_engine, event, inspect
+
+from imagegen.core.errors import FailureCode, StorageFailed, StorageFull
+from imagegen.core.task import Failure, GenerationTask, StoredImage, TaskStatus, TaskType
+from imagegen.storage.schema import metadata
+from imagegen.storage.tasks import TaskJournal
+from tests.conftest import request_for
+from tests.unit.conftest import MORNING, task_id, task_of
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "data" / "imagegen.sqlite3"
+
+
+class Lives:
+    """The journal in one life of the service after the other."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.journal = TaskJournal(path)
+
+    async def next(self) -> TaskJournal:
+        await self.journal.close()
+        self.journal = TaskJournal(self._path)
+        return self.journal
+
+
+@pytest.fixture
+async def lives(path: Path) -> AsyncIterator[Lives]:
+    begun = Lives(path)
+    yield begun
+    await begun.journal.close()
+
+
+@pytest.fixture
+def journal(lives: Lives) -> TaskJournal:
+    return lives.journal
+
+
+async def insert(journal: TaskJournal, *numbers: int, **changes: Any) -> list[GenerationTask]:
+    return [await journal.insert(task_of(number, **changes), None) for number in numbers]
+
+
+def ids(tasks: list[GenerationTask]) -> list[str]:
+    return [task.id for task in tasks]
+
+
+def ended(task: GenerationTask, *, days_ago: float = 0) -> GenerationTask:
+    return task.evolve(status=TaskStatus.COMPLETED, completed_at=MORNING - timedelta(days=days_ago))
+
+
+# -- records -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_task_comes_back_with_its_place_in_the_order_of_arrival(journal: TaskJournal) -> None:
+    sequences = [task.sequence for task in await insert(journal, 3, 1, 2)]
+    assert sequences == sorted(set(sequences))
+
+
+async def test_a_place_is_never_given_twice(journal: TaskJournal) -> None:
+    first, second = await insert(journal, 1, 2)
+    await journal.delete([second.id])
+    (third,) = await insert(journal, 3)
+    assert first.sequence < second.sequence < third.sequence
+
+
+async def test_every_field_of_a_record_is_kept(journal: TaskJournal) -> None:
+    task = task_of(
+        1,
+        type=TaskType.IMAGE2IMAGE,
+        request=request_for("红色圆圈\n🟥", seed=2**32 - 1, strength=0.35, guidance_scale=0.1),
+        priority=-5,
+        status=TaskStatus.FAILED,
+        attempt=2,
+        started_at=MORNING + timedelta(microseconds=1),
+        completed_at=MORNING + timedelta(hours=1),
+        images=(StoredImage(path="a/b.png", width=1, height=2, seed=3),),
+        failure=Failure(code=FailureCode.OUT_OF_MEMORY, message="It failed."),
+    )
+    stored = await journal.insert(task, None)
+    assert await journal.get(task.id) == stored == task.evolve(sequence=stored.sequence)
+
+
+async def test_an_update_replaces_the_record_and_keeps_its_place(journal: TaskJournal) -> None:
+    (task,) = await insert(journal, 1)
+    await journal.update(task.evolve(status=TaskStatus.PROCESSING, attempt=1))
+    found = await journal.get(task.id)
+    assert found == task.evolve(status=TaskStatus.PROCESSING, attempt=1)
+
+
+async def test_an_unknown_task_is_none(journal: TaskJournal) -> None:
+    assert await journal.get(task_id(1)) is None
+    assert await journal.init_image(task_id(1)) is None
+
+
+async def test_what_was_stored_survives_a_restart(journal: TaskJournal, lives: Lives) -> None:
+    stored = [*await insert(journal, 1), await journal.insert(task_of(2), b"picture")]
+    again = await lives.next()
+    assert [await again.get(task.id) for task in stored] == stored
+    assert await again.init_image(task_id(2)) == b"picture"
+    (later,) = await insert(again, 3)
+    assert later.sequence > stored[-1].sequence
+
+
+async def test_what_was_acknowledged_is_in_the_file_at_once(journal: TaskJournal, path: Path) -> None:
+    # As a killed process leaves it: nothing is closed, nothing is flushed.
+    await insert(journal, 1)
+    assert in_the_file(path, "SELECT id FROM tasks") == [(task_id(1),)]
+
+
+async def test_a_commit_is_flushed_to_the_disk_itself(journal: TaskJournal) -> None:
+    pragmas: list[Any] = []
+    with watching(
+        "commit", lambda connection: pragmas.append(connection.exec_driver_sql("PRAGMA synchronous").scalar())
+    ):
+        await insert(journal, 1)
+    assert pragmas[-1] == 2  # FULL
+
+
+# -- what an earlier run left ------------------------------------------------------------------------------------------
+
+
+async def test_unfinished_tasks_are_found_in_order_of_arrival(journal: TaskJournal, lives: Lives) -> None:
+    first, second, third, fourth = await insert(journal, 9, 4, 7, 1)
+    await journal.update(first.evolve(status=TaskStatus.PROCESSING, attempt=1))
+    await journal.update(ended(second))
+    again = await lives.next()
+    assert ids(await again.unfinished()) == ids([first, third, fourth])
+
+
+@pytest.mark.parametrize("status", [TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED])
+async def test_what_has_ended_is_not_unfinished(journal: TaskJournal, status: TaskStatus) -> None:
+    (task,) = await insert(journal, 1)
+    await journal.update(task.evolve(status=status))
+    assert await journal.unfinished() == []
+
+
+# -- input images ------------------------------------------------------------------------------------------------------
+
+
+async def test_an_input_image_is_kept_while_it_may_be_needed(journal: TaskJournal) -> None:
+    task = await journal.insert(task_of(1), bytes(range(256)))
+    await journal.update(task.evolve(status=TaskStatus.PROCESSING, attempt=1))
+    assert await journal.init_image(task.id) == bytes(range(256))
+
+
+@pytest.mark.parametrize("status", [TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED])
+async def test_an_input_image_goes_when_its_task_ends(journal: TaskJournal, status: TaskStatus) -> None:
+    task, other = await journal.insert(task_of(1), b"picture"), await journal.insert(task_of(2), b"other")
+    await journal.update(task.evolve(status=status))
+    assert await journal.init_image(task.id) is None
+    assert await journal.init_image(other.id) == b"other"
+
+
+async def test_an_input_image_goes_with_its_task(journal: TaskJournal, path: Path) -> None:
+    await journal.insert(task_of(1), b"picture")
+    await journal.delete([task_id(1)])
+    assert in_the_file(path, "SELECT * FROM inputs") == []
+
+
+# -- pages -------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_page_holds_the_newest_first_and_counts_all(journal: TaskJournal) -> None:
+    await insert(journal, 1, 2, 3, 4, 5)
+    page = await journal.page(None, 2)
+    assert ids(page.tasks) == [task_id(5), task_id(4)]
+    assert (page.total, page.filtered) == (5, 5)
+
+
+async def test_a_filtered_page_counts_what_matches_beside_what_there_is(journal: TaskJournal) -> None:
+    for task in await insert(journal, 1, 2, 3):
+        await journal.update(ended(task))
+    await insert(journal, 4, 5)
+    page = await journal.page(TaskStatus.COMPLETED, 2)
+    assert ids(page.tasks) == [task_id(3), task_id(2)]
+    assert (page.total, page.filtered) == (5, 3)
+
+
+async def test_an_empty_page_is_a_page(journal: TaskJournal) -> None:
+    assert await journal.page(TaskStatus.FAILED, 10) == ([], 0, 0)
+    assert await journal.count() == 0
+
+
+# -- retention ---------------------------------------------------------------------------------------------------------
+
+
+async def test_what_ended_before_a_moment_is_found_oldest_first(journal: TaskJournal) -> None:
+    first, second, third, waiting = await insert(journal, 1, 2, 3, 4)
+    await journal.update(ended(first, days_ago=8), ended(second, days_ago=9), ended(third, days_ago=6.9))
+    found = await journal.finished_before(MORNING - timedelta(days=7))
+    assert ids(found) == ids([second, first])
+    assert waiting.id not in ids(found)
+
+
+async def test_the_fraction_of_a_second_counts(journal: TaskJournal) -> None:
+    # Written without a fraction, a time must still stand between its neighbours.
+    for number, microseconds in enumerate([-1, 0, 1]):
+        task = task_of(number, completed_at=MORNING + timedelta(microseconds=microseconds), status=TaskStatus.FAILED)
+        await journal.insert(task, None)
+    assert ids(await journal.finished_before(MORNING)) == [task_id(0)]
+    assert len(await journal.finished_before(MORNING + timedelta(microseconds=1))) == 2
+
+
+async def test_deleted_tasks_are_forgotten(journal: TaskJournal) -> None:
+    await insert(journal, 1, 2, 3)
+    await journal.delete([task_id(1), task_id(3), task_id(99)])
+    assert ids((await journal.page(None, 10)).tasks) == [task_id(2)]
+
+
+# -- transactions ------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def watching(name: str, listener: Callable[..., Any]) -> Iterator[None]:
+    """Hear an event of every engine."""
+    event.listen(Engine, name, listener)
+    try:
+        yield
+    finally:
+        event.remove(Engine, name, listener)
+
+
+async def test_concurrent_inserts_share_transactions(journal: TaskJournal) -> None:
+    await journal.count()
+    commits: list[Connection] = []
+    with watching("commit", commits.append):
+        stored = await asyncio.gather(*(journal.insert(task_of(number), None) for number in range(100)))
+    assert [task.sequence for task in stored] == list(range(1, 101))
+    assert 1 <= len(commits) <= 3
+
+
+async def test_calls_that_come_one_after_the_other_commit_one_by_one(journal: TaskJournal) -> None:
+    await journal.count()
+    commits: list[Connection] = []
+    with watching("commit", commits.append):
+        await insert(journal, 1, 2, 3)
+    assert len(commits) == 3
+
+
+async def test_a_caller_that_goes_away_takes_nobody_along(journal: TaskJournal) -> None:
+    await journal.count()
+    calls = [asyncio.create_task(journal.insert(task_of(number), None)) for number in range(3)]
+    await asyncio.sleep(0)
+    calls[1].cancel()
+    done = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(outcome) for outcome in done] == [GenerationTask, asyncio.CancelledError, GenerationTask]
+    assert await journal.count() == 3
+
+
+async def test_closing_waits_for_what_was_asked(journal: TaskJournal, lives: Lives) -> None:
+    inserting = asyncio.create_task(journal.insert(task_of(1), None))
+    await asyncio.sleep(0)
+    again = await lives.next()
+    assert (await inserting).id == task_id(1)
+    assert await again.count() == 1
+
+
+async def test_a_journal_that_was_never_used_can_be_closed(tmp_path: Path) -> None:
+    await TaskJournal(tmp_path / "a.sqlite3").close()
+
+
+# -- failing disks -----------------------------------------------------------------------------------------------------
+
+
+def only_pages(number: int) -> Callable[[sqlite3.Connection, object], None]:
+    """A disk with that many pages of 4 KiB."""
+
+    def limit(connection: sqlite3.Connection, _: object) -> None:
+        connection.execute(f"PRAGMA max_page_count = {number}")
+
+    return limit
+
+
+async def test_a_full_disk_acknowledges_nothing_and_loses_nothing(journal: TaskJournal, path: Path) -> None:
+    with watching("connect", only_pages(40)):
+        await insert(journal, 1)
+        with pytest.raises(StorageFull):
+            await journal.insert(task_of(2), bytes(200_000))
+    assert await journal.get(task_id(2)) is None
+    assert ids(await journal.unfinished()) == [task_id(1)]
+    await insert(journal, 3)
+    assert in_the_file(path, "SELECT id FROM tasks ORDER BY sequence") == [(task_id(1),), (task_id(3),)]
+
+
+async def test_all_who_share_a_transaction_share_its_failure(journal: TaskJournal) -> None:
+    with watching("connect", only_pages(40)):
+        await journal.count()
+        outcomes = await asyncio.gather(
+            journal.insert(task_of(1), None), journal.insert(task_of(2), bytes(200_000)), return_exceptions=True
+        )
+    acknowledged = [outcome.id for outcome in outcomes if isinstance(outcome, GenerationTask)]
+    assert StorageFull in map(type, outcomes)
+    assert ids(await journal.unfinished()) == acknowledged
+
+
+async def test_a_task_that_is_stored_twice_is_a_failure(journal: TaskJournal) -> None:
+    await insert(journal, 1)
+    with pytest.raises(StorageFailed):
+        await insert(journal, 1)
+    assert await journal.count() == 1
+
+
+async def test_words_of_a_prompt_do_not_make_a_disk_full(journal: TaskJournal) -> None:
+    await insert(journal, 1)
+    with pytest.raises(StorageFailed):
+        await insert(journal, 1, request=request_for("a sign that says 'disk is full'"))
+
+
+def spoil(path: Path) -> Path:
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"this is no database " * 500)
+    return path
+
+
+def block(path: Path) -> Path:
+    path.parent.write_bytes(b"a file where the folder should be")
+    return path
+
+
+def shadow(path: Path) -> Path:
+    path.mkdir(parents=True)
+    return path
+
+
+@pytest.mark.parametrize("breaking", [spoil, block, shadow])
+async def test_a_place_that_holds_no_journal_is_a_failed_disk(path: Path, breaking: Callable[[Path], Path]) -> None:
+    journal = TaskJournal(breaking(path))
+    try:
+        for _ in range(2):
+            with pytest.raises(StorageFailed) as raised:
+                await journal.insert(task_of(1), None)
+            assert str(path) not in raised.value.detail
+    finally:
+        await journal.close()
+
+
+async def test_a_disk_that_recovers_is_used_again(path: Path) -> None:
+    journal = TaskJournal(spoil(path))
+    with pytest.raises(StorageFailed):
+        await journal.count()
+    mend(path)
+    assert await journal.count() == 0
+    await journal.close()
+
+
+def mend(path: Path) -> None:
+    path.unlink()
+
+
+# -- migrations --------------------------------------------------------------------------------------------------------
+
+
+def in_the_file(path: Path, query: str) -> list[Any]:
+    """What another process reads."""
+    with closing(sqlite3.connect(path)) as connection:
+        return connection.execute(query).fetchall()
+
+
+async def test_the_migrations_make_what_the_schema_says(journal: TaskJournal, path: Path) -> None:
+    await journal.count()
+    engine = create_engine(f"sqlite:///{path}")
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, metadata) == []
+    engine.dispose()
+
+
+async def test_the_migrations_make_the_very_tables_that_the_schema_would(journal: TaskJournal, path: Path) -> None:
+    # What a comparison by alembic does not see: AUTOINCREMENT and ON DELETE CASCADE.
+    await journal.count()
+    direct = path.with_name("direct.sqlite3")
+    for database in (path, direct):
+        engine = create_engine(f"sqlite:///{database}")
+        metadata.create_all(engine)
+        assert inspect(engine).get_foreign_keys("inputs")[0]["options"] == {"ondelete": "CASCADE"}
+        engine.dispose()
+    statements = [
+        {
+            name: " ".join(sql.split())
+            for name, sql in in_the_file(database, "SELECT name, sql FROM sqlite_master")
+            if sql
+        }
+        for database in (path, direct)
+    ]
+    assert "AUTOINCREMENT" in statements[0]["tasks"]
+    assert {name: sql for name, sql in statements[0].items() if name != "alembic_version"} == statements[1]
+
+
+async def test_opening_again_migrates_nothing_and_loses_nothing(journal: TaskJournal, lives: Lives, path: Path) -> None:
+    await insert(journal, 1)
+    before = in_the_file(path, "SELECT name, sql FROM sqlite_master")
+    again = await lives.next()
+    assert await again.count() == 1
+    assert in_the_file(path, "SELECT name, sql FROM sqlite_master") == before

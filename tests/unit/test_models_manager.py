@@ -1,0 +1,402 @@
+"""DynamicModelManager with a scripted engine: who is resident, who must leave, and what is said about it."""
+
+import threading
+from collections.abc import Awaitable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imagegen.catalog.catalog import Catalog, GlobalSettings
+from imagegen.core.errors import FailureCode
+from imagegen.core.events import Event, EventBus, ModelLoaded, ModelLoading, ModelUnloaded
+from imagegen.core.task import Lora
+from imagegen.gpu.executor import GpuExecutor
+from imagegen.gpu.protocol import (
+    DeviceMemory,
+    Failed,
+    Generate,
+    Generated,
+    Load,
+    Loaded,
+    Measured,
+    Stopped,
+    Unload,
+    Unloaded,
+)
+from imagegen.loaders.base import OnStep
+from imagegen.loaders.fake import FakeSpec
+from imagegen.models.manager import DynamicModelManager, Folders
+from tests.conftest import request_for
+from tests.unit.conftest import grey
+
+FULL = DeviceMemory(gpu_available=True, gpu_name="G", allocated=30, cached=35, total=80, host=5)
+EMPTY = FULL.evolve(allocated=0, cached=0)
+GENERATED = Generated(images=(grey(),), memory=FULL)
+CRASHED = Failed(code=FailureCode.WORKER_CRASHED, message="The worker process died.")
+HUNG = Failed(code=FailureCode.WORKER_HUNG, message="The worker process stopped answering.")
+OUT_OF_MEMORY = Failed(code=FailureCode.OUT_OF_MEMORY, message="Not enough memory.")
+MISSING = Failed(code=FailureCode.WEIGHTS_MISSING, message="The weights are not here.")
+
+
+WORK_S = 2
+
+
+class Clock:
+    """Passes when told to."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class ScriptedExecutor(GpuExecutor):
+    """Has no engine: it remembers what it was asked and answers as it was told."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.asked: list[str] = []
+        self.commands: list[Load | Unload | Generate] = []
+        #: What to answer to the next call of a kind, instead of what succeeds.
+        self.instead: dict[str, Any] = {}
+
+    def _answer(self, kind: str, command: Load | Unload | Generate, usual: Any) -> Any:
+        self.asked.append(f"{kind} {command.model}")
+        self.commands.append(command)
+        return self.instead.pop(kind, usual)
+
+    async def load(self, command: Load) -> Loaded | Failed:
+        return self._answer("load", command, Loaded(seconds=3.5, weight_bytes=30, memory=FULL))
+
+    async def unload(self, command: Unload) -> Unloaded | Failed:
+        return self._answer("unload", command, Unloaded(memory=EMPTY))
+
+    async def generate(self, command: Generate, stop: threading.Event, on_step: OnStep) -> Generated | Stopped | Failed:
+        self._clock.now += WORK_S
+        return self._answer("generate", command, GENERATED)
+
+    async def measure(self) -> Measured | Failed:
+        return self.instead.pop("measure", Measured(memory=EMPTY))
+
+
+def spec(**fields: Any) -> FakeSpec:
+    return FakeSpec.model_validate({"name": "A", "type": "fake", **fields})
+
+
+CATALOG = Catalog(
+    settings=GlobalSettings(auto_unload_minutes=30),
+    models={
+        "a": spec(),
+        "b": spec(local_path="weights/b"),
+        "short": spec(auto_unload_minutes=1),
+        "never": spec(auto_unload_minutes=0),
+    },
+)
+
+
+class House:
+    """A manager with everything around it."""
+
+    def __init__(self, catalog: Catalog, folders: Folders) -> None:
+        self.clock = Clock()
+        self.engine = ScriptedExecutor(self.clock)
+        self.bus = EventBus(1)
+        self.models = DynamicModelManager(catalog, self.engine, self.bus, folders, self.clock)
+
+    @property
+    def current(self) -> str | None:
+        return self.models.current.model if self.models.current else None
+
+    async def work(self, model: str, **request: Any) -> Generated | Stopped | Failed:
+        """What the run loop does for a task."""
+        failed = await self.models.ensure(model)
+        return failed or await self.models.generate(
+            model, request_for(**request), None, threading.Event(), lambda step, total: None
+        )
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> House:
+    return House(CATALOG, Folders(tmp_path / "models", tmp_path / "loras"))
+
+
+async def told(house: House, *actions: Awaitable[object]) -> list[Event]:
+    """The events of some actions."""
+    with house.bus.subscribe() as subscription:
+        for action in actions:
+            await action
+        house.bus.close()
+        return [published.event async for published in subscription]
+
+
+# -- loading and switching ---------------------------------------------------------------------------------------------
+
+
+async def test_at_the_start_nothing_is_resident(house: House) -> None:
+    assert house.models.current is None
+    assert house.models.load_seconds("a") is None
+    assert house.models.last_used("a") is None
+
+
+async def test_a_model_is_loaded_when_it_is_needed_and_then_stays(house: House) -> None:
+    await house.work("a")
+    await house.work("a")
+    assert house.engine.asked == ["load a", "generate a", "generate a"]
+    assert house.current == "a"
+
+
+async def test_a_switch_unloads_first_and_loads_then(house: House) -> None:
+    await house.work("a")
+    await house.work("b")
+    assert house.engine.asked == ["load a", "generate a", "unload a", "load b", "generate b"]
+    assert house.current == "b"
+
+
+async def test_a_switch_is_told_step_by_step(house: House) -> None:
+    await house.models.ensure("a")
+    assert await told(house, house.models.ensure("b")) == [
+        ModelUnloaded(model="a", reason="switch"),
+        ModelLoading(model="b"),
+        ModelLoaded(model="b", seconds=3.5, device_bytes=30),
+    ]
+
+
+async def test_a_model_that_is_resident_costs_nothing(house: House) -> None:
+    await house.models.ensure("a")
+    assert await told(house, house.models.ensure("a")) == []
+
+
+async def test_the_engine_gets_the_entry_the_settings_and_the_folder(house: House, tmp_path: Path) -> None:
+    await house.models.ensure("b")
+    (command,) = house.engine.commands
+    assert isinstance(command, Load)
+    assert FakeSpec.model_validate(command.spec) == CATALOG.model("b")
+    assert GlobalSettings.model_validate(command.settings) == CATALOG.settings
+    assert command.folder == str(tmp_path / "models" / "weights" / "b")
+
+
+async def test_an_entry_without_a_path_has_no_folder(house: House) -> None:
+    await house.models.ensure("a")
+    (command,) = house.engine.commands
+    assert isinstance(command, Load)
+    assert command.folder is None
+
+
+async def test_what_a_load_took_and_what_it_left_is_known(house: House) -> None:
+    await house.models.ensure("a")
+    assert house.models.load_seconds("a") == 3.5
+    assert house.models.memory == FULL
+    assert house.models.current is not None
+    assert house.models.current.weight_bytes == 30
+
+
+async def test_a_model_that_was_removed_from_the_file_is_not_loaded(house: House) -> None:
+    failed = await house.models.ensure("gone")
+    assert failed is not None
+    assert failed.code is FailureCode.MODEL_REMOVED
+    assert house.engine.asked == []
+
+
+async def test_a_removed_model_costs_the_resident_one_nothing(house: House) -> None:
+    await house.models.ensure("a")
+    await house.models.ensure("gone")
+    assert house.current == "a"
+
+
+async def test_a_model_that_does_not_load_is_not_resident(house: House) -> None:
+    house.engine.instead["load"] = MISSING
+    assert await house.models.ensure("a") == MISSING
+    assert house.current is None
+    assert house.models.load_seconds("a") is None
+
+
+async def test_a_failed_load_can_be_tried_again(house: House) -> None:
+    house.engine.instead["load"] = OUT_OF_MEMORY
+    await house.models.ensure("a")
+    assert await house.models.ensure("a") is None
+    assert house.current == "a"
+
+
+# -- work --------------------------------------------------------------------------------------------------------------
+
+
+async def test_the_outcome_is_the_engines(house: House) -> None:
+    await house.models.ensure("a")
+    for outcome in (GENERATED, Stopped(), OUT_OF_MEMORY):
+        house.engine.instead["generate"] = outcome
+        assert await house.work("a") == outcome
+
+
+async def test_the_time_a_model_has_worked_since_it_was_loaded_is_counted(house: House) -> None:
+    for _ in range(3):
+        await house.work("a")
+    assert house.models.current is not None
+    assert house.models.current.served_s == 6
+    await house.work("b")
+    assert house.models.current.served_s == 2
+    await house.work("a")
+    assert house.models.current.served_s == 2
+
+
+async def test_the_last_use_of_a_model_is_remembered_when_it_has_left(house: House) -> None:
+    await house.work("a")
+    used = house.models.last_used("a")
+    assert used is not None
+    assert house.models.current is not None
+    assert house.models.current.last_used_at == used
+    await house.work("b")
+    assert house.models.last_used("a") == used
+
+
+async def test_a_failed_task_leaves_the_model_where_it_is(house: House) -> None:
+    await house.models.ensure("a")
+    house.engine.instead["generate"] = OUT_OF_MEMORY
+    await house.work("a")
+    assert house.current == "a"
+
+
+@pytest.fixture
+def lora(tmp_path: Path) -> Path:
+    file = tmp_path / "loras" / "ink.safetensors"
+    file.parent.mkdir()
+    file.write_bytes(b"x")
+    return file.resolve()
+
+
+async def test_the_engine_gets_the_file_of_a_lora(house: House, lora: Path) -> None:
+    await house.work("a", lora=Lora(path="ink.safetensors", scale=0.7))
+    command = house.engine.commands[-1]
+    assert isinstance(command, Generate)
+    assert command.lora_file == str(lora)
+
+
+async def test_a_lora_that_has_gone_meanwhile_fails_the_task_and_not_the_model(house: House) -> None:
+    outcome = await house.work("a", lora=Lora(path="ink.safetensors", scale=0.7))
+    assert isinstance(outcome, Failed)
+    assert outcome.code is FailureCode.LORA_NOT_FOUND
+    assert house.engine.asked == ["load a"]
+    assert house.current == "a"
+
+
+# -- dying workers -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("death", [CRASHED, HUNG])
+async def test_what_was_resident_dies_with_its_worker(house: House, death: Failed) -> None:
+    await house.models.ensure("a")
+    house.engine.instead["generate"] = death
+    assert await told(house, house.work("a")) == [ModelUnloaded(model="a", reason="worker_died")]
+    assert house.current is None
+    assert (house.models.memory.allocated, house.models.memory.cached, house.models.memory.host) == (0, 0, 0)
+    assert house.models.memory.gpu_name == "G"
+
+
+async def test_after_a_death_the_model_is_loaded_again(house: House) -> None:
+    house.engine.instead["generate"] = CRASHED
+    await house.work("a")
+    await house.work("a")
+    assert house.engine.asked == ["load a", "generate a", "load a", "generate a"]
+
+
+async def test_a_worker_that_dies_while_loading_leaves_nothing_resident(house: House) -> None:
+    house.engine.instead["load"] = CRASHED
+    assert await house.models.ensure("a") == CRASHED
+    assert house.current is None
+
+
+async def test_a_worker_that_dies_while_unloading_does_not_stop_the_switch(house: House) -> None:
+    await house.models.ensure("a")
+    house.engine.instead["unload"] = CRASHED
+    events = await told(house, house.models.ensure("b"))
+    assert events[0] == ModelUnloaded(model="a", reason="worker_died")
+    assert [type(event) for event in events].count(ModelUnloaded) == 1
+    assert house.current == "b"
+
+
+# -- idle models -------------------------------------------------------------------------------------------------------
+
+
+async def evict_after(house: House, minutes: float) -> str | None:
+    house.clock.now += minutes * 60
+    await house.models.evict_idle()
+    return house.current
+
+
+async def test_an_idle_model_leaves_after_its_time(house: House) -> None:
+    await house.work("a")
+    assert await evict_after(house, 29.9) == "a"
+    assert await evict_after(house, 0.1) is None
+    assert house.engine.asked[-1] == "unload a"
+
+
+async def test_an_eviction_is_told(house: House) -> None:
+    await house.models.ensure("a")
+    assert await told(house, evict_after(house, 31)) == [ModelUnloaded(model="a", reason="idle")]
+    assert house.models.memory == EMPTY
+
+
+async def test_every_use_begins_the_time_anew(house: House) -> None:
+    await house.work("a")
+    house.clock.now += 29 * 60
+    await house.work("a")
+    assert await evict_after(house, 29) == "a"
+    assert await evict_after(house, 1) is None
+
+
+async def test_a_load_without_work_counts_as_a_use(house: House) -> None:
+    await house.models.ensure("a")
+    assert await evict_after(house, 29) == "a"
+
+
+async def test_a_failed_task_counts_as_a_use(house: House) -> None:
+    await house.models.ensure("a")
+    house.clock.now += 29 * 60
+    house.engine.instead["generate"] = OUT_OF_MEMORY
+    await house.work("a")
+    assert await evict_after(house, 29) == "a"
+
+
+async def test_a_model_can_have_a_time_of_its_own(house: House) -> None:
+    await house.work("short")
+    assert await evict_after(house, 1) is None
+
+
+async def test_with_zero_minutes_a_model_never_leaves(house: House) -> None:
+    await house.work("never")
+    assert await evict_after(house, 1e6) == "never"
+
+
+async def test_nobody_is_evicted_from_an_empty_device(house: House) -> None:
+    await house.models.evict_idle()
+    assert house.engine.asked == []
+
+
+# -- asked to leave ----------------------------------------------------------------------------------------------------
+
+
+async def test_unloading_names_who_left(house: House) -> None:
+    await house.models.ensure("a")
+    assert await house.models.unload_all() == ["a"]
+    assert await house.models.unload_all() == []
+    assert house.current is None
+
+
+async def test_an_unload_that_was_asked_for_is_told(house: House) -> None:
+    await house.models.ensure("a")
+    assert await told(house, house.models.unload_all()) == [ModelUnloaded(model="a", reason="asked")]
+
+
+# -- the start ---------------------------------------------------------------------------------------------------------
+
+
+async def test_the_device_is_known_before_the_first_task(house: House) -> None:
+    await house.models.warm_up()
+    assert house.models.memory == EMPTY
+
+
+async def test_a_worker_that_does_not_start_is_no_end_of_the_service(house: House) -> None:
+    house.engine.instead["measure"] = CRASHED
+    await house.models.warm_up()
+    assert not house.models.memory.gpu_available
+    assert await house.models.ensure("a") is None

@@ -1,0 +1,119 @@
+"""Process settings: from IMAGEGEN_* and nowhere else, each within its bounds."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from imagegen.builtin import default_config
+from imagegen.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def _a_clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.upper().startswith("IMAGEGEN_"):
+            monkeypatch.delenv(name)
+
+
+def test_without_settings_the_service_is_reachable_from_this_machine_only() -> None:
+    assert (Settings().host, Settings().port) == ("127.0.0.1", 5050)
+
+
+def test_without_settings_models_run_in_a_process_of_their_own() -> None:
+    assert Settings().isolation == "process"
+    assert Settings().device == "auto"
+
+
+def test_without_settings_the_file_that_ships_is_read() -> None:
+    assert Settings().config == default_config()
+    assert Settings().config.is_file()
+
+
+def test_variables_have_a_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMAGEGEN_PORT", "8080")
+    monkeypatch.setenv("IMAGEGEN_DATA_DIR", "data/here")
+    assert Settings().port == 8080
+    assert Settings().data_dir == Path("data/here")
+
+
+def test_variables_without_the_prefix_are_someone_elses(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("PORT", "1"), ("HOST", "0.0.0.0"), ("DEVICE", "tpu"), ("CONFIG", "x")):
+        monkeypatch.setenv(name, value)
+    assert Settings() == Settings(host="127.0.0.1", port=5050)
+
+
+def test_what_the_command_line_says_goes_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMAGEGEN_PORT", "8080")
+    assert Settings(port=9090).port == 9090
+
+
+def test_settings_are_fixed_for_the_life_of_the_process() -> None:
+    with pytest.raises(ValidationError):
+        Settings().port = 1  # type: ignore[misc]
+
+
+def test_a_setting_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ValidationError):
+        Settings.model_validate({"prot": 5050})
+
+
+# -- folders -----------------------------------------------------------------------------------------------------------
+
+
+def test_weights_lie_in_the_data_directory_unless_someone_says_otherwise() -> None:
+    settings = Settings(data_dir=Path("data"))
+    assert settings.models_path == Path("data/models")
+    assert settings.loras_path == Path("data/models/loras")
+
+
+def test_each_folder_can_be_somewhere_else() -> None:
+    settings = Settings(data_dir=Path("data"), models_dir=Path("weights"))
+    assert (settings.models_path, settings.loras_path) == (Path("weights"), Path("weights/loras"))
+    settings = Settings(data_dir=Path("data"), loras_dir=Path("styles"))
+    assert (settings.models_path, settings.loras_path) == (Path("data/models"), Path("styles"))
+
+
+# -- bounds ------------------------------------------------------------------------------------------------------------
+
+BOUNDS: dict[str, tuple[list[str], list[str]]] = {
+    "port": (["0", "65535"], ["-1", "65536", "http", "5050.5", ""]),
+    "device": (["auto", "cpu", "cuda", "cuda:0", "cuda:15"], ["gpu", "cuda:", "cuda:100", "cuda:1;x", "CPU", ""]),
+    "isolation": (["process", "thread"], ["none", "Process"]),
+    "max_queue": (["1", "100000"], ["0", "100001", "-5"]),
+    "max_batch_size": (["1", "64"], ["0", "65"]),
+    "max_pixels": (["4096", "67108864"], ["4095", "67108865"]),
+    "max_input_pixels": (["4096", "178956970"], ["4095", "178956971"]),
+    "max_body_bytes": (["1024", "268435456"], ["1023", "268435457"]),
+    "retention_days": (["0", "0.5", "36500"], ["-1", "36501", "nan", "inf"]),
+    "drain_timeout_s": (["0", "3600"], ["-1", "3601", "nan"]),
+    "load_timeout_s": (["0.1", "86400"], ["0", "86401", "nan"]),
+    "step_timeout_s": (["0.1", "86400"], ["0", "86401", "nan"]),
+    "housekeeping_s": (["0.1", "3600"], ["0", "3601", "nan"]),
+}
+
+
+def both(index: int) -> list[Any]:
+    return [(name, value) for name, values in BOUNDS.items() for value in values[index]]
+
+
+@pytest.mark.parametrize(("name", "value"), both(0))
+def test_a_value_within_its_bounds_is_taken(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(f"IMAGEGEN_{name.upper()}", value)
+    taken = getattr(Settings(), name)
+    assert str(taken) == value or float(taken) == float(value)
+
+
+@pytest.mark.parametrize(("name", "value"), both(1))
+def test_a_value_out_of_its_bounds_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(f"IMAGEGEN_{name.upper()}", value)
+    with pytest.raises(ValidationError) as raised:
+        Settings()
+    assert [error["loc"] for error in raised.value.errors()] == [(name,)]
+
+
+def test_the_default_input_picture_fits_the_default_body() -> None:
+    # 24 megapixels of JPEG at a byte a pixel, in base64.
+    assert Settings().max_input_pixels * 4 / 3 <= Settings().max_body_bytes

@@ -1,0 +1,54 @@
+"""Where a loader finds its weights, and the advice that is given where they are missing."""
+
+from pathlib import Path
+
+import pytest
+
+from imagegen.core.errors import WeightsMissing
+from imagegen.loaders.base import find_weights
+from imagegen.loaders.fake import FakeSpec
+
+#: A source that is in nobody's cache.
+NOWHERE = "imagegen-tests/in-nobodys-cache"
+
+
+def spec(**fields: str) -> FakeSpec:
+    return FakeSpec.model_validate({"name": "My model", "type": "fake", **fields})
+
+
+def advice(entry: FakeSpec, folder: Path | None = None) -> str:
+    with pytest.raises(WeightsMissing) as raised:
+        find_weights(entry, folder)
+    return raised.value.detail
+
+
+def test_the_folder_of_the_entry_is_taken_where_it_exists(tmp_path: Path) -> None:
+    assert find_weights(spec(local_path="a", hf_path=NOWHERE), tmp_path) == tmp_path
+
+
+def test_missing_weights_are_told_with_the_models_name_and_where_to_put_them() -> None:
+    told = advice(spec(local_path="flux/dev"), Path("none"))
+    assert "'My model'" in told
+    assert "put them into 'flux/dev' below the models directory" in told
+
+
+def test_missing_weights_are_told_with_the_command_that_fetches_them() -> None:
+    assert f"hf download {NOWHERE}" in advice(spec(hf_path=NOWHERE))
+
+
+def test_the_command_fetches_the_revision_that_the_entry_names() -> None:
+    assert f"hf download {NOWHERE} --revision v2" in advice(spec(hf_path=f"{NOWHERE}@v2"))
+
+
+def test_an_entry_that_names_no_place_is_told_so() -> None:
+    assert "neither local_path nor hf_path" in advice(spec())
+
+
+def test_a_file_is_no_folder_of_weights(tmp_path: Path) -> None:
+    file = tmp_path / "weights"
+    file.write_bytes(b"x")
+    advice(spec(local_path="weights"), file)
+
+
+def test_no_path_of_this_machine_reaches_the_caller() -> None:
+    assert "/srv/private" not in advice(spec(local_path="/srv/private/flux"), Path("/srv/private/flux"))
