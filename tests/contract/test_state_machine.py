@@ -124,6 +124,7 @@ class Service(RuleBasedStateMachine):
         self.models = DynamicModelManager(self.catalog, self.executor, self.bus, folders, self.clock)
         self.tasks = TaskManager(self.models, self.journal, self.images, self.bus, LIMITS, self.clock)
         self.running = self.loop.create_task(self.tasks.run())
+        self.do(self.tasks.between_tasks(self.journal.count))  # what an earlier run left is queued by then
         self.settle()
 
     def _close(self) -> None:
