@@ -113,8 +113,8 @@ ABSURD: list[tuple[str, bytes, int, str]] = [
     ("a LoRA where none fits", b'{"prompt":"x","lora_weights_path":"a.safetensors"}', 422, "unsupported_capability"),
     ("a list", b"[]", 422, "invalid_request"),
     ("half a document", b'{"prompt":', 422, "invalid_request"),
-    ("a deep document", b"[" * 100_000, 400, "invalid_request"),
-    ("bytes that are no text", b"\xff\xfe\x00", 400, "invalid_request"),
+    ("a deep document", b"[" * 100_000, 400, "malformed_body"),
+    ("bytes that are no text", b"\xff\xfe\x00", 400, "malformed_body"),
     ("a prompt of 10 MB", b'{"prompt":"' + b"x" * 10_000_000 + b'"}', 422, "invalid_request"),
     ("more than the body limit", b'{"prompt":"' + b"x" * 34_000_000 + b'"}', 413, "body_too_large"),
 ]

@@ -67,17 +67,21 @@ class ScriptedExecutor(GpuExecutor):
         return self.instead.pop(kind, usual)
 
     async def load(self, command: Load) -> Loaded | Failed:
-        return self._answer("load", command, Loaded(seconds=3.5, weight_bytes=30, memory=FULL))
+        answer: Loaded | Failed = self._answer("load", command, Loaded(seconds=3.5, weight_bytes=30, memory=FULL))
+        return answer
 
     async def unload(self, command: Unload) -> Unloaded | Failed:
-        return self._answer("unload", command, Unloaded(memory=EMPTY))
+        answer: Unloaded | Failed = self._answer("unload", command, Unloaded(memory=EMPTY))
+        return answer
 
     async def generate(self, command: Generate, stop: threading.Event, on_step: OnStep) -> Generated | Stopped | Failed:
         self._clock.now += WORK_S
-        return self._answer("generate", command, GENERATED)
+        answer: Generated | Stopped | Failed = self._answer("generate", command, GENERATED)
+        return answer
 
     async def measure(self) -> Measured | Failed:
-        return self.instead.pop("measure", Measured(memory=EMPTY))
+        answer: Measured | Failed = self.instead.pop("measure", Measured(memory=EMPTY))
+        return answer
 
 
 def spec(**fields: Any) -> FakeSpec:

@@ -85,7 +85,7 @@ def test_a_problem_is_what_rfc_9457_says() -> None:
     response = problem("task_not_found", "There is no task with this id.")
     assert response.status_code == 404
     assert response.media_type == MEDIA_TYPE == "application/problem+json"
-    assert json.loads(response.body) == {
+    assert json.loads(bytes(response.body)) == {
         "type": "about:blank",
         "title": "Not Found",
         "status": 404,
@@ -96,7 +96,7 @@ def test_a_problem_is_what_rfc_9457_says() -> None:
 
 def test_a_problem_lists_the_fields_that_are_wrong() -> None:
     response = problem("invalid_request", "x", errors=[FieldError(loc="body.width", message="too small")])
-    assert json.loads(response.body)["errors"] == [{"loc": "body.width", "message": "too small"}]
+    assert json.loads(bytes(response.body))["errors"] == [{"loc": "body.width", "message": "too small"}]
 
 
 def test_the_frameworks_own_status_goes_before_the_table() -> None:

@@ -172,6 +172,13 @@ extra: 1
     ]
 
 
+def test_what_only_shows_at_the_end_is_told_at_its_place_too() -> None:
+    assert problems("global:\n  default_model: d\nmodels:\n  a: {type: fake}\n") == [
+        "2:3: default_model 'd' is not under 'models'",
+        "4:3: 'name' is missing",
+    ]
+
+
 def test_the_error_as_a_whole_is_its_lines() -> None:
     with pytest.raises(ConfigError) as raised:
         parse("models: {a: {type: fake}, b: {type: fake}}")

@@ -13,6 +13,7 @@ from imagegen.tasks.admission import TaskDraft
 router = APIRouter(tags=["generation"])
 
 _PROBLEMS = (
+    "malformed_body",
     "invalid_request",
     "model_not_found",
     "unsupported_capability",

@@ -18,6 +18,7 @@ MEDIA_TYPE = "application/problem+json"
 
 STATUS: Mapping[str, int] = MappingProxyType(
     {
+        "malformed_body": 400,
         "invalid_request": 422,
         "invalid_image": 422,
         "image_too_large": 422,
@@ -40,7 +41,7 @@ STATUS: Mapping[str, int] = MappingProxyType(
 
 #: Codes for what the framework refuses by itself.
 _CODE_OF_STATUS: Mapping[int, str] = MappingProxyType(
-    {400: "invalid_request", 404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
+    {400: "malformed_body", 404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 )
 
 

@@ -1,0 +1,44 @@
+#   docker build -t imagegen .                              CPU
+#   docker build -t imagegen:cuda --build-arg TORCH=cuda .  NVIDIA GPU; needs the NVIDIA container toolkit to run
+#
+# Behind a mirror, add --build-arg PIP_INDEX_URL=..., and TORCH_INDEX= where the mirror has torch's CPU build itself.
+
+FROM python:3.11.15-trixie AS build
+WORKDIR /build
+# First torch alone, by the Makefile's own rule, which reads these arguments: it is large and changes seldom.
+ARG TORCH=cpu
+ARG TORCH_INDEX
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
+COPY Makefile constraints.txt ./
+RUN --mount=type=cache,target=/root/.cache/pip \
+    make torch VENV=/opt/imagegen PYTHON=/usr/local/bin/python3
+COPY pyproject.toml README.md LICENSE ./
+RUN --mount=type=cache,target=/root/.cache/pip \
+    /opt/imagegen/bin/pip install --constraint constraints.txt --build-constraint constraints.txt --only-deps .
+COPY config ./config
+COPY src ./src
+RUN --mount=type=cache,target=/root/.cache/pip \
+    /opt/imagegen/bin/pip install --constraint constraints.txt --build-constraint constraints.txt --no-deps .
+
+FROM python:3.11.15-slim-trixie
+RUN useradd --uid 10001 --user-group --home-dir /data --no-create-home imagegen \
+    && install --directory --owner=imagegen --group=imagegen /data /models
+COPY --from=build /opt/imagegen /opt/imagegen
+# Tasks and pictures are in /data, weights and the Hugging Face cache in /models.
+ENV PATH=/opt/imagegen/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    IMAGEGEN_HOST=0.0.0.0 \
+    IMAGEGEN_PORT=5050 \
+    IMAGEGEN_DATA_DIR=/data \
+    IMAGEGEN_MODELS_DIR=/models \
+    HF_HOME=/models/.huggingface
+USER 10001:10001
+WORKDIR /data
+VOLUME ["/data", "/models"]
+EXPOSE 5050
+HEALTHCHECK --interval=30s --timeout=5s --start-period=30s --retries=3 \
+    CMD ["python", "-c", "import os, urllib.request as u; u.urlopen(f'http://127.0.0.1:{os.environ[\"IMAGEGEN_PORT\"]}/livez', timeout=4)"]
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["imagegen"]
+CMD ["serve"]

@@ -1,0 +1,111 @@
+# imagegen: set up, start, check. `make` alone lists the targets; everything is installed into .venv.
+#
+# Variables, given as `make serve PORT=8080`:
+#   HOST, PORT   where to listen: 127.0.0.1, 5050
+#   PYTHON       what .venv is made with: the newest of python3.13, python3.12, python3.11, python3 that can
+#   TORCH        cpu or cuda: by default cuda where nvidia-smi finds a GPU, else cpu. Named by hand it is a demand:
+#                without it, the build that can be had is taken.
+#   TORCH_INDEX  asked for the CPU build, and for nothing else, where pip's own indexes do not have it; may be empty
+#   ARGS         more arguments for pytest: make test ARGS="tests/unit -x"
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+SHELL := /bin/sh
+
+HOST := $(or $(IMAGEGEN_HOST),127.0.0.1)
+PORT := $(or $(IMAGEGEN_PORT),5050)
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+INSTALL := $(PIP) install --constraint constraints.txt --build-constraint constraints.txt
+
+# --- .venv: each stamp is made once, and again when what it depends on has changed -----------------------------------
+
+FITS := import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for it in python3.13 python3.12 python3.11 python3; do \
+	if $$it -c '$(FITS)' >/dev/null 2>&1; then echo $$it; break; fi; done)
+NO_PYTHON := imagegen needs Python 3.11 or newer with its venv module: apt install python3-venv, or name one with PYTHON=
+
+ifndef TORCH
+TORCH := $(shell nvidia-smi -L 2>/dev/null | grep -q '^GPU' && echo cuda || echo cpu)
+TORCH_ELSE := echo "No $(TORCH) build of torch can be had here: taking the one there is, which can be several GB."
+else
+TORCH_ELSE := { echo "No $(TORCH) build of torch can be had here; see TORCH_INDEX in the Makefile." >&2; exit 1; }
+endif
+
+torch := $(shell grep '^torch==' constraints.txt)
+torch_cpu := "$(torch)+cpu"
+torch_cuda := "$(torch),!=$(patsubst torch==%,%,$(torch))+cpu"
+torch_index_cpu := $(TORCH_INDEX)
+
+$(VENV)/.pip:
+	@"$(PYTHON)" -c '$(FITS)' 2>/dev/null || { echo '$(NO_PYTHON)' >&2; exit 1; }
+	"$(PYTHON)" -m venv $(VENV)
+	$(PIP) install --quiet --constraint constraints.txt --upgrade pip
+	@touch $@
+
+# Only torch itself, without its dependencies: no other package can come from its index.
+$(VENV)/.torch-$(TORCH): constraints.txt | $(VENV)/.pip
+	@rm -f $(VENV)/.torch-*
+	@echo 'Installing $(torch), build: $(TORCH)'
+	@$(PIP) install --no-deps $(torch_$(TORCH)) 2>/dev/null $(if $(torch_index_$(TORCH)),\
+	|| $(PIP) install --no-deps --retries 1 --timeout 15 --index-url $(torch_index_$(TORCH)) $(torch_$(TORCH)) 2>/dev/null)\
+	|| $(TORCH_ELSE)
+	@touch $@
+
+$(VENV)/.runtime: pyproject.toml constraints.txt $(VENV)/.torch-$(TORCH)
+	$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime
+	$(INSTALL) --quiet --group dev
+	@touch $@
+
+# --- what a person calls ---------------------------------------------------------------------------------------------
+
+.PHONY: help
+help: ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
+	@echo "Variables (HOST, PORT, PYTHON, TORCH, ...): the head of the Makefile."
+
+.PHONY: install
+install: $(VENV)/.runtime ## Set up .venv with all that the service needs
+
+.PHONY: torch
+torch: $(VENV)/.torch-$(TORCH)
+
+.PHONY: serve
+serve: $(VENV)/.runtime ## Start the service on 127.0.0.1:5050
+	@echo "imagegen: open http://$(HOST):$(PORT)/docs in a browser; Ctrl+C stops it"
+	@exec $(BIN)/imagegen serve --host "$(HOST)" --port "$(PORT)"
+
+.PHONY: test
+test: $(VENV)/.dev ## Run the whole suite, with coverage
+	$(BIN)/python -m pytest $(ARGS) --cov
+
+.PHONY: check
+check: lint ## Run all gates, then the suite: what CI runs
+	@$(MAKE) --no-print-directory test
+
+.PHONY: lint
+lint: $(VENV)/.dev ## Run the static gates alone
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pyright
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/python scripts/figures.py
+	$(BIN)/hadolint Dockerfile
+
+.PHONY: bench
+bench: $(VENV)/.dev ## Run the measurements in bench/
+	@for it in bench/[!_]*.py; do $(BIN)/python -m "bench.$$(basename "$$it" .py)" || exit; done
+
+.PHONY: clean
+clean: ## Remove .venv, caches and build outputs; tasks and pictures stay
+	rm -rf $(VENV) build dist htmlcov coverage.xml .coverage .coverage.* \
+		.mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
