@@ -85,6 +85,21 @@ def test_no_tensor_outlives_the_failure_it_was_part_of() -> None:
     assert alive[0]() is None
 
 
+def test_not_even_an_exception_that_someone_keeps_holds_a_tensor() -> None:
+    alive: list[weakref.ref[Tensor]] = []
+    kept: list[Exception] = []
+
+    def work() -> NoReturn:
+        tensor = Tensor()
+        alive.append(weakref.ref(tensor))
+        kept.append(MemoryError())
+        raise kept[0]
+
+    at_border(work, LOADING, gc.collect)
+    assert kept[0].__traceback__ is not None
+    assert alive[0]() is None
+
+
 def test_memory_is_given_back_when_the_failed_work_has_let_go_of_it() -> None:
     alive: list[weakref.ref[Tensor]] = []
     seen_by_cleaning: list[Tensor | None] = []

@@ -2,6 +2,7 @@
 
 import io
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -241,3 +242,27 @@ def test_a_picture_with_broken_metadata_is_still_a_picture(kind: str) -> None:
     file = io.BytesIO()
     halves().save(file, kind, exif=b"Exif\0\0not a TIFF header")
     assert fit_image(file.getvalue(), Size(16, 16)).size == (16, 16)
+
+
+#: One EXIF entry each (tag, type, count, value) that decoders of pictures do not mind and encoders of EXIF do.
+ODD_ENTRIES = {
+    "a maker that is a fraction": (0x010F, 5, 1, 0),
+    "a maker that is a number": (0x010F, 11, 1, 0),
+    "a resolution that is bytes": (0x011A, 1, 1, 0),
+    "a resolution that is text": (0x011A, 2, 1, 0),
+    "a resolution below zero": (0x011A, 6, 1, 2**32 - 1),
+    "a note of a huge number": (0x927C, 16, 1, 0),
+}
+
+
+@pytest.mark.parametrize("entry", ODD_ENTRIES.values(), ids=ODD_ENTRIES)
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_odd_metadata_beside_the_orientation_does_not_matter(kind: str, entry: tuple[int, int, int, int]) -> None:
+    orientation = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
+    entries = sorted([struct.pack("<HHII", *entry), orientation], key=lambda packed: packed[1::-1])
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + b"".join(entries) + bytes(4) + bytes(range(100, 164))
+    file = io.BytesIO()
+    halves(20, 20).save(file, kind, exif=exif)
+    red, _, blue = fit_image(file.getvalue(), Size(20, 20)).getpixel((10, 2))
+    assert red > 200 > 50 > blue

@@ -142,6 +142,22 @@ async def test_a_batch_that_fails_in_part_leaves_nothing_that_no_record_names(
     assert files(root) == []
 
 
+async def test_a_disk_that_turns_read_only_in_the_middle_of_a_batch_is_a_failed_disk(
+    store: ImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace = Path.replace
+
+    def turn_read_only(path: Path, target: Path) -> Path:
+        if target.name.endswith("-1.png"):
+            monkeypatch.setattr(Path, "unlink", failing(errno.EROFS))
+            raise OSError(errno.EROFS, "read-only")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", turn_read_only)
+    with pytest.raises(StorageFailed):
+        await store.save(task_id(1), [grey(), grey()])
+
+
 # -- write_whole -------------------------------------------------------------------------------------------------------
 
 

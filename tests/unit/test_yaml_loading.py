@@ -265,6 +265,27 @@ def test_a_short_value_cannot_become_a_huge_number() -> None:
     assert "digits" in line
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<<: {a: 1, b: 2, c: 3}\n",
+        "models:\n  <<: {b: {name: B}, c: {name: C}}\n  a: {name: A, type: fake, stps: 3}\n",
+        "models:\n  a:\n    <<: {name: A, type: fake}\n    stps: 3\n",
+        "models:\n  a:\n    <<: [{name: A}, {steps: 0, type: fake}]\n",
+    ],
+)
+def test_keys_that_are_merged_in_have_a_place_that_exists(text: str) -> None:
+    for line in problems(text):
+        place = line.split(":")
+        assert 1 <= int(place[0]) <= len(text.splitlines())
+
+
+@pytest.mark.parametrize("key", ["[a]", "[[a]]", "{a: b}", "[{a: b}]", "''", "~", ".nan", "1.5", "2026-11-23", "0x10"])
+@pytest.mark.parametrize("text", ["? {key}\n: 1\n", "models: {{? {key} : 1}}\n", "models: {{a: {{? {key} : 1}}}}\n"])
+def test_a_key_may_be_anything_and_is_then_a_problem(text: str, key: str) -> None:
+    assert problems(text.format(key=key))
+
+
 # -- any file ----------------------------------------------------------------------------------------------------------
 
 KEYS = ["global", "settings", "models", "name", "type", "hf_path", "default_model", "steps", "a", "'1'", "~", "1", "<<"]

@@ -227,6 +227,8 @@ class TaskManager:
 
     async def _recover(self, task: GenerationTask) -> None:
         """Queue again what an earlier run left, with its seed; give up on what has used its attempts."""
+        if task.id in self._active:
+            return  # it arrived while the journal was being read
         active = _Active(task.evolve(status=TaskStatus.PENDING), self._clock())
         if task.status is TaskStatus.PROCESSING and task.attempt >= MAX_ATTEMPTS:
             self._active[task.id] = active
@@ -382,8 +384,8 @@ class TaskManager:
         return Current(resident.model, resident.served_s) if resident else Current(None)
 
     def _costs(self) -> Costs:
-        known = {model: self._models.load_seconds(model) for model in self._work_seconds}
-        return Costs({model: s for model, s in known.items() if s is not None}, dict(self._work_seconds))
+        loads = {model: self._models.load_seconds(model) for model in self._models.catalog.models}
+        return Costs({model: s for model, s in loads.items() if s is not None}, dict(self._work_seconds))
 
 
 def _new_seed() -> int:
