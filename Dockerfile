@@ -1,7 +1,7 @@
 #   docker build -t imagegen .                              CPU
 #   docker build -t imagegen:cuda --build-arg TORCH=cuda .  NVIDIA GPU; needs the NVIDIA container toolkit to run
 #
-# Behind a mirror, add --build-arg PIP_INDEX_URL=..., and TORCH_INDEX= where the mirror has torch's CPU build itself.
+# Behind a mirror, add --build-arg PIP_INDEX_URL=..., and TORCH_INDEX= with an index of torch's CPU wheels.
 
 FROM python:3.11.15-trixie AS build
 WORKDIR /build

@@ -5,7 +5,8 @@
 #   PYTHON       what .venv is made with: the newest of python3.13, python3.12, python3.11, python3 that can
 #   TORCH        cpu or cuda: by default cuda where nvidia-smi finds a GPU, else cpu. Named by hand it is a demand:
 #                without it, the build that can be had is taken.
-#   TORCH_INDEX  asked for the CPU build, and for nothing else, where pip's own indexes do not have it; may be empty
+#   TORCH_INDEX  an index to ask for the CPU build, and for nothing else, where pip's own indexes do not have it:
+#                pytorch publishes one; without it such a machine takes the CUDA build, which runs on a CPU as well
 #   ARGS         more arguments for pytest: make test ARGS="tests/unit -x"
 
 .DEFAULT_GOAL := help
@@ -15,7 +16,7 @@ SHELL := /bin/sh
 
 HOST := $(or $(IMAGEGEN_HOST),127.0.0.1)
 PORT := $(or $(IMAGEGEN_PORT),5050)
-TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
 
 VENV := .venv
 BIN := $(VENV)/bin

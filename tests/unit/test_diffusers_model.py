@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from imagegen.builtin import builtin_model
 from imagegen.core.errors import FailureCode, WeightsMissing, WeightsRefused
@@ -229,6 +229,18 @@ def test_it_is_turned_upright() -> None:
     fitted = fit_image(png(halves(20, 20), exif=exif), Size(20, 20))
     assert fitted.getpixel((10, 2)) == (255, 0, 0)
     assert fitted.getpixel((10, 17)) == (0, 0, 255)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_turned_as_other_readers_turn_it(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    lopsided = halves(24, 24)
+    lopsided.paste("lime", (0, 0, 12, 6))
+    encoded = png(lopsided, exif=exif)
+    with Image.open(io.BytesIO(encoded)) as image:
+        expected = ImageOps.exif_transpose(image)
+    assert fit_image(encoded, Size(24, 24)).tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "1", "RGBA", "LA", "I;16"])
