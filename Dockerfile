@@ -1,12 +1,13 @@
-#   docker build -t imagegen .                              CPU
+#   docker build -t imagegen .                              CPU; name an index of torch's CPU wheels in TORCH_INDEX, or
+#                                                           the image holds the CUDA build, which is several GB larger
 #   docker build -t imagegen:cuda --build-arg TORCH=cuda .  NVIDIA GPU; needs the NVIDIA container toolkit to run
 #
-# Behind a mirror, add --build-arg PIP_INDEX_URL=..., and TORCH_INDEX= with an index of torch's CPU wheels.
+# Behind a mirror, add --build-arg PIP_INDEX_URL=...
 
 FROM python:3.11.15-trixie AS build
 WORKDIR /build
 # First torch alone, by the Makefile's own rule, which reads these arguments: it is large and changes seldom.
-ARG TORCH=cpu
+ARG TORCH
 ARG TORCH_INDEX
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
