@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import structlog
 from fastapi import FastAPI
@@ -15,7 +15,7 @@ from imagegen.api import generation, images, models, system, tasks
 from imagegen.api.dependencies import Services
 from imagegen.api.problems import TooLargeAsProblem, install
 from imagegen.catalog.catalog import Catalog
-from imagegen.core.errors import Draining
+from imagegen.core.errors import Draining, ImagegenError
 from imagegen.core.events import EventBus
 from imagegen.gpu.child import ChildEngine
 from imagegen.gpu.engine import Engine, LocalEngine
@@ -94,10 +94,14 @@ class Service:
             yield
 
     async def _again_and_again(self, chore: Callable[[], Awaitable[object]]) -> None:
-        with suppress(Draining):
-            while True:
-                await asyncio.sleep(self._settings.housekeeping_s)
+        while True:
+            await asyncio.sleep(self._settings.housekeeping_s)
+            try:
                 await chore()
+            except Draining:
+                return
+            except ImagegenError as error:  # a full disk, say: the next time may go better
+                log.warning("housekeeping_failed", chore=chore.__name__, code=error.code)
 
     async def _evict_idle(self) -> None:
         """Only asks: what is resident changes between two tasks."""

@@ -13,7 +13,7 @@ from imagegen.builtin import default_config
 class Settings(BaseSettings):
     """Fixed for the life of the process."""
 
-    model_config = SettingsConfigDict(env_prefix="IMAGEGEN_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix="IMAGEGEN_", env_ignore_empty=True, frozen=True, extra="forbid")
 
     host: str = "127.0.0.1"
     #: 0 lets the system choose.

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -154,3 +155,31 @@ async def test_the_documentation_needs_no_other_host(client: Client) -> None:
     for source in sources:
         assert source.startswith("/"), source
         assert (await client.get(source)).status_code == 200
+
+
+async def test_housekeeping_goes_on_after_the_disk_refused_once(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = 0
+
+    async def refuse(self: TaskJournal, moment: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        raise StorageFull
+
+    monkeypatch.setattr(TaskJournal, "finished_before", refuse)
+    async with start(housekeeping_s=0.01) as client:
+        while asked < 3:
+            await asyncio.sleep(0.01)
+        assert (await client.until(await client.submit()))["status"] == "completed"
+
+
+async def test_a_journal_of_a_newer_version_is_left_alone(start: Start, tmp_path: Path) -> None:
+    async with start() as client:
+        await client.until(await client.submit())
+    database = sqlite3.connect(tmp_path / "data" / "imagegen.sqlite3")
+    database.execute("UPDATE alembic_version SET version_num = '9999'")
+    database.commit()
+    database.close()
+    async with start() as client:
+        answer = await client.post("/text2image", json={"prompt": "x"})
+        assert (answer.status_code, answer.json()["code"]) == (503, "storage_failed")
+        assert client.app.state.service.crashed

@@ -128,3 +128,14 @@ def test_closing_leaves_no_process_and_no_descriptor_behind() -> None:
         engine.close()
     assert here.num_fds() == before
     assert not here.children()
+
+
+def test_no_module_is_taken_from_the_folder_that_the_service_starts_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: ChildEngine
+) -> None:
+    (tmp_path / "colorsys.py").write_text("import pathlib; pathlib.Path('marker').touch(); raise SystemExit(1)")
+    (tmp_path / "safetensors.py").write_text("import pathlib; pathlib.Path('marker').touch(); raise SystemExit(1)")
+    monkeypatch.chdir(tmp_path)
+    assert isinstance(engine.load(load_command(fake_catalog(), "fake")), Loaded)
+    assert isinstance(generate(engine), Generated)
+    assert not (tmp_path / "marker").exists()

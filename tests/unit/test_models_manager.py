@@ -92,7 +92,7 @@ CATALOG = Catalog(
     settings=GlobalSettings(auto_unload_minutes=30),
     models={
         "a": spec(),
-        "b": spec(local_path="weights/b"),
+        "b": spec(local_path="weights/b", steps=7, base_size=96),
         "short": spec(auto_unload_minutes=1),
         "never": spec(auto_unload_minutes=0),
     },

@@ -39,6 +39,13 @@ def test_variables_have_a_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Settings().data_dir == Path("data/here")
 
 
+def test_an_empty_variable_is_as_good_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("IMAGEGEN_PORT", "IMAGEGEN_DATA_DIR", "IMAGEGEN_CONFIG"):
+        monkeypatch.setenv(name, "")
+    assert Settings() == Settings(port=5050, config=default_config())
+    assert Settings().data_dir.is_absolute()
+
+
 def test_variables_without_the_prefix_are_someone_elses(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("PORT", "1"), ("HOST", "0.0.0.0"), ("DEVICE", "tpu"), ("CONFIG", "x")):
         monkeypatch.setenv(name, value)
@@ -79,8 +86,8 @@ def test_each_folder_can_be_somewhere_else() -> None:
 # -- bounds ------------------------------------------------------------------------------------------------------------
 
 BOUNDS: dict[str, tuple[list[str], list[str]]] = {
-    "port": (["0", "65535"], ["-1", "65536", "http", "5050.5", ""]),
-    "device": (["auto", "cpu", "cuda", "cuda:0", "cuda:15"], ["gpu", "cuda:", "cuda:100", "cuda:1;x", "CPU", ""]),
+    "port": (["0", "65535"], ["-1", "65536", "http", "5050.5"]),
+    "device": (["auto", "cpu", "cuda", "cuda:0", "cuda:15"], ["gpu", "cuda:", "cuda:100", "cuda:1;x", "CPU"]),
     "isolation": (["process", "thread"], ["none", "Process"]),
     "max_queue": (["1", "100000"], ["0", "100001", "-5"]),
     "max_batch_size": (["1", "64"], ["0", "65"]),

@@ -2,6 +2,9 @@
 
 from datetime import datetime
 from enum import StrEnum
+from typing import Self
+
+from pydantic import model_validator
 
 from imagegen.core.errors import FailureCode
 from imagegen.core.sizes import Size
@@ -76,6 +79,12 @@ class Pixels(Value):
     seed: int
     #: height x width x 3 bytes: rows from the top, 8-bit RGB.
     rgb: bytes
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if len(self.rgb) != self.width * self.height * 3:
+            raise ValueError("rgb is not height x width x 3 bytes")
+        return self
 
 
 class StoredImage(Value):

@@ -128,8 +128,9 @@ class _Worker:
         ours, theirs = socket.socketpair()
         environment = {k: v for k, v in os.environ.items() if k not in HIDDEN_VARIABLES} | WORKER_VARIABLES
         with theirs:
+            # -P: no module is taken from the folder that the service happens to start in.
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "imagegen.gpu.worker", str(theirs.fileno()), options.model_dump_json()],
+                [sys.executable, "-P", "-m", "imagegen.gpu.worker", str(theirs.fileno()), options.model_dump_json()],
                 pass_fds=[theirs.fileno()],
                 env=environment,
                 # Closes with this process, however it ends: the worker then leaves, even in the middle of a load.

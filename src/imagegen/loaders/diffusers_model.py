@@ -106,12 +106,14 @@ class DiffusersModel(LoadedModel):
         if lora is None or file is None:
             yield
             return
+        from safetensors import SafetensorError
+
         pipeline = self._text2image
         try:
             try:
                 pipeline.load_lora_weights(file.parent, weight_name=file.name, adapter_name=_LORA, use_safetensors=True)
                 pipeline.set_adapters([_LORA], [lora.scale])
-            except (ValueError, KeyError, RuntimeError, OSError) as error:
+            except (ValueError, KeyError, RuntimeError, OSError, SafetensorError) as error:
                 raise LoraRefused from error
             yield
         finally:
@@ -171,11 +173,25 @@ def fit_image(encoded: bytes, size: Size) -> Any:
     from PIL import Image, ImageOps
 
     with Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG", "WEBP")) as image:
-        try:
-            upright = ImageOps.exif_transpose(image)
-        except (SyntaxError, ValueError, OSError):  # broken metadata; the picture itself has been checked
-            upright = image
-        return ImageOps.fit(upright.convert("RGB"), size, Image.Resampling.LANCZOS)
+        turn = {
+            2: Image.Transpose.FLIP_LEFT_RIGHT,
+            3: Image.Transpose.ROTATE_180,
+            4: Image.Transpose.FLIP_TOP_BOTTOM,
+            5: Image.Transpose.TRANSPOSE,
+            6: Image.Transpose.ROTATE_270,
+            7: Image.Transpose.TRANSVERSE,
+            8: Image.Transpose.ROTATE_90,
+        }.get(_orientation(image))
+        upright = image.convert("RGB") if turn is None else image.convert("RGB").transpose(turn)
+    return ImageOps.fit(upright, size, Image.Resampling.LANCZOS)
+
+
+def _orientation(image: Any) -> Any:
+    """The EXIF orientation, 1 to 8. Not by exif_transpose, which writes the other tags anew and fails on odd ones."""
+    try:
+        return image.getexif().get(0x0112)
+    except (SyntaxError, ValueError, OSError):  # broken metadata; the picture itself has been checked
+        return None
 
 
 def crop(picture: Any, size: Size, seed: int) -> Pixels:

@@ -4,6 +4,7 @@ import asyncio
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from errno import ENOSPC
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,9 +33,12 @@ class Database:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal")
         self._gathered: list[tuple[Work, asyncio.Future[Any]]] = []
         self._committing: asyncio.Task[None] | None = None
+        self._closed = False
 
     async def run(self, work: Callable[[Connection], T]) -> T:
         """The result of `work`, once it is on disk. Raises StorageFull or StorageFailed; then nothing was written."""
+        if self._closed:
+            raise StorageFailed
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._gathered.append((work, future))
         if self._committing is None:
@@ -43,6 +47,7 @@ class Database:
 
     async def close(self) -> None:
         """Finish what was asked, then close the connection."""
+        self._closed = True
         if self._committing is not None:
             await self._committing
         await asyncio.get_running_loop().run_in_executor(self._thread, self._dispose)
@@ -89,8 +94,11 @@ def _open(path: Path) -> Engine:
     engine = create_engine(f"sqlite:///{path}", poolclass=StaticPool)
     event.listen(engine, "connect", _configure)
     event.listen(engine, "begin", _begin)
-    with engine.begin() as connection:
-        upgrade(connection)
+    with ExitStack() as unless_ready:
+        unless_ready.callback(engine.dispose)
+        with engine.begin() as connection:
+            upgrade(connection)
+        unless_ready.pop_all()
     return engine
 
 

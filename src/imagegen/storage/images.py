@@ -38,7 +38,8 @@ class ImageStore:
         errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
         stored = [outcome for outcome in outcomes if isinstance(outcome, StoredImage)]
         if errors:
-            await self.delete(stored)  # no record will ever name them
+            with suppress(StorageFailed):
+                await self.delete(stored)  # no record will ever name them
             raise errors[0]
         return tuple(stored)
 
@@ -60,13 +61,16 @@ class ImageStore:
         return path
 
     async def delete(self, images: Iterable[StoredImage]) -> None:
-        """Remove files, and folders that this leaves empty."""
+        """Remove files, and folders that this leaves empty. Raises StorageFailed."""
         names = [image.path for image in images]
         await asyncio.get_running_loop().run_in_executor(self._threads, self._delete, names)
 
     def _delete(self, names: list[str]) -> None:
-        for name in names:
-            (self._root / name).unlink(missing_ok=True)
+        try:
+            for name in names:
+                (self._root / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageFailed from error
         for folder in {(self._root / name).parent for name in names}:
             with suppress(OSError):  # not empty, or not there
                 folder.rmdir()
@@ -82,7 +86,9 @@ class ImageStore:
 
 def write_whole(path: Path, data: bytes) -> None:
     """Write, fsync, rename, fsync the folder: a crash at any moment leaves the whole file or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.parent.is_dir():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sync_folder(path.parent.parent)
     part = path.with_name(path.name + ".part")
     try:
         with part.open("wb") as file:
@@ -93,7 +99,11 @@ def write_whole(path: Path, data: bytes) -> None:
     except OSError:
         part.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(path: Path) -> None:
+    folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:

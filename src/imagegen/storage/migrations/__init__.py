@@ -4,14 +4,20 @@ from pathlib import Path
 
 from sqlalchemy import Connection
 
+from imagegen.core.errors import StorageFailed
+
 
 def upgrade(connection: Connection) -> None:
-    """Run what is missing, in the connection's transaction."""
+    """Run what is missing, in the connection's transaction. Raises StorageFailed for a database of a newer imagegen."""
     # Imported here: it costs a third of a second, in the journal's thread instead of before the first answer.
     from alembic import command
     from alembic.config import Config
+    from alembic.util import CommandError
 
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
     config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    try:
+        command.upgrade(config, "head")
+    except CommandError as error:
+        raise StorageFailed("The journal was written by a newer imagegen.") from error
