@@ -1,4 +1,4 @@
-"""How fast does /livez answer while the GPU executor is busy: worker process against thread, round by round.
+"""How fast does /livez answer while models generate, and while they are loaded: worker process against thread.
 
 python -m bench.livez [--rounds 5] [--seconds 6]
 """
@@ -21,6 +21,11 @@ PAUSE_S = 0.01
 
 ISOLATIONS = ("process", "thread")
 
+#: `loading` unloads the model before each picture.
+ACTIVITIES = ("generating", "loading")
+
+Case = tuple[str, str]
+
 
 class Round(NamedTuple):
     """Measured in one round: latencies in seconds, and pictures made meanwhile."""
@@ -34,26 +39,28 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=6)
     options = parser.parse_args()
-    rounds: dict[str, list[Round]] = {isolation: [] for isolation in ISOLATIONS}
+    rounds: dict[Case, list[Round]] = {(a, i): [] for a in ACTIVITIES for i in ISOLATIONS}
     with tempfile.TemporaryDirectory() as folder:
         servers = {i: Server(Path(folder) / i, IMAGEGEN_ISOLATION=i) for i in ISOLATIONS}
         for server in servers.values():
             server.until(server.submit())
         for _ in range(options.rounds):
-            for isolation, server in servers.items():
-                rounds[isolation].append(measure(server, options.seconds))
+            for (activity, isolation), measured in rounds.items():
+                measured.append(measure(servers[isolation], activity, options.seconds))
         for server in servers.values():
             server.terminate()
     print(report(rounds))
 
 
-def measure(server: Server, seconds: float) -> Round:
+def measure(server: Server, activity: str, seconds: float) -> Round:
     """Keep the model busy and ask /livez all the while."""
     busy = threading.Event()
     made: list[str] = []
 
     def keep_busy() -> None:
         while not busy.is_set():
+            if activity == "loading":
+                server.http.post("/models/unload").raise_for_status()
             server.until(server.submit("a yellow star on a purple background"))
             made.append("one")
 
@@ -81,21 +88,21 @@ def probe(address: str, seconds: float) -> list[float]:
     return latencies
 
 
-def report(rounds: dict[str, list[Round]]) -> str:
-    """One Markdown row for each isolation; medians over the rounds."""
+def report(rounds: dict[Case, list[Round]]) -> str:
+    """One Markdown row for each case; medians over the rounds."""
     lines = [
         f"{platform.machine()}, {psutil.cpu_count()} cores, Python {platform.python_version()}, "
-        f"{len(rounds['process'])} interleaved rounds, medians of the rounds:",
+        f"{len(rounds['generating', 'process'])} interleaved rounds, medians of the rounds:",
         "",
-        "| isolation | /livez p50 ms | p99 ms | worst ms | pictures/s |",
-        "|---|---|---|---|---|",
+        "| activity | isolation | /livez p50 ms | p99 ms | worst ms | pictures/s |",
+        "|---|---|---|---|---|---|",
     ]
-    for isolation, measured in rounds.items():
+    for (activity, isolation), measured in rounds.items():
         p50, p99, worst = (
             statistics.median(quantile(r.latencies, q) for r in measured) * 1000 for q in (0.5, 0.99, 1.0)
         )
         pace = statistics.median(r.pictures_per_s for r in measured)
-        lines.append(f"| {isolation} | {p50:.1f} | {p99:.1f} | {worst:.1f} | {pace:.1f} |")
+        lines.append(f"| {activity} | {isolation} | {p50:.1f} | {p99:.1f} | {worst:.1f} | {pace:.1f} |")
     return "\n".join(lines)
 
 

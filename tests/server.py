@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any, Self
@@ -23,7 +24,8 @@ class Server:
         command = [sys.executable, "-m", "imagegen", "serve", "--port", "0", "--data-dir", str(data_dir)]
         if config is not None:
             command += ["--config", str(config)]
-        self.log: list[dict[str, Any]] = []
+        #: What it wrote to stderr, line by line.
+        self.log: list[str] = []
         self.process = subprocess.Popen(
             command,
             stderr=subprocess.PIPE,
@@ -31,14 +33,22 @@ class Server:
             start_new_session=True,
             env=os.environ | {"IMAGEGEN_DEVICE": "cpu"} | environment,
         )
+        # Read to the end: a full pipe would stop the server at its next line.
+        self._reader = threading.Thread(target=self._read_log)
+        self._reader.start()
         self.http = httpx.Client(base_url=self._address(), timeout=PATIENCE_S)
 
-    def _address(self) -> str:
+    def _read_log(self) -> None:
         assert self.process.stderr is not None
         for line in self.process.stderr:
-            self.log.append(json.loads(line))
-            if self.log[-1]["event"] == "listening":
-                return str(self.log[-1]["address"])
+            self.log.append(line)
+
+    def _address(self) -> str:
+        while self.process.poll() is None:
+            for line in self.log:
+                if '"listening"' in line:
+                    return str(json.loads(line)["address"])
+            time.sleep(0.01)
         raise AssertionError(f"the server did not start: {self.log}")
 
     def __enter__(self) -> Self:
@@ -48,6 +58,7 @@ class Server:
         self.http.close()
         if self.process.poll() is None:
             self.kill()
+        self._reader.join()
         assert self.process.stderr is not None
         self.process.stderr.close()
 
