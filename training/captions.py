@@ -178,7 +178,7 @@ def place_words(thing: Thing, rng: random.Random) -> str:
     column, row = thing.column, thing.row
     if column == row == "centre":
         return rng.choice(MIDDLE) if rng.random() < 0.15 else ""
-    if rng.random() < 0.2:
+    if rng.random() < 0.03:
         return ""
     if column != "centre" and row != "centre":
         return rng.choice((f"in the {row} {column} corner", f"at the {row} {column}", f"in the {row} {column}"))
@@ -192,7 +192,7 @@ def colour_word(colour: str, rng: random.Random) -> str:
 
 def thing_words(thing: Thing, rng: random.Random, silent: float = 0.4) -> str:
     """Size, colour and name; `silent` is how often a usual colour goes unsaid."""
-    size = rng.choice(LITTLE[thing.size]) if rng.random() < 0.9 else ""
+    size = rng.choice(LITTLE[thing.size]) if rng.random() < 0.97 else ""
     usual = NATURAL.get(thing.name) == thing.colour and rng.random() < silent
     colour = "" if usual else colour_word(thing.colour, rng)
     return article(" ".join(w for w in (size, colour, thing.name) if w))

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
-from training.specs import COLOURS, RADIUS, TILE, Ground, Picture, Scene, Thing, centre, position
+
+from training.specs import COLOURS, RADIUS, TILE, Ground, Picture, Scene, Thing, centre, layout, position
 
 Colour = tuple[int, int, int]
 Point = tuple[float, float]
@@ -252,12 +253,18 @@ def sketch(pen: Pen, name: str, colour: Colour) -> None:
 
 
 def canvas(width: int, height: int, top: Colour, bottom: Colour | None = None) -> Image.Image:
-    """A supersampled canvas of one colour, or of a vertical gradient."""
+    """A supersampled canvas of one colour, or of a vertical gradient over what is composed."""
     size = (width * SUPERSAMPLE, height * SUPERSAMPLE)
     if bottom is None:
         return Image.new("RGB", size, top)
-    ramp = np.linspace(np.array(top, float), np.array(bottom, float), size[1])[:, None, :]
+    share = np.clip(np.arange(size[1]) / (layout(height) * SUPERSAMPLE - 1), 0, 1)[:, None, None]
+    ramp = np.array(top) + share * (np.array(bottom) - np.array(top))
     return Image.fromarray(np.broadcast_to(ramp, (size[1], size[0], 3)).round().astype(np.uint8))
+
+
+def reach(image: Image.Image) -> tuple[int, int]:
+    """Width and height of the finished picture."""
+    return image.width // SUPERSAMPLE, image.height // SUPERSAMPLE
 
 
 def pixels(image: Image.Image) -> Pen:
@@ -265,8 +272,8 @@ def pixels(image: Image.Image) -> Pen:
     return Pen(image, (0, 0), 1.0)
 
 
-def stars(image: Image.Image, width: int, height: int) -> None:
-    pen = pixels(image)
+def stars(image: Image.Image) -> None:
+    pen, (width, height) = pixels(image), reach(image)
     for x, y in STARS:
         for dx in range(0, width, 64):
             for dy in range(0, height, 48):
@@ -284,17 +291,23 @@ def clouds(image: Image.Image, width: int, rows: Sequence[int] = (24, 40)) -> No
 def sky(width: int, height: int, time: str) -> Image.Image:
     image = canvas(width, height, *SKY[time])
     if time == "night":
-        stars(image, width, height)
+        stars(image)
     return image
 
 
 def hill(image: Image.Image, width: int, height: int, colour: Colour) -> None:
     top = TILE * round(0.64 * height / TILE)
     pixels(image).disc(width / 2, top + height * 0.8, width * 0.95, colour, height * 0.8)
+    floor(image, height, colour)
 
 
-def stripes(image: Image.Image, width: int, height: int, colour: Colour) -> None:
-    pen = pixels(image)
+def floor(image: Image.Image, height: int, colour: Colour) -> None:
+    """The lowest row of what is composed, and all below and beside it."""
+    pixels(image).box(0, height - TILE, *reach(image), colour)
+
+
+def stripes(image: Image.Image, colour: Colour) -> None:
+    pen, (width, height) = pixels(image), reach(image)
     for x in range(TILE, width, 2 * TILE):
         pen.box(x, 0, x + TILE, height, colour)
 
@@ -303,13 +316,13 @@ def draw_ground(width: int, height: int, ground: Ground) -> Image.Image:
     if ground.kind in ("plain", "striped"):
         image = canvas(width, height, COLOURS[ground.colour])
         if ground.kind == "striped":
-            stripes(image, width, height, COLOURS[ground.second])
+            stripes(image, COLOURS[ground.second])
         return image
     image = sky(width, height, ground.time)
     if ground.time == "day":
-        clouds(image, width)
+        clouds(image, layout(width))
     if ground.kind == "meadow":
-        hill(image, width, height, GRASS[ground.time])
+        hill(image, layout(width), layout(height), GRASS[ground.time])
     return image
 
 
@@ -335,7 +348,7 @@ def light(image: Image.Image, width: int, scene: Scene, horizon: int) -> None:
 
 def mountains(image: Image.Image, width: int, height: int, scene: Scene) -> None:
     base = TILE * round(0.75 * height / TILE)
-    pen, mirror = pixels(image), scene.variant % 2 == 1
+    pen, mirror, grass = pixels(image), scene.variant % 2 == 1, shade((80, 165, 90), scene.time)
     peaks = ((0.2, 0.36, (130, 140, 175)), (0.82, 0.42, (130, 140, 175)), (0.52, 0.26, (90, 105, 150)))
     for place, top, colour in peaks:
         x = TILE * round((1 - place if mirror else place) * width / TILE)
@@ -344,7 +357,8 @@ def mountains(image: Image.Image, width: int, height: int, scene: Scene) -> None
         pen.polygon([(x, y), (x + rise * 0.85, base + TILE), (x - rise * 0.85, base + TILE)], shade(colour, scene.time))
         cap = [(0, 0), (0.26, 0.31), (0.1, 0.24), (0, 0.34), (-0.11, 0.24), (-0.26, 0.31)]
         pen.polygon([(x + dx * rise * 0.85, y + dy * rise) for dx, dy in cap], shade(WHITE, scene.time))
-    pen.disc(width / 2, base + height * 0.6, width, shade((80, 165, 90), scene.time), height * 0.6)
+    pen.disc(width / 2, base + height * 0.6, width, grass, height * 0.6)
+    floor(image, height, grass)
     if scene.extra:
         for x in (24, 56, width - 24):
             pine(image, (x, base + 8), 16, scene, snow=False)
@@ -366,8 +380,9 @@ def pine(image: Image.Image, at: Point, radius: float, scene: Scene, snow: bool)
 def forest(image: Image.Image, width: int, height: int, scene: Scene) -> None:
     base = TILE * round(0.7 * height / TILE)
     lawn = (238, 243, 250) if scene.extra else (95, 170, 85)
-    pixels(image).box(0, base, width, height, shade(lawn, scene.time))
+    pixels(image).box(0, base, *reach(image), shade(lawn, scene.time))
     first = 8 if scene.variant % 2 else 24
+    width = reach(image)[0]
     for x in range(first, width, 32):
         pine(image, (x, base - 16), 24, scene, scene.extra)
     for x in range(first - 16 + 16 * (scene.variant // 2), width + 16, 48):
@@ -380,33 +395,34 @@ def desert(image: Image.Image, width: int, height: int, scene: Scene) -> None:
     for place, rise, colour in ((0.85, 10, (228, 184, 115)), (0.15, 2, (242, 204, 135))):
         x = (1 - place if mirror else place) * width
         pen.disc(x, base - rise + height * 0.5, width * 0.8, shade(colour, scene.time), height * 0.5)
+    floor(image, height, shade((242, 204, 135), scene.time))
     cactus(image, (centre(width) + (-16, 0, 16, 0)[scene.variant], base - 16), shade((55, 140, 80), scene.time))
 
 
 def cactus(image: Image.Image, at: Point, colour: Colour) -> None:
     pen = Pen(image, at, 30)
-    for box in (
+    for x0, y0, x1, y1 in (
         (-0.17, -0.95, 0.17, 0.9),
         (-0.72, -0.35, -0.46, 0.25),
         (-0.72, 0.02, 0, 0.25),
         (0.46, -0.55, 0.72, 0.1),
         (0, -0.13, 0.72, 0.1),
     ):
-        pen.box(*box, colour, 0.12)
+        pen.box(x0, y0, x1, y1, colour, 0.12)
 
 
 def city(image: Image.Image, width: int, height: int, scene: Scene) -> None:
     """Two rows of towers; the variant turns the list of heights, so that the skyline differs."""
     far, near = (3, 5, 4, 5, 3, 4), (2, 4, 1, 3, 4, 2, 3, 1)
-    pen = pixels(image)
-    for i, x in enumerate(range(-8, width, TILE)):
+    pen, (wide, tall) = pixels(image), reach(image)
+    for i, x in enumerate(range(-8, wide, TILE)):
         top = height - TILE * min(far[(i + scene.variant) % 6], height // TILE - 2)
-        pen.box(x, top, x + TILE, height, shade((150, 160, 185), scene.time))
+        pen.box(x, top, x + TILE, tall, shade((150, 160, 185), scene.time))
     lit = GLASS if scene.time == "day" else LAMP
-    for i, x in enumerate(range(0, width, TILE)):
+    for i, x in enumerate(range(0, wide, TILE)):
         top = height - TILE * near[(i + 2 * scene.variant) % 8]
-        pen.box(x, top, x + TILE - 1, height, shade((85, 92, 122), scene.time))
-        for y in range(top + 4, height, TILE):
+        pen.box(x, top, x + TILE - 1, tall, shade((85, 92, 122), scene.time))
+        for y in range(top + 4, tall, TILE):
             for dx in (2, 9):
                 pen.box(x + dx, y, x + dx + 4, y + 7, lit)
 
@@ -414,11 +430,12 @@ def city(image: Image.Image, width: int, height: int, scene: Scene) -> None:
 def boat_scene(image: Image.Image, width: int, height: int, scene: Scene) -> None:
     horizon = TILE * round(0.62 * height / TILE)
     sea = SEA[scene.time]
-    water = canvas(width, height - horizon, mix(sea, WHITE, 0.15), sea)
+    wide, tall = reach(image)
+    water = canvas(wide, tall - horizon, mix(sea, WHITE, 0.15), sea)
     image.paste(water, (0, horizon * SUPERSAMPLE))
     pen = pixels(image)
     for x, y in ((6, 22), (38, 36)):
-        for dx in range(0, width, 64):
+        for dx in range(0, wide, 64):
             pen.box(x + dx, horizon + y, x + dx + 16, horizon + y + 2, mix(sea, WHITE, 0.4))
     at = (centre(width) + (-16, 0, 16, 0)[scene.variant], horizon - 16)
     sketch(Pen(image, at, 30, scene.variant == 3), "boat", COLOURS[scene.colour])
@@ -448,9 +465,9 @@ COMPOSITIONS: dict[str, Composition] = {
 
 def draw_scene(width: int, height: int, scene: Scene) -> Image.Image:
     image = sky(width, height, scene.time)
-    horizon = TILE * round(0.62 * height / TILE)
-    light(image, width, scene, horizon)
-    COMPOSITIONS[scene.name](image, width, height, scene)
+    across, down = layout(width), layout(height)
+    light(image, across, scene, horizon=TILE * round(0.62 * down / TILE))
+    COMPOSITIONS[scene.name](image, across, down, scene)
     return image
 
 

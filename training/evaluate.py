@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from diffusers import FluxImg2ImgPipeline, FluxPipeline
 from PIL import Image, ImageDraw
+
 from training.captions import article
 from training.draw import draw
 from training.judge import Finding, Judge
@@ -297,6 +298,12 @@ def examine(pipe: FluxPipeline, judge: Judge, scale: float = 1.0) -> dict[str, d
         table[f"image-to-image {strength}"] = edits(pipe, judge, strength, max(10, int(40 * scale)))
         print(f"image-to-image {strength}", table[f"image-to-image {strength}"], flush=True)
     return table
+
+
+def brief(pipe: FluxPipeline, judge: Judge, count: int = 60) -> dict[str, float]:
+    """The short form for a test suite: a third each of plain, placed and object prompts, as shares of all."""
+    asked = [p for kind in ("plain", "placed", "objects") for p in prompts(kind, count // 3)]
+    return score(judge, pictures_for(pipe, asked), asked)
 
 
 def ceiling(judge: Judge) -> dict[str, dict[str, float]]:

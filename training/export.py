@@ -12,9 +12,10 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline
+from transformers import CLIPTokenizer, T5TokenizerFast
+
 from training.flat import FlatAdam
 from training.train import assemble
-from transformers import CLIPTokenizer, T5TokenizerFast
 
 
 def pipeline(state: Path, text: Path, vae: Path) -> FluxPipeline:
@@ -22,9 +23,7 @@ def pipeline(state: Path, text: Path, vae: Path) -> FluxPipeline:
     models = assemble(text, torch.device("cpu"))
     optimiser = FlatAdam(p for module in models.named().values() for p in module.parameters())
     optimiser.load(state)
-    for parameter, average in zip(optimiser.parameters, optimiser.averaged(), strict=True):
-        parameter.grad = None
-        parameter.data = average.clone()
+    optimiser.put_average()
     parts = {name: module.float().eval() for name, module in models.named().items()}
     parts["transformer"].set_attention_backend("native")
     return FluxPipeline(

@@ -39,7 +39,7 @@ def update(
 class FlatAdam:
     """Adam with float32 master weights for parameters that compute in `compute`; `rates` scales single weights.
 
-    `average` is an exponential moving average of the master weights, and what `averaged()` yields.
+    `average` is an exponential moving average of the master weights, and what `put_average` leaves in the parameters.
     """
 
     def __init__(
@@ -89,8 +89,11 @@ class FlatAdam:
             grads /= dist.get_world_size()
         return grads
 
-    def averaged(self) -> list[Tensor]:
-        return self.views(self.average)
+    def put_average(self) -> None:
+        """Put the averaged weights into the parameters, as float32 of their own; training is over then."""
+        for parameter, average in zip(self.parameters, self.views(self.average), strict=True):
+            parameter.grad = None
+            parameter.data = average.clone()
 
     def save(self, path: Path, **numbers: float) -> None:
         """Write everything needed to go on; `numbers` come back from `load`."""

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
 from training.draw import draw
 from training.specs import (
     COLOUR_NAMES,
@@ -52,7 +53,8 @@ def without_things(picture: Picture) -> np.ndarray:
 def difference(image: np.ndarray, ground: np.ndarray) -> np.ndarray:
     """(height, width) in 0..1: how far each pixel is from the ground, colour left aside."""
     distance = np.linalg.norm(image - ground, axis=-1)
-    return np.clip(distance / max(40.0, float(np.quantile(distance, 0.98))), 0, 1)
+    share: np.ndarray = np.clip(distance / max(40.0, float(np.quantile(distance, 0.98))), 0, 1)
+    return share
 
 
 def outline_box(mask: np.ndarray) -> tuple[int, int, int, int] | None:
@@ -170,7 +172,7 @@ def ground_right(made: np.ndarray, ground: np.ndarray) -> bool:
     """At least three of the four corners have the colour they should have."""
     corners = [np.s_[a, b] for a in (slice(0, 10), slice(-10, None)) for b in (slice(0, 10), slice(-10, None))]
     far = [np.linalg.norm(made[c].mean((0, 1)) - ground[c].mean((0, 1))) for c in corners]
-    return sum(d < 45 for d in far) >= 3
+    return sum(bool(d < 45) for d in far) >= 3
 
 
 def colour_share(image: np.ndarray, mask: np.ndarray, colour: str) -> float:
@@ -236,7 +238,9 @@ def spoil(images: Tensor, strength: float) -> Tensor:
 
 
 def thing_examples(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    rng, rows, labels = random.Random(seed), [], []
+    rng = random.Random(seed)
+    rows: list[Tensor] = []
+    labels: list[int] = []
     while len(rows) < count:
         picture = random_picture(rng, "things")
         if len(picture.things) == 1:
@@ -247,7 +251,9 @@ def thing_examples(count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def view_examples(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    rng, rows, labels = random.Random(seed), [], []
+    rng = random.Random(seed)
+    rows: list[Tensor] = []
+    labels: list[int] = []
     while len(rows) < count:
         picture = random_picture(rng, "full")
         if picture.scene is not None:
@@ -288,8 +294,8 @@ def train(count: int, epochs: int, seed: int) -> Judge:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--examples", type=int, default=6000)
-    parser.add_argument("--epochs", type=int, default=14)
+    parser.add_argument("--examples", type=int, default=2500)
+    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seed", type=int, default=5)
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     args = parser.parse_args()

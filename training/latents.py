@@ -18,14 +18,18 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
 from training.draw import draw
 from training.specs import (
     FACING,
+    SQUARE,
     THINGS,
     TIMES,
     Ground,
     Picture,
     is_held_out,
+    is_settled,
+    kind_of,
     other_colour,
     random_picture,
 )
@@ -106,10 +110,26 @@ def batches(pictures: list[Picture], size: int) -> Iterator[list[Picture]]:
 
 @dataclass(frozen=True, slots=True)
 class Shelf:
-    """All pictures of one format, with their latents (n, tokens, channels)."""
+    """All pictures of one format, with their latents (n, tokens, channels).
+
+    `settled` has a row for each row: itself, or in place of a picture with another facing, side or variant than the
+    first one a settled picture of the same kind. A model this small otherwise draws the blurred mean of all of them.
+    """
 
     pictures: list[Picture]
     latents: Tensor
+    settled: list[int]
+
+
+def settle(pictures: list[Picture], rng: random.Random) -> list[int]:
+    rows: dict[int, list[int]] = {}
+    for row, picture in enumerate(pictures):
+        if is_settled(picture):
+            rows.setdefault(kind_of(picture), []).append(row)
+    return [
+        row if is_settled(picture) else rng.choice(rows.get(kind_of(picture), [row]))
+        for row, picture in enumerate(pictures)
+    ]
 
 
 def file_name(stage: str, count: int, seed: int) -> str:
@@ -120,7 +140,12 @@ def load(path: Path) -> dict[Format, Shelf]:
     stage, count, seed = path.stem.split("-")
     groups = by_format(stage_pictures(stage, int(count), int(seed)))
     tensors = load_file(path)
-    return {size: Shelf(group, tensors[f"{size[0]}x{size[1]}"]) for size, group in groups.items()}
+    rng = random.Random(path.stem)
+    return {
+        size: Shelf(group, tensors[name], settle(group, rng))
+        for size, group in groups.items()
+        if (name := f"{size[0]}x{size[1]}") in tensors
+    }
 
 
 def main() -> None:
@@ -128,6 +153,7 @@ def main() -> None:
     parser.add_argument("stage")
     parser.add_argument("count", type=int)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--square", action="store_true", help="store only the square ones of them")
     parser.add_argument("--vae", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder that receives the file")
     args = parser.parse_args()
@@ -136,7 +162,8 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     vae = AutoencoderKL.from_pretrained(args.vae).to(device, torch.bfloat16, memory_format=torch.channels_last).eval()
     groups = by_format(stage_pictures(args.stage, args.count, args.seed))
-    tensors = {f"{size[0]}x{size[1]}": encode_pictures(vae, group) for size, group in groups.items()}
+    wanted = {SQUARE: groups[SQUARE]} if args.square else groups
+    tensors = {f"{size[0]}x{size[1]}": encode_pictures(vae, group) for size, group in wanted.items()}
     args.out.mkdir(parents=True, exist_ok=True)
     save_file(tensors, args.out / file_name(args.stage, args.count, args.seed))
     shares = {key: len(value) for key, value in tensors.items()}

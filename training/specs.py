@@ -132,21 +132,29 @@ def other_colour(rng: random.Random, *taken: str) -> str:
     return rng.choice([c for c in COLOUR_NAMES if not any(alike(c, t) for t in taken)])
 
 
+def layout(side: int) -> int:
+    """How many pixels of a side are composed; a longer one goes on to the right or downwards.
+
+    A transformer this small cannot tell how wide its picture is, so that the middle of a wide one is nowhere.
+    """
+    return min(side, SQUARE[0])
+
+
 def centre(side: int) -> int:
-    """The grid line nearest to the middle of a side of this many pixels."""
-    return TILE * -(-side // (2 * TILE))
+    """The grid line nearest to the middle of what is composed."""
+    return TILE * -(-layout(side) // (2 * TILE))
 
 
-def along(place: str, side: int, margin: int) -> int:
-    """Pixel coordinate of a column or row; `margin` is the distance of the outer ones from the edge."""
+def along(place: str, side: int, size: str) -> int:
+    """Pixel coordinate of a column or row."""
+    margin = 48 if size == "large" else 32
     if place in ("left", "top"):
         return margin
-    return side - margin if place in ("right", "bottom") else centre(side)
+    return layout(side) - margin if place in ("right", "bottom") else centre(side)
 
 
 def position(picture: Picture, thing: Thing) -> tuple[int, int]:
-    margin = 48 if thing.size == "large" else 32
-    return along(thing.column, picture.width, margin), along(thing.row, picture.height, margin)
+    return along(thing.column, picture.width, thing.size), along(thing.row, picture.height, thing.size)
 
 
 def sizes_for(width: int, height: int) -> tuple[str, ...]:
@@ -156,6 +164,18 @@ def sizes_for(width: int, height: int) -> tuple[str, ...]:
 def can_shift(side: int, size: str) -> bool:
     """Whether the outer places of a side differ from its middle, and the thing fits there."""
     return side >= (112 if size == "large" else 96)
+
+
+def is_settled(picture: Picture) -> bool:
+    """Whether what no caption tells (facing, side, variant) has its first value."""
+    if (scene := picture.scene) is not None:
+        return scene.side == SIDES[0] and scene.variant == 0
+    return not any(thing.flip for thing in picture.things)
+
+
+def kind_of(picture: Picture) -> int:
+    """0 for a scene, else the number of things."""
+    return len(picture.things)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +195,8 @@ class Mix:
 STAGES = {
     "shapes": Mix(one=1.0, objects=0.0, plain=0.9, sized=0.2),
     "things": Mix(one=0.94, objects=0.55, plain=0.62, striped=0.05, placed=0.25, formats=0.1),
+    "formats": Mix(one=0.72, objects=0.5, plain=0.5, striped=0.04, formats=1.0),
+    "pairs": Mix(one=0.5, two=0.5, objects=0.3, plain=0.75, striped=0.15, placed=0.85, sized=0.6),
     "full": Mix(one=0.6, two=0.2, objects=0.5, plain=0.55, striped=0.1, placed=0.4, formats=0.25),
 }
 

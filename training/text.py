@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+
 from training.captions import caption
 from training.flat import FlatAdam
 from training.specs import (
@@ -30,7 +32,6 @@ from training.specs import (
     random_picture,
 )
 from training.tokenization import Encoder
-from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 WIDTH = 128
 LENGTH = 24
@@ -164,8 +165,7 @@ def train(folder: Path, steps: int, rate: float, size: int, seed: int) -> tuple[
         optimiser.step(rate * min(1, (step + 1) / 50) * (1 - 0.95 * step / steps))
         if (step + 1) % 200 == 0:
             report(step + 1, time.monotonic() - start, pooled_right, word_right)
-    for parameter, average in zip(optimiser.parameters, optimiser.averaged(), strict=True):
-        parameter.data = average.clone()
+    optimiser.put_average()
     return clip, t5
 
 
@@ -185,8 +185,8 @@ def main() -> None:
     torch.manual_seed(args.seed)
     torch.set_num_threads(1)
     clip, t5 = train(args.folder, args.steps, args.rate, args.batch, args.seed)
-    clip.float().save_pretrained(args.folder / "text_encoder")
-    t5.float().save_pretrained(args.folder / "text_encoder_2")
+    clip.save_pretrained(args.folder / "text_encoder")
+    t5.save_pretrained(args.folder / "text_encoder_2")
 
 
 if __name__ == "__main__":

@@ -18,9 +18,10 @@ import torch
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
+from transformers import CLIPTokenizer, T5TokenizerFast
+
 from training.captions import LITTLE, MIDDLE, PRAISE, PREFIXES, STRANGERS, caption
 from training.specs import random_picture
-from transformers import CLIPTokenizer, T5TokenizerFast
 
 CLIP_SPLIT = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
 BLANKED = ",.!?;:\"'()[]{}-_/|*+#&"
@@ -95,7 +96,8 @@ def charsmap(lines: list[str]) -> bytes:
         )
     proto = sentencepiece_model_pb2.ModelProto()
     proto.ParseFromString(model.getvalue())
-    return proto.normalizer_spec.precompiled_charsmap
+    compiled: bytes = proto.normalizer_spec.precompiled_charsmap
+    return compiled
 
 
 def train_t5(lines: list[str]) -> T5TokenizerFast:

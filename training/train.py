@@ -18,20 +18,21 @@ import torch
 import torch.distributed as dist
 from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
+from transformers import CLIPTextModel, T5EncoderModel
+
 from training.captions import caption
 from training.flat import FlatAdam
 from training.latents import Format, Shelf, load
 from training.specs import SQUARE, TILE
 from training.tokenization import Encoder
 from training.transformer import build, image_ids
-from transformers import CLIPTextModel, T5EncoderModel
 
 LENGTH = 24
 #: Tokens of a square picture; `--batch` counts pictures of this size, of larger ones there are fewer.
 TOKENS = SQUARE[0] * SQUARE[1] // TILE**2
 LONG_LENGTHS = (64, 128, 256, 512)
 #: Every so many steps the words are padded to one of LONG_LENGTHS, as a pipeline with its defaults does.
-LONG_EVERY = 16
+LONG_EVERY = 40
 CAPTION_DROPOUT = 0.05
 #: How much more the tokens of things count than those of the ground.
 FOCUS = 3.0
@@ -73,7 +74,7 @@ class Library:
         chosen = self.order.choices(formats, [len(stage[f].pictures) for f in formats])[0]
         shelf = stage[chosen]
         size = max(4, size * (TOKENS + LENGTH) // (shelf.latents.shape[1] + length))
-        rows = [self.rng.randrange(len(shelf.pictures)) for _ in range(size)]
+        rows = [shelf.settled[self.rng.randrange(len(shelf.pictures))] for _ in range(size)]
         captions = [self.words(shelf, row) for row in rows]
         clean = shelf.latents[rows].float()
         source = shelf.latents[[row ^ 1 for row in rows]].float()
@@ -144,7 +145,7 @@ def velocity_of(transformer: FluxTransformer2DModel) -> Velocity:
     def velocity(
         noised: Tensor, words: Tensor, pooled: Tensor, times: Tensor, positions: Tensor, zeros: Tensor
     ) -> Tensor:
-        return transformer(
+        made: Tensor = transformer(
             hidden_states=noised.to(words.dtype),
             encoder_hidden_states=words,
             pooled_projections=pooled,
@@ -153,6 +154,7 @@ def velocity_of(transformer: FluxTransformer2DModel) -> Velocity:
             txt_ids=zeros,
             return_dict=False,
         )[0].float()
+        return made
 
     return velocity
 
@@ -178,7 +180,9 @@ class Run:
     batch: int
     rate: float
     decay: bool
+    #: Samples seen in all, and at the start of this phase.
     seen: int = 0
+    began: int = 0
 
     def processes(self) -> int:
         return dist.get_world_size() if dist.is_initialized() else 1
@@ -192,17 +196,18 @@ class Run:
         compiled = torch.compile(velocity_of(self.models.transformer))
         plain = velocity_of(self.models.transformer)
         start = saved = time.monotonic()
-        began, losses, step = self.seen, [], 0
-        while self.seen - began < self.samples:
+        first, losses, step = self.seen, [], 0
+        while (done := (self.seen - self.began) / self.samples) < 1:
             batch, usual = self.next_batch(step)
             loss = loss_of(self.models, compiled if usual else plain, batch)
             loss.backward()
             losses.append(loss.item())
-            norm = self.optimiser.step(self.rate_at((self.seen - began) / self.samples))
+            norm = self.optimiser.step(self.rate_at(done))
             self.seen += len(batch.times) * self.processes()
             step += 1
             if step % report_every == 0:
-                self.report(losses, norm, time.monotonic() - start, (self.seen - began) / (time.monotonic() - start))
+                seconds = time.monotonic() - start
+                self.report(losses, norm, seconds, (self.seen - first) / seconds)
                 losses = []
             if time.monotonic() - saved > save_every:
                 self.save(state)
@@ -225,7 +230,7 @@ class Run:
 
     def save(self, state: Path) -> None:
         if leading():
-            self.optimiser.save(state, seen=self.seen)
+            self.optimiser.save(state, seen=self.seen, began=self.began)
 
 
 def leading() -> bool:
@@ -238,7 +243,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="files written by latents.py")
     parser.add_argument("--shares", type=float, nargs="+", required=True, help="how often each file is drawn from")
     parser.add_argument("--samples", type=int, required=True)
-    parser.add_argument("--state", type=Path, required=True, help="checkpoint to go on from, if there, and to write")
+    parser.add_argument("--after", type=Path, help="checkpoint of the phase before")
+    parser.add_argument("--state", type=Path, required=True, help="checkpoint of this phase; where there, it goes on")
     parser.add_argument("--batch", type=int, default=24, help="pictures a step and process")
     parser.add_argument("--rate", type=float, default=2.5e-3)
     parser.add_argument("--text-rate", type=float, default=0.2, help="the encoders' share of the rate")
@@ -247,6 +253,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--save-every", type=float, default=180, help="seconds between checkpoints")
     parser.add_argument("--seed", type=int, default=1)
     return parser.parse_args()
+
+
+def resume(args: argparse.Namespace, optimiser: FlatAdam) -> tuple[int, int]:
+    """Load the checkpoint to go on from; returns the samples seen in all, and at the start of this phase."""
+    if args.state.exists():
+        numbers = optimiser.load(args.state)
+        return int(numbers["seen"]), int(numbers["began"])
+    seen = int(optimiser.load(args.after)["seen"]) if args.after else 0
+    return seen, seen
 
 
 def prepare(args: argparse.Namespace) -> Run:
@@ -258,11 +273,11 @@ def prepare(args: argparse.Namespace) -> Run:
     optimiser = FlatAdam(parameters, compiled=True)
     text = sum(p.numel() for p in (*models.clip.parameters(), *models.t5.parameters()))
     optimiser.rates[-text:] = args.text_rate
-    seen = int(optimiser.load(args.state)["seen"]) if args.state.exists() else 0
+    seen, began = resume(args, optimiser)
     rng = random.Random(f"{args.seed}/{rank}/{seen}")
     torch.manual_seed(args.seed + 1000 * rank + seen)
     library = Library([load(p) for p in args.data], args.shares, Encoder(args.text), rng, args.siblings)
-    return Run(models, optimiser, library, device, args.samples, args.batch, args.rate, args.decay, seen)
+    return Run(models, optimiser, library, device, args.samples, args.batch, args.rate, args.decay, seen, began)
 
 
 def main() -> None:

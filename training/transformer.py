@@ -7,6 +7,7 @@ import math
 import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
+
 from training.text import WIDTH as TEXT_WIDTH
 
 HEADS, HEAD_WIDTH = 5, 32

@@ -1,9 +1,8 @@
 """Owns the autoencoder: 16 latent channels, 8 times smaller, trained on drawings made as it goes.
 
-Two phases. `joint` trains everything; instead of a KL term the latent gets fixed noise. `decoder` freezes the encoder
-and goes on with noisier latents, so that the decoder learns to clean up what the transformer will leave unclean.
-Earlier attempts collapsed to a flat colour; one normalisation group, orthogonal convolutions and weak residual
-branches at the start are what keeps it from doing so.
+Instead of a KL term the latent gets fixed noise. Earlier attempts collapsed to a flat colour; one normalisation group,
+orthogonal convolutions and weak residual branches at the start are what keeps it from doing so. The encoder is final
+after this; the decoder goes to school once more when the transformer is there (`polish.py`).
 """
 
 from __future__ import annotations
@@ -19,16 +18,15 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
+
 from training.draw import draw
 from training.flat import FlatAdam
 from training.specs import TILE, random_picture
 
 LATENT_CHANNELS = 16
 CROP = 96
-#: Standard deviation of the noise on the latents in the joint phase, in the encoder's own units.
+#: Standard deviation of the noise on the latents, in the encoder's own units.
 POSTERIOR = 0.1
-#: Largest standard deviation in the decoder phase, in units of the normalised latent.
-ROUGHNESS = 0.35
 
 
 def build() -> AutoencoderKL:
@@ -107,25 +105,19 @@ def distance(made: Tensor, wanted: Tensor, edges: float) -> Tensor:
 
 def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
     """The mean latent in the encoder's own units, float32."""
-    return vae.encoder(images.to(vae.dtype)).float().chunk(2, 1)[0]
+    both: Tensor = vae.encoder(images.to(vae.dtype)).float()
+    return both.chunk(2, 1)[0]
 
 
 def decode(vae: AutoencoderKL, latent: Tensor) -> Tensor:
-    return vae.decoder(latent.to(vae.dtype).contiguous(memory_format=torch.channels_last)).float()
+    images: Tensor = vae.decoder(latent.to(vae.dtype).contiguous(memory_format=torch.channels_last)).float()
+    return images
 
 
-def joint_loss(vae: AutoencoderKL, images: Tensor) -> Tensor:
+def loss_of(vae: AutoencoderKL, images: Tensor) -> Tensor:
     latent = encode(vae, images)
     made = decode(vae, latent + POSTERIOR * torch.randn_like(latent))
     return distance(made, images, 0.5) + 1e-4 * latent.square().mean()
-
-
-def decoder_loss(vae: AutoencoderKL, images: Tensor) -> Tensor:
-    with torch.no_grad():
-        latent = encode(vae, images)
-        width = ROUGHNESS / vae.config.scaling_factor * torch.rand(len(latent), 1, 1, 1, device=latent.device)
-        latent = latent + width * torch.randn_like(latent)
-    return distance(decode(vae, latent), images, 0.7)
 
 
 def measure_latents(vae: AutoencoderKL, rng: random.Random) -> None:
@@ -135,30 +127,29 @@ def measure_latents(vae: AutoencoderKL, rng: random.Random) -> None:
     vae.register_to_config(scaling_factor=1 / sample.std().item(), shift_factor=sample.mean().item())
 
 
-def train(vae: AutoencoderKL, phase: str, steps: int, rate: float, batch: int, seed: int) -> None:
-    """Run one phase and leave the averaged weights in `vae`, float32."""
+def train(vae: AutoencoderKL, steps: int, rate: float, batch: int, seed: int) -> None:
+    """Train everything and leave the averaged weights in `vae`, float32."""
     rng = random.Random(seed)
-    vae.encoder.requires_grad_(phase == "joint")
     vae.to(torch.bfloat16)
     optimiser = FlatAdam(vae.parameters(), decay=0.998)
-    if phase == "joint":
-        freeze_width(vae, optimiser)
-    loss_of = joint_loss if phase == "joint" else decoder_loss
+    freeze_width(vae, optimiser)
     start, total = time.monotonic(), 0.0
     for step in range(steps):
         loss = loss_of(vae, pictures(batch, rng, vae.device))
         loss.backward()
         total += loss.item()
-        cosine = 0.5 + 0.5 * math.cos(math.pi * step / steps)
-        optimiser.step(rate * min(1, (step + 1) / 100) * (0.98 * cosine + 0.02))
+        optimiser.step(rate_at(rate, step, steps))
         if (step + 1) % 250 == 0:
-            print(f"{phase} {step + 1} {time.monotonic() - start:.0f}s loss {total / 250:.4f}", flush=True)
+            print(f"step {step + 1} {time.monotonic() - start:.0f}s loss {total / 250:.4f}", flush=True)
             total = 0.0
-    trained = list(optimiser.parameters)
     vae.float()
-    for parameter, average in zip(trained, optimiser.averaged(), strict=True):
-        parameter.data = average.clone()
-        parameter.grad = None
+    optimiser.put_average()
+
+
+def rate_at(rate: float, step: int, steps: int) -> float:
+    """A short rise, then half a cosine down to a fiftieth."""
+    cosine = 0.5 + 0.5 * math.cos(math.pi * step / steps)
+    return rate * min(1, (step + 1) / 100) * (0.98 * cosine + 0.02)
 
 
 def freeze_width(vae: AutoencoderKL, optimiser: FlatAdam) -> None:
@@ -180,34 +171,22 @@ def quality(vae: AutoencoderKL, seed: int = 4242) -> float:
     return 10 * math.log10(4 / float(np.mean(errors)))
 
 
-def arguments() -> argparse.Namespace:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--joint", type=int, default=6000, help="steps of the joint phase")
-    parser.add_argument("--decoder", type=int, default=3000, help="steps of the decoder phase")
+    parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--batch", type=int, default=6)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--start", type=Path, help="an autoencoder to go on from; its latents stay what they are")
     parser.add_argument("out", type=Path)
-    return parser.parse_args()
-
-
-def main() -> None:
-    args = arguments()
+    args = parser.parse_args()
     torch.manual_seed(args.seed)
     torch.set_num_threads(1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    vae = AutoencoderKL.from_pretrained(args.start) if args.start else build()
-    vae.to(device, memory_format=torch.channels_last).train()
-    if args.start is None:
-        train(vae, "joint", args.joint, args.rate, args.batch, args.seed)
-        measure_latents(vae, random.Random(args.seed + 1))
-        vae.save_pretrained(args.out)
-        print(f"after the joint phase: {quality(vae):.2f} dB", flush=True)
-    if args.decoder:
-        train(vae, "decoder", args.decoder, args.rate / 2, args.batch, args.seed + 2)
-        vae.save_pretrained(args.out)
-        print(f"after the decoder phase: {quality(vae):.2f} dB", flush=True)
+    vae = build().to(device, memory_format=torch.channels_last).train()
+    train(vae, args.steps, args.rate, args.batch, args.seed)
+    measure_latents(vae, random.Random(args.seed + 1))
+    vae.save_pretrained(args.out)
+    print(f"{quality(vae):.2f} dB on fresh drawings", flush=True)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import structlog
 from fastapi import FastAPI
@@ -13,7 +13,8 @@ from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 import imagegen
 from imagegen.api import generation, images, models, system, tasks
 from imagegen.api.dependencies import Services
-from imagegen.api.problems import TooLargeAsProblem, install
+from imagegen.api.guard import Guard
+from imagegen.api.problems import TextAsProblem, install
 from imagegen.catalog.catalog import Catalog
 from imagegen.core.errors import Draining, ImagegenError
 from imagegen.core.events import EventBus
@@ -61,6 +62,8 @@ class Service:
         )
         self._tasks = TaskManager(self._models, self._journal, self._images, self._bus, limits)
         self._running: asyncio.Task[None] | None = None
+        self._leaving: asyncio.Task[None] | None = None
+        self._in_a_hurry = asyncio.Event()
 
     @property
     def services(self) -> Services:
@@ -72,10 +75,21 @@ class Service:
         running = self._running
         return running is not None and running.done() and not running.cancelled() and running.exception() is not None
 
+    @property
+    def ended(self) -> bool:
+        """Whether nothing runs any more and nothing will: the drain is over, or the service crashed."""
+        return self._running is not None and self._running.done()
+
     def begin_drain(self) -> None:
-        """Refuse new tasks and end all event streams; the running task goes on."""
-        self._tasks.begin_drain()
-        self._bus.close()
+        """Refuse new tasks and end all event streams; the running task goes on, and so do reads."""
+        if self._running is not None and self._leaving is None:
+            self._tasks.begin_drain()
+            self._bus.close()
+            self._leaving = asyncio.create_task(self._drain(self._running), name="drain")
+
+    def hurry(self) -> None:
+        """Do not wait for the running task: it goes back to the queue."""
+        self._in_a_hurry.set()
 
     @asynccontextmanager
     async def run(self) -> AsyncIterator[None]:
@@ -87,8 +101,8 @@ class Service:
             stack.push_async_callback(self._executor.close, 2 * STOP_GRACE_S)
             self._running = asyncio.create_task(self._tasks.run(), name="tasks")
             self._running.add_done_callback(_log_crash)
-            stack.push_async_callback(self._drain, self._running)
-            for chore in (self._evict_idle, self._expire):
+            stack.push_async_callback(self._leave)
+            for chore in (self._evict_idle, self._expire, self._tasks.record_ends):
                 housekeeping = asyncio.create_task(self._again_and_again(chore), name=chore.__name__)
                 stack.push_async_callback(_cancel, housekeeping)
             yield
@@ -111,19 +125,25 @@ class Service:
         if self._settings.retention_days:
             await self._tasks.expire(self._settings.retention_days)
 
+    async def _leave(self) -> None:
+        self.begin_drain()
+        assert self._leaving is not None
+        await self._leaving
+        with suppress(ImagegenError):  # what the disk still refuses runs once more after the next start
+            await self._tasks.record_ends()
+
     async def _drain(self, running: asyncio.Task[None]) -> None:
         """The running task finishes in time, or goes back to the queue; at the worst its worker is killed."""
-        self.begin_drain()
-        steps: list[tuple[float, Callable[[], None]]] = [
-            (self._settings.drain_timeout_s, self._tasks.hurry),
-            (STOP_GRACE_S, self._executor.abort),
-            (STOP_GRACE_S, lambda: None),
-        ]
-        for patience_s, harder in steps:
-            done, _ = await asyncio.wait([running], timeout=patience_s)
-            if done:
+        hurried = asyncio.create_task(self._in_a_hurry.wait())
+        await asyncio.wait(
+            [running, hurried], timeout=self._settings.drain_timeout_s, return_when=asyncio.FIRST_COMPLETED
+        )
+        hurried.cancel()
+        for harder in (self._tasks.hurry, self._executor.abort):
+            if running.done():
                 return
             harder()
+            await asyncio.wait([running], timeout=STOP_GRACE_S)
         await _cancel(running)
 
 
@@ -157,11 +177,13 @@ def create_app(settings: Settings, catalog: Catalog) -> FastAPI:
     )
     app.state.service = service
     app.state.services = service.services
+    app.include_router(generation.upload_router, max_body_size=settings.max_upload_bytes)
     for room in (generation, tasks, images, models, system):
         app.include_router(room.router)
     install(app)
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)
-    app.add_middleware(TooLargeAsProblem)
+    app.add_middleware(Guard, host=settings.host, allowed_hosts=settings.allowed_hosts)
+    app.add_middleware(TextAsProblem)
     return app
 
 

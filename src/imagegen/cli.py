@@ -18,7 +18,7 @@ from imagegen import logs
 from imagegen.catalog.catalog import Catalog
 from imagegen.catalog.loading import ConfigError, load_catalog
 from imagegen.catalog.sources import local_folder
-from imagegen.core.errors import DataDirInUse, ImagegenError
+from imagegen.core.errors import DataDirInUse, DataDirUnusable, ImagegenError
 from imagegen.core.sizes import AspectRatio
 from imagegen.core.task import MAX_SEED, GenerationRequest, TaskType
 from imagegen.gpu.engine import LocalEngine
@@ -74,6 +74,8 @@ def serve(
         code = run(settings, catalog)
     except DataDirInUse as error:
         _fail(error.detail, EX_TEMPFAIL)
+    except DataDirUnusable as error:
+        _fail(error.detail, EX_CANTCREAT)
     sys.stderr.flush()
     # A thread that no one can end (thread mode, a hanging device) must not hold the process.
     os._exit(code)

@@ -22,12 +22,13 @@ CONNECTION_GRACE_S = 5
 
 
 class DrainingServer(uvicorn.Server):
-    """Begins the drain at the signal: uvicorn itself would first wait for open connections to close."""
+    """Drains at the signal and goes on answering meanwhile: uvicorn itself would stop listening first."""
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
         self._service = service
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._signals = 0
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
@@ -38,15 +39,21 @@ class DrainingServer(uvicorn.Server):
             log.info("listening", address=address, docs=f"{address}/docs")
 
     async def on_tick(self, counter: int) -> bool:
-        return self._service.crashed or await super().on_tick(counter)
+        """Keep answering while the service drains: probes and those who wait for a task need it most then."""
+        return self._service.ended or await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal drains, a second one hurries. It is not raised again: a drained end is a good one."""
-        if self.should_exit:
-            self.force_exit = True
-        self.should_exit = True
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._service.begin_drain)
+        """The first signal drains, a second one hurries, a third one ends at once.
+
+        It is not raised again: a drained end is a good one.
+        """
+        self._signals += 1
+        if self._loop is None or self._signals > 2:
+            self.should_exit = True
+            self.force_exit = self._signals > 2
+        else:
+            act = self._service.begin_drain if self._signals == 1 else self._service.hurry
+            self._loop.call_soon_threadsafe(act)
 
 
 def serve(settings: Settings, catalog: Catalog) -> int:

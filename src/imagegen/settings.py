@@ -1,13 +1,17 @@
 """Process settings, from IMAGEGEN_* variables and the command line. What concerns models is in models.yaml."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from platformdirs import user_data_path
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from imagegen.builtin import default_config
+
+
+def _comma_separated(value: object) -> object:
+    return [part.strip().lower() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
 class Settings(BaseSettings):
@@ -18,6 +22,8 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     #: 0 lets the system choose.
     port: int = Field(5050, ge=0, le=65_535)
+    #: Names, beside the local ones, that callers may use for a service that listens on a local address only.
+    allowed_hosts: Annotated[frozenset[str], NoDecode, BeforeValidator(_comma_separated)] = frozenset()
     #: models.yaml; default: the one that ships with imagegen.
     config: Path = Field(default_factory=default_config)
     #: Journal and images; default: where the platform keeps a user's data.
@@ -38,8 +44,10 @@ class Settings(BaseSettings):
     max_pixels: int = Field(4_194_304, ge=4096, le=67_108_864)
     #: Pixels of one input picture: 24 megapixels, what phones take.
     max_input_pixels: int = Field(24_000_000, ge=4096, le=178_956_970)
-    #: Bytes of one request body: base64 of a 24 megapixel JPEG with room to spare.
-    max_body_bytes: int = Field(33_554_432, ge=1024, le=268_435_456)
+    #: Bytes of one request body: the longest prompts with room to spare.
+    max_body_bytes: int = Field(1_048_576, ge=1024, le=268_435_456)
+    #: Bytes of one with a picture in it: base64 of a 24 megapixel JPEG with room to spare.
+    max_upload_bytes: int = Field(33_554_432, ge=1024, le=268_435_456)
     #: Days after which finished tasks and their files go; 0 keeps them.
     retention_days: float = Field(7, ge=0, le=36_500)
     #: Seconds that the running task gets to finish when the service is told to stop.

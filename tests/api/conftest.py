@@ -53,7 +53,7 @@ def start(tmp_path: Path) -> Start:
         app = create_app(Settings(**(defaults | settings)), catalog)
         async with app.router.lifespan_context(app):
             transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-            async with Client(transport=transport, base_url="http://test") as client:
+            async with Client(transport=transport, base_url="http://127.0.0.1") as client:
                 client.app = app
                 yield client
 

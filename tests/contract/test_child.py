@@ -1,5 +1,6 @@
 """What only the worker process promises: whatever happens to it, the service gets an answer and a new worker."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -8,13 +9,15 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from imagegen.core.errors import FailureCode
+from imagegen.gpu import child
 from imagegen.gpu.child import ChildEngine
-from imagegen.gpu.protocol import EngineOptions, Failed, Generate, Generated, Loaded, Measured
+from imagegen.gpu.protocol import EngineOptions, Failed, Generate, Generated, Loaded, Measured, Stopped
 from tests.conftest import fake_catalog, load_command, request_for
 
 CPU = EngineOptions(device="cpu")
@@ -59,6 +62,69 @@ def test_a_silent_worker_is_killed_and_replaced() -> None:
     assert isinstance(engine.load(load_command(catalog, "fake")), Loaded)
     assert isinstance(generate(engine), Generated)
     engine.close()
+
+
+def test_a_stop_is_heard_when_steps_come_faster_than_anyone_looks(engine: ChildEngine) -> None:
+    assert isinstance(engine.load(load_command(fake_catalog(fake={"step_seconds": 0.001}), "fake")), Loaded)
+    stop, seen = threading.Event(), 0
+
+    def on_step(step: int, total: int) -> None:
+        nonlocal seen
+        seen = step
+        stop.set()
+
+    command = Generate(model="fake", request=request_for(steps=200, batch_size=20))
+    assert isinstance(engine.generate(command, stop, on_step), Stopped)
+    assert seen < 2000
+
+
+HALF_AN_ANSWER = "import os, sys, time; os.write(int(sys.argv[1]), bytes([0, 0, 0, 100, 1])); time.sleep(600)"
+NEVER_READS = "import time; time.sleep(600)"
+
+
+@pytest.mark.parametrize("script", [HALF_AN_ANSWER, NEVER_READS])
+def test_a_worker_that_stops_in_the_middle_of_a_frame_is_killed_and_replaced(
+    monkeypatch: pytest.MonkeyPatch, script: str
+) -> None:
+    engine = ChildEngine(CPU, load_timeout_s=60, step_timeout_s=1)
+    start = subprocess.Popen
+
+    def start_another(arguments: list[str], **options: Any) -> Any:
+        return start([sys.executable, "-c", script, arguments[4]], **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "Popen", start_another)
+        command = Generate(model="fake", request=request_for(), init_image=bytes(8_000_000))
+        failed = engine.generate(command, threading.Event(), lambda step, total: None)
+    assert isinstance(failed, Failed)
+    assert failed.worker_died
+    assert engine.pid is None
+    assert isinstance(engine.measure(), Measured)
+    engine.close()
+
+
+def test_a_process_that_cannot_be_started_is_tried_again_and_then_an_answer(
+    engine: ChildEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusals = 2
+    start = subprocess.Popen
+
+    def refuse(*args: Any, **options: Any) -> Any:
+        nonlocal refusals
+        refusals -= 1
+        if refusals >= 0:
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        return start(*args, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    monkeypatch.setattr(child, "START_DELAYS_S", (0, 0))
+    assert isinstance(engine.measure(), Measured)
+    engine.close()
+    refusals = 3
+    failed = engine.measure()
+    assert isinstance(failed, Failed)
+    assert failed.code is FailureCode.WORKER_CRASHED
+    assert isinstance(engine.measure(), Measured)
 
 
 def test_abort_ends_a_load_from_another_thread(engine: ChildEngine) -> None:

@@ -194,7 +194,7 @@ def test_a_stopped_picture_does_not_colour_the_next_one(engine: Engine, shipped:
     before = run(engine, "tiny", request_for())
     stop = threading.Event()
     stopped = engine.generate(
-        Generate(model="tiny", request=request_for("a star", steps=50)), stop, lambda s, t: stop.set()
+        Generate(model="tiny", request=request_for("a star", steps=200)), stop, lambda s, t: stop.set()
     )
     assert isinstance(stopped, Stopped)
     assert run(engine, "tiny", request_for()) == before or _same_images(run(engine, "tiny", request_for()), before)

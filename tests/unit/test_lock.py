@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from imagegen.core.errors import DataDirInUse
+from imagegen.core.errors import DataDirInUse, DataDirUnusable
 from imagegen.storage.lock import exclusive
 
 
@@ -42,4 +42,17 @@ def test_the_directory_is_made(tmp_path: Path) -> None:
 
 def test_two_directories_are_two_instances(tmp_path: Path) -> None:
     with exclusive(tmp_path / "a"), exclusive(tmp_path / "b"):
+        pass
+
+
+def test_a_file_in_its_place_is_one_clear_sentence(tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("")
+    clear = pytest.raises(DataDirUnusable, match=r"Cannot use the data directory .*data: File exists\.")
+    with clear, exclusive(tmp_path / "data"):
+        pass
+
+
+def test_a_full_disk_does_not_keep_the_service_from_starting(tmp_path: Path) -> None:
+    (tmp_path / "lock").symlink_to("/dev/full")
+    with exclusive(tmp_path):
         pass

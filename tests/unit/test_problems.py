@@ -7,10 +7,10 @@ from http import HTTPStatus
 import pytest
 
 from imagegen.api.problems import MEDIA_TYPE, STATUS, FieldError, describe, problem
-from imagegen.core.errors import DataDirInUse, DeviceFault, EngineError, FailureCode, ImagegenError, QueueFull
+from imagegen.core.errors import DataDirInUse, DataDirUnusable, DeviceFault, EngineError, FailureCode, ImagegenError, QueueFull
 
 #: Never raised towards a caller: they end the process, its start, or (flattened to a Failed) a task.
-INWARD = (DeviceFault, DataDirInUse, EngineError)
+INWARD = (DeviceFault, DataDirInUse, DataDirUnusable, EngineError)
 
 
 def subclasses(kind: type[ImagegenError]) -> Iterator[type[ImagegenError]]:

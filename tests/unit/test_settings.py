@@ -32,6 +32,12 @@ def test_without_settings_the_file_that_ships_is_read() -> None:
     assert Settings().config.is_file()
 
 
+def test_allowed_hosts_are_a_list_with_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMAGEGEN_ALLOWED_HOSTS", "gpu.internal, GPU-7")
+    assert Settings().allowed_hosts == {"gpu.internal", "gpu-7"}
+    assert Settings(allowed_hosts=["a"]).allowed_hosts == {"a"}
+
+
 def test_variables_have_a_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMAGEGEN_PORT", "8080")
     monkeypatch.setenv("IMAGEGEN_DATA_DIR", "data/here")
@@ -123,4 +129,4 @@ def test_a_value_out_of_its_bounds_is_refused(monkeypatch: pytest.MonkeyPatch, n
 
 def test_the_default_input_picture_fits_the_default_body() -> None:
     # 24 megapixels of JPEG at a byte a pixel, in base64.
-    assert Settings().max_input_pixels * 4 / 3 <= Settings().max_body_bytes
+    assert Settings().max_input_pixels * 4 / 3 <= Settings().max_upload_bytes

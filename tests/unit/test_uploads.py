@@ -42,6 +42,13 @@ def png_claiming(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
 
 
+def jpeg_of_scans(count: int) -> bytes:
+    """A progressive JPEG whose last scan comes again and again, each time for a few bytes."""
+    progressive = encoded("JPEG", progressive=True)
+    last = progressive[progressive.rindex(b"\xff\xda") : -2]
+    return progressive[:-2] + last * (count - progressive.count(b"\xff\xda")) + progressive[-2:]
+
+
 # -- what is taken -----------------------------------------------------------------------------------------------------
 
 
@@ -223,3 +230,14 @@ def _with(picture: bytes, changes: list[tuple[int, int]]) -> bytes:
 @given(st.sampled_from([PNG, JPEG, WEBP]).flatmap(_damaged))
 def test_any_damage_is_answered_with_a_code_or_does_not_matter(data: bytes) -> None:
     assert outcome(text_of(data)) in {"taken", "invalid_image", "image_too_large"}
+
+
+async def test_a_jpeg_that_is_drawn_over_and_over_is_refused_unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert await decode_image(text_of(jpeg_of_scans(20)), MAX_PIXELS)
+
+    def never(*args: Any, **options: Any) -> NoReturn:
+        raise AssertionError
+
+    monkeypatch.setattr(Image, "open", never)
+    with pytest.raises(InvalidImage, match="scans"):
+        await decode_image(text_of(jpeg_of_scans(1000)), MAX_PIXELS)

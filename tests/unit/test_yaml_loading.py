@@ -47,6 +47,10 @@ BROKEN: dict[str, tuple[str, list[str]]] = {
     "no models": ("global:\n  log_level: INFO\n", ["1:1: there is no model; add one under 'models'"]),
     "an empty section": ("\nmodels: {}\n", ["2:1: there is no model; add one under 'models'"]),
     "models as a list": ("models:\n  - a\n", ["1:1: 'models' must map model ids to their settings"]),
+    "an embedded model that there is not": (
+        GOOD.replace("fake", "flux") + "    local_path: builtin:tinny\n",
+        ["5:5: 'local_path': no such embedded model; known: builtin:tiny"],
+    ),
     "an unknown section": ("modls: {}\n" + GOOD, ["1:1: unknown section 'modls'; did you mean 'models'?"]),
     "an unknown key": (GOOD + "    stps: 3\n", ["5:5: unknown key 'stps'; did you mean 'steps'?"]),
     "a key like an older spelling": (

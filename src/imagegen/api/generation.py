@@ -2,6 +2,7 @@
 
 from fastapi import APIRouter, Response
 
+from imagegen.api.bounded import BoundedRoute
 from imagegen.api.dependencies import Config, Tasks
 from imagegen.api.problems import describe
 from imagegen.api.schemas import GenerationBody, Image2ImageBody, TaskAccepted, Text2ImageBody
@@ -10,7 +11,9 @@ from imagegen.api.views import task_links
 from imagegen.core.task import GenerationTask, TaskType
 from imagegen.tasks.admission import TaskDraft
 
-router = APIRouter(tags=["generation"])
+router = APIRouter(tags=["generation"], route_class=BoundedRoute)
+#: Bodies with a picture in them; the composition root gives this one the larger limit.
+upload_router = APIRouter(tags=["generation"], route_class=BoundedRoute)
 
 _PROBLEMS = (
     "malformed_body",
@@ -43,7 +46,7 @@ async def text2image(body: Text2ImageBody, response: Response, tasks: Tasks) -> 
     return _accepted(task, response)
 
 
-@router.post(
+@upload_router.post(
     "/image2image",
     operation_id="image2image",
     status_code=202,

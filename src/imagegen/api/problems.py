@@ -19,6 +19,8 @@ MEDIA_TYPE = "application/problem+json"
 STATUS: Mapping[str, int] = MappingProxyType(
     {
         "malformed_body": 400,
+        "cross_origin": 403,
+        "unknown_host": 421,
         "invalid_request": 422,
         "invalid_image": 422,
         "image_too_large": 422,
@@ -144,8 +146,8 @@ async def _on_bug(request: Request, error: Exception) -> JSONResponse:
     return problem("internal_error", "The service failed on this request; its log has the details.")
 
 
-class TooLargeAsProblem:
-    """Middleware: the framework's plain-text 413 (for a declared Content-Length) becomes a problem, too."""
+class TextAsProblem:
+    """Middleware: what the framework refuses in plain text, before or behind our handlers, becomes a problem, too."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -155,16 +157,18 @@ class TooLargeAsProblem:
 
         async def send_problem(message: Message) -> None:
             nonlocal replaced
-            if _is_plain_413(message):
+            if _is_plain_refusal(message):
                 replaced = True
-                await problem("body_too_large", "The request body is too large.")(scope, receive, send)
+                status = message["status"]
+                detail = HTTPStatus(status).description or HTTPStatus(status).phrase
+                await problem(_CODE_OF_STATUS.get(status, "http_error"), detail, status=status)(scope, receive, send)
             elif not replaced:
                 await send(message)
 
         await self._app(scope, receive, send_problem)
 
 
-def _is_plain_413(message: Message) -> bool:
-    if message["type"] != "http.response.start" or message["status"] != 413:
+def _is_plain_refusal(message: Message) -> bool:
+    if message["type"] != "http.response.start" or message["status"] < 400:
         return False
-    return not any(name == b"content-type" and value.startswith(b"application/") for name, value in message["headers"])
+    return any(name == b"content-type" and value.startswith(b"text/plain") for name, value in message["headers"])

@@ -3,6 +3,7 @@
 from datetime import UTC, datetime
 
 from fastapi import APIRouter
+from fastapi.responses import RedirectResponse
 
 import imagegen
 from imagegen.api.dependencies import Models, Tasks
@@ -12,6 +13,12 @@ from imagegen.api.views import gib
 from imagegen.core.errors import Draining
 
 router = APIRouter(tags=["system"])
+
+
+@router.get("/", include_in_schema=False)
+async def root() -> RedirectResponse:
+    """Whoever opens the address in a browser wants to know what this is."""
+    return RedirectResponse("/docs")
 
 
 @router.get("/livez", operation_id="livez", summary="Is the process alive?")

@@ -5,6 +5,15 @@ from pathlib import Path
 _HERE = Path(__file__).parent
 
 
+#: What a `local_path` that names an embedded model begins with.
+BUILTIN = "builtin:"
+
+
+def builtin_models() -> list[str]:
+    """The names of the embedded models."""
+    return sorted(index.parent.name for index in _HERE.glob("*/model_index.json"))
+
+
 def builtin_model(name: str) -> Path:
     """The folder of an embedded model."""
     return _HERE / name

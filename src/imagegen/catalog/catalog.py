@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, AliasChoices, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, AliasChoices, ConfigDict, Field, StringConstraints, field_validator
 
+from imagegen.builtin import BUILTIN, builtin_models
 from imagegen.core.errors import ModelNotFound
 from imagegen.core.sizes import TABLE_BASE
 from imagegen.core.value import Value
@@ -81,6 +82,14 @@ class ModelSpec(Section):
     guidance_scale: float = Field(default=3.5, ge=0, le=50)
     #: Instead of the global one.
     auto_unload_minutes: float | None = Field(default=None, ge=0, le=10_080)
+
+    @field_validator("local_path")
+    @classmethod
+    def _known_builtin(cls, local_path: str | None) -> str | None:
+        known = [BUILTIN + name for name in builtin_models()]
+        if local_path is not None and local_path.startswith(BUILTIN) and local_path not in known:
+            raise ValueError(f"no such embedded model; known: {', '.join(known)}")
+        return local_path
 
     @property
     def supports_negative_prompt(self) -> bool:

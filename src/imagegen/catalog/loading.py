@@ -161,7 +161,8 @@ def _message(details: ErrorDetails, section: type[Section]) -> str:
         return f"unknown key '{key}'{_nearest(key, field_names(section))}"
     if details["type"] == "missing":
         return f"'{key}' is missing"
-    what = details["msg"][0].lower() + details["msg"][1:]
+    words = details["msg"].removeprefix("Value error, ")
+    what = words[0].lower() + words[1:]
     return f"'{key}': {what}" if key else what
 
 

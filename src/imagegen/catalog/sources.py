@@ -2,11 +2,9 @@
 
 from pathlib import Path
 
-from imagegen.builtin import builtin_model
+from imagegen.builtin import BUILTIN, builtin_model
 from imagegen.catalog.catalog import ModelSpec
 from imagegen.core.errors import LoraNotFound
-
-BUILTIN = "builtin:"
 
 
 def local_folder(spec: ModelSpec, models_dir: Path) -> Path | None:

@@ -91,7 +91,7 @@ class Draining(ImagegenError):
 
 
 class StorageFull(ImagegenError):
-    """The disk is full; nothing was accepted or lost."""
+    """The disk is full; nothing was accepted."""
 
     code = "storage_full"
 
@@ -106,6 +106,12 @@ class DeviceFault(ImagegenError):
     """The GPU context is broken for the life of this process, which ends so that a fresh one can take over."""
 
     code = "device_fault"
+
+
+class DataDirUnusable(ImagegenError):
+    """The data directory cannot be written to."""
+
+    code = "data_dir_unusable"
 
 
 class DataDirInUse(ImagegenError):

@@ -10,7 +10,7 @@ from imagegen.core.errors import FailureCode
 from imagegen.core.sizes import Size
 from imagegen.core.value import Value
 
-#: A task is started at most this often: once, and once more when the worker died under it.
+#: A task makes pictures at most this often: once, and once more when the worker or the service died under it.
 MAX_ATTEMPTS = 2
 
 #: torch's generators take 64 bits; what every client can write as a JSON number is 32.

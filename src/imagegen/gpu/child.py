@@ -1,8 +1,10 @@
 """ChildEngine: a LocalEngine in a worker process of its own, spoken to over one socket pair."""
 
+import math
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -37,6 +39,9 @@ AnswerT = TypeVar("AnswerT", Loaded, Unloaded, Measured, Generated | Stopped)
 
 #: How often a waiting thread looks at the stop flag and the clock, in seconds.
 TICK_S = 0.02
+
+#: Seconds between attempts to start a worker.
+START_DELAYS_S = (0.5, 1, 2, 4)
 
 #: The worker never downloads, so it gets no token and no network.
 HIDDEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACEHUB_API_TOKEN")
@@ -96,7 +101,10 @@ class ChildEngine:
 
     def _converse(self, command: Value, timeout_s: float, tick: "Callable[[_Worker], None]", on_step: OnStep) -> Answer:
         """Send a command and pass its steps on until the answer that ends it. The worker's death is an answer, too."""
-        worker = self._worker = self._worker or _Worker(self._options)
+        try:
+            worker = self._worker = self._worker or self._start()
+        except OSError:  # no descriptor, no process, no memory to be had
+            return Failed(code=FailureCode.WORKER_CRASHED, message="The worker process could not be started.")
         try:
             worker.send(command)
             while True:
@@ -110,8 +118,18 @@ class ChildEngine:
             return self._bury(FailureCode.WORKER_CRASHED)
         if isinstance(answer, Failed) and answer.code is FailureCode.DEVICE_FAULT:
             # A broken context poisons every later call in that process.
-            return self._bury(FailureCode.WORKER_CRASHED, answer.traceback)
+            failed = self._bury(FailureCode.WORKER_CRASHED, answer.traceback)
+            return failed.evolve(message="The GPU's context broke; the worker process was replaced.")
         return answer
+
+    def _start(self) -> "_Worker":
+        """A new worker; what the system refuses now it may grant a little later."""
+        for delay_s in START_DELAYS_S:
+            try:
+                return _Worker(self._options, self._step_timeout_s)
+            except OSError:
+                time.sleep(delay_s)
+        return _Worker(self._options, self._step_timeout_s)
 
     def _bury(self, code: FailureCode, traceback: str = "") -> Failed:
         assert self._worker is not None
@@ -124,10 +142,13 @@ class ChildEngine:
 class _Worker:
     """One worker process and the parent's end of its socket pair."""
 
-    def __init__(self, options: EngineOptions) -> None:
+    def __init__(self, options: EngineOptions, io_timeout_s: float) -> None:
         ours, theirs = socket.socketpair()
+        for direction in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
+            # A worker that stops in the middle of a frame is as dead as one whose pipe is closed.
+            ours.setsockopt(socket.SOL_SOCKET, direction, struct.pack("@ll", math.ceil(io_timeout_s), 0))
         environment = {k: v for k, v in os.environ.items() if k not in HIDDEN_VARIABLES} | WORKER_VARIABLES
-        with theirs:
+        with ours, theirs:
             # -P: no module is taken from the folder that the service happens to start in.
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "imagegen.gpu.worker", str(theirs.fileno()), options.model_dump_json()],
@@ -136,7 +157,7 @@ class _Worker:
                 # Closes with this process, however it ends: the worker then leaves, even in the middle of a load.
                 stdin=subprocess.PIPE,
             )
-        self._connection = Connection(ours.detach())
+            self._connection = Connection(ours.detach())
 
     def send(self, command: Value) -> None:
         self._connection.send_bytes(pack(command))
@@ -144,6 +165,7 @@ class _Worker:
     def receive(self, timeout_s: float, tick: "Callable[[_Worker], None]") -> Answer:
         """The next answer. Raises TimeoutError after so much silence, EOFError or OSError when the worker is gone."""
         deadline = time.monotonic() + timeout_s
+        tick(self)  # also when steps come so fast that nobody ever waits for one
         while not self._connection.poll(TICK_S):
             tick(self)
             if time.monotonic() > deadline:

@@ -9,9 +9,17 @@ from imagegen.core.errors import ImageTooLarge, InvalidImage
 #: Pillow opens 43 formats by default; these are the ones that callers send.
 FORMATS = ("PNG", "JPEG", "WEBP")
 
+JPEG_START = b"\xff\xd8"
+JPEG_SCAN = b"\xff\xda"
+#: Each scan of a progressive JPEG visits every block again, and a scan can be eight bytes long: 136 KB took 12 s.
+#: Editors write 10; a thumbnail in the metadata brings its own.
+MAX_JPEG_SCANS = 64
+
 
 def check_picture(data: bytes, max_pixels: int) -> None:
     """Raises InvalidImage unless it is a whole, readable picture, ImageTooLarge if it has too many pixels."""
+    if data.startswith(JPEG_START) and data.count(JPEG_SCAN) > MAX_JPEG_SCANS:
+        raise InvalidImage("The JPEG has more scans than any camera or editor writes.")
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             # The header first: half a megabyte of PNG can unfold to hundreds of megapixels.

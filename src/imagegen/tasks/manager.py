@@ -60,6 +60,8 @@ class _Active:
     stop: threading.Event = field(default_factory=threading.Event)
     #: Whether a stop means "back to the queue" (the service is leaving) and not "cancelled".
     put_back: bool = False
+    #: Whether the present attempt has got as far as making pictures; only then does it count.
+    began: bool = False
 
     def ticket(self) -> TaskTicket:
         task = self.task
@@ -90,6 +92,8 @@ class TaskManager:
         #: Tasks that are being written to the journal and will then be queued.
         self._arriving = 0
         self._running: _Active | None = None
+        #: Ended tasks whose end the disk has refused so far; it is true all the same.
+        self._unrecorded: dict[str, GenerationTask] = {}
         #: Finished pictures on their way to disk.
         self._saving: set[asyncio.Task[None]] = set()
         self._work_seconds: dict[str, float] = {}
@@ -153,7 +157,7 @@ class TaskManager:
     async def get(self, task_id: str) -> GenerationTask:
         """A task's record now. Raises TaskNotFound."""
         active = self._active.get(task_id)
-        task = active.task if active else await self._journal.get(task_id)
+        task = active.task if active else self._unrecorded.get(task_id) or await self._journal.get(task_id)
         if task is None:
             raise TaskNotFound
         return task
@@ -251,7 +255,7 @@ class TaskManager:
             case Generated():
                 await self._save_beside(active, outcome.images, savers)
             case Stopped() if active.put_back:
-                await self._put_back(active, active.task.attempt - 1)
+                await self._put_back(active, active.task.attempt - active.began)
             case Stopped():
                 await self._cancelled(active)
             case Failed():
@@ -259,9 +263,16 @@ class TaskManager:
 
     async def _start(self, active: _Active) -> None:
         task = active.task
-        active.task = task.evolve(status=TaskStatus.PROCESSING, attempt=task.attempt + 1, started_at=datetime.now(UTC))
+        active.began = False
+        active.task = task.evolve(status=TaskStatus.PROCESSING, started_at=datetime.now(UTC))
         await self._record(active.task)
-        self._bus.publish(TaskStarted(task_id=task.id, attempt=active.task.attempt))
+        self._bus.publish(TaskStarted(task_id=task.id, attempt=task.attempt + 1))
+
+    async def _begin(self, active: _Active) -> None:
+        """Count the attempt: from here on the task itself may be what brings the worker or the service down."""
+        active.began = True
+        active.task = active.task.evolve(attempt=active.task.attempt + 1)
+        await self._record(active.task)
 
     async def _generate(self, active: _Active) -> Generated | Stopped | Failed:
         task = active.task
@@ -273,6 +284,7 @@ class TaskManager:
                 return failed
         if active.stop.is_set():
             return Stopped()
+        await self._begin(active)
         init_image = await self._journal.init_image(task.id) if task.type is TaskType.IMAGE2IMAGE else None
         began = self._clock()
 
@@ -285,6 +297,8 @@ class TaskManager:
         return outcome
 
     async def _attempt_failed(self, active: _Active, failed: Failed) -> None:
+        if not active.began:
+            await self._begin(active)  # a load that kills the worker must not be tried for ever
         if failed.code is FailureCode.DEVICE_FAULT:
             # Only in thread mode: this process is done for. The journal still says `processing`, and brings it back.
             raise DeviceFault
@@ -314,10 +328,10 @@ class TaskManager:
     async def _save(self, active: _Active, images: tuple[Pixels, ...]) -> None:
         try:
             stored = await self._images.save(active.task.id, images)
-        except StorageFull as error:
-            await self._failed(active, FailureCode.STORAGE_FULL, error.detail)
-        except StorageFailed as error:
-            await self._failed(active, FailureCode.STORAGE_FAILED, error.detail)
+        except StorageFull:
+            await self._failed(active, FailureCode.STORAGE_FULL, "The disk is full: the pictures could not be stored.")
+        except StorageFailed:
+            await self._failed(active, FailureCode.STORAGE_FAILED, "The disk refused to store the pictures.")
         else:
             await self._end(active, TaskStatus.COMPLETED, images=stored)
             self._bus.publish(TaskCompleted(task_id=active.task.id, images=stored))
@@ -336,18 +350,29 @@ class TaskManager:
 
     async def _end(self, active: _Active, status: TaskStatus, **changes: object) -> None:
         active.task = active.task.evolve(status=status, completed_at=datetime.now(UTC), **changes)
-        await self._record(active.task)
+        if not await self._record(active.task):
+            self._unrecorded[active.task.id] = active.task
         del self._active[active.task.id]
         log.info("task_ended", task_id=active.task.id, status=status, attempt=active.task.attempt)
 
-    async def _record(self, task: GenerationTask) -> None:
+    async def _record(self, task: GenerationTask) -> bool:
         """Store a new state. If the disk refuses, the older state stays there and a restart repeats the task."""
         try:
             await self._journal.update(task)
         except (StorageFull, StorageFailed) as error:
             log.error("journal_failed", task_id=task.id, status=task.status, code=error.code)
+            return False
+        return True
 
     # -- housekeeping -------------------------------------------------------------------------------------------------
+
+    async def record_ends(self) -> None:
+        """Store the ends that the disk refused when they came. Raises StorageFull or StorageFailed if it still does."""
+        ended = list(self._unrecorded.values())
+        if ended:
+            await self._journal.update(*ended)
+        for task in ended:
+            del self._unrecorded[task.id]
 
     async def expire(self, retention_days: float) -> int:
         """Delete what ended longer ago, files first; how many tasks that were."""

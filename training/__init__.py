@@ -1,0 +1,1 @@
+"""Owns the making of the embedded model; nothing of it is part of the service."""
