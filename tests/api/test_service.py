@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from imagegen.core.errors import StorageFull
+from imagegen.core.task import GenerationTask
 from imagegen.storage.images import ImageStore
 from imagegen.storage.tasks import TaskJournal
 from tests.api.conftest import Client, Start
@@ -70,6 +71,30 @@ async def test_a_full_disk_fails_the_task_and_not_the_service(start: Start, monk
             failed = await client.until(await client.submit())
             assert (failed["status"], failed["error_code"]) == ("failed", "storage_full")
         assert (await client.until(await client.submit()))["status"] == "completed"
+
+
+async def test_an_end_that_the_disk_refused_is_true_and_written_down_later(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update = TaskJournal.update
+    full = False
+
+    async def refuse_ends(self: TaskJournal, *tasks: GenerationTask) -> None:
+        if full and any(task.status.finished for task in tasks):
+            raise StorageFull
+        await update(self, *tasks)
+
+    monkeypatch.setattr(TaskJournal, "update", refuse_ends)
+    async with start(housekeeping_s=0.02) as client:
+        full = True
+        task_id = await client.submit()
+        task = await client.until(task_id)
+        assert (task["status"], len(task["images"])) == ("completed", 1)
+        assert (await client.get("/tasks")).json()["tasks"][0]["status"] != "completed"
+        full = False
+        while (await client.get("/tasks")).json()["tasks"][0]["status"] != "completed":
+            await asyncio.sleep(0.01)
+        assert await client.task(task_id) == task
 
 
 async def test_what_the_journal_cannot_store_is_not_accepted(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,6 +124,49 @@ def test_sigterm_finishes_what_runs_keeps_what_waits_and_exits_0(tmp_path: Path,
         assert [(task["status"], task["attempt"]) for task in done] == [("completed", 1)] * 4
 
 
+def test_while_it_drains_the_service_answers_all_but_new_tasks(tmp_path: Path, fake_yaml: Path) -> None:
+    with Server(tmp_path / "data", fake_yaml) as server:
+        task_id = server.submit(steps=200)
+        server.until(task_id, "processing")
+        server.process.send_signal(signal.SIGTERM)
+        while server.http.get("/readyz").status_code == 200:
+            time.sleep(0.01)
+        assert server.http.get("/livez").status_code == 200
+        assert server.http.post("/text2image", json={"prompt": "x"}).json()["code"] == "draining"
+        assert server.task(task_id)["status"] == "processing"
+        server.process.send_signal(signal.SIGTERM)  # a second one: put it back, do not wait
+        assert server.process.wait(PATIENCE_S) == 0
+    with Server(tmp_path / "data", fake_yaml) as server:
+        task = server.until(task_id)
+        assert (task["status"], task["attempt"]) == ("completed", 1)
+
+
+def test_being_killed_during_loads_costs_a_task_nothing(tmp_path: Path) -> None:
+    config = tmp_path / "models.yaml"
+    config.write_text(fake_config(fake={"load_seconds": 3600}))
+    with Server(tmp_path / "data", config) as server:
+        task_id = server.submit()
+        server.until(task_id, "processing")
+        server.kill()
+    for _ in range(2):
+        with Server(tmp_path / "data", config) as server:
+            server.until(task_id, "processing")
+            server.kill()
+    config.write_text(fake_config())
+    with Server(tmp_path / "data", config) as server:
+        task = server.until(task_id)
+        assert (task["status"], task["attempt"]) == ("completed", 1)
+
+
+def test_a_data_directory_that_cannot_be_used_exits_73_with_one_line(tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("a file")
+    command = [sys.executable, "-m", "imagegen", "serve", "--port", "0", "--data-dir", str(tmp_path / "data")]
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    assert refused.returncode == 73
+    assert "Cannot use the data directory" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
 def test_sigterm_does_not_wait_for_a_hanging_load(tmp_path: Path) -> None:
     config = tmp_path / "models.yaml"
     config.write_text(fake_config(fake={"load_seconds": 3600}))

@@ -7,7 +7,15 @@ from http import HTTPStatus
 import pytest
 
 from imagegen.api.problems import MEDIA_TYPE, STATUS, FieldError, describe, problem
-from imagegen.core.errors import DataDirInUse, DataDirUnusable, DeviceFault, EngineError, FailureCode, ImagegenError, QueueFull
+from imagegen.core.errors import (
+    DataDirInUse,
+    DataDirUnusable,
+    DeviceFault,
+    EngineError,
+    FailureCode,
+    ImagegenError,
+    QueueFull,
+)
 
 #: Never raised towards a caller: they end the process, its start, or (flattened to a Failed) a task.
 INWARD = (DeviceFault, DataDirInUse, DataDirUnusable, EngineError)
