@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, AliasChoices, ConfigDict, Field, StringConstraints, field_validator
 
@@ -58,6 +58,24 @@ class GlobalSettings(Section):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
 
+class HubFiles(Value):
+    """What an entry needs of one hub repository."""
+
+    repo: str
+    #: A branch, tag or commit; None is the repository's default branch.
+    revision: str | None = None
+    #: These files and nothing else. Empty: a diffusers pipeline, i.e. model_index.json and the folders that it names.
+    files: tuple[str, ...] = ()
+    #: Parts of the pipeline that are not needed because they come from elsewhere.
+    without: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, source: str, *, files: tuple[str, ...] = (), without: tuple[str, ...] = ()) -> Self:
+        """From `org/name[@revision]`."""
+        repo, _, revision = source.partition("@")
+        return cls(repo=repo, revision=revision or None, files=files, without=without)
+
+
 class ModelSpec(Section):
     """One entry of `models`: the fields that every family has. A family adds its own in a subclass."""
 
@@ -90,6 +108,10 @@ class ModelSpec(Section):
         if local_path is not None and local_path.startswith(BUILTIN) and local_path not in known:
             raise ValueError(f"no such embedded model; known: {', '.join(known)}")
         return local_path
+
+    def hub_files(self) -> tuple[HubFiles, ...]:
+        """What to fetch where `local_path` is not there; empty if the entry names no repository."""
+        return (HubFiles.of(self.hf_path),) if self.hf_path else ()
 
     @property
     def supports_negative_prompt(self) -> bool:
