@@ -6,6 +6,7 @@ What a caption leaves out has a usual value (`specs.HOME`, `specs.NATURAL`), or 
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 from training.specs import HOME, NATURAL, SHAPES, Ground, Picture, Scene, Thing, home_ground
 
@@ -198,12 +199,13 @@ def thing_words(thing: Thing, rng: random.Random, silent: float = 0.4) -> str:
     return article(" ".join(w for w in (size, colour, thing.name) if w))
 
 
-def one_words(picture: Picture, rng: random.Random) -> str:
+def one_words(picture: Picture, rng: random.Random, layout: bool) -> str:
     (thing,) = picture.things
-    words = thing_words(thing, rng)
+    words = thing_words(thing if layout else replace(thing, size="medium"), rng)
     if rng.random() < 0.04:
         words = words.replace(thing.name, nonsense(rng))
-    place, ground = place_words(thing, rng), ground_words(picture.ground, thing.name, rng)
+    place = place_words(thing, rng) if layout else ""
+    ground = ground_words(picture.ground, thing.name, rng)
     return " ".join(w for w in ((words, place, ground) if rng.random() < 0.65 else (words, ground, place)) if w)
 
 
@@ -274,12 +276,15 @@ def decorate(words: str, rng: random.Random) -> str:
     return words
 
 
-def caption(picture: Picture, rng: random.Random, decorated: bool = True) -> str:
-    """One way of saying what `picture` shows; without decoration nothing but the content."""
+def caption(picture: Picture, rng: random.Random, decorated: bool = True, layout: bool = True) -> str:
+    """One way of saying what `picture` shows; without decoration nothing but the content.
+
+    Without `layout`, place and size of a single thing go unsaid, as in a prompt for a picture that is already there.
+    """
     if picture.scene is not None:
         words = scene_words(picture.scene, rng)
     elif len(picture.things) == 2:
         words = two_words(picture, rng)
     else:
-        words = one_words(picture, rng)
+        words = one_words(picture, rng, layout)
     return (decorate(words, rng) if decorated else words).replace(" ,", ",")

@@ -196,6 +196,7 @@ STAGES = {
     "shapes": Mix(one=1.0, objects=0.0, plain=0.9, sized=0.2),
     "things": Mix(one=0.94, objects=0.55, plain=0.62, striped=0.05, placed=0.25, formats=0.1),
     "formats": Mix(one=0.72, objects=0.5, plain=0.5, striped=0.04, formats=1.0),
+    "placed": Mix(one=1.0, objects=0.25, plain=0.8, striped=0.15, placed=0.8, sized=0.8),
     "pairs": Mix(one=0.5, two=0.5, objects=0.3, plain=0.75, striped=0.15, placed=0.85, sized=0.6),
     "full": Mix(one=0.6, two=0.2, objects=0.5, plain=0.55, striped=0.1, placed=0.4, formats=0.25),
 }

@@ -23,7 +23,7 @@ from transformers import CLIPTextModel, T5EncoderModel
 from training.captions import caption
 from training.flat import FlatAdam
 from training.latents import Format, Shelf, load
-from training.specs import SQUARE, TILE
+from training.specs import SQUARE, TILE, Picture
 from training.tokenization import Encoder
 from training.transformer import build, image_ids
 
@@ -36,6 +36,8 @@ LONG_EVERY = 40
 CAPTION_DROPOUT = 0.05
 #: How much more the tokens of things count than those of the ground.
 FOCUS = 3.0
+#: Tokens of a thing of medium size; one of fewer counts up to twice as much, or it would hardly be heard.
+USUAL = 16
 Velocity = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
@@ -75,15 +77,19 @@ class Library:
         shelf = stage[chosen]
         size = max(4, size * (TOKENS + LENGTH) // (shelf.latents.shape[1] + length))
         rows = [shelf.settled[self.rng.randrange(len(shelf.pictures))] for _ in range(size)]
-        captions = [self.words(shelf, row) for row in rows]
+        edited = torch.rand(size) < self.siblings
+        captions = [self.words(shelf.pictures[row], bool(edit)) for row, edit in zip(rows, edited, strict=True)]
         clean = shelf.latents[rows].float()
         source = shelf.latents[[row ^ 1 for row in rows]].float()
-        noised, velocity, times = noise(clean, source, self.siblings)
+        noised, velocity, times = noise(clean, source, edited)
         clip_ids, t5_ids = self.encoder(captions, length)
         return Batch(noised, velocity, focus(clean), times, clip_ids, t5_ids, image_ids(*chosen))
 
-    def words(self, shelf: Shelf, row: int) -> str:
-        return "" if self.rng.random() < CAPTION_DROPOUT else caption(shelf.pictures[row], self.rng)
+    def words(self, picture: Picture, edited: bool) -> str:
+        """A caption; for image-to-image half of them leave the layout to the picture that is there."""
+        if self.rng.random() < CAPTION_DROPOUT:
+            return ""
+        return caption(picture, self.rng, layout=not edited or self.rng.random() < 0.5)
 
 
 def random_times(count: int) -> Tensor:
@@ -94,15 +100,14 @@ def random_times(count: int) -> Tensor:
     return torch.where(q > 0.9, torch.ones(()), times)
 
 
-def noise(clean: Tensor, source: Tensor, siblings: float) -> tuple[Tensor, Tensor, Tensor]:
+def noise(clean: Tensor, source: Tensor, edited: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Noised latents, velocities and times.
 
-    A share of the rows starts as image-to-image does: from a sibling's latents, noised up to some strength, and from
+    The `edited` rows start as image-to-image does: from a sibling's latents, noised up to some strength, and from
     there on the straight line to what the caption says. The others start from pure noise.
     """
     count = len(clean)
     times = random_times(count)
-    edited = torch.rand(count) < siblings
     strength = torch.where(edited, 0.5 + 0.48 * torch.rand(count), torch.ones(()))
     times = (times * strength)[:, None, None]
     strength = strength[:, None, None]
@@ -112,9 +117,11 @@ def noise(clean: Tensor, source: Tensor, siblings: float) -> tuple[Tensor, Tenso
 
 
 def focus(clean: Tensor) -> Tensor:
-    """(n, tokens) weights: tokens far from the picture's ground count up to 1 + FOCUS times."""
+    """(n, tokens) weights: tokens far from the picture's ground count up to 1 + FOCUS times, of small things more."""
     ground = clean.median(1, keepdim=True).values
-    return 1 + FOCUS * ((clean - ground).square().mean(-1) / 0.5).clamp(max=1)
+    distance = ((clean - ground).square().mean(-1) / 0.5).clamp(max=1)
+    small = (USUAL / distance.sum(1, keepdim=True).clamp(min=1)).sqrt().clamp(1, 2)
+    return 1 + FOCUS * small * distance
 
 
 @dataclass(slots=True)
