@@ -132,6 +132,14 @@ def placed_prompt(rng: random.Random, name: str) -> Prompt:
     return Prompt(text, replace(plain.picture, things=(thing,)), frozenset(asked))
 
 
+def striped_prompt(rng: random.Random, name: str) -> Prompt:
+    plain = plain_prompt(rng, name)
+    (thing,), first = plain.picture.things, plain.picture.ground.colour
+    second = other_colour(rng, first, thing.colour)
+    text = f"{article(thing.colour)} {name} on {article(first)} and {second} striped background"
+    return Prompt(text, replace(plain.picture, ground=Ground("striped", first, second)))
+
+
 def two_prompt(rng: random.Random) -> Prompt:
     ground = rng.choice(COLOUR_NAMES)
     first = other_colour(rng, ground)
@@ -163,13 +171,15 @@ def scene_prompt(rng: random.Random, index: int) -> Prompt:
 
 
 def prompts(kind: str, count: int, seed: int = 20260) -> list[Prompt]:
-    """`count` prompts of a kind: plain, placed, things, two, scenes or formats."""
+    """`count` prompts of a kind: plain, placed, objects, striped, two, scenes or formats."""
     rng = random.Random(f"{kind}/{seed}")
     shapes = [SHAPES[i % len(SHAPES)] for i in range(count)]
     if kind == "placed":
         return [placed_prompt(rng, name) for name in shapes]
     if kind == "objects":
         return [plain_prompt(rng, OBJECTS[i % len(OBJECTS)]) for i in range(count)]
+    if kind == "striped":
+        return [striped_prompt(rng, name) for name in shapes]
     if kind == "two":
         return [two_prompt(rng) for _ in range(count)]
     if kind == "scenes":
@@ -284,7 +294,7 @@ def seconds_a_picture(pipe: FluxPipeline, steps: int = 8) -> float:
 
 def examine(pipe: FluxPipeline, judge: Judge, scale: float = 1.0) -> dict[str, dict[str, float]]:
     """The whole table; `scale` shortens it."""
-    kinds = {"plain": 200, "placed": 300, "objects": 200, "two": 100, "scenes": 90, "formats": 100}
+    kinds = {"plain": 200, "placed": 300, "objects": 200, "striped": 60, "two": 100, "scenes": 90, "formats": 100}
     table: dict[str, dict[str, float]] = {}
     for kind, count in kinds.items():
         asked = prompts(kind, max(10, int(count * scale)))

@@ -157,7 +157,8 @@ class Judge:
         made, ground, drawn = pixels(image), without_things(wanted), pixels(draw(wanted))
         beside = wanted.things[0].column == "left"
         middle = made.shape[1] // 2 if beside else made.shape[0] // 2
-        halves = (np.s_[:, :middle], np.s_[:, middle:]) if beside else (np.s_[:middle], np.s_[middle:])
+        before, after, every = slice(None, middle), slice(middle, None), slice(None)
+        halves = ((every, before), (every, after)) if beside else ((before, every), (after, every))
         return ground_right(made, ground) and all(
             self._half(made[half], drawn[half], ground[half], thing)
             for half, thing in zip(halves, wanted.things, strict=True)
