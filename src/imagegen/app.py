@@ -16,13 +16,14 @@ from imagegen.api.dependencies import Services
 from imagegen.api.guard import Guard
 from imagegen.api.problems import TextAsProblem, install
 from imagegen.catalog.catalog import Catalog
+from imagegen.catalog.sources import Folders
 from imagegen.core.errors import Draining, ImagegenError
 from imagegen.core.events import EventBus
 from imagegen.gpu.child import ChildEngine
 from imagegen.gpu.engine import Engine, LocalEngine
 from imagegen.gpu.executor import GpuExecutor
 from imagegen.gpu.protocol import EngineOptions
-from imagegen.models.manager import DynamicModelManager, Folders
+from imagegen.models.manager import DynamicModelManager
 from imagegen.settings import Settings
 from imagegen.storage.images import ImageStore
 from imagegen.storage.tasks import TaskJournal

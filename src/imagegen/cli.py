@@ -17,10 +17,10 @@ import imagegen
 from imagegen import logs
 from imagegen.catalog.catalog import Catalog
 from imagegen.catalog.loading import ConfigError, load_catalog
-from imagegen.catalog.sources import local_folder
+from imagegen.catalog.sources import Folders, local_folder
 from imagegen.core.errors import DataDirInUse, DataDirUnusable, ImagegenError
 from imagegen.core.sizes import AspectRatio
-from imagegen.core.task import MAX_SEED, GenerationRequest, TaskType
+from imagegen.core.task import MAX_SEED, GenerationRequest, InputPictures, TaskType
 from imagegen.gpu.engine import LocalEngine
 from imagegen.gpu.protocol import EngineOptions, Failed, Generate, Generated, Load
 from imagegen.loaders import SPECS
@@ -93,6 +93,9 @@ def generate(
     batch_size: Annotated[int, typer.Option("--batch-size", "-n", min=1, max=64, help="Pictures to make.")] = 1,
     aspect_ratio: Annotated[AspectRatio, typer.Option(help="Shape of the picture.")] = "1:1",
     image: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Start from this picture.")] = None,
+    mask: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="With --image: its white part is drawn anew.")
+    ] = None,
     strength: Annotated[float, typer.Option(min=0.01, max=1, help="With --image: how much of it to replace.")] = 0.8,
     config: ConfigOption = None,
 ) -> None:
@@ -110,21 +113,28 @@ def generate(
         batch_size=batch_size,
         aspect_ratio=aspect_ratio,
         strength=strength if image else None,
-        init_image=image.read_bytes() if image else None,
+        pictures=InputPictures(
+            init_image=image.read_bytes() if image else None, mask_image=mask.read_bytes() if mask else None
+        ),
     )
     limits = Limits(max_queue=1, max_batch_size=settings.max_batch_size, max_pixels=settings.max_pixels)
     try:
-        if draft.init_image is not None:
-            check_picture(draft.init_image, settings.max_input_pixels)
+        for picture in filter(None, (draft.pictures.init_image, draft.pictures.mask_image)):
+            check_picture(picture, settings.max_input_pixels)
         chosen, request = admit(draft, catalog, limits, lambda: secrets.randbelow(MAX_SEED + 1))
     except ImagegenError as error:
         _fail(error.detail, EX_DATAERR)
-    for path in _render(chosen, request, draft.init_image, catalog, settings, output):
+    for path in _render(chosen, request, draft.pictures, catalog, settings, output):
         typer.echo(path)
 
 
 def _render(
-    model: str, request: GenerationRequest, init_image: bytes | None, catalog: Catalog, settings: Settings, output: Path
+    model: str,
+    request: GenerationRequest,
+    pictures: InputPictures,
+    catalog: Catalog,
+    settings: Settings,
+    output: Path,
 ) -> list[Path]:
     """Load, generate with a progress bar, write; the files."""
     options = EngineOptions(device=settings.device, gpu_memory_fraction=catalog.settings.gpu_memory_fraction)
@@ -136,8 +146,8 @@ def _render(
             progress.update(bar, completed=step, total=total, description=model)
 
         engine = LocalEngine(options)
-        loaded = engine.load(Load.entry(catalog, model, settings.models_path))
-        command = Generate(model=model, request=request, init_image=init_image)
+        loaded = engine.load(Load.entry(catalog, model, Folders(settings.models_path, settings.loras_path)))
+        command = Generate(model=model, request=request, init_image=pictures.init_image, mask_image=pictures.mask_image)
         outcome = loaded if isinstance(loaded, Failed) else engine.generate(command, threading.Event(), on_step)
     if not isinstance(outcome, Generated):
         _fail(outcome.message if isinstance(outcome, Failed) else "stopped", EX_UNAVAILABLE)

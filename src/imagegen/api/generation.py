@@ -8,7 +8,7 @@ from imagegen.api.problems import describe
 from imagegen.api.schemas import GenerationBody, Image2ImageBody, TaskAccepted, Text2ImageBody
 from imagegen.api.uploads import decode_image
 from imagegen.api.views import task_links
-from imagegen.core.task import GenerationTask, TaskType
+from imagegen.core.task import GenerationTask, InputPictures, TaskType
 from imagegen.tasks.admission import TaskDraft
 
 router = APIRouter(tags=["generation"], route_class=BoundedRoute)
@@ -54,15 +54,24 @@ async def text2image(body: Text2ImageBody, response: Response, tasks: Tasks) -> 
     responses=describe(*_PROBLEMS, "invalid_image", "image_too_large"),
 )
 async def image2image(body: Image2ImageBody, response: Response, tasks: Tasks, settings: Config) -> TaskAccepted:
-    """As text2image, starting from an input picture: it is filled to the asked size, its centre kept."""
+    """As text2image, starting from an input picture: it is filled to the asked size, its centre kept.
+
+    With `mask`, only the white part of that is drawn anew. Models that edit (Kontext) do without `strength`.
+    """
     image = await decode_image(body.image, settings.max_input_pixels)
-    draft = _draft(TaskType.IMAGE2IMAGE, body).evolve(strength=body.strength, init_image=image)
+    mask = await decode_image(body.mask, settings.max_input_pixels) if body.mask else None
+    pictures = InputPictures(init_image=image, mask_image=mask)
+    draft = _draft(TaskType.IMAGE2IMAGE, body).evolve(strength=body.strength, pictures=pictures)
     task = await tasks.submit(draft)
     return _accepted(task, response)
 
 
 def _draft(kind: TaskType, body: GenerationBody) -> TaskDraft:
-    return TaskDraft(type=kind, **body.model_dump(include=set(GenerationBody.model_fields)))
+    return TaskDraft(type=kind, loras=body.all_loras(), **body.model_dump(include=_DRAFT_FIELDS))
+
+
+#: What a body says in the draft's own words.
+_DRAFT_FIELDS = set(GenerationBody.model_fields) & set(TaskDraft.model_fields) - {"loras"}
 
 
 def _accepted(task: GenerationTask, response: Response) -> TaskAccepted:

@@ -14,9 +14,9 @@ from pydantic import (
     model_validator,
 )
 
-from imagegen.catalog.catalog import ModelId
+from imagegen.catalog.catalog import HubSource, ModelId
 from imagegen.core.sizes import AspectRatio
-from imagegen.core.task import MAX_SEED, TaskStatus, TaskType
+from imagegen.core.task import MAX_SEED, Lora, TaskStatus, TaskType
 
 
 def _plain_text(text: str) -> str:
@@ -33,6 +33,31 @@ class Body(BaseModel):
     """A request body: unknown keys are refused; numbers are numbers, not texts or booleans."""
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True, frozen=True)
+
+
+class LoraBody(Body):
+    """A low-rank adapter for this request only."""
+
+    path: str | None = Field(
+        None, min_length=1, max_length=500, description="A .safetensors file below the service's LoRA directory."
+    )
+    repo: HubSource | None = Field(None, description="Instead: `org/name[@revision]`, already in the hub's cache.")
+    weight_name: str | None = Field(
+        None, min_length=1, max_length=300, pattern=r"^[\w][\w.\- /]*\.safetensors$", description="The file in `repo`."
+    )
+    scale: float = Field(1.0, strict=True, ge=-4, le=4, allow_inf_nan=False, description="How strongly it counts.")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.path is None) == (self.repo is None):
+            raise ValueError("give either path or repo")
+        if (self.repo is None) != (self.weight_name is None):
+            raise ValueError("repo and weight_name go together")
+        return self
+
+    def lora(self) -> Lora:
+        """As the tasks know it."""
+        return Lora(path=self.path or self.weight_name or "", repo=self.repo, scale=self.scale)
 
 
 class GenerationBody(Body):
@@ -74,6 +99,13 @@ class GenerationBody(Body):
     lora_scale: float = Field(
         0.7, strict=True, ge=-4, le=4, allow_inf_nan=False, description="How strongly the LoRA counts."
     )
+    loras: list[LoraBody] = Field([], max_length=8, description="Several at once, beside `lora_weights_path`.")
+
+    def all_loras(self) -> tuple[Lora, ...]:
+        """The brief's one first."""
+        path = self.lora_weights_path
+        own = (Lora(path=path, scale=self.lora_scale),) if path else ()
+        return own + tuple(body.lora() for body in self.loras)
 
     @model_validator(mode="after")
     def _width_with_height(self) -> Self:
@@ -122,6 +154,13 @@ class Image2ImageBody(GenerationBody):
         le=1,
         allow_inf_nan=False,
         description="How much of the picture is replaced: near 0 keeps it, 1 keeps nothing.",
+    )
+    mask: str | None = Field(
+        None,
+        min_length=1,
+        validation_alias=AliasChoices("mask", "mask_image"),
+        description="For models that can inpaint: a picture in base64; its white part is drawn anew. "
+        "Also read as `mask_image`.",
     )
 
 
@@ -174,7 +213,7 @@ class TaskView(BaseModel):
     seed: int
     batch_size: int
     strength: float | None = None
-    lora: LoraView | None = Field(None, description="If one was asked for.")
+    loras: list[LoraView] | None = Field(None, description="If any were asked for.")
     priority: int
     attempt: int = Field(description="How often it was started; 2 after a worker died under it.")
     position: int | None = Field(None, description="While pending: tasks that are to run before it.")
@@ -190,7 +229,7 @@ class TaskView(BaseModel):
     @model_serializer(mode="wrap")
     def _leave_out(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Without a value these keys are absent, as the brief's clients expect; the times are always there."""
-        optional = ("negative_prompt", "strength", "lora", "position", "result_files", "error_code", "error_message")
+        optional = ("negative_prompt", "strength", "loras", "position", "result_files", "error_code", "error_message")
         return {key: value for key, value in handler(self).items() if value is not None or key not in optional}
 
 
@@ -222,6 +261,7 @@ class ModelView(BaseModel):
     last_used: datetime | None
     supports_text2img: bool
     supports_img2img: bool
+    supports_inpaint: bool = Field(description="image2image with a mask.")
     description: str
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from imagegen.api.schemas import ImageView, ModelDetails, ModelView, TaskLinks, TaskView
+from imagegen.api.schemas import ImageView, LoraView, ModelDetails, ModelView, TaskLinks, TaskView
 from imagegen.catalog.catalog import ModelSpec
 from imagegen.core.events import TaskCompleted, TaskEvent
 from imagegen.core.task import GenerationTask, StoredImage
@@ -36,7 +36,8 @@ def task_view(task: GenerationTask, position: int | None) -> TaskView:
         position=position,
         links=task_links(task.id),
         **task.model_dump(include=_TASK_FIELDS),
-        **task.request.model_dump(),
+        **task.request.model_dump(exclude={"loras"}),
+        loras=[LoraView(**lora.model_dump()) for lora in task.request.loras] or None,
     )
 
 
@@ -77,5 +78,6 @@ _MODEL_FIELDS = {
     "memory_usage",
     "supports_text2img",
     "supports_img2img",
+    "supports_inpaint",
     "description",
 }

@@ -92,6 +92,8 @@ class ModelSpec(Section):
     memory_usage: Literal["low", "medium", "high"] = "medium"
     supports_text2img: bool = True
     supports_img2img: bool = True
+    #: Image-to-image with a mask.
+    supports_inpaint: bool = False
     description: str = Field(default="", max_length=2000)
     #: Pixels of the short side that the model likes; it scales the table of aspect ratios.
     base_size: int = Field(default=TABLE_BASE, ge=64, le=2048)

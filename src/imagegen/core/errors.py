@@ -127,6 +127,9 @@ class FailureCode(StrEnum):
     LOAD_FAILED = "load_failed"
     WEIGHTS_MISSING = "weights_missing"
     WEIGHTS_REFUSED = "weights_refused"
+    WEIGHTS_CORRUPT = "weights_corrupt"
+    ENGINE_MISSING = "engine_missing"
+    UNSUPPORTED_DEVICE = "unsupported_device"
     OUT_OF_MEMORY = "out_of_memory"
     DEVICE_FAULT = "device_fault"
     WORKER_CRASHED = "worker_crashed"
@@ -155,6 +158,24 @@ class WeightsRefused(EngineError):
     """The model's files are not of a kind that is safe to load."""
 
     failure = FailureCode.WEIGHTS_REFUSED
+
+
+class WeightsCorrupt(EngineError):
+    """The model's files are damaged or do not fit together."""
+
+    failure = FailureCode.WEIGHTS_CORRUPT
+
+
+class EngineMissing(EngineError):
+    """A library that this family needs is not installed."""
+
+    failure = FailureCode.ENGINE_MISSING
+
+
+class UnsupportedDevice(EngineError):
+    """This family does not run on this device."""
+
+    failure = FailureCode.UNSUPPORTED_DEVICE
 
 
 class LoraRefused(EngineError):

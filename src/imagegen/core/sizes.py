@@ -44,6 +44,6 @@ def size_of(aspect_ratio: AspectRatio, base_size: int) -> Size:
     return Size(*(math.floor(side * base_size / TABLE_BASE + 0.5) for side in (width, height)))
 
 
-def render_size(size: Size) -> Size:
+def render_size(size: Size, multiple: int = SIDE_MULTIPLE) -> Size:
     """The smallest renderable size that holds `size`; its centre is what the caller gets."""
-    return Size(*(math.ceil(side / SIDE_MULTIPLE) * SIDE_MULTIPLE for side in size))
+    return Size(*(math.ceil(side / multiple) * multiple for side in size))

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Self
+from typing import Any, Self
 
 from pydantic import model_validator
 
@@ -37,9 +37,19 @@ class TaskType(StrEnum):
 class Lora(Value):
     """A low-rank adapter that is added to the model's weights for one request."""
 
-    #: A safetensors file below the LoRA directory, by its relative path.
+    #: A safetensors file: below the LoRA directory, or in `repo`.
     path: str
     scale: float
+    #: `org/name[@revision]` on the hub, already in its cache.
+    repo: str | None = None
+
+
+class InputPictures(Value):
+    """The encoded pictures (PNG, JPEG, WebP) that a request starts from."""
+
+    init_image: bytes | None = None
+    #: Its white part is drawn anew, the black part stays.
+    mask_image: bytes | None = None
 
 
 class GenerationRequest(Value):
@@ -59,7 +69,17 @@ class GenerationRequest(Value):
     batch_size: int = 1
     #: 0..1, image-to-image only: how much of the input image is replaced by noise.
     strength: float | None = None
-    lora: Lora | None = None
+    #: Added to the weights in this order, for this request only.
+    loras: tuple[Lora, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _older_journals(cls, data: Any) -> Any:
+        """Until 0.1 there was one `lora`."""
+        if isinstance(data, dict) and "lora" in data:
+            lora = data["lora"]
+            return {key: value for key, value in data.items() if key != "lora"} | {"loras": [lora] if lora else []}
+        return data
 
     @property
     def size(self) -> Size:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from imagegen.catalog.catalog import GlobalSettings
+from imagegen.catalog.sources import Folders
 from imagegen.core.errors import FailureCode
 from imagegen.gpu.memory import classify, give_back, measure
 from imagegen.gpu.protocol import (
@@ -82,9 +83,10 @@ class LocalEngine:
         began = time.monotonic()
         family = self._families[command.spec["type"]]
         spec = family.spec.model_validate(command.spec)
-        placement = Placement(self.device, GlobalSettings.model_validate(command.settings))
-        folder = Path(command.folder) if command.folder else None
-        model = family.loader.load(spec, folder, placement)
+        folders = Folders(Path(command.models_dir), Path(command.loras_dir))
+        model = family.loader.load(
+            spec, Placement(self.device, GlobalSettings.model_validate(command.settings), folders)
+        )
         self._models[command.model] = model
         seconds = time.monotonic() - began
         return Loaded(seconds=seconds, weight_bytes=model.weight_bytes, memory=measure(self.device))
@@ -111,7 +113,7 @@ class LocalEngine:
         return Stopped()
 
     def _generate(self, command: Generate, on_step: OnStep) -> Generated:
-        inputs = Inputs(command.init_image, Path(command.lora_file) if command.lora_file else None)
+        inputs = Inputs(command.init_image, command.mask_image, [Path(file) for file in command.lora_files])
         images = self._models[command.model].generate(command.request, inputs, on_step)
         return Generated(images=tuple(images), memory=measure(self.device))
 

@@ -1,13 +1,12 @@
 """Everything that crosses the GPU border, in both directions. Over a pipe each value is one msgpack frame."""
 
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import msgpack
 from pydantic import Field, TypeAdapter
 
 from imagegen.catalog.catalog import Catalog
-from imagegen.catalog.sources import local_folder
+from imagegen.catalog.sources import Folders
 from imagegen.core.errors import FailureCode
 from imagegen.core.task import GenerationRequest, Pixels
 from imagegen.core.value import Value
@@ -33,18 +32,18 @@ class Load(Value):
     spec: dict[str, Any]
     #: The section `global`, likewise.
     settings: dict[str, Any]
-    folder: str | None
+    models_dir: str
+    loras_dir: str
 
     @classmethod
-    def entry(cls, catalog: Catalog, model: str, models_dir: Path) -> Self:
+    def entry(cls, catalog: Catalog, model: str, folders: Folders) -> Self:
         """The command for an entry of the catalog. Raises ModelNotFound."""
-        spec = catalog.model(model)
-        folder = local_folder(spec, models_dir)
         return cls(
             model=model,
-            spec=spec.model_dump(mode="json"),
+            spec=catalog.model(model).model_dump(mode="json"),
             settings=catalog.settings.model_dump(mode="json"),
-            folder=str(folder) if folder else None,
+            models_dir=str(folders.models),
+            loras_dir=str(folders.loras),
         )
 
 
@@ -62,8 +61,10 @@ class Generate(Value):
     model: str
     request: GenerationRequest
     init_image: bytes | None = None
-    #: The file of `request.lora`.
-    lora_file: str | None = None
+    #: With `init_image`: its white part is drawn anew, the black part stays.
+    mask_image: bytes | None = None
+    #: The files of `request.loras`.
+    lora_files: tuple[str, ...] = ()
 
 
 class StopGenerating(Value):

@@ -7,10 +7,19 @@ from imagegen.catalog.catalog import ModelSpec
 from imagegen.loaders.base import Family
 from imagegen.loaders.fake import FakeModelLoader, FakeSpec
 from imagegen.loaders.flux import FluxModelLoader, FluxSpec
+from imagegen.loaders.gguf import GGUFModelLoader, GGUFSpec
+from imagegen.loaders.nunchaku import NunchakuModelLoader, NunchakuSpec
+from imagegen.loaders.other import OtherModelLoader, OtherSpec
+from imagegen.loaders.stable_diffusion import StableDiffusionModelLoader, StableDiffusionSpec
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
         "flux": Family(FluxSpec, FluxModelLoader()),
+        "stable_diffusion": Family(StableDiffusionSpec, StableDiffusionModelLoader()),
+        "gguf": Family(GGUFSpec, GGUFModelLoader()),
+        "flux_nunchaku": Family(NunchakuSpec, NunchakuModelLoader()),
+        "nunchaku": Family(NunchakuSpec, NunchakuModelLoader()),
+        "diffusers": Family(OtherSpec, OtherModelLoader()),
         "fake": Family(FakeSpec, FakeModelLoader()),
     }
 )

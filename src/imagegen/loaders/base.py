@@ -1,11 +1,12 @@
 """What a model family is: a spec (its fields in models.yaml) and a ModelLoader. Nothing here imports torch."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from imagegen.catalog.catalog import GlobalSettings, ModelSpec
+from imagegen.catalog.sources import Folders, cached_snapshot, local_folder
 from imagegen.core.errors import WeightsMissing
 from imagegen.core.task import GenerationRequest, Pixels
 
@@ -25,6 +26,7 @@ class Placement(NamedTuple):
     #: `cpu`, `cuda`, `cuda:1`.
     device: str
     settings: GlobalSettings
+    folders: Folders
 
 
 class Inputs(NamedTuple):
@@ -32,8 +34,10 @@ class Inputs(NamedTuple):
 
     #: An encoded picture (PNG, JPEG, WebP), for image-to-image.
     init_image: bytes | None = None
-    #: The file of `request.lora`.
-    lora_file: Path | None = None
+    #: Another one: its white part is drawn anew, the black part stays.
+    mask_image: bytes | None = None
+    #: The files of `request.loras`.
+    lora_files: Sequence[Path] = ()
 
 
 class LoadedModel(ABC):
@@ -61,8 +65,8 @@ class ModelLoader(ABC, Generic[SpecT]):
     """Turns an entry of models.yaml into a LoadedModel. Has no state of its own."""
 
     @abstractmethod
-    def load(self, spec: SpecT, folder: Path | None, placement: Placement) -> LoadedModel:
-        """Load from `folder`, or from what the hub's cache holds. Raises EngineError for what it knows to be wrong."""
+    def load(self, spec: SpecT, placement: Placement) -> LoadedModel:
+        """Load from where the entry says, or from the hub's cache. Raises EngineError for what it knows to be wrong."""
 
 
 class Family(NamedTuple):
@@ -72,28 +76,19 @@ class Family(NamedTuple):
     loader: ModelLoader[Any]
 
 
-def find_weights(spec: ModelSpec, folder: Path | None) -> Path:
+def find_weights(spec: ModelSpec, folders: Folders) -> Path:
     """The folder of the weights: `local_path` where it exists, else the snapshot in the hub's cache."""
+    folder = local_folder(spec, folders.models)
     if folder is not None and folder.is_dir():
         return folder
-    cached = _cached_snapshot(spec.hf_path) if spec.hf_path else None
+    cached = cached_snapshot(spec.hf_path) if spec.hf_path else None
     if cached is None:
-        raise WeightsMissing(f"The weights of '{spec.name}' are not on this machine: {_advice(spec)}")
+        raise WeightsMissing(f"The weights of '{spec.name}' are not on this machine: {advice(spec)}")
     return cached
 
 
-def _cached_snapshot(hf_path: str) -> Path | None:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    repo, _, revision = hf_path.partition("@")
-    try:
-        return Path(snapshot_download(repo, revision=revision or None, local_files_only=True))
-    except LocalEntryNotFoundError:
-        return None
-
-
-def _advice(spec: ModelSpec) -> str:
+def advice(spec: ModelSpec) -> str:
+    """What the operator can do about missing weights."""
     places = []
     if spec.local_path:
         # The path of an entry that names an absolute one is the operator's business.

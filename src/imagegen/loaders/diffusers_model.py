@@ -1,23 +1,94 @@
-"""What all diffusers pipelines share: checked folders, steps that report and stop, exact sizes, memory."""
+"""What all diffusers pipelines share: the entry's fields, opening, placing, calling, steps, exact sizes."""
 
 import gc
-import io
-import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import inspect
+from collections.abc import Mapping
+from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from imagegen.core.errors import LoraRefused, WeightsMissing, WeightsRefused
+from pydantic import Field, model_validator
+
+from imagegen.catalog.catalog import HubSource, ModelSpec, Section
+from imagegen.catalog.sources import lora_files
+from imagegen.core.errors import LoraNotFound, LoraRefused, WeightsCorrupt
 from imagegen.core.sizes import Size, render_size
 from imagegen.core.task import GenerationRequest, Lora, Pixels
+from imagegen.loaders.adapters import Adapters
 from imagegen.loaders.base import Inputs, LoadedModel, OnStep, Placement
+from imagegen.loaders.folder import check_folder
+from imagegen.loaders.pictures import crop, fit_image, fit_mask
+from imagegen.loaders.pipelines import PIPELINES, PipelineKind
 
-#: What a model_index.json may name; anything else would be imported by diffusers from wherever it lies.
-TRUSTED_LIBRARIES = frozenset({"diffusers", "transformers"})
+#: Tokenizers and the encoders that read their numbers.
+_TOKENIZERS = (
+    ("tokenizer", "text_encoder"),
+    ("tokenizer_2", "text_encoder_2"),
+    ("tokenizer_3", "text_encoder_3"),
+    ("tokenizer_4", "text_encoder_4"),
+)
 
-#: The name of a request's adapter while it runs.
-_LORA = "request"
+#: A tokenizer whose files are missing is silently made anew with its special tokens only.
+_LEAST_VOCABULARY = 0.5
+
+
+class EntryLora(Section):
+    """A LoRA that an entry always has."""
+
+    #: A .safetensors file: below the LoRA directory, or in `repo`.
+    path: str = Field(min_length=1, max_length=500)
+    repo: HubSource | None = None
+    scale: float = Field(default=1, ge=-4, le=4)
+
+
+class DiffusersSpec(ModelSpec):
+    """An entry that runs a diffusers pipeline."""
+
+    #: Tokens that a prompt is padded or cut to, where the pipeline asks for it.
+    max_sequence_length: int | None = Field(default=None, ge=16, le=4096)
+    #: FLUX and its like: above 1, a negative prompt counts, and each step takes twice as long.
+    true_cfg_scale: float = Field(default=1, ge=1, le=20)
+    #: Added to the weights at load.
+    loras: tuple[EntryLora, ...] = Field(default=(), max_length=8)
+
+    @property
+    def kind(self) -> PipelineKind:
+        """What its pipeline class can do."""
+        return PIPELINES[self.pipeline_class]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_its_class_can(cls, data: Any) -> Any:
+        """Left out, the capabilities are those of the class."""
+        if not isinstance(data, dict):
+            return data
+        kind = PIPELINES.get(data.get("pipeline_class", cls.model_fields["pipeline_class"].default))
+        return data if kind is None else _capabilities(kind) | data
+
+    @model_validator(mode="after")
+    def _not_more_than_its_class_can(self) -> "DiffusersSpec":
+        for name, possible in _capabilities(self.kind).items():
+            if getattr(self, name) and not possible:
+                raise ValueError(f"{name}: {self.pipeline_class} cannot do that")
+        return self
+
+    @property
+    def supports_negative_prompt(self) -> bool:
+        kind = self.kind
+        by_true_cfg = self.pipeline_class.startswith("Flux")
+        return kind.negative_prompt and (self.true_cfg_scale > 1 or not by_true_cfg)
+
+    @property
+    def supports_lora(self) -> bool:
+        return self.kind.lora
+
+
+def _capabilities(kind: PipelineKind) -> dict[str, bool]:
+    return {
+        "supports_text2img": kind.text2image is not None,
+        "supports_img2img": kind.image2image is not None,
+        "supports_inpaint": kind.inpaint is not None,
+    }
 
 
 def quiet_libraries() -> None:
@@ -30,25 +101,6 @@ def quiet_libraries() -> None:
         logging.disable_progress_bar()
 
 
-def check_index(folder: Path, pipeline_class: str) -> None:
-    """Refuse a folder whose model_index.json names another pipeline or code that is not diffusers' or transformers'."""
-    try:
-        index = json.loads((folder / "model_index.json").read_bytes())
-    except FileNotFoundError:
-        raise WeightsMissing("The model's folder has no model_index.json: it is no diffusers pipeline.") from None
-    except (ValueError, RecursionError):
-        raise WeightsRefused("The model's model_index.json is not JSON.") from None
-    if not isinstance(index, dict) or index.get("_class_name") != pipeline_class:
-        raise WeightsRefused(f"The model's model_index.json does not describe a {pipeline_class}.")
-    for name, part in index.items():
-        if not name.startswith("_") and isinstance(part, list) and not _trusted(part):
-            raise WeightsRefused(f"The model's model_index.json names code that is not allowed, for '{name}'.")
-
-
-def _trusted(part: list[Any]) -> bool:
-    return part == [None, None] or (len(part) == 2 and isinstance(part[0], str) and part[0] in TRUSTED_LIBRARIES)
-
-
 def torch_dtype(word: str, device: str) -> Any:
     """The torch dtype for a word of models.yaml; `auto` is bfloat16 on a GPU and float32 on a CPU."""
     import torch
@@ -58,12 +110,59 @@ def torch_dtype(word: str, device: str) -> Any:
     return getattr(torch, word)
 
 
+def load_model(spec: DiffusersSpec, folder: Path, placement: Placement, **parts: Any) -> LoadedModel:
+    """Check a pipeline's folder, open it on the device and add the entry's LoRAs.
+
+    `parts` take the place of those in the folder. Raises EngineError.
+    """
+    check_folder(folder, spec.pipeline_class, without=parts)
+    pipeline = open_pipeline(spec, folder, torch_dtype(spec.torch_dtype, placement.device), parts)
+    check_tokenizers(pipeline)
+    place(pipeline, placement)
+    return DiffusersModel(spec, pipeline, _entry_adapters(spec, pipeline, placement))
+
+
+def open_pipeline(spec: DiffusersSpec, folder: Path, dtype: Any, parts: Mapping[str, Any]) -> Any:
+    """Read all parts. Raises WeightsCorrupt where they do not fit together."""
+    quiet_libraries()
+    import diffusers
+    from safetensors import SafetensorError
+
+    try:
+        return getattr(diffusers, spec.pipeline_class).from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, local_files_only=True, **parts
+        )
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise WeightsCorrupt("The model's files do not fit together; the log says which.") from error
+    except RuntimeError as error:
+        if "size mismatch" not in str(error) and "mismatched" not in str(error):
+            raise
+        raise WeightsCorrupt("The model's weights do not have the shapes that its configuration says.") from error
+
+
+def check_tokenizers(pipeline: Any) -> None:
+    """Raises WeightsCorrupt for a tokenizer that is not its encoder's."""
+    for tokenizer_name, encoder_name in _TOKENIZERS:
+        tokenizer, encoder = getattr(pipeline, tokenizer_name, None), getattr(pipeline, encoder_name, None)
+        known = _vocabulary(encoder)
+        if tokenizer is None or known is None:
+            continue
+        if not _LEAST_VOCABULARY * known <= len(tokenizer) <= known:
+            raise WeightsCorrupt(f"{tokenizer_name} knows {len(tokenizer)} tokens and {encoder_name} {known}.")
+
+
+def _vocabulary(encoder: Any) -> int | None:
+    """Rows of the encoder's table of tokens."""
+    table = encoder.get_input_embeddings() if hasattr(encoder, "get_input_embeddings") else None
+    return getattr(table, "num_embeddings", None)
+
+
 def place(pipeline: Any, placement: Placement) -> None:
     """Move a pipeline to its device and switch on the memory options that it has."""
     settings = placement.settings
-    if settings.enable_attention_slicing:
+    if settings.enable_attention_slicing and hasattr(pipeline, "enable_attention_slicing"):
         pipeline.enable_attention_slicing()
-    if settings.enable_vae_slicing:
+    if settings.enable_vae_slicing and hasattr(pipeline.vae, "enable_slicing"):
         pipeline.vae.enable_slicing()
     if settings.enable_cpu_offload and placement.device != "cpu":
         pipeline.enable_model_cpu_offload(device=placement.device)
@@ -72,20 +171,48 @@ def place(pipeline: Any, placement: Placement) -> None:
     pipeline.set_progress_bar_config(disable=True)
 
 
-class DiffusersModel(LoadedModel):
-    """One pipeline for text-to-image and a sibling on the same weights for image-to-image."""
+def _entry_adapters(spec: DiffusersSpec, pipeline: Any, placement: Placement) -> Adapters:
+    loras = [Lora(path=lora.path, repo=lora.repo, scale=lora.scale) for lora in spec.loras]
+    try:
+        return Adapters(pipeline, loras, lora_files(loras, placement.folders.loras))
+    except LoraNotFound as error:
+        raise LoraRefused(f"A LoRA of the model's entry: {error.detail}") from error
 
-    def __init__(
-        self, text2image: Any, image2image: Any, options: Callable[[GenerationRequest], Mapping[str, Any]]
-    ) -> None:
-        """`options` gives the arguments of a call that only this family has."""
-        self._text2image = text2image
-        self._image2image = image2image
-        self._options = options
+
+class _Siblings(NamedTuple):
+    """The pipelines on one set of weights."""
+
+    text2image: Any
+    image2image: Any
+    inpaint: Any
+
+    @classmethod
+    def on(cls, pipeline: Any, kind: PipelineKind) -> "_Siblings":
+        import diffusers
+
+        def sibling(name: str | None) -> Any:
+            if name is None or name == type(pipeline).__name__:
+                return pipeline if name else None
+            # Not from_pipe(): it recasts the shared weights to float32 in place.
+            made = getattr(diffusers, name)(**pipeline.components)
+            made.set_progress_bar_config(disable=True)
+            return made
+
+        return cls(sibling(kind.text2image), sibling(kind.image2image), sibling(kind.inpaint))
+
+
+class DiffusersModel(LoadedModel):
+    """A pipeline and its siblings on the same weights."""
+
+    def __init__(self, spec: DiffusersSpec, pipeline: Any, adapters: Adapters) -> None:
+        self._spec = spec
+        self._pipeline = pipeline
+        self._siblings = _Siblings.on(pipeline, spec.kind)
+        self._adapters = adapters
 
     @property
     def weight_bytes(self) -> int:
-        modules = (part for part in self._text2image.components.values() if hasattr(part, "parameters"))
+        modules = (part for part in self._pipeline.components.values() if hasattr(part, "parameters"))
         return sum(
             tensor.numel() * tensor.element_size()
             for module in modules
@@ -94,59 +221,69 @@ class DiffusersModel(LoadedModel):
         )
 
     def generate(self, request: GenerationRequest, inputs: Inputs, on_step: OnStep) -> list[Pixels]:
-        size = render_size(request.size)
-        image = None if inputs.init_image is None else fit_image(inputs.init_image, size)
+        size = render_size(request.size, self._spec.kind.multiple)
+        pipeline, pictures = self._choose(inputs, size)
         steps = _BatchSteps(request.batch_size, on_step)
-        with self._adapted(request.lora, inputs.lora_file):
-            return [self._picture(request, seed, size, image, steps) for seed in request.seeds]
+        call = self._call(request, size, steps) | pictures
+        with self._adapters.added(request.loras, inputs.lora_files):
+            return [self._picture(pipeline, call, request.size, seed, steps) for seed in request.seeds]
 
-    @contextmanager
-    def _adapted(self, lora: Lora | None, file: Path | None) -> Iterator[None]:
-        """Add a LoRA to the weights, and take it away again whatever happens."""
-        if lora is None or file is None:
-            yield
-            return
-        from safetensors import SafetensorError
+    def _choose(self, inputs: Inputs, size: Size) -> tuple[Any, dict[str, Any]]:
+        """The pipeline for these inputs, and what they are to it."""
+        if inputs.init_image is None:
+            return self._siblings.text2image, {}
+        image = fit_image(inputs.init_image, size)
+        if inputs.mask_image is None:
+            return self._siblings.image2image, {"image": image}
+        return self._siblings.inpaint, {"image": image, "mask_image": fit_mask(inputs.mask_image, size)}
 
-        pipeline = self._text2image
-        try:
-            try:
-                pipeline.load_lora_weights(file.parent, weight_name=file.name, adapter_name=_LORA, use_safetensors=True)
-                pipeline.set_adapters([_LORA], [lora.scale])
-            except (ValueError, KeyError, RuntimeError, OSError, SafetensorError) as error:
-                raise LoraRefused from error
-            yield
-        finally:
-            pipeline.unload_lora_weights(reset_to_overwritten_params=True)
-
-    def _picture(self, request: GenerationRequest, seed: int, size: Size, image: Any, steps: "_BatchSteps") -> Pixels:
-        import torch
-
-        pipeline = self._text2image if image is None else self._image2image
-        call = {
+    def _call(self, request: GenerationRequest, size: Size, steps: "_BatchSteps") -> dict[str, Any]:
+        """Every argument that some pipeline takes for this request."""
+        spec = self._spec
+        call: dict[str, Any] = {
             "prompt": request.prompt,
             "width": size.width,
             "height": size.height,
-            "num_inference_steps": request.steps,
-            # A CPU generator: the same noise on every device.
-            "generator": torch.Generator("cpu").manual_seed(seed),
+            # Kontext and Sana would rather choose a size of their own.
+            "max_area": size.pixels,
+            "_auto_resize": False,
+            "use_resolution_binning": False,
+            "num_inference_steps": _enough_steps(request),
+            "strength": request.strength,
+            "true_cfg_scale": spec.true_cfg_scale,
+            "negative_prompt": request.negative_prompt,
+            "max_sequence_length": spec.max_sequence_length,
             "output_type": "np",
             "callback_on_step_end": steps.on_step_end,
-            **({} if image is None else {"image": image, "strength": request.strength}),
-            **self._options(request),
+            spec.kind.guidance: request.guidance_scale,
         }
+        if spec.kind.guidance == "true_cfg_scale" and request.negative_prompt is None:
+            call["negative_prompt"] = " "  # without one, these pipelines leave guidance out
+        return {name: value for name, value in call.items() if value is not None}
+
+    def _picture(self, pipeline: Any, call: Mapping[str, Any], size: Size, seed: int, steps: "_BatchSteps") -> Pixels:
+        import torch
+
+        takes = inspect.signature(pipeline.__call__).parameters
+        # A CPU generator: the same noise on every device.
+        generator = torch.Generator("cpu").manual_seed(seed)
         try:
-            picture = pipeline(**call).images[0]
+            picture = pipeline(generator=generator, **{k: v for k, v in call.items() if k in takes}).images[0]
         finally:
             # An interrupted call leaves offload hooks in the middle of their sequence.
             pipeline.maybe_free_model_hooks()
         steps.picture_done()
-        return crop(picture, request.size, seed)
+        return crop(picture, size, seed)
 
     def close(self) -> None:
-        self._text2image.remove_all_hooks()
-        del self._text2image, self._image2image
+        self._pipeline.remove_all_hooks()
+        del self._pipeline, self._siblings, self._adapters
         gc.collect()
+
+
+def _enough_steps(request: GenerationRequest) -> int:
+    """Of image-to-image only int(steps * strength) are run; let that be at least one."""
+    return request.steps if request.strength is None else max(request.steps, ceil(1 / request.strength))
 
 
 class _BatchSteps:
@@ -166,38 +303,3 @@ class _BatchSteps:
 
     def picture_done(self) -> None:
         self._done += self._in_picture
-
-
-def fit_image(encoded: bytes, size: Size) -> Any:
-    """Decode a picture, turn it upright and fill `size` with its centre."""
-    from PIL import Image, ImageOps
-
-    with Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG", "WEBP")) as image:
-        turn = {
-            2: Image.Transpose.FLIP_LEFT_RIGHT,
-            3: Image.Transpose.ROTATE_180,
-            4: Image.Transpose.FLIP_TOP_BOTTOM,
-            5: Image.Transpose.TRANSPOSE,
-            6: Image.Transpose.ROTATE_270,
-            7: Image.Transpose.TRANSVERSE,
-            8: Image.Transpose.ROTATE_90,
-        }.get(_orientation(image))
-        upright = image.convert("RGB") if turn is None else image.convert("RGB").transpose(turn)
-    return ImageOps.fit(upright, size, Image.Resampling.LANCZOS)
-
-
-def _orientation(image: Any) -> Any:
-    """The EXIF orientation, 1 to 8. Not by exif_transpose, which writes the other tags anew and fails on odd ones."""
-    try:
-        return image.getexif().get(0x0112)
-    except (SyntaxError, ValueError, OSError):  # broken metadata; the picture itself has been checked
-        return None
-
-
-def crop(picture: Any, size: Size, seed: int) -> Pixels:
-    """The centre of a rendered picture (float, height x width x 3, 0..1) as 8-bit pixels of the asked size."""
-    height, width, _ = picture.shape
-    left, top = (width - size.width) // 2, (height - size.height) // 2
-    centre = picture[top : top + size.height, left : left + size.width]
-    rgb = (centre * 255).round().clip(0, 255).astype("uint8").tobytes()
-    return Pixels(width=size.width, height=size.height, seed=seed, rgb=rgb)

@@ -4,7 +4,6 @@ import ctypes
 import os
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, NoReturn
 
@@ -36,7 +35,7 @@ class FakeSpec(ModelSpec):
 class FakeModelLoader(ModelLoader[FakeSpec]):
     """Loads nothing, slowly."""
 
-    def load(self, spec: FakeSpec, folder: Path | None, placement: Placement) -> LoadedModel:
+    def load(self, spec: FakeSpec, placement: Placement) -> LoadedModel:
         time.sleep(spec.load_seconds)
         if spec.fault_at == "load":
             commit(spec.fault)

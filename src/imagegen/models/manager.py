@@ -4,16 +4,14 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import NamedTuple
 
 import structlog
 
 from imagegen.catalog.catalog import Catalog
-from imagegen.catalog.sources import lora_file
+from imagegen.catalog.sources import Folders, lora_files
 from imagegen.core.errors import FailureCode, LoraNotFound
 from imagegen.core.events import EventBus, ModelLoaded, ModelLoading, ModelUnloaded
-from imagegen.core.task import GenerationRequest
+from imagegen.core.task import GenerationRequest, InputPictures
 from imagegen.gpu.executor import GpuExecutor
 from imagegen.gpu.protocol import (
     DeviceMemory,
@@ -29,13 +27,6 @@ from imagegen.loaders.base import OnStep
 from imagegen.models.residency import Resident, is_idle, victims_for
 
 log = structlog.get_logger(__name__)
-
-
-class Folders(NamedTuple):
-    """Where weights are looked for."""
-
-    models: Path
-    loras: Path
 
 
 class DynamicModelManager:
@@ -82,9 +73,9 @@ class DynamicModelManager:
         """How long its last load took; None before the first."""
         return self._load_seconds.get(model)
 
-    def find_lora(self, request: GenerationRequest) -> str | None:
-        """The file of the request's LoRA, if it asks for one. Raises LoraNotFound."""
-        return str(lora_file(request.lora.path, self._folders.loras)) if request.lora else None
+    def find_loras(self, request: GenerationRequest) -> tuple[str, ...]:
+        """The files of the request's LoRAs. Raises LoraNotFound."""
+        return tuple(map(str, lora_files(request.loras, self._folders.loras)))
 
     # -- changes: between two tasks, by the run loop ------------------------------------------------------------------
 
@@ -108,7 +99,7 @@ class DynamicModelManager:
 
     async def _load(self, model: str) -> Failed | None:
         self._bus.publish(ModelLoading(model=model))
-        answer = await self._executor.load(Load.entry(self._catalog, model, self._folders.models))
+        answer = await self._executor.load(Load.entry(self._catalog, model, self._folders))
         if isinstance(answer, Failed):
             self._failed(model, answer)
             return answer
@@ -130,15 +121,21 @@ class DynamicModelManager:
         self._bus.publish(ModelLoaded(model=model, seconds=loaded.seconds, device_bytes=loaded.weight_bytes))
 
     async def generate(
-        self, model: str, request: GenerationRequest, init_image: bytes | None, stop: threading.Event, on_step: OnStep
+        self, model: str, request: GenerationRequest, pictures: InputPictures, stop: threading.Event, on_step: OnStep
     ) -> Generated | Stopped | Failed:
         """Run a request on the resident model, which `ensure` has made it."""
         try:
-            lora = self.find_lora(request)
+            loras = self.find_loras(request)
         except LoraNotFound as error:
             return Failed(code=FailureCode.LORA_NOT_FOUND, message=error.detail)
         began = self._clock()
-        command = Generate(model=model, request=request, init_image=init_image, lora_file=lora)
+        command = Generate(
+            model=model,
+            request=request,
+            init_image=pictures.init_image,
+            mask_image=pictures.mask_image,
+            lora_files=loras,
+        )
         answer = await self._executor.generate(command, stop, on_step)
         if isinstance(answer, Failed):
             self._failed(model, answer)

@@ -21,10 +21,11 @@ tasks = Table(
     sqlite_autoincrement=True,
 )
 
-#: Input images of image-to-image tasks that have not ended.
+#: Input pictures of image-to-image tasks that have not ended.
 inputs = Table(
     "inputs",
     metadata,
     Column("task_id", String(36), ForeignKey("tasks.id", ondelete="CASCADE"), primary_key=True),
     Column("image", LargeBinary, nullable=False),
+    Column("mask", LargeBinary),
 )

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, delete, func, insert, select, update
 
-from imagegen.core.task import GenerationTask, TaskStatus
+from imagegen.core.task import GenerationTask, InputPictures, TaskStatus
 from imagegen.storage.database import Database
 from imagegen.storage.schema import inputs, tasks
 
@@ -31,20 +31,21 @@ class TaskJournal:
     def __init__(self, path: Path) -> None:
         self._database = Database(path)
 
-    async def insert(self, task: GenerationTask, init_image: bytes | None) -> GenerationTask:
+    async def insert(self, task: GenerationTask, pictures: InputPictures) -> GenerationTask:
         """Store a new task; it comes back with its sequence number."""
 
         def work(connection: Connection) -> int:
             result = connection.execute(insert(tasks).values(**_columns(task)))
-            if init_image is not None:
-                connection.execute(insert(inputs).values(task_id=task.id, image=init_image))
+            if pictures.init_image is not None:
+                row = {"task_id": task.id, "image": pictures.init_image, "mask": pictures.mask_image}
+                connection.execute(insert(inputs).values(**row))
             assert result.inserted_primary_key is not None
             return int(result.inserted_primary_key[0])
 
         return task.evolve(sequence=await self._database.run(work))
 
     async def update(self, *changed: GenerationTask) -> None:
-        """Store new states of known tasks in one transaction. The input image of a finished one is dropped."""
+        """Store new states of known tasks in one transaction. The input pictures of a finished one are dropped."""
 
         def work(connection: Connection) -> None:
             for task in changed:
@@ -59,9 +60,11 @@ class TaskJournal:
         row = await self._database.run(lambda connection: connection.execute(query).one_or_none())
         return _task(row) if row else None
 
-    async def init_image(self, task_id: str) -> bytes | None:
-        query = select(inputs.c.image).where(inputs.c.task_id == task_id)
-        return await self._database.run(lambda connection: connection.execute(query).scalar_one_or_none())
+    async def pictures(self, task_id: str) -> InputPictures:
+        """What an unfinished task starts from."""
+        query = select(inputs.c.image, inputs.c.mask).where(inputs.c.task_id == task_id)
+        row = await self._database.run(lambda connection: connection.execute(query).one_or_none())
+        return InputPictures(init_image=row.image, mask_image=row.mask) if row else InputPictures()
 
     async def unfinished(self) -> list[GenerationTask]:
         """What an earlier run left, in order of arrival."""

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from imagegen.catalog.catalog import Catalog, ModelSpec
 from imagegen.core.errors import InvalidRequest, ModelNotFound, SizeTooLarge, UnsupportedCapability
 from imagegen.core.sizes import AspectRatio, Size, size_of
-from imagegen.core.task import GenerationRequest, Lora, TaskType
+from imagegen.core.task import GenerationRequest, InputPictures, Lora, TaskType
 from imagegen.core.value import Value
 
 
@@ -33,11 +33,10 @@ class TaskDraft(Value):
     seed: int | None = None
     batch_size: int = 1
     strength: float | None = None
-    lora_weights_path: str | None = None
-    lora_scale: float = 0.7
+    loras: tuple[Lora, ...] = ()
     priority: int = 0
-    #: An encoded picture, already checked.
-    init_image: bytes | None = None
+    #: Already checked.
+    pictures: InputPictures = InputPictures()
 
 
 def admit(
@@ -62,7 +61,7 @@ def admit(
         seed=new_seed() if draft.seed is None else draft.seed,
         batch_size=draft.batch_size,
         strength=draft.strength,
-        lora=Lora(path=draft.lora_weights_path, scale=draft.lora_scale) if draft.lora_weights_path else None,
+        loras=draft.loras,
     )
 
 
@@ -82,14 +81,20 @@ def _size(draft: TaskDraft, spec: ModelSpec) -> Size:
 
 
 def _check_capabilities(model: str, spec: ModelSpec, draft: TaskDraft, catalog: Catalog) -> None:
-    def can(candidate: ModelSpec) -> bool:
-        text = draft.type is TaskType.TEXT2IMAGE
-        return candidate.supports_text2img if text else candidate.supports_img2img
-
+    what, can = _asked(draft)
     if not can(spec):
         able = [name for name, candidate in catalog.models.items() if can(candidate)]
-        raise UnsupportedCapability(f"'{model}' cannot do {draft.type}; these can: {', '.join(able) or 'none'}.")
-    if draft.lora_weights_path and not spec.supports_lora:
+        raise UnsupportedCapability(f"'{model}' cannot do {what}; these can: {', '.join(able) or 'none'}.")
+    if draft.loras and not spec.supports_lora:
         raise UnsupportedCapability(f"'{model}' takes no LoRA.")
     if draft.negative_prompt and not spec.supports_negative_prompt:
         raise UnsupportedCapability(f"'{model}' takes no negative_prompt.")
+
+
+def _asked(draft: TaskDraft) -> tuple[str, Callable[[ModelSpec], bool]]:
+    """What the draft needs of its model, in a word and as a question to an entry."""
+    if draft.pictures.mask_image is not None:
+        return "inpainting", lambda spec: spec.supports_inpaint
+    if draft.type is TaskType.IMAGE2IMAGE:
+        return "image2image", lambda spec: spec.supports_img2img
+    return "text2image", lambda spec: spec.supports_text2img

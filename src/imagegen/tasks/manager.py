@@ -34,7 +34,16 @@ from imagegen.core.events import (
     TaskStarted,
     TaskStep,
 )
-from imagegen.core.task import MAX_ATTEMPTS, MAX_SEED, Failure, GenerationTask, Pixels, TaskStatus, TaskType
+from imagegen.core.task import (
+    MAX_ATTEMPTS,
+    MAX_SEED,
+    Failure,
+    GenerationTask,
+    InputPictures,
+    Pixels,
+    TaskStatus,
+    TaskType,
+)
 from imagegen.gpu.protocol import Failed, Generated, Stopped
 from imagegen.models.manager import DynamicModelManager
 from imagegen.storage.images import ImageStore
@@ -109,7 +118,7 @@ class TaskManager:
         if self.queue_size >= self._limits.max_queue:
             raise QueueFull(retry_after=self._retry_after())
         model, request = admit(draft, self._models.catalog, self._limits, _new_seed)
-        self._models.find_lora(request)
+        self._models.find_loras(request)
         task = GenerationTask(
             id=str(uuid.uuid4()),
             type=draft.type,
@@ -120,11 +129,11 @@ class TaskManager:
         )
         self._arriving += 1
         # Shielded: a caller that goes away must not leave a stored task outside the queue.
-        return await asyncio.shield(self._accept(task, draft.init_image))
+        return await asyncio.shield(self._accept(task, draft.pictures))
 
-    async def _accept(self, task: GenerationTask, init_image: bytes | None) -> GenerationTask:
+    async def _accept(self, task: GenerationTask, pictures: InputPictures) -> GenerationTask:
         try:
-            task = await self._journal.insert(task, init_image)
+            task = await self._journal.insert(task, pictures)
         finally:
             self._arriving -= 1
         log.info("task_accepted", task_id=task.id, model=task.model, type=task.type, priority=task.priority)
@@ -285,13 +294,14 @@ class TaskManager:
         if active.stop.is_set():
             return Stopped()
         await self._begin(active)
-        init_image = await self._journal.init_image(task.id) if task.type is TaskType.IMAGE2IMAGE else None
+        image2image = task.type is TaskType.IMAGE2IMAGE
+        pictures = await self._journal.pictures(task.id) if image2image else InputPictures()
         began = self._clock()
 
         def on_step(step: int, total: int) -> None:
             self._bus.publish(TaskStep(task_id=task.id, step=step, total=total))
 
-        outcome = await self._models.generate(task.model, task.request, init_image, active.stop, on_step)
+        outcome = await self._models.generate(task.model, task.request, pictures, active.stop, on_step)
         if isinstance(outcome, Generated):
             self._work_seconds[task.model] = self._clock() - began
         return outcome

@@ -1,0 +1,139 @@
+"""Quantised transformers in GGUF files, inside the pipeline of their base model."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import AliasChoices, Field, field_validator
+
+from imagegen.catalog.catalog import HubFiles
+from imagegen.catalog.sources import Folders, cached_file, cached_snapshot, local
+from imagegen.core.errors import WeightsCorrupt, WeightsMissing
+from imagegen.loaders.base import LoadedModel, ModelLoader, Placement, advice
+from imagegen.loaders.diffusers_model import DiffusersSpec, load_model, quiet_libraries, torch_dtype
+from imagegen.loaders.folder import read_index
+
+#: Transformer classes that diffusers reads from GGUF files.
+TRANSFORMERS = frozenset(
+    {
+        "FluxTransformer2DModel",
+        "Flux2Transformer2DModel",
+        "SD3Transformer2DModel",
+        "ChromaTransformer2DModel",
+        "QwenImageTransformer2DModel",
+        "ZImageTransformer2DModel",
+        "Lumina2Transformer2DModel",
+        "AuraFlowTransformer2DModel",
+        "HiDreamImageTransformer2DModel",
+    }
+)
+
+
+class QuantisedSpec(DiffusersSpec):
+    """A quantised transformer; everything else comes from `base_model`."""
+
+    #: `org/name[@revision]` on the hub, or a folder like `local_path`: where it exists, the network is not needed.
+    base_model: str = Field(min_length=1, max_length=1000)
+
+    @field_validator("base_model")
+    @classmethod
+    def _no_url(cls, base_model: str) -> str:
+        if "://" in base_model:
+            raise ValueError("must be org/name[@revision] or a folder, not a URL")
+        return base_model
+
+    def base_folder(self, folders: Folders) -> Path:
+        """Where the rest of the pipeline lies. Raises WeightsMissing."""
+        folder = local(self.base_model, folders.models)
+        found = folder if folder.is_dir() else cached_snapshot(self.base_model) if self.base_on_hub else None
+        if found is None:
+            raise WeightsMissing(f"The base model of '{self.name}' is not on this machine.")
+        return found
+
+    @property
+    def base_on_hub(self) -> bool:
+        """Whether `base_model` can be a repository."""
+        return self.base_model.count("/") == 1 and not self.base_model.startswith(("/", "~", "."))
+
+    def base_files(self) -> tuple[HubFiles, ...]:
+        """What to fetch of it."""
+        return (HubFiles.of(self.base_model, without=("transformer",)),) if self.base_on_hub else ()
+
+
+class GGUFSpec(QuantisedSpec):
+    """A GGUF file: `local_path` (the file, or its folder), or `gguf_file` in the repository `hf_path`."""
+
+    type: Literal["gguf"]
+    pipeline_class: Literal[
+        "FluxPipeline",
+        "FluxKontextPipeline",
+        "FluxFillPipeline",
+        "Flux2Pipeline",
+        "Flux2KleinPipeline",
+        "StableDiffusion3Pipeline",
+        "AuraFlowPipeline",
+        "ChromaPipeline",
+        "HiDreamImagePipeline",
+        "Lumina2Pipeline",
+        "QwenImagePipeline",
+        "QwenImageEditPipeline",
+        "QwenImageEditPlusPipeline",
+        "ZImagePipeline",
+    ] = "FluxPipeline"
+    #: The file's name in `hf_path`, or in the folder `local_path`.
+    gguf_file: str | None = Field(
+        default=None,
+        pattern=r"^[\w][\w.\-/]*\.gguf$",
+        max_length=300,
+        validation_alias=AliasChoices("gguf_file", "filename", "weight_name"),
+    )
+
+    def hub_files(self) -> tuple[HubFiles, ...]:
+        own = (HubFiles.of(self.hf_path, files=(self.gguf_file,)),) if self.hf_path and self.gguf_file else ()
+        return own + self.base_files()
+
+
+class GGUFModelLoader(ModelLoader[GGUFSpec]):
+    """Puts the transformer of a GGUF file into the pipeline of its base model. Needs no network."""
+
+    def load(self, spec: GGUFSpec, placement: Placement) -> LoadedModel:
+        file = find_gguf(spec, placement.folders)
+        base = spec.base_folder(placement.folders)
+        transformer = open_transformer(spec, file, base, torch_dtype(spec.torch_dtype, placement.device))
+        return load_model(spec, base, placement, transformer=transformer)
+
+
+def find_gguf(spec: GGUFSpec, folders: Folders) -> Path:
+    """The GGUF file. Raises WeightsMissing."""
+    places = []
+    if spec.local_path is not None:
+        path = local(spec.local_path, folders.models)
+        places = [path, *([path / spec.gguf_file] if spec.gguf_file else [])]
+    cached = cached_file(spec.hf_path, spec.gguf_file) if spec.hf_path and spec.gguf_file else None
+    for place in (*places, cached):
+        if place is not None and place.is_file():
+            return place
+    raise WeightsMissing(f"The GGUF file of '{spec.name}' is not on this machine: {advice(spec)}")
+
+
+def open_transformer(spec: GGUFSpec, file: Path, base: Path, dtype: Any) -> Any:
+    """The transformer, still quantised; it computes in `dtype`. Raises WeightsCorrupt."""
+    quiet_libraries()
+    import diffusers
+
+    library, name = read_index(base, spec.pipeline_class).get("transformer", ["", ""])
+    if library != "diffusers" or name not in TRANSFORMERS:
+        raise WeightsCorrupt(f"The base model's transformer is a {name}, which no GGUF file can replace.")
+    with file.open("rb") as stream:
+        if stream.read(4) != b"GGUF":
+            raise WeightsCorrupt(f"{file.name} is not a GGUF file.")
+    try:
+        return getattr(diffusers, name).from_single_file(
+            str(file),
+            quantization_config=diffusers.GGUFQuantizationConfig(compute_dtype=dtype),
+            config=str(base),
+            subfolder="transformer",
+            dtype=dtype,
+            local_files_only=True,
+        )
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise WeightsCorrupt(f"{file.name} is cut off, or not a transformer of the base model.") from error

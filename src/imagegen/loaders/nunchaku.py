@@ -1,0 +1,115 @@
+"""FLUX transformers in 4 bits, run by the Nunchaku engine, inside the pipeline of their base model."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from imagegen.catalog.catalog import HubFiles, HubSource
+from imagegen.catalog.sources import Folders, cached_file, local
+from imagegen.core.errors import EngineMissing, UnsupportedDevice, WeightsMissing
+from imagegen.loaders.base import LoadedModel, ModelLoader, Placement, advice
+from imagegen.loaders.diffusers_model import load_model, quiet_libraries, torch_dtype
+from imagegen.loaders.gguf import QuantisedSpec
+
+#: Stands for `int4` or `fp4` in a file's name.
+PRECISION = "{precision}"
+
+#: CUDA compute capabilities that the engine has kernels for (its own documentation, November 2026); Hopper has none.
+INT4 = frozenset({(7, 5), (8, 0), (8, 6), (8, 9)})
+FP4 = frozenset({(12, 0), (12, 1)})
+
+INSTALL = "install the wheel for your torch and Python from the releases of nunchaku-ai/nunchaku on GitHub"
+
+
+class NunchakuSpec(QuantisedSpec):
+    """A 4-bit transformer: `local_path` (the file, or its folder), or `weight_name` in the repository `hf_path`."""
+
+    type: Literal["flux_nunchaku", "nunchaku"]
+    pipeline_class: Literal["FluxPipeline", "FluxKontextPipeline"] = "FluxPipeline"
+    #: The file in `hf_path` or `local_path`; `{precision}` becomes int4 or fp4, whichever the GPU runs.
+    weight_name: str | None = Field(default=None, pattern=r"^[\w{][\w.\-{}/]*\.safetensors$", max_length=300)
+    #: A quantised T5 encoder: its file, and the repository unless it lies beside the transformer.
+    t5_weight_name: str | None = Field(default=None, pattern=r"^[\w][\w.\-/]*\.safetensors$", max_length=300)
+    t5_hf_path: HubSource | None = None
+
+    @property
+    def supports_lora(self) -> bool:
+        return False  # the engine has its own way of adding them
+
+    def hub_files(self) -> tuple[HubFiles, ...]:
+        own: tuple[HubFiles, ...] = ()
+        if self.hf_path and self.weight_name:
+            names = {self.weight_name.replace(PRECISION, word) for word in ("int4", "fp4")}
+            own = (HubFiles.of(self.hf_path, files=tuple(sorted(names))),)
+        t5_home = self.t5_hf_path or self.hf_path
+        if t5_home and self.t5_weight_name:
+            own += (HubFiles.of(t5_home, files=(self.t5_weight_name,)),)
+        return own + self.base_files()
+
+
+class NunchakuModelLoader(ModelLoader[NunchakuSpec]):
+    """Puts a 4-bit transformer, and a quantised T5 if there is one, into the pipeline of its base model."""
+
+    def load(self, spec: NunchakuSpec, placement: Placement) -> LoadedModel:
+        quiet_libraries()
+        engine = find_engine()
+        precision = choose_precision(placement.device)
+        file = find_file(spec, spec.weight_name, spec.hf_path, precision, placement.folders)
+        base = spec.base_folder(placement.folders)
+        dtype = torch_dtype(spec.torch_dtype, placement.device)
+        parts = {
+            "transformer": engine.NunchakuFluxTransformer2dModel.from_pretrained(
+                str(file), device=placement.device, offload=placement.settings.enable_cpu_offload, torch_dtype=dtype
+            )
+        }
+        if spec.t5_weight_name:
+            home = spec.t5_hf_path or spec.hf_path
+            t5 = find_file(spec, spec.t5_weight_name, home, precision, placement.folders)
+            parts["text_encoder_2"] = engine.NunchakuT5EncoderModel.from_pretrained(str(t5), torch_dtype=dtype)
+        return load_model(spec, base, placement, **parts)
+
+
+def find_engine() -> Any:
+    """The engine's module. Raises EngineMissing with what to do."""
+    try:
+        import nunchaku  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise EngineMissing(f"The Nunchaku engine is not installed: {INSTALL}.") from error
+    if not hasattr(nunchaku, "NunchakuFluxTransformer2dModel"):
+        raise EngineMissing(
+            "The installed package 'nunchaku' is not the engine but an unrelated one of that name on PyPI: "
+            f"run `pip uninstall nunchaku`, then {INSTALL}."
+        )
+    return nunchaku
+
+
+def choose_precision(device: str) -> str:
+    """`int4` or `fp4`, whichever the GPU has kernels for. Raises UnsupportedDevice."""
+    if device == "cpu":
+        raise UnsupportedDevice("Nunchaku models need an NVIDIA GPU; this service runs on a CPU.")
+    import torch
+
+    capability = torch.cuda.get_device_capability(device)
+    if capability in INT4:
+        return "int4"
+    if capability in FP4:
+        return "fp4"
+    raise UnsupportedDevice(
+        f"Nunchaku has no kernels for this GPU (compute capability {'.'.join(map(str, capability))}); "
+        "it runs on Turing, Ampere, Ada and Blackwell. Use the GGUF or the plain model instead."
+    )
+
+
+def find_file(spec: NunchakuSpec, name: str | None, home: str | None, precision: str, folders: Folders) -> Path:
+    """A file of the entry, for this precision. Raises WeightsMissing."""
+    name = name.replace(PRECISION, precision) if name else None
+    places: list[Path | None] = []
+    if spec.local_path is not None:
+        path = local(spec.local_path.replace(PRECISION, precision), folders.models)
+        places = [path / name if name and path.is_dir() else path]
+    places.append(cached_file(home, name) if home and name else None)
+    for place in places:
+        if place is not None and place.is_file():
+            return place
+    raise WeightsMissing(f"The 4-bit weights of '{spec.name}' are not on this machine: {advice(spec)}")

@@ -1,0 +1,39 @@
+"""Any other pipeline of diffusers that makes pictures from words and is in the table."""
+
+from typing import Literal
+
+from imagegen.loaders.base import LoadedModel, ModelLoader, Placement, find_weights
+from imagegen.loaders.diffusers_model import DiffusersSpec, load_model
+
+
+class OtherSpec(DiffusersSpec):
+    """A pipeline in the diffusers folder layout, by its class."""
+
+    type: Literal["diffusers"]
+    pipeline_class: Literal[
+        "AuraFlowPipeline",
+        "BriaPipeline",
+        "ChromaPipeline",
+        "CogView4Pipeline",
+        "ErnieImagePipeline",
+        "HiDreamImagePipeline",
+        "HunyuanDiTPipeline",
+        "KolorsPipeline",
+        "Krea2Pipeline",
+        "Lumina2Pipeline",
+        "OvisImagePipeline",
+        "PRXPipeline",
+        "QwenImageEditPipeline",
+        "QwenImageEditPlusPipeline",
+        "QwenImagePipeline",
+        "SanaPipeline",
+        "SanaSprintPipeline",
+        "ZImagePipeline",
+    ]
+
+
+class OtherModelLoader(ModelLoader[OtherSpec]):
+    """Loads whatever is in the table of pipelines, safetensors only."""
+
+    def load(self, spec: OtherSpec, placement: Placement) -> LoadedModel:
+        return load_model(spec, find_weights(spec, placement.folders), placement)

@@ -1,0 +1,53 @@
+"""Pictures on their way into a pipeline and out of it."""
+
+import io
+from typing import Any
+
+from imagegen.core.sizes import Size
+from imagegen.core.task import Pixels
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+
+
+def fit_image(encoded: bytes, size: Size) -> Any:
+    """Decode a picture, turn it upright and fill `size` with its centre."""
+    return _fit(encoded, size, "RGB")
+
+
+def fit_mask(encoded: bytes, size: Size) -> Any:
+    """The same for a mask: 8-bit grey, white where the picture is drawn anew."""
+    return _fit(encoded, size, "L")
+
+
+def _fit(encoded: bytes, size: Size, mode: str) -> Any:
+    from PIL import Image, ImageOps
+
+    with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+        turn = {
+            2: Image.Transpose.FLIP_LEFT_RIGHT,
+            3: Image.Transpose.ROTATE_180,
+            4: Image.Transpose.FLIP_TOP_BOTTOM,
+            5: Image.Transpose.TRANSPOSE,
+            6: Image.Transpose.ROTATE_270,
+            7: Image.Transpose.TRANSVERSE,
+            8: Image.Transpose.ROTATE_90,
+        }.get(_orientation(image))
+        upright = image.convert(mode) if turn is None else image.convert(mode).transpose(turn)
+    return ImageOps.fit(upright, size, Image.Resampling.LANCZOS)
+
+
+def _orientation(image: Any) -> Any:
+    """The EXIF orientation, 1 to 8. Not by exif_transpose, which writes the other tags anew and fails on odd ones."""
+    try:
+        return image.getexif().get(0x0112)
+    except (SyntaxError, ValueError, OSError):  # broken metadata; the picture itself has been checked
+        return None
+
+
+def crop(picture: Any, size: Size, seed: int) -> Pixels:
+    """The centre of a rendered picture (float, height x width x 3, 0..1) as 8-bit pixels of the asked size."""
+    height, width, _ = picture.shape
+    left, top = (width - size.width) // 2, (height - size.height) // 2
+    centre = picture[top : top + size.height, left : left + size.width, :3]
+    rgb = (centre * 255).round().clip(0, 255).astype("uint8").tobytes()
+    return Pixels(width=size.width, height=size.height, seed=seed, rgb=rgb)

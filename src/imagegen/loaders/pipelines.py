@@ -1,0 +1,82 @@
+"""The table of pipeline classes: which siblings share their weights, and what a call of them takes.
+
+Written down and not looked up, because the catalog is read by a process that never imports diffusers; a test compares
+every line with the signatures of the installed diffusers. What is not here is not loaded.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Literal, NamedTuple
+
+
+class PipelineKind(NamedTuple):
+    """What one set of weights can do. A class name for each task; None: it cannot."""
+
+    text2image: str | None
+    image2image: str | None = None
+    #: Image-to-image where only the white part of a mask is drawn anew.
+    inpaint: str | None = None
+    negative_prompt: bool = True
+    lora: bool = True
+    #: The argument that `guidance_scale` of a request is passed as.
+    guidance: Literal["guidance_scale", "true_cfg_scale"] = "guidance_scale"
+    #: What both sides of a rendered picture must be multiples of, in pixels.
+    multiple: int = 16
+
+
+FLUX: Mapping[str, PipelineKind] = MappingProxyType(
+    {
+        "FluxPipeline": PipelineKind("FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline"),
+        "FluxKontextPipeline": PipelineKind("FluxKontextPipeline", "FluxKontextPipeline", "FluxKontextInpaintPipeline"),
+        "FluxFillPipeline": PipelineKind(None, None, "FluxFillPipeline", negative_prompt=False),
+        "Flux2Pipeline": PipelineKind("Flux2Pipeline", "Flux2Pipeline", negative_prompt=False),
+        "Flux2KleinPipeline": PipelineKind(
+            "Flux2KleinPipeline", "Flux2KleinPipeline", "Flux2KleinInpaintPipeline", negative_prompt=False
+        ),
+    }
+)
+
+STABLE_DIFFUSION: Mapping[str, PipelineKind] = MappingProxyType(
+    {
+        "StableDiffusion3Pipeline": PipelineKind(
+            "StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline", "StableDiffusion3InpaintPipeline"
+        ),
+        "StableDiffusionXLPipeline": PipelineKind(
+            "StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline"
+        ),
+        "StableDiffusionPipeline": PipelineKind(
+            "StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"
+        ),
+    }
+)
+
+OTHERS: Mapping[str, PipelineKind] = MappingProxyType(
+    {
+        "AuraFlowPipeline": PipelineKind("AuraFlowPipeline"),
+        "BriaPipeline": PipelineKind("BriaPipeline", lora=False),
+        "ChromaPipeline": PipelineKind("ChromaPipeline", "ChromaImg2ImgPipeline", "ChromaInpaintPipeline"),
+        "CogView4Pipeline": PipelineKind("CogView4Pipeline"),
+        "ErnieImagePipeline": PipelineKind("ErnieImagePipeline"),
+        "HiDreamImagePipeline": PipelineKind("HiDreamImagePipeline"),
+        "HunyuanDiTPipeline": PipelineKind("HunyuanDiTPipeline", lora=False),
+        "KolorsPipeline": PipelineKind("KolorsPipeline", "KolorsImg2ImgPipeline"),
+        "Krea2Pipeline": PipelineKind("Krea2Pipeline"),
+        "Lumina2Pipeline": PipelineKind("Lumina2Pipeline"),
+        "OvisImagePipeline": PipelineKind("OvisImagePipeline", lora=False),
+        "PRXPipeline": PipelineKind("PRXPipeline"),
+        "QwenImagePipeline": PipelineKind(
+            "QwenImagePipeline", "QwenImageImg2ImgPipeline", "QwenImageInpaintPipeline", guidance="true_cfg_scale"
+        ),
+        "QwenImageEditPipeline": PipelineKind(
+            None, "QwenImageEditPipeline", "QwenImageEditInpaintPipeline", guidance="true_cfg_scale"
+        ),
+        "QwenImageEditPlusPipeline": PipelineKind(None, "QwenImageEditPlusPipeline", guidance="true_cfg_scale"),
+        "SanaPipeline": PipelineKind("SanaPipeline", multiple=32),
+        "SanaSprintPipeline": PipelineKind(
+            "SanaSprintPipeline", "SanaSprintImg2ImgPipeline", negative_prompt=False, multiple=32
+        ),
+        "ZImagePipeline": PipelineKind("ZImagePipeline", "ZImageImg2ImgPipeline", "ZImageInpaintPipeline"),
+    }
+)
+
+PIPELINES: Mapping[str, PipelineKind] = MappingProxyType({**FLUX, **STABLE_DIFFUSION, **OTHERS})
