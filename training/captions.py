@@ -110,6 +110,8 @@ STRANGERS = (
     "fox",
     "lighthouse",
 )
+#: What is drawn for a thing that nobody knows here.
+STAND_IN = "cat"
 CONSONANTS, VOWELS = "bcdfghjklmnpqrstvwxyz", "aeiou"
 
 
@@ -202,7 +204,7 @@ def thing_words(thing: Thing, rng: random.Random, silent: float = 0.4) -> str:
 def one_words(picture: Picture, rng: random.Random, layout: bool) -> str:
     (thing,) = picture.things
     words = thing_words(thing if layout else replace(thing, size="medium"), rng)
-    if rng.random() < 0.04:
+    if thing.name == STAND_IN and rng.random() < 0.4:
         words = words.replace(thing.name, nonsense(rng))
     place = place_words(thing, rng) if layout else ""
     ground = ground_words(picture.ground, thing.name, rng)
