@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 
 from imagegen.builtin import default_config
 from imagegen.catalog.loading import load_catalog
+from imagegen.catalog.sources import Folders
 from imagegen.core.task import GenerationRequest
 from imagegen.gpu.engine import LocalEngine
 from imagegen.gpu.protocol import EngineOptions, Generate, Generated, Load, Loaded
@@ -56,7 +57,7 @@ def load() -> LocalEngine:
     """An engine with the embedded model in it."""
     catalog = load_catalog(default_config(), SPECS)
     engine = LocalEngine(EngineOptions(device="cpu"))
-    assert isinstance(engine.load(Load.entry(catalog, "tiny", Path())), Loaded)
+    assert isinstance(engine.load(Load.entry(catalog, "tiny", Folders(Path(), Path()))), Loaded)
     return engine
 
 

@@ -9,6 +9,7 @@ import pytest
 from imagegen.builtin import default_config
 from imagegen.catalog.catalog import Catalog
 from imagegen.catalog.loading import load_catalog, parse_catalog
+from imagegen.catalog.sources import Folders
 from imagegen.core.task import GenerationRequest
 from imagegen.gpu.protocol import Load
 from imagegen.loaders import SPECS
@@ -34,9 +35,9 @@ def shipped() -> Catalog:
     return load_catalog(default_config(), SPECS)
 
 
-def load_command(catalog: Catalog, model: str) -> Load:
+def load_command(catalog: Catalog, model: str, models: Path = Path("models")) -> Load:
     """The command that loads a model of a catalog."""
-    return Load.entry(catalog, model, Path("models"))
+    return Load.entry(catalog, model, Folders(models, models / "loras"))
 
 
 def request_for(prompt: str = "a red circle on a blue background", **changes: Any) -> GenerationRequest:

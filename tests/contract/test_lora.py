@@ -8,11 +8,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from imagegen.builtin import default_config
 from imagegen.catalog.catalog import Catalog
+from imagegen.catalog.loading import load_catalog, parse_catalog
+from imagegen.catalog.sources import Folders
 from imagegen.core.errors import FailureCode
 from imagegen.core.task import Lora
 from imagegen.gpu.engine import LocalEngine
-from imagegen.gpu.protocol import EngineOptions, Failed, Generate, Generated, Loaded
+from imagegen.gpu.protocol import EngineOptions, Failed, Generate, Generated, Load, Loaded
+from imagegen.loaders import SPECS
 from tests.conftest import load_command, request_for
 
 RANK = 2
@@ -26,9 +30,9 @@ def engine(shipped: Catalog) -> Iterator[LocalEngine]:
     engine.close()
 
 
-def write_lora(path: Path, width: int = 160) -> Path:
+def write_lora(path: Path, width: int = 160, seed: int = 0) -> Path:
     """A random adapter for the attention of the embedded model's first block, in diffusers' key names."""
-    noise = torch.Generator().manual_seed(0)
+    noise = torch.Generator().manual_seed(seed)
     tensors = {}
     for part in ("to_q", "to_k", "to_v"):
         key = f"transformer.transformer_blocks.0.attn.{part}"
@@ -38,8 +42,10 @@ def write_lora(path: Path, width: int = 160) -> Path:
     return path
 
 
-def draw(engine: LocalEngine, lora: Lora | None = None, file: Path | None = None) -> Generated | Failed:
-    command = Generate(model="tiny", request=request_for(lora=lora), lora_file=str(file) if file else None)
+def draw(engine: LocalEngine, *added: tuple[float, Path]) -> Generated | Failed:
+    loras = tuple(Lora(path=file.name, scale=scale) for scale, file in added)
+    files = [file for _, file in added]
+    command = Generate(model="tiny", request=request_for(loras=loras), lora_files=tuple(map(str, files)))
     outcome = engine.generate(command, threading.Event(), lambda step, total: None)
     assert isinstance(outcome, Generated | Failed)
     return outcome
@@ -53,16 +59,52 @@ def pixels(outcome: Generated | Failed) -> bytes:
 def test_a_lora_changes_its_own_picture_and_no_later_one(engine: LocalEngine, tmp_path: Path) -> None:
     file = write_lora(tmp_path / "style.safetensors")
     plain = pixels(draw(engine))
-    full = pixels(draw(engine, Lora(path="style.safetensors", scale=1), file))
-    half = pixels(draw(engine, Lora(path="style.safetensors", scale=0.5), file))
-    assert len({plain, full, half}) == 3
+    assert len({plain, pixels(draw(engine, (1, file))), pixels(draw(engine, (0.5, file)))}) == 3
     assert pixels(draw(engine)) == plain
 
 
-def test_a_lora_that_does_not_fit_fails_its_own_request_only(engine: LocalEngine, tmp_path: Path) -> None:
-    file = write_lora(tmp_path / "other.safetensors", width=96)
+def test_several_loras_count_together(engine: LocalEngine, tmp_path: Path) -> None:
+    one, two = (write_lora(tmp_path / f"{seed}.safetensors", seed=seed) for seed in (1, 2))
     plain = pixels(draw(engine))
-    failed = draw(engine, Lora(path="other.safetensors", scale=1), file)
+    both = pixels(draw(engine, (1, one), (1, two)))
+    assert len({plain, both, pixels(draw(engine, (1, one))), pixels(draw(engine, (1, two)))}) == 4
+    assert pixels(draw(engine, (1, one), (0, two))) == pixels(draw(engine, (1, one)))
+    assert pixels(draw(engine)) == plain
+
+
+def test_an_entrys_own_lora_stays_and_a_requests_comes_on_top(tmp_path: Path) -> None:
+    own = write_lora(tmp_path / "own.safetensors", seed=1)
+    more = write_lora(tmp_path / "more.safetensors", seed=2)
+    text = (
+        default_config().read_text().replace("base_size: 128", "base_size: 128\n    loras: [{path: own.safetensors}]")
+    )
+    engine = LocalEngine(EngineOptions(device="cpu"))
+    assert isinstance(engine.load(Load.entry(parse_catalog(text, SPECS), "tiny", Folders(tmp_path, tmp_path))), Loaded)
+    with_own = pixels(draw(engine))
+    with_both = pixels(draw(engine, (1, more)))
+    assert with_own != with_both
+    assert pixels(draw(engine)) == with_own
+    engine.close()
+    engine = LocalEngine(EngineOptions(device="cpu"))
+    assert isinstance(
+        engine.load(Load.entry(load_catalog(default_config(), SPECS), "tiny", Folders(tmp_path, tmp_path))), Loaded
+    )
+    assert pixels(draw(engine, (1, own))) == with_own
+    assert pixels(draw(engine, (1, own), (1, more))) == with_both
+    engine.close()
+
+
+@pytest.mark.parametrize("kind", ["other width", "other keys", "cut off", "empty"])
+def test_a_lora_that_does_not_fit_fails_its_own_request_only(engine: LocalEngine, tmp_path: Path, kind: str) -> None:
+    file = write_lora(tmp_path / "other.safetensors", width=96 if kind == "other width" else 160)
+    if kind == "other keys":
+        save_file({"unrelated.weight": torch.zeros(2, 2)}, file)
+    elif kind == "cut off":
+        file.write_bytes(file.read_bytes()[:-50])
+    elif kind == "empty":
+        file.write_bytes(b"")
+    plain = pixels(draw(engine))
+    failed = draw(engine, (1, file))
     assert isinstance(failed, Failed)
     assert (failed.code, failed.message) == (FailureCode.LORA_REFUSED, "The LoRA file does not fit this model.")
     assert pixels(draw(engine)) == plain

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from imagegen.catalog.sources import Folders
 from imagegen.core.errors import FailureCode, QueueFull, TaskFinished
 from imagegen.core.events import EventBus
 from imagegen.core.task import MAX_ATTEMPTS, GenerationTask, Pixels, TaskStatus, TaskType
@@ -32,7 +33,7 @@ from imagegen.gpu.protocol import (
     Unloaded,
 )
 from imagegen.loaders.base import OnStep
-from imagegen.models.manager import DynamicModelManager, Folders
+from imagegen.models.manager import DynamicModelManager
 from imagegen.storage.images import ImageStore
 from imagegen.storage.tasks import TaskJournal
 from imagegen.tasks.admission import Limits, TaskDraft

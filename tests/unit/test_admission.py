@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from imagegen.catalog.catalog import Catalog, GlobalSettings, ModelSpec
 from imagegen.core.errors import InvalidRequest, ModelNotFound, SizeTooLarge, UnsupportedCapability
 from imagegen.core.sizes import AspectRatio
-from imagegen.core.task import MAX_SEED, GenerationRequest, TaskType
+from imagegen.core.task import MAX_SEED, GenerationRequest, InputPictures, Lora, TaskType
 from imagegen.loaders.fake import FakeSpec
 from imagegen.loaders.flux import FluxSpec
 from imagegen.tasks.admission import Limits, TaskDraft, admit
@@ -191,12 +191,18 @@ def test_an_empty_negative_prompt_asks_for_nothing() -> None:
 
 
 def test_a_lora_is_kept_where_the_model_takes_one_and_refused_elsewhere() -> None:
-    asked = draft(lora_weights_path="ink.safetensors", lora_scale=0.4)
-    lora = request(asked, catalog(a=FluxSpec(name="A", type="flux"))).lora
-    assert lora is not None
-    assert (lora.path, lora.scale) == ("ink.safetensors", 0.4)
+    ink = Lora(path="ink.safetensors", scale=0.4)
+    asked = draft(loras=(ink,))
+    assert request(asked, catalog(a=FluxSpec(name="A", type="flux"))).loras == (ink,)
     with pytest.raises(UnsupportedCapability, match="takes no LoRA"):
         admitted(asked)
+
+
+def test_inpainting_needs_a_model_that_can_and_names_those() -> None:
+    asked = draft(type=TaskType.IMAGE2IMAGE, strength=0.8, pictures=InputPictures(init_image=b"i", mask_image=b"m"))
+    models = catalog("plain", plain=fake(), fill=fake(supports_inpaint=True))
+    with pytest.raises(UnsupportedCapability, match="'plain' cannot do inpainting; these can: fill"):
+        admitted(asked, models)
 
 
 # -- seeds -------------------------------------------------------------------------------------------------------------

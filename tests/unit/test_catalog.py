@@ -182,5 +182,7 @@ def test_the_pipeline_of_a_flux_model_is_not_a_free_choice() -> None:
 def test_every_family_reads_back_what_it_dumps() -> None:
     # An entry crosses to the worker as its dump.
     for word, family in FAMILIES.items():
-        entry = family.spec.model_validate({"name": "A", "type": word, "huggingface_path": "org/name"})
+        needed = {"diffusers": {"pipeline_class": "SanaPipeline"}, "fake": {}, "flux": {}, "stable_diffusion": {}}
+        more = needed.get(word, {"base_model": "org/base@v1"})
+        entry = family.spec.model_validate({"name": "A", "type": word, "huggingface_path": "org/name", **more})
         assert family.spec.model_validate(entry.model_dump(mode="json")) == entry

@@ -15,7 +15,8 @@ from PIL import Image, ImageOps
 from imagegen.builtin import builtin_model
 from imagegen.core.errors import FailureCode, WeightsMissing, WeightsRefused
 from imagegen.core.sizes import Size, render_size
-from imagegen.loaders.diffusers_model import check_index, crop, fit_image
+from imagegen.loaders.folder import read_index
+from imagegen.loaders.pictures import crop, fit_image
 
 PIPELINE = "FluxPipeline"
 GOOD: dict[str, Any] = {
@@ -44,11 +45,11 @@ def write(folder: Path, index: object) -> None:
 
 def test_an_honest_folder_passes(folder: Path) -> None:
     write(folder, GOOD)
-    check_index(folder, PIPELINE)
+    read_index(folder, PIPELINE)
 
 
 def test_the_embedded_model_passes() -> None:
-    check_index(builtin_model("tiny"), PIPELINE)
+    read_index(builtin_model("tiny"), PIPELINE)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,7 @@ def test_code_from_anywhere_else_is_refused_by_name_and_never_imported(folder: P
         (folder / name).write_text(f"open({str(marker)!r}, 'w').close()")
     write(folder, {**GOOD, "vae": part})
     with pytest.raises(WeightsRefused, match="not allowed, for 'vae'"):
-        check_index(folder, PIPELINE)
+        read_index(folder, PIPELINE)
     assert not marker.exists()
 
 
@@ -104,7 +105,7 @@ def test_code_from_anywhere_else_is_refused_by_name_and_never_imported(folder: P
 def test_a_folder_of_another_pipeline_is_refused(folder: Path, index: object) -> None:
     write(folder, index)
     with pytest.raises(WeightsRefused, match="does not describe a FluxPipeline"):
-        check_index(folder, PIPELINE)
+        read_index(folder, PIPELINE)
 
 
 @pytest.mark.parametrize(
@@ -124,17 +125,17 @@ def test_a_folder_of_another_pipeline_is_refused(folder: Path, index: object) ->
 def test_what_is_not_json_is_refused(folder: Path, data: bytes) -> None:
     write(folder, data)
     with pytest.raises(WeightsRefused, match="is not JSON"):
-        check_index(folder, PIPELINE)
+        read_index(folder, PIPELINE)
 
 
 def test_a_folder_without_an_index_is_missing_its_weights(folder: Path) -> None:
     with pytest.raises(WeightsMissing, match=r"no model_index\.json"):
-        check_index(folder, PIPELINE)
+        read_index(folder, PIPELINE)
 
 
 def test_a_folder_that_is_not_there_is_missing_its_weights(folder: Path) -> None:
     with pytest.raises(WeightsMissing):
-        check_index(folder / "none", PIPELINE)
+        read_index(folder / "none", PIPELINE)
 
 
 def test_the_errors_have_codes_of_their_own() -> None:
@@ -146,7 +147,7 @@ def test_the_errors_have_codes_of_their_own() -> None:
 def test_no_error_tells_where_the_folder_is(folder: Path, index: object) -> None:
     write(folder, index)
     with pytest.raises(WeightsRefused) as raised:
-        check_index(folder, PIPELINE)
+        read_index(folder, PIPELINE)
     assert str(folder) not in raised.value.detail
 
 
@@ -158,7 +159,7 @@ def test_what_passes_names_only_code_of_the_two_libraries(tmp_path_factory: Any,
     folder = tmp_path_factory.getbasetemp()
     write(folder, {"_class_name": PIPELINE, **parts})
     try:
-        check_index(folder, PIPELINE)
+        read_index(folder, PIPELINE)
     except WeightsRefused:
         return
     lists = [part for part in parts.values() if isinstance(part, list)]

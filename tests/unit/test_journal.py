@@ -14,7 +14,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Connection, Engine, create_engine, event, inspect
 
 from imagegen.core.errors import FailureCode, StorageFailed, StorageFull
-from imagegen.core.task import Failure, GenerationTask, StoredImage, TaskStatus, TaskType
+from imagegen.core.task import Failure, GenerationTask, InputPictures, StoredImage, TaskStatus, TaskType
 from imagegen.storage.schema import metadata
 from imagegen.storage.tasks import TaskJournal
 from tests.conftest import request_for
@@ -52,7 +52,7 @@ def journal(lives: Lives) -> TaskJournal:
 
 
 async def insert(journal: TaskJournal, *numbers: int, **changes: Any) -> list[GenerationTask]:
-    return [await journal.insert(task_of(number, **changes), None) for number in numbers]
+    return [await journal.insert(task_of(number, **changes), InputPictures()) for number in numbers]
 
 
 def ids(tasks: list[GenerationTask]) -> list[str]:
@@ -91,7 +91,7 @@ async def test_every_field_of_a_record_is_kept(journal: TaskJournal) -> None:
         images=(StoredImage(path="a/b.png", width=1, height=2, seed=3),),
         failure=Failure(code=FailureCode.OUT_OF_MEMORY, message="It failed."),
     )
-    stored = await journal.insert(task, None)
+    stored = await journal.insert(task, InputPictures())
     assert await journal.get(task.id) == stored == task.evolve(sequence=stored.sequence)
 
 
@@ -104,14 +104,14 @@ async def test_an_update_replaces_the_record_and_keeps_its_place(journal: TaskJo
 
 async def test_an_unknown_task_is_none(journal: TaskJournal) -> None:
     assert await journal.get(task_id(1)) is None
-    assert await journal.init_image(task_id(1)) is None
+    assert await journal.pictures(task_id(1)) == InputPictures()
 
 
 async def test_what_was_stored_survives_a_restart(journal: TaskJournal, lives: Lives) -> None:
-    stored = [*await insert(journal, 1), await journal.insert(task_of(2), b"picture")]
+    stored = [*await insert(journal, 1), await journal.insert(task_of(2), InputPictures(init_image=b"picture"))]
     again = await lives.next()
     assert [await again.get(task.id) for task in stored] == stored
-    assert await again.init_image(task_id(2)) == b"picture"
+    assert await again.pictures(task_id(2)) == InputPictures(init_image=b"picture")
     (later,) = await insert(again, 3)
     assert later.sequence > stored[-1].sequence
 
@@ -153,21 +153,24 @@ async def test_what_has_ended_is_not_unfinished(journal: TaskJournal, status: Ta
 
 
 async def test_an_input_image_is_kept_while_it_may_be_needed(journal: TaskJournal) -> None:
-    task = await journal.insert(task_of(1), bytes(range(256)))
+    task = await journal.insert(task_of(1), InputPictures(init_image=bytes(range(256))))
     await journal.update(task.evolve(status=TaskStatus.PROCESSING, attempt=1))
-    assert await journal.init_image(task.id) == bytes(range(256))
+    assert await journal.pictures(task.id) == InputPictures(init_image=bytes(range(256)))
 
 
 @pytest.mark.parametrize("status", [TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED])
 async def test_an_input_image_goes_when_its_task_ends(journal: TaskJournal, status: TaskStatus) -> None:
-    task, other = await journal.insert(task_of(1), b"picture"), await journal.insert(task_of(2), b"other")
+    task, other = (
+        await journal.insert(task_of(1), InputPictures(init_image=b"picture")),
+        await journal.insert(task_of(2), InputPictures(init_image=b"other")),
+    )
     await journal.update(task.evolve(status=status))
-    assert await journal.init_image(task.id) is None
-    assert await journal.init_image(other.id) == b"other"
+    assert await journal.pictures(task.id) == InputPictures()
+    assert await journal.pictures(other.id) == InputPictures(init_image=b"other")
 
 
 async def test_an_input_image_goes_with_its_task(journal: TaskJournal, path: Path) -> None:
-    await journal.insert(task_of(1), b"picture")
+    await journal.insert(task_of(1), InputPictures(init_image=b"picture"))
     await journal.delete([task_id(1)])
     assert in_the_file(path, "SELECT * FROM inputs") == []
 
@@ -211,7 +214,7 @@ async def test_the_fraction_of_a_second_counts(journal: TaskJournal) -> None:
     # Written without a fraction, a time must still stand between its neighbours.
     for number, microseconds in enumerate([-1, 0, 1]):
         task = task_of(number, completed_at=MORNING + timedelta(microseconds=microseconds), status=TaskStatus.FAILED)
-        await journal.insert(task, None)
+        await journal.insert(task, InputPictures())
     assert ids(await journal.finished_before(MORNING)) == [task_id(0)]
     assert len(await journal.finished_before(MORNING + timedelta(microseconds=1))) == 2
 
@@ -239,7 +242,7 @@ async def test_concurrent_inserts_share_transactions(journal: TaskJournal) -> No
     await journal.count()
     commits: list[Connection] = []
     with watching("commit", commits.append):
-        stored = await asyncio.gather(*(journal.insert(task_of(number), None) for number in range(100)))
+        stored = await asyncio.gather(*(journal.insert(task_of(number), InputPictures()) for number in range(100)))
     assert [task.sequence for task in stored] == list(range(1, 101))
     assert 1 <= len(commits) <= 3
 
@@ -254,7 +257,7 @@ async def test_calls_that_come_one_after_the_other_commit_one_by_one(journal: Ta
 
 async def test_a_caller_that_goes_away_takes_nobody_along(journal: TaskJournal) -> None:
     await journal.count()
-    calls = [asyncio.create_task(journal.insert(task_of(number), None)) for number in range(3)]
+    calls = [asyncio.create_task(journal.insert(task_of(number), InputPictures())) for number in range(3)]
     await asyncio.sleep(0)
     calls[1].cancel()
     done = await asyncio.gather(*calls, return_exceptions=True)
@@ -263,7 +266,7 @@ async def test_a_caller_that_goes_away_takes_nobody_along(journal: TaskJournal) 
 
 
 async def test_closing_waits_for_what_was_asked(journal: TaskJournal, lives: Lives) -> None:
-    inserting = asyncio.create_task(journal.insert(task_of(1), None))
+    inserting = asyncio.create_task(journal.insert(task_of(1), InputPictures()))
     await asyncio.sleep(0)
     again = await lives.next()
     assert (await inserting).id == task_id(1)
@@ -290,7 +293,7 @@ async def test_a_full_disk_acknowledges_nothing_and_loses_nothing(journal: TaskJ
     with watching("connect", only_pages(40)):
         await insert(journal, 1)
         with pytest.raises(StorageFull):
-            await journal.insert(task_of(2), bytes(200_000))
+            await journal.insert(task_of(2), InputPictures(init_image=bytes(200_000)))
     assert await journal.get(task_id(2)) is None
     assert ids(await journal.unfinished()) == [task_id(1)]
     await insert(journal, 3)
@@ -301,7 +304,9 @@ async def test_all_who_share_a_transaction_share_its_failure(journal: TaskJourna
     with watching("connect", only_pages(40)):
         await journal.count()
         outcomes = await asyncio.gather(
-            journal.insert(task_of(1), None), journal.insert(task_of(2), bytes(200_000)), return_exceptions=True
+            journal.insert(task_of(1), InputPictures()),
+            journal.insert(task_of(2), InputPictures(init_image=bytes(200_000))),
+            return_exceptions=True,
         )
     acknowledged = [outcome.id for outcome in outcomes if isinstance(outcome, GenerationTask)]
     assert StorageFull in map(type, outcomes)
@@ -343,7 +348,7 @@ async def test_a_place_that_holds_no_journal_is_a_failed_disk(path: Path, breaki
     try:
         for _ in range(2):
             with pytest.raises(StorageFailed) as raised:
-                await journal.insert(task_of(1), None)
+                await journal.insert(task_of(1), InputPictures())
             assert str(path) not in raised.value.detail
     finally:
         await journal.close()

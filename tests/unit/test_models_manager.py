@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from imagegen.catalog.catalog import Catalog, GlobalSettings
+from imagegen.catalog.sources import Folders
 from imagegen.core.errors import FailureCode
 from imagegen.core.events import Event, EventBus, ModelLoaded, ModelLoading, ModelUnloaded
-from imagegen.core.task import Lora
+from imagegen.core.task import InputPictures, Lora
 from imagegen.gpu.executor import GpuExecutor
 from imagegen.gpu.protocol import (
     DeviceMemory,
@@ -26,7 +27,7 @@ from imagegen.gpu.protocol import (
 )
 from imagegen.loaders.base import OnStep
 from imagegen.loaders.fake import FakeSpec
-from imagegen.models.manager import DynamicModelManager, Folders
+from imagegen.models.manager import DynamicModelManager
 from tests.conftest import request_for
 from tests.unit.conftest import grey
 
@@ -116,7 +117,7 @@ class House:
         """What the run loop does for a task."""
         failed = await self.models.ensure(model)
         return failed or await self.models.generate(
-            model, request_for(**request), None, threading.Event(), lambda step, total: None
+            model, request_for(**request), InputPictures(), threading.Event(), lambda step, total: None
         )
 
 
@@ -171,20 +172,13 @@ async def test_a_model_that_is_resident_costs_nothing(house: House) -> None:
     assert await told(house, house.models.ensure("a")) == []
 
 
-async def test_the_engine_gets_the_entry_the_settings_and_the_folder(house: House, tmp_path: Path) -> None:
+async def test_the_engine_gets_the_entry_the_settings_and_the_folders(house: House, tmp_path: Path) -> None:
     await house.models.ensure("b")
     (command,) = house.engine.commands
     assert isinstance(command, Load)
     assert FakeSpec.model_validate(command.spec) == CATALOG.model("b")
     assert GlobalSettings.model_validate(command.settings) == CATALOG.settings
-    assert command.folder == str(tmp_path / "models" / "weights" / "b")
-
-
-async def test_an_entry_without_a_path_has_no_folder(house: House) -> None:
-    await house.models.ensure("a")
-    (command,) = house.engine.commands
-    assert isinstance(command, Load)
-    assert command.folder is None
+    assert (command.models_dir, command.loras_dir) == (str(tmp_path / "models"), str(tmp_path / "loras"))
 
 
 async def test_what_a_load_took_and_what_it_left_is_known(house: House) -> None:
@@ -269,14 +263,14 @@ def lora(tmp_path: Path) -> Path:
 
 
 async def test_the_engine_gets_the_file_of_a_lora(house: House, lora: Path) -> None:
-    await house.work("a", lora=Lora(path="ink.safetensors", scale=0.7))
+    await house.work("a", loras=(Lora(path="ink.safetensors", scale=0.7),))
     command = house.engine.commands[-1]
     assert isinstance(command, Generate)
-    assert command.lora_file == str(lora)
+    assert command.lora_files == (str(lora),)
 
 
 async def test_a_lora_that_has_gone_meanwhile_fails_the_task_and_not_the_model(house: House) -> None:
-    outcome = await house.work("a", lora=Lora(path="ink.safetensors", scale=0.7))
+    outcome = await house.work("a", loras=(Lora(path="ink.safetensors", scale=0.7),))
     assert isinstance(outcome, Failed)
     assert outcome.code is FailureCode.LORA_NOT_FOUND
     assert house.engine.asked == ["load a"]

@@ -36,17 +36,28 @@ from tests.conftest import request_for
 MEMORY = DeviceMemory(gpu_available=True, gpu_name="H200", allocated=2**37, cached=2**38, total=2**39, host=2**33)
 
 COMMANDS: list[Value] = [
-    Load(model="a", spec={"type": "fake", "steps": 4, "x": [1.5, None, {"y": True}]}, settings={}, folder="models/a"),
-    Load(model="a", spec={}, settings={"log_level": "INFO"}, folder=None),
+    Load(
+        model="a",
+        spec={"type": "fake", "steps": 4, "x": [1.5, None, {"y": True}]},
+        settings={},
+        models_dir="models",
+        loras_dir="loras",
+    ),
+    Load(model="a", spec={}, settings={"log_level": "INFO"}, models_dir="", loras_dir=""),
     Unload(model="flux.1-dev"),
     Generate(model="a", request=request_for()),
     Generate(
         model="a",
         request=request_for(
-            "红色圆圈\n🟥", seed=2**32 - 1, batch_size=8, strength=0.35, lora=Lora(path="a", scale=-1.5)
+            "红色圆圈\n🟥",
+            seed=2**32 - 1,
+            batch_size=8,
+            strength=0.35,
+            loras=(Lora(path="a", scale=-1.5), Lora(path="b", scale=1, repo="a/b@c")),
         ),
         init_image=bytes(range(256)),
-        lora_file="loras/a",
+        mask_image=b"mask",
+        lora_files=("loras/a", "loras/b"),
     ),
     StopGenerating(),
     Measure(),
@@ -102,7 +113,7 @@ JSON = st.recursive(
 
 @given(st.dictionaries(st.text(max_size=10), JSON, max_size=4), st.text(max_size=50))
 def test_any_entry_of_a_models_yaml_comes_out_as_it_went_in(spec: dict[str, Any], folder: str) -> None:
-    command = Load(model="a", spec=spec, settings={}, folder=folder)
+    command = Load(model="a", spec=spec, settings={}, models_dir=folder, loras_dir=folder)
     assert unpack_command(pack(command)) == command
 
 

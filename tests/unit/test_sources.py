@@ -7,11 +7,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from imagegen.builtin import builtin_model
-from imagegen.catalog.sources import local_folder, lora_file
+from imagegen.catalog.sources import local_folder, lora_files
 from imagegen.core.errors import LoraNotFound
+from imagegen.core.task import Lora
 from imagegen.loaders.fake import FakeSpec
 
 MODELS = Path("models")
+
+
+def find(path: str, loras: Path) -> Path:
+    (file,) = lora_files([Lora(path=path, scale=1)], loras)
+    return file
 
 
 def spec(local_path: str | None) -> FakeSpec:
@@ -57,7 +63,7 @@ def loras(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("path", ["ink.safetensors", "style/oil.safetensors", "style/../ink.safetensors"])
 def test_a_safetensors_file_below_the_directory_is_found(loras: Path, path: str) -> None:
-    assert lora_file(path, loras) == (loras / path).resolve()
+    assert find(path, loras) == (loras / path).resolve()
 
 
 @pytest.mark.parametrize(
@@ -84,7 +90,7 @@ def test_a_safetensors_file_below_the_directory_is_found(loras: Path, path: str)
 )
 def test_everything_else_is_not_found_whatever_it_is(loras: Path, path: str) -> None:
     with pytest.raises(LoraNotFound) as raised:
-        lora_file(path, loras)
+        find(path, loras)
     assert raised.value.detail == LoraNotFound().detail
 
 
@@ -93,25 +99,25 @@ def test_a_link_to_the_outside_is_not_found(loras: Path) -> None:
     (loras / "up").symlink_to(loras.parent)
     for path in ("link.safetensors", "up/outside.safetensors"):
         with pytest.raises(LoraNotFound):
-            lora_file(path, loras)
+            find(path, loras)
 
 
 def test_a_link_that_bites_its_own_tail_is_not_found(loras: Path) -> None:
     (loras / "loop.safetensors").symlink_to(loras / "loop.safetensors")
     with pytest.raises(LoraNotFound):
-        lora_file("loop.safetensors", loras)
+        find("loop.safetensors", loras)
 
 
 def test_without_a_directory_there_is_no_lora(tmp_path: Path) -> None:
     with pytest.raises(LoraNotFound):
-        lora_file("ink.safetensors", tmp_path / "none")
+        find("ink.safetensors", tmp_path / "none")
 
 
 @given(st.text(max_size=40) | st.from_regex(r"(\.\./|/|style/|ink|\.safetensors|\0){1,6}", fullmatch=True))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_words_reach_a_file_outside(loras: Path, path: str) -> None:
     try:
-        found = lora_file(path, loras)
+        found = find(path, loras)
     except LoraNotFound:
         return
     assert found.is_relative_to(loras.resolve())

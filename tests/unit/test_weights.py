@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from imagegen.catalog.sources import Folders
 from imagegen.core.errors import WeightsMissing
 from imagegen.loaders.base import find_weights
 from imagegen.loaders.fake import FakeSpec
@@ -16,18 +17,19 @@ def spec(**fields: str) -> FakeSpec:
     return FakeSpec.model_validate({"name": "My model", "type": "fake", **fields})
 
 
-def advice(entry: FakeSpec, folder: Path | None = None) -> str:
+def advice(entry: FakeSpec, models: Path = Path("none")) -> str:
     with pytest.raises(WeightsMissing) as raised:
-        find_weights(entry, folder)
+        find_weights(entry, Folders(models, models))
     return raised.value.detail
 
 
 def test_the_folder_of_the_entry_is_taken_where_it_exists(tmp_path: Path) -> None:
-    assert find_weights(spec(local_path="a", hf_path=NOWHERE), tmp_path) == tmp_path
+    (tmp_path / "a").mkdir()
+    assert find_weights(spec(local_path="a", hf_path=NOWHERE), Folders(tmp_path, tmp_path)) == tmp_path / "a"
 
 
 def test_missing_weights_are_told_with_the_models_name_and_where_to_put_them() -> None:
-    told = advice(spec(local_path="flux/dev"), Path("none"))
+    told = advice(spec(local_path="flux/dev"))
     assert "'My model'" in told
     assert "put them into 'flux/dev' below the models directory" in told
 
@@ -45,10 +47,9 @@ def test_an_entry_that_names_no_place_is_told_so() -> None:
 
 
 def test_a_file_is_no_folder_of_weights(tmp_path: Path) -> None:
-    file = tmp_path / "weights"
-    file.write_bytes(b"x")
-    advice(spec(local_path="weights"), file)
+    (tmp_path / "weights").write_bytes(b"x")
+    advice(spec(local_path="weights"), tmp_path)
 
 
 def test_no_path_of_this_machine_reaches_the_caller() -> None:
-    assert "/srv/private" not in advice(spec(local_path="/srv/private/flux"), Path("/srv/private/flux"))
+    assert "/srv/private" not in advice(spec(local_path="/srv/private/flux"))

@@ -15,6 +15,7 @@ from imagegen.catalog.loading import ConfigError, load_catalog, parse_catalog
 from imagegen.catalog.yaml import MAX_BYTES, MAX_DEPTH
 from imagegen.loaders import SPECS
 
+KNOWN = "diffusers, fake, flux, flux_nunchaku, gguf, nunchaku, stable_diffusion"
 REPOSITORY = Path(__file__).parents[2]
 
 #: A good file, to which a test adds what is wrong.
@@ -63,10 +64,13 @@ BROKEN: dict[str, tuple[str, list[str]]] = {
         ["2:3: unknown key 'auto_unload_minuts'; did you mean 'auto_unload_minutes'?"],
     ),
     "a missing name": ("models:\n  a:\n    type: fake\n", ["2:3: 'name' is missing"]),
-    "a missing type": ("models:\n  a:\n    name: A\n", ["2:3: 'type' is missing; known: fake, flux"]),
+    "a missing type": (
+        "models:\n  a:\n    name: A\n",
+        ["2:3: 'type' is missing; known: " + KNOWN],
+    ),
     "an unknown type": (
         "models:\n  a:\n    name: A\n    type: fluks\n",
-        ["4:5: unknown type 'fluks'; did you mean 'flux'?; known: fake, flux"],
+        ["4:5: unknown type 'fluks'; did you mean 'flux'?; known: " + KNOWN],
     ),
     "a number out of bounds": (
         GOOD + "    steps: 0\n",
@@ -86,7 +90,10 @@ BROKEN: dict[str, tuple[str, list[str]]] = {
     ),
     "a pipeline of another family": (
         "models:\n  a: {name: A, type: flux, pipeline_class: os.system}\n",
-        ["2:28: 'pipeline_class': input should be 'FluxPipeline'"],
+        [
+            "2:28: 'pipeline_class': input should be 'FluxPipeline', 'FluxKontextPipeline', 'FluxFillPipeline', "
+            "'Flux2Pipeline' or 'Flux2KleinPipeline'"
+        ],
     ),
     "an entry without settings": ("models:\n  a:\n", ["2:3: model 'a' has no settings"]),
     "an id with a slash": (
@@ -170,7 +177,7 @@ extra: 1
         "4:3: unknown key 'log_levl'; did you mean 'log_level'?",
         "6:3: 'name' is missing",
         "8:5: 'steps': input should be a valid integer, unable to parse string as an integer",
-        "11:5: unknown type 'flx'; did you mean 'flux'?; known: fake, flux",
+        "11:5: unknown type 'flx'; did you mean 'flux'?; known: " + KNOWN,
         "12:3: 'unload' is a reserved word; choose another id",
         "15:1: unknown section 'extra'",
     ]

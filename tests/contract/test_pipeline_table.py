@@ -1,0 +1,43 @@
+"""The table of pipelines says what the installed diffusers says."""
+
+import inspect
+
+import diffusers
+import pytest
+
+from imagegen.loaders.pipelines import PIPELINES, PipelineKind
+
+
+def parameters(name: str) -> set[str]:
+    pipeline = getattr(diffusers, name)
+    assert issubclass(pipeline, diffusers.DiffusionPipeline)
+    return set(inspect.signature(pipeline.__call__).parameters)
+
+
+@pytest.mark.parametrize(("name", "kind"), PIPELINES.items(), ids=PIPELINES)
+def test_each_line_holds(name: str, kind: PipelineKind) -> None:
+    parameters(name)
+    everywhere = {"prompt", "num_inference_steps", "generator", "output_type", "callback_on_step_end"}
+    for task, needs in (("text2image", set()), ("image2image", {"image"}), ("inpaint", {"image", "mask_image"})):
+        member = getattr(kind, task)
+        if member is not None:
+            assert everywhere | needs <= parameters(member), task
+            assert kind.guidance in parameters(member) | {"guidance_scale"}
+    main = kind.text2image or kind.image2image or kind.inpaint
+    assert main is not None
+    assert kind.negative_prompt == ("negative_prompt" in parameters(main))
+    assert kind.lora == hasattr(getattr(diffusers, main), "load_lora_weights")
+    assert kind.guidance in parameters(main)
+
+
+def test_no_sibling_that_diffusers_has_is_left_out() -> None:
+    from diffusers.pipelines.auto_pipeline import AUTO_IMAGE2IMAGE_PIPELINES_MAPPING as IMAGE
+    from diffusers.pipelines.auto_pipeline import AUTO_INPAINT_PIPELINES_MAPPING as INPAINT
+    from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING as TEXT
+
+    for family, pipeline in TEXT.items():
+        kind = PIPELINES.get(pipeline.__name__)
+        if kind is not None and family in IMAGE:
+            assert kind.image2image == IMAGE[family].__name__
+        if kind is not None and family in INPAINT:
+            assert kind.inpaint == INPAINT[family].__name__
