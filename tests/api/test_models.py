@@ -19,6 +19,7 @@ async def test_models_are_listed_in_the_briefs_shape(start: Start) -> None:
             "last_used": None,
             "supports_text2img": True,
             "supports_img2img": False,
+            "supports_inpaint": False,
             "description": "first",
         }
         one = (await client.get("/models/b")).json()
