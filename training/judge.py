@@ -295,8 +295,8 @@ def train(count: int, epochs: int, seed: int) -> Judge:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--examples", type=int, default=2500)
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--examples", type=int, default=4000)
+    parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--seed", type=int, default=5)
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     args = parser.parse_args()
