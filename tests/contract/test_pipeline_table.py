@@ -7,6 +7,9 @@ import pytest
 
 from imagegen.loaders.pipelines import PIPELINES, PipelineKind
 
+#: Pipelines whose sibling is there and does not run: test_families draws with all that are in the table.
+BROKEN = {"ChromaPipeline"}
+
 
 def parameters(name: str) -> set[str]:
     pipeline = getattr(diffusers, name)
@@ -39,5 +42,5 @@ def test_no_sibling_that_diffusers_has_is_left_out() -> None:
         kind = PIPELINES.get(pipeline.__name__)
         if kind is not None and family in IMAGE:
             assert kind.image2image == IMAGE[family].__name__
-        if kind is not None and family in INPAINT:
+        if kind is not None and family in INPAINT and pipeline.__name__ not in BROKEN:
             assert kind.inpaint == INPAINT[family].__name__

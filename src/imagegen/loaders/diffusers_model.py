@@ -147,6 +147,8 @@ def check_tokenizers(pipeline: Any) -> None:
         known = _vocabulary(encoder)
         if tokenizer is None or known is None:
             continue
+        if not hasattr(tokenizer, "__len__"):
+            tokenizer = tokenizer.tokenizer  # FLUX.2 has a processor there
         if not _LEAST_VOCABULARY * known <= len(tokenizer) <= known:
             raise WeightsCorrupt(f"{tokenizer_name} knows {len(tokenizer)} tokens and {encoder_name} {known}.")
 

@@ -10,8 +10,20 @@ from imagegen.core.errors import WeightsCorrupt, WeightsMissing, WeightsRefused
 #: What a model_index.json may name; anything else would be imported by diffusers from wherever it lies.
 TRUSTED_LIBRARIES = frozenset({"diffusers", "transformers"})
 
+#: Classes of diffusers that it names by the module of their pipeline.
+TRUSTED_PARTS = frozenset(
+    {
+        ("stable_diffusion", "StableDiffusionSafetyChecker"),
+        ("kolors", "ChatGLMModel"),
+        ("kolors", "ChatGLMTokenizer"),
+    }
+)
+
 #: How the names of classes without weights end.
-_WEIGHTLESS = ("Tokenizer", "TokenizerFast", "Scheduler", "Processor", "ProcessorFast", "Extractor")
+_WEIGHTLESS = (
+    *("Tokenizer", "TokenizerFast", "TokenizersBackend", "Scheduler"),
+    *("Processor", "ProcessorFast", "ProcessorPil", "Extractor"),
+)
 
 #: Bytes of a safetensors header, at most: the bound of the safetensors library.
 MAX_HEADER = 100_000_000
@@ -49,7 +61,9 @@ def read_index(folder: Path, pipeline_class: str) -> dict[str, list[Any]]:
 def _trusted(part: list[Any]) -> bool:
     if part == [None, None]:
         return True
-    return len(part) == 2 and all(isinstance(word, str) for word in part) and part[0] in TRUSTED_LIBRARIES
+    if len(part) != 2 or not all(isinstance(word, str) for word in part):
+        return False
+    return part[0] in TRUSTED_LIBRARIES or tuple(part) in TRUSTED_PARTS
 
 
 def weight_files(folder: Path, part: str) -> Iterator[Path]:

@@ -5,9 +5,10 @@ from typing import Any, Self
 
 import torch
 from diffusers import FluxTransformer2DModel
-from nunchaku import utils
 from safetensors import safe_open
 from transformers import T5Config, T5EncoderModel
+
+from nunchaku import utils
 
 __all__ = ["NunchakuFluxTransformer2dModel", "NunchakuT5EncoderModel", "utils"]
 
