@@ -11,13 +11,13 @@ from pydantic import Field, model_validator
 
 from imagegen.catalog.catalog import HubSource, ModelSpec, Section
 from imagegen.catalog.sources import lora_files
-from imagegen.core.errors import LoraNotFound, LoraRefused, WeightsCorrupt
+from imagegen.core.errors import EngineMissing, LoraNotFound, LoraRefused, WeightsCorrupt
 from imagegen.core.sizes import Size, render_size
 from imagegen.core.task import GenerationRequest, Lora, Pixels
 from imagegen.loaders.adapters import Adapters
 from imagegen.loaders.base import Inputs, LoadedModel, OnStep, Placement
 from imagegen.loaders.folder import check_folder
-from imagegen.loaders.pictures import crop, fit_image, fit_mask
+from imagegen.loaders.pictures import crop, fit_image, fit_mask, paste, keep_black
 from imagegen.loaders.pipelines import PIPELINES, PipelineKind
 
 #: Tokenizers and the encoders that read their numbers.
@@ -132,6 +132,8 @@ def open_pipeline(spec: DiffusersSpec, folder: Path, dtype: Any, parts: Mapping[
         return getattr(diffusers, spec.pipeline_class).from_pretrained(
             folder, dtype=dtype, use_safetensors=True, local_files_only=True, **parts
         )
+    except ImportError as error:
+        raise EngineMissing(f"A library that {spec.pipeline_class} needs is missing; the log says which.") from error
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise WeightsCorrupt("The model's files do not fit together; the log says which.") from error
     except RuntimeError as error:
@@ -195,12 +197,20 @@ class _Siblings(NamedTuple):
         def sibling(name: str | None) -> Any:
             if name is None or name == type(pipeline).__name__:
                 return pipeline if name else None
+            sibling_class = getattr(diffusers, name)
             # Not from_pipe(): it recasts the shared weights to float32 in place.
-            made = getattr(diffusers, name)(**pipeline.components)
+            made = sibling_class(**pipeline.components, **_settings_for(sibling_class, pipeline))
             made.set_progress_bar_config(disable=True)
             return made
 
         return cls(sibling(kind.text2image), sibling(kind.image2image), sibling(kind.inpaint))
+
+
+def _settings_for(sibling_class: Any, pipeline: Any) -> dict[str, Any]:
+    """What the pipeline was made with beside its parts, as far as the sibling takes it."""
+    takes = inspect.signature(sibling_class.__init__).parameters
+    settings = {name: value for name, value in pipeline.config.items() if name in takes}
+    return {name: value for name, value in settings.items() if name not in pipeline.components}
 
 
 class DiffusersModel(LoadedModel):
@@ -250,7 +260,7 @@ class DiffusersModel(LoadedModel):
             "max_area": size.pixels,
             "_auto_resize": False,
             "use_resolution_binning": False,
-            "num_inference_steps": _enough_steps(request),
+            "num_inference_steps": request.steps,
             "strength": request.strength,
             "true_cfg_scale": spec.true_cfg_scale,
             "negative_prompt": request.negative_prompt,
@@ -267,14 +277,19 @@ class DiffusersModel(LoadedModel):
         import torch
 
         takes = inspect.signature(pipeline.__call__).parameters
+        arguments = {name: value for name, value in call.items() if name in takes}
+        if "strength" in arguments:
+            arguments["num_inference_steps"] = _enough_steps(call["num_inference_steps"], call["strength"])
         # A CPU generator: the same noise on every device.
-        generator = torch.Generator("cpu").manual_seed(seed)
+        arguments["generator"] = torch.Generator("cpu").manual_seed(seed)
         try:
-            picture = pipeline(generator=generator, **{k: v for k, v in call.items() if k in takes}).images[0]
+            picture = pipeline(**arguments).images[0]
         finally:
             # An interrupted call leaves offload hooks in the middle of their sequence.
             pipeline.maybe_free_model_hooks()
         steps.picture_done()
+        if "mask_image" in call:
+            picture = paste(picture, call["image"], call["mask_image"])
         return crop(picture, size, seed)
 
     def close(self) -> None:
@@ -283,9 +298,9 @@ class DiffusersModel(LoadedModel):
         gc.collect()
 
 
-def _enough_steps(request: GenerationRequest) -> int:
+def _enough_steps(steps: int, strength: float) -> int:
     """Of image-to-image only int(steps * strength) are run; let that be at least one."""
-    return request.steps if request.strength is None else max(request.steps, ceil(1 / request.strength))
+    return max(steps, ceil(1 / strength))
 
 
 class _BatchSteps:

@@ -44,6 +44,28 @@ def _orientation(image: Any) -> Any:
         return None
 
 
+def keep_black(picture: Any, image: Any, mask: Any) -> Any:
+    """What was drawn (float, 0..1) where the mask is white, the original where it is black, and grey between.
+
+    Pipelines do not see to that: all of a picture goes through their autoencoder, which changes it.
+    """
+    import numpy as np
+
+    white = np.asarray(mask, "float32")[..., None] / 255
+    return picture * white + np.asarray(image, "float32") / 255 * (1 - white)
+
+
+def paste(picture: Any, image: Any, mask: Any) -> Any:
+    """The picture (float, height x width x 3, 0..1) where the mask is white, the image itself where it is black.
+
+    No pipeline gives the kept part back as it was: all of it has been through the VAE.
+    """
+    import numpy as np
+
+    share = np.asarray(mask, dtype=np.float32)[..., None] / 255
+    return picture[..., :3] * share + np.asarray(image, dtype=np.float32) / 255 * (1 - share)
+
+
 def crop(picture: Any, size: Size, seed: int) -> Pixels:
     """The centre of a rendered picture (float, height x width x 3, 0..1) as 8-bit pixels of the asked size."""
     height, width, _ = picture.shape
