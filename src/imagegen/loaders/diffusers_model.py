@@ -17,7 +17,7 @@ from imagegen.core.task import GenerationRequest, Lora, Pixels
 from imagegen.loaders.adapters import Adapters
 from imagegen.loaders.base import Inputs, LoadedModel, OnStep, Placement
 from imagegen.loaders.folder import check_folder
-from imagegen.loaders.pictures import crop, fit_image, fit_mask, paste, keep_black
+from imagegen.loaders.pictures import crop, fit_image, fit_mask, paste
 from imagegen.loaders.pipelines import PIPELINES, PipelineKind
 
 #: Tokenizers and the encoders that read their numbers.

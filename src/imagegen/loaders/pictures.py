@@ -44,17 +44,6 @@ def _orientation(image: Any) -> Any:
         return None
 
 
-def keep_black(picture: Any, image: Any, mask: Any) -> Any:
-    """What was drawn (float, 0..1) where the mask is white, the original where it is black, and grey between.
-
-    Pipelines do not see to that: all of a picture goes through their autoencoder, which changes it.
-    """
-    import numpy as np
-
-    white = np.asarray(mask, "float32")[..., None] / 255
-    return picture * white + np.asarray(image, "float32") / 255 * (1 - white)
-
-
 def paste(picture: Any, image: Any, mask: Any) -> Any:
     """The picture (float, height x width x 3, 0..1) where the mask is white, the image itself where it is black.
 
