@@ -23,7 +23,6 @@ TRANSFORMERS = frozenset(
         "ZImageTransformer2DModel",
         "Lumina2Transformer2DModel",
         "AuraFlowTransformer2DModel",
-        "HiDreamImageTransformer2DModel",
     }
 )
 
@@ -72,7 +71,6 @@ class GGUFSpec(QuantisedSpec):
         "StableDiffusion3Pipeline",
         "AuraFlowPipeline",
         "ChromaPipeline",
-        "HiDreamImagePipeline",
         "Lumina2Pipeline",
         "QwenImagePipeline",
         "QwenImageEditPipeline",

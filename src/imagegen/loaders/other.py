@@ -16,7 +16,6 @@ class OtherSpec(DiffusersSpec):
         "ChromaPipeline",
         "CogView4Pipeline",
         "ErnieImagePipeline",
-        "HiDreamImagePipeline",
         "HunyuanDiTPipeline",
         "KolorsPipeline",
         "Krea2Pipeline",

@@ -47,6 +47,9 @@ STABLE_DIFFUSION: Mapping[str, PipelineKind] = MappingProxyType(
         "StableDiffusionPipeline": PipelineKind(
             "StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"
         ),
+        # Their UNets take the mask as input: they can do nothing else.
+        "StableDiffusionXLInpaintPipeline": PipelineKind(None, None, "StableDiffusionXLInpaintPipeline"),
+        "StableDiffusionInpaintPipeline": PipelineKind(None, None, "StableDiffusionInpaintPipeline"),
     }
 )
 
@@ -54,10 +57,10 @@ OTHERS: Mapping[str, PipelineKind] = MappingProxyType(
     {
         "AuraFlowPipeline": PipelineKind("AuraFlowPipeline"),
         "BriaPipeline": PipelineKind("BriaPipeline", lora=False),
-        "ChromaPipeline": PipelineKind("ChromaPipeline", "ChromaImg2ImgPipeline", "ChromaInpaintPipeline"),
+        # Its inpainting sibling asks the transformer for a setting that Chroma has not (diffusers 0.42.1).
+        "ChromaPipeline": PipelineKind("ChromaPipeline", "ChromaImg2ImgPipeline"),
         "CogView4Pipeline": PipelineKind("CogView4Pipeline"),
         "ErnieImagePipeline": PipelineKind("ErnieImagePipeline"),
-        "HiDreamImagePipeline": PipelineKind("HiDreamImagePipeline"),
         "HunyuanDiTPipeline": PipelineKind("HunyuanDiTPipeline", lora=False),
         "KolorsPipeline": PipelineKind("KolorsPipeline", "KolorsImg2ImgPipeline"),
         "Krea2Pipeline": PipelineKind("Krea2Pipeline"),
