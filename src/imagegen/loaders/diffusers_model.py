@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from pydantic import Field, model_validator
 
-from imagegen.catalog.catalog import HubSource, ModelSpec, Section
+from imagegen.catalog.catalog import HubFiles, HubSource, ModelSpec, Section
 from imagegen.catalog.sources import lora_files
 from imagegen.core.errors import EngineMissing, LoraNotFound, LoraRefused, WeightsCorrupt
 from imagegen.core.sizes import Size, render_size
@@ -50,6 +50,13 @@ class DiffusersSpec(ModelSpec):
     true_cfg_scale: float = Field(default=1, ge=1, le=20)
     #: Added to the weights at load.
     loras: tuple[EntryLora, ...] = Field(default=(), max_length=8)
+
+    def hub_files(self) -> tuple[HubFiles, ...]:
+        return super().hub_files() + self.lora_files()
+
+    def lora_files(self) -> tuple[HubFiles, ...]:
+        """What to fetch for the entry's own LoRAs."""
+        return tuple(HubFiles.of(lora.repo, files=(lora.path,)) for lora in self.loras if lora.repo)
 
     @property
     def kind(self) -> PipelineKind:

@@ -87,7 +87,7 @@ class GGUFSpec(QuantisedSpec):
 
     def hub_files(self) -> tuple[HubFiles, ...]:
         own = (HubFiles.of(self.hf_path, files=(self.gguf_file,)),) if self.hf_path and self.gguf_file else ()
-        return own + self.base_files()
+        return own + self.base_files() + self.lora_files()
 
 
 class GGUFModelLoader(ModelLoader[GGUFSpec]):

@@ -45,7 +45,7 @@ class NunchakuSpec(QuantisedSpec):
         t5_home = self.t5_hf_path or self.hf_path
         if t5_home and self.t5_weight_name:
             own += (HubFiles.of(t5_home, files=(self.t5_weight_name,)),)
-        return own + self.base_files()
+        return own + self.base_files() + self.lora_files()
 
 
 class NunchakuModelLoader(ModelLoader[NunchakuSpec]):
