@@ -34,6 +34,8 @@ LONG_LENGTHS = (64, 128, 256, 512)
 #: Every so many steps the words are padded to one of LONG_LENGTHS, as a pipeline with its defaults does.
 LONG_EVERY = 40
 CAPTION_DROPOUT = 0.05
+#: At a greater strength a picture is too faint to tell where its things are.
+FAINT = 0.75
 #: How much more the tokens of things count than those of the ground.
 FOCUS = 3.0
 #: Tokens of a thing of medium size; one of fewer counts up to twice as much, or it would hardly be heard.
@@ -77,19 +79,19 @@ class Library:
         shelf = stage[chosen]
         size = max(4, size * (TOKENS + LENGTH) // (shelf.latents.shape[1] + length))
         rows = [shelf.settled[self.rng.randrange(len(shelf.pictures))] for _ in range(size)]
-        edited = torch.rand(size) < self.siblings
-        captions = [self.words(shelf.pictures[row], bool(edit)) for row, edit in zip(rows, edited, strict=True)]
+        strengths = random_strengths(size, self.siblings)
+        captions = [self.words(shelf.pictures[row], float(s)) for row, s in zip(rows, strengths, strict=True)]
         clean = shelf.latents[rows].float()
         source = shelf.latents[[row ^ 1 for row in rows]].float()
-        noised, velocity, times = noise(clean, source, edited)
+        noised, velocity, times = noise(clean, source, strengths)
         clip_ids, t5_ids = self.encoder(captions, length)
         return Batch(noised, velocity, focus(clean), times, clip_ids, t5_ids, image_ids(*chosen))
 
-    def words(self, picture: Picture, edited: bool) -> str:
-        """A caption; for image-to-image half of them leave the layout to the picture that is there."""
+    def words(self, picture: Picture, strength: float) -> str:
+        """A caption; half of those for a picture that is still well seen leave the layout to it."""
         if self.rng.random() < CAPTION_DROPOUT:
             return ""
-        return caption(picture, self.rng, layout=not edited or self.rng.random() < 0.5)
+        return caption(picture, self.rng, layout=strength > FAINT or self.rng.random() < 0.5)
 
 
 def random_times(count: int) -> Tensor:
@@ -100,17 +102,20 @@ def random_times(count: int) -> Tensor:
     return torch.where(q > 0.9, torch.ones(()), times)
 
 
-def noise(clean: Tensor, source: Tensor, edited: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def random_strengths(count: int, siblings: float) -> Tensor:
+    """1 for text-to-image, which starts from pure noise; less for a share of image-to-image."""
+    strengths = 0.5 + 0.48 * torch.rand(count)
+    return torch.where(torch.rand(count) < siblings, strengths, torch.ones(()))
+
+
+def noise(clean: Tensor, source: Tensor, strengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Noised latents, velocities and times.
 
-    The `edited` rows start as image-to-image does: from a sibling's latents, noised up to some strength, and from
-    there on the straight line to what the caption says. The others start from pure noise.
+    A row starts from the source's latents, noised up to its strength, and goes in a straight line to what the caption
+    says; at strength 1 it starts from pure noise.
     """
-    count = len(clean)
-    times = random_times(count)
-    strength = torch.where(edited, 0.5 + 0.48 * torch.rand(count), torch.ones(()))
-    times = (times * strength)[:, None, None]
-    strength = strength[:, None, None]
+    times = (random_times(len(clean)) * strengths)[:, None, None]
+    strength = strengths[:, None, None]
     begin = (1 - strength) * source + strength * torch.randn_like(clean)
     velocity = (begin - clean) / strength
     return clean + times * velocity, velocity, times.view(-1)
