@@ -23,6 +23,7 @@ from imagegen.gpu.child import ChildEngine
 from imagegen.gpu.engine import Engine, LocalEngine
 from imagegen.gpu.executor import GpuExecutor
 from imagegen.gpu.protocol import EngineOptions
+from imagegen.hub.puller import ModelPuller
 from imagegen.models.manager import DynamicModelManager
 from imagegen.settings import Settings
 from imagegen.storage.images import ImageStore
@@ -61,14 +62,15 @@ class Service:
             max_batch_size=settings.max_batch_size,
             max_pixels=settings.max_pixels,
         )
-        self._tasks = TaskManager(self._models, self._journal, self._images, self._bus, limits)
+        self._puller = ModelPuller(lambda: self._models.catalog, settings.models_path, self._bus)
+        self._tasks = TaskManager(self._models, self._journal, self._images, self._bus, limits, puller=self._puller)
         self._running: asyncio.Task[None] | None = None
         self._leaving: asyncio.Task[None] | None = None
         self._in_a_hurry = asyncio.Event()
 
     @property
     def services(self) -> Services:
-        return Services(self._settings, self._tasks, self._models, self._images, self._bus)
+        return Services(self._settings, self._tasks, self._models, self._puller, self._images, self._bus)
 
     @property
     def crashed(self) -> bool:
@@ -85,6 +87,7 @@ class Service:
         """Refuse new tasks and end all event streams; the running task goes on, and so do reads."""
         if self._running is not None and self._leaving is None:
             self._tasks.begin_drain()
+            self._puller.begin_drain()
             self._bus.close()
             self._leaving = asyncio.create_task(self._drain(self._running), name="drain")
 
@@ -100,6 +103,9 @@ class Service:
             stack.callback(self._images.close)
             stack.push_async_callback(self._journal.close)
             stack.push_async_callback(self._executor.close, 2 * STOP_GRACE_S)
+            pulling = asyncio.create_task(self._puller.run(), name="pulls")
+            pulling.add_done_callback(_log_crash)
+            stack.push_async_callback(_cancel, pulling)
             self._running = asyncio.create_task(self._tasks.run(), name="tasks")
             self._running.add_done_callback(_log_crash)
             stack.push_async_callback(self._leave)

@@ -1,28 +1,43 @@
 """The `imagegen` command: serve, generate, models, config, version."""
 
+import asyncio
 import os
 import secrets
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, NoReturn
 
 import typer
 from pydantic import ValidationError
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 
 import imagegen
 from imagegen import logs
-from imagegen.catalog.catalog import Catalog
+from imagegen.catalog.catalog import Catalog, HubFiles
 from imagegen.catalog.loading import ConfigError, load_catalog
-from imagegen.catalog.sources import Folders, local_folder
-from imagegen.core.errors import DataDirInUse, DataDirUnusable, ImagegenError
+from imagegen.catalog.sources import Folders, missing, weights_here
+from imagegen.core.errors import DataDirInUse, DataDirUnusable, FailureCode, ImagegenError
 from imagegen.core.sizes import AspectRatio
 from imagegen.core.task import MAX_SEED, GenerationRequest, InputPictures, TaskType
 from imagegen.gpu.engine import LocalEngine
 from imagegen.gpu.protocol import EngineOptions, Failed, Generate, Generated, Load
+from imagegen.hub.messages import Fetch, Refused
+from imagegen.hub.messages import Progress as Fetching
+from imagegen.hub.process import fetch_in_process
 from imagegen.loaders import SPECS
 from imagegen.settings import Settings
 from imagegen.storage.images import write_whole
@@ -35,7 +50,23 @@ EX_DATAERR = 65
 EX_UNAVAILABLE = 69
 EX_CANTCREAT = 73
 EX_TEMPFAIL = 75
+EX_NOPERM = 77
 EX_CONFIG = 78
+#: What a shell says of a command that Ctrl-C ended.
+EX_INTERRUPTED = 130
+
+#: How a download's failures end the command; 69 for the others.
+PULL_EXITS: Mapping[FailureCode, int] = MappingProxyType(
+    {
+        FailureCode.HUB_GATED: EX_NOPERM,
+        FailureCode.HUB_UNAUTHORIZED: EX_NOPERM,
+        FailureCode.HUB_RATE_LIMITED: EX_TEMPFAIL,
+        FailureCode.HUB_UNREACHABLE: EX_TEMPFAIL,
+        FailureCode.CHECKSUM_MISMATCH: EX_TEMPFAIL,
+        FailureCode.STORAGE_FULL: EX_CANTCREAT,
+        FailureCode.STORAGE_FAILED: EX_CANTCREAT,
+    }
+)
 
 app = typer.Typer(
     help="Self-hosted image generation: many models, one GPU, an HTTP API that never loses a task.",
@@ -43,6 +74,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+models_app = typer.Typer(help="List the models; fetch their weights.")
+app.add_typer(models_app, name="models")
 config_app = typer.Typer(help="Check models.yaml.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 
@@ -136,7 +169,10 @@ def _render(
     settings: Settings,
     output: Path,
 ) -> list[Path]:
-    """Load, generate with a progress bar, write; the files."""
+    """Fetch the weights if that is wished for, load, generate with a progress bar, write; the files."""
+    wanted = missing(catalog.model(model), settings.models_path) if catalog.settings.auto_download else ()
+    if wanted:
+        _download(model, wanted)
     options = EngineOptions(device=settings.device, gpu_memory_fraction=catalog.settings.gpu_memory_fraction)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
@@ -166,18 +202,63 @@ def _names(output: Path, count: int) -> list[Path]:
     return [output.with_name(f"{output.stem}-{number}{output.suffix}") for number in range(count)]
 
 
-@app.command()
-def models(config: ConfigOption = None) -> None:
-    """List the configured models and whether their weights are in place."""
+@models_app.callback(invoke_without_command=True)
+def models(context: typer.Context, config: ConfigOption = None) -> None:
+    """List the configured models and whether their weights are in place; `pull` fetches weights."""
+    context.obj = config
+    if context.invoked_subcommand is None:
+        _list_models(config)
+
+
+def _list_models(config: Path | None) -> None:
     settings = _settings(config=config)
     catalog = _catalog(settings.config)
     table = Table("id", "type", "weights", "base size", "steps", "description")
     for model_id, spec in catalog.models.items():
-        folder = local_folder(spec, settings.models_path)
-        here = "here" if folder is not None and folder.is_dir() else "not here"
+        here = "here" if weights_here(spec, settings.models_path) else "not here"
         name = f"{model_id} (default)" if model_id == catalog.default_model else model_id
         table.add_row(name, spec.type, here, str(spec.base_size), str(spec.steps), spec.description)
     Console().print(table)
+
+
+@models_app.command("pull")
+def models_pull(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="A model's id, as `imagegen models` lists them.")],
+    config: ConfigOption = None,
+) -> None:
+    """Fetch a model's weights from the hub into its cache (HF_HOME); HF_TOKEN opens gated and private ones.
+
+    What is there already, whole or in part, is not fetched again.
+    """
+    settings = _settings(config=config or context.obj)
+    spec = _catalog(settings.config).models.get(name)
+    if spec is None:
+        _fail(f"There is no model '{name}'; `imagegen models` lists them.", EX_DATAERR)
+    if weights_here(spec, settings.models_path):
+        typer.echo(f"The weights of {name} are already here.")
+        return
+    if not spec.hub_files():
+        _fail(f"The entry of {name} names no repository to fetch weights from.", EX_DATAERR)
+    _download(name, missing(spec, settings.models_path))
+    typer.echo(f"The weights of {name} are here.")
+
+
+def _download(name: str, files: tuple[HubFiles, ...]) -> None:
+    """Fetch with a progress bar. Ends the command where that fails."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    try:
+        with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+            bar = progress.add_task(f"fetching {name}", total=None)
+
+            def on_progress(now: Fetching) -> None:
+                progress.update(bar, completed=now.bytes_done, total=now.bytes_total)
+
+            outcome = asyncio.run(fetch_in_process(Fetch(files=files), on_progress))
+    except KeyboardInterrupt:
+        _fail("Cancelled. What arrived is kept: the same command goes on from there.", EX_INTERRUPTED)
+    if isinstance(outcome, Refused):
+        _fail(outcome.message, PULL_EXITS.get(outcome.code, EX_UNAVAILABLE))
 
 
 @config_app.command("check")

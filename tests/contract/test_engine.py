@@ -114,7 +114,7 @@ def test_missing_weights_say_what_to_do_and_name_no_absolute_path(engine: Engine
     failed = engine.load(load_command(shipped, "flux.1-dev"))
     assert isinstance(failed, Failed)
     assert failed.code is FailureCode.WEIGHTS_MISSING
-    assert "hf download black-forest-labs/FLUX.1-dev" in failed.message
+    assert "`imagegen models pull flux.1-dev` fetches" in failed.message
     assert " /" not in failed.message
 
 

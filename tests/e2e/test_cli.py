@@ -49,7 +49,7 @@ def test_generate_makes_a_batch_in_another_shape_from_a_picture(tmp_path: Path) 
     ("arguments", "code", "words"),
     [
         (["generate", "x", "--model", "nope"], 65, "There is no such model; known: tiny"),
-        (["generate", "x", "--model", "flux.1-dev"], 69, "hf download black-forest-labs/FLUX.1-dev"),
+        (["generate", "x", "--model", "flux.1-dev"], 69, "`imagegen models pull flux.1-dev` fetches"),
         (["generate", "x", "--image", "pyproject.toml"], 65, "not a readable PNG, JPEG or WebP"),
         (["generate", "x", "--steps", "0"], 2, "--steps"),
         (["generate", "x", "-o", "/nowhere/at/all.png"], 73, "cannot write"),
@@ -87,7 +87,7 @@ def test_models_lists_what_is_configured_and_what_is_here() -> None:
 
 def test_version_and_help() -> None:
     assert imagegen("version").stdout.strip() == "0.1.0"
-    for command in ([], ["serve"], ["generate"], ["models"], ["config", "check"], ["version"]):
+    for command in ([], ["serve"], ["generate"], ["models"], ["models", "pull"], ["config", "check"], ["version"]):
         shown = imagegen(*command, "--help")
         assert shown.returncode == 0
         assert "Usage" in shown.stdout

@@ -34,12 +34,8 @@ def test_missing_weights_are_told_with_the_models_name_and_where_to_put_them() -
     assert "put them into 'flux/dev' below the models directory" in told
 
 
-def test_missing_weights_are_told_with_the_command_that_fetches_them() -> None:
-    assert f"hf download {NOWHERE}" in advice(spec(hf_path=NOWHERE))
-
-
-def test_the_command_fetches_the_revision_that_the_entry_names() -> None:
-    assert f"hf download {NOWHERE} --revision v2" in advice(spec(hf_path=f"{NOWHERE}@v2"))
+def test_missing_weights_are_told_with_the_repository_that_has_them() -> None:
+    assert f"fetch them from '{NOWHERE}@v2' on the hub" in advice(spec(hf_path=f"{NOWHERE}@v2"))
 
 
 def test_an_entry_that_names_no_place_is_told_so() -> None:

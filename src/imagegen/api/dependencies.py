@@ -6,6 +6,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from imagegen.core.events import EventBus
+from imagegen.hub.puller import ModelPuller
 from imagegen.models.manager import DynamicModelManager
 from imagegen.settings import Settings
 from imagegen.storage.images import ImageStore
@@ -19,6 +20,7 @@ class Services:
     settings: Settings
     tasks: TaskManager
     models: DynamicModelManager
+    puller: ModelPuller
     images: ImageStore
     bus: EventBus
 
@@ -37,6 +39,10 @@ def _models(services: Annotated[Services, Depends(_services)]) -> DynamicModelMa
     return services.models
 
 
+def _puller(services: Annotated[Services, Depends(_services)]) -> ModelPuller:
+    return services.puller
+
+
 def _images(services: Annotated[Services, Depends(_services)]) -> ImageStore:
     return services.images
 
@@ -51,6 +57,7 @@ def _settings(services: Annotated[Services, Depends(_services)]) -> Settings:
 
 Tasks = Annotated[TaskManager, Depends(_tasks)]
 Models = Annotated[DynamicModelManager, Depends(_models)]
+Puller = Annotated[ModelPuller, Depends(_puller)]
 Images = Annotated[ImageStore, Depends(_images)]
 Bus = Annotated[EventBus, Depends(_bus)]
 Config = Annotated[Settings, Depends(_settings)]

@@ -1,11 +1,17 @@
-"""Models: what is configured, what is resident, and letting it go."""
+"""Models: what is configured, what is resident, letting it go, and fetching weights."""
 
-from fastapi import APIRouter
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Annotated
 
-from imagegen.api.dependencies import Models, Tasks
+from fastapi import APIRouter, Depends
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+
+from imagegen.api.dependencies import Models, Puller, Tasks
 from imagegen.api.problems import describe
-from imagegen.api.schemas import CurrentModel, GpuMemory, ModelDetails, ModelList, Unloaded
-from imagegen.api.views import gib, model_details, model_view
+from imagegen.api.schemas import CurrentModel, GpuMemory, ModelDetails, ModelList, PullView, Unloaded
+from imagegen.api.views import gib, model_details, model_view, pull_view
+from imagegen.core.errors import NotPulling
 
 router = APIRouter(prefix="/models", tags=["models"])
 
@@ -40,6 +46,55 @@ async def unload_model(models: Models, tasks: Tasks) -> Unloaded:
 
 
 @router.get("/{model_id}", operation_id="get_model", summary="One model", responses=describe("model_not_found"))
-async def get_model(model_id: str, models: Models) -> ModelDetails:
-    """A model with its configuration."""
-    return model_details(model_id, models.catalog.model(model_id), models)
+async def get_model(model_id: str, models: Models, puller: Puller) -> ModelDetails:
+    """A model with its configuration, and how the download of its weights stands."""
+    spec = models.catalog.model(model_id)
+    here = await asyncio.to_thread(puller.is_here, model_id)
+    return model_details(model_id, spec, models, puller.pull(model_id), weights_here=here)
+
+
+@router.post(
+    "/{model_id}/pull",
+    status_code=202,
+    operation_id="pull_model",
+    summary="Fetch a model's weights",
+    responses=describe("model_not_found", "weights_here", "no_repository", "draining"),
+)
+async def pull_model(model_id: str, puller: Puller) -> PullView:
+    """Starts the download, or goes on with one that was cut off or cancelled. Asking again changes nothing.
+
+    One model is fetched at a time; the others are `waiting`. Follow it here: `GET /models/{model_id}`, or
+    `GET /models/{model_id}/pull/events`.
+    """
+    return pull_view(puller.start(model_id))
+
+
+@router.delete(
+    "/{model_id}/pull",
+    operation_id="cancel_pull",
+    summary="Cancel a download",
+    responses=describe("model_not_found", "not_pulling"),
+)
+async def cancel_pull(model_id: str, puller: Puller) -> PullView:
+    """What has arrived is kept; the next download goes on from there. Tasks that wait for the weights fail."""
+    return pull_view(puller.cancel(model_id))
+
+
+async def _pulled(model_id: str, puller: Puller) -> str:
+    # As a dependency: once the stream has begun, there is no status code left.
+    if puller.pull(model_id) is None:
+        raise NotPulling
+    return model_id
+
+
+@router.get(
+    "/{model_id}/pull/events",
+    operation_id="follow_pull",
+    summary="Follow a download (server-sent events)",
+    response_class=EventSourceResponse,
+    responses=describe("not_pulling"),
+)
+async def follow_pull(model_id: Annotated[str, Depends(_pulled)], puller: Puller) -> AsyncIterator[ServerSentEvent]:
+    """`waiting`, `downloading` with bytes, then `ready`, `failed` or `cancelled`, and the stream ends."""
+    async for pull in puller.follow(model_id):
+        yield ServerSentEvent(event=pull.state, data=pull_view(pull).model_dump(mode="json"))

@@ -17,6 +17,7 @@ from pydantic import (
 from imagegen.catalog.catalog import HubSource, ModelId
 from imagegen.core.sizes import AspectRatio
 from imagegen.core.task import MAX_SEED, Lora, TaskStatus, TaskType
+from imagegen.hub.puller import PullState
 
 
 def _plain_text(text: str) -> str:
@@ -197,6 +198,23 @@ class LoraView(BaseModel):
     scale: float
 
 
+class PullView(BaseModel):
+    """The latest download of a model's weights."""
+
+    state: PullState
+    bytes_done: int = Field(description="Of all that the model needs, what is on disk.")
+    bytes_total: int | None = Field(description="Null until the hub has said.")
+    error_code: str | None = Field(None, description="Once failed: a stable word for why.")
+    error_message: str | None = Field(None, description="Once failed: why.")
+    retry_after: int | None = Field(None, description="Seconds after which another attempt makes sense.")
+
+    @model_serializer(mode="wrap")
+    def _leave_out(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without a value the keys of errors are absent."""
+        kept = ("state", "bytes_done", "bytes_total")
+        return {key: value for key, value in handler(self).items() if value is not None or key in kept}
+
+
 class TaskView(BaseModel):
     """A task as it stands."""
 
@@ -217,6 +235,7 @@ class TaskView(BaseModel):
     priority: int
     attempt: int = Field(description="How often it was started; 2 after a worker died under it.")
     position: int | None = Field(None, description="While pending: tasks that are to run before it.")
+    download: PullView | None = Field(None, description="While pending: the download of weights that it waits for.")
     created_at: datetime
     started_at: datetime | None
     completed_at: datetime | None
@@ -229,8 +248,8 @@ class TaskView(BaseModel):
     @model_serializer(mode="wrap")
     def _leave_out(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Without a value these keys are absent, as the brief's clients expect; the times are always there."""
-        optional = ("negative_prompt", "strength", "loras", "position", "result_files", "error_code", "error_message")
-        return {key: value for key, value in handler(self).items() if value is not None or key not in optional}
+        always = ("started_at", "completed_at")
+        return {key: value for key, value in handler(self).items() if value is not None or key in always}
 
 
 class TaskPage(BaseModel):
@@ -268,6 +287,8 @@ class ModelView(BaseModel):
 class ModelDetails(ModelView):
     """A configured model with its configuration."""
 
+    weights_here: bool = Field(description="Whether it can be loaded without a download.")
+    pull: PullView | None = Field(description="The latest download since the service started.")
     config: dict[str, Any] = Field(description="The entry of models.yaml, defaults filled in.")
 
 

@@ -41,7 +41,7 @@ async def list_tasks(
     """Newest first."""
     page = await tasks.page(status, limit)
     positions = tasks.positions()
-    views = [task_view(task, positions.get(task.id)) for task in page.tasks]
+    views = [task_view(task, positions.get(task.id), tasks.download(task.id)) for task in page.tasks]
     return TaskPage(tasks=views, total=page.total, filtered=page.filtered)
 
 
@@ -84,6 +84,7 @@ async def follow_task(
 ) -> AsyncIterator[ServerSentEvent]:
     """`queued`, `started`, `loading`, `step` (k of n), then `completed`, `failed` or `cancelled`, and the stream ends.
 
+    A task whose model's weights are being fetched gets `downloading`, with bytes, after `queued`.
     Every state is sent once, past ones first; after a restart of the service the stream begins with the current one.
     """
     # Subscribe first, then read the record: nothing falls between.
@@ -103,7 +104,7 @@ async def follow_task(
 
 
 def _view(task: GenerationTask, tasks: TaskManager) -> TaskView:
-    return task_view(task, tasks.position(task))
+    return task_view(task, tasks.position(task), tasks.download(task.id))
 
 
 def _sse(published: Published) -> ServerSentEvent:

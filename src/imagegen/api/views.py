@@ -2,10 +2,11 @@
 
 from typing import Any
 
-from imagegen.api.schemas import ImageView, LoraView, ModelDetails, ModelView, TaskLinks, TaskView
+from imagegen.api.schemas import ImageView, LoraView, ModelDetails, ModelView, PullView, TaskLinks, TaskView
 from imagegen.catalog.catalog import ModelSpec
 from imagegen.core.events import TaskCompleted, TaskEvent
 from imagegen.core.task import GenerationTask, StoredImage
+from imagegen.hub.puller import Pull
 from imagegen.models.manager import DynamicModelManager
 
 GIB = 1024**3
@@ -25,7 +26,15 @@ def image_view(image: StoredImage) -> ImageView:
     return ImageView(url=f"/images/{image.path}", width=image.width, height=image.height, seed=image.seed)
 
 
-def task_view(task: GenerationTask, position: int | None) -> TaskView:
+def pull_view(pull: Pull) -> PullView:
+    return PullView(
+        error_code=pull.failure.code if pull.failure else None,
+        error_message=pull.failure.message if pull.failure else None,
+        **pull.model_dump(exclude={"model", "failure"}),
+    )
+
+
+def task_view(task: GenerationTask, position: int | None, download: Pull | None = None) -> TaskView:
     return TaskView(
         task_id=task.id,
         task_type=task.type,
@@ -34,6 +43,7 @@ def task_view(task: GenerationTask, position: int | None) -> TaskView:
         error_code=task.failure.code if task.failure else None,
         error_message=task.failure.message if task.failure else None,
         position=position,
+        download=pull_view(download) if download else None,
         links=task_links(task.id),
         **task.model_dump(include=_TASK_FIELDS),
         **task.request.model_dump(exclude={"loras"}),
@@ -57,8 +67,15 @@ def model_view(model_id: str, spec: ModelSpec, models: DynamicModelManager) -> M
     return ModelView(**_model_fields(model_id, spec, models))
 
 
-def model_details(model_id: str, spec: ModelSpec, models: DynamicModelManager) -> ModelDetails:
-    return ModelDetails(**_model_fields(model_id, spec, models), config=spec.model_dump(mode="json"))
+def model_details(
+    model_id: str, spec: ModelSpec, models: DynamicModelManager, pull: Pull | None, *, weights_here: bool
+) -> ModelDetails:
+    return ModelDetails(
+        **_model_fields(model_id, spec, models),
+        weights_here=weights_here,
+        pull=pull_view(pull) if pull else None,
+        config=spec.model_dump(mode="json"),
+    )
 
 
 def _model_fields(model_id: str, spec: ModelSpec, models: DynamicModelManager) -> dict[str, Any]:

@@ -55,6 +55,8 @@ class GlobalSettings(Section):
     enable_vae_slicing: bool = False
     #: Keep weights in host memory and move each part to the device when it runs (CUDA only).
     enable_cpu_offload: bool = False
+    #: Fetch a model's weights from the hub when a request names it and they are not on this machine.
+    auto_download: bool = False
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
 

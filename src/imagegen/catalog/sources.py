@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from imagegen.builtin import BUILTIN, builtin_model
-from imagegen.catalog.catalog import ModelSpec
+from imagegen.catalog.catalog import HubFiles, ModelSpec
+from imagegen.catalog.hub_cache import HubCache, is_here
 from imagegen.core.errors import LoraNotFound
 from imagegen.core.task import Lora
 
@@ -31,25 +32,37 @@ def local(path: str, models_dir: Path) -> Path:
     return models_dir / Path(path).expanduser()
 
 
+def missing(spec: ModelSpec, models_dir: Path) -> tuple[HubFiles, ...]:
+    """What must be fetched before an entry can be loaded."""
+    return tuple(files for files in spec.hub_files() if not (_replaced(spec, files, models_dir) or is_here(files)))
+
+
+def weights_here(spec: ModelSpec, models_dir: Path) -> bool:
+    """Whether an entry can be loaded without a download. An entry that names no place needs no weights."""
+    folder = local_folder(spec, models_dir)
+    if folder is not None and not spec.hub_files():
+        return folder.exists()
+    return not missing(spec, models_dir)
+
+
+def _replaced(spec: ModelSpec, files: HubFiles, models_dir: Path) -> bool:
+    """Whether something local stands in: `local_path` for `hf_path`, a folder of the same name for another one."""
+    if spec.hf_path is not None and spec.hf_path.partition("@")[0] == files.repo:
+        folder = local_folder(spec, models_dir)
+        return folder is not None and folder.exists()
+    return (models_dir / files.repo).is_dir()
+
+
 def cached_snapshot(source: str) -> Path | None:
     """The folder in the hub's cache that holds `org/name[@revision]`, whole or not."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
     repo, _, revision = source.partition("@")
-    try:
-        return Path(snapshot_download(repo, revision=revision or None, local_files_only=True))
-    except LocalEntryNotFoundError:
-        return None
+    return HubCache(repo).snapshot(revision or None)
 
 
 def cached_file(source: str, name: str) -> Path | None:
     """One file of `org/name[@revision]` in the hub's cache."""
-    from huggingface_hub import try_to_load_from_cache
-
-    repo, _, revision = source.partition("@")
-    found = try_to_load_from_cache(repo, name, revision=revision or None)
-    return Path(found) if isinstance(found, str) else None
+    folder = cached_snapshot(source)
+    return folder / name if folder is not None and (folder / name).is_file() else None
 
 
 def lora_files(loras: Sequence[Lora], loras_dir: Path) -> list[Path]:

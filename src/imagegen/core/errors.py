@@ -54,6 +54,24 @@ class ModelNotFound(ImagegenError):
     code = "model_not_found"
 
 
+class NoRepository(ImagegenError):
+    """The model's entry names no repository on the hub to fetch weights from."""
+
+    code = "no_repository"
+
+
+class WeightsHere(ImagegenError):
+    """The model's weights are already on this machine."""
+
+    code = "weights_here"
+
+
+class NotPulling(ImagegenError):
+    """The model's weights are not being fetched."""
+
+    code = "not_pulling"
+
+
 class LoraNotFound(ImagegenError):
     """There is no such LoRA: it must be a .safetensors file below the LoRA directory."""
 
@@ -140,6 +158,14 @@ class FailureCode(StrEnum):
     MODEL_REMOVED = "model_removed"
     STORAGE_FULL = "storage_full"
     STORAGE_FAILED = "storage_failed"
+    HUB_GATED = "hub_gated"
+    HUB_UNAUTHORIZED = "hub_unauthorized"
+    HUB_NOT_FOUND = "hub_not_found"
+    HUB_RATE_LIMITED = "hub_rate_limited"
+    HUB_UNREACHABLE = "hub_unreachable"
+    CHECKSUM_MISMATCH = "checksum_mismatch"
+    PULL_CANCELLED = "pull_cancelled"
+    PULL_CRASHED = "pull_crashed"
 
 
 class EngineError(ImagegenError):

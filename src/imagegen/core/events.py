@@ -46,6 +46,15 @@ class TaskLoading(TaskEvent):
     model: str
 
 
+class TaskDownloading(TaskEvent):
+    """Waits for its model's weights to be fetched. Bytes; the total is None until the hub has said."""
+
+    name = "downloading"
+    model: str
+    bytes_done: int
+    bytes_total: int | None
+
+
 class TaskStep(TaskEvent):
     """One denoising step is done: `step` of `total`, counted over the whole batch."""
 
@@ -88,6 +97,19 @@ class ModelUnloaded(Event):
     model: str
     #: `switch`, `idle`, `asked`, `worker_died`.
     reason: str
+
+
+class ModelPulling(Event):
+    """A download of weights began, went on by a percent, or ended."""
+
+    name = "model_pulling"
+    model: str
+    #: `waiting`, `downloading`, `ready`, `failed`, `cancelled`.
+    state: str
+    bytes_done: int
+    bytes_total: int | None
+    #: Why it failed or was cancelled.
+    failure: Failure | None
 
 
 class Published(NamedTuple):

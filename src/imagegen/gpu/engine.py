@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from imagegen.catalog.catalog import GlobalSettings
-from imagegen.catalog.sources import Folders
-from imagegen.core.errors import FailureCode
+from imagegen.catalog.sources import Folders, missing
+from imagegen.core.errors import FailureCode, WeightsMissing
 from imagegen.gpu.memory import classify, give_back, measure
 from imagegen.gpu.protocol import (
     EngineOptions,
@@ -84,9 +84,14 @@ class LocalEngine:
         family = self._families[command.spec["type"]]
         spec = family.spec.model_validate(command.spec)
         folders = Folders(Path(command.models_dir), Path(command.loras_dir))
-        model = family.loader.load(
-            spec, Placement(self.device, GlobalSettings.model_validate(command.settings), folders)
-        )
+        placement = Placement(self.device, GlobalSettings.model_validate(command.settings), folders)
+        try:
+            model = family.loader.load(spec, placement)
+        except WeightsMissing as error:
+            if not missing(spec, folders.models):
+                raise
+            advice = f"`imagegen models pull {command.model}` fetches what is missing."
+            raise WeightsMissing(f"{error.detail.rstrip('.')}. {advice}") from None
         self._models[command.model] = model
         seconds = time.monotonic() - began
         return Loaded(seconds=seconds, weight_bytes=model.weight_bytes, memory=measure(self.device))

@@ -1,13 +1,12 @@
 """The worker process: reads commands from its socket, runs them on a LocalEngine, writes answers."""
 
 import logging
-import os
-import signal
 import sys
 import threading
 import warnings
 from multiprocessing.connection import Connection
 
+from imagegen.core.children import follow_parent, ignore_signals
 from imagegen.core.value import Value
 from imagegen.gpu.engine import LocalEngine
 from imagegen.gpu.protocol import (
@@ -25,7 +24,7 @@ from imagegen.gpu.protocol import (
 
 def main(fd: int, options: EngineOptions) -> None:
     """Serve until the parent closes its end."""
-    threading.Thread(target=leave_with_parent, name="lifeline", daemon=True).start()
+    follow_parent()
     with Connection(fd) as connection:
         session = Session(connection, LocalEngine(options))
         try:
@@ -66,18 +65,6 @@ class Session:
 
     def _send(self, answer: Value) -> None:
         self._connection.send_bytes(pack(answer))
-
-
-def leave_with_parent() -> None:
-    """Wait for the end of stdin, which the parent holds open, and leave at once."""
-    os.read(0, 1)
-    os._exit(0)
-
-
-def ignore_signals() -> None:
-    """Ctrl-C and a service manager's SIGTERM reach the whole process group; when to end is the parent's decision."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def quiet() -> None:

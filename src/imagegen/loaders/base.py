@@ -98,6 +98,5 @@ def advice(spec: ModelSpec) -> str:
         )
         places.append(f"put them into {where}")
     if spec.hf_path:
-        repo, _, revision = spec.hf_path.partition("@")
-        places.append(f"fetch them with `hf download {repo}{f' --revision {revision}' if revision else ''}`")
+        places.append(f"fetch them from '{spec.hf_path}' on the hub")
     return " or ".join(places) or "the entry names neither local_path nor hf_path"

@@ -23,11 +23,13 @@ from imagegen.core.errors import (
     StorageFull,
     TaskFinished,
     TaskNotFound,
+    WeightsHere,
 )
 from imagegen.core.events import (
     EventBus,
     TaskCancelled,
     TaskCompleted,
+    TaskDownloading,
     TaskFailed,
     TaskLoading,
     TaskQueued,
@@ -45,6 +47,7 @@ from imagegen.core.task import (
     TaskType,
 )
 from imagegen.gpu.protocol import Failed, Generated, Stopped
+from imagegen.hub.puller import ModelPuller, Pull, PullState
 from imagegen.models.manager import DynamicModelManager
 from imagegen.storage.images import ImageStore
 from imagegen.storage.tasks import Page, TaskJournal
@@ -71,6 +74,8 @@ class _Active:
     put_back: bool = False
     #: Whether the present attempt has got as far as making pictures; only then does it count.
     began: bool = False
+    #: Whether its model's weights were fetched while it waited; if the loader still misses some, it says so.
+    fetched: bool = False
 
     def ticket(self) -> TaskTicket:
         task = self.task
@@ -88,16 +93,21 @@ class TaskManager:
         bus: EventBus,
         limits: Limits,
         clock: Callable[[], float] = time.monotonic,
+        puller: ModelPuller | None = None,
     ) -> None:
+        """Without a puller nothing is fetched, whatever the catalog says."""
         self._models = models
         self._journal = journal
         self._images = images
         self._bus = bus
         self._limits = limits
         self._clock = clock
+        self._puller = puller
         self._active: dict[str, _Active] = {}
         self._queue = TaskQueue(self._current, self._costs, clock)
         self._control_numbers = count()
+        #: Tasks that wait for weights, by model and id; each model has one `_await_weights`.
+        self._parked: dict[str, dict[str, _Active]] = {}
         #: Tasks that are being written to the journal and will then be queued.
         self._arriving = 0
         self._running: _Active | None = None
@@ -156,8 +166,8 @@ class TaskManager:
 
     @property
     def queue_size(self) -> int:
-        """Tasks that wait for the GPU."""
-        return self._queue.waiting + self._arriving
+        """Tasks that wait, for the GPU or for weights."""
+        return self._queue.waiting + self._arriving + sum(map(len, self._parked.values()))
 
     @property
     def draining(self) -> bool:
@@ -180,7 +190,15 @@ class TaskManager:
 
     def positions(self) -> dict[str, int]:
         """`position` of every waiting task, by id."""
-        return self._queue.positions()
+        parked = [active.ticket() for waiting in self._parked.values() for active in waiting.values()]
+        return self._queue.positions() | {ticket.task_id: self._queue.position(ticket) for ticket in parked}
+
+    def download(self, task_id: str) -> Pull | None:
+        """The download that a waiting task waits for."""
+        for model, waiting in self._parked.items():
+            if task_id in waiting and self._puller is not None:
+                return self._puller.pull(model)
+        return None
 
     async def page(self, status: TaskStatus | None, limit: int) -> Page:
         """The newest tasks."""
@@ -194,7 +212,7 @@ class TaskManager:
 
     async def cancel(self, task_id: str) -> GenerationTask:
         """End a task: at once if it waits, between two steps if it runs. Raises TaskNotFound, TaskFinished."""
-        if self._queue.remove(task_id):
+        if self._queue.remove(task_id) or self._unpark(task_id):
             return await self._cancelled(self._active[task_id])
         task = await self.get(task_id)
         if task.status.finished and task.status is not TaskStatus.CANCELLED:
@@ -206,6 +224,9 @@ class TaskManager:
     async def clear(self) -> int:
         """Cancel everything that waits; how many that were."""
         ids = self._queue.remove_all()
+        for waiting in self._parked.values():
+            ids += waiting
+            waiting.clear()
         await asyncio.gather(*(self._cancelled(self._active[task_id]) for task_id in ids))
         return len(ids)
 
@@ -213,7 +234,7 @@ class TaskManager:
 
     async def run(self) -> None:
         """Take tickets until the drain ends, then wait for the last files. If it raises, the service must end."""
-        async with asyncio.TaskGroup() as savers:
+        async with asyncio.TaskGroup() as beside:
             for task in await self._journal.unfinished():
                 await self._recover(task)
             await self._models.warm_up()
@@ -222,7 +243,7 @@ class TaskManager:
                 if isinstance(ticket, ControlTicket):
                     await ticket.action()
                 else:
-                    await self._execute(self._active[ticket.task_id], savers)
+                    await self._take(self._active[ticket.task_id], beside)
 
     async def between_tasks(self, action: Callable[[], Awaitable[T]]) -> T:
         """Have the run loop do something while no task runs, ahead of all waiting tasks."""
@@ -252,7 +273,14 @@ class TaskManager:
                 await self._record(active.task)
             self._enqueue(active)
 
-    async def _execute(self, active: _Active, savers: asyncio.TaskGroup) -> None:
+    async def _take(self, active: _Active, beside: asyncio.TaskGroup) -> None:
+        """Run a task, or put it aside while its model's weights are fetched: the others go on."""
+        if self._lacks_weights(active):
+            self._park(active, beside)
+        else:
+            await self._execute(active, beside)
+
+    async def _execute(self, active: _Active, beside: asyncio.TaskGroup) -> None:
         """One attempt at one task."""
         self._running = active
         try:
@@ -262,13 +290,77 @@ class TaskManager:
             self._running = None
         match outcome:
             case Generated():
-                await self._save_beside(active, outcome.images, savers)
+                await self._save_beside(active, outcome.images, beside)
             case Stopped() if active.put_back:
                 await self._put_back(active, active.task.attempt - active.began)
             case Stopped():
                 await self._cancelled(active)
             case Failed():
                 await self._attempt_failed(active, outcome)
+
+    # -- waiting for weights ------------------------------------------------------------------------------------------
+
+    def _lacks_weights(self, active: _Active) -> bool:
+        """Whether its model is to be fetched first."""
+        model, catalog, resident = active.task.model, self._models.catalog, self._models.current
+        if self._puller is None or active.fetched or not catalog.settings.auto_download:
+            return False
+        if model not in catalog.models or (resident is not None and resident.model == model):
+            return False
+        return bool(catalog.model(model).hub_files()) and not self._puller.is_here(model)
+
+    def _park(self, active: _Active, beside: asyncio.TaskGroup) -> None:
+        """It stays `pending`, in the journal as well: after a restart it comes here again."""
+        model = active.task.model
+        if model not in self._parked:
+            self._parked[model] = {}
+            beside.create_task(self._await_weights(model))
+        self._parked[model][active.task.id] = active
+        assert self._puller is not None
+        pull = self._puller.pull(model)
+        self._tell(active, pull if pull is not None and not pull.ended else Pull(model=model))
+
+    async def _await_weights(self, model: str) -> None:
+        """Have the weights fetched, tell every percent, and let the model's tasks go on when that has ended."""
+        assert self._puller is not None
+        try:
+            self._puller.start(model)
+        except WeightsHere:  # somebody else brought them
+            await self._release(model, Pull(model=model, state=PullState.READY))
+            return
+        except Draining:  # the next start of the service goes on
+            return
+        told = None
+        async for pull in self._puller.follow(model):
+            if pull.ended:
+                await self._release(model, pull)
+                return
+            if pull.percent != told:
+                told = pull.percent
+                for active in self._parked[model].values():
+                    self._tell(active, pull)
+
+    def _tell(self, active: _Active, pull: Pull) -> None:
+        event = TaskDownloading(
+            task_id=active.task.id, model=pull.model, bytes_done=pull.bytes_done, bytes_total=pull.bytes_total
+        )
+        self._bus.publish(event)
+
+    async def _release(self, model: str, pull: Pull) -> None:
+        """Back to their old places; or they end as the download did."""
+        for active in self._parked.pop(model).values():
+            if pull.state is PullState.READY:
+                active.fetched = True
+                self._enqueue(active)
+            else:
+                assert pull.failure is not None
+                await self._failed(active, pull.failure.code, pull.failure.message)
+
+    def _unpark(self, task_id: str) -> bool:
+        """Take a task out that waits for weights; False if it does not."""
+        return any(waiting.pop(task_id, None) is not None for waiting in self._parked.values())
+
+    # -- one attempt --------------------------------------------------------------------------------------------------
 
     async def _start(self, active: _Active) -> None:
         task = active.task
@@ -327,9 +419,9 @@ class TaskManager:
         await self._record(active.task)
         self._enqueue(active)
 
-    async def _save_beside(self, active: _Active, images: tuple[Pixels, ...], savers: asyncio.TaskGroup) -> None:
+    async def _save_beside(self, active: _Active, images: tuple[Pixels, ...], beside: asyncio.TaskGroup) -> None:
         """Encode and store while the GPU takes the next task."""
-        saving = savers.create_task(self._save(active, images))
+        saving = beside.create_task(self._save(active, images))
         self._saving.add(saving)
         saving.add_done_callback(self._saving.discard)
         while len(self._saving) > MAX_SAVING:

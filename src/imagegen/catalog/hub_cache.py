@@ -1,0 +1,98 @@
+"""The hub's cache on this machine (HF_HOME), in the layout that huggingface_hub documents.
+
+models--ORG--NAME/blobs/<sha256 or git's sha1>      the contents
+                  snapshots/<commit>/<path>         links to them
+                  refs/<branch or tag>              the commit that was found there
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from imagegen.catalog.catalog import HubFiles
+from imagegen.catalog.pipeline_files import INDEX, lacking
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def cache_root() -> Path:
+    """Where HF_HUB_CACHE, or HF_HOME, says that the cache is."""
+    # Imported here: 30 ms that most processes do not need.
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+class HubCache:
+    """One repository's folder in the cache."""
+
+    def __init__(self, repo: str, root: Path | None = None) -> None:
+        self.folder = (root or cache_root()) / f"models--{repo.replace('/', '--')}"
+
+    def blob(self, digest: str) -> Path:
+        return self.folder / "blobs" / digest
+
+    def part(self, digest: str) -> Path:
+        """What has arrived of a blob so far."""
+        return self.folder / "blobs" / f"{digest}.imagegen.incomplete"
+
+    def snapshot(self, revision: str | None) -> Path | None:
+        """The folder of a branch, tag or commit, whole or not, as loaders find it; None if there is none."""
+        commit = self._commit(revision or "main")
+        folder = self.folder / "snapshots" / commit if commit else None
+        return folder if folder is not None and folder.is_dir() else None
+
+    def _commit(self, revision: str) -> str | None:
+        if _COMMIT.fullmatch(revision):
+            return revision
+        try:
+            commit = (self.folder / "refs" / revision).read_text().strip()
+        except (OSError, UnicodeDecodeError):
+            return None
+        return commit if _COMMIT.fullmatch(commit) else None
+
+    def link(self, commit: str, path: str, digest: str) -> None:
+        """Let `path` of a snapshot be that blob."""
+        place = self.folder / "snapshots" / commit / path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        new = place.with_name(f"{place.name}.{os.getpid()}.new")
+        new.unlink(missing_ok=True)
+        new.symlink_to(os.path.relpath(self.blob(digest), place.parent))
+        new.replace(place)
+
+    def set_ref(self, revision: str, commit: str) -> None:
+        """From here on loaders find this commit's snapshot under `revision`."""
+        if revision == commit:
+            return
+        ref = self.folder / "refs" / revision
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        new = ref.with_name(f"{ref.name}.{os.getpid()}.new")
+        new.write_text(commit)
+        new.replace(ref)
+
+
+def is_here(files: HubFiles, root: Path | None = None) -> bool:
+    """Whether the cache holds all of it, so that a loader needs no network."""
+    folder = HubCache(files.repo, root).snapshot(files.revision)
+    if folder is None:
+        return False
+    if files.files:
+        return all((folder / name).is_file() for name in files.files)
+    index = _read_index(folder / INDEX)
+    return index is not None and lacking(paths_in(folder), index, files.without) is None
+
+
+def paths_in(folder: Path) -> Iterable[str]:
+    """The files of a snapshot whose contents are there, as the repository names them."""
+    return [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
+
+
+def _read_index(file: Path) -> dict[str, Any] | None:
+    try:
+        index = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return index if isinstance(index, dict) else None

@@ -1,0 +1,21 @@
+"""What every child process of the service does at its start."""
+
+import os
+import signal
+import threading
+
+
+def follow_parent() -> None:
+    """Leave when the parent does, however that ends: stdin, which it holds open, closes then."""
+    threading.Thread(target=_leave_with_parent, name="lifeline", daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    os.read(0, 1)
+    os._exit(0)
+
+
+def ignore_signals() -> None:
+    """Ctrl-C and a service manager's SIGTERM reach the whole process group; when to end is the parent's decision."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

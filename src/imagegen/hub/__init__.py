@@ -1,0 +1,1 @@
+"""Getting weights from the hub: what to fetch, the process that fetches it, and who decides when."""

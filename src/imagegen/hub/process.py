@@ -1,0 +1,59 @@
+"""The service's side of a download: starts the process, hears what it says, kills it to cancel."""
+
+import asyncio
+import os
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from types import MappingProxyType
+
+from imagegen.core.errors import FailureCode
+from imagegen.hub.messages import Fetch, Fetched, Progress, Refused, read_answer
+
+OnProgress = Callable[[Progress], None]
+
+#: How a download is done: `fetch_in_process`, or what tests put in its place. Cancelling it ends the download.
+Fetcher = Callable[[Fetch, OnProgress], Awaitable[Fetched | Refused]]
+
+#: Plain HTTP: the other way of the hub, Xet, keeps nothing of what had arrived when it is interrupted.
+_VARIABLES: Mapping[str, str] = MappingProxyType(
+    {
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_UPDATE_CHECK": "1",
+        "HF_HUB_VERBOSITY": "error",
+    }
+)
+
+_CRASHED = Refused(code=FailureCode.PULL_CRASHED, message="The process that downloads ended unexpectedly.")
+
+
+async def fetch_in_process(command: Fetch, on_progress: OnProgress) -> Fetched | Refused:
+    """Download in a process of its own. Cancelled, it ends that process; what arrived is kept."""
+    process = await asyncio.create_subprocess_exec(
+        # -P: no module is taken from the folder that the service happens to start in.
+        *(sys.executable, "-P", "-m", "imagegen.hub.child", command.model_dump_json()),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        env=os.environ | _VARIABLES,
+    )
+    try:
+        return await _hear(process, on_progress)
+    finally:
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.communicate()
+
+
+async def _hear(process: asyncio.subprocess.Process, on_progress: OnProgress) -> Fetched | Refused:
+    assert process.stdout is not None
+    async for line in process.stdout:
+        try:
+            answer = read_answer(line)
+        except ValueError:
+            return _CRASHED
+        if not isinstance(answer, Progress):
+            return answer
+        on_progress(answer)
+    return _CRASHED

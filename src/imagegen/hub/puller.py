@@ -1,0 +1,193 @@
+"""ModelPuller: the single writer of what is being fetched. One download at a time; the others wait their turn."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from enum import StrEnum
+from pathlib import Path
+
+import structlog
+
+from imagegen.catalog.catalog import Catalog
+from imagegen.catalog.sources import missing, weights_here
+from imagegen.core.errors import Draining, FailureCode, NoRepository, NotPulling, WeightsHere
+from imagegen.core.events import EventBus, ModelPulling
+from imagegen.core.task import Failure
+from imagegen.core.value import Value
+from imagegen.hub.messages import Fetch, Fetched, Progress, Refused
+from imagegen.hub.process import Fetcher, fetch_in_process
+
+log = structlog.get_logger(__name__)
+
+_CANCELLED = Failure(
+    code=FailureCode.PULL_CANCELLED, message="The download of the model's weights was cancelled; what arrived is kept."
+)
+
+
+class PullState(StrEnum):
+    """How far a download is."""
+
+    WAITING = "waiting"
+    DOWNLOADING = "downloading"
+    READY = "ready"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class Pull(Value):
+    """The download of one model's weights."""
+
+    model: str
+    state: PullState = PullState.WAITING
+    #: Of all that the model needs, what is on disk.
+    bytes_done: int = 0
+    #: None until the hub has said.
+    bytes_total: int | None = None
+    #: Why it failed or was cancelled.
+    failure: Failure | None = None
+    #: Whole seconds after which another attempt makes sense, where the hub said so.
+    retry_after: int | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.state not in (PullState.WAITING, PullState.DOWNLOADING)
+
+    @property
+    def percent(self) -> int | None:
+        """Whole percents that are on disk; None while the total is unknown."""
+        return 100 * self.bytes_done // self.bytes_total if self.bytes_total else None
+
+
+class ModelPuller:
+    """Owns `_pulls`, the latest download of each model, and the process that downloads. Loop thread only."""
+
+    def __init__(
+        self,
+        catalog: Callable[[], Catalog],
+        models_dir: Path,
+        bus: EventBus,
+        fetch: Fetcher = fetch_in_process,
+    ) -> None:
+        self._catalog = catalog
+        self._models_dir = models_dir
+        self._bus = bus
+        self._fetch = fetch
+        self._pulls: dict[str, Pull] = {}
+        self._turns: asyncio.Queue[str] = asyncio.Queue()
+        #: The download that runs, and its model.
+        self._running: tuple[str, asyncio.Future[Fetched | Refused]] | None = None
+        #: Set, and replaced, when a model's download changes.
+        self._news: dict[str, asyncio.Event] = {}
+        self._draining = False
+
+    # -- reads --------------------------------------------------------------------------------------------------------
+
+    def pull(self, model: str) -> Pull | None:
+        """The latest download of a model; None if there was none since the service started."""
+        return self._pulls.get(model)
+
+    def is_here(self, model: str) -> bool:
+        """Whether the model can be loaded without a download. Looks at the disk. Raises ModelNotFound."""
+        return weights_here(self._catalog().model(model), self._models_dir)
+
+    async def follow(self, model: str) -> AsyncIterator[Pull]:
+        """The download as it is and as it changes, until it has ended or the service stops. A slow listener skips."""
+        while not self._draining and model in self._pulls:
+            news = self._news.setdefault(model, asyncio.Event())
+            yield self._pulls[model]
+            if self._pulls[model].ended and not news.is_set():
+                return
+            await news.wait()
+
+    # -- changes ------------------------------------------------------------------------------------------------------
+
+    def start(self, model: str) -> Pull:
+        """Fetch a model's weights, in turn. Raises ModelNotFound, NoRepository, WeightsHere or Draining."""
+        spec = self._catalog().model(model)
+        if self._draining:
+            raise Draining
+        known = self._pulls.get(model)
+        if known is not None and not known.ended:
+            return known
+        if not spec.hub_files():
+            raise NoRepository
+        if self.is_here(model):
+            raise WeightsHere
+        self._turns.put_nowait(model)
+        return self._set(Pull(model=model))
+
+    def cancel(self, model: str) -> Pull:
+        """End a download; what arrived is kept. Raises ModelNotFound or NotPulling."""
+        self._catalog().model(model)
+        pull = self._pulls.get(model)
+        if pull is None or pull.ended:
+            raise NotPulling
+        if self._running is not None and self._running[0] == model:
+            self._running[1].cancel()
+        return self._set(pull.evolve(state=PullState.CANCELLED, failure=_CANCELLED))
+
+    def _set(self, pull: Pull) -> Pull:
+        known = self._pulls.get(pull.model)
+        self._pulls[pull.model] = pull
+        if news := self._news.pop(pull.model, None):
+            news.set()
+        if known is None or (known.state, known.percent) != (pull.state, pull.percent):
+            self._bus.publish(ModelPulling(**pull.model_dump(exclude={"retry_after"})))
+        if known is None or known.state != pull.state:
+            code = pull.failure.code if pull.failure else None
+            log.info("model_pull", model=pull.model, state=pull.state, bytes=pull.bytes_total, code=code)
+        return pull
+
+    # -- running ------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Fetch whose turn it is, for ever."""
+        while True:
+            model = await self._turns.get()
+            if self._pulls[model].state is PullState.WAITING:
+                await self._take_turn(model)
+
+    async def _take_turn(self, model: str) -> None:
+        spec = self._catalog().models.get(model)
+        if spec is None:
+            self._failed(model, Refused(code=FailureCode.MODEL_REMOVED, message="The model is no longer configured."))
+            return
+        self._set(self._pulls[model].evolve(state=PullState.DOWNLOADING))
+        command = Fetch(files=missing(spec, self._models_dir))
+        downloading = asyncio.ensure_future(self._fetch(command, lambda progress: self._progressed(model, progress)))
+        self._running = model, downloading
+        try:
+            await asyncio.wait([downloading])
+        finally:
+            self._running = None
+            downloading.cancel()
+            await asyncio.wait([downloading])
+        if not downloading.cancelled():
+            self._ended(model, downloading)
+
+    def _progressed(self, model: str, progress: Progress) -> None:
+        if self._pulls[model].state is PullState.DOWNLOADING:
+            self._set(self._pulls[model].evolve(**progress.model_dump(exclude={"kind"})))
+
+    def _ended(self, model: str, downloading: asyncio.Future[Fetched | Refused]) -> None:
+        if self._pulls[model].state is not PullState.DOWNLOADING:
+            return  # cancelled in its last moment
+        try:
+            answer = downloading.result()
+        except OSError as error:  # no process to be had
+            log.warning("pull_not_started", reason=str(error))
+            answer = Refused(code=FailureCode.PULL_CRASHED, message="The process that downloads could not be started.")
+        if isinstance(answer, Refused):
+            self._failed(model, answer)
+        else:
+            self._set(self._pulls[model].evolve(state=PullState.READY))
+
+    def _failed(self, model: str, refused: Refused) -> None:
+        failure = Failure(code=refused.code, message=refused.message)
+        changes = {"state": PullState.FAILED, "failure": failure, "retry_after": refused.retry_after}
+        self._set(self._pulls[model].evolve(**changes))
+
+    def begin_drain(self) -> None:
+        """Start nothing more and let all followers go; what runs ends with `run`."""
+        self._draining = True
+        for news in self._news.values():
+            news.set()

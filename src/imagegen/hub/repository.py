@@ -1,0 +1,211 @@
+"""One repository on the hub at one commit: what is in it, what is wanted of it, and bringing that to disk."""
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import httpx2
+from huggingface_hub import HfApi, hf_hub_url
+from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.file_download import http_get
+from huggingface_hub.utils import build_hf_headers
+
+import imagegen
+from imagegen.catalog.catalog import HubFiles
+from imagegen.catalog.hub_cache import HubCache, paths_in
+from imagegen.catalog.pipeline_files import INDEX, lacking, needed
+from imagegen.core.errors import FailureCode
+from imagegen.hub.refusals import refusal
+
+#: Seconds for one answer of the hub's API.
+API_TIMEOUT_S = 30
+
+#: How often http_get, which itself asks six times, may end without a byte more having arrived.
+ATTEMPTS = 2
+
+#: Bytes that are hashed at a time.
+_CHUNK = 2**20
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_SHA1 = re.compile(r"[0-9a-f]{40}")
+
+
+class RemoteFile(NamedTuple):
+    """A file as the hub describes it."""
+
+    path: str
+    #: Bytes.
+    size: int
+    #: sha256 of a large file, git's sha1 of a small one: the name of the blob, and what it must hash to.
+    digest: str
+
+
+class Repository:
+    """A repository at the commit that its revision meant when it was opened."""
+
+    def __init__(self, repo: str, commit: str, files: dict[str, RemoteFile]) -> None:
+        self.repo = repo
+        self.commit = commit
+        self.files = files
+        self.cache = HubCache(repo)
+
+    @classmethod
+    def open(cls, wanted: HubFiles) -> "Repository":
+        """Ask the hub. Raises one of refusals.EXPECTED."""
+        api = HfApi(library_name="imagegen", library_version=imagegen.__version__)
+        try:
+            info = api.model_info(wanted.repo, revision=wanted.revision, files_metadata=True, timeout=API_TIMEOUT_S)
+            files = {file.rfilename: _described(file) for file in info.siblings or ()}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError("no description of a repository") from error
+        if info.sha is None or not _SHA1.fullmatch(info.sha):
+            raise ValueError("no commit")
+        return cls(wanted.repo, info.sha, files)
+
+    def choose(self, wanted: HubFiles) -> list[RemoteFile]:
+        """The files that are wanted. Fetches model_index.json, which names them. Raises Refusal."""
+        paths = list(wanted.files) or self._pipeline(wanted)
+        for path in paths:
+            if path not in self.files:
+                raise refusal(FailureCode.HUB_NOT_FOUND, f"'{self.repo}' has no file '{path}' on the hub.")
+        return [self.files[path] for path in paths]
+
+    def _pipeline(self, wanted: HubFiles) -> list[str]:
+        if INDEX not in self.files:
+            message = f"'{self.repo}' is no diffusers pipeline: it has no {INDEX}."
+            raise refusal(FailureCode.WEIGHTS_REFUSED, message)
+        self.fetch(self.files[INDEX])
+        index = json.loads(self.cache.blob(self.files[INDEX].digest).read_bytes())
+        part = lacking(self.files, index, wanted.without)
+        if part is not None:
+            message = f"'{self.repo}' has no safetensors weights for its part '{part}'."
+            raise refusal(FailureCode.WEIGHTS_REFUSED, message)
+        return needed(self.files, index, wanted.without)
+
+    def on_disk(self, file: RemoteFile) -> int:
+        """Bytes of it that are there."""
+        sizes = (_size(place) for place in (self.cache.blob(file.digest), self.cache.part(file.digest)))
+        return min(file.size, max(0, *sizes))
+
+    def fetch(self, file: RemoteFile) -> None:
+        """Bring a file to disk, from where an earlier attempt stopped, and verify it. Raises one of EXPECTED."""
+        blob, part = self.cache.blob(file.digest), self.cache.part(file.digest)
+        if _size(blob) == file.size:
+            return
+        with _alone(part) as out:
+            if _size(blob) == file.size:
+                return  # another process was faster
+            self._receive(file, out)
+            self._verify(file, part, out)
+            part.replace(blob)
+
+    def _receive(self, file: RemoteFile, out: BinaryIO) -> None:
+        """Append what is missing. http_get itself goes on after a cut, as long as something arrives now and then."""
+        if out.seek(0, os.SEEK_END) > file.size:
+            out.truncate(0)
+        url = hf_hub_url(self.repo, file.path, revision=self.commit)
+        # Compressed answers know no ranges.
+        headers = build_hf_headers(library_name="imagegen", library_version=imagegen.__version__)
+        headers["Accept-Encoding"] = "identity"
+        failures = 0
+        while (had := out.seek(0, os.SEEK_END)) < file.size and failures < ATTEMPTS:
+            fault = _get(url, out, had, headers)
+            grown = out.seek(0, os.SEEK_END) > had
+            if fault is None and not grown:
+                return  # there is no more of it: `_verify` says so
+            failures = 0 if grown else failures + 1
+            if fault is not None and failures == ATTEMPTS:
+                raise fault
+
+    def _verify(self, file: RemoteFile, part: Path, out: BinaryIO) -> None:
+        """Remove what is not what the hub described, so that the next attempt begins anew."""
+        out.flush()
+        os.fsync(out.fileno())
+        if _digest_of(out, file) != file.digest:
+            part.unlink()
+            message = f"'{file.path}' of '{self.repo}' arrived damaged or cut off, and was removed; try again."
+            raise refusal(FailureCode.CHECKSUM_MISMATCH, message)
+
+    def publish(self, wanted: HubFiles, files: list[RemoteFile]) -> None:
+        """Let loaders find the files, all at once: the branch's name comes last, and model_index.json before it."""
+        revision = wanted.revision or "main"
+        known = {file.path: file for file in [*self._unchanged(revision), *files]}
+        for file in sorted(known.values(), key=lambda file: file.path == INDEX):
+            self.cache.link(self.commit, file.path, file.digest)
+        self.cache.set_ref(revision, self.commit)
+
+    def _unchanged(self, revision: str) -> list[RemoteFile]:
+        """What an earlier commit's snapshot holds and this commit still has: other models may use it."""
+        snapshot = self.cache.snapshot(revision)
+        paths = paths_in(snapshot) if snapshot else ()
+        files = [self.files[path] for path in paths if path in self.files]
+        return [file for file in files if _size(self.cache.blob(file.digest)) == file.size]
+
+
+def _described(file: Any) -> RemoteFile:
+    """Raises ValueError for what no repository can hold: paths that lead out of it, digests that are none."""
+    large = file.lfs is not None
+    digest, form = (file.lfs.sha256, _SHA256) if large else (file.blob_id, _SHA1)
+    size = file.lfs.size if large else file.size
+    path = str(file.rfilename)
+    if "\\" in path or any(step in ("", ".", "..") for step in path.split("/")):
+        raise ValueError("not a path")
+    if not isinstance(size, int) or not isinstance(digest, str) or not form.fullmatch(digest):
+        raise ValueError("not a description of a file")
+    return RemoteFile(path, size, digest)
+
+
+def _size(path: Path) -> int:
+    """Bytes; -1 of what is not there."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
+
+
+def _get(url: str, out: BinaryIO, had: int, headers: dict[str, str]) -> Exception | None:
+    """Append what follows the first `had` bytes. Returns what asking again may mend; raises the rest of EXPECTED."""
+    try:
+        http_get(url, out, resume_size=had, headers=headers)
+    except httpx2.TransportError as fault:
+        return fault
+    except HfHubHTTPError as error:
+        answered: Exception = error
+        if error.response.status_code >= 500:
+            return answered
+        if error.response.status_code != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            raise
+    except OSError as error:
+        if error.errno is not None:  # without one it is http_get that counts other bytes than it was promised
+            raise
+    return None
+
+
+def _digest_of(out: BinaryIO, file: RemoteFile) -> str:
+    size = out.seek(0, os.SEEK_END)
+    # git hashes a header along with the content.
+    digest = hashlib.sha256() if _SHA256.fullmatch(file.digest) else hashlib.sha1(b"blob %d\0" % size)
+    out.seek(0)
+    while chunk := out.read(_CHUNK):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+@contextmanager
+def _alone(part: Path) -> Iterator[BinaryIO]:
+    """Open a half file for this process alone: the service and `imagegen models pull` may want it at the same time."""
+    part.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with part.open("a+b") as out:
+            fcntl.flock(out, fcntl.LOCK_EX)
+            if not part.exists() or not os.path.samestat(os.fstat(out.fileno()), part.stat()):
+                continue  # whoever had it has finished it or thrown it away
+            yield out
+            return
