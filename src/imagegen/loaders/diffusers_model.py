@@ -321,8 +321,9 @@ class _BatchSteps:
 
     def on_step_end(self, pipeline: Any, step: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
         self._in_picture = step + 1
-        # `num_timesteps` is the real number: image-to-image runs int(steps * strength) of them.
-        self._on_step(self._done + self._in_picture, pipeline.num_timesteps * self._pictures)
+        # The real number: image-to-image runs int(steps * strength) of them. Ernie has no `num_timesteps`.
+        total = getattr(pipeline, "num_timesteps", None) or len(pipeline.scheduler.timesteps)
+        self._on_step(self._done + self._in_picture, total * self._pictures)
         return kwargs
 
     def picture_done(self) -> None:

@@ -51,11 +51,16 @@ def read_index(folder: Path, pipeline_class: str) -> dict[str, list[Any]]:
         raise WeightsRefused("The model's model_index.json is not JSON.") from None
     if not isinstance(index, dict) or index.get("_class_name") != pipeline_class:
         raise WeightsRefused(f"The model's model_index.json does not describe a {pipeline_class}.")
-    parts = {name: part for name, part in index.items() if not name.startswith("_") and isinstance(part, list)}
+    parts = {name: part for name, part in index.items() if not name.startswith("_") and _is_part(part)}
     for name, part in parts.items():
         if not _trusted(part):
             raise WeightsRefused(f"The model's model_index.json names code that is not allowed, for '{name}'.")
     return parts
+
+
+def _is_part(value: Any) -> bool:
+    """Not a setting of the pipeline, which may be a list of numbers, too."""
+    return isinstance(value, list) and not all(isinstance(item, int | float) for item in value)
 
 
 def _trusted(part: list[Any]) -> bool:

@@ -21,7 +21,6 @@ class OtherSpec(DiffusersSpec):
         "Krea2Pipeline",
         "Lumina2Pipeline",
         "OvisImagePipeline",
-        "PRXPipeline",
         "QwenImageEditPipeline",
         "QwenImageEditPlusPipeline",
         "QwenImagePipeline",

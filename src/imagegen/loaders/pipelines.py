@@ -66,7 +66,6 @@ OTHERS: Mapping[str, PipelineKind] = MappingProxyType(
         "Krea2Pipeline": PipelineKind("Krea2Pipeline"),
         "Lumina2Pipeline": PipelineKind("Lumina2Pipeline"),
         "OvisImagePipeline": PipelineKind("OvisImagePipeline", lora=False),
-        "PRXPipeline": PipelineKind("PRXPipeline"),
         "QwenImagePipeline": PipelineKind(
             "QwenImagePipeline", "QwenImageImg2ImgPipeline", "QwenImageInpaintPipeline", guidance="true_cfg_scale"
         ),
