@@ -3,6 +3,7 @@
 import gc
 import inspect
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from imagegen.loaders.base import Inputs, LoadedModel, OnStep, Placement
 from imagegen.loaders.folder import check_folder
 from imagegen.loaders.pictures import crop, fit_image, fit_mask, paste
 from imagegen.loaders.pipelines import PIPELINES, PipelineKind
+from imagegen.loaders.prompts import PromptCache
 
 #: Tokenizers and the encoders that read their numbers.
 _TOKENIZERS = (
@@ -228,6 +230,9 @@ class DiffusersModel(LoadedModel):
         self._pipeline = pipeline
         self._siblings = _Siblings.on(pipeline, spec.kind)
         self._adapters = adapters
+        self._prompts = PromptCache()
+        for member in {id(sibling): sibling for sibling in self._siblings if sibling is not None}.values():
+            self._prompts.attach(member)
 
     @property
     def weight_bytes(self) -> int:
@@ -244,8 +249,11 @@ class DiffusersModel(LoadedModel):
         pipeline, pictures = self._choose(inputs, size)
         steps = _BatchSteps(request.batch_size, on_step)
         call = self._call(request, size, steps) | pictures
-        with self._adapters.added(request.loras, inputs.lora_files):
+        with self._adapters.added(request.loras, inputs.lora_files), self._remembering(request):
             return [self._picture(pipeline, call, request.size, seed, steps) for seed in request.seeds]
+
+    def _remembering(self, request: GenerationRequest) -> AbstractContextManager[None]:
+        return self._prompts.paused() if request.loras else nullcontext()
 
     def _choose(self, inputs: Inputs, size: Size) -> tuple[Any, dict[str, Any]]:
         """The pipeline for these inputs, and what they are to it."""
@@ -287,6 +295,8 @@ class DiffusersModel(LoadedModel):
         arguments = {name: value for name, value in call.items() if name in takes}
         if "strength" in arguments:
             arguments["num_inference_steps"] = _enough_steps(call["num_inference_steps"], call["strength"])
+        if "intermediate_timesteps" in takes and arguments["num_inference_steps"] != 2:
+            arguments["intermediate_timesteps"] = None  # Sana Sprint's own is for two steps
         # A CPU generator: the same noise on every device.
         arguments["generator"] = torch.Generator("cpu").manual_seed(seed)
         try:
@@ -301,7 +311,7 @@ class DiffusersModel(LoadedModel):
 
     def close(self) -> None:
         self._pipeline.remove_all_hooks()
-        del self._pipeline, self._siblings, self._adapters
+        del self._pipeline, self._siblings, self._adapters, self._prompts
         gc.collect()
 
 

@@ -60,7 +60,7 @@ def read_index(folder: Path, pipeline_class: str) -> dict[str, list[Any]]:
 
 def _is_part(value: Any) -> bool:
     """Not a setting of the pipeline, which may be a list of numbers, too."""
-    return isinstance(value, list) and not all(isinstance(item, int | float) for item in value)
+    return isinstance(value, list) and not (value and all(isinstance(item, int | float) for item in value))
 
 
 def _trusted(part: list[Any]) -> bool:

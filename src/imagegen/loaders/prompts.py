@@ -1,0 +1,90 @@
+"""PromptCache: what the text encoders made of the latest prompts, so that a repeat does not run them."""
+
+from collections import OrderedDict
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+#: Of all embeddings that one model remembers, on its device: 16 prompts of FLUX.1 in bfloat16.
+MAX_BYTES = 64 * 1024**2
+
+
+class PromptCache:
+    """Stands between the pipelines of one model and their `encode_prompt`. The embeddings are the very same tensors."""
+
+    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._answers: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
+        self._paused = False
+
+    def attach(self, pipeline: Any) -> None:
+        """Answer for `pipeline` from now on; one without `encode_prompt` is left alone."""
+        encode = getattr(pipeline, "encode_prompt", None)
+        if encode is None:
+            return
+        name = type(pipeline).__name__
+
+        def encode_prompt(*args: Any, **kwargs: Any) -> Any:
+            key = None if self._paused else _key(name, args, kwargs)
+            return encode(*args, **kwargs) if key is None else self._answer(key, lambda: encode(*args, **kwargs))
+
+        pipeline.encode_prompt = encode_prompt
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """While a request's LoRA may change the encoders, nothing is remembered and nothing recalled."""
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
+
+    def _answer(self, key: Hashable, encode: Any) -> Any:
+        if key in self._answers:
+            self._answers.move_to_end(key)
+            return _fresh(self._answers[key][0])
+        answer = encode()
+        self._remember(key, answer, sum(tensor.numel() * tensor.element_size() for tensor in _tensors(answer)))
+        return _fresh(answer)
+
+    def _remember(self, key: Hashable, answer: Any, size: int) -> None:
+        if size > self._max_bytes:
+            return
+        self._answers[key] = (answer, size)
+        self._bytes += size
+        while self._bytes > self._max_bytes:
+            _, (_, freed) = self._answers.popitem(last=False)
+            self._bytes -= freed
+
+
+def _key(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable | None:
+    """None where something else than words and settings decides: a picture, given embeddings."""
+    parts = [_part(value) for value in (*args, *kwargs.values())]
+    return None if None in parts else (name, tuple(parts), len(args), tuple(kwargs))
+
+
+def _part(value: Any) -> str | None:
+    import torch
+
+    if value is None or isinstance(value, str | int | float | torch.device | torch.dtype):
+        return f"{type(value).__name__} {value!r}"
+    if isinstance(value, list | tuple):
+        parts = [_part(item) for item in value]
+        return None if None in parts else repr(parts)
+    return None
+
+
+def _tensors(answer: Any) -> Iterator[Any]:
+    if isinstance(answer, list | tuple):
+        for item in answer:
+            yield from _tensors(item)
+    elif hasattr(answer, "element_size"):
+        yield answer
+
+
+def _fresh(answer: Any) -> Any:
+    """New containers around the same tensors: a pipeline may add to a list that it gets."""
+    if isinstance(answer, list | tuple):
+        return type(answer)(_fresh(item) for item in answer)
+    return answer
