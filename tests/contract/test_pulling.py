@@ -1,0 +1,389 @@
+"""The process that downloads, against a local stand-in for the hub that fails in all the ways the real one does."""
+
+import asyncio
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from imagegen.catalog.catalog import HubFiles
+from imagegen.catalog.hub_cache import HubCache, is_here
+from imagegen.core.errors import FailureCode
+from imagegen.hub.messages import Fetch, Fetched, Progress, Refused
+from imagegen.hub.process import fetch_in_process
+from tests.hub import Hub, Repo
+
+#: Large enough to be cut in the middle.
+WEIGHTS = os.urandom(3_000_000)
+BIG = "vae/diffusion_pytorch_model.safetensors"
+FILES = {
+    "README.md": b"# A model",
+    "everything.safetensors": b"all in one",
+    "model_index.json": b'{"vae": ["diffusers", "AutoencoderKL"]}',
+    "vae/config.json": b"{}",
+    BIG: WEIGHTS,
+    "vae/diffusion_pytorch_model.fp16.safetensors": WEIGHTS[:100],
+}
+NEEDED = ["model_index.json", "vae/config.json", BIG]
+NAME = "org/name"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    with Hub() as hub:
+        hub.add(NAME, FILES)
+        set_home(monkeypatch, hub, tmp_path)
+        yield hub
+
+
+def set_home(monkeypatch: pytest.MonkeyPatch, hub: Hub, home: Path, token: str | None = None) -> None:
+    for name, value in hub.environment(home, token).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+
+
+def wish(source: str = NAME, files: tuple[str, ...] = ()) -> HubFiles:
+    return HubFiles.of(source, files=files)
+
+
+def pull(*wishes: HubFiles, reserve_bytes: int = 0) -> Fetched | Refused:
+    command = Fetch(files=wishes or (wish(),), reserve_bytes=reserve_bytes)
+    return asyncio.run(fetch_in_process(command, lambda progress: None))
+
+
+def refused(*wishes: HubFiles, reserve_bytes: int = 0) -> Refused:
+    outcome = pull(*wishes, reserve_bytes=reserve_bytes)
+    assert isinstance(outcome, Refused)
+    return outcome
+
+
+async def cut_short(hub: Hub, wish: HubFiles) -> None:
+    """Pull until half of the large file has come, then cancel."""
+    hub.flowing.clear()
+    half = asyncio.Event()
+
+    def on_progress(progress: Progress) -> None:
+        if progress.bytes_done >= len(WEIGHTS) // 3:
+            half.set()
+
+    pulling = asyncio.create_task(fetch_in_process(Fetch(files=(wish,), reserve_bytes=0), on_progress))
+    await half.wait()
+    pulling.cancel()
+    with suppress(asyncio.CancelledError):
+        await pulling
+    hub.flowing.set()
+
+
+def snapshot(repo: Repo) -> Path:
+    return HubCache(NAME).folder / "snapshots" / repo.commit
+
+
+# -- what comes ----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_needed_comes_and_nothing_else(hub: Hub) -> None:
+    assert pull() == Fetched()
+    folder = snapshot(hub.repos[NAME])
+    assert sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.*")) == sorted(NEEDED)
+    assert all((folder / path).read_bytes() == FILES[path] for path in NEEDED)
+    assert is_here(wish())
+    assert (HubCache(NAME).folder / "refs" / "main").read_text() == hub.repos[NAME].commit
+
+
+def test_progress_is_told_in_bytes_up_to_the_whole(hub: Hub) -> None:
+    told: list[Progress] = []
+    asyncio.run(fetch_in_process(Fetch(files=(wish(),), reserve_bytes=0), told.append))
+    total = sum(len(FILES[path]) for path in NEEDED)
+    assert {progress.bytes_total for progress in told} == {total}
+    assert told[-1].bytes_done == total
+    assert [p.bytes_done for p in told] == sorted(p.bytes_done for p in told)
+
+
+def test_what_is_there_is_not_fetched_again(hub: Hub) -> None:
+    pull()
+    hub.asked.clear()
+    assert pull() == Fetched()
+    assert [asked.path for asked in hub.asked] == [f"/api/models/{NAME}"]
+
+
+def test_one_file_of_a_repository_and_of_several(hub: Hub) -> None:
+    hub.add("org/gguf", {"a.gguf": b"GGUF" + WEIGHTS[:1000], "b.gguf": b"GGUF"})
+    assert pull(wish("org/gguf", ("a.gguf",)), wish()) == Fetched()
+    assert is_here(wish("org/gguf", ("a.gguf",)))
+    assert not is_here(wish("org/gguf", ("b.gguf",)))
+    assert is_here(wish())
+
+
+def test_a_revision_is_found_under_its_own_name(hub: Hub) -> None:
+    assert pull(wish(f"{NAME}@v1")) == Fetched()
+    assert is_here(wish(f"{NAME}@v1"))
+    assert is_here(wish(f"{NAME}@{hub.repos[NAME].commit}"))
+    assert not is_here(wish())
+
+
+def test_another_models_file_in_the_same_repository_stays_when_the_branch_moves_on(hub: Hub) -> None:
+    hub.add("org/gguf", {"a.gguf": b"GGUF a"})
+    pull(wish("org/gguf", ("a.gguf",)))
+    hub.add("org/gguf", {"a.gguf": b"GGUF a", "b.gguf": b"GGUF b"})
+    assert pull(wish("org/gguf", ("b.gguf",))) == Fetched()
+    assert is_here(wish("org/gguf", ("a.gguf", "b.gguf")))
+    assert len(hub.downloads("a.gguf")) == 1
+
+
+# -- what is cut off -----------------------------------------------------------------------------------------------
+
+
+def test_a_cut_connection_is_taken_up_where_it_broke(hub: Hub) -> None:
+    hub.cuts, hub.cut_after = 2, 1_000_000
+    assert pull() == Fetched()
+    begins = [asked.first_byte for asked in hub.downloads(BIG)]
+    assert len(begins) == 3
+    assert 0 == begins[0] < 700_000 < begins[1] < begins[2]
+    assert hub.sent < len(WEIGHTS) * 1.5
+    assert snapshot(hub.repos[NAME]).joinpath(BIG).read_bytes() == WEIGHTS
+
+
+def test_a_cancelled_download_goes_on_in_another_process(hub: Hub) -> None:
+    asyncio.run(cut_short(hub, wish()))
+    assert not is_here(wish())
+    assert HubCache(NAME).snapshot(None) is None  # half a model is no model
+    hub.asked.clear()
+    assert pull() == Fetched()
+    assert [asked.first_byte > 700_000 for asked in hub.downloads(BIG)] == [True]
+    assert snapshot(hub.repos[NAME]).joinpath(BIG).read_bytes() == WEIGHTS
+
+
+def test_an_older_snapshot_is_used_until_the_new_one_is_whole(hub: Hub) -> None:
+    pull()
+    older = snapshot(hub.repos[NAME])
+    hub.add(NAME, FILES | {BIG: WEIGHTS[::-1]})
+    asyncio.run(cut_short(hub, wish()))
+    assert HubCache(NAME).snapshot(None) == older
+    assert is_here(wish())
+
+
+def test_two_processes_that_want_the_same_share_it(hub: Hub) -> None:
+    async def both() -> list[Fetched | Refused]:
+        command = Fetch(files=(wish(),), reserve_bytes=0)
+        return await asyncio.gather(*(fetch_in_process(command, lambda progress: None) for _ in range(2)))
+
+    assert asyncio.run(both()) == [Fetched(), Fetched()]
+    assert hub.sent == len(WEIGHTS)
+
+
+def test_a_hub_that_is_cut_off_for_good_is_told(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+    answer = refused()
+    assert answer.code is FailureCode.HUB_UNREACHABLE
+    assert "cannot be reached" in answer.message
+
+
+def test_offline_is_offline(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert "HF_HUB_OFFLINE" in refused().message
+    assert hub.asked == []
+
+
+# -- what is damaged -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", ["damaged", "truncated"])
+@pytest.mark.parametrize("path", [BIG, "vae/config.json"])
+def test_a_file_that_differs_from_its_description_is_removed(hub: Hub, fault: str, path: str) -> None:
+    hub.add(NAME, FILES | {"vae/config.json": b"{}" * 100}, **{fault: {path}})
+    answer = refused()
+    assert answer.code is FailureCode.CHECKSUM_MISMATCH
+    assert path in answer.message
+    assert not is_here(wish())
+    hub.add(NAME, FILES)
+    assert pull() == Fetched()
+
+
+def test_bytes_of_another_file_in_the_cache_do_not_survive(hub: Hub) -> None:
+    """As after a power cut: a part whose tail is not what was written."""
+    asyncio.run(cut_short(hub, wish()))
+    (part,) = HubCache(NAME).folder.glob("blobs/*.incomplete")
+    part.write_bytes(bytes(part.stat().st_size))
+    assert refused().code is FailureCode.CHECKSUM_MISMATCH
+    assert pull() == Fetched()
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"model_index.json": b"not JSON"},
+        {"../outside.json": b"{}"},
+        {"vae//config.json": b"{}"},
+    ],
+)
+def test_nonsense_in_a_repository_is_refused(hub: Hub, files: dict[str, bytes]) -> None:
+    hub.add(NAME, FILES | files)
+    assert refused().code is FailureCode.HUB_UNREACHABLE
+
+
+@pytest.mark.parametrize(
+    ("gone", "words"),
+    [(BIG, "no safetensors weights for its part 'vae'"), ("model_index.json", "no diffusers pipeline")],
+)
+def test_a_repository_that_cannot_be_loaded_is_not_fetched(hub: Hub, gone: str, words: str) -> None:
+    left = {path: content for path, content in FILES.items() if path != gone and "fp16" not in path}
+    hub.add(NAME, left | {"vae/weights.bin": WEIGHTS})
+    answer = refused()
+    assert answer.code is FailureCode.WEIGHTS_REFUSED
+    assert words in answer.message
+    assert hub.sent == 0
+
+
+# -- what is refused -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("token", [None, "hf_stand_in_token"])
+def test_a_gated_repository_says_what_to_do(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, token: str | None
+) -> None:
+    set_home(monkeypatch, hub, tmp_path, token)
+    hub.add(NAME, FILES, gated=True)
+    answer = refused()
+    assert answer.code is FailureCode.HUB_GATED
+    assert "accept its licence" in answer.message
+    assert "HF_TOKEN" in answer.message
+
+
+def test_a_token_that_is_not_valid(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    set_home(monkeypatch, hub, tmp_path, "hf_of_yesterday")
+    answer = refused()
+    assert answer.code is FailureCode.HUB_UNAUTHORIZED
+    assert "does not accept the token" in answer.message
+    assert "hf_of_yesterday" not in answer.model_dump_json()
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("org/nothing", "no repository 'org/nothing'"),
+        ("org/private", "it is private and HF_TOKEN is not set"),
+        (f"{NAME}@v9", "no such revision"),
+    ],
+)
+def test_what_does_not_exist(hub: Hub, source: str, words: str) -> None:
+    hub.add("org/private", FILES, private=True)
+    answer = refused(wish(source))
+    assert answer.code is FailureCode.HUB_NOT_FOUND
+    assert words in answer.message
+
+
+def test_a_file_that_does_not_exist(hub: Hub) -> None:
+    answer = refused(wish(files=("a.gguf",)))
+    assert answer.code is FailureCode.HUB_NOT_FOUND
+    assert "'a.gguf'" in answer.message
+
+
+def test_a_private_repository_comes_with_the_token_which_no_other_host_gets(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    set_home(monkeypatch, hub, tmp_path, hub.token)
+    hub.add(NAME, FILES, private=True)
+    assert pull() == Fetched()
+    assert {asked.token for asked in hub.asked if not asked.path.startswith("/cdn/")} == {hub.token}
+    assert [asked.token for asked in hub.downloads(BIG)] == [None]
+
+
+def test_a_rate_limit_says_when_to_come_back(hub: Hub) -> None:
+    hub.rate_limit = 300
+    answer = refused()
+    assert (answer.code, answer.retry_after) == (FailureCode.HUB_RATE_LIMITED, 300)
+    assert "in 300 seconds" in answer.message
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(403, "hub_unauthorized"), (404, "hub_not_found"), (503, "hub_unreachable")]
+)
+def test_other_refusals(hub: Hub, status: int, code: str) -> None:
+    hub.status = status
+    assert refused().code == code
+
+
+# -- the disk ------------------------------------------------------------------------------------------------------
+
+
+def test_room_is_looked_for_before_anything_is_fetched(hub: Hub) -> None:
+    answer = refused(reserve_bytes=2**60)
+    assert answer.code is FailureCode.STORAGE_FULL
+    assert "GB" in answer.message
+    assert hub.sent == 0
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    mounted: list[Path] = []
+
+    def mount(size: int) -> Path:
+        folder = tmp_path / "disk"
+        folder.mkdir()
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", folder], check=False, capture_output=True
+        )
+        if done.returncode != 0:
+            pytest.skip("needs the right to mount a small disk")
+        mounted.append(folder)
+        return folder
+
+    if shutil.which("mount") is None:
+        pytest.skip("needs mount")
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_a_disk_that_is_too_small_is_told_before(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, small_disk: Callable[[int], Path]
+) -> None:
+    set_home(monkeypatch, hub, small_disk(2_000_000))
+    assert refused().code is FailureCode.STORAGE_FULL
+    assert hub.sent == 0
+
+
+def test_a_disk_that_fills_up_meanwhile_keeps_what_arrived(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, small_disk: Callable[[int], Path]
+) -> None:
+    home = small_disk(4_000_000)
+    set_home(monkeypatch, hub, home)
+    hub.flowing.clear()
+
+    async def fill_the_disk() -> Fetched | Refused:
+        half = asyncio.Event()
+
+        def on_progress(progress: Progress) -> None:
+            if progress.bytes_done >= len(WEIGHTS) // 3:
+                half.set()
+
+        pulling = asyncio.create_task(fetch_in_process(Fetch(files=(wish(),), reserve_bytes=0), on_progress))
+        await half.wait()
+        with suppress(OSError), (home / "other").open("wb") as other:
+            while True:
+                other.write(bytes(4096))
+                other.flush()
+        hub.flowing.set()
+        return await pulling
+
+    outcome = asyncio.run(fill_the_disk())
+    assert isinstance(outcome, Refused)
+    assert outcome.code is FailureCode.STORAGE_FULL
+    assert str(home) not in outcome.message
+    (home / "other").unlink()
+    hub.asked.clear()
+    assert pull() == Fetched()
+    assert [asked.first_byte > 700_000 for asked in hub.downloads(BIG)] == [True]
+
+
+def test_a_cache_that_cannot_be_written_to(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    set_home(monkeypatch, hub, tmp_path / "file")
+    answer = refused()
+    assert answer.code is FailureCode.STORAGE_FAILED
+    assert str(tmp_path) not in answer.message
