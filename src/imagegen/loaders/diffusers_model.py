@@ -143,7 +143,7 @@ def open_pipeline(spec: DiffusersSpec, folder: Path, dtype: Any, parts: Mapping[
         )
     except ImportError as error:
         raise EngineMissing(f"A library that {spec.pipeline_class} needs is missing; the log says which.") from error
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise WeightsCorrupt("The model's files do not fit together; the log says which.") from error
     except RuntimeError as error:
         if "size mismatch" not in str(error) and "mismatched" not in str(error):
