@@ -1,0 +1,111 @@
+"""What the tests of the families share: models of each kind on disk, an entry for each, and how to draw."""
+
+import io
+import json
+import threading
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from imagegen.catalog.catalog import Catalog
+from imagegen.catalog.loading import parse_catalog
+from imagegen.gpu.engine import Engine
+from imagegen.gpu.protocol import Failed, Generate, Generated, Stopped
+from imagegen.loaders import SPECS
+from imagegen.loaders.pipelines import FLUX, STABLE_DIFFUSION
+from tests.conftest import request_for
+from tests.pipelines import build
+
+#: What the libraries' own code warns of, in the versions that constraints.txt names.
+LIBRARY_WARNINGS = (
+    "ignore:__array__ implementation:DeprecationWarning",
+    "ignore:`FluxPosEmbed` is deprecated:FutureWarning",
+    "ignore:`upcast_vae` is deprecated:FutureWarning",
+    "ignore:`LoraLoaderMixin` is deprecated:FutureWarning",
+)
+
+#: The kind of a pipeline, by the fields of its entry.
+Entry = Mapping[str, Any]
+
+
+class Shelf:
+    """A models directory that is filled on demand."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._built: set[str] = set()
+
+    def model(self, kind: str) -> Path:
+        """The folder of this kind's pipeline."""
+        if kind not in self._built:
+            build(kind, self.folder / kind)
+            self._built.add(kind)
+        return self.folder / kind
+
+    def entry(self, kind: str) -> dict[str, Any]:
+        """An entry of models.yaml for it."""
+        index = json.loads((self.model(kind) / "model_index.json").read_bytes())
+        name = index["_class_name"]
+        word = "flux" if name in FLUX else "stable_diffusion" if name in STABLE_DIFFUSION else "diffusers"
+        return small(type=word, pipeline_class=name, local_path=kind)
+
+
+def small(**fields: Any) -> dict[str, Any]:
+    """An entry with the numbers that tiny models want."""
+    return {"name": "tiny", "base_size": 64, "steps": 2, "guidance_scale": 3.0, **fields}
+
+
+def catalog_of(**models: Mapping[str, Any]) -> Catalog:
+    """A catalog of these entries, as models.yaml would be read."""
+    return parse_catalog(json.dumps({"models": models}), SPECS)
+
+
+@cache
+def picture(width: int = 96, height: int = 64) -> bytes:
+    """Noise, as PNG."""
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return _png(Image.fromarray(noise))
+
+
+@cache
+def left_half(width: int = 96, height: int = 64) -> bytes:
+    """A mask whose left half is white."""
+    mask = np.zeros((height, width), dtype=np.uint8)
+    mask[:, : width // 2] = 255
+    return _png(Image.fromarray(mask))
+
+
+def _png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+#: Task -> what a request brings along and says for it.
+TASKS: Mapping[str, tuple[Mapping[str, bytes], Mapping[str, Any]]] = MappingProxyType(
+    {
+        "text2image": ({}, {}),
+        "image2image": ({"init_image": picture()}, {"strength": 0.6}),
+        "inpaint": ({"init_image": picture(), "mask_image": left_half()}, {"strength": 0.6}),
+    }
+)
+
+
+def run(engine: Engine, model: str, task: str = "text2image", **changes: Any) -> Generated | Stopped | Failed:
+    """One small picture of 2 steps."""
+    pictures, fields = TASKS[task]
+    request = request_for(**({"steps": 2, "guidance_scale": 3.0} | dict(fields) | changes))
+    return engine.generate(Generate(model=model, request=request, **pictures), threading.Event(), lambda *_: None)
+
+
+def draw(engine: Engine, model: str, task: str = "text2image", **changes: Any) -> Any:
+    """The pixels of the first picture: height x width x 3, 8 bits."""
+    outcome = run(engine, model, task, **changes)
+    assert isinstance(outcome, Generated), outcome
+    first = outcome.images[0]
+    return np.frombuffer(first.rgb, dtype=np.uint8).reshape(first.height, first.width, 3)

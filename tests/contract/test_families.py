@@ -1,0 +1,271 @@
+"""Every line of the table of pipelines: a tiny model of its class loads, draws and leaves through the real engine."""
+
+import gc
+import io
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from imagegen.core.errors import FailureCode
+from imagegen.core.sizes import SIZES, size_of
+from imagegen.gpu.child import ChildEngine
+from imagegen.gpu.engine import LocalEngine
+from imagegen.gpu.protocol import EngineOptions, Failed, Generated, Loaded, Unload, Unloaded
+from imagegen.loaders.pipelines import PIPELINES
+from tests.conftest import load_command
+from tests.contract.families import LIBRARY_WARNINGS, Shelf, catalog_of, draw, picture, run
+from tests.pipelines import KINDS
+
+pytestmark = [pytest.mark.filterwarnings(warning) for warning in LIBRARY_WARNINGS]
+
+CPU = EngineOptions(device="cpu")
+
+#: Their processors of pictures take torchvision, which is no dependency.
+UNTRIED = {"QwenImageEditPipeline", "QwenImageEditPlusPipeline"}
+
+#: Another is only wider, for tests of quantisation.
+DRAWN = tuple(kind for kind in KINDS if kind != "flux-wide")
+
+#: One kind of each family, and those with something of their own.
+SOME = ("flux-dev", "flux-kontext", "flux2-klein", "sd3.5", "sdxl", "sd15", "qwen-image", "sana", "kolors")
+
+#: Distilled models, and pipelines without an argument for it.
+WITHOUT_NEGATIVE_PROMPT = {"flux-fill", "flux2", "flux2-klein", "flux2-klein-base", "sana-sprint"}
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shelf]:
+    shelf = Shelf(tmp_path_factory.mktemp("models"))
+    for kind in DRAWN:
+        shelf.model(kind)
+    # Every unload collects garbage; half a million objects of imported modules need not be looked at each time.
+    gc.collect()
+    gc.freeze()
+    yield shelf
+    gc.unfreeze()
+
+
+@pytest.fixture
+def engine() -> Iterator[LocalEngine]:
+    made = LocalEngine(CPU)
+    yield made
+    made.close()
+
+
+def load(engine: Any, shelf: Shelf, kind: str, **changes: Any) -> Loaded | Failed:
+    catalog = catalog_of(**{kind: shelf.entry(kind) | changes})
+    return engine.load(load_command(catalog, kind, shelf.folder))  # type: ignore[no-any-return]
+
+
+def tasks_of(shelf: Shelf, kind: str) -> list[str]:
+    able = PIPELINES[shelf.entry(kind)["pipeline_class"]]
+    return [task for task in ("text2image", "image2image", "inpaint") if getattr(able, task)]
+
+
+def test_there_is_a_kind_for_every_line_of_the_table(shelf: Shelf) -> None:
+    assert {shelf.entry(kind)["pipeline_class"] for kind in DRAWN} == set(PIPELINES) - UNTRIED
+
+
+@pytest.mark.parametrize("kind", DRAWN)
+def test_each_kind_does_what_its_line_says_in_exactly_the_asked_size(
+    engine: LocalEngine, shelf: Shelf, kind: str
+) -> None:
+    assert isinstance(load(engine, shelf, kind), Loaded)
+    for task in tasks_of(shelf, kind):
+        for ratio in SIZES:
+            size = size_of(ratio, 64)
+            pixels = draw(engine, kind, task, width=size.width, height=size.height, steps=1)
+            assert pixels.shape == (size.height, size.width, 3), (task, ratio)
+            assert pixels.std() > 5, (task, ratio)
+        pixels = draw(engine, kind, task)
+        assert np.array_equal(draw(engine, kind, task), pixels), task
+        assert not np.array_equal(draw(engine, kind, task, seed=8), pixels), task
+    assert isinstance(engine.unload(Unload(model=kind)), Unloaded)
+    gone = run(engine, kind)
+    assert isinstance(gone, Failed)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in DRAWN if kind not in WITHOUT_NEGATIVE_PROMPT])
+def test_a_negative_prompt_counts_where_the_entry_says_so(engine: LocalEngine, shelf: Shelf, kind: str) -> None:
+    by_true_cfg = {"true_cfg_scale": 3.0} if kind.startswith("flux") else {}
+    catalog = catalog_of(**{kind: shelf.entry(kind) | by_true_cfg})
+    assert catalog.models[kind].supports_negative_prompt
+    assert isinstance(engine.load(load_command(catalog, kind, shelf.folder)), Loaded)
+    task = tasks_of(shelf, kind)[0]
+    plain = draw(engine, kind, task)
+    other = draw(engine, kind, task, negative_prompt="a zebra, ugly, blurred")
+    assert not np.array_equal(plain, other)
+
+
+@pytest.mark.parametrize("kind", sorted(WITHOUT_NEGATIVE_PROMPT))
+def test_and_is_said_not_to_where_it_would_not(shelf: Shelf, kind: str) -> None:
+    spec = catalog_of(**{kind: shelf.entry(kind)}).models[kind]
+    assert not spec.supports_negative_prompt
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["flux-dev", "flux-kontext", "flux-fill", "flux2-klein", "sd3", "sdxl", "sd15-inpaint", "qwen-image", "z-image"],
+)
+def test_inpainting_leaves_the_black_part_alone(engine: LocalEngine, shelf: Shelf, kind: str) -> None:
+    assert isinstance(load(engine, shelf, kind), Loaded)
+    drawn = draw(engine, kind, "inpaint", width=96, height=64)
+    original = np.asarray(Image.open(io.BytesIO(picture())))
+    assert np.array_equal(drawn[:, 48:], original[:, 48:])
+    assert not np.array_equal(drawn[:, :48], original[:, :48])
+
+
+def test_the_same_seed_gives_the_same_pixels_whatever_came_in_between(engine: LocalEngine, shelf: Shelf) -> None:
+    before = {}
+    for kind in SOME:
+        assert isinstance(load(engine, shelf, kind), Loaded)
+        before[kind] = {task: draw(engine, kind, task) for task in tasks_of(shelf, kind)}
+    # Now all of them are loaded, and each has drawn.
+    for kind in reversed(SOME):
+        for task, pixels in before[kind].items():
+            assert np.array_equal(draw(engine, kind, task), pixels), (kind, task)
+    for kind in SOME:
+        engine.unload(Unload(model=kind))
+    for kind in SOME:
+        assert isinstance(load(engine, shelf, kind), Loaded)
+        for task, pixels in before[kind].items():
+            assert np.array_equal(draw(engine, kind, task), pixels), (kind, task)
+
+
+@pytest.mark.parametrize("kind", ["sd3", "sdxl", "qwen-image", "sana"])
+def test_a_picture_of_a_batch_is_that_of_its_seed(engine: LocalEngine, shelf: Shelf, kind: str) -> None:
+    assert isinstance(load(engine, shelf, kind), Loaded)
+    batch = run(engine, kind, seed=7, batch_size=3)
+    assert isinstance(batch, Generated)
+    assert batch.images[2].rgb == draw(engine, kind, seed=9).tobytes()
+
+
+@pytest.mark.parametrize("kind", ["sd15", "sdxl", "kolors", "flux-dev"])
+def test_the_smallest_strength_still_takes_a_step(engine: LocalEngine, shelf: Shelf, kind: str) -> None:
+    assert isinstance(load(engine, shelf, kind), Loaded)
+    for strength in (0.01, 0.07, 0.3, 1.0):
+        draw(engine, kind, "image2image", strength=strength, steps=1)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("kind", ["flux-dev", "sd3.5", "sdxl", "sana"])
+def test_half_the_bytes_draw_nearly_the_same(engine: LocalEngine, shelf: Shelf, kind: str, dtype: str) -> None:
+    assert isinstance(full := load(engine, shelf, kind), Loaded)
+    reference = draw(engine, kind).astype(float)
+    assert isinstance(half := load(engine, shelf, kind, torch_dtype=dtype), Loaded)
+    assert half.weight_bytes < 0.6 * full.weight_bytes
+    assert np.abs(draw(engine, kind).astype(float) - reference).mean() < 12
+
+
+def test_the_checker_of_1_5_is_left_out(engine: LocalEngine, shelf: Shelf) -> None:
+    """The one of this kind objects to every picture."""
+    assert isinstance(load(engine, shelf, "sd15-checked"), Loaded)
+    assert draw(engine, "sd15-checked").std() > 5
+
+
+# -- damaged models ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def damaged(shelf: Shelf, tmp_path: Path) -> Shelf:
+    """Copies of two models, to be broken; a third stays whole."""
+    for kind in ("flux-dev", "sdxl", "sd15"):
+        shutil.copytree(shelf.model(kind), tmp_path / kind)
+    copies = Shelf(tmp_path)
+    copies._built.update({"flux-dev", "sdxl", "sd15"})
+    return copies
+
+
+def refused(engine: LocalEngine, damaged: Shelf, kind: str) -> Failed:
+    """What the load of a broken model answers; the others go on before and after."""
+    assert isinstance(load(engine, damaged, "sd15"), Loaded)
+    before = draw(engine, "sd15")
+    failed = load(engine, damaged, kind)
+    assert isinstance(failed, Failed), failed
+    assert str(damaged.folder) not in failed.message
+    assert np.array_equal(draw(engine, "sd15"), before)
+    return failed
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "transformer/diffusion_pytorch_model.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+        "text_encoder/model.safetensors",
+        "text_encoder_2/model.safetensors",
+    ],
+)
+def test_a_file_that_was_cut_off_is_named(engine: LocalEngine, damaged: Shelf, file: str) -> None:
+    path = damaged.folder / "flux-dev" / file
+    whole = path.read_bytes()
+    for length in (0, 5, 300, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        failed = load(engine, damaged, "flux-dev")
+        assert isinstance(failed, Failed)
+        assert failed.code is FailureCode.WEIGHTS_CORRUPT
+        assert file in failed.message
+    refused(engine, damaged, "flux-dev")
+
+
+def test_weights_of_another_shape_are_refused(engine: LocalEngine, damaged: Shelf) -> None:
+    config = damaged.folder / "sdxl" / "vae" / "config.json"
+    settings = json.loads(config.read_text())
+    config.write_text(json.dumps(settings | {"block_out_channels": [16, 16, 16, 16]}))
+    assert refused(engine, damaged, "sdxl").code is FailureCode.WEIGHTS_CORRUPT
+
+
+def test_a_tokenizer_of_another_model_is_refused(engine: LocalEngine, damaged: Shelf, shelf: Shelf) -> None:
+    home = damaged.folder / "flux-dev"
+    shutil.rmtree(home / "tokenizer_2")
+    shutil.copytree(shelf.model("krea2") / "tokenizer", home / "tokenizer_2")
+    assert refused(engine, damaged, "flux-dev").code is FailureCode.WEIGHTS_CORRUPT
+
+
+def test_so_is_one_without_its_words(engine: LocalEngine, damaged: Shelf) -> None:
+    """The library would make up a vocabulary of three words, and the pictures would mean nothing."""
+    (damaged.folder / "flux-dev" / "tokenizer" / "tokenizer.json").unlink()
+    failed = refused(engine, damaged, "flux-dev")
+    assert failed.code is FailureCode.WEIGHTS_CORRUPT
+    assert "tokenizer" in failed.message
+
+
+def test_weights_that_execute_code_are_not_looked_at(engine: LocalEngine, damaged: Shelf) -> None:
+    vae = damaged.folder / "sdxl" / "vae"
+    (vae / "diffusion_pytorch_model.safetensors").rename(vae / "diffusion_pytorch_model.bin")
+    failed = refused(engine, damaged, "sdxl")
+    assert failed.code is FailureCode.WEIGHTS_MISSING
+    assert "safetensors" in failed.message
+    assert "vae" in failed.message
+
+
+def test_a_class_that_is_not_the_entrys_is_refused(engine: LocalEngine, damaged: Shelf) -> None:
+    index = damaged.folder / "sdxl" / "model_index.json"
+    index.write_text(index.read_text().replace("StableDiffusionXLPipeline", "FluxPipeline"))
+    catalog = catalog_of(
+        sdxl=damaged.entry("sd15") | {"local_path": "sdxl", "pipeline_class": "StableDiffusionXLPipeline"}
+    )
+    failed = engine.load(load_command(catalog, "sdxl", damaged.folder))
+    assert isinstance(failed, Failed)
+    assert failed.code is FailureCode.WEIGHTS_REFUSED
+    assert "StableDiffusionXLPipeline" in failed.message
+
+
+# -- the other engine ----------------------------------------------------------------------------------------------
+
+
+def test_a_worker_process_draws_the_same(engine: LocalEngine, shelf: Shelf) -> None:
+    child = ChildEngine(CPU)
+    try:
+        for kind in ("sd3", "sdxl", "sana"):
+            assert isinstance(load(engine, shelf, kind), Loaded)
+            assert isinstance(load(child, shelf, kind), Loaded)
+            assert np.array_equal(draw(child, kind), draw(engine, kind)), kind
+    finally:
+        child.close()
