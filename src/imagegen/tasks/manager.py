@@ -195,10 +195,7 @@ class TaskManager:
 
     def download(self, task_id: str) -> Pull | None:
         """The download that a waiting task waits for."""
-        for model, waiting in self._parked.items():
-            if task_id in waiting and self._puller is not None:
-                return self._puller.pull(model)
-        return None
+        return next((self._pull_of(model) for model, waiting in self._parked.items() if task_id in waiting), None)
 
     async def page(self, status: TaskStatus | None, limit: int) -> Page:
         """The newest tasks."""
@@ -316,9 +313,12 @@ class TaskManager:
             self._parked[model] = {}
             beside.create_task(self._await_weights(model))
         self._parked[model][active.task.id] = active
-        assert self._puller is not None
-        pull = self._puller.pull(model)
-        self._tell(active, pull if pull is not None and not pull.ended else Pull(model=model))
+        self._tell(active, self._pull_of(model))
+
+    def _pull_of(self, model: str) -> Pull:
+        """The download that its parked tasks wait for; an earlier one, which has ended, is none of theirs."""
+        pull = self._puller.pull(model) if self._puller else None
+        return pull if pull is not None and not pull.ended else Pull(model=model)
 
     async def _await_weights(self, model: str) -> None:
         """Have the weights fetched, tell every percent, and let the model's tasks go on when that has ended."""

@@ -1,0 +1,218 @@
+"""Tasks whose model's weights are being fetched: they wait beside the queue, and the others go on."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import constants
+
+from imagegen.core.errors import FailureCode, QueueFull
+from imagegen.core.events import Event, EventBus, TaskDownloading
+from imagegen.core.task import GenerationTask, TaskStatus, TaskType
+from imagegen.gpu.engine import LocalEngine
+from imagegen.gpu.executor import GpuExecutor
+from imagegen.gpu.protocol import EngineOptions
+from imagegen.hub.messages import Fetch, Fetched, Progress, Refused
+from imagegen.hub.process import OnProgress
+from imagegen.hub.puller import ModelPuller, PullState
+from imagegen.models.manager import DynamicModelManager, Folders
+from imagegen.storage.images import ImageStore
+from imagegen.storage.tasks import TaskJournal
+from imagegen.tasks.admission import Limits, TaskDraft
+from imagegen.tasks.manager import TaskManager
+from tests.conftest import fake_catalog
+
+LIMITS = Limits(max_queue=3, max_batch_size=1, max_pixels=10_000)
+GATED = Refused(code=FailureCode.HUB_GATED, message="Accept the licence.")
+
+
+class House:
+    """The managers with a fake engine and a scripted download. `far` is on the hub, `near` needs no weights."""
+
+    def __init__(self, root: Path, *, auto_download: bool = True) -> None:
+        catalog = fake_catalog(far={"hf_path": "org/far"}, near={})
+        self.catalog = catalog.evolve(settings=catalog.settings.evolve(auto_download=auto_download))
+        self.bus = EventBus(first_id=1)
+        self.journal = TaskJournal(root / "tasks.sqlite3")
+        self.images = ImageStore(root / "images")
+        self.executor = GpuExecutor(lambda: LocalEngine(EngineOptions(device="cpu")))
+        self.models = DynamicModelManager(self.catalog, self.executor, self.bus, Folders(root, root))
+        self.puller = ModelPuller(lambda: self.catalog, root, self.bus, self._fetch)
+        self.tasks = TaskManager(self.models, self.journal, self.images, self.bus, LIMITS, puller=self.puller)
+        self.downloads = 0
+        self.fetching = False
+        self.tell: OnProgress = lambda progress: None
+        self.end: asyncio.Future[Fetched | Refused] = asyncio.Future()
+
+    async def _fetch(self, command: Fetch, on_progress: OnProgress) -> Fetched | Refused:
+        self.downloads += 1
+        self.tell = on_progress
+        self.end = asyncio.Future()
+        self.fetching = True
+        try:
+            return await self.end
+        finally:
+            self.fetching = False
+
+    async def submit(self, model: str, priority: int = 0) -> str:
+        draft = TaskDraft(type=TaskType.TEXT2IMAGE, model=model, prompt="x", priority=priority)
+        return (await self.tasks.submit(draft)).id
+
+    async def until(self, task_id: str, *, downloading: bool = False) -> GenerationTask:
+        """The task once it has ended, or once its weights are on their way."""
+        while True:
+            task, pull = await self.tasks.get(task_id), self.tasks.download(task_id)
+            on_its_way = self.fetching and pull is not None and pull.state is PullState.DOWNLOADING
+            if on_its_way if downloading else task.status.finished:
+                return task
+            await asyncio.sleep(0.001)
+
+    def events(self, task_id: str) -> list[Event]:
+        return [published.event for published in self.bus.history(task_id)]
+
+    async def close(self, tasks: "asyncio.Task[None]", pulls: "asyncio.Task[None]") -> None:
+        self.tasks.begin_drain()
+        self.puller.begin_drain()
+        await tasks
+        pulls.cancel()
+        await asyncio.wait([pulls])
+        await self.executor.close(1)
+        await self.journal.close()
+        self.images.close()
+
+
+@asynccontextmanager
+async def opened(root: Path, **options: Any) -> AsyncIterator[House]:
+    house = House(root, **options)
+    running = asyncio.create_task(house.tasks.run()), asyncio.create_task(house.puller.run())
+    try:
+        yield house
+    finally:
+        await house.close(*running)
+
+
+@pytest.fixture(autouse=True)
+def no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+async def test_a_task_waits_for_its_weights_and_the_others_go_on(tmp_path: Path) -> None:
+    async with opened(tmp_path) as house:
+        far = await house.submit("far", priority=-1)
+        near = await house.submit("near")
+        assert (await house.until(near)).status is TaskStatus.COMPLETED
+        waiting = await house.until(far, downloading=True)
+        assert (waiting.status, waiting.attempt, waiting.started_at) == (TaskStatus.PENDING, 0, None)
+        assert (house.tasks.queue_size, house.tasks.positions(), house.tasks.position(waiting)) == (1, {far: 0}, 0)
+        house.tell(Progress(bytes_done=5, bytes_total=10))
+        house.end.set_result(Fetched())
+        assert (await house.until(far)).status is TaskStatus.COMPLETED
+        assert house.downloads == 1
+        assert [event.name for event in house.events(far)][:2] == ["queued", "downloading"]
+
+
+async def test_bytes_are_told_on_the_tasks_own_stream(tmp_path: Path) -> None:
+    async with opened(tmp_path) as house:
+        far = await house.submit("far")
+        await house.until(far, downloading=True)
+        with house.bus.subscribe(far) as events:
+            for done in (100, 101, 500):
+                house.tell(Progress(bytes_done=done, bytes_total=1000))
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+            house.end.set_result(Fetched())
+            seen = []
+            async for published in events:
+                seen.append(published.event)
+                if published.event.final:
+                    break
+        assert [e.bytes_done for e in seen if isinstance(e, TaskDownloading)] == [0, 100, 500]
+
+
+async def test_a_failed_download_fails_all_that_waited_for_it_with_its_words(tmp_path: Path) -> None:
+    async with opened(tmp_path) as house:
+        ids = [await house.submit("far") for _ in range(2)]
+        for task_id in ids:
+            await house.until(task_id, downloading=True)
+        house.end.set_result(GATED)
+        for task_id in ids:
+            failure = (await house.until(task_id)).failure
+            assert failure is not None
+            assert (failure.code, failure.message) == (GATED.code, GATED.message)
+        again = await house.submit("far")
+        await house.until(again, downloading=True)
+        assert house.downloads == 2
+
+
+async def test_a_cancelled_download_fails_what_waited(tmp_path: Path) -> None:
+    async with opened(tmp_path) as house:
+        far = await house.submit("far")
+        await house.until(far, downloading=True)
+        house.puller.cancel("far")
+        failure = (await house.until(far)).failure
+        assert failure is not None
+        assert failure.code is FailureCode.PULL_CANCELLED
+
+
+async def cancel_it(house: House, task_id: str) -> None:
+    await house.tasks.cancel(task_id)
+
+
+async def clear_all(house: House, task_id: str) -> None:
+    assert await house.tasks.clear() == 1
+
+
+@pytest.mark.parametrize("stop", [cancel_it, clear_all])
+async def test_a_task_that_waits_for_weights_can_be_cancelled(tmp_path: Path, stop: Callable[..., Any]) -> None:
+    async with opened(tmp_path) as house:
+        far = await house.submit("far")
+        await house.until(far, downloading=True)
+        await stop(house, far)
+        assert (await house.tasks.get(far)).status is TaskStatus.CANCELLED
+        assert house.tasks.queue_size == 0
+        late = await house.submit("far")
+        await house.until(late, downloading=True)
+        house.end.set_result(Fetched())
+        assert (await house.until(late)).status is TaskStatus.COMPLETED
+        assert house.downloads == 1
+
+
+async def test_tasks_that_wait_for_weights_count_in_the_queue(tmp_path: Path) -> None:
+    async with opened(tmp_path) as house:
+        ids = [await house.submit("far") for _ in range(3)]
+        for task_id in ids:
+            await house.until(task_id, downloading=True)
+        with pytest.raises(QueueFull):
+            await house.submit("near")
+        assert list(house.tasks.positions()) == ids
+
+
+async def test_after_a_restart_it_waits_again(tmp_path: Path) -> None:
+    async with opened(tmp_path) as house:
+        far = await house.submit("far")
+        await house.until(far, downloading=True)
+    async with opened(tmp_path) as house:
+        assert (await house.until(far, downloading=True)).status is TaskStatus.PENDING
+        house.end.set_result(Fetched())
+        assert (await house.until(far)).status is TaskStatus.COMPLETED
+
+
+async def test_weights_that_another_program_brings_meanwhile_are_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path) as house:
+        looks = iter([False])
+        monkeypatch.setattr(house.puller, "is_here", lambda model: next(looks, True))
+        far = await house.submit("far")
+        assert (await house.until(far)).status is TaskStatus.COMPLETED
+        assert house.downloads == 0
+
+
+async def test_without_auto_download_nothing_is_fetched(tmp_path: Path) -> None:
+    async with opened(tmp_path, auto_download=False) as house:
+        far = await house.submit("far")
+        assert (await house.until(far)).status is TaskStatus.COMPLETED  # a fake model needs no weights
+        assert house.downloads == 0
