@@ -379,7 +379,7 @@ models:
     catalog = parse(old)
     assert catalog.default_model == "flux_dev"
     assert catalog.settings.auto_unload_minutes == 45
-    assert catalog.settings.enable_cpu_offload
+    assert catalog.settings.cpu_offload == "model"
     assert catalog.model("flux.1-schnell").hf_path == "black-forest-labs/FLUX.1-schnell"
     assert catalog.model("flux_dev").name == "显示名称"
     assert not catalog.model("flux_dev").supports_img2img

@@ -4,7 +4,15 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, AliasChoices, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    field_validator,
+)
 
 from imagegen.builtin import BUILTIN, builtin_models
 from imagegen.core.errors import ModelNotFound
@@ -40,6 +48,13 @@ class Section(Value):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
 
+CpuOffload = Literal["none", "model", "sequential", "group"]
+
+
+def _offload_word(value: object) -> object:
+    return ("model" if value else "none") if isinstance(value, bool) else value
+
+
 class GlobalSettings(Section):
     """The section `global` (or `settings`): defaults for all models."""
 
@@ -53,8 +68,12 @@ class GlobalSettings(Section):
     gpu_memory_fraction: float = Field(default=0.9, gt=0, le=1)
     enable_attention_slicing: bool = False
     enable_vae_slicing: bool = False
-    #: Keep weights in host memory and move each part to the device when it runs (CUDA only).
-    enable_cpu_offload: bool = False
+    enable_vae_tiling: bool = False
+    #: Keep weights in host memory and bring to the device what runs (CUDA only): whole parts (`model`), single layers
+    #: (`sequential`), or layers ahead of their use (`group`). The brief's `enable_cpu_offload: true` is `model`.
+    cpu_offload: Annotated[CpuOffload, BeforeValidator(_offload_word)] = Field(
+        default="none", validation_alias=AliasChoices("cpu_offload", "enable_cpu_offload")
+    )
     #: Fetch a model's weights from the hub when a request names it and they are not on this machine.
     auto_download: bool = False
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from math import ceil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
-from imagegen.catalog.catalog import HubFiles, HubSource, ModelSpec, Section
+from imagegen.catalog.catalog import HubFiles, HubSource, Section
 from imagegen.catalog.sources import lora_files
 from imagegen.core.errors import EngineMissing, LoraNotFound, LoraRefused, WeightsCorrupt
 from imagegen.core.sizes import Size, render_size
@@ -18,6 +18,7 @@ from imagegen.core.task import GenerationRequest, Lora, Pixels
 from imagegen.loaders.adapters import Adapters
 from imagegen.loaders.base import Inputs, LoadedModel, OnStep, Placement
 from imagegen.loaders.folder import check_folder
+from imagegen.loaders.options import OptionsSpec, attention, place, step_cache
 from imagegen.loaders.pictures import crop, fit_image, fit_mask, paste
 from imagegen.loaders.pipelines import PIPELINES, PipelineKind
 from imagegen.loaders.prompts import PromptCache
@@ -43,7 +44,7 @@ class EntryLora(Section):
     scale: float = Field(default=1, ge=-4, le=4)
 
 
-class DiffusersSpec(ModelSpec):
+class DiffusersSpec(OptionsSpec):
     """An entry that runs a diffusers pipeline."""
 
     #: Tokens that a prompt is padded or cut to, where the pipeline asks for it.
@@ -75,10 +76,18 @@ class DiffusersSpec(ModelSpec):
         return data if kind is None else _capabilities(kind) | data
 
     @model_validator(mode="after")
-    def _not_more_than_its_class_can(self) -> "DiffusersSpec":
+    def _not_more_than_its_class_can(self) -> Self:
         for name, possible in _capabilities(self.kind).items():
             if getattr(self, name) and not possible:
                 raise ValueError(f"{name}: {self.pipeline_class} cannot do that")
+        return self
+
+    @model_validator(mode="after")
+    def _a_transformer_to_cache(self) -> Self:
+        if self.step_cache is not None and not self.kind.step_cache:
+            raise ValueError(f"step_cache: {self.pipeline_class} cannot do that")
+        if self.step_cache is not None and self.true_cfg_scale > 1:
+            raise ValueError("step_cache and true_cfg_scale contradict each other: two runs a step share one cache")
         return self
 
     @property
@@ -127,7 +136,7 @@ def load_model(spec: DiffusersSpec, folder: Path, placement: Placement, **parts:
     check_folder(folder, spec.pipeline_class, without=parts)
     pipeline = open_pipeline(spec, folder, torch_dtype(spec.torch_dtype, placement.device), parts)
     check_tokenizers(pipeline)
-    place(pipeline, placement)
+    place(pipeline, spec, placement)
     return DiffusersModel(spec, pipeline, _entry_adapters(spec, pipeline, placement))
 
 
@@ -168,20 +177,6 @@ def _vocabulary(encoder: Any) -> int | None:
     """Rows of the encoder's table of tokens."""
     table = encoder.get_input_embeddings() if hasattr(encoder, "get_input_embeddings") else None
     return getattr(table, "num_embeddings", None)
-
-
-def place(pipeline: Any, placement: Placement) -> None:
-    """Move a pipeline to its device and switch on the memory options that it has."""
-    settings = placement.settings
-    if settings.enable_attention_slicing and hasattr(pipeline, "enable_attention_slicing"):
-        pipeline.enable_attention_slicing()
-    if settings.enable_vae_slicing and hasattr(pipeline.vae, "enable_slicing"):
-        pipeline.vae.enable_slicing()
-    if settings.enable_cpu_offload and placement.device != "cpu":
-        pipeline.enable_model_cpu_offload(device=placement.device)
-    else:
-        pipeline.to(placement.device)
-    pipeline.set_progress_bar_config(disable=True)
 
 
 def _entry_adapters(spec: DiffusersSpec, pipeline: Any, placement: Placement) -> Adapters:
@@ -249,7 +244,7 @@ class DiffusersModel(LoadedModel):
         pipeline, pictures = self._choose(inputs, size)
         steps = _BatchSteps(request.batch_size, on_step)
         call = self._call(request, size, steps) | pictures
-        with self._adapters.added(request.loras, inputs.lora_files), self._remembering(request):
+        with attention(self._spec), self._adapters.added(request.loras, inputs.lora_files), self._remembering(request):
             return [self._picture(pipeline, call, request.size, seed, steps) for seed in request.seeds]
 
     def _remembering(self, request: GenerationRequest) -> AbstractContextManager[None]:
@@ -300,7 +295,8 @@ class DiffusersModel(LoadedModel):
         # A CPU generator: the same noise on every device.
         arguments["generator"] = torch.Generator("cpu").manual_seed(seed)
         try:
-            picture = pipeline(**arguments).images[0]
+            with step_cache(self._spec, pipeline):
+                picture = pipeline(**arguments).images[0]
         finally:
             # An interrupted call leaves offload hooks in the middle of their sequence.
             pipeline.maybe_free_model_hooks()

@@ -1,9 +1,9 @@
 """Quantised transformers in GGUF files, inside the pipeline of their base model."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import AliasChoices, Field, field_validator
+from pydantic import AliasChoices, Field, field_validator, model_validator
 
 from imagegen.catalog.catalog import HubFiles
 from imagegen.catalog.sources import Folders, cached_file, cached_snapshot, local
@@ -47,6 +47,12 @@ class QuantisedSpec(DiffusersSpec):
         if found is None:
             raise WeightsMissing(f"The base model of '{self.name}' is not on this machine.")
         return found
+
+    @model_validator(mode="after")
+    def _not_cast_as_well(self) -> Self:
+        if self.layerwise_casting is not None:
+            raise ValueError("layerwise_casting: the transformer is quantised already")
+        return self
 
     @property
     def base_on_hub(self) -> bool:

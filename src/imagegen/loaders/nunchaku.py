@@ -60,7 +60,10 @@ class NunchakuModelLoader(ModelLoader[NunchakuSpec]):
         dtype = torch_dtype(spec.torch_dtype, placement.device)
         parts = {
             "transformer": engine.NunchakuFluxTransformer2dModel.from_pretrained(
-                str(file), device=placement.device, offload=placement.settings.enable_cpu_offload, torch_dtype=dtype
+                str(file),
+                device=placement.device,
+                offload=spec.chosen("cpu_offload", placement.settings) != "none",
+                torch_dtype=dtype,
             )
         }
         if spec.t5_weight_name:

@@ -20,16 +20,20 @@ class PipelineKind(NamedTuple):
     lora: bool = True
     #: The argument that `guidance_scale` of a request is passed as.
     guidance: Literal["guidance_scale", "true_cfg_scale"] = "guidance_scale"
+    #: Whether the first-block cache of diffusers knows its transformer.
+    step_cache: bool = False
     #: What both sides of a rendered picture must be multiples of, in pixels.
     multiple: int = 16
 
 
 FLUX: Mapping[str, PipelineKind] = MappingProxyType(
     {
-        "FluxPipeline": PipelineKind("FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline"),
-        "FluxKontextPipeline": PipelineKind("FluxKontextPipeline", "FluxKontextPipeline", "FluxKontextInpaintPipeline"),
-        "FluxFillPipeline": PipelineKind(None, None, "FluxFillPipeline", negative_prompt=False),
-        "Flux2Pipeline": PipelineKind("Flux2Pipeline", "Flux2Pipeline", negative_prompt=False),
+        "FluxPipeline": PipelineKind("FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline", step_cache=True),
+        "FluxKontextPipeline": PipelineKind(
+            "FluxKontextPipeline", "FluxKontextPipeline", "FluxKontextInpaintPipeline", step_cache=True
+        ),
+        "FluxFillPipeline": PipelineKind(None, None, "FluxFillPipeline", negative_prompt=False, step_cache=True),
+        "Flux2Pipeline": PipelineKind("Flux2Pipeline", "Flux2Pipeline", negative_prompt=False, step_cache=True),
         "Flux2KleinPipeline": PipelineKind(
             "Flux2KleinPipeline", "Flux2KleinPipeline", "Flux2KleinInpaintPipeline", negative_prompt=False
         ),

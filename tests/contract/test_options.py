@@ -1,0 +1,123 @@
+"""Memory and speed options, on tiny pipelines: each does what it says and nothing stays behind."""
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+
+from imagegen.catalog.loading import ConfigError, parse_catalog
+from imagegen.core.errors import FailureCode
+from imagegen.gpu.engine import LocalEngine
+from imagegen.gpu.protocol import EngineOptions, Failed, Generate, Generated, Loaded, Stopped
+from imagegen.loaders import SPECS
+from tests.conftest import load_command, request_for
+from tests.pipelines import build
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A models directory with a tiny FLUX and a tiny XL."""
+    folder = tmp_path_factory.mktemp("models")
+    for kind in ("flux-dev", "sdxl"):
+        build(kind, folder / kind)
+    return folder
+
+
+def entry(**fields: Any) -> str:
+    model = {"name": "A", "type": "flux", "local_path": "flux-dev", "base_size": 64} | fields
+    return json.dumps({"models": {"a": model}})
+
+
+class House:
+    """One engine with one model."""
+
+    def __init__(self, models: Path, **fields: Any) -> None:
+        self.engine = LocalEngine(EngineOptions(device="cpu"))
+        self.loaded = self.engine.load(load_command(parse_catalog(entry(**fields), SPECS), "a", models))
+
+    def draw(self, stop_at: int | None = None, **changes: Any) -> bytes:
+        stop = threading.Event()
+        command = Generate(model="a", request=request_for(**changes))
+        outcome = self.engine.generate(command, stop, lambda step, total: stop.set() if step == stop_at else None)
+        if stop_at is not None:
+            assert isinstance(outcome, Stopped)
+            return b""
+        assert isinstance(outcome, Generated), outcome
+        return outcome.images[0].rgb
+
+
+@pytest.mark.parametrize("option", ["enable_attention_slicing", "enable_vae_slicing", "enable_vae_tiling"])
+@pytest.mark.parametrize("model", [{}, {"type": "stable_diffusion", "pipeline_class": "StableDiffusionXLPipeline"}])
+def test_an_option_of_memory_changes_no_small_picture_by_much(models: Path, option: str, model: dict[str, Any]) -> None:
+    model = model | {"local_path": "sdxl" if model else "flux-dev"}
+    plain, saving = House(models, **model).draw(), House(models, **model, **{option: True}).draw()
+    assert max(abs(a - b) for a, b in zip(plain, saving, strict=True)) <= 2
+
+
+def test_eight_bit_weights_take_half_the_memory_of_sixteen(models: Path) -> None:
+    full, cast = House(models), House(models, layerwise_casting="float8_e4m3fn")
+    assert isinstance(full.loaded, Loaded)
+    assert isinstance(cast.loaded, Loaded)
+    assert cast.loaded.weight_bytes < 0.8 * full.loaded.weight_bytes
+    assert cast.draw() != full.draw()
+    assert cast.draw() == cast.draw()
+
+
+def test_an_attention_backend_counts_for_its_model_only(models: Path) -> None:
+    before = _AttentionBackendRegistry.get_active_backend()
+    plain, chosen = House(models), House(models, attention_backend="_native_math")
+    expected = plain.draw()
+    assert len(chosen.draw()) == len(expected)
+    assert plain.draw() == expected
+    assert _AttentionBackendRegistry.get_active_backend() == before
+
+
+def test_an_attention_backend_that_is_not_installed_is_told(models: Path) -> None:
+    house = House(models, attention_backend="sage")
+    failed = house.engine.generate(Generate(model="a", request=request_for()), threading.Event(), lambda *_: None)
+    assert isinstance(failed, Failed)
+    assert (failed.code, "sage" in failed.message) == (FailureCode.ENGINE_MISSING, True)
+
+
+@pytest.mark.parametrize("threshold", [0.001, 1])
+def test_the_step_cache_keeps_nothing_for_the_next_picture(models: Path, threshold: float) -> None:
+    house = House(models, step_cache=threshold)
+    first = house.draw(steps=6)
+    assert (first != House(models).draw(steps=6)) == (threshold == 1)
+    house.draw(steps=6, prompt="another", seed=9)
+    house.draw(steps=6, prompt="a third", stop_at=3)
+    assert house.draw(steps=6) == first
+
+
+def test_the_entrys_word_counts_before_the_global_one(models: Path) -> None:
+    text = json.dumps({"global": {"enable_vae_tiling": True, "cpu_offload": "model"}} | json.loads(entry()))
+    catalog = parse_catalog(text, SPECS)
+    spec = SPECS["flux"].model_validate({"name": "A", "type": "flux", "cpu_offload": "none"})
+    assert spec.chosen("cpu_offload", catalog.settings) == "none"  # type: ignore[attr-defined]
+    assert spec.chosen("enable_vae_tiling", catalog.settings) is True  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("old", "word"), [(True, "model"), (False, "none")])
+def test_the_briefs_word_for_offloading_is_read(old: bool, word: str) -> None:
+    text = json.dumps({"global": {"enable_cpu_offload": old}} | json.loads(entry()))
+    assert parse_catalog(text, SPECS).settings.cpu_offload == word
+
+
+CONTRADICTIONS: list[dict[str, Any]] = [
+    {"enable_attention_slicing": True, "attention_backend": "native"},
+    {"layerwise_casting": "float8_e4m3fn", "cpu_offload": "sequential"},
+    {"step_cache": 0.1, "true_cfg_scale": 2},
+    {"step_cache": 0.1, "type": "stable_diffusion", "pipeline_class": "StableDiffusionXLPipeline"},
+    {"layerwise_casting": "float8_e4m3fn", "type": "gguf", "base_model": "org/base"},
+    {"cpu_offload": "some"},
+    {"attention_backend": "flash_hub"},
+]
+
+
+@pytest.mark.parametrize("fields", CONTRADICTIONS, ids=str)
+def test_a_contradiction_is_an_error_of_the_configuration(fields: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        parse_catalog(entry(**fields), SPECS)
