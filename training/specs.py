@@ -190,12 +190,15 @@ class Mix:
     placed: float = 0.0
     sized: float = 0.35
     formats: float = 0.0
+    #: How often a thing stands on the ground that a caption means when it names none.
+    home: float = 0.1
 
 
 STAGES = {
     "shapes": Mix(one=1.0, objects=0.0, plain=0.9, sized=0.2),
     "things": Mix(one=0.94, objects=0.55, plain=0.62, striped=0.05, placed=0.25, formats=0.1),
     "formats": Mix(one=0.72, objects=0.5, plain=0.5, striped=0.04, formats=1.0),
+    "home": Mix(one=1.0, objects=0.9, sized=0.15, home=1.0),
     "placed": Mix(one=1.0, objects=0.25, plain=0.8, striped=0.15, placed=0.8, sized=0.8),
     "pairs": Mix(one=0.5, two=0.5, objects=0.3, plain=0.75, striped=0.15, placed=0.85, sized=0.6),
     "full": Mix(one=0.6, two=0.2, objects=0.5, plain=0.55, striped=0.1, placed=0.4, formats=0.25),
@@ -210,7 +213,7 @@ def home_ground(name: str) -> Ground:
 
 
 def random_ground(rng: random.Random, mix: Mix, name: str, colour: str) -> Ground:
-    if rng.random() < 0.1 and not (colour == "white" and home_ground(name).kind == "plain"):
+    if rng.random() < mix.home and not (colour == "white" and home_ground(name).kind == "plain"):
         return home_ground(name)
     q = rng.random()
     if q < mix.plain:
