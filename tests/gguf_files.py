@@ -39,8 +39,8 @@ def write_tensors(
 
 
 def _add(writer: GGUFWriter, name: str, values: Any, quantisation: Quantisation) -> None:
-    """Biases and norms stay in float32, as in the files that people share."""
-    if values.ndim != 2 or values.shape[-1] % _BLOCK[quantisation]:
+    """Biases, norms and learnt padding stay in float32, as in the files that people share."""
+    if values.ndim != 2 or not name.endswith(".weight") or values.shape[-1] % _BLOCK[quantisation]:
         writer.add_tensor(name, values)
     elif quantisation == "F16":
         writer.add_tensor(name, values.astype(np.float16))
