@@ -70,6 +70,8 @@ class Hub:
         self.rate_limit: int | None = None
         #: A status for everything, instead of what was asked for.
         self.status: int | None = None
+        #: Statuses for the next requests for large files, before they are answered as they should be.
+        self.stumbles: list[int] = []
 
     def __enter__(self) -> Self:
         hub = self
@@ -145,6 +147,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(401, **{"X-Error-Message": "Invalid credentials in Authorization header"})
         elif steps[:2] == ["api", "models"]:
             self._describe("/".join(steps[2:4]), steps[5] if len(steps) > 5 else "main", token)
+        elif steps[0] == "cdn" and self.hub.stumbles:
+            self._refuse(self.hub.stumbles.pop(), **{"Retry-After": "0"})
         elif steps[0] == "cdn":
             self._send_file("/".join(steps[1:3]), "/".join(steps[3:]))
         elif len(steps) > 4 and steps[2] == "resolve":

@@ -176,6 +176,19 @@ def test_two_processes_that_want_the_same_share_it(hub: Hub) -> None:
     assert hub.sent == len(WEIGHTS)
 
 
+def test_a_hub_that_stumbles_is_asked_again(hub: Hub) -> None:
+    hub.stumbles = [503, 429]
+    assert pull() == Fetched()
+    assert len(hub.downloads(BIG)) == 3
+
+
+def test_a_hub_that_is_down_is_not_asked_for_ever(hub: Hub) -> None:
+    hub.stumbles = [503] * 9
+    answer = refused()
+    assert answer.code is FailureCode.HUB_UNREACHABLE
+    assert "status 503" in answer.message
+
+
 def test_a_hub_that_is_cut_off_for_good_is_told(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
     answer = refused()
@@ -301,7 +314,8 @@ def test_a_rate_limit_says_when_to_come_back(hub: Hub) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "code"), [(403, "hub_unauthorized"), (404, "hub_not_found"), (503, "hub_unreachable")]
+    ("status", "code"),
+    [(403, "hub_unauthorized"), (404, "hub_not_found"), (503, "hub_unreachable"), (200, "hub_unreachable")],
 )
 def test_other_refusals(hub: Hub, status: int, code: str) -> None:
     hub.status = status

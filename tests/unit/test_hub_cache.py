@@ -11,6 +11,7 @@ from imagegen.catalog.catalog import HubFiles
 from imagegen.catalog.hub_cache import HubCache, is_here
 from imagegen.catalog.sources import cached_file, cached_snapshot, missing, weights_here
 from imagegen.loaders.fake import FakeSpec
+from imagegen.loaders.flux import FluxSpec
 from imagegen.loaders.gguf import GGUFSpec
 
 COMMIT, OLDER = "a" * 40, "b" * 40
@@ -123,3 +124,13 @@ def test_whether_an_entry_can_be_loaded(tmp_path: Path) -> None:
     assert weights_here(entry(local_path="builtin:tiny"), tmp_path)
     assert not weights_here(entry(local_path="nowhere"), tmp_path)
     assert not weights_here(entry(hf_path="org/name"), tmp_path)
+
+
+def test_a_folder_that_is_missing_is_not_made_up_for_by_a_lora(tmp_path: Path) -> None:
+    put("org/lora", {"a.safetensors": ""})
+    loras = [{"repo": "org/lora", "path": "a.safetensors"}]
+    spec = FluxSpec.model_validate({"name": "A", "type": "flux", "local_path": "nowhere", "loras": loras})
+    assert missing(spec, tmp_path) == ()
+    assert not weights_here(spec, tmp_path)
+    (tmp_path / "nowhere").mkdir()
+    assert weights_here(spec, tmp_path)

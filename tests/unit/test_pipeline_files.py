@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from imagegen.catalog.pipeline_files import INDEX, lacking, needed, parts_of
+from imagegen.catalog.pipeline_files import INDEX, lacking, needed, parts_of, variant
 
 INDEX_OF_FLUX: dict[str, Any] = {
     "_class_name": "FluxPipeline",
@@ -85,6 +85,9 @@ def test_fp16_copies_are_taken_where_there_is_nothing_else() -> None:
     only = "text_encoder/model.fp16.safetensors"
     paths = [*(path for path in REPOSITORY if path != TEXT), only]
     assert only in needed(paths, INDEX_OF_FLUX)
+    assert variant(paths, INDEX_OF_FLUX) == "fp16"
+    assert variant(paths, INDEX_OF_FLUX, without=("text_encoder",)) is None
+    assert variant([*paths, TEXT], INDEX_OF_FLUX) is None
     assert lacking(paths, INDEX_OF_FLUX) is None
 
 

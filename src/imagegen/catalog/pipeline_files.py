@@ -62,6 +62,13 @@ def lacking(paths: Iterable[str], index: Mapping[str, Any], without: Collection[
     return None
 
 
+def variant(paths: Iterable[str], index: Mapping[str, Any], without: Collection[str] = ()) -> str | None:
+    """`fp16` where some part has no other weights: the libraries must then be told."""
+    folders = _by_folder(paths)
+    weights = (w for part in parts_of(index) if part not in without for w in _chosen_weights(folders.get(part, set())))
+    return next((w.variant for w in weights if w.variant), None)
+
+
 def _by_folder(paths: Iterable[str]) -> dict[str, set[str]]:
     """The names directly below each folder of the first level."""
     folders: dict[str, set[str]] = {}

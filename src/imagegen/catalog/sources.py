@@ -40,17 +40,17 @@ def missing(spec: ModelSpec, models_dir: Path) -> tuple[HubFiles, ...]:
 def weights_here(spec: ModelSpec, models_dir: Path) -> bool:
     """Whether an entry can be loaded without a download. An entry that names no place needs no weights."""
     folder = local_folder(spec, models_dir)
-    if folder is not None and not spec.hub_files():
-        return folder.exists()
+    if folder is not None and spec.hf_path is None and not folder.exists():
+        return False
     return not missing(spec, models_dir)
 
 
 def _replaced(spec: ModelSpec, files: HubFiles, models_dir: Path) -> bool:
-    """Whether something local stands in: `local_path` for `hf_path`, a folder of the same name for another one."""
+    """Whether something local stands in: `local_path` for `hf_path`, a folder of its name for another pipeline."""
     if spec.hf_path is not None and spec.hf_path.partition("@")[0] == files.repo:
         folder = local_folder(spec, models_dir)
         return folder is not None and folder.exists()
-    return (models_dir / files.repo).is_dir()
+    return not files.files and (models_dir / files.repo).is_dir()
 
 
 def cached_snapshot(source: str) -> Path | None:

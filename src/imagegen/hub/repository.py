@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -123,6 +124,7 @@ class Repository:
             failures = 0 if grown else failures + 1
             if fault is not None and failures == ATTEMPTS:
                 raise fault
+            time.sleep(failures)
 
     def _verify(self, file: RemoteFile, part: Path, out: BinaryIO) -> None:
         """Remove what is not what the hub described, so that the next attempt begins anew."""

@@ -11,13 +11,15 @@ from typing import Any, NamedTuple, Self
 from pydantic import Field, model_validator
 
 from imagegen.catalog.catalog import HubFiles, HubSource, Section
+from imagegen.catalog.hub_cache import paths_in
+from imagegen.catalog.pipeline_files import variant
 from imagegen.catalog.sources import lora_files
 from imagegen.core.errors import EngineMissing, LoraNotFound, LoraRefused, WeightsCorrupt
 from imagegen.core.sizes import Size, render_size
 from imagegen.core.task import GenerationRequest, Lora, Pixels
 from imagegen.loaders.adapters import Adapters
 from imagegen.loaders.base import Inputs, LoadedModel, OnStep, Placement
-from imagegen.loaders.folder import check_folder
+from imagegen.loaders.folder import check_folder, read_index
 from imagegen.loaders.options import OptionsSpec, attention, place, step_cache
 from imagegen.loaders.pictures import crop, fit_image, fit_mask, paste
 from imagegen.loaders.pipelines import PIPELINES, PipelineKind
@@ -146,9 +148,10 @@ def open_pipeline(spec: DiffusersSpec, folder: Path, dtype: Any, parts: Mapping[
     import diffusers
     from safetensors import SafetensorError
 
+    copies = variant(paths_in(folder), read_index(folder, spec.pipeline_class), without=parts)
     try:
         return getattr(diffusers, spec.pipeline_class).from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, local_files_only=True, **parts
+            folder, dtype=dtype, use_safetensors=True, local_files_only=True, variant=copies, **parts
         )
     except ImportError as error:
         raise EngineMissing(f"A library that {spec.pipeline_class} needs is missing; the log says which.") from error
