@@ -1,5 +1,6 @@
 """FLUX transformers in 4 bits, run by the Nunchaku engine, inside the pipeline of their base model."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -7,9 +8,10 @@ from pydantic import Field
 
 from imagegen.catalog.catalog import HubFiles, HubSource
 from imagegen.catalog.sources import Folders, cached_file, local
-from imagegen.core.errors import EngineMissing, UnsupportedDevice, WeightsMissing
+from imagegen.core.errors import EngineMissing, UnsupportedDevice, WeightsCorrupt, WeightsMissing
 from imagegen.loaders.base import LoadedModel, ModelLoader, Placement, advice
 from imagegen.loaders.diffusers_model import load_model, quiet_libraries, torch_dtype
+from imagegen.loaders.folder import check_safetensors
 from imagegen.loaders.gguf import QuantisedSpec
 
 #: Stands for `int4` or `fp4` in a file's name.
@@ -58,19 +60,27 @@ class NunchakuModelLoader(ModelLoader[NunchakuSpec]):
         file = find_file(spec, spec.weight_name, spec.hf_path, precision, placement.folders)
         base = spec.base_folder(placement.folders)
         dtype = torch_dtype(spec.torch_dtype, placement.device)
+        offload = spec.chosen("cpu_offload", placement.settings) != "none"
+        open_transformer = engine.NunchakuFluxTransformer2dModel.from_pretrained
         parts = {
-            "transformer": engine.NunchakuFluxTransformer2dModel.from_pretrained(
-                str(file),
-                device=placement.device,
-                offload=spec.chosen("cpu_offload", placement.settings) != "none",
-                torch_dtype=dtype,
+            "transformer": open_file(
+                open_transformer, file, device=placement.device, offload=offload, torch_dtype=dtype
             )
         }
         if spec.t5_weight_name:
             home = spec.t5_hf_path or spec.hf_path
             t5 = find_file(spec, spec.t5_weight_name, home, precision, placement.folders)
-            parts["text_encoder_2"] = engine.NunchakuT5EncoderModel.from_pretrained(str(t5), torch_dtype=dtype)
+            parts["text_encoder_2"] = open_file(engine.NunchakuT5EncoderModel.from_pretrained, t5, torch_dtype=dtype)
         return load_model(spec, base, placement, **parts)
+
+
+def open_file(opener: Callable[..., Any], file: Path, **how: Any) -> Any:
+    """What the engine makes of a file. Raises WeightsCorrupt."""
+    check_safetensors(file, file.name)
+    try:
+        return opener(str(file), **how)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightsCorrupt(f"{file.name} is not a file that the Nunchaku engine reads.") from error
 
 
 def find_engine() -> Any:
@@ -110,7 +120,10 @@ def find_file(spec: NunchakuSpec, name: str | None, home: str | None, precision:
     places: list[Path | None] = []
     if spec.local_path is not None:
         path = local(spec.local_path.replace(PRECISION, precision), folders.models)
-        places = [path / name if name and path.is_dir() else path]
+        if path.is_dir() and name:
+            places = [path / name]
+        else:  # the T5 encoder lies beside the transformer, which may go by any name on this machine
+            places = [path.parent / name if name and name == spec.t5_weight_name else path]
     places.append(cached_file(home, name) if home and name else None)
     for place in places:
         if place is not None and place.is_file():

@@ -1,0 +1,242 @@
+"""4-bit transformers, with a stand-in for their engine: which file, which sentence, and that the pieces fit."""
+
+import importlib
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from imagegen.core.errors import FailureCode
+from imagegen.gpu.engine import LocalEngine
+from imagegen.gpu.protocol import EngineOptions, Failed, Loaded
+from imagegen.loaders import nunchaku
+from tests.conftest import load_command
+from tests.contract.families import LIBRARY_WARNINGS, Shelf, catalog_of, draw, small
+from tests.nunchaku_files import write_t5, write_transformer
+
+pytestmark = [pytest.mark.filterwarnings(warning) for warning in LIBRARY_WARNINGS]
+
+TESTS = Path(__file__).parents[1]
+INSTALL = "install the wheel for your torch and Python from the releases of nunchaku-ai/nunchaku on GitHub"
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
+    """A base model, and files in 4 bits of it and of its Kontext sister that differ."""
+    shelf = Shelf(tmp_path_factory.mktemp("models"))
+    dev, kontext = shelf.model("flux-dev"), shelf.model("flux-kontext")
+    write_transformer(dev, shelf.folder / "nunchaku" / "svdq-int4_r32-flux.1-dev.safetensors")
+    write_transformer(shelf.model("flux-schnell"), shelf.folder / "nunchaku" / "svdq-fp4_r32-flux.1-dev.safetensors")
+    write_transformer(kontext, shelf.folder / "nunchaku" / "svdq-int4_r32-flux.1-kontext-dev.safetensors")
+    write_t5(dev, shelf.folder / "nunchaku" / "awq-int4-flux.1-t5xxl.safetensors")
+    return shelf
+
+
+@pytest.fixture
+def engine() -> Iterator[LocalEngine]:
+    made = LocalEngine(EngineOptions(device="cpu"))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """install("nunchaku_engine") puts a folder of this test suite in front of the path."""
+
+    def install(folder: str) -> ModuleType:
+        monkeypatch.syspath_prepend(TESTS / folder)
+        return importlib.import_module("nunchaku")
+
+    yield install
+    for name in [name for name in sys.modules if name.partition(".")[0] == "nunchaku"]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """on_gpu(8, 9) is a machine with such a GPU, as far as the choice of a file goes; the CPU does its work."""
+    choose = nunchaku.choose_precision
+
+    def pretend(major: int, minor: int) -> None:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (major, minor))
+        monkeypatch.setattr(nunchaku, "choose_precision", lambda device: choose("cuda"))
+
+    return pretend
+
+
+def load(engine: LocalEngine, shelf: Shelf, **changes: Any) -> Loaded | Failed:
+    fields = {
+        "type": "flux_nunchaku",
+        "local_path": "nunchaku",
+        "weight_name": "svdq-{precision}_r32-flux.1-dev.safetensors",
+        "base_model": "flux-dev",
+    }
+    catalog = catalog_of(four_bits=small(**fields | changes))
+    return engine.load(load_command(catalog, "four_bits", shelf.folder))
+
+
+def whole(engine: LocalEngine, shelf: Shelf, kind: str = "flux-dev", task: str = "text2image") -> Any:
+    """What the model that the files were made of draws."""
+    assert isinstance(engine.load(load_command(catalog_of(whole=shelf.entry(kind)), "whole", shelf.folder)), Loaded)
+    return draw(engine, "whole", task)
+
+
+def same(one: Any, other: Any) -> bool:
+    """Up to the last bit: where in memory a weight begins decides how it is multiplied."""
+    return bool(np.abs(one.astype(int) - other.astype(int)).max() <= 1)
+
+
+@pytest.mark.parametrize("word", ["flux_nunchaku", "nunchaku"])
+def test_it_draws_with_the_files_transformer(
+    engine: LocalEngine, shelf: Shelf, installed: Any, on_gpu: Any, word: str
+) -> None:
+    module = installed("nunchaku_engine")
+    on_gpu(8, 9)
+    assert isinstance(load(engine, shelf, type=word), Loaded)
+    assert same(draw(engine, "four_bits"), whole(engine, shelf))
+    for task in ("image2image", "inpaint"):
+        assert same(draw(engine, "four_bits", task), draw(engine, "whole", task))
+    (call,) = module.calls
+    assert call["device"] == "cpu"
+    assert call["offload"] is False
+    assert call["torch_dtype"] is torch.float32
+
+
+@pytest.mark.parametrize(
+    ("capability", "file"),
+    [
+        ((7, 5), "svdq-int4_r32-flux.1-dev.safetensors"),
+        ((8, 0), "svdq-int4_r32-flux.1-dev.safetensors"),
+        ((8, 6), "svdq-int4_r32-flux.1-dev.safetensors"),
+        ((8, 9), "svdq-int4_r32-flux.1-dev.safetensors"),
+        ((12, 0), "svdq-fp4_r32-flux.1-dev.safetensors"),
+        ((12, 1), "svdq-fp4_r32-flux.1-dev.safetensors"),
+    ],
+)
+def test_the_gpu_decides_which_file(
+    engine: LocalEngine, shelf: Shelf, installed: Any, on_gpu: Any, capability: tuple[int, int], file: str
+) -> None:
+    module = installed("nunchaku_engine")
+    on_gpu(*capability)
+    # The files of this shelf hold different models: fp4's takes no guidance.
+    assert isinstance(load(engine, shelf), Loaded)
+    assert [Path(call["path"]).name for call in module.calls] == [file]
+
+
+@pytest.mark.parametrize("capability", [(6, 1), (7, 0), (9, 0), (10, 0)])
+def test_a_gpu_without_kernels_is_told_what_else_there_is(
+    engine: LocalEngine, shelf: Shelf, installed: Any, on_gpu: Any, capability: tuple[int, int]
+) -> None:
+    installed("nunchaku_engine")
+    on_gpu(*capability)
+    failed = load(engine, shelf)
+    assert isinstance(failed, Failed)
+    assert failed.code is FailureCode.UNSUPPORTED_DEVICE
+    assert failed.message == (
+        f"Nunchaku has no kernels for this GPU (compute capability {capability[0]}.{capability[1]}); "
+        "it runs on Turing, Ampere, Ada and Blackwell. Use the GGUF or the plain model instead."
+    )
+
+
+def test_a_cpu_is_told_so(engine: LocalEngine, shelf: Shelf, installed: Any) -> None:
+    installed("nunchaku_engine")
+    failed = load(engine, shelf)
+    assert isinstance(failed, Failed)
+    assert failed.code is FailureCode.UNSUPPORTED_DEVICE
+    assert failed.message == "Nunchaku models need an NVIDIA GPU; this service runs on a CPU."
+
+
+def test_without_the_engine_it_says_what_to_install(engine: LocalEngine, shelf: Shelf, on_gpu: Any) -> None:
+    if importlib.util.find_spec("nunchaku") is not None:
+        pytest.skip("the engine is installed")
+    on_gpu(8, 9)
+    failed = load(engine, shelf)
+    assert isinstance(failed, Failed)
+    assert failed.code is FailureCode.ENGINE_MISSING
+    assert failed.message == f"The Nunchaku engine is not installed: {INSTALL}."
+
+
+def test_the_other_package_of_that_name_is_recognised(
+    engine: LocalEngine, shelf: Shelf, installed: Any, on_gpu: Any
+) -> None:
+    installed("nunchaku_impostor")
+    on_gpu(8, 9)
+    failed = load(engine, shelf)
+    assert isinstance(failed, Failed)
+    assert failed.code is FailureCode.ENGINE_MISSING
+    assert failed.message == (
+        "The installed package 'nunchaku' is not the engine but an unrelated one of that name on PyPI: "
+        f"run `pip uninstall nunchaku`, then {INSTALL}."
+    )
+
+
+def test_kontext_edits(engine: LocalEngine, shelf: Shelf, installed: Any, on_gpu: Any) -> None:
+    installed("nunchaku_engine")
+    on_gpu(8, 6)
+    fields = {
+        "pipeline_class": "FluxKontextPipeline",
+        "weight_name": "svdq-{precision}_r32-flux.1-kontext-dev.safetensors",
+        "base_model": "flux-kontext",
+    }
+    assert isinstance(load(engine, shelf, **fields), Loaded)
+    edited = draw(engine, "four_bits", "image2image")
+    assert same(edited, whole(engine, shelf, "flux-kontext", "image2image"))
+
+
+@pytest.mark.parametrize("local_path", ["nunchaku", "nunchaku/svdq-{precision}_r32-flux.1-dev.safetensors"])
+def test_a_quantised_t5_takes_the_place_of_the_bases(
+    engine: LocalEngine, shelf: Shelf, installed: Any, on_gpu: Any, tmp_path: Path, local_path: str
+) -> None:
+    module = installed("nunchaku_engine")
+    on_gpu(8, 9)
+    reference = whole(engine, shelf)
+    base = shutil.copytree(shelf.model("flux-dev"), tmp_path / "base")
+    (base / "text_encoder_2" / "model.safetensors").unlink()
+    (base / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
+    entry = {"local_path": local_path, "base_model": str(base), "t5_weight_name": "awq-int4-flux.1-t5xxl.safetensors"}
+    assert isinstance(load(engine, shelf, **entry), Loaded)
+    assert [call["class"] for call in module.calls] == ["NunchakuFluxTransformer2dModel", "NunchakuT5EncoderModel"]
+    assert same(draw(engine, "four_bits"), reference)
+
+
+def test_a_file_that_is_not_there_is_missing(engine: LocalEngine, shelf: Shelf, installed: Any, on_gpu: Any) -> None:
+    installed("nunchaku_engine")
+    on_gpu(12, 0)
+    failed = load(engine, shelf, weight_name="svdq-{precision}_r32-flux.1-kontext-dev.safetensors")
+    assert isinstance(failed, Failed)
+    assert failed.code is FailureCode.WEIGHTS_MISSING
+    assert str(shelf.folder) not in failed.message
+
+
+@pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.999])
+@pytest.mark.parametrize("part", ["transformer", "t5"])
+def test_a_file_that_was_cut_off_is_named(
+    engine: LocalEngine, shelf: Shelf, installed: Any, on_gpu: Any, part: str, share: float
+) -> None:
+    installed("nunchaku_engine")
+    on_gpu(8, 9)
+    write = write_transformer if part == "transformer" else write_t5
+    file = write(shelf.model("flux-dev"), shelf.folder / "nunchaku" / "cut.safetensors")
+    file.write_bytes(file.read_bytes()[: int(file.stat().st_size * share)])
+    failed = load(engine, shelf, **{"weight_name" if part == "transformer" else "t5_weight_name": "cut.safetensors"})
+    assert isinstance(failed, Failed)
+    assert failed.code is FailureCode.WEIGHTS_CORRUPT
+    assert "cut.safetensors" in failed.message
+    assert str(shelf.folder) not in failed.message
+
+
+def test_a_file_of_another_kind_is_refused(engine: LocalEngine, shelf: Shelf, installed: Any, on_gpu: Any) -> None:
+    installed("nunchaku_engine")
+    on_gpu(8, 9)
+    plain = shelf.model("sdxl") / "unet" / "diffusion_pytorch_model.safetensors"
+    shutil.copy(plain, shelf.folder / "nunchaku" / "plain.safetensors")
+    failed = load(engine, shelf, weight_name="plain.safetensors")
+    assert isinstance(failed, Failed)
+    assert failed.code is FailureCode.WEIGHTS_CORRUPT
+    assert "plain.safetensors" in failed.message
