@@ -11,7 +11,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
 import imagegen
-from imagegen.api import generation, images, models, system, tasks
+from imagegen.api import events, generation, images, models, system, tasks
 from imagegen.api.dependencies import Services
 from imagegen.api.guard import Guard
 from imagegen.api.problems import TextAsProblem, install
@@ -126,7 +126,7 @@ class Service:
 
     async def _evict_idle(self) -> None:
         """Only asks: what is resident changes between two tasks."""
-        await self._tasks.between_tasks(self._models.evict_idle)
+        await self._tasks.between_tasks(lambda: self._models.evict_idle(self._tasks.wanted))
 
     async def _expire(self) -> None:
         if self._settings.retention_days:
@@ -185,7 +185,7 @@ def create_app(settings: Settings, catalog: Catalog) -> FastAPI:
     app.state.service = service
     app.state.services = service.services
     app.include_router(generation.upload_router, max_body_size=settings.max_upload_bytes)
-    for room in (generation, tasks, images, models, system):
+    for room in (generation, tasks, images, models, events, system):
         app.include_router(room.router)
     install(app)
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)

@@ -1,6 +1,9 @@
 """What is configured, what is resident, and when it leaves."""
 
 import asyncio
+import re
+
+import httpx
 
 from tests.api.conftest import Client, Start
 
@@ -16,7 +19,13 @@ async def test_models_are_listed_in_the_briefs_shape(start: Start) -> None:
             "pipeline_class": "FakePipeline",
             "memory_usage": "medium",
             "is_loaded": False,
+            "state": "cold",
+            "error_code": None,
+            "error_message": None,
             "last_used": None,
+            "unloads_at": None,
+            "load_seconds": None,
+            "device_bytes": None,
             "supports_text2img": True,
             "supports_img2img": False,
             "supports_inpaint": False,
@@ -45,11 +54,71 @@ async def test_unload_waits_for_the_running_task_and_goes_before_waiting_ones(st
         first, second = await client.submit(), await client.submit()
         await client.until(first, "processing")
         answer = await client.post("/models/unload")
-        assert answer.json() == {"message": "'fake' was unloaded."}
+        assert answer.json()["message"] == "'fake' was unloaded."
         assert (await client.task(first))["status"] in ("processing", "completed")
         assert (await client.until(second))["status"] == "completed"
         await client.post("/models/unload")
-        assert (await client.post("/models/unload")).json() == {"message": "No model was loaded."}
+        nothing = (await client.post("/models/unload")).json()
+        assert (nothing["message"], nothing["freed_bytes"]) == ("No model was loaded.", 0)
+
+
+async def test_a_model_is_loaded_and_unloaded_when_asked_and_says_what_came_free(start: Start) -> None:
+    async with start(models={"a": {"memory_mb": 64}, "b": {}}) as client:
+        loaded = (await client.post("/models/a/load")).json()
+        assert (loaded["state"], loaded["is_loaded"], loaded["device_bytes"]) == ("resident", True, 64 * 2**20)
+        assert loaded["unloads_at"] > loaded["last_used"] if loaded["last_used"] else loaded["unloads_at"]
+        assert (await client.post("/models/b/unload")).json()["message"] == "No model was loaded."
+        gone = (await client.post("/models/a/unload")).json()
+        assert gone["message"] == "'a' was unloaded."
+        assert gone["freed_bytes"] > 32 * 2**20
+        assert gone["left_bytes"] > 0
+        assert (await client.get("/models/a")).json()["state"] == "cold"
+        for call in ("load", "unload"):
+            assert (await client.post(f"/models/c/{call}")).json()["code"] == "model_not_found"
+
+
+async def test_unloading_a_busy_model_waits_or_is_a_conflict_as_asked(start: Start) -> None:
+    async with start(models={"fake": {"step_seconds": 0.02, "steps": 20}}) as client:
+        task_id = await client.submit()
+        await client.until(task_id, "processing")
+        answer = await client.post("/models/fake/unload", params={"wait": "false"})
+        assert (answer.status_code, answer.json()["code"]) == (409, "model_busy")
+        assert (await client.post("/models/fake/unload")).json()["message"] == "'fake' was unloaded."
+        assert (await client.until(task_id))["status"] == "completed"
+
+
+async def test_a_model_that_kills_its_worker_is_quarantined_until_somebody_loads_it(start: Start) -> None:
+    models = {"bad": {"fault": "abort", "fault_at": "load"}, "good": {}}
+    async with start(models=models, isolation="process") as client:
+        failed = await client.until(await client.submit(model="bad"))
+        assert (failed["error_code"], failed["attempt"]) == ("worker_crashed", 2)
+        answer = await client.post("/text2image", json={"prompt": "x", "model": "bad"})
+        assert (answer.status_code, answer.json()["code"]) == (503, "model_quarantined")
+        shown = (await client.get("/models/bad")).json()
+        assert (shown["state"], shown["error_code"]) == ("error", "model_quarantined")
+        assert (await client.until(await client.submit(model="good")))["status"] == "completed"
+        answer = await client.post("/models/bad/load")
+        assert (answer.status_code, answer.json()["code"]) == (422, "load_failed")
+        assert "worker_crashed" in answer.json()["detail"]
+
+
+async def test_everything_that_happens_can_be_followed_and_filtered(start: Start) -> None:
+    async with start(models={"a": {}, "b": {}}) as client:
+        everything = asyncio.create_task(client.get("/events"))
+        some = asyncio.create_task(client.get("/events", params={"name": ["model_loaded", "completed"]}))
+        one = asyncio.create_task(client.get("/events", params={"model": "b"}))
+        while client.app.state.services.bus.subscribers < 3:
+            await asyncio.sleep(0.01)
+        for model in "ab":
+            await client.until(await client.submit(model=model))
+        client.app.state.service.begin_drain()
+
+        def names(answer: httpx.Response) -> list[str]:
+            return re.findall(r"^event: (\w+)$", answer.text, re.MULTILINE)
+
+        assert names(await some) == ["model_loaded", "completed"] * 2
+        assert names(await one) == ["loading", "model_loading", "model_loaded"]
+        assert {"queued", "started", "step", "completed", "model_unloaded"} <= set(names(await everything))
 
 
 async def test_an_idle_model_leaves_and_comes_back_when_it_is_named(start: Start) -> None:

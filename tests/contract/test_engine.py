@@ -104,6 +104,12 @@ def test_a_failing_step_is_an_answer_and_the_model_stays(engine: Engine, fault: 
     assert isinstance(run(engine, "fake", request_for()), Generated)
 
 
+def test_a_full_memory_is_tried_once_more_without_what_is_kept_for_speed(engine: Engine) -> None:
+    loaded(engine, fake_catalog(fake={"fault": "full_cache", "fault_prompt": "large"}), "fake")
+    outcome = run(engine, "fake", request_for("large"))
+    assert isinstance(outcome, Generated)
+
+
 def test_a_failing_load_is_an_answer(engine: Engine) -> None:
     failed = engine.load(load_command(fake_catalog(bad={"fault": "error", "fault_at": "load"}), "bad"))
     assert isinstance(failed, Failed)

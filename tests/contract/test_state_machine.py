@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from imagegen.catalog.sources import Folders
-from imagegen.core.errors import FailureCode, QueueFull, TaskFinished
+from imagegen.core.errors import FailureCode, ModelQuarantined, QueueFull, TaskFinished
 from imagegen.core.events import EventBus
 from imagegen.core.task import MAX_ATTEMPTS, GenerationTask, Pixels, TaskStatus, TaskType
 from imagegen.gpu.protocol import (
@@ -156,8 +156,9 @@ class Service(RuleBasedStateMachine):
     @rule(model=st.sampled_from(MODELS), priority=st.integers(-1, 1), batch=st.integers(1, 2))
     def submit(self, model: str, priority: int, batch: int) -> None:
         draft = TaskDraft(type=TaskType.TEXT2IMAGE, model=model, prompt="x", priority=priority, batch_size=batch)
-        if self.tasks.queue_size >= LIMITS.max_queue:
-            with pytest.raises(QueueFull):
+        full, left_alone = self.tasks.queue_size >= LIMITS.max_queue, self.models.quarantined(model)
+        if full or left_alone:
+            with pytest.raises(QueueFull if full else ModelQuarantined):
                 self.do(self.tasks.submit(draft))
             return
         task = self.do(self.tasks.submit(draft))

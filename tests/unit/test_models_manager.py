@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Awaitable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from imagegen.gpu.protocol import (
 from imagegen.loaders.base import OnStep
 from imagegen.loaders.fake import FakeSpec
 from imagegen.models.manager import DynamicModelManager
+from imagegen.models.residency import ModelState
 from tests.conftest import request_for
 from tests.unit.conftest import grey
 
@@ -375,8 +377,8 @@ async def test_nobody_is_evicted_from_an_empty_device(house: House) -> None:
 
 async def test_unloading_names_who_left(house: House) -> None:
     await house.models.ensure("a")
-    assert await house.models.unload_all() == ["a"]
-    assert await house.models.unload_all() == []
+    assert (await house.models.unload_all()).models == ["a"]
+    assert (await house.models.unload_all()).models == []
     assert house.current is None
 
 
@@ -398,3 +400,100 @@ async def test_a_worker_that_does_not_start_is_no_end_of_the_service(house: Hous
     await house.models.warm_up()
     assert not house.models.memory.gpu_available
     assert await house.models.ensure("a") is None
+
+
+# -- states and quarantine ---------------------------------------------------------------------------------------------
+
+
+CRASHED = Failed(code=FailureCode.WORKER_CRASHED, message="It died.")
+
+
+async def test_a_model_is_cold_then_resident_then_cold(house: House) -> None:
+    assert house.models.state("a") is ModelState.COLD
+    await house.models.ensure("a")
+    assert house.models.state("a") is ModelState.RESIDENT
+    await house.models.unload("a")
+    assert house.models.state("a") is ModelState.COLD
+
+
+async def test_on_its_way_it_is_loading_or_unloading(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    usual = ScriptedExecutor._answer
+
+    def look(self: ScriptedExecutor, kind: str, command: Any, answer: Any) -> Any:
+        seen.append((kind, house.models.state("a")))
+        return usual(self, kind, command, answer)
+
+    monkeypatch.setattr(ScriptedExecutor, "_answer", look)
+    await house.work("a")
+    await house.models.unload_all()
+    assert seen == [
+        ("load", ModelState.LOADING),
+        ("generate", ModelState.RESIDENT),
+        ("unload", ModelState.UNLOADING),
+    ]
+
+
+async def test_a_load_that_failed_is_an_error_until_one_succeeds(house: House) -> None:
+    house.engine.instead["load"] = MISSING
+    await house.models.ensure("a")
+    assert house.models.state("a") is ModelState.ERROR
+    assert house.models.error("a") == MISSING
+    await house.models.ensure("a")
+    assert house.models.state("a") is ModelState.RESIDENT
+    assert house.models.error("a") is None
+
+
+async def test_a_model_that_kills_its_worker_twice_at_its_load_is_left_alone_until_somebody_asks(house: House) -> None:
+    for _ in range(2):
+        house.engine.instead["load"] = CRASHED
+        await house.models.ensure("a")
+    assert house.models.quarantined("a")
+    failed = await house.models.ensure("a")
+    assert failed is not None
+    assert failed.code is FailureCode.MODEL_QUARANTINED
+    assert len(house.engine.asked) == 2
+    assert house.models.state("a") is ModelState.ERROR
+    assert await house.models.load("a") is None
+    assert house.models.state("a") is ModelState.RESIDENT
+
+
+async def test_two_requests_that_kill_it_in_a_row_are_a_quarantine_and_a_picture_between_them_is_not(
+    house: House,
+) -> None:
+    for between in (True, False):
+        house.engine.instead["generate"] = CRASHED
+        await house.work("a", prompt="one")
+        if between:
+            await house.work("a", prompt="fine")
+        house.engine.instead["generate"] = CRASHED
+        await house.work("a", prompt="another")
+        assert house.models.quarantined("a") is not between
+        await house.models.load("a")
+
+
+async def test_when_a_model_leaves_is_known(house: House) -> None:
+    assert house.models.unloads_at("a") is None
+    await house.models.ensure("a")
+    resident = house.models.current
+    assert resident is not None
+    assert house.models.unloads_at("a") == resident.last_used_at + timedelta(minutes=30)
+    await house.models.ensure("never")
+    assert house.models.unloads_at("never") is None
+
+
+async def test_a_model_that_a_waiting_task_wants_does_not_leave(house: House) -> None:
+    await house.models.ensure("a")
+    house.clock.now += 1e6
+    await house.models.evict_idle({"a"})
+    assert house.current == "a"
+    await house.models.evict_idle({"b"})
+    assert house.current is None
+
+
+async def test_what_unloading_freed_is_measured_afterwards(house: House) -> None:
+    await house.models.ensure("a")
+    report = await house.models.unload("a", "b")
+    assert (report.models, report.freed, report.left) == (["a"], FULL.held - EMPTY.held, EMPTY.held)
+    again = await house.models.unload("a")
+    assert (again.models, again.freed) == ([], 0)

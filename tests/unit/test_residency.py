@@ -2,7 +2,8 @@
 
 import pytest
 
-from imagegen.models.residency import Resident, is_idle, victims_for
+from imagegen.models.residency import Kills, Resident, is_idle, victims_for
+from tests.conftest import request_for
 from tests.unit.conftest import MORNING
 
 
@@ -34,3 +35,17 @@ def test_a_fraction_of_a_minute_counts() -> None:
 
 def test_with_zero_minutes_a_model_is_never_idle() -> None:
     assert not is_idle(resident(), 0, 1e12)
+
+
+def test_two_kills_in_a_row_are_a_quarantine() -> None:
+    one, other = request_for("one"), request_for("other")
+    for first, second in ((None, None), (one, other), (None, one), (one, None)):
+        once = Kills().another(first)
+        assert not once.quarantined
+        assert once.another(second).quarantined
+
+
+def test_a_poisonous_request_that_is_tried_again_is_no_fault_of_its_model() -> None:
+    once = Kills().another(request_for("poison"))
+    assert not once.another(request_for("poison")).quarantined
+    assert once.another(request_for("poison")).another(request_for("fine")).quarantined

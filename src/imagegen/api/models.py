@@ -4,22 +4,27 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Query
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from imagegen.api.dependencies import Models, Puller, Tasks
 from imagegen.api.problems import describe
 from imagegen.api.schemas import CurrentModel, GpuMemory, ModelDetails, ModelList, PullView, Unloaded
-from imagegen.api.views import gib, model_details, model_view, pull_view
-from imagegen.core.errors import NotPulling
+from imagegen.api.views import gib, model_details, model_view, pull_view, unloaded
+from imagegen.core.errors import LoadFailed, ModelBusy, NotPulling
 
 router = APIRouter(prefix="/models", tags=["models"])
 
 
 @router.get("", operation_id="list_models", summary="All configured models")
-async def list_models(models: Models) -> ModelList:
+async def list_models(models: Models, puller: Puller) -> ModelList:
     """In the order of models.yaml."""
-    views = [model_view(model_id, spec, models) for model_id, spec in models.catalog.models.items()]
+    entries = models.catalog.models
+    here = await asyncio.to_thread(lambda: {model_id: puller.is_here(model_id) for model_id in entries})
+    views = [
+        model_view(model_id, spec, models, puller.pull(model_id), weights_here=here[model_id])
+        for model_id, spec in entries.items()
+    ]
     return ModelList(models=views, total=len(views))
 
 
@@ -41,8 +46,7 @@ async def get_current_model(models: Models) -> CurrentModel:
 )
 async def unload_model(models: Models, tasks: Tasks) -> Unloaded:
     """Waits for the running task, then frees the memory. The next task that needs the model loads it again."""
-    gone = await tasks.between_tasks(models.unload_all)
-    return Unloaded(message=f"'{gone[0]}' was unloaded." if gone else "No model was loaded.")
+    return unloaded(await tasks.between_tasks(models.unload_all))
 
 
 @router.get("/{model_id}", operation_id="get_model", summary="One model", responses=describe("model_not_found"))
@@ -51,6 +55,40 @@ async def get_model(model_id: str, models: Models, puller: Puller) -> ModelDetai
     spec = models.catalog.model(model_id)
     here = await asyncio.to_thread(puller.is_here, model_id)
     return model_details(model_id, spec, models, puller.pull(model_id), weights_here=here)
+
+
+@router.post(
+    "/{model_id}/load",
+    operation_id="load_model",
+    summary="Bring a model into device memory",
+    responses=describe("model_not_found", "load_failed", "draining"),
+)
+async def load_model(model_id: str, models: Models, tasks: Tasks, puller: Puller) -> ModelDetails:
+    """Waits for the running task, then makes this model the resident one. That also ends a quarantine."""
+    models.catalog.model(model_id)
+    failed = await tasks.between_tasks(lambda: models.load(model_id))
+    if failed is not None:
+        raise LoadFailed(f"{failed.code}: {failed.message}")
+    return await get_model(model_id, models, puller)
+
+
+@router.post(
+    "/{model_id}/unload",
+    operation_id="unload_this_model",
+    summary="Unload a model",
+    responses=describe("model_not_found", "model_busy", "draining"),
+)
+async def unload_this_model(
+    model_id: str,
+    models: Models,
+    tasks: Tasks,
+    wait: Annotated[bool, Query(description="Wait for its running task; otherwise that is a 409.")] = True,
+) -> Unloaded:
+    """Frees the memory and says how much, measured afterwards."""
+    models.catalog.model(model_id)
+    if not wait and tasks.is_running(model_id):
+        raise ModelBusy
+    return unloaded(await tasks.between_tasks(lambda: models.unload(model_id)))
 
 
 @router.post(

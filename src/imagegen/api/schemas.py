@@ -18,6 +18,7 @@ from imagegen.catalog.catalog import HubSource, ModelId
 from imagegen.core.sizes import AspectRatio
 from imagegen.core.task import MAX_SEED, Lora, TaskStatus, TaskType
 from imagegen.hub.puller import PullState
+from imagegen.models.residency import ModelState
 
 
 def _plain_text(text: str) -> str:
@@ -277,7 +278,13 @@ class ModelView(BaseModel):
     pipeline_class: str = Field(examples=["FluxPipeline"])
     memory_usage: str = Field(examples=["low"])
     is_loaded: bool = Field(description="Whether it is in device memory now.")
+    state: ModelState = Field(description="Where it is now.")
+    error_code: str | None = Field(description="In state `error`: a stable word for why.")
+    error_message: str | None = Field(description="In state `error`: why.")
     last_used: datetime | None
+    unloads_at: datetime | None = Field(description="When it leaves device memory unless it is used before.")
+    load_seconds: float | None = Field(description="How long its latest load took.")
+    device_bytes: int | None = Field(description="While it is in device memory: bytes of its weights.")
     supports_text2img: bool
     supports_img2img: bool
     supports_inpaint: bool = Field(description="image2image with a mask.")
@@ -316,7 +323,11 @@ class CurrentModel(BaseModel):
 
 
 class Unloaded(BaseModel):
+    """What unloading did, measured afterwards: device memory, or host memory where there is no device."""
+
     message: str = Field(examples=["'tiny' was unloaded."])
+    freed_bytes: int
+    left_bytes: int
 
 
 class GpuInfo(BaseModel):

@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from imagegen.api.schemas import ImageView, LoraView, ModelDetails, ModelView, PullView, TaskLinks, TaskView
+from imagegen.api.schemas import ImageView, LoraView, ModelDetails, ModelView, PullView, TaskLinks, TaskView, Unloaded
 from imagegen.catalog.catalog import ModelSpec
-from imagegen.core.events import TaskCompleted, TaskEvent
+from imagegen.core.events import Event, TaskCompleted
 from imagegen.core.task import GenerationTask, StoredImage
 from imagegen.hub.puller import Pull
-from imagegen.models.manager import DynamicModelManager
+from imagegen.models.manager import DynamicModelManager, UnloadReport
+from imagegen.models.residency import ModelState
 
 GIB = 1024**3
 
@@ -54,7 +55,7 @@ def task_view(task: GenerationTask, position: int | None, download: Pull | None 
 _TASK_FIELDS = {"status", "model", "priority", "attempt", "created_at", "started_at", "completed_at"}
 
 
-def event_view(event: TaskEvent) -> dict[str, Any]:
+def event_view(event: Event) -> dict[str, Any]:
     """The data of an event; a completed task's pictures look as they do in the task."""
     data = event.model_dump(mode="json")
     if isinstance(event, TaskCompleted):
@@ -63,27 +64,49 @@ def event_view(event: TaskEvent) -> dict[str, Any]:
     return data
 
 
-def model_view(model_id: str, spec: ModelSpec, models: DynamicModelManager) -> ModelView:
-    return ModelView(**_model_fields(model_id, spec, models))
+def model_view(
+    model_id: str, spec: ModelSpec, models: DynamicModelManager, pull: Pull | None, *, weights_here: bool
+) -> ModelView:
+    return ModelView(**_model_fields(model_id, spec, models, pull, weights_here))
+
+
+def unloaded(report: UnloadReport) -> Unloaded:
+    names = ", ".join(f"'{model}'" for model in report.models)
+    message = f"{names} was unloaded." if names else "No model was loaded."
+    return Unloaded(message=message, freed_bytes=report.freed, left_bytes=report.left)
 
 
 def model_details(
     model_id: str, spec: ModelSpec, models: DynamicModelManager, pull: Pull | None, *, weights_here: bool
 ) -> ModelDetails:
     return ModelDetails(
-        **_model_fields(model_id, spec, models),
+        **_model_fields(model_id, spec, models, pull, weights_here),
         weights_here=weights_here,
         pull=pull_view(pull) if pull else None,
         config=spec.model_dump(mode="json"),
     )
 
 
-def _model_fields(model_id: str, spec: ModelSpec, models: DynamicModelManager) -> dict[str, Any]:
-    current = models.current
+def _model_fields(
+    model_id: str, spec: ModelSpec, models: DynamicModelManager, pull: Pull | None, weights_here: bool
+) -> dict[str, Any]:
+    current, error = models.current, models.error(model_id)
+    is_loaded = current is not None and current.model == model_id
+    state = models.state(model_id)
+    if state is ModelState.COLD and pull is not None and not pull.ended:
+        state = ModelState.DOWNLOADING
+    elif state is ModelState.COLD and not weights_here:
+        state = ModelState.ABSENT
     return {
         "id": model_id,
-        "is_loaded": current is not None and current.model == model_id,
+        "is_loaded": is_loaded,
         "last_used": models.last_used(model_id),
+        "state": state,
+        "error_code": error.code if error else None,
+        "error_message": error.message if error else None,
+        "unloads_at": models.unloads_at(model_id),
+        "load_seconds": models.load_seconds(model_id),
+        "device_bytes": current.weight_bytes if is_loaded and current else None,
         **spec.model_dump(include=_MODEL_FIELDS),
     }
 

@@ -102,6 +102,24 @@ class QueueFull(ImagegenError):
     code = "queue_full"
 
 
+class ModelQuarantined(ImagegenError):
+    """The model has killed its worker twice in a row; POST /models/{id}/load tries it again."""
+
+    code = "model_quarantined"
+
+
+class ModelBusy(ImagegenError):
+    """The model is running a task."""
+
+    code = "model_busy"
+
+
+class LoadFailed(ImagegenError):
+    """The model could not be loaded."""
+
+    code = "load_failed"
+
+
 class Draining(ImagegenError):
     """The service is stopping and accepts no new tasks."""
 
@@ -156,6 +174,7 @@ class FailureCode(StrEnum):
     LORA_REFUSED = "lora_refused"
     INTERRUPTED = "interrupted"
     MODEL_REMOVED = "model_removed"
+    MODEL_QUARANTINED = "model_quarantined"
     STORAGE_FULL = "storage_full"
     STORAGE_FAILED = "storage_failed"
     HUB_GATED = "hub_gated"

@@ -77,7 +77,7 @@ class LocalEngine:
         return self._device
 
     def load(self, command: Load) -> Loaded | Failed:
-        return at_border(lambda: self._load(command), FailureCode.LOAD_FAILED, self._give_back)
+        return self._with_room(lambda: at_border(lambda: self._load(command), FailureCode.LOAD_FAILED, self._give_back))
 
     def _load(self, command: Load) -> Loaded:
         began = time.monotonic()
@@ -114,8 +114,29 @@ class LocalEngine:
                 raise Stop
 
         with suppress(Stop):
-            return at_border(lambda: self._generate(command, step), FailureCode.GENERATION_FAILED, self._give_back)
+            return self._with_room(
+                lambda: at_border(lambda: self._generate(command, step), FailureCode.GENERATION_FAILED, self._give_back)
+            )
         return Stopped()
+
+    def _with_room(self, attempt: Callable[[], T | Failed]) -> T | Failed:
+        """Once more, with everything given up that is only kept for speed, if the memory did not suffice."""
+        outcome = attempt()
+        if not (isinstance(outcome, Failed) and outcome.code is FailureCode.OUT_OF_MEMORY):
+            return outcome
+        for model in self._models.values():
+            model.trim()
+        self._give_back()
+        outcome = attempt()
+        return self._with_numbers(outcome) if isinstance(outcome, Failed) else outcome
+
+    def _with_numbers(self, failed: Failed) -> Failed:
+        memory = measure(self.device)
+        if failed.code is not FailureCode.OUT_OF_MEMORY or not memory.total:
+            return failed
+        used, total = (size / 2**30 for size in (memory.allocated, memory.total))
+        numbers = f"The weights take {used:.1f} of {total:.1f} GiB, and the rest did not suffice."
+        return failed.evolve(message=f"{failed.message} {numbers}")
 
     def _generate(self, command: Generate, on_step: OnStep) -> Generated:
         inputs = Inputs(command.init_image, command.mask_image, [Path(file) for file in command.lora_files])

@@ -97,6 +97,11 @@ class DeviceMemory(Value):
     #: Resident host memory of the engine's process.
     host: int = 0
 
+    @property
+    def held(self) -> int:
+        """What models take: device memory, or host memory where there is no device."""
+        return self.cached if self.gpu_available else self.host
+
 
 class Step(Value):
     kind: Literal["step"] = "step"

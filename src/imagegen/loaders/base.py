@@ -56,6 +56,10 @@ class LoadedModel(ABC):
     def weight_bytes(self) -> int:
         """Bytes of all parameters and buffers."""
 
+    def trim(self) -> None:
+        """Give up what is only kept for speed: the device is full."""
+        return
+
     def close(self) -> None:
         """Let go of everything that references alone do not."""
         return

@@ -308,6 +308,9 @@ class DiffusersModel(LoadedModel):
             picture = paste(picture, call["image"], call["mask_image"])
         return crop(picture, size, seed)
 
+    def trim(self) -> None:
+        self._prompts.clear()
+
     def close(self) -> None:
         self._pipeline.remove_all_hooks()
         del self._pipeline, self._siblings, self._adapters, self._prompts

@@ -13,7 +13,7 @@ from imagegen.catalog.catalog import ModelSpec
 from imagegen.core.task import GenerationRequest, Pixels
 from imagegen.loaders.base import Inputs, LoadedModel, ModelLoader, OnStep, Placement
 
-Fault = Literal["none", "error", "out_of_memory", "device_fault", "abort", "segfault", "exit", "hang"]
+Fault = Literal["none", "error", "out_of_memory", "full_cache", "device_fault", "abort", "segfault", "exit", "hang"]
 
 
 class FakeSpec(ModelSpec):
@@ -47,6 +47,7 @@ class FakeModel(LoadedModel):
 
     def __init__(self, spec: FakeSpec) -> None:
         self._spec = spec
+        self._trimmed = False
         # Written once, so that the pages are really resident.
         self._ballast = bytearray(os.urandom(4096) * (256 * spec.memory_mb))
 
@@ -59,9 +60,16 @@ class FakeModel(LoadedModel):
         for step in range(total):
             time.sleep(self._spec.step_seconds)
             if self._spec.fault_at == "step" and self._spec.fault_prompt in request.prompt:
-                commit(self._spec.fault)
+                self._commit()
             on_step(step + 1, total)
         return [_picture(request, seed) for seed in request.seeds]
+
+    def _commit(self) -> None:
+        if not (self._spec.fault == "full_cache" and self._trimmed):
+            commit(self._spec.fault)
+
+    def trim(self) -> None:
+        self._trimmed = True
 
 
 def _picture(request: GenerationRequest, seed: int) -> Pixels:
@@ -84,6 +92,8 @@ _FAULTS: Mapping[Fault, Callable[[], object]] = MappingProxyType(
         "none": lambda: None,
         "error": lambda: _raise(RuntimeError("told to fail")),
         "out_of_memory": lambda: _raise(MemoryError("fake")),
+        # Until the model is told to give up what it keeps for speed.
+        "full_cache": lambda: _raise(MemoryError("fake")),
         "device_fault": lambda: _raise(RuntimeError("CUDA error: an illegal memory access was encountered")),
         "abort": os.abort,
         "segfault": lambda: ctypes.string_at(0),

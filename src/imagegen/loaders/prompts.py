@@ -31,6 +31,11 @@ class PromptCache:
 
         pipeline.encode_prompt = encode_prompt
 
+    def clear(self) -> None:
+        """Forget everything."""
+        self._answers.clear()
+        self._bytes = 0
+
     @contextmanager
     def paused(self) -> Iterator[None]:
         """While a request's LoRA may change the encoders, nothing is remembered and nothing recalled."""

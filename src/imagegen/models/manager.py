@@ -2,14 +2,16 @@
 
 import threading
 import time
-from collections.abc import Callable
-from datetime import UTC, datetime
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 import structlog
 
 from imagegen.catalog.catalog import Catalog
 from imagegen.catalog.sources import Folders, lora_files
-from imagegen.core.errors import FailureCode, LoraNotFound
+from imagegen.core.errors import FailureCode, LoraNotFound, ModelQuarantined
 from imagegen.core.events import EventBus, ModelLoaded, ModelLoading, ModelUnloaded
 from imagegen.core.task import GenerationRequest, InputPictures
 from imagegen.gpu.executor import GpuExecutor
@@ -24,9 +26,17 @@ from imagegen.gpu.protocol import (
     Unload,
 )
 from imagegen.loaders.base import OnStep
-from imagegen.models.residency import Resident, is_idle, victims_for
+from imagegen.models.residency import Kills, ModelState, Resident, is_idle, victims_for
 
 log = structlog.get_logger(__name__)
+
+
+class UnloadReport(NamedTuple):
+    """What unloading did, measured afterwards: bytes of device memory, or of host memory where there is no device."""
+
+    models: list[str]
+    freed: int
+    left: int
 
 
 class DynamicModelManager:
@@ -49,6 +59,11 @@ class DynamicModelManager:
         self._last_used: dict[str, datetime] = {}
         self._load_seconds: dict[str, float] = {}
         self._memory = DeviceMemory()
+        #: The one that is on its way in or out.
+        self._moving: dict[str, ModelState] = {}
+        self._kills: dict[str, Kills] = {}
+        #: Why the latest load did not succeed.
+        self._errors: dict[str, Failed] = {}
 
     # -- reads that only inform; anyone may ask -----------------------------------------------------------------------
 
@@ -73,6 +88,26 @@ class DynamicModelManager:
         """How long its last load took; None before the first."""
         return self._load_seconds.get(model)
 
+    def state(self, model: str) -> ModelState:
+        """As far as this manager knows: what is on disk is asked elsewhere, and counts as cold here."""
+        if model in self._moving:
+            return self._moving[model]
+        if model in self._residents:
+            return ModelState.RESIDENT
+        return ModelState.ERROR if model in self._errors else ModelState.COLD
+
+    def error(self, model: str) -> Failed | None:
+        """Why its latest load did not succeed, or why it is quarantined."""
+        return self._errors.get(model)
+
+    def quarantined(self, model: str) -> bool:
+        return self._kills.get(model, Kills()).quarantined
+
+    def unloads_at(self, model: str) -> datetime | None:
+        """When it leaves the device unless it is used before; None if it is not there, or stays."""
+        resident, minutes = self._residents.get(model), self._catalog.idle_minutes(model)
+        return resident.last_used_at + timedelta(minutes=minutes) if resident and minutes else None
+
     def find_loras(self, request: GenerationRequest) -> tuple[str, ...]:
         """The files of the request's LoRAs. Raises LoraNotFound."""
         return tuple(map(str, lora_files(request.loras, self._folders.loras)))
@@ -93,18 +128,35 @@ class DynamicModelManager:
             return None
         if model not in self._catalog.models:
             return Failed(code=FailureCode.MODEL_REMOVED, message="The model is no longer configured.")
+        if self.quarantined(model):
+            return Failed(code=FailureCode.MODEL_QUARANTINED, message=ModelQuarantined().detail)
         for victim in victims_for(model, self._residents.values()):
             await self._unload(victim, "switch")
         return await self._load(model)
 
+    async def load(self, model: str) -> Failed | None:
+        """Make it the resident one because somebody asks; that ends a quarantine. Returns why that was not possible."""
+        self._kills.pop(model, None)
+        return await self.ensure(model)
+
     async def _load(self, model: str) -> Failed | None:
         self._bus.publish(ModelLoading(model=model))
-        answer = await self._executor.load(Load.entry(self._catalog, model, self._folders))
+        with self._on_its_way(model, ModelState.LOADING):
+            answer = await self._executor.load(Load.entry(self._catalog, model, self._folders))
         if isinstance(answer, Failed):
+            self._errors[model] = answer
             self._failed(model, answer)
             return answer
         self._arrived(model, answer)
         return None
+
+    @contextmanager
+    def _on_its_way(self, model: str, state: ModelState) -> Iterator[None]:
+        self._moving[model] = state
+        try:
+            yield
+        finally:
+            del self._moving[model]
 
     def _arrived(self, model: str, loaded: Loaded) -> None:
         now = datetime.now(UTC)
@@ -115,6 +167,7 @@ class DynamicModelManager:
             last_used_at=now,
             last_used=self._clock(),
         )
+        self._errors.pop(model, None)
         self._memory = loaded.memory
         self._load_seconds[model] = loaded.seconds
         log.info("model_loaded", model=model, seconds=round(loaded.seconds, 3), weight_bytes=loaded.weight_bytes)
@@ -138,8 +191,9 @@ class DynamicModelManager:
         )
         answer = await self._executor.generate(command, stop, on_step)
         if isinstance(answer, Failed):
-            self._failed(model, answer)
+            self._failed(model, answer, request)
         elif isinstance(answer, Generated):
+            self._kills.pop(model, None)
             self._memory = answer.memory
         self._used(model, self._clock() - began)
         return answer
@@ -152,28 +206,39 @@ class DynamicModelManager:
                 last_used=self._clock(), last_used_at=self._last_used[model], served_s=resident.served_s + seconds
             )
 
-    def _failed(self, model: str, failed: Failed) -> None:
+    def _failed(self, model: str, failed: Failed, request: GenerationRequest | None = None) -> None:
         log.error("engine_failed", model=model, code=failed.code, reason=failed.message, traceback=failed.traceback)
         if failed.worker_died:
+            self._kills[model] = self._kills.get(model, Kills()).another(request)
+            if self.quarantined(model):
+                log.error("model_quarantined", model=model)
+                self._errors[model] = Failed(code=FailureCode.MODEL_QUARANTINED, message=ModelQuarantined().detail)
             for lost in list(self._residents):
                 self._gone(lost, "worker_died")
             self._memory = self._memory.evolve(allocated=0, cached=0, host=0)
 
-    async def evict_idle(self) -> None:
-        """Unload what has not been used for its time."""
+    async def evict_idle(self, wanted: Collection[str] = ()) -> None:
+        """Unload what has not been used for its time and is not `wanted` by a task that waits."""
         for resident in list(self._residents.values()):
-            if is_idle(resident, self._catalog.idle_minutes(resident.model), self._clock()):
+            if resident.model not in wanted and is_idle(
+                resident, self._catalog.idle_minutes(resident.model), self._clock()
+            ):
                 await self._unload(resident.model, "idle")
 
-    async def unload_all(self) -> list[str]:
-        """Unload whatever is resident; the ids of what was."""
-        gone = list(self._residents)
+    async def unload_all(self) -> UnloadReport:
+        """Unload whatever is resident."""
+        return await self.unload(*self._residents)
+
+    async def unload(self, *models: str) -> UnloadReport:
+        """Unload those of the models that are resident."""
+        gone, before = [model for model in models if model in self._residents], self._memory
         for model in gone:
             await self._unload(model, "asked")
-        return gone
+        return UnloadReport(gone, freed=max(0, before.held - self._memory.held), left=self._memory.held)
 
     async def _unload(self, model: str, reason: str) -> None:
-        answer = await self._executor.unload(Unload(model=model))
+        with self._on_its_way(model, ModelState.UNLOADING):
+            answer = await self._executor.unload(Unload(model=model))
         if isinstance(answer, Failed):
             self._failed(model, answer)
         else:

@@ -2,8 +2,13 @@
 
 from collections.abc import Iterable
 from datetime import datetime
+from enum import StrEnum
 
+from imagegen.core.task import GenerationRequest
 from imagegen.core.value import Value
+
+#: Kills after which a model is left alone until someone asks for it.
+QUARANTINE_AFTER = 2
 
 
 class Resident(Value):
@@ -18,6 +23,39 @@ class Resident(Value):
     last_used: float
     #: Seconds of work done since it was loaded: how much of its quantum is spent.
     served_s: float = 0
+
+
+class ModelState(StrEnum):
+    """Where a configured model is."""
+
+    #: Its weights are not on this machine.
+    ABSENT = "absent"
+    DOWNLOADING = "downloading"
+    #: On disk.
+    COLD = "cold"
+    LOADING = "loading"
+    #: In device memory.
+    RESIDENT = "resident"
+    UNLOADING = "unloading"
+    #: The last load failed, or it is quarantined.
+    ERROR = "error"
+
+
+class Kills(Value):
+    """Workers that a model has killed in a row, without a picture in between."""
+
+    count: int = 0
+    #: What ran; None: its load.
+    by: GenerationRequest | None = None
+
+    @property
+    def quarantined(self) -> bool:
+        return self.count >= QUARANTINE_AFTER
+
+    def another(self, by: GenerationRequest | None) -> "Kills":
+        """One more. A request that comes again does not count again: a poisonous one is no fault of its model."""
+        repeated = by is not None and by == self.by
+        return Kills(count=max(1, self.count + (not repeated)), by=by)
 
 
 def victims_for(model: str, residents: Iterable[Resident]) -> list[str]:

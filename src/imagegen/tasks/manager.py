@@ -18,6 +18,7 @@ from imagegen.core.errors import (
     DeviceFault,
     Draining,
     FailureCode,
+    ModelQuarantined,
     QueueFull,
     StorageFailed,
     StorageFull,
@@ -129,6 +130,8 @@ class TaskManager:
             raise QueueFull(retry_after=self._retry_after())
         model, request = admit(draft, self._models.catalog, self._limits, _new_seed)
         self._models.find_loras(request)
+        if self._models.quarantined(model):
+            raise ModelQuarantined
         task = GenerationTask(
             id=str(uuid.uuid4()),
             type=draft.type,
@@ -168,6 +171,15 @@ class TaskManager:
     def queue_size(self) -> int:
         """Tasks that wait, for the GPU or for weights."""
         return self._queue.waiting + self._arriving + sum(map(len, self._parked.values()))
+
+    @property
+    def wanted(self) -> set[str]:
+        """Models of the tasks that wait or run."""
+        return {active.task.model for active in self._active.values()}
+
+    def is_running(self, model: str) -> bool:
+        """Whether the running task is one of this model's."""
+        return self._running is not None and self._running.task.model == model
 
     @property
     def draining(self) -> bool:
