@@ -1,9 +1,11 @@
 """What the tests of the families share: models of each kind on disk, an entry for each, and how to draw."""
 
+import gc
 import io
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -29,9 +31,6 @@ LIBRARY_WARNINGS = (
     "ignore:`LoraLoaderMixin` is deprecated:FutureWarning",
 )
 
-#: The kind of a pipeline, by the fields of its entry.
-Entry = Mapping[str, Any]
-
 
 class Shelf:
     """A models directory that is filled on demand."""
@@ -53,6 +52,21 @@ class Shelf:
         name = index["_class_name"]
         word = "flux" if name in FLUX else "stable_diffusion" if name in STABLE_DIFFUSION else "diffusers"
         return small(type=word, pipeline_class=name, local_path=kind)
+
+
+@contextmanager
+def shelf_of(folder: Path, kinds: Iterable[str]) -> Iterator[Shelf]:
+    """A shelf with these kinds, and quick unloading.
+
+    Every unload collects garbage; the half million objects of imported modules need not be looked at each time.
+    """
+    shelf = Shelf(folder)
+    for kind in kinds:
+        shelf.model(kind)
+    gc.collect()
+    gc.freeze()
+    yield shelf
+    gc.unfreeze()
 
 
 def small(**fields: Any) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Every line of the table of pipelines: a tiny model of its class loads, draws and leaves through the real engine."""
 
-import gc
 import io
 import json
 import shutil
@@ -19,7 +18,7 @@ from imagegen.gpu.engine import LocalEngine
 from imagegen.gpu.protocol import EngineOptions, Failed, Generated, Loaded, Unload, Unloaded
 from imagegen.loaders.pipelines import PIPELINES
 from tests.conftest import load_command
-from tests.contract.families import LIBRARY_WARNINGS, Shelf, catalog_of, draw, picture, run
+from tests.contract.families import LIBRARY_WARNINGS, Shelf, catalog_of, draw, picture, run, shelf_of
 from tests.pipelines import KINDS
 
 pytestmark = [pytest.mark.filterwarnings(warning) for warning in LIBRARY_WARNINGS]
@@ -41,14 +40,8 @@ WITHOUT_NEGATIVE_PROMPT = {"flux-fill", "flux2", "flux2-klein", "flux2-klein-bas
 
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shelf]:
-    shelf = Shelf(tmp_path_factory.mktemp("models"))
-    for kind in DRAWN:
-        shelf.model(kind)
-    # Every unload collects garbage; half a million objects of imported modules need not be looked at each time.
-    gc.collect()
-    gc.freeze()
-    yield shelf
-    gc.unfreeze()
+    with shelf_of(tmp_path_factory.mktemp("models"), DRAWN) as shelf:
+        yield shelf
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from imagegen.core.errors import FailureCode
 from imagegen.gpu.engine import LocalEngine
 from imagegen.gpu.protocol import EngineOptions, Failed, Loaded
 from tests.conftest import load_command
-from tests.contract.families import LIBRARY_WARNINGS, Shelf, catalog_of, draw, small
+from tests.contract.families import LIBRARY_WARNINGS, Shelf, catalog_of, draw, shelf_of, small
 from tests.gguf_files import Quantisation, write_gguf, write_tensors
 
 pytestmark = [pytest.mark.filterwarnings(warning) for warning in LIBRARY_WARNINGS]
@@ -37,8 +37,9 @@ OTHERS = ("flux2-klein", "sd3.5", "chroma", "qwen-image", "z-image", "lumina2", 
 
 
 @pytest.fixture(scope="module")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
-    return Shelf(tmp_path_factory.mktemp("models"))
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shelf]:
+    with shelf_of(tmp_path_factory.mktemp("models"), ("flux-dev", "flux-wide", *OTHERS)) as shelf:
+        yield shelf
 
 
 @pytest.fixture(scope="module")

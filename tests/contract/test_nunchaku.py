@@ -17,7 +17,7 @@ from imagegen.gpu.engine import LocalEngine
 from imagegen.gpu.protocol import EngineOptions, Failed, Loaded
 from imagegen.loaders import nunchaku
 from tests.conftest import load_command
-from tests.contract.families import LIBRARY_WARNINGS, Shelf, catalog_of, draw, small
+from tests.contract.families import LIBRARY_WARNINGS, Shelf, catalog_of, draw, shelf_of, small
 from tests.nunchaku_files import write_t5, write_transformer
 
 pytestmark = [pytest.mark.filterwarnings(warning) for warning in LIBRARY_WARNINGS]
@@ -27,15 +27,16 @@ INSTALL = "install the wheel for your torch and Python from the releases of nunc
 
 
 @pytest.fixture(scope="module")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
-    """A base model, and files in 4 bits of it and of its Kontext sister that differ."""
-    shelf = Shelf(tmp_path_factory.mktemp("models"))
-    dev, kontext = shelf.model("flux-dev"), shelf.model("flux-kontext")
-    write_transformer(dev, shelf.folder / "nunchaku" / "svdq-int4_r32-flux.1-dev.safetensors")
-    write_transformer(shelf.model("flux-schnell"), shelf.folder / "nunchaku" / "svdq-fp4_r32-flux.1-dev.safetensors")
-    write_transformer(kontext, shelf.folder / "nunchaku" / "svdq-int4_r32-flux.1-kontext-dev.safetensors")
-    write_t5(dev, shelf.folder / "nunchaku" / "awq-int4-flux.1-t5xxl.safetensors")
-    return shelf
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shelf]:
+    """Base models, and files in 4 bits that differ: fp4 is made of schnell."""
+    kinds = ("flux-dev", "flux-schnell", "flux-kontext", "sdxl")
+    with shelf_of(tmp_path_factory.mktemp("models"), kinds) as shelf:
+        home = shelf.folder / "nunchaku"
+        write_transformer(shelf.model("flux-dev"), home / "svdq-int4_r32-flux.1-dev.safetensors")
+        write_transformer(shelf.model("flux-schnell"), home / "svdq-fp4_r32-flux.1-dev.safetensors")
+        write_transformer(shelf.model("flux-kontext"), home / "svdq-int4_r32-flux.1-kontext-dev.safetensors")
+        write_t5(shelf.model("flux-dev"), home / "awq-int4-flux.1-t5xxl.safetensors")
+        yield shelf
 
 
 @pytest.fixture
@@ -124,7 +125,6 @@ def test_the_gpu_decides_which_file(
 ) -> None:
     module = installed("nunchaku_engine")
     on_gpu(*capability)
-    # The files of this shelf hold different models: fp4's takes no guidance.
     assert isinstance(load(engine, shelf), Loaded)
     assert [Path(call["path"]).name for call in module.calls] == [file]
 
