@@ -23,7 +23,7 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 
 import imagegen
 from imagegen import logs
@@ -213,7 +213,9 @@ def models(context: typer.Context, config: ConfigOption = None) -> None:
 def _list_models(config: Path | None) -> None:
     settings = _settings(config=config)
     catalog = _catalog(settings.config)
-    table = Table("id", "type", "weights", "base size", "steps", "description")
+    # A name that is broken in two cannot be copied or searched for.
+    names = [Column(title, no_wrap=True) for title in ("id", "type", "weights")]
+    table = Table(*names, "base size", "steps", "description")
     for model_id, spec in catalog.models.items():
         here = "here" if weights_here(spec, settings.models_path) else "not here"
         name = f"{model_id} (default)" if model_id == catalog.default_model else model_id

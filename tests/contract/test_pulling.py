@@ -281,6 +281,7 @@ def test_a_token_that_is_not_valid(hub: Hub, monkeypatch: pytest.MonkeyPatch, tm
         ("org/nothing", "no repository 'org/nothing'"),
         ("org/private", "it is private and HF_TOKEN is not set"),
         (f"{NAME}@v9", "no such revision"),
+        ("org/a--b", "no name that a repository"),
     ],
 )
 def test_what_does_not_exist(hub: Hub, source: str, words: str) -> None:

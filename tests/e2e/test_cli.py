@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from imagegen.loaders import SPECS
 from tests.server import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
@@ -73,7 +74,7 @@ def test_config_check_reports_every_problem_with_its_place(tmp_path: Path) -> No
     assert done.returncode == 78
     assert done.stderr.splitlines() == [
         f"{file}:2:3: unknown key 'auto_unload_minuts'; did you mean 'auto_unload_minutes'?",
-        f"{file}:6:5: unknown type 'fluxx'; did you mean 'flux'?; known: fake, flux",
+        f"{file}:6:5: unknown type 'fluxx'; did you mean 'flux'?; known: {', '.join(sorted(SPECS))}",
     ]
     assert imagegen("serve", "--config", file).stderr == done.stderr
 

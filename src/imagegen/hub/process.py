@@ -48,12 +48,10 @@ async def fetch_in_process(command: Fetch, on_progress: OnProgress) -> Fetched |
 
 async def _hear(process: asyncio.subprocess.Process, on_progress: OnProgress) -> Fetched | Refused:
     assert process.stdout is not None
-    async for line in process.stdout:
-        try:
+    with suppress(ValueError):  # a line that is no answer, or longer than any
+        async for line in process.stdout:
             answer = read_answer(line)
-        except ValueError:
-            return _CRASHED
-        if not isinstance(answer, Progress):
-            return answer
-        on_progress(answer)
+            if not isinstance(answer, Progress):
+                return answer
+            on_progress(answer)
     return _CRASHED

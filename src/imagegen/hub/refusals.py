@@ -8,6 +8,7 @@ from huggingface_hub import get_token
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
+    HFValidationError,
     OfflineModeIsEnabled,
     RemoteEntryNotFoundError,
     RepositoryNotFoundError,
@@ -47,6 +48,8 @@ def refused(error: Exception, repo: str) -> Refusal:
             return refusal(FailureCode.HUB_UNREACHABLE, "The hub cannot be reached, or the connection to it broke.")
         case OSError():
             return disk_refused(error)
+        case HFValidationError():
+            return refusal(FailureCode.HUB_NOT_FOUND, f"'{repo}' is no name that a repository on the hub can have.")
         case _:
             return refusal(FailureCode.HUB_UNREACHABLE, "What answers in the hub's place does not speak its language.")
 
