@@ -184,5 +184,7 @@ def test_every_family_reads_back_what_it_dumps() -> None:
     for word, family in FAMILIES.items():
         needed = {"diffusers": {"pipeline_class": "SanaPipeline"}, "fake": {}, "flux": {}, "stable_diffusion": {}}
         more = needed.get(word, {"base_model": "org/base@v1"})
-        entry = family.spec.model_validate({"name": "A", "type": word, "huggingface_path": "org/name", **more})
+        entry = family.spec.model_validate(
+            {"name": "A", "type": word, "huggingface_path": "org/name", "local_path": "a", **more}
+        )
         assert family.spec.model_validate(entry.model_dump(mode="json")) == entry

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
@@ -156,6 +156,7 @@ def _explain(error: ValidationError, loc: Loc, section: type[Section]) -> Iterat
 def _message(details: ErrorDetails, section: type[Section]) -> str:
     key = ".".join(map(str, details["loc"]))
     if details["type"] == "extra_forbidden":
+        section, key = _inner(section, details["loc"]), str(details["loc"][-1])
         if (name := _other_spelling(key, section)) is not None:
             return f"'{key}' is another spelling of '{name}', which is here, too; keep one of them"
         return f"unknown key '{key}'{_nearest(key, field_names(section))}"
@@ -164,6 +165,15 @@ def _message(details: ErrorDetails, section: type[Section]) -> str:
     words = details["msg"].removeprefix("Value error, ")
     what = words[0].lower() + words[1:]
     return f"'{key}': {what}" if key else what
+
+
+def _inner(section: type[Section], loc: Loc) -> type[Section]:
+    """The section that holds the last key of `loc`: this one, or the one that an item of a list is."""
+    for part in loc[:-1]:
+        field = section.model_fields.get(str(part))
+        parts = get_args(field.annotation) if field is not None else ()
+        section = next((part for part in parts if isinstance(part, type) and issubclass(part, Section)), section)
+    return section
 
 
 def field_names(section: type[Section]) -> list[str]:

@@ -16,7 +16,7 @@ from ruamel.yaml.events import (
     SequenceEndEvent,
     SequenceStartEvent,
 )
-from ruamel.yaml.nodes import MappingNode, Node
+from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
 MAX_BYTES = 1024 * 1024
 MAX_DEPTH = 32
@@ -85,6 +85,9 @@ def _mark(mark: Any) -> Position:
 
 def _child(node: Node | None, data: Any, part: object) -> tuple[Position, Node, Any] | None:
     """Node and data go down together: a key may be written `yes` and mean True."""
+    if isinstance(node, SequenceNode) and isinstance(part, int) and part < len(node.value):
+        item = node.value[part]
+        return _mark(item.start_mark), item, data[part]
     if not isinstance(node, MappingNode) or not isinstance(data, dict) or part not in data:
         return None
     key, value = node.value[list(data).index(part)]

@@ -8,7 +8,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from imagegen.catalog.catalog import HubFiles, HubSource, Section
 from imagegen.catalog.hub_cache import paths_in
@@ -77,11 +77,18 @@ class DiffusersSpec(OptionsSpec):
         kind = PIPELINES.get(data.get("pipeline_class", cls.model_fields["pipeline_class"].default))
         return data if kind is None else _capabilities(kind) | data
 
+    @field_validator("supports_text2img", "supports_img2img", "supports_inpaint")
+    @classmethod
+    def _not_more_than_its_class_can(cls, wanted: bool, info: ValidationInfo) -> bool:
+        name = info.data.get("pipeline_class")  # None: wrong, and told already
+        if wanted and name is not None and not _capabilities(PIPELINES[name])[str(info.field_name)]:
+            raise ValueError(f"its class, {name}, cannot do that; leave it out")
+        return wanted
+
     @model_validator(mode="after")
-    def _not_more_than_its_class_can(self) -> Self:
-        for name, possible in _capabilities(self.kind).items():
-            if getattr(self, name) and not possible:
-                raise ValueError(f"{name}: {self.pipeline_class} cannot do that")
+    def _loras_where_they_go(self) -> Self:
+        if self.loras and not self.supports_lora:
+            raise ValueError(f"loras: {self.pipeline_class} of type {self.type} takes none")
         return self
 
     @model_validator(mode="after")

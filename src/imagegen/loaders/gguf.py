@@ -91,6 +91,12 @@ class GGUFSpec(QuantisedSpec):
         validation_alias=AliasChoices("gguf_file", "filename", "weight_name"),
     )
 
+    @model_validator(mode="after")
+    def _one_file(self) -> Self:
+        if self.local_path is None and not (self.hf_path and self.gguf_file):
+            raise ValueError("no file is named; give gguf_file beside hf_path, or local_path")
+        return self
+
     def hub_files(self) -> tuple[HubFiles, ...]:
         own = (HubFiles.of(self.hf_path, files=(self.gguf_file,)),) if self.hf_path and self.gguf_file else ()
         return own + self.base_files() + self.lora_files()

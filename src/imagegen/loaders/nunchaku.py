@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from imagegen.catalog.catalog import HubFiles, HubSource
 from imagegen.catalog.sources import Folders, cached_file, local
@@ -30,10 +30,18 @@ class NunchakuSpec(QuantisedSpec):
     type: Literal["flux_nunchaku", "nunchaku"]
     pipeline_class: Literal["FluxPipeline", "FluxKontextPipeline"] = "FluxPipeline"
     #: The file in `hf_path` or `local_path`; `{precision}` becomes int4 or fp4, whichever the GPU runs.
-    weight_name: str | None = Field(default=None, pattern=r"^[\w{][\w.\-{}/]*\.safetensors$", max_length=300)
+    weight_name: str | None = Field(
+        default=None, pattern=r"^(\w|\{precision\})([\w.\-/]|\{precision\})*\.safetensors$", max_length=300
+    )
     #: A quantised T5 encoder: its file, and the repository unless it lies beside the transformer.
     t5_weight_name: str | None = Field(default=None, pattern=r"^[\w][\w.\-/]*\.safetensors$", max_length=300)
     t5_hf_path: HubSource | None = None
+
+    @model_validator(mode="after")
+    def _one_file(self) -> Self:
+        if self.local_path is None and not (self.hf_path and self.weight_name):
+            raise ValueError("no file is named; give weight_name beside hf_path, or local_path")
+        return self
 
     @property
     def supports_lora(self) -> bool:
