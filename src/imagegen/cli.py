@@ -215,11 +215,11 @@ def _list_models(config: Path | None) -> None:
     catalog = _catalog(settings.config)
     # A name that is broken in two cannot be copied or searched for.
     names = [Column(title, no_wrap=True) for title in ("id", "type", "weights")]
-    table = Table(*names, "base size", "steps", "description")
+    table = Table(*names, "description", box=None)
     for model_id, spec in catalog.models.items():
         here = "here" if weights_here(spec, settings.models_path) else "not here"
         name = f"{model_id} (default)" if model_id == catalog.default_model else model_id
-        table.add_row(name, spec.type, here, str(spec.base_size), str(spec.steps), spec.description)
+        table.add_row(name, spec.type, here, spec.description)
     Console().print(table)
 
 
