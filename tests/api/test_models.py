@@ -110,7 +110,8 @@ async def test_everything_that_happens_can_be_followed_and_filtered(start: Start
         while client.app.state.services.bus.subscribers < 3:
             await asyncio.sleep(0.01)
         for model in "ab":
-            await client.until(await client.submit(model=model))
+            task_id = await client.submit(model=model)
+            await client.get(f"/task/{task_id}/events")  # until its last one
         client.app.state.service.begin_drain()
 
         def names(answer: httpx.Response) -> list[str]:

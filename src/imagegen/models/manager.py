@@ -1,5 +1,6 @@
 """DynamicModelManager: the single writer of residency. Its changing methods are awaited by the run loop only."""
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -10,7 +11,7 @@ from typing import NamedTuple
 import structlog
 
 from imagegen.catalog.catalog import Catalog
-from imagegen.catalog.sources import Folders, lora_files
+from imagegen.catalog.sources import Folders, lora_files, weights_here
 from imagegen.core.errors import FailureCode, LoraNotFound, ModelQuarantined
 from imagegen.core.events import EventBus, ModelLoaded, ModelLoading, ModelUnloaded
 from imagegen.core.task import GenerationRequest, InputPictures
@@ -130,9 +131,16 @@ class DynamicModelManager:
             return Failed(code=FailureCode.MODEL_REMOVED, message="The model is no longer configured.")
         if self.quarantined(model):
             return Failed(code=FailureCode.MODEL_QUARANTINED, message=ModelQuarantined().detail)
+        if await asyncio.to_thread(weights_here, self._catalog.model(model), self._folders.models):
+            await self._make_room(model)
+        failed = await self._load(model)  # where there are no weights, it says so, and nobody had to leave
+        if failed is None:
+            await self._make_room(model)  # a look at the disk may be wrong
+        return failed
+
+    async def _make_room(self, model: str) -> None:
         for victim in victims_for(model, self._residents.values()):
             await self._unload(victim, "switch")
-        return await self._load(model)
 
     async def load(self, model: str) -> Failed | None:
         """Make it the resident one because somebody asks; that ends a quarantine. Returns why that was not possible."""
@@ -144,7 +152,8 @@ class DynamicModelManager:
         with self._on_its_way(model, ModelState.LOADING):
             answer = await self._executor.load(Load.entry(self._catalog, model, self._folders))
         if isinstance(answer, Failed):
-            self._errors[model] = answer
+            if answer.code is not FailureCode.WEIGHTS_MISSING:
+                self._errors[model] = answer
             self._failed(model, answer)
             return answer
         self._arrived(model, answer)
