@@ -96,7 +96,7 @@ CATALOG = Catalog(
     models={
         "a": spec(),
         "b": spec(local_path="weights/b", steps=7, base_size=96),
-        "gone": spec(local_path="weights/gone"),
+        "bare": spec(local_path="weights/bare"),
         "short": spec(auto_unload_minutes=1),
         "never": spec(auto_unload_minutes=0),
     },
@@ -438,17 +438,17 @@ async def test_on_its_way_it_is_loading_or_unloading(house: House, monkeypatch: 
 
 async def test_weights_that_turn_up_after_all_still_leave_one_model_resident(house: House) -> None:
     await house.models.ensure("a")
-    await house.models.ensure("gone")
-    assert house.engine.asked == ["load a", "load gone", "unload a"]
-    assert house.current == "gone"
+    await house.models.ensure("bare")
+    assert house.engine.asked == ["load a", "load bare", "unload a"]
+    assert house.current == "bare"
 
 
 async def test_for_a_model_without_weights_nobody_leaves(house: House) -> None:
     await house.models.ensure("a")
     house.engine.instead["load"] = MISSING
-    assert await house.models.ensure("gone") == MISSING
+    assert await house.models.ensure("bare") == MISSING
     assert house.current == "a"
-    assert house.models.state("gone") is ModelState.COLD
+    assert house.models.state("bare") is ModelState.COLD
 
 
 async def test_a_load_that_failed_is_an_error_until_one_succeeds(house: House) -> None:
