@@ -12,10 +12,13 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from imagegen.catalog.catalog import Catalog
 from imagegen.catalog.loading import parse_catalog
+from imagegen.core.task import Lora
 from imagegen.gpu.engine import Engine
 from imagegen.gpu.protocol import Failed, Generate, Generated, Stopped
 from imagegen.loaders import SPECS
@@ -110,16 +113,37 @@ TASKS: Mapping[str, tuple[Mapping[str, bytes], Mapping[str, Any]]] = MappingProx
 )
 
 
-def run(engine: Engine, model: str, task: str = "text2image", **changes: Any) -> Generated | Stopped | Failed:
+def run(
+    engine: Engine, model: str, task: str = "text2image", lora: Path | None = None, **changes: Any
+) -> Generated | Stopped | Failed:
     """One small picture of 2 steps."""
     pictures, fields = TASKS[task]
-    request = request_for(**({"steps": 2, "guidance_scale": 3.0} | dict(fields) | changes))
-    return engine.generate(Generate(model=model, request=request, **pictures), threading.Event(), lambda *_: None)
+    loras = {} if lora is None else {"loras": (Lora(path=lora.name, scale=1),)}
+    request = request_for(**({"steps": 2, "guidance_scale": 3.0} | dict(fields) | loras | changes))
+    files = () if lora is None else (str(lora),)
+    command = Generate(model=model, request=request, lora_files=files, **pictures)
+    return engine.generate(command, threading.Event(), lambda *_: None)
 
 
-def draw(engine: Engine, model: str, task: str = "text2image", **changes: Any) -> Any:
+def draw(engine: Engine, model: str, task: str = "text2image", lora: Path | None = None, **changes: Any) -> Any:
     """The pixels of the first picture: height x width x 3, 8 bits."""
-    outcome = run(engine, model, task, **changes)
+    outcome = run(engine, model, task, lora, **changes)
     assert isinstance(outcome, Generated), outcome
     first = outcome.images[0]
     return np.frombuffer(first.rgb, dtype=np.uint8).reshape(first.height, first.width, 3)
+
+
+def write_lora(pipeline: Path, file: Path) -> Path:
+    """A random adapter for the attention of a pipeline's denoiser, in diffusers' key names."""
+    part = next(part for part in ("transformer", "unet") if (pipeline / part).is_dir())
+    weights = load_file(pipeline / part / "diffusion_pytorch_model.safetensors")
+    noise = torch.Generator().manual_seed(0)
+    adapter = {}
+    for name, tensor in weights.items():
+        if name.endswith(("to_q.weight", "to_qkv_mlp_proj.weight")) and tensor.ndim == 2:
+            rows, columns = tensor.shape
+            key = f"{part}.{name.removesuffix('.weight')}"
+            adapter[f"{key}.lora_A.weight"] = torch.randn(2, columns, generator=noise)
+            adapter[f"{key}.lora_B.weight"] = torch.randn(rows, 2, generator=noise)
+    save_file(adapter, file)
+    return file

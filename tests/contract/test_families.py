@@ -18,7 +18,7 @@ from imagegen.gpu.engine import LocalEngine
 from imagegen.gpu.protocol import EngineOptions, Failed, Generated, Loaded, Unload, Unloaded
 from imagegen.loaders.pipelines import PIPELINES
 from tests.conftest import load_command
-from tests.contract.families import LIBRARY_WARNINGS, Shelf, catalog_of, draw, picture, run, shelf_of
+from tests.contract.families import LIBRARY_WARNINGS, Shelf, catalog_of, draw, picture, run, shelf_of, write_lora
 from tests.pipelines import KINDS
 
 pytestmark = [pytest.mark.filterwarnings(warning) for warning in LIBRARY_WARNINGS]
@@ -137,6 +137,17 @@ def test_a_picture_of_a_batch_is_that_of_its_seed(engine: LocalEngine, shelf: Sh
     batch = run(engine, kind, seed=7, batch_size=3)
     assert isinstance(batch, Generated)
     assert batch.images[2].rgb == draw(engine, kind, seed=9).tobytes()
+
+
+@pytest.mark.parametrize("kind", DRAWN)
+def test_a_lora_counts_for_its_request_only(engine: LocalEngine, shelf: Shelf, kind: str, tmp_path: Path) -> None:
+    spec = catalog_of(**{kind: shelf.entry(kind)}).models[kind]
+    assert isinstance(load(engine, shelf, kind), Loaded)
+    file = write_lora(shelf.model(kind), tmp_path / "style.safetensors")
+    for task in tasks_of(shelf, kind) if spec.supports_lora else ():
+        plain = draw(engine, kind, task)
+        assert not np.array_equal(draw(engine, kind, task, file), plain), task
+        assert np.array_equal(draw(engine, kind, task), plain), task
 
 
 @pytest.mark.parametrize("kind", ["sd15", "sdxl", "kolors", "flux-dev"])

@@ -15,7 +15,7 @@ from imagegen.core.errors import FailureCode
 from imagegen.gpu.engine import LocalEngine
 from imagegen.gpu.protocol import EngineOptions, Failed, Loaded
 from tests.conftest import load_command
-from tests.contract.families import LIBRARY_WARNINGS, Shelf, catalog_of, draw, shelf_of, small
+from tests.contract.families import LIBRARY_WARNINGS, Shelf, catalog_of, draw, shelf_of, small, write_lora
 from tests.gguf_files import Quantisation, write_gguf, write_tensors
 
 pytestmark = [pytest.mark.filterwarnings(warning) for warning in LIBRARY_WARNINGS]
@@ -91,6 +91,15 @@ def test_it_stays_quantised_in_memory(engine: LocalEngine, shelf: Shelf) -> None
         sizes[quantisation] = loaded.weight_bytes
     transformer = (shelf.folder / "F16.gguf").stat().st_size - (shelf.folder / "Q4_0.gguf").stat().st_size
     assert sizes["F16"] - sizes["Q4_0"] >= 0.9 * transformer
+
+
+def test_a_lora_counts_for_its_request_only(engine: LocalEngine, shelf: Shelf, tmp_path: Path) -> None:
+    write_gguf(shelf.model("flux-dev"), shelf.folder / "dev.gguf", "Q4_0")
+    assert isinstance(load(engine, shelf, local_path="dev.gguf", base_model="flux-dev"), Loaded)
+    file = write_lora(shelf.model("flux-dev"), tmp_path / "style.safetensors")
+    plain = draw(engine, "quantised")
+    assert not np.array_equal(draw(engine, "quantised", lora=file), plain)
+    assert np.array_equal(draw(engine, "quantised"), plain)
 
 
 def test_the_base_model_needs_no_transformer_of_its_own(engine: LocalEngine, shelf: Shelf, tmp_path: Path) -> None:
