@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,10 @@ from imagegen.core.errors import FailureCode
 from imagegen.core.sizes import SIZES, size_of
 from imagegen.gpu.child import ChildEngine
 from imagegen.gpu.engine import LocalEngine
-from imagegen.gpu.protocol import EngineOptions, Failed, Generated, Loaded, Unload, Unloaded
+from imagegen.gpu.protocol import EngineOptions, Failed, Generate, Generated, Loaded, Stopped, Unload, Unloaded
 from imagegen.loaders.pipelines import PIPELINES
-from tests.conftest import load_command
-from tests.contract.families import LIBRARY_WARNINGS, Shelf, catalog_of, draw, picture, run, shelf_of, write_lora
+from tests.conftest import load_command, request_for
+from tests.contract.families import LIBRARY_WARNINGS, TASKS, Shelf, catalog_of, draw, picture, run, shelf_of, write_lora
 from tests.pipelines import KINDS
 
 pytestmark = [pytest.mark.filterwarnings(warning) for warning in LIBRARY_WARNINGS]
@@ -148,6 +149,26 @@ def test_a_lora_counts_for_its_request_only(engine: LocalEngine, shelf: Shelf, k
         plain = draw(engine, kind, task)
         assert not np.array_equal(draw(engine, kind, task, file), plain), task
         assert np.array_equal(draw(engine, kind, task), plain), task
+
+
+def stopped(engine: LocalEngine, kind: str, task: str) -> Generated | Stopped | Failed:
+    """What becomes of a picture that is to end after its second step."""
+    stop = threading.Event()
+    pictures, fields = TASKS[task]
+    request = request_for(**{"prompt": "a star", "steps": 8, "guidance_scale": 3.0, **fields})
+    command = Generate(model=kind, request=request, **pictures)
+    return engine.generate(command, stop, lambda done, total: stop.set() if done == 2 else None)
+
+
+@pytest.mark.parametrize("kind", DRAWN)
+def test_a_stopped_picture_leaves_nothing_behind(engine: LocalEngine, shelf: Shelf, kind: str) -> None:
+    """Schedulers, caches and hooks are in the middle of their work then."""
+    assert isinstance(load(engine, shelf, kind), Loaded)
+    for task in tasks_of(shelf, kind):
+        before = draw(engine, kind, task, steps=4)
+        outcome = stopped(engine, kind, task)
+        assert isinstance(outcome, Stopped), task
+        assert np.array_equal(draw(engine, kind, task, steps=4), before), task
 
 
 @pytest.mark.parametrize("kind", ["sd15", "sdxl", "kolors", "flux-dev"])
