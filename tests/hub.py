@@ -72,6 +72,8 @@ class Hub:
         self.status: int | None = None
         #: Statuses for the next requests for large files, before they are answered as they should be.
         self.stumbles: list[int] = []
+        #: Seconds to wait that those answers ask for.
+        self.stumble_wait = 0
 
     def __enter__(self) -> Self:
         hub = self
@@ -148,7 +150,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif steps[:2] == ["api", "models"]:
             self._describe("/".join(steps[2:4]), steps[5] if len(steps) > 5 else "main", token)
         elif steps[0] == "cdn" and self.hub.stumbles:
-            self._refuse(self.hub.stumbles.pop(), **{"Retry-After": "0"})
+            self._refuse(self.hub.stumbles.pop(), **{"Retry-After": str(self.hub.stumble_wait)})
         elif steps[0] == "cdn":
             self._send_file("/".join(steps[1:3]), "/".join(steps[3:]))
         elif len(steps) > 4 and steps[2] == "resolve":

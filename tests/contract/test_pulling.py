@@ -182,6 +182,13 @@ def test_a_hub_that_stumbles_is_asked_again(hub: Hub) -> None:
     assert len(hub.downloads(BIG)) == 3
 
 
+def test_a_long_wait_in_the_middle_is_told_rather_than_slept_through(hub: Hub) -> None:
+    hub.stumbles, hub.stumble_wait = [429], 120
+    answer = refused()
+    assert (answer.code, answer.retry_after) == (FailureCode.HUB_RATE_LIMITED, 120)
+    assert pull() == Fetched()
+
+
 def test_a_hub_that_is_down_is_not_asked_for_ever(hub: Hub) -> None:
     hub.stumbles = [503] * 9
     answer = refused()
