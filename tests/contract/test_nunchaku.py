@@ -202,6 +202,7 @@ def test_a_quantised_t5_takes_the_place_of_the_bases(
     entry = {"local_path": local_path, "base_model": str(base), "t5_weight_name": "awq-int4-flux.1-t5xxl.safetensors"}
     assert isinstance(load(engine, shelf, **entry), Loaded)
     assert [call["class"] for call in module.calls] == ["NunchakuFluxTransformer2dModel", "NunchakuT5EncoderModel"]
+    assert {call["device"] for call in module.calls} == {"cpu"}
     assert same(draw(engine, "four_bits"), reference)
 
 

@@ -65,21 +65,37 @@ class NunchakuModelLoader(ModelLoader[NunchakuSpec]):
         quiet_libraries()
         engine = find_engine()
         precision = choose_precision(placement.device)
-        file = find_file(spec, spec.weight_name, spec.hf_path, precision, placement.folders)
         base = spec.base_folder(placement.folders)
-        dtype = torch_dtype(spec.torch_dtype, placement.device)
-        offload = spec.chosen("cpu_offload", placement.settings) != "none"
-        open_transformer = engine.NunchakuFluxTransformer2dModel.from_pretrained
-        parts = {
-            "transformer": open_file(
-                open_transformer, file, device=placement.device, offload=offload, torch_dtype=dtype
-            )
-        }
+        parts = {"transformer": open_transformer(engine, spec, precision, placement)}
         if spec.t5_weight_name:
-            home = spec.t5_hf_path or spec.hf_path
-            t5 = find_file(spec, spec.t5_weight_name, home, precision, placement.folders)
-            parts["text_encoder_2"] = open_file(engine.NunchakuT5EncoderModel.from_pretrained, t5, torch_dtype=dtype)
+            parts["text_encoder_2"] = open_t5(engine, spec, precision, placement)
         return load_model(spec, base, placement, **parts)
+
+
+def open_transformer(engine: Any, spec: NunchakuSpec, precision: str, placement: Placement) -> Any:
+    """The transformer in 4 bits. Raises WeightsMissing or WeightsCorrupt."""
+    return open_file(
+        engine.NunchakuFluxTransformer2dModel.from_pretrained,
+        find_file(spec, spec.weight_name, spec.hf_path, precision, placement.folders),
+        device=placement.device,
+        offload=_offloaded(spec, placement),
+        torch_dtype=torch_dtype(spec.torch_dtype, placement.device),
+    )
+
+
+def open_t5(engine: Any, spec: NunchakuSpec, precision: str, placement: Placement) -> Any:
+    """The T5 encoder in 4 bits. Raises WeightsMissing or WeightsCorrupt."""
+    return open_file(
+        engine.NunchakuT5EncoderModel.from_pretrained,
+        find_file(spec, spec.t5_weight_name, spec.t5_hf_path or spec.hf_path, precision, placement.folders),
+        # Left alone, it would go to the first GPU.
+        device="cpu" if _offloaded(spec, placement) else placement.device,
+        torch_dtype=torch_dtype(spec.torch_dtype, placement.device),
+    )
+
+
+def _offloaded(spec: NunchakuSpec, placement: Placement) -> bool:
+    return bool(spec.chosen("cpu_offload", placement.settings) != "none")
 
 
 def open_file(opener: Callable[..., Any], file: Path, **how: Any) -> Any:

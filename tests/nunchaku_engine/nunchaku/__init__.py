@@ -45,4 +45,4 @@ class NunchakuT5EncoderModel(T5EncoderModel):  # type: ignore[misc]
         config, tensors = _read(pretrained_model_name_or_path)
         encoder = cls(T5Config(**config))
         encoder.load_state_dict(tensors, strict=False)
-        return encoder.to(kwargs.get("torch_dtype", torch.bfloat16)).eval()
+        return encoder.to(kwargs.get("device", "cuda"), kwargs.get("torch_dtype", torch.bfloat16)).eval()
