@@ -104,6 +104,31 @@ def test_a_failing_step_is_an_answer_and_the_model_stays(engine: Engine, fault: 
     assert isinstance(run(engine, "fake", request_for()), Generated)
 
 
+def test_a_model_that_stays_warm_comes_back_without_a_load_and_draws_the_same(engine: Engine, shipped: Catalog) -> None:
+    loaded(engine, shipped, "tiny")
+    first = run(engine, "tiny", request_for())
+    assert isinstance(engine.unload(Unload(model="tiny", keep_warm=True)), Unloaded)
+    assert isinstance(run(engine, "tiny", request_for()), Failed)
+    back = engine.load(load_command(shipped, "tiny"))
+    assert isinstance(back, Loaded)
+    assert back.warm
+    assert _same_images(run(engine, "tiny", request_for()), first)
+
+
+def test_a_warm_model_that_is_dropped_or_whose_entry_changed_is_loaded_anew(engine: Engine) -> None:
+    for again, warm in (({}, True), ({"steps": 9}, False)):
+        loaded(engine, fake_catalog(), "fake")
+        engine.unload(Unload(model="fake", keep_warm=True))
+        back = engine.load(load_command(fake_catalog(fake=again), "fake"))
+        assert isinstance(back, Loaded)
+        assert back.warm is warm
+    engine.unload(Unload(model="fake", keep_warm=True))
+    engine.unload(Unload(model="fake"))
+    gone = engine.load(load_command(fake_catalog(fake={"steps": 9}), "fake"))
+    assert isinstance(gone, Loaded)
+    assert not gone.warm
+
+
 def test_a_full_memory_is_tried_once_more_without_what_is_kept_for_speed(engine: Engine) -> None:
     loaded(engine, fake_catalog(fake={"fault": "full_cache", "fault_prompt": "large"}), "fake")
     outcome = run(engine, "fake", request_for("large"))

@@ -515,3 +515,85 @@ async def test_what_unloading_freed_is_measured_afterwards(house: House) -> None
     assert (report.models, report.freed, report.left) == (["a"], FULL.held - EMPTY.held, EMPTY.held)
     again = await house.models.unload("a")
     assert (again.models, again.freed) == ([], 0)
+
+
+# -- warm --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def warm_house(tmp_path: Path) -> House:
+    """A host that has room for two models of 30 bytes."""
+    settings = CATALOG.settings.evolve(host_cache_gb=65 / 2**30)
+    return House(CATALOG.evolve(settings=settings), Folders(tmp_path, tmp_path))
+
+
+def kept_warm(house: House) -> list[bool]:
+    return [command.keep_warm for command in house.engine.commands if isinstance(command, Unload)]
+
+
+async def test_without_room_in_the_host_nothing_stays_warm(house: House) -> None:
+    await house.models.ensure("a")
+    await house.models.ensure("never")
+    assert kept_warm(house) == [False]
+    assert house.models.state("a") is ModelState.COLD
+
+
+async def test_a_model_that_is_switched_away_stays_warm_and_comes_back(warm_house: House) -> None:
+    models = warm_house.models
+    await models.ensure("a")
+    await models.ensure("never")
+    assert kept_warm(warm_house) == [True]
+    assert (models.state("a"), models.host_bytes("a")) == (ModelState.WARM, 30)
+    warm_house.engine.instead["load"] = Loaded(seconds=0.2, warm=True, weight_bytes=30, memory=FULL)
+    await models.ensure("a")
+    assert (models.state("a"), models.state("never")) == (ModelState.RESIDENT, ModelState.WARM)
+    assert (models.warm_seconds("a"), models.load_seconds("a")) == (0.2, 3.5)
+
+
+async def test_what_a_switch_costs_depends_on_where_the_model_is(warm_house: House) -> None:
+    models = warm_house.models
+    await models.ensure("a")
+    await models.ensure("never")
+    warm_house.engine.instead["load"] = Loaded(seconds=0.2, warm=True, weight_bytes=30, memory=FULL)
+    await models.ensure("a")
+    assert models.switch_seconds("a") == 3.5
+    await models.ensure("never")
+    assert models.switch_seconds("a") == 0.2
+
+
+async def test_the_least_recently_used_goes_when_the_host_is_full(warm_house: House) -> None:
+    for model in ("a", "short", "never", "bare"):
+        warm_house.clock.now += 1
+        await warm_house.models.ensure(model)
+    states = {model: warm_house.models.state(model) for model in ("a", "short", "never", "bare")}
+    assert states == {
+        "a": ModelState.COLD,
+        "short": ModelState.WARM,
+        "never": ModelState.WARM,
+        "bare": ModelState.RESIDENT,
+    }
+
+
+async def test_an_idle_model_goes_to_the_host_first_and_then_altogether(warm_house: House) -> None:
+    await warm_house.models.ensure("short")
+    for state in (ModelState.WARM, ModelState.COLD):
+        warm_house.clock.now += 60
+        await warm_house.models.evict_idle()
+        assert warm_house.models.state("short") is state
+
+
+async def test_unloading_by_hand_frees_the_host_too(warm_house: House) -> None:
+    await warm_house.models.ensure("a")
+    await warm_house.models.ensure("never")
+    report = await warm_house.models.unload_all()
+    assert report.models == ["never", "a"]
+    assert kept_warm(warm_house) == [True, False, False]
+    assert {warm_house.models.state(model) for model in ("a", "never")} == {ModelState.COLD}
+
+
+async def test_a_dead_worker_takes_the_warm_ones_along(warm_house: House) -> None:
+    await warm_house.models.ensure("a")
+    await warm_house.models.ensure("never")
+    warm_house.engine.instead["generate"] = CRASHED
+    await warm_house.work("never")
+    assert {warm_house.models.state(model) for model in ("a", "never")} == {ModelState.COLD}

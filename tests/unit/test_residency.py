@@ -2,7 +2,7 @@
 
 import pytest
 
-from imagegen.models.residency import Kills, Resident, is_idle, victims_for
+from imagegen.models.residency import Kills, Resident, Warm, is_idle, too_warm, victims_for
 from tests.conftest import request_for
 from tests.unit.conftest import MORNING
 
@@ -49,3 +49,26 @@ def test_a_poisonous_request_that_is_tried_again_is_no_fault_of_its_model() -> N
     once = Kills().another(request_for("poison"))
     assert not once.another(request_for("poison")).quarantined
     assert once.another(request_for("poison")).another(request_for("fine")).quarantined
+
+
+def kept(model: str, size: int, since: float) -> Warm:
+    return Warm(model=model, weight_bytes=size, since=since)
+
+
+def leaving(size: int) -> Resident:
+    return resident("x").evolve(weight_bytes=size)
+
+
+def test_a_model_stays_warm_where_there_is_room() -> None:
+    assert too_warm(leaving(40), [kept("a", 60, 1)], 100) == []
+
+
+def test_the_oldest_make_room_and_no_more_than_needed() -> None:
+    warm = [kept("new", 30, 3), kept("old", 30, 1), kept("middle", 30, 2)]
+    assert too_warm(leaving(20), warm, 100) == ["old"]
+    assert too_warm(leaving(50), warm, 100) == ["old", "middle"]
+    assert too_warm(leaving(100), warm, 100) == ["old", "middle", "new"]
+
+
+def test_what_is_larger_than_all_the_room_throws_nobody_out() -> None:
+    assert too_warm(leaving(101), [kept("a", 60, 1)], 100) is None

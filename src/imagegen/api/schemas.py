@@ -283,8 +283,10 @@ class ModelView(BaseModel):
     error_message: str | None = Field(description="In state `error`: why.")
     last_used: datetime | None
     unloads_at: datetime | None = Field(description="When it leaves device memory unless it is used before.")
-    load_seconds: float | None = Field(description="How long its latest load took.")
+    load_seconds: float | None = Field(description="How long its latest load from disk took.")
+    warm_load_seconds: float | None = Field(description="How long its latest return from host memory took.")
     device_bytes: int | None = Field(description="While it is in device memory: bytes of its weights.")
+    host_bytes: int | None = Field(description="While it is warm: bytes of its weights in host memory.")
     supports_text2img: bool
     supports_img2img: bool
     supports_inpaint: bool = Field(description="image2image with a mask.")

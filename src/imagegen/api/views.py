@@ -106,6 +106,8 @@ def _model_fields(
         "error_message": error.message if error else None,
         "unloads_at": models.unloads_at(model_id),
         "load_seconds": models.load_seconds(model_id),
+        "warm_load_seconds": models.warm_seconds(model_id),
+        "host_bytes": models.host_bytes(model_id),
         "device_bytes": current.weight_bytes if is_loaded and current else None,
         **spec.model_dump(include=_MODEL_FIELDS),
     }

@@ -74,6 +74,8 @@ class GlobalSettings(Section):
     cpu_offload: Annotated[CpuOffload, BeforeValidator(_offload_word)] = Field(
         default="none", validation_alias=AliasChoices("cpu_offload", "enable_cpu_offload")
     )
+    #: Host memory in which models that left the device stay warm, in GiB; 0 keeps none.
+    host_cache_gb: float = Field(default=0, ge=0, le=100_000)
     #: Fetch a model's weights from the hub when a request names it and they are not on this machine.
     auto_download: bool = False
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"

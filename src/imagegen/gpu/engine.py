@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from imagegen.catalog.catalog import GlobalSettings
 from imagegen.catalog.sources import Folders, missing
@@ -40,7 +40,7 @@ class Engine(Protocol):
         ...
 
     def unload(self, command: Unload) -> Unloaded | Failed:
-        """Drop a model; dropping one that is not there is no failure."""
+        """Drop a model, or let it stay warm; dropping one that is not there is no failure."""
         ...
 
     def generate(self, command: Generate, stop: threading.Event, on_step: OnStep) -> Generated | Stopped | Failed:
@@ -60,13 +60,22 @@ class Engine(Protocol):
         ...
 
 
+class _Kept(NamedTuple):
+    """A model in memory, and the command that brought it there: another entry of the same name is another model."""
+
+    entry: str
+    model: LoadedModel
+
+
 class LocalEngine:
     """Runs pipelines in the calling thread."""
 
     def __init__(self, options: EngineOptions, families: Mapping[str, Family] = FAMILIES) -> None:
         self._options = options
         self._families = families
-        self._models: dict[str, LoadedModel] = {}
+        self._models: dict[str, _Kept] = {}
+        #: Those that left the device and stayed in host memory.
+        self._warm: dict[str, _Kept] = {}
         self._device: str | None = None
 
     @property
@@ -81,30 +90,50 @@ class LocalEngine:
 
     def _load(self, command: Load) -> Loaded:
         began = time.monotonic()
+        entry = command.model_dump_json()
+        warm = self._come_back(command.model, entry)
+        model = warm or self._open(command)
+        self._models[command.model] = _Kept(entry, model)
+        return Loaded(
+            seconds=time.monotonic() - began,
+            warm=warm is not None,
+            weight_bytes=model.weight_bytes,
+            memory=measure(self.device),
+        )
+
+    def _come_back(self, model: str, entry: str) -> LoadedModel | None:
+        """The warm model, on the device again; None where none of the same entry is warm."""
+        kept = self._warm.pop(model, None)
+        if kept is None or kept.entry != entry:
+            return None
+        kept.model.to_device()
+        return kept.model
+
+    def _open(self, command: Load) -> LoadedModel:
         family = self._families[command.spec["type"]]
         spec = family.spec.model_validate(command.spec)
         folders = Folders(Path(command.models_dir), Path(command.loras_dir))
         placement = Placement(self.device, GlobalSettings.model_validate(command.settings), folders)
         try:
-            model = family.loader.load(spec, placement)
+            return family.loader.load(spec, placement)
         except WeightsMissing as error:
             if not missing(spec, folders.models):
                 raise
             advice = f"`imagegen models pull {command.model}` fetches what is missing."
             raise WeightsMissing(f"{error.detail.rstrip('.')}. {advice}") from None
-        self._models[command.model] = model
-        seconds = time.monotonic() - began
-        return Loaded(seconds=seconds, weight_bytes=model.weight_bytes, memory=measure(self.device))
 
     def unload(self, command: Unload) -> Unloaded | Failed:
         return at_border(lambda: self._unload(command), FailureCode.GENERATION_FAILED, self._give_back)
 
     def _unload(self, command: Unload) -> Unloaded:
-        model = self._models.pop(command.model, None)
-        if model is not None:
-            model.close()
-            del model
-            self._give_back()
+        kept = self._models.pop(command.model, None) or self._warm.pop(command.model, None)
+        if kept is not None and command.keep_warm:
+            kept.model.to_host()
+            self._warm[command.model] = kept
+        elif kept is not None:
+            kept.model.close()
+        del kept
+        self._give_back()
         return Unloaded(memory=measure(self.device))
 
     def generate(self, command: Generate, stop: threading.Event, on_step: OnStep) -> Generated | Stopped | Failed:
@@ -124,8 +153,9 @@ class LocalEngine:
         outcome = attempt()
         if not (isinstance(outcome, Failed) and outcome.code is FailureCode.OUT_OF_MEMORY):
             return outcome
-        for model in self._models.values():
-            model.trim()
+        for kept in self._models.values():
+            kept.model.trim()
+        self._warm.clear()
         self._give_back()
         outcome = attempt()
         return self._with_numbers(outcome) if isinstance(outcome, Failed) else outcome
@@ -140,7 +170,7 @@ class LocalEngine:
 
     def _generate(self, command: Generate, on_step: OnStep) -> Generated:
         inputs = Inputs(command.init_image, command.mask_image, [Path(file) for file in command.lora_files])
-        images = self._models[command.model].generate(command.request, inputs, on_step)
+        images = self._models[command.model].model.generate(command.request, inputs, on_step)
         return Generated(images=tuple(images), memory=measure(self.device))
 
     def measure(self) -> Measured | Failed:
@@ -150,9 +180,10 @@ class LocalEngine:
         """A thread cannot be ended from outside; the stop flag is all there is."""
 
     def close(self) -> None:
-        for model in self._models.values():
-            model.close()
+        for kept in (*self._models.values(), *self._warm.values()):
+            kept.model.close()
         self._models.clear()
+        self._warm.clear()
         gc.collect()
 
     def _give_back(self) -> None:

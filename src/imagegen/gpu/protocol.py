@@ -52,6 +52,8 @@ class Unload(Value):
 
     kind: Literal["unload"] = "unload"
     model: str
+    #: Let it stay in host memory: the next Load of the same entry is a copy.
+    keep_warm: bool = False
 
 
 class Generate(Value):
@@ -112,6 +114,8 @@ class Step(Value):
 class Loaded(Value):
     kind: Literal["loaded"] = "loaded"
     seconds: float
+    #: Whether it came from host memory.
+    warm: bool = False
     #: Bytes of the model's parameters and buffers.
     weight_bytes: int
     memory: DeviceMemory

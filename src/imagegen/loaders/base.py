@@ -56,6 +56,14 @@ class LoadedModel(ABC):
     def weight_bytes(self) -> int:
         """Bytes of all parameters and buffers."""
 
+    def to_host(self) -> None:
+        """Leave the device and stay in host memory, where the device is another one; it cannot generate then."""
+        return
+
+    def to_device(self) -> int:
+        """Come back after `to_host`; the bytes that moved."""
+        return 0
+
     def trim(self) -> None:
         """Give up what is only kept for speed: the device is full."""
         return

@@ -20,7 +20,8 @@ from imagegen.core.task import GenerationRequest, Lora, Pixels
 from imagegen.loaders.adapters import Adapters
 from imagegen.loaders.base import Inputs, LoadedModel, OnStep, Placement
 from imagegen.loaders.folder import check_folder, read_index
-from imagegen.loaders.options import OptionsSpec, attention, place, step_cache
+from imagegen.loaders.host_copy import HostCopy
+from imagegen.loaders.options import OptionsSpec, attention, move, step_cache, switch_on
 from imagegen.loaders.pictures import crop, fit_image, fit_mask, paste
 from imagegen.loaders.pipelines import PIPELINES, PipelineKind
 from imagegen.loaders.prompts import PromptCache
@@ -145,8 +146,22 @@ def load_model(spec: DiffusersSpec, folder: Path, placement: Placement, **parts:
     check_folder(folder, spec.pipeline_class, without=parts)
     pipeline = open_pipeline(spec, folder, torch_dtype(spec.torch_dtype, placement.device), parts)
     check_tokenizers(pipeline)
-    place(pipeline, spec, placement)
-    return DiffusersModel(spec, pipeline, _entry_adapters(spec, pipeline, placement))
+    switch_on(pipeline, spec, placement.settings)
+    home = _home(spec, pipeline, placement)
+    move(pipeline, spec, placement) if home is None else home.to_device()
+    return DiffusersModel(spec, pipeline, _entry_adapters(spec, pipeline, placement), home)
+
+
+def _home(spec: DiffusersSpec, pipeline: Any, placement: Placement) -> HostCopy | None:
+    """Where the model stays warm; None where host memory is its device, or it never leaves it as a whole."""
+    settings = placement.settings
+    if placement.device == "cpu" or not settings.host_cache_gb or spec.chosen("cpu_offload", settings) != "none":
+        return None
+    return HostCopy(_modules(pipeline), placement.device)
+
+
+def _modules(pipeline: Any) -> list[Any]:
+    return [part for part in pipeline.components.values() if hasattr(part, "parameters")]
 
 
 def open_pipeline(spec: DiffusersSpec, folder: Path, dtype: Any, parts: Mapping[str, Any]) -> Any:
@@ -230,21 +245,21 @@ def _settings_for(sibling_class: Any, pipeline: Any) -> dict[str, Any]:
 class DiffusersModel(LoadedModel):
     """A pipeline and its siblings on the same weights."""
 
-    def __init__(self, spec: DiffusersSpec, pipeline: Any, adapters: Adapters) -> None:
+    def __init__(self, spec: DiffusersSpec, pipeline: Any, adapters: Adapters, home: HostCopy | None = None) -> None:
         self._spec = spec
         self._pipeline = pipeline
         self._siblings = _Siblings.on(pipeline, spec.kind)
         self._adapters = adapters
+        self._home = home
         self._prompts = PromptCache()
         for member in {id(sibling): sibling for sibling in self._siblings if sibling is not None}.values():
             self._prompts.attach(member)
 
     @property
     def weight_bytes(self) -> int:
-        modules = (part for part in self._pipeline.components.values() if hasattr(part, "parameters"))
         return sum(
             tensor.numel() * tensor.element_size()
-            for module in modules
+            for module in _modules(self._pipeline)
             for tensors in (module.parameters(), module.buffers())
             for tensor in tensors
         )
@@ -315,12 +330,20 @@ class DiffusersModel(LoadedModel):
             picture = paste(picture, call["image"], call["mask_image"])
         return crop(picture, size, seed)
 
+    def to_host(self) -> None:
+        self._prompts.clear()  # they are on the device
+        if self._home is not None:
+            self._home.to_host()
+
+    def to_device(self) -> int:
+        return self._home.to_device() if self._home is not None else 0
+
     def trim(self) -> None:
         self._prompts.clear()
 
     def close(self) -> None:
         self._pipeline.remove_all_hooks()
-        del self._pipeline, self._siblings, self._adapters, self._prompts
+        del self._pipeline, self._siblings, self._adapters, self._prompts, self._home
         gc.collect()
 
 

@@ -48,16 +48,14 @@ class OptionsSpec(ModelSpec):
         return getattr(settings, name) if own is None else own
 
 
-def place(pipeline: Any, spec: OptionsSpec, placement: Placement) -> None:
-    """Switch on what the entry asks for, as far as the pipeline has it, and move it to its device."""
-    settings = placement.settings
+def switch_on(pipeline: Any, spec: OptionsSpec, settings: GlobalSettings) -> None:
+    """What the entry asks for, as far as the pipeline has it."""
     if spec.chosen("enable_attention_slicing", settings) and hasattr(pipeline, "enable_attention_slicing"):
         pipeline.enable_attention_slicing()
     for word in ("slicing", "tiling"):
         if spec.chosen(f"enable_vae_{word}", settings) and hasattr(pipeline.vae, f"enable_{word}"):
             getattr(pipeline.vae, f"enable_{word}")()
     _quicken(pipeline, spec)
-    _move(pipeline, spec.chosen("cpu_offload", settings), placement.device)
     pipeline.set_progress_bar_config(disable=True)
 
 
@@ -74,9 +72,11 @@ def _quicken(pipeline: Any, spec: OptionsSpec) -> None:
         denoiser.enable_cache(FirstBlockCacheConfig(threshold=spec.step_cache))
 
 
-def _move(pipeline: Any, offload: CpuOffload, device: str) -> None:
+def move(pipeline: Any, spec: OptionsSpec, placement: Placement) -> None:
+    """To the device, or to where offloading brings it there from."""
     import torch
 
+    offload, device = spec.chosen("cpu_offload", placement.settings), placement.device
     if device == "cpu" or offload == "none":
         pipeline.to(device)
     elif offload == "model":

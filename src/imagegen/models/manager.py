@@ -27,7 +27,7 @@ from imagegen.gpu.protocol import (
     Unload,
 )
 from imagegen.loaders.base import OnStep
-from imagegen.models.residency import Kills, ModelState, Resident, is_idle, victims_for
+from imagegen.models.residency import Kills, ModelState, Resident, Warm, is_idle, too_warm, victims_for
 
 log = structlog.get_logger(__name__)
 
@@ -58,7 +58,10 @@ class DynamicModelManager:
         self._clock = clock
         self._residents: dict[str, Resident] = {}
         self._last_used: dict[str, datetime] = {}
+        #: From disk, and from host memory.
         self._load_seconds: dict[str, float] = {}
+        self._warm_seconds: dict[str, float] = {}
+        self._warm: dict[str, Warm] = {}
         self._memory = DeviceMemory()
         #: The one that is on its way in or out.
         self._moving: dict[str, ModelState] = {}
@@ -86,8 +89,20 @@ class DynamicModelManager:
         return self._last_used.get(model)
 
     def load_seconds(self, model: str) -> float | None:
-        """How long its last load took; None before the first."""
+        """How long its last load from disk took; None before the first."""
         return self._load_seconds.get(model)
+
+    def warm_seconds(self, model: str) -> float | None:
+        """How long its last return from host memory took; None before the first."""
+        return self._warm_seconds.get(model)
+
+    def host_bytes(self, model: str) -> int | None:
+        """While it is warm: bytes of its weights in host memory."""
+        return self._warm[model].weight_bytes if model in self._warm else None
+
+    def switch_seconds(self, model: str) -> float | None:
+        """What bringing it to the device would cost now, as last measured."""
+        return self.warm_seconds(model) if model in self._warm else self.load_seconds(model)
 
     def state(self, model: str) -> ModelState:
         """As far as this manager knows: what is on disk is asked elsewhere, and counts as cold here."""
@@ -95,6 +110,8 @@ class DynamicModelManager:
             return self._moving[model]
         if model in self._residents:
             return ModelState.RESIDENT
+        if model in self._warm:
+            return ModelState.WARM
         return ModelState.ERROR if model in self._errors else ModelState.COLD
 
     def error(self, model: str) -> Failed | None:
@@ -140,7 +157,7 @@ class DynamicModelManager:
 
     async def _make_room(self, model: str) -> None:
         for victim in victims_for(model, self._residents.values()):
-            await self._unload(victim, "switch")
+            await self._unload(victim, "switch", keep_warm=True)
 
     async def load(self, model: str) -> Failed | None:
         """Make it the resident one because somebody asks; that ends a quarantine. Returns why that was not possible."""
@@ -177,8 +194,9 @@ class DynamicModelManager:
             last_used=self._clock(),
         )
         self._errors.pop(model, None)
+        self._warm.pop(model, None)
         self._memory = loaded.memory
-        self._load_seconds[model] = loaded.seconds
+        (self._warm_seconds if loaded.warm else self._load_seconds)[model] = loaded.seconds
         log.info("model_loaded", model=model, seconds=round(loaded.seconds, 3), weight_bytes=loaded.weight_bytes)
         self._bus.publish(ModelLoaded(model=model, seconds=loaded.seconds, device_bytes=loaded.weight_bytes))
 
@@ -224,6 +242,7 @@ class DynamicModelManager:
                 self._errors[model] = Failed(code=FailureCode.MODEL_QUARANTINED, message=ModelQuarantined().detail)
             for lost in list(self._residents):
                 self._gone(lost, "worker_died")
+            self._warm.clear()
             self._memory = self._memory.evolve(allocated=0, cached=0, host=0)
 
     async def evict_idle(self, wanted: Collection[str] = ()) -> None:
@@ -232,26 +251,51 @@ class DynamicModelManager:
             if resident.model not in wanted and is_idle(
                 resident, self._catalog.idle_minutes(resident.model), self._clock()
             ):
-                await self._unload(resident.model, "idle")
+                await self._unload(resident.model, "idle", keep_warm=True)
+        for kept in list(self._warm.values()):
+            minutes = self._catalog.idle_minutes(kept.model)
+            if kept.model not in wanted and minutes and self._clock() - kept.since >= minutes * 60:
+                await self._cool(kept.model)
 
     async def unload_all(self) -> UnloadReport:
         """Unload whatever is resident."""
-        return await self.unload(*self._residents)
+        return await self.unload(*self._residents, *self._warm)
 
     async def unload(self, *models: str) -> UnloadReport:
-        """Unload those of the models that are resident."""
-        gone, before = [model for model in models if model in self._residents], self._memory
+        """Unload those of the models that are in memory, warm ones included."""
+        gone, before = [model for model in models if model in self._residents or model in self._warm], self._memory
         for model in gone:
-            await self._unload(model, "asked")
+            await (self._unload(model, "asked") if model in self._residents else self._cool(model))
         return UnloadReport(gone, freed=max(0, before.held - self._memory.held), left=self._memory.held)
 
-    async def _unload(self, model: str, reason: str) -> None:
-        with self._on_its_way(model, ModelState.UNLOADING):
-            answer = await self._executor.unload(Unload(model=model))
+    async def _cool(self, model: str) -> None:
+        """Drop a warm model."""
+        del self._warm[model]
+        answer = await self._executor.unload(Unload(model=model))
         if isinstance(answer, Failed):
             self._failed(model, answer)
         else:
             self._memory = answer.memory
+
+    async def _may_stay_warm(self, resident: Resident) -> bool:
+        """Whether it fits into the host's share, for which older ones are dropped."""
+        budget = int(self._catalog.settings.host_cache_gb * 2**30)
+        too_many = too_warm(resident, self._warm.values(), budget) if budget else None
+        for model in too_many or ():
+            await self._cool(model)
+        return too_many is not None
+
+    async def _unload(self, model: str, reason: str, *, keep_warm: bool = False) -> None:
+        resident = self._residents[model]
+        keep_warm = keep_warm and await self._may_stay_warm(resident)
+        with self._on_its_way(model, ModelState.UNLOADING):
+            answer = await self._executor.unload(Unload(model=model, keep_warm=keep_warm))
+        if isinstance(answer, Failed):
+            self._failed(model, answer)
+        else:
+            self._memory = answer.memory
+            if keep_warm:
+                self._warm[model] = Warm(model=model, weight_bytes=resident.weight_bytes, since=self._clock())
         if model in self._residents:
             self._gone(model, reason)
 

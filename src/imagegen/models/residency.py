@@ -37,8 +37,34 @@ class ModelState(StrEnum):
     #: In device memory.
     RESIDENT = "resident"
     UNLOADING = "unloading"
+    #: Out of device memory, and in host memory: it comes back by a copy.
+    WARM = "warm"
     #: The last load failed, or it is quarantined.
     ERROR = "error"
+
+
+class Warm(Value):
+    """A model that left the device and stays in host memory."""
+
+    model: str
+    weight_bytes: int
+    #: When it left, on the manager's clock.
+    since: float
+
+
+def too_warm(leaving: Resident, warm: Iterable[Warm], budget: int) -> list[str] | None:
+    """Which warm models must go so that `leaving` may stay within `budget` bytes, oldest first; None: it may not."""
+    if leaving.weight_bytes > budget:
+        return None
+    oldest_first = sorted(warm, key=lambda kept: kept.since)
+    room = budget - leaving.weight_bytes - sum(kept.weight_bytes for kept in oldest_first)
+    gone = []
+    for kept in oldest_first:
+        if room >= 0:
+            break
+        gone.append(kept.model)
+        room += kept.weight_bytes
+    return gone
 
 
 class Kills(Value):

@@ -523,7 +523,7 @@ class TaskManager:
         return Current(resident.model, resident.served_s) if resident else Current(None)
 
     def _costs(self) -> Costs:
-        loads = {model: self._models.load_seconds(model) for model in self._models.catalog.models}
+        loads = {model: self._models.switch_seconds(model) for model in self._models.catalog.models}
         return Costs({model: s for model, s in loads.items() if s is not None}, dict(self._work_seconds))
 
 
