@@ -1,13 +1,14 @@
 """Where weights lie: an entry's folder, and a LoRA that is below its directory or not found at all."""
 
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from imagegen.builtin import builtin_model
-from imagegen.catalog.sources import local_folder, lora_files
+from imagegen.catalog.sources import local_folder, lora_files, weights_here
 from imagegen.core.errors import LoraNotFound
 from imagegen.core.task import Lora
 from imagegen.loaders.fake import FakeSpec
@@ -122,3 +123,14 @@ def test_no_words_reach_a_file_outside(loras: Path, path: str) -> None:
         return
     assert found.is_relative_to(loras.resolve())
     assert found.suffix == ".safetensors"
+
+
+def test_what_may_not_be_looked_at_is_not_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, *args: object, **options: object) -> NoReturn:
+        raise PermissionError
+
+    for name in ("exists", "is_dir", "is_file", "stat", "read_text"):
+        monkeypatch.setattr(Path, name, refuse)
+    assert not weights_here(spec("weights"), tmp_path)
+    with pytest.raises(LoraNotFound):
+        lora_files([Lora(path="a.safetensors", repo=f"org/name@{'0' * 40}", scale=1)], tmp_path)

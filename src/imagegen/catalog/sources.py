@@ -38,11 +38,17 @@ def missing(spec: ModelSpec, models_dir: Path) -> tuple[HubFiles, ...]:
 
 
 def weights_here(spec: ModelSpec, models_dir: Path) -> bool:
-    """Whether an entry can be loaded without a download. An entry that names no place needs no weights."""
-    folder = local_folder(spec, models_dir)
-    if folder is not None and spec.hf_path is None and not folder.exists():
+    """Whether an entry can be loaded without a download. An entry that names no place needs no weights.
+
+    What may not be looked at counts as not here; whoever opens it hears why.
+    """
+    try:
+        folder = local_folder(spec, models_dir)
+        if folder is not None and spec.hf_path is None and not folder.exists():
+            return False
+        return not missing(spec, models_dir)
+    except OSError:
         return False
-    return not missing(spec, models_dir)
 
 
 def _replaced(spec: ModelSpec, files: HubFiles, models_dir: Path) -> bool:
@@ -61,8 +67,11 @@ def cached_snapshot(source: str) -> Path | None:
 
 def cached_file(source: str, name: str) -> Path | None:
     """One file of `org/name[@revision]` in the hub's cache."""
-    folder = cached_snapshot(source)
-    return folder / name if folder is not None and (folder / name).is_file() else None
+    try:
+        folder = cached_snapshot(source)
+        return folder / name if folder is not None and (folder / name).is_file() else None
+    except OSError:
+        return None
 
 
 def lora_files(loras: Sequence[Lora], loras_dir: Path) -> list[Path]:
