@@ -129,8 +129,9 @@ def test_what_may_not_be_looked_at_is_not_here(tmp_path: Path, monkeypatch: pyte
     def refuse(path: Path, *args: object, **options: object) -> NoReturn:
         raise PermissionError
 
-    for name in ("exists", "is_dir", "is_file", "stat", "read_text"):
+    entry = spec("weights")
+    for name in ("exists", "is_dir", "is_file", "read_text"):
         monkeypatch.setattr(Path, name, refuse)
-    assert not weights_here(spec("weights"), tmp_path)
+    assert not weights_here(entry, tmp_path)
     with pytest.raises(LoraNotFound):
         lora_files([Lora(path="a.safetensors", repo=f"org/name@{'0' * 40}", scale=1)], tmp_path)
