@@ -16,6 +16,7 @@ from PIL import Image
 
 from imagegen.builtin import default_config
 from imagegen.catalog.loading import load_catalog
+from imagegen.catalog.sources import Folders
 from imagegen.core.task import GenerationRequest
 from imagegen.gpu.engine import LocalEngine
 from imagegen.gpu.protocol import EngineOptions, Generate, Generated, Load
@@ -45,7 +46,7 @@ def draw() -> Image.Image:
     """A picture of the embedded model."""
     catalog = load_catalog(default_config(), SPECS)
     engine = LocalEngine(EngineOptions(device="cpu"))
-    engine.load(Load.entry(catalog, "tiny", Path()))
+    engine.load(Load.entry(catalog, "tiny", Folders(Path(), Path())))
     request = GenerationRequest(prompt="mountains at sunset", width=128, height=128, steps=8, guidance_scale=0, seed=1)
     outcome = engine.generate(Generate(model="tiny", request=request), threading.Event(), lambda step, total: None)
     assert isinstance(outcome, Generated)
