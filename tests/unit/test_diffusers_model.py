@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 from imagegen.builtin import builtin_model
 from imagegen.core.errors import FailureCode, WeightsMissing, WeightsRefused
 from imagegen.core.sizes import Size, render_size
+from imagegen.loaders.diffusers_model import _library
 from imagegen.loaders.folder import read_index
 from imagegen.loaders.pictures import crop, fit_image
 
@@ -279,3 +280,18 @@ def test_odd_metadata_beside_the_orientation_does_not_matter(kind: str, entry: t
     halves(20, 20).save(file, kind, exif=exif)
     red, _, blue = fit_image(file.getvalue(), Size(20, 20)).getpixel((10, 2))
     assert red > 200 > 50 > blue
+
+
+# -- what is not installed ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ModuleNotFoundError("No module named 'ftfy'", name="ftfy"), "ftfy"),
+        (ImportError("PixtralProcessor requires the torchvision library"), "torchvision"),
+        (ImportError("something else"), "a library that the log names"),
+    ],
+)
+def test_a_library_that_is_not_installed_is_named(error: ImportError, said: str) -> None:
+    assert _library(error) == said

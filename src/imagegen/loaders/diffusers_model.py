@@ -26,6 +26,9 @@ from imagegen.loaders.pictures import crop, fit_image, fit_mask, paste
 from imagegen.loaders.pipelines import PIPELINES, PipelineKind
 from imagegen.loaders.prompts import PromptCache
 
+#: Libraries that some pipelines need and imagegen does not bring: torchvision must be of torch's own build.
+_OPTIONAL = ("torchvision", "ftfy", "protobuf")
+
 #: Tokenizers and the encoders that read their numbers.
 _TOKENIZERS = (
     ("tokenizer", "text_encoder"),
@@ -176,13 +179,19 @@ def open_pipeline(spec: DiffusersSpec, folder: Path, dtype: Any, parts: Mapping[
             folder, dtype=dtype, use_safetensors=True, local_files_only=True, variant=copies, **parts
         )
     except ImportError as error:
-        raise EngineMissing(f"A library that {spec.pipeline_class} needs is missing; the log says which.") from error
+        raise EngineMissing(f"{spec.pipeline_class} needs {_library(error)}: install it beside imagegen.") from error
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise WeightsCorrupt("The model's files do not fit together; the log says which.") from error
     except RuntimeError as error:
         if "size mismatch" not in str(error) and "mismatched" not in str(error):
             raise
         raise WeightsCorrupt("The model's weights do not have the shapes that its configuration says.") from error
+
+
+def _library(error: ImportError) -> str:
+    """What is not there, as its module is called."""
+    named = [word for word in _OPTIONAL if word in str(error)]
+    return error.name or next(iter(named), "a library that the log names")
 
 
 def check_tokenizers(pipeline: Any) -> None:
