@@ -1,9 +1,10 @@
-"""Draws docs/tiny.png: what the embedded model makes of a dozen prompts.
+"""Draws docs/tiny.png: what the embedded model makes of eighteen prompts.
 
 python scripts/contact_sheet.py [OUTPUT]
 """
 
 import sys
+import textwrap
 import threading
 from pathlib import Path
 
@@ -18,23 +19,29 @@ from imagegen.gpu.protocol import EngineOptions, Generate, Generated, Load, Load
 from imagegen.loaders import SPECS
 
 PROMPTS = (
-    "a red circle on a blue background",
-    "a yellow star on a purple background",
-    "a purple diamond on a pink background",
-    "a white moon on a black background",
-    "a green cross on a gray background",
-    "a brown triangle on a cyan background",
-    "a cyan moon on a blue background",
-    "a red ring on a green background",
-    "a yellow diamond on a green background",
-    "a white star on a yellow background",
-    "a black ring on an orange background",
-    "a red heart on a white background",
+    "a black cat on the grass",
+    "a boat with red sails on the sea",
+    "a rocket in the night sky",
+    "a red house on a sunny day",
+    "a purple fish on a cyan background",
+    "snowy mountains on a sunny day",
+    "a red mushroom on the grass at night",
+    "a yellow balloon at sunset",
+    "a cactus in the desert at sunset",
+    "a pink flower on a green hill",
+    "a city at night",
+    "a snowy forest at night",
+    "a red square to the left of a blue circle",
+    "a small white star at the top right on a blue background",
+    "a blue heart on a red and white striped background",
+    "a yellow star above a purple heart on a black background",
+    "a red car in a meadow at sunset",
+    "a blue house and a tree at night",
 )
 COLUMNS = 6
 SIDE = 128
 GAP = 10
-CAPTION = 26
+CAPTION = 38
 
 
 def main() -> None:
@@ -48,7 +55,7 @@ def main() -> None:
         x = GAP + number % COLUMNS * (SIDE + GAP)
         y = GAP + number // COLUMNS * (SIDE + CAPTION + GAP)
         sheet.paste(picture, (x, y))
-        pen.multiline_text((x, y + SIDE + 2), prompt.replace(" on ", "\non "), fill="black", font_size=10, spacing=1)
+        pen.multiline_text((x, y + SIDE + 2), textwrap.fill(prompt, 24), fill="black", font_size=10, spacing=1)
     sheet.save(output, optimize=True)
     print(output)
 
