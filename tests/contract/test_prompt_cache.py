@@ -13,6 +13,7 @@ from imagegen.catalog.sources import Folders
 from imagegen.core.task import GenerationRequest, Lora
 from imagegen.loaders.base import Inputs, LoadedModel, Placement
 from imagegen.loaders.flux import FluxModelLoader, FluxSpec
+from imagegen.loaders.parts import Parts
 from imagegen.loaders.prompts import PromptCache
 from tests.conftest import request_for
 from tests.contract.test_lora import write_lora
@@ -32,7 +33,7 @@ class Counter:
 @pytest.fixture
 def model() -> Iterator[LoadedModel]:
     spec = FluxSpec(name="Tiny", type="flux", local_path=str(builtin_model("tiny")), max_sequence_length=64)
-    loaded = FluxModelLoader().load(spec, Placement("cpu", GlobalSettings(), Folders(Path(), Path())))
+    loaded = FluxModelLoader().load(spec, Placement("cpu", GlobalSettings(), Folders(Path(), Path()), Parts()))
     yield loaded
     loaded.close()
 

@@ -28,6 +28,7 @@ from imagegen.gpu.protocol import (
 )
 from imagegen.loaders import FAMILIES
 from imagegen.loaders.base import Family, Inputs, LoadedModel, OnStep, Placement, Stop
+from imagegen.loaders.parts import Parts
 
 T = TypeVar("T")
 
@@ -76,6 +77,7 @@ class LocalEngine:
         self._models: dict[str, _Kept] = {}
         #: Those that left the device and stayed in host memory.
         self._warm: dict[str, _Kept] = {}
+        self._parts = Parts()
         self._device: str | None = None
 
     @property
@@ -92,12 +94,16 @@ class LocalEngine:
         began = time.monotonic()
         entry = command.model_dump_json()
         warm = self._come_back(command.model, entry)
-        model = warm or self._open(command)
+        try:
+            model = warm or self._open(command)
+        finally:
+            self._parts.let_go()
         self._models[command.model] = _Kept(entry, model)
         return Loaded(
             seconds=time.monotonic() - began,
             warm=warm is not None,
             weight_bytes=model.weight_bytes,
+            moved_bytes=model.moved_bytes,
             memory=measure(self.device),
         )
 
@@ -113,7 +119,7 @@ class LocalEngine:
         family = self._families[command.spec["type"]]
         spec = family.spec.model_validate(command.spec)
         folders = Folders(Path(command.models_dir), Path(command.loras_dir))
-        placement = Placement(self.device, GlobalSettings.model_validate(command.settings), folders)
+        placement = Placement(self.device, GlobalSettings.model_validate(command.settings), folders, self._parts)
         try:
             return family.loader.load(spec, placement)
         except WeightsMissing as error:
@@ -127,6 +133,8 @@ class LocalEngine:
 
     def _unload(self, command: Unload) -> Unloaded:
         kept = self._models.pop(command.model, None) or self._warm.pop(command.model, None)
+        if kept is not None and command.switching:
+            self._parts.hold(kept.model.parts)
         if kept is not None and command.keep_warm:
             kept.model.to_host()
             self._warm[command.model] = kept
@@ -137,6 +145,8 @@ class LocalEngine:
         return Unloaded(memory=measure(self.device))
 
     def generate(self, command: Generate, stop: threading.Event, on_step: OnStep) -> Generated | Stopped | Failed:
+        self._parts.let_go()
+
         def step(done: int, total: int) -> None:
             on_step(done, total)
             if stop.is_set():
@@ -155,6 +165,7 @@ class LocalEngine:
             return outcome
         for kept in self._models.values():
             kept.model.trim()
+        self._parts.let_go()
         self._warm.clear()
         self._give_back()
         outcome = attempt()
@@ -174,12 +185,14 @@ class LocalEngine:
         return Generated(images=tuple(images), memory=measure(self.device))
 
     def measure(self) -> Measured | Failed:
+        self._parts.let_go()
         return at_border(lambda: Measured(memory=measure(self.device)), FailureCode.GENERATION_FAILED, gc.collect)
 
     def abort(self) -> None:
         """A thread cannot be ended from outside; the stop flag is all there is."""
 
     def close(self) -> None:
+        self._parts.let_go()
         for kept in (*self._models.values(), *self._warm.values()):
             kept.model.close()
         self._models.clear()

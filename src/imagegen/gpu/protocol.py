@@ -54,6 +54,8 @@ class Unload(Value):
     model: str
     #: Let it stay in host memory: the next Load of the same entry is a copy.
     keep_warm: bool = False
+    #: A Load comes next: what that model may share (T5, CLIP, VAE) stays where it is until then.
+    switching: bool = False
 
 
 class Generate(Value):
@@ -118,6 +120,8 @@ class Loaded(Value):
     warm: bool = False
     #: Bytes of the model's parameters and buffers.
     weight_bytes: int
+    #: Of those, what had to be brought to the device; the rest was there.
+    moved_bytes: int = 0
     memory: DeviceMemory
 
 

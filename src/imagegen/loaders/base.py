@@ -9,6 +9,7 @@ from imagegen.catalog.catalog import GlobalSettings, ModelSpec
 from imagegen.catalog.sources import Folders, cached_snapshot, local_folder
 from imagegen.core.errors import WeightsMissing
 from imagegen.core.task import GenerationRequest, Pixels
+from imagegen.loaders.parts import Part, Parts
 
 SpecT = TypeVar("SpecT", bound=ModelSpec)
 
@@ -27,6 +28,8 @@ class Placement(NamedTuple):
     device: str
     settings: GlobalSettings
     folders: Folders
+    #: What other models have in memory; a loader may use some of it and must then tell it to let go of the rest.
+    parts: Parts
 
 
 class Inputs(NamedTuple):
@@ -55,6 +58,16 @@ class LoadedModel(ABC):
     @abstractmethod
     def weight_bytes(self) -> int:
         """Bytes of all parameters and buffers."""
+
+    @property
+    def parts(self) -> Sequence[Part]:
+        """Its components, as far as another model may share them."""
+        return ()
+
+    @property
+    def moved_bytes(self) -> int:
+        """Of `weight_bytes`, what its load brought to the device: the rest was there."""
+        return self.weight_bytes
 
     def to_host(self) -> None:
         """Leave the device and stay in host memory, where the device is another one; it cannot generate then."""

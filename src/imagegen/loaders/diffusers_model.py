@@ -2,8 +2,8 @@
 
 import gc
 import inspect
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -20,8 +20,9 @@ from imagegen.core.task import GenerationRequest, Lora, Pixels
 from imagegen.loaders.adapters import Adapters
 from imagegen.loaders.base import Inputs, LoadedModel, OnStep, Placement
 from imagegen.loaders.folder import check_folder, read_index
-from imagegen.loaders.host_copy import HostCopy
+from imagegen.loaders.host_copy import HostCopy, tensor_bytes
 from imagegen.loaders.options import OptionsSpec, attention, move, step_cache, switch_on
+from imagegen.loaders.parts import SHAREABLE, Part, Source
 from imagegen.loaders.pictures import crop, fit_image, fit_mask, paste
 from imagegen.loaders.pipelines import PIPELINES, PipelineKind
 from imagegen.loaders.prompts import PromptCache
@@ -147,36 +148,83 @@ def load_model(spec: DiffusersSpec, folder: Path, placement: Placement, **parts:
     `parts` take the place of those in the folder. Raises EngineError.
     """
     check_folder(folder, spec.pipeline_class, without=parts)
-    pipeline = open_pipeline(spec, folder, torch_dtype(spec.torch_dtype, placement.device), parts)
-    check_tokenizers(pipeline)
-    switch_on(pipeline, spec, placement.settings)
-    home = _home(spec, pipeline, placement)
-    move(pipeline, spec, placement) if home is None else home.to_device()
-    return DiffusersModel(spec, pipeline, _entry_adapters(spec, pipeline, placement), home)
+    sources = _sources(spec, folder, placement, without=parts)
+    with ExitStack() as undo:
+        shared = {name: part for name, source in sources.items() if (part := placement.parts.find(source))}
+        for part in shared.values():
+            part.enter()
+            undo.callback(part.leave)
+        placement.parts.let_go()
+        pipeline = open_pipeline(spec, folder, placement, parts, shared)
+        check_tokenizers(pipeline)
+        switch_on(pipeline, spec, placement.settings)
+        own = _own_parts(spec, pipeline, placement, sources, shared)
+        if not _stays_warm(spec, placement):
+            move(pipeline, spec, placement)
+        moved = sum(part.enter() or part.bytes for part in own)
+        adapters = _entry_adapters(spec, pipeline, placement)
+        undo.pop_all()
+    return DiffusersModel(spec, pipeline, adapters, [*shared.values(), *own], moved)
 
 
-def _home(spec: DiffusersSpec, pipeline: Any, placement: Placement) -> HostCopy | None:
-    """Where the model stays warm; None where host memory is its device, or it never leaves it as a whole."""
-    settings = placement.settings
-    if placement.device == "cpu" or not settings.host_cache_gb or spec.chosen("cpu_offload", settings) != "none":
-        return None
-    return HostCopy(_modules(pipeline), placement.device)
+def _stays_warm(spec: DiffusersSpec, placement: Placement) -> bool:
+    """Not where host memory is its device anyway, and not where it never leaves it as a whole."""
+    offload = spec.chosen("cpu_offload", placement.settings)
+    return placement.device != "cpu" and bool(placement.settings.host_cache_gb) and offload == "none"
 
 
-def _modules(pipeline: Any) -> list[Any]:
-    return [part for part in pipeline.components.values() if hasattr(part, "parameters")]
+def _sources(spec: DiffusersSpec, folder: Path, placement: Placement, without: Collection[str]) -> dict[str, Source]:
+    """What the parts are made of that other models may share: none of them if the entry changes its weights."""
+    if spec.loras or spec.chosen("cpu_offload", placement.settings) != "none":
+        return {}
+    options = [spec.chosen(name, placement.settings) for name in ("enable_vae_slicing", "enable_vae_tiling")]
+    treatment = (spec.torch_dtype, placement.device, _stays_warm(spec, placement), *options)
+    return {
+        name: Source.of(folder, name, kind, treatment)
+        for name, kind in read_index(folder, spec.pipeline_class).items()
+        if name.startswith(SHAREABLE) and name not in without and kind != [None, None]
+    }
 
 
-def open_pipeline(spec: DiffusersSpec, folder: Path, dtype: Any, parts: Mapping[str, Any]) -> Any:
-    """Read all parts. Raises WeightsCorrupt where they do not fit together."""
+def _own_parts(
+    spec: DiffusersSpec,
+    pipeline: Any,
+    placement: Placement,
+    sources: Mapping[str, Source],
+    shared: Collection[str],
+) -> list[Part]:
+    """Those that this load has made; others may find them from now on."""
+    warm, made = _stays_warm(spec, placement), []
+    for name, module in _modules(pipeline).items():
+        if name not in shared:
+            part = Part(module, sources.get(name), HostCopy([module], placement.device) if warm else None)
+            if part.source is not None:
+                placement.parts.add(part)
+            made.append(part)
+    return made
+
+
+def _modules(pipeline: Any) -> dict[str, Any]:
+    return {name: part for name, part in pipeline.components.items() if hasattr(part, "parameters")}
+
+
+def open_pipeline(
+    spec: DiffusersSpec, folder: Path, placement: Placement, parts: Mapping[str, Any], shared: Mapping[str, Part]
+) -> Any:
+    """Read all parts but those that are given. Raises WeightsCorrupt where they do not fit together."""
     quiet_libraries()
     import diffusers
     from safetensors import SafetensorError
 
-    copies = variant(paths_in(folder), read_index(folder, spec.pipeline_class), without=parts)
+    given = {**parts, **{name: part.module for name, part in shared.items()}}
     try:
         return getattr(diffusers, spec.pipeline_class).from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, local_files_only=True, variant=copies, **parts
+            folder,
+            dtype=torch_dtype(spec.torch_dtype, placement.device),
+            use_safetensors=True,
+            local_files_only=True,
+            variant=variant(paths_in(folder), read_index(folder, spec.pipeline_class), without=parts),
+            **given,
         )
     except ImportError as error:
         raise EngineMissing(f"{spec.pipeline_class} needs {_library(error)}: install it beside imagegen.") from error
@@ -254,24 +302,32 @@ def _settings_for(sibling_class: Any, pipeline: Any) -> dict[str, Any]:
 class DiffusersModel(LoadedModel):
     """A pipeline and its siblings on the same weights."""
 
-    def __init__(self, spec: DiffusersSpec, pipeline: Any, adapters: Adapters, home: HostCopy | None = None) -> None:
+    def __init__(
+        self, spec: DiffusersSpec, pipeline: Any, adapters: Adapters, parts: Sequence[Part], moved_bytes: int
+    ) -> None:
+        """Every one of the parts has been entered."""
         self._spec = spec
         self._pipeline = pipeline
         self._siblings = _Siblings.on(pipeline, spec.kind)
         self._adapters = adapters
-        self._home = home
+        self._parts = parts
+        self._moved_bytes = moved_bytes
+        self._on_device = True
         self._prompts = PromptCache()
         for member in {id(sibling): sibling for sibling in self._siblings if sibling is not None}.values():
             self._prompts.attach(member)
 
     @property
     def weight_bytes(self) -> int:
-        return sum(
-            tensor.numel() * tensor.element_size()
-            for module in _modules(self._pipeline)
-            for tensors in (module.parameters(), module.buffers())
-            for tensor in tensors
-        )
+        return tensor_bytes(_modules(self._pipeline).values())
+
+    @property
+    def moved_bytes(self) -> int:
+        return self._moved_bytes
+
+    @property
+    def parts(self) -> Sequence[Part]:
+        return self._parts
 
     def generate(self, request: GenerationRequest, inputs: Inputs, on_step: OnStep) -> list[Pixels]:
         size = render_size(request.size, self._spec.kind.multiple)
@@ -341,18 +397,26 @@ class DiffusersModel(LoadedModel):
 
     def to_host(self) -> None:
         self._prompts.clear()  # they are on the device
-        if self._home is not None:
-            self._home.to_host()
+        self._leave()
 
     def to_device(self) -> int:
-        return self._home.to_device() if self._home is not None else 0
+        self._on_device = True
+        self._moved_bytes = sum(part.enter() for part in self._parts)
+        return self._moved_bytes
+
+    def _leave(self) -> None:
+        if self._on_device:
+            self._on_device = False
+            for part in self._parts:
+                part.leave()
 
     def trim(self) -> None:
         self._prompts.clear()
 
     def close(self) -> None:
+        self._leave()
         self._pipeline.remove_all_hooks()
-        del self._pipeline, self._siblings, self._adapters, self._prompts, self._home
+        del self._pipeline, self._siblings, self._adapters, self._prompts, self._parts
         gc.collect()
 
 

@@ -197,7 +197,13 @@ class DynamicModelManager:
         self._warm.pop(model, None)
         self._memory = loaded.memory
         (self._warm_seconds if loaded.warm else self._load_seconds)[model] = loaded.seconds
-        log.info("model_loaded", model=model, seconds=round(loaded.seconds, 3), weight_bytes=loaded.weight_bytes)
+        log.info(
+            "model_loaded",
+            model=model,
+            seconds=round(loaded.seconds, 3),
+            weight_bytes=loaded.weight_bytes,
+            moved_bytes=loaded.moved_bytes,
+        )
         self._bus.publish(ModelLoaded(model=model, seconds=loaded.seconds, device_bytes=loaded.weight_bytes))
 
     async def generate(
@@ -289,7 +295,8 @@ class DynamicModelManager:
         resident = self._residents[model]
         keep_warm = keep_warm and await self._may_stay_warm(resident)
         with self._on_its_way(model, ModelState.UNLOADING):
-            answer = await self._executor.unload(Unload(model=model, keep_warm=keep_warm))
+            command = Unload(model=model, keep_warm=keep_warm, switching=reason == "switch")
+            answer = await self._executor.unload(command)
         if isinstance(answer, Failed):
             self._failed(model, answer)
         else:

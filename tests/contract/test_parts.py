@@ -1,0 +1,175 @@
+"""What two models have alike is in memory once, a swap moves what differs, and nobody notices but the clock."""
+
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from imagegen.catalog.loading import parse_catalog
+from imagegen.gpu.engine import LocalEngine
+from imagegen.gpu.protocol import EngineOptions, Generate, Generated, Load, Loaded, Unload, Unloaded
+from imagegen.loaders import SPECS
+from imagegen.loaders.host_copy import HostCopy
+from imagegen.loaders.parts import Part, Parts, Source
+from tests.conftest import load_command, request_for
+from tests.pipelines import build
+
+TRANSFORMER = Path("transformer/diffusion_pytorch_model.safetensors")
+FLUX = {"name": "A", "type": "flux", "base_size": 64}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two pipelines that differ in their transformer alone."""
+    root = tmp_path_factory.mktemp("models")
+    build("flux-dev", root / "one")
+    shutil.copytree(root / "one", root / "two")
+    weights = load_file(root / "two" / TRANSFORMER)
+    save_file({name: tensor * 1.5 for name, tensor in weights.items()}, root / "two" / TRANSFORMER, {"format": "pt"})
+    return root
+
+
+@pytest.fixture
+def engine() -> Iterator[LocalEngine]:
+    made = LocalEngine(EngineOptions(device="cpu"))
+    yield made
+    made.close()
+
+
+def command(folders: Path, model: str, **fields: Any) -> Load:
+    entry = FLUX | {"local_path": model} | fields
+    return load_command(parse_catalog(json.dumps({"models": {model: entry}}), SPECS), model, folders)
+
+
+def load(engine: LocalEngine, folders: Path, model: str, **fields: Any) -> Loaded:
+    answer = engine.load(command(folders, model, **fields))
+    assert isinstance(answer, Loaded), answer
+    return answer
+
+
+def draw(engine: LocalEngine, model: str) -> bytes:
+    answer = engine.generate(Generate(model=model, request=request_for()), threading.Event(), lambda step, total: None)
+    assert isinstance(answer, Generated), answer
+    return answer.images[0].rgb
+
+
+def switch(engine: LocalEngine, folders: Path, old: str, new: str, **fields: Any) -> Loaded:
+    assert isinstance(engine.unload(Unload(model=old, switching=True)), Unloaded)
+    return load(engine, folders, new, **fields)
+
+
+def size(folders: Path, model: str) -> int:
+    """Bytes of its transformer."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in load_file(folders / model / TRANSFORMER).values())
+
+
+def test_a_swap_moves_what_differs_and_draws_the_same(engine: LocalEngine, folders: Path) -> None:
+    first = load(engine, folders, "one")
+    assert first.moved_bytes == first.weight_bytes
+    one = draw(engine, "one")
+    second = switch(engine, folders, "one", "two")
+    assert second.weight_bytes == first.weight_bytes
+    assert second.moved_bytes == size(folders, "two")
+    two = draw(engine, "two")
+    assert switch(engine, folders, "two", "one").moved_bytes == size(folders, "one")
+    assert draw(engine, "one") == one != two
+    engine.unload(Unload(model="one"))
+    assert load(engine, folders, "two").moved_bytes == first.weight_bytes  # nobody held anything
+    assert draw(engine, "two") == two
+
+
+def test_two_that_stay_share_one_and_the_other_lives_on(engine: LocalEngine, folders: Path) -> None:
+    load(engine, folders, "one")
+    one = draw(engine, "one")
+    assert load(engine, folders, "two").moved_bytes == size(folders, "two")
+    engine.unload(Unload(model="two"))
+    assert draw(engine, "one") == one
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"torch_dtype": "bfloat16"}, {"enable_vae_tiling": True}],
+    ids=["another dtype", "another option"],
+)
+def test_other_treatment_is_another_part(engine: LocalEngine, folders: Path, fields: dict[str, Any]) -> None:
+    load(engine, folders, "one")
+    loaded = switch(engine, folders, "one", "two", **fields)
+    assert loaded.moved_bytes == loaded.weight_bytes
+
+
+def test_other_content_of_the_same_shape_is_another_part(engine: LocalEngine, folders: Path, tmp_path: Path) -> None:
+    shutil.copytree(folders / "two", tmp_path / "two")
+    file = tmp_path / "two" / "text_encoder_2" / "model.safetensors"
+    save_file({name: tensor + 1 for name, tensor in load_file(file).items()}, file, {"format": "pt"})
+    load(engine, folders, "one")
+    changed = switch(engine, tmp_path, "one", "two")
+    whole = switch(engine, folders, "two", "two")
+    assert size(folders, "two") < changed.moved_bytes < changed.weight_bytes
+    assert whole.moved_bytes == changed.moved_bytes
+
+
+def test_weights_that_were_replaced_after_their_load_are_read_again(
+    engine: LocalEngine, folders: Path, tmp_path: Path
+) -> None:
+    for model in ("one", "two"):
+        shutil.copytree(folders / model, tmp_path / model)
+    load(engine, tmp_path, "one")
+    for model in ("one", "two"):
+        file = tmp_path / model / "vae" / "diffusion_pytorch_model.safetensors"
+        save_file({name: tensor + 1 for name, tensor in load_file(file).items()}, file, {"format": "pt"})
+    loaded = switch(engine, tmp_path, "one", "two")
+    assert loaded.moved_bytes > size(folders, "two")
+
+
+def test_what_a_failed_load_did_not_take_is_let_go(engine: LocalEngine, folders: Path) -> None:
+    load(engine, folders, "one")
+    one = draw(engine, "one")
+    engine.unload(Unload(model="one", switching=True))
+    assert not isinstance(engine.load(command(folders, "missing")), Loaded)
+    assert (again := load(engine, folders, "one")).moved_bytes == again.weight_bytes
+    assert draw(engine, "one") == one
+
+
+# -- with host memory in the place of a device -----------------------------------------------------------------------
+
+
+def linear(parts: Parts) -> Part:
+    module = torch.nn.Linear(8, 8)
+    part = Part(module, Source(("torch", "Linear"), "{}", (), (), ()), HostCopy([module], "cpu"))
+    parts.add(part)
+    return part
+
+
+def test_a_part_is_copied_once_for_all_its_users_and_goes_home_after_the_last() -> None:
+    part = linear(Parts())
+    at_home = part.module.weight.data_ptr()
+    assert [part.enter(), part.enter()] == [part.bytes, 0] == [8 * 9 * 4, 0]
+    part.leave()
+    assert part.module.weight.data_ptr() != at_home
+    part.leave()
+    assert part.module.weight.data_ptr() == at_home
+
+
+def test_a_part_that_is_held_stays_until_the_next_model_has_chosen() -> None:
+    parts = Parts()
+    part = linear(parts)
+    at_home = part.module.weight.data_ptr()
+    part.enter()
+    parts.hold([part])
+    part.leave()
+    assert part.module.weight.data_ptr() != at_home
+    parts.let_go()
+    assert part.module.weight.data_ptr() == at_home
+
+
+def test_nobody_finds_a_part_that_no_model_has() -> None:
+    parts = Parts()
+    source = linear(parts).source
+    assert source is not None
+    assert parts.find(source) is None
