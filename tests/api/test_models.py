@@ -5,6 +5,7 @@ import re
 
 import httpx
 
+from imagegen.gpu.memory import measure
 from tests.api.conftest import Client, Start
 
 
@@ -167,3 +168,17 @@ async def test_health_tells_queue_model_and_device(client: Client) -> None:
     assert health["gpu_info"]["host_memory"] > 0
     assert (await client.get("/livez")).json() == {"status": "ok"}
     assert (await client.get("/readyz")).status_code == 200
+
+
+async def test_what_can_never_fit_is_refused_before_it_is_queued(start: Start) -> None:
+    too_much = measure("cpu").capacity // 2**20 + 1
+    async with start({"small": {}, "large": {"memory_mb": too_much}}) as client:
+        await client.until(await client.submit(model="small"))  # the engine has been measured
+        for answer in (
+            await client.post("/text2image", json={"prompt": "x", "model": "large"}),
+            await client.post("/models/large/load"),
+        ):
+            assert (answer.status_code, answer.json()["code"]) == (422, "does_not_fit")
+            assert "GiB" in answer.json()["detail"]
+        assert (await client.get("/tasks")).json()["total"] == 1
+        assert (await client.get("/models/current")).json()["current_model"] == "small"

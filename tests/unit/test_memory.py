@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imagegen.core.errors import FailureCode, WeightsMissing, WeightsRefused
-from imagegen.gpu.memory import classify, measure
+from imagegen.gpu.memory import classify, measure, peak
 
 LOADING, WORKING = FailureCode.LOAD_FAILED, FailureCode.GENERATION_FAILED
 SECRET = "/srv/models/private token=hf_secret"
@@ -115,3 +115,19 @@ def test_without_a_gpu_the_process_is_measured() -> None:
     assert not memory.gpu_available
     assert memory.total == 0
     assert 1_000_000 < memory.host < 1_000_000_000_000
+
+
+def test_without_a_device_a_model_may_take_what_the_machine_has() -> None:
+    memory = measure("cpu")
+    assert memory.host < memory.capacity
+    assert memory.total == 0
+
+
+def test_what_a_failure_would_have_taken_is_the_peak_and_what_was_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 2**30)
+    assert peak("cuda", "CUDA out of memory. Tried to allocate 1.50 GiB. GPU 0 has") == 2**30 * 5 // 2
+    assert peak("cuda", "CUDA out of memory. Tried to allocate 20.00 MiB.") == 2**30 + 20 * 2**20
+    assert peak("cuda", "CUDA error: out of memory") == 0
+    assert peak("cpu", "Tried to allocate 1.50 GiB") == 0

@@ -10,7 +10,7 @@ import pytest
 
 from imagegen.catalog.catalog import Catalog, GlobalSettings
 from imagegen.catalog.sources import Folders
-from imagegen.core.errors import FailureCode
+from imagegen.core.errors import DoesNotFit, FailureCode
 from imagegen.core.events import Event, EventBus, ModelLoaded, ModelLoading, ModelUnloaded
 from imagegen.core.task import InputPictures, Lora
 from imagegen.gpu.executor import GpuExecutor
@@ -82,6 +82,10 @@ class ScriptedExecutor(GpuExecutor):
         answer: Generated | Stopped | Failed = self._answer("generate", command, GENERATED)
         return answer
 
+    async def recycle(self) -> Measured | Failed:
+        self.asked.append("recycle")
+        return await self.measure()
+
     async def measure(self) -> Measured | Failed:
         answer: Measured | Failed = self.instead.pop("measure", Measured(memory=EMPTY))
         return answer
@@ -99,6 +103,7 @@ CATALOG = Catalog(
         "bare": spec(local_path="weights/bare"),
         "short": spec(auto_unload_minutes=1),
         "never": spec(auto_unload_minutes=0),
+        "large": spec(memory_mb=3 * 1024),
     },
 )
 
@@ -279,6 +284,58 @@ async def test_a_lora_that_has_gone_meanwhile_fails_the_task_and_not_the_model(h
     assert outcome.code is FailureCode.LORA_NOT_FOUND
     assert house.engine.asked == ["load a"]
     assert house.current == "a"
+
+
+# -- what does not fit, and what does not leave ----------------------------------------------------------------------
+
+SMALL = EMPTY.evolve(capacity=2**30)
+
+
+async def test_a_model_that_can_never_fit_is_refused_with_the_numbers_and_nobody_leaves(house: House) -> None:
+    house.engine.instead["measure"] = Measured(memory=SMALL)
+    await house.models.warm_up()
+    await house.models.check_fits("a")
+    with pytest.raises(DoesNotFit, match=r"'large' take 3\.0 GiB; G has 1\.0 GiB"):
+        await house.models.check_fits("large")
+    await house.models.ensure("a")
+    house.models._memory = SMALL
+    failed = await house.models.ensure("large")
+    assert failed is not None
+    assert (failed.code, house.current) == (FailureCode.OUT_OF_MEMORY, "a")
+
+
+async def test_before_the_device_is_known_everything_may_fit(house: House) -> None:
+    await house.models.check_fits("large")
+
+
+async def test_a_picture_that_took_more_than_there_is_is_not_tried_again_nor_is_a_larger_one(house: House) -> None:
+    await house.models.ensure("a")
+    house.engine.instead["generate"] = OUT_OF_MEMORY.evolve(need_bytes=2 * 2**30)
+    await house.work("a", width=1024, height=1024)
+    house.models._memory = SMALL
+    await house.models.check_fits("a", 1024 * 1024 - 1)
+    with pytest.raises(DoesNotFit, match=r"at least 2\.0 GiB"):
+        await house.models.check_fits("a", 1024 * 1024)
+    house.models._memory = SMALL.evolve(capacity=3 * 2**30)  # somebody else had the memory
+    await house.models.check_fits("a", 2048 * 2048)
+
+
+@pytest.mark.parametrize(("left", "replaced"), [(2**30 + 1000, False), (2**30 + 1001, True)])
+async def test_a_worker_that_gives_too_little_back_is_replaced(house: House, left: int, replaced: bool) -> None:
+    house.engine.instead["measure"] = Measured(memory=EMPTY.evolve(cached=1000))
+    await house.models.warm_up()
+    await house.models.ensure("a")
+    house.engine.instead["unload"] = Unloaded(memory=EMPTY.evolve(cached=left))
+    report = await house.models.unload("a")
+    assert ("recycle" in house.engine.asked) is replaced
+    assert report.left == (0 if replaced else left)
+
+
+async def test_a_switch_does_not_replace_the_worker(house: House) -> None:
+    await house.models.ensure("a")
+    house.engine.instead["unload"] = Unloaded(memory=EMPTY.evolve(cached=2**40))
+    await house.models.ensure("b")
+    assert "recycle" not in house.engine.asked
 
 
 # -- dying workers -----------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ _PROBLEMS = (
     "unsupported_capability",
     "lora_not_found",
     "size_too_large",
+    "does_not_fit",
     "body_too_large",
     "queue_full",
     "draining",

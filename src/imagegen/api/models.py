@@ -61,11 +61,12 @@ async def get_model(model_id: str, models: Models, puller: Puller) -> ModelDetai
     "/{model_id}/load",
     operation_id="load_model",
     summary="Bring a model into device memory",
-    responses=describe("model_not_found", "load_failed", "draining"),
+    responses=describe("model_not_found", "does_not_fit", "load_failed", "draining"),
 )
 async def load_model(model_id: str, models: Models, tasks: Tasks, puller: Puller) -> ModelDetails:
     """Waits for the running task, then makes this model the resident one. That also ends a quarantine."""
     models.catalog.model(model_id)
+    await models.check_fits(model_id)
     failed = await tasks.between_tasks(lambda: models.load(model_id))
     if failed is not None:
         raise LoadFailed(f"{failed.code}: {failed.message}")

@@ -25,6 +25,7 @@ STATUS: Mapping[str, int] = MappingProxyType(
         "invalid_image": 422,
         "image_too_large": 422,
         "size_too_large": 422,
+        "does_not_fit": 422,
         "unsupported_capability": 422,
         "lora_not_found": 422,
         "no_repository": 422,

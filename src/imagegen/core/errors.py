@@ -42,6 +42,12 @@ class SizeTooLarge(ImagegenError):
     code = "size_too_large"
 
 
+class DoesNotFit(ImagegenError):
+    """The model, or a picture of this size, needs more memory than the device has."""
+
+    code = "does_not_fit"
+
+
 class UnsupportedCapability(ImagegenError):
     """The model cannot do this."""
 

@@ -13,8 +13,9 @@ from typing import NamedTuple, Protocol, TypeVar
 from imagegen.catalog.catalog import GlobalSettings
 from imagegen.catalog.sources import Folders, missing
 from imagegen.core.errors import FailureCode, WeightsMissing
-from imagegen.gpu.memory import classify, give_back, measure
+from imagegen.gpu.memory import classify, forget_peak, give_back, measure, peak
 from imagegen.gpu.protocol import (
+    DeviceMemory,
     EngineOptions,
     Failed,
     Generate,
@@ -92,6 +93,7 @@ class LocalEngine:
 
     def _load(self, command: Load) -> Loaded:
         began = time.monotonic()
+        forget_peak(self.device)
         entry = command.model_dump_json()
         warm = self._come_back(command.model, entry)
         try:
@@ -104,7 +106,7 @@ class LocalEngine:
             warm=warm is not None,
             weight_bytes=model.weight_bytes,
             moved_bytes=model.moved_bytes,
-            memory=measure(self.device),
+            memory=self._memory(),
         )
 
     def _come_back(self, model: str, entry: str) -> LoadedModel | None:
@@ -142,7 +144,7 @@ class LocalEngine:
             kept.model.close()
         del kept
         self._give_back()
-        return Unloaded(memory=measure(self.device))
+        return Unloaded(memory=self._memory())
 
     def generate(self, command: Generate, stop: threading.Event, on_step: OnStep) -> Generated | Stopped | Failed:
         self._parts.let_go()
@@ -172,24 +174,29 @@ class LocalEngine:
         return self._with_numbers(outcome) if isinstance(outcome, Failed) else outcome
 
     def _with_numbers(self, failed: Failed) -> Failed:
-        memory = measure(self.device)
+        memory = self._memory()
         if failed.code is not FailureCode.OUT_OF_MEMORY or not memory.total:
             return failed
         used, total = (size / 2**30 for size in (memory.allocated, memory.total))
         numbers = f"The weights take {used:.1f} of {total:.1f} GiB, and the rest did not suffice."
-        return failed.evolve(message=f"{failed.message} {numbers}")
+        need = peak(self.device, failed.traceback)
+        return failed.evolve(message=f"{failed.message} {numbers}", need_bytes=need)
 
     def _generate(self, command: Generate, on_step: OnStep) -> Generated:
+        forget_peak(self.device)
         inputs = Inputs(command.init_image, command.mask_image, [Path(file) for file in command.lora_files])
         images = self._models[command.model].model.generate(command.request, inputs, on_step)
-        return Generated(images=tuple(images), memory=measure(self.device))
+        return Generated(images=tuple(images), memory=self._memory())
 
     def measure(self) -> Measured | Failed:
         self._parts.let_go()
-        return at_border(lambda: Measured(memory=measure(self.device)), FailureCode.GENERATION_FAILED, gc.collect)
+        return at_border(lambda: Measured(memory=self._memory()), FailureCode.GENERATION_FAILED, gc.collect)
 
     def abort(self) -> None:
         """A thread cannot be ended from outside; the stop flag is all there is."""
+
+    def _memory(self) -> DeviceMemory:
+        return measure(self.device, self._options.gpu_memory_fraction)
 
     def close(self) -> None:
         self._parts.let_go()

@@ -36,6 +36,11 @@ class GpuExecutor:
     async def unload(self, command: Unload) -> Unloaded | Failed:
         return await self._run(lambda: self._engine.unload(command))
 
+    async def recycle(self) -> Measured | Failed:
+        """Drop the engine with everything that it holds, and measure the one that comes after it."""
+        await self._run(self._engine.close)
+        return await self.measure()
+
     async def measure(self) -> Measured | Failed:
         return await self._run(self._engine.measure)
 

@@ -2,8 +2,11 @@
 
 import ctypes
 import gc
+import os
+import re
 import resource
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from imagegen.core.errors import EngineError, FailureCode
@@ -26,11 +29,15 @@ STICKY = (
 #: Words of allocators that found no memory: torch's on the GPU and on the CPU, cuBLAS's.
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "alloc_failed")
 
+#: How torch's allocator says what it did not get.
+_TRIED = re.compile(r"Tried to allocate ([\d.]+) ([KMG]iB)")
+_UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
-def measure(device: str) -> DeviceMemory:
-    """The device's and this process's memory now."""
+
+def measure(device: str, fraction: float = 1) -> DeviceMemory:
+    """The device's and this process's memory now; `fraction` of the device is ours."""
     if not device.startswith("cuda"):
-        return DeviceMemory(host=_resident_bytes())
+        return DeviceMemory(host=_resident_bytes(), capacity=_machine_bytes())
     import torch
 
     properties = torch.cuda.get_device_properties(device)
@@ -41,7 +48,34 @@ def measure(device: str) -> DeviceMemory:
         cached=torch.cuda.memory_reserved(device),
         total=properties.total_memory,
         host=_resident_bytes(),
+        capacity=int(properties.total_memory * fraction),
     )
+
+
+def forget_peak(device: str) -> None:
+    """What follows is to be measured on its own."""
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak(device: str, error: str) -> int:
+    """What the work that ended with this message would have taken at least, in bytes; 0: unknown."""
+    tried = _TRIED.search(error)
+    if not device.startswith("cuda") or tried is None:
+        return 0
+    import torch
+
+    return torch.cuda.max_memory_allocated(device) + int(float(tried[1]) * _UNITS[tried[2]])
+
+
+def _machine_bytes() -> int:
+    """Of memory, as far as this process may use it."""
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with suppress(OSError, ValueError):  # no such limit
+        return min(whole, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return whole
 
 
 def _resident_bytes() -> int:

@@ -100,6 +100,8 @@ class DeviceMemory(Value):
     total: int = 0
     #: Resident host memory of the engine's process.
     host: int = 0
+    #: What a model may take at most, of the device's memory or, where there is no device, of the machine's; 0: unknown.
+    capacity: int = 0
 
     @property
     def held(self) -> int:
@@ -151,6 +153,8 @@ class Failed(Value):
     message: str
     #: For the log.
     traceback: str = ""
+    #: Out of memory: the bytes that it would have taken at least, as far as it got. 0: unknown.
+    need_bytes: int = 0
 
     @property
     def worker_died(self) -> bool:

@@ -93,6 +93,13 @@ class ModelLoader(ABC, Generic[SpecT]):
     def load(self, spec: SpecT, placement: Placement) -> LoadedModel:
         """Load from where the entry says, or from the hub's cache. Raises EngineError for what it knows to be wrong."""
 
+    def least_bytes(self, spec: SpecT, placement: Placement) -> int | None:
+        """What its weights take on the device at least, by what the files say of themselves; None: nobody knows.
+
+        Asked before anything is loaded, in a process without torch. May raise EngineError.
+        """
+        return None
+
 
 class Family(NamedTuple):
     """One line of the table in `imagegen.loaders`."""

@@ -12,14 +12,14 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from imagegen.catalog.catalog import HubFiles, HubSource, Section
 from imagegen.catalog.hub_cache import paths_in
-from imagegen.catalog.pipeline_files import variant
-from imagegen.catalog.sources import lora_files
+from imagegen.catalog.pipeline_files import needed, variant
+from imagegen.catalog.sources import WEIGHTS, lora_files
 from imagegen.core.errors import EngineMissing, LoraNotFound, LoraRefused, WeightsCorrupt
 from imagegen.core.sizes import Size, render_size
 from imagegen.core.task import GenerationRequest, Lora, Pixels
 from imagegen.loaders.adapters import Adapters
 from imagegen.loaders.base import Inputs, LoadedModel, OnStep, Placement
-from imagegen.loaders.folder import check_folder, read_index
+from imagegen.loaders.folder import check_folder, header_bytes, read_index
 from imagegen.loaders.host_copy import HostCopy, tensor_bytes
 from imagegen.loaders.options import OptionsSpec, attention, move, step_cache, switch_on
 from imagegen.loaders.parts import SHAREABLE, Part, Source
@@ -165,6 +165,16 @@ def load_model(spec: DiffusersSpec, folder: Path, placement: Placement, **parts:
         adapters = _entry_adapters(spec, pipeline, placement)
         undo.pop_all()
     return DiffusersModel(spec, pipeline, adapters, [*shared.values(), *own], moved)
+
+
+def least_bytes(spec: DiffusersSpec, folder: Path, placement: Placement, without: Collection[str] = ()) -> int | None:
+    """As in ModelLoader, for a pipeline's folder without some of its parts."""
+    if spec.chosen("cpu_offload", placement.settings) != "none" or spec.layerwise_casting is not None:
+        return None
+    word = spec.torch_dtype
+    width = 4 if word == "float32" or (word == "auto" and placement.device == "cpu") else 2
+    files = needed(paths_in(folder), read_index(folder, spec.pipeline_class), without)
+    return sum(header_bytes(folder / name, width) for name in files if name.endswith(WEIGHTS))
 
 
 def _stays_warm(spec: DiffusersSpec, placement: Placement) -> bool:

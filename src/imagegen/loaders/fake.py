@@ -41,6 +41,9 @@ class FakeModelLoader(ModelLoader[FakeSpec]):
             commit(spec.fault)
         return FakeModel(spec)
 
+    def least_bytes(self, spec: FakeSpec, placement: Placement) -> int:
+        return spec.memory_mb * 2**20
+
 
 class FakeModel(LoadedModel):
     """Fills each picture with a colour that its seed decides."""

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from imagegen.loaders.base import LoadedModel, ModelLoader, Placement, find_weights
-from imagegen.loaders.diffusers_model import DiffusersSpec, load_model
+from imagegen.loaders.diffusers_model import DiffusersSpec, least_bytes, load_model
 
 
 class FluxSpec(DiffusersSpec):
@@ -20,3 +20,6 @@ class FluxModelLoader(ModelLoader[FluxSpec]):
 
     def load(self, spec: FluxSpec, placement: Placement) -> LoadedModel:
         return load_model(spec, find_weights(spec, placement.folders), placement)
+
+    def least_bytes(self, spec: FluxSpec, placement: Placement) -> int | None:
+        return least_bytes(spec, find_weights(spec, placement.folders), placement)

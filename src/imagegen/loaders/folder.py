@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Collection, Iterator
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ _WEIGHTLESS = (
     *("Tokenizer", "TokenizerFast", "TokenizersBackend", "Scheduler"),
     *("Processor", "ProcessorFast", "ProcessorPil", "Extractor"),
 )
+
+#: Bytes of the elements that stay as narrow as they are; the others become what the entry says, or less.
+_WIDTHS = {"F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "BOOL": 1}
 
 #: Bytes of a safetensors header, at most: the bound of the safetensors library.
 MAX_HEADER = 100_000_000
@@ -103,6 +107,14 @@ def check_safetensors(file: Path, name: Path | str) -> None:
     ends = [part["data_offsets"][1] for key, part in header.items() if key != "__metadata__" and _has_offsets(part)]
     if max(ends, default=0) != file.stat().st_size - 8 - length:
         raise WeightsCorrupt(f"{name} is cut off or damaged; fetch it again.")
+
+
+def header_bytes(file: Path, width: int) -> int:
+    """What a safetensors file's tensors take once its floats are `width` bytes wide; 8-bit ones stay what they are."""
+    with file.open("rb") as stream:
+        header = _json(stream.read(min(int.from_bytes(stream.read(8), "little"), MAX_HEADER)))
+    tensors = [part for part in (header or {}).values() if _has_offsets(part)]
+    return sum(prod(part["shape"]) * min(width, _WIDTHS.get(part["dtype"], 8)) for part in tensors)
 
 
 def _json(data: bytes) -> Any:

@@ -9,7 +9,7 @@ from imagegen.catalog.catalog import HubFiles
 from imagegen.catalog.sources import Folders, cached_file, cached_snapshot, local
 from imagegen.core.errors import WeightsCorrupt, WeightsMissing
 from imagegen.loaders.base import LoadedModel, ModelLoader, Placement, advice
-from imagegen.loaders.diffusers_model import DiffusersSpec, load_model, quiet_libraries, torch_dtype
+from imagegen.loaders.diffusers_model import DiffusersSpec, least_bytes, load_model, quiet_libraries, torch_dtype
 from imagegen.loaders.folder import read_index
 
 #: Transformer classes that diffusers reads from GGUF files.
@@ -110,6 +110,11 @@ class GGUFModelLoader(ModelLoader[GGUFSpec]):
         base = spec.base_folder(placement.folders)
         transformer = open_transformer(spec, file, base, torch_dtype(spec.torch_dtype, placement.device))
         return load_model(spec, base, placement, transformer=transformer)
+
+    def least_bytes(self, spec: GGUFSpec, placement: Placement) -> int | None:
+        file = find_gguf(spec, placement.folders)
+        base = least_bytes(spec, spec.base_folder(placement.folders), placement, without=("transformer",))
+        return None if base is None else base + file.stat().st_size
 
 
 def find_gguf(spec: GGUFSpec, folders: Folders) -> Path:

@@ -5,7 +5,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from imagegen.loaders.base import LoadedModel, ModelLoader, Placement, find_weights
-from imagegen.loaders.diffusers_model import DiffusersSpec, load_model
+from imagegen.loaders.diffusers_model import DiffusersSpec, least_bytes, load_model
 
 
 class StableDiffusionSpec(DiffusersSpec):
@@ -27,6 +27,10 @@ class StableDiffusionModelLoader(ModelLoader[StableDiffusionSpec]):
     def load(self, spec: StableDiffusionSpec, placement: Placement) -> LoadedModel:
         parts = _PARTS.get(spec.pipeline_class, {})
         return load_model(spec, find_weights(spec, placement.folders), placement, **parts)
+
+    def least_bytes(self, spec: StableDiffusionSpec, placement: Placement) -> int | None:
+        folder = find_weights(spec, placement.folders)
+        return least_bytes(spec, folder, placement, without=_PARTS.get(spec.pipeline_class, ()))
 
 
 #: Without a watermark, which changes pixels where its library happens to be installed.

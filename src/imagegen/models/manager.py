@@ -12,7 +12,7 @@ import structlog
 
 from imagegen.catalog.catalog import Catalog
 from imagegen.catalog.sources import Folders, lora_files, weights_here
-from imagegen.core.errors import FailureCode, LoraNotFound, ModelQuarantined
+from imagegen.core.errors import DoesNotFit, FailureCode, LoraNotFound, ModelQuarantined
 from imagegen.core.events import EventBus, ModelLoaded, ModelLoading, ModelUnloaded
 from imagegen.core.task import GenerationRequest, InputPictures
 from imagegen.gpu.executor import GpuExecutor
@@ -23,10 +23,12 @@ from imagegen.gpu.protocol import (
     Generated,
     Load,
     Loaded,
+    Measured,
     Stopped,
     Unload,
 )
 from imagegen.loaders.base import OnStep
+from imagegen.models.fitting import Fitting
 from imagegen.models.residency import Kills, ModelState, Resident, Warm, is_idle, too_warm, victims_for
 
 log = structlog.get_logger(__name__)
@@ -63,6 +65,9 @@ class DynamicModelManager:
         self._warm_seconds: dict[str, float] = {}
         self._warm: dict[str, Warm] = {}
         self._memory = DeviceMemory()
+        #: What the engine held before anything was loaded.
+        self._floor = 0
+        self._fitting = Fitting(folders)
         #: The one that is on its way in or out.
         self._moving: dict[str, ModelState] = {}
         self._kills: dict[str, Kills] = {}
@@ -130,15 +135,23 @@ class DynamicModelManager:
         """The files of the request's LoRAs. Raises LoraNotFound."""
         return tuple(map(str, lora_files(request.loras, self._folders.loras)))
 
+    async def check_fits(self, model: str, pixels: int = 0) -> None:
+        """Raises DoesNotFit for a model, or a picture of so many pixels by it, that the device can never hold."""
+        if not self._fitting.knows(model):
+            await asyncio.to_thread(self._fitting.weigh, model, self._catalog, self._memory)
+        self._fitting.check(model, pixels, self._memory)
+
     # -- changes: between two tasks, by the run loop ------------------------------------------------------------------
 
     async def warm_up(self) -> None:
         """Start the engine and learn what device it has."""
-        answer = await self._executor.measure()
+        self._begun(await self._executor.measure())
+
+    def _begun(self, answer: Measured | Failed) -> None:
         if isinstance(answer, Failed):
             log.error("worker_start_failed", code=answer.code, traceback=answer.traceback)
         else:
-            self._memory = answer.memory
+            self._memory, self._floor = answer.memory, answer.memory.held
 
     async def ensure(self, model: str) -> Failed | None:
         """Make `model` the resident one. Returns why that was not possible."""
@@ -148,6 +161,10 @@ class DynamicModelManager:
             return Failed(code=FailureCode.MODEL_REMOVED, message="The model is no longer configured.")
         if self.quarantined(model):
             return Failed(code=FailureCode.MODEL_QUARANTINED, message=ModelQuarantined().detail)
+        try:
+            await self.check_fits(model)  # a task that came before the device was known
+        except DoesNotFit as error:
+            return Failed(code=FailureCode.OUT_OF_MEMORY, message=error.detail)
         if await asyncio.to_thread(weights_here, self._catalog.model(model), self._folders.models):
             await self._make_room(model)
         failed = await self._load(model)  # where there are no weights, it says so, and nobody had to leave
@@ -196,6 +213,7 @@ class DynamicModelManager:
         self._errors.pop(model, None)
         self._warm.pop(model, None)
         self._memory = loaded.memory
+        self._fitting.loaded(model, loaded.weight_bytes)
         (self._warm_seconds if loaded.warm else self._load_seconds)[model] = loaded.seconds
         log.info(
             "model_loaded",
@@ -240,6 +258,7 @@ class DynamicModelManager:
             )
 
     def _failed(self, model: str, failed: Failed, request: GenerationRequest | None = None) -> None:
+        self._fitting.failed(model, request.size.pixels if request else 0, failed)
         log.error("engine_failed", model=model, code=failed.code, reason=failed.message, traceback=failed.traceback)
         if failed.worker_died:
             self._kills[model] = self._kills.get(model, Kills()).another(request)
@@ -282,6 +301,14 @@ class DynamicModelManager:
             self._failed(model, answer)
         else:
             self._memory = answer.memory
+        await self._replace_if_much_stays()
+
+    async def _replace_if_much_stays(self) -> None:
+        """Memory that no model accounts for comes back with a new worker process, and not otherwise."""
+        limit = self._catalog.settings.residual_limit_mb * 2**20
+        if not self._residents and not self._warm and self._memory.held - self._floor > limit:
+            log.warning("worker_recycled", left_bytes=self._memory.held, floor_bytes=self._floor)
+            self._begun(await self._executor.recycle())
 
     async def _may_stay_warm(self, resident: Resident) -> bool:
         """Whether it fits into the host's share, for which older ones are dropped."""
@@ -305,6 +332,8 @@ class DynamicModelManager:
                 self._warm[model] = Warm(model=model, weight_bytes=resident.weight_bytes, since=self._clock())
         if model in self._residents:
             self._gone(model, reason)
+        if reason != "switch":
+            await self._replace_if_much_stays()
 
     def _gone(self, model: str, reason: str) -> None:
         del self._residents[model]

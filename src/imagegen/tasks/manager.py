@@ -124,12 +124,13 @@ class TaskManager:
 
     async def submit(self, draft: TaskDraft) -> GenerationTask:
         """Accept a task: once this returns it is on disk and will run. Raises ImagegenError with the reason why not."""
+        model, request = admit(draft, self._models.catalog, self._limits, _new_seed)
+        self._models.find_loras(request)
+        await self._models.check_fits(model, request.size.pixels)
         if self._draining:
             raise Draining(retry_after=10)
         if self.queue_size >= self._limits.max_queue:
             raise QueueFull(retry_after=self._retry_after())
-        model, request = admit(draft, self._models.catalog, self._limits, _new_seed)
-        self._models.find_loras(request)
         if self._models.quarantined(model):
             raise ModelQuarantined
         task = GenerationTask(

@@ -1,0 +1,70 @@
+"""Fitting: what models need, measured or read from their files, against what the device has."""
+
+from collections.abc import Mapping
+
+from imagegen.catalog.catalog import Catalog
+from imagegen.catalog.sources import Folders
+from imagegen.core.errors import DoesNotFit, EngineError
+from imagegen.gpu.protocol import DeviceMemory, Failed
+from imagegen.loaders import FAMILIES
+from imagegen.loaders.base import Family, Placement
+from imagegen.loaders.parts import Parts
+
+GIB = 2**30
+
+
+class Fitting:
+    """Remembers what each model took, and tells what can never fit before it is tried."""
+
+    def __init__(self, folders: Folders, families: Mapping[str, Family] = FAMILIES) -> None:
+        self._folders = folders
+        self._families = families
+        #: Bytes of the weights of a model, counted after its load or read from its files.
+        self._weights: dict[str, int] = {}
+        #: Pixels of a picture that was too large for the device, and the bytes that it would have taken.
+        self._peaks: dict[str, tuple[int, int]] = {}
+
+    def loaded(self, model: str, weight_bytes: int) -> None:
+        """Its weights were counted."""
+        self._weights[model] = weight_bytes
+
+    def failed(self, model: str, pixels: int, failed: Failed) -> None:
+        """It ran out of memory; 0 pixels: already at its load."""
+        if failed.need_bytes:
+            self._peaks[model] = (pixels, failed.need_bytes)
+
+    def knows(self, model: str) -> bool:
+        """Whether there is nothing left to learn without running it."""
+        return model in self._weights
+
+    def weigh(self, model: str, catalog: Catalog, memory: DeviceMemory) -> None:
+        """Learn from its files what a model needs that was not loaded yet. Blocks."""
+        spec = catalog.model(model)
+        placement = Placement("cuda" if memory.gpu_available else "cpu", catalog.settings, self._folders, Parts())
+        try:
+            least = self._families[spec.type].loader.least_bytes(spec, placement)
+        except (EngineError, OSError):
+            return  # its load will say what is wrong
+        if least is not None:
+            self._weights[model] = least
+
+    def check(self, model: str, pixels: int, memory: DeviceMemory) -> None:
+        """Raises DoesNotFit, with the numbers, for what the device can never hold."""
+        if not memory.capacity:
+            return
+        weights, (large, peak) = self._weights.get(model, 0), self._peaks.get(model, (0, 0))
+        if weights > memory.capacity:
+            raise DoesNotFit(f"The weights of '{model}' take {_gib(weights)}; {_available(memory)}")
+        if pixels >= large and peak > memory.capacity:
+            raise DoesNotFit(
+                f"A picture of {pixels} pixels by '{model}' takes at least {_gib(peak)}; {_available(memory)}"
+            )
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.1f} GiB"
+
+
+def _available(memory: DeviceMemory) -> str:
+    where = memory.gpu_name or "this machine"
+    return f"{where} has {_gib(memory.capacity)} for it. Ask for less, choose a smaller model, or set cpu_offload."
