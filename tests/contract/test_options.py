@@ -1,17 +1,20 @@
 """Memory and speed options, on tiny pipelines: each does what it says and nothing stays behind."""
 
 import json
+import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+from torch._dynamo.utils import counters
 
 from imagegen.catalog.loading import ConfigError, parse_catalog
 from imagegen.core.errors import FailureCode
 from imagegen.gpu.engine import LocalEngine
-from imagegen.gpu.protocol import EngineOptions, Failed, Generate, Generated, Loaded, Stopped
+from imagegen.gpu.protocol import EngineOptions, Failed, Generate, Generated, Loaded, Stopped, Unload, Unloaded
 from imagegen.loaders import SPECS
 from tests.conftest import load_command, request_for
 from tests.pipelines import build
@@ -92,6 +95,83 @@ def test_the_step_cache_keeps_nothing_for_the_next_picture(models: Path, thresho
     assert house.draw(steps=6) == first
 
 
+def test_extrapolated_steps_keep_nothing_for_the_next_picture_either(models: Path) -> None:
+    house = House(models, step_cache="taylorseer")
+    first = house.draw(steps=9)
+    assert first != House(models).draw(steps=9)
+    house.draw(steps=9, prompt="a third", stop_at=5)
+    assert house.draw(steps=9) == first
+
+
+@pytest.mark.slow  # with the extra `quantize` installed
+@pytest.mark.parametrize("kind", ["int8", "float8"])
+def test_rounded_weights_take_less_memory_and_draw_nearly_the_same(models: Path, kind: str) -> None:
+    full, rounded = House(models, local_path="builtin:tiny"), House(models, local_path="builtin:tiny", quantize=kind)
+    assert isinstance(full.loaded, Loaded)
+    assert isinstance(rounded.loaded, Loaded)
+    assert rounded.loaded.weight_bytes < 0.55 * full.loaded.weight_bytes
+    request = {"prompt": "a cat", "width": 128, "height": 128}
+    pairs = list(zip(full.draw(**request), rounded.draw(**request), strict=True))
+    assert 0 < sum(abs(a - b) for a, b in pairs) / len(pairs) < 3
+
+
+@pytest.mark.slow  # with the extra `quantize` installed
+def test_rounded_weights_leave_as_a_whole(models: Path) -> None:
+    house = House(models, quantize="int8")
+    answer = house.engine.unload(Unload(model="a", keep_warm=True))
+    assert isinstance(answer, Unloaded)
+    assert not answer.warm
+
+
+def test_rounding_needs_its_library_and_says_which(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchao.quantization", None)
+    failed = House(models, quantize="int8").loaded
+    assert isinstance(failed, Failed)
+    assert (failed.code, "torchao" in failed.message) == (FailureCode.ENGINE_MISSING, True)
+
+
+@pytest.fixture
+def quick_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traces as usual, and runs the traces as they are: the real compiler takes ten seconds."""
+    torch._dynamo.reset()
+    counters.clear()
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model, **how: real(model, **how | {"backend": "eager"}))
+
+
+@pytest.mark.usefixtures("quick_compiler")
+def test_what_was_compiled_survives_an_unload_and_draws_the_same(models: Path) -> None:
+    pictures, compiled = [House(models).draw()], []
+    house = House(models, compile=True)
+    for _ in range(2):
+        pictures.append(house.draw())
+        compiled.append(counters["stats"]["unique_graphs"])
+        house.engine.unload(Unload(model="a"))
+        house = House(models, compile=True)
+    assert len(set(pictures)) == 1
+    assert compiled[0] == compiled[1] > 0
+
+
+@pytest.mark.slow
+def test_the_real_compiler_draws_nearly_the_same(models: Path) -> None:
+    torch._dynamo.reset()
+    pairs = zip(House(models).draw(), House(models, compile=True).draw(), strict=True)
+    assert max(abs(a - b) for a, b in pairs) <= 2
+
+
+def test_a_machine_that_cannot_compile_says_so(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: object) -> None:
+        raise RuntimeError("no compiler")
+
+    torch._dynamo.reset()
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model, **how: real(model, **how | {"backend": broken}))
+    house = House(models, compile=True)
+    failed = house.engine.generate(Generate(model="a", request=request_for()), threading.Event(), lambda *_: None)
+    assert isinstance(failed, Failed)
+    assert failed.code is FailureCode.ENGINE_MISSING
+
+
 def test_the_entrys_word_counts_before_the_global_one(models: Path) -> None:
     text = json.dumps({"global": {"enable_vae_tiling": True, "cpu_offload": "model"}} | json.loads(entry()))
     catalog = parse_catalog(text, SPECS)
@@ -112,6 +192,15 @@ CONTRADICTIONS: list[dict[str, Any]] = [
     {"step_cache": 0.1, "true_cfg_scale": 2},
     {"step_cache": 0.1, "type": "stable_diffusion", "pipeline_class": "StableDiffusionXLPipeline"},
     {"layerwise_casting": "float8_e4m3fn", "type": "gguf", "base_model": "org/base"},
+    {"compile": True, "cpu_offload": "model"},
+    {"compile": True, "step_cache": 0.1},
+    {"compile": True, "layerwise_casting": "float8_e4m3fn"},
+    {"compile": True, "type": "nunchaku", "base_model": "org/base", "local_path": "a.safetensors"},
+    {"quantize": "int8", "cpu_offload": "model"},
+    {"quantize": "int8", "layerwise_casting": "float8_e4m3fn"},
+    {"quantize": "int8", "type": "gguf", "base_model": "org/base"},
+    {"quantize": "int4"},
+    {"step_cache": "magic"},
     {"cpu_offload": "some"},
     {"attention_backend": "flash_hub"},
 ]

@@ -74,7 +74,7 @@ class ScriptedExecutor(GpuExecutor):
         return answer
 
     async def unload(self, command: Unload) -> Unloaded | Failed:
-        answer: Unloaded | Failed = self._answer("unload", command, Unloaded(memory=EMPTY))
+        answer: Unloaded | Failed = self._answer("unload", command, Unloaded(warm=command.keep_warm, memory=EMPTY))
         return answer
 
     async def generate(self, command: Generate, stop: threading.Event, on_step: OnStep) -> Generated | Stopped | Failed:
@@ -593,6 +593,13 @@ async def test_without_room_in_the_host_nothing_stays_warm(house: House) -> None
     await house.models.ensure("never")
     assert kept_warm(house) == [False]
     assert house.models.state("a") is ModelState.COLD
+
+
+async def test_a_model_that_cannot_stay_warm_is_cold(warm_house: House) -> None:
+    await warm_house.work("a")
+    warm_house.engine.instead["unload"] = Unloaded(warm=False, memory=EMPTY)
+    await warm_house.work("never")
+    assert warm_house.models.state("a") is ModelState.COLD
 
 
 async def test_a_model_that_is_switched_away_stays_warm_and_comes_back(warm_house: House) -> None:

@@ -137,14 +137,14 @@ class LocalEngine:
         kept = self._models.pop(command.model, None) or self._warm.pop(command.model, None)
         if kept is not None and command.switching:
             self._parts.hold(kept.model.parts)
-        if kept is not None and command.keep_warm:
-            kept.model.to_host()
+        warm = kept is not None and command.keep_warm and kept.model.to_host()
+        if kept is not None and warm:
             self._warm[command.model] = kept
         elif kept is not None:
             kept.model.close()
         del kept
         self._give_back()
-        return Unloaded(memory=self._memory())
+        return Unloaded(warm=warm, memory=self._memory())
 
     def generate(self, command: Generate, stop: threading.Event, on_step: OnStep) -> Generated | Stopped | Failed:
         self._parts.let_go()

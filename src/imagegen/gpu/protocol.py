@@ -129,6 +129,8 @@ class Loaded(Value):
 
 class Unloaded(Value):
     kind: Literal["unloaded"] = "unloaded"
+    #: Whether it stays in host memory, as `keep_warm` asked; not every model can.
+    warm: bool = False
     memory: DeviceMemory
 
 

@@ -69,9 +69,12 @@ class LoadedModel(ABC):
         """Of `weight_bytes`, what its load brought to the device: the rest was there."""
         return self.weight_bytes
 
-    def to_host(self) -> None:
-        """Leave the device and stay in host memory, where the device is another one; it cannot generate then."""
-        return
+    def to_host(self) -> bool:
+        """Leave the device and stay in host memory, where the device is another one; it cannot generate then.
+
+        False: it cannot do that, and is to be closed.
+        """
+        return True
 
     def to_device(self) -> int:
         """Come back after `to_host`; the bytes that moved."""

@@ -21,7 +21,7 @@ from imagegen.loaders.adapters import Adapters
 from imagegen.loaders.base import Inputs, LoadedModel, OnStep, Placement
 from imagegen.loaders.folder import check_folder, header_bytes, read_index
 from imagegen.loaders.host_copy import HostCopy, tensor_bytes
-from imagegen.loaders.options import OptionsSpec, attention, move, step_cache, switch_on
+from imagegen.loaders.options import OptionsSpec, attention, compiling, move, quantization, step_cache, switch_on
 from imagegen.loaders.parts import SHAREABLE, Part, Source
 from imagegen.loaders.pictures import crop, fit_image, fit_mask, paste
 from imagegen.loaders.pipelines import PIPELINES, PipelineKind
@@ -112,7 +112,7 @@ class DiffusersSpec(OptionsSpec):
 
     @property
     def supports_lora(self) -> bool:
-        return self.kind.lora
+        return self.kind.lora and self.quantize is None
 
 
 def _capabilities(kind: PipelineKind) -> dict[str, bool]:
@@ -169,7 +169,8 @@ def load_model(spec: DiffusersSpec, folder: Path, placement: Placement, **parts:
 
 def least_bytes(spec: DiffusersSpec, folder: Path, placement: Placement, without: Collection[str] = ()) -> int | None:
     """As in ModelLoader, for a pipeline's folder without some of its parts."""
-    if spec.chosen("cpu_offload", placement.settings) != "none" or spec.layerwise_casting is not None:
+    smaller = spec.layerwise_casting or spec.quantize
+    if smaller or spec.chosen("cpu_offload", placement.settings) != "none":
         return None
     word = spec.torch_dtype
     width = 4 if word == "float32" or (word == "auto" and placement.device == "cpu") else 2
@@ -179,8 +180,9 @@ def least_bytes(spec: DiffusersSpec, folder: Path, placement: Placement, without
 
 def _stays_warm(spec: DiffusersSpec, placement: Placement) -> bool:
     """Not where host memory is its device anyway, and not where it never leaves it as a whole."""
-    offload = spec.chosen("cpu_offload", placement.settings)
-    return placement.device != "cpu" and bool(placement.settings.host_cache_gb) and offload == "none"
+    if placement.device == "cpu" or not placement.settings.host_cache_gb or spec.quantize is not None:
+        return False
+    return bool(spec.chosen("cpu_offload", placement.settings) == "none")
 
 
 def _sources(spec: DiffusersSpec, folder: Path, placement: Placement, without: Collection[str]) -> dict[str, Source]:
@@ -226,6 +228,7 @@ def open_pipeline(
     import diffusers
     from safetensors import SafetensorError
 
+    index = read_index(folder, spec.pipeline_class)
     given = {**parts, **{name: part.module for name, part in shared.items()}}
     try:
         return getattr(diffusers, spec.pipeline_class).from_pretrained(
@@ -233,7 +236,8 @@ def open_pipeline(
             dtype=torch_dtype(spec.torch_dtype, placement.device),
             use_safetensors=True,
             local_files_only=True,
-            variant=variant(paths_in(folder), read_index(folder, spec.pipeline_class), without=parts),
+            variant=variant(paths_in(folder), index, without=parts),
+            quantization_config=quantization(spec, "transformer" if "transformer" in index else "unet"),
             **given,
         )
     except ImportError as error:
@@ -344,7 +348,8 @@ class DiffusersModel(LoadedModel):
         pipeline, pictures = self._choose(inputs, size)
         steps = _BatchSteps(request.batch_size, on_step)
         call = self._call(request, size, steps) | pictures
-        with attention(self._spec), self._adapters.added(request.loras, inputs.lora_files), self._remembering(request):
+        loras = self._adapters.added(request.loras, inputs.lora_files)
+        with compiling(self._spec), attention(self._spec), loras, self._remembering(request):
             return [self._picture(pipeline, call, request.size, seed, steps) for seed in request.seeds]
 
     def _remembering(self, request: GenerationRequest) -> AbstractContextManager[None]:
@@ -405,9 +410,12 @@ class DiffusersModel(LoadedModel):
             picture = paste(picture, call["image"], call["mask_image"])
         return crop(picture, size, seed)
 
-    def to_host(self) -> None:
+    def to_host(self) -> bool:
+        if self._spec.quantize is not None:
+            return False  # torchao's tensors cannot be put elsewhere in place
         self._prompts.clear()  # they are on the device
         self._leave()
+        return True
 
     def to_device(self) -> int:
         self._on_device = True

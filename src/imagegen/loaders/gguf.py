@@ -50,8 +50,9 @@ class QuantisedSpec(DiffusersSpec):
 
     @model_validator(mode="after")
     def _not_cast_as_well(self) -> Self:
-        if self.layerwise_casting is not None:
-            raise ValueError("layerwise_casting: the transformer is quantised already")
+        for word in ("layerwise_casting", "quantize"):
+            if getattr(self, word) is not None:
+                raise ValueError(f"{word}: the transformer is quantised already")
         return self
 
     @property

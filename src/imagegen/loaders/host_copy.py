@@ -55,6 +55,8 @@ def tensor_bytes(modules: Iterable[Any]) -> int:
 
 
 def _bytes(tensor: Any) -> int:
+    if hasattr(tensor, "__tensor_flatten__"):  # a quantised one calls itself as wide as it was
+        return sum(_bytes(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
     size: int = tensor.numel() * tensor.element_size()
     return size
 

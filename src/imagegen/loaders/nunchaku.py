@@ -43,6 +43,12 @@ class NunchakuSpec(QuantisedSpec):
             raise ValueError("no file is named; give weight_name beside hf_path, or local_path")
         return self
 
+    @model_validator(mode="after")
+    def _kernels_of_its_own(self) -> Self:
+        if self.compile:
+            raise ValueError("compile: the engine brings its own kernels")
+        return self
+
     @property
     def supports_lora(self) -> bool:
         return False  # the engine has its own way of adding them

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -19,7 +19,15 @@ AttentionBackend = Literal[
 _CONTRADICTIONS = (
     ("enable_attention_slicing", "attention_backend", "slicing brings its own attention"),
     ("layerwise_casting", "cpu_offload", "an offloaded layer cannot be cast as well"),
+    ("quantize", "cpu_offload", "a quantised layer cannot be moved about"),
+    ("quantize", "layerwise_casting", "one of them makes the weights small already"),
+    ("compile", "cpu_offload", "what is compiled must stay on the device"),
+    ("compile", "layerwise_casting", "a layer that is cast as it runs cannot be compiled"),
+    ("compile", "step_cache", "a step that may be cut short cannot be compiled"),
 )
+
+#: How many shapes and models one process may compile a block for; torch's own 8 are for one model in one size.
+_RECOMPILATIONS = 64
 
 
 class OptionsSpec(ModelSpec):
@@ -32,8 +40,13 @@ class OptionsSpec(ModelSpec):
     #: Keeps the transformer's weights in 8 bits and widens each layer as it runs: half the memory of bfloat16.
     layerwise_casting: Literal["float8_e4m3fn", "float8_e5m2"] | None = None
     attention_backend: AttentionBackend | None = None
-    #: First-block cache: a step whose first block changes by less than this share takes the rest from the step before.
-    step_cache: float | None = Field(default=None, gt=0, le=1)
+    #: Rounds the transformer's weights to 8 bits at load, by torchao where that is installed.
+    quantize: Literal["int8", "float8"] | None = None
+    #: Compiles the transformer's repeated blocks at the first picture; other models and later loads use the same code.
+    compile: bool = False
+    #: A share: a step whose first block changes by less takes the rest from the step before (first-block cache).
+    #: `taylorseer`: four steps of five are extrapolated from the ones before.
+    step_cache: Annotated[float, Field(gt=0, le=1)] | Literal["taylorseer"] | None = None
 
     @model_validator(mode="after")
     def _no_contradiction(self) -> Self:
@@ -67,9 +80,33 @@ def _quicken(pipeline: Any, spec: OptionsSpec) -> None:
         storage = getattr(torch, spec.layerwise_casting)
         denoiser.enable_layerwise_casting(storage_dtype=storage, compute_dtype=denoiser.dtype)
     if spec.step_cache is not None:
-        from diffusers import FirstBlockCacheConfig
+        denoiser.enable_cache(_cache(spec.step_cache))
+    if spec.compile:
+        torch._dynamo.config.recompile_limit = _RECOMPILATIONS
+        whole = not getattr(denoiser, "_repeated_blocks", None)
+        denoiser.compile() if whole else denoiser.compile_repeated_blocks()
 
-        denoiser.enable_cache(FirstBlockCacheConfig(threshold=spec.step_cache))
+
+def _cache(step_cache: float | str) -> Any:
+    from diffusers import FirstBlockCacheConfig, TaylorSeerCacheConfig
+
+    if isinstance(step_cache, float):
+        return FirstBlockCacheConfig(threshold=step_cache)
+    return TaylorSeerCacheConfig(cache_interval=5, disable_cache_before_step=3, max_order=1, use_lite_mode=True)
+
+
+def quantization(spec: OptionsSpec, denoiser: str) -> Any:
+    """What makes `from_pretrained` round the weights of the part `denoiser`. Raises EngineMissing without torchao."""
+    if spec.quantize is None:
+        return None
+    try:
+        from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig
+    except ImportError as error:
+        raise EngineMissing("quantize needs torchao: install it beside imagegen.") from error
+    from diffusers import PipelineQuantizationConfig, TorchAoConfig
+
+    kind = Int8WeightOnlyConfig() if spec.quantize == "int8" else Float8WeightOnlyConfig()
+    return PipelineQuantizationConfig(quant_mapping={denoiser: TorchAoConfig(kind)})
 
 
 def move(pipeline: Any, spec: OptionsSpec, placement: Placement) -> None:
@@ -93,6 +130,20 @@ def step_cache(spec: OptionsSpec, pipeline: Any) -> AbstractContextManager[None]
         return nullcontext()
     context: AbstractContextManager[None] = pipeline.transformer.cache_context("picture")
     return context
+
+
+@contextmanager
+def compiling(spec: OptionsSpec) -> Iterator[None]:
+    """Raises EngineMissing where this machine has nothing to compile with."""
+    if not spec.compile:
+        yield
+        return
+    from torch._dynamo.exc import TorchDynamoException
+
+    try:
+        yield
+    except TorchDynamoException as error:
+        raise EngineMissing("compile does not work on this machine: it needs a C++ compiler, or Triton.") from error
 
 
 @contextmanager

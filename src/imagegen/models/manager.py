@@ -328,7 +328,7 @@ class DynamicModelManager:
             self._failed(model, answer)
         else:
             self._memory = answer.memory
-            if keep_warm:
+            if answer.warm:
                 self._warm[model] = Warm(model=model, weight_bytes=resident.weight_bytes, since=self._clock())
         if model in self._residents:
             self._gone(model, reason)
