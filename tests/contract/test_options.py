@@ -153,6 +153,7 @@ def test_what_was_compiled_survives_an_unload_and_draws_the_same(models: Path) -
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_the_real_compiler_draws_nearly_the_same(models: Path) -> None:
     torch._dynamo.reset()
     pairs = zip(House(models).draw(), House(models, compile=True).draw(), strict=True)
