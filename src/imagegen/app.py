@@ -39,7 +39,7 @@ STOP_GRACE_S = 3
 
 def make_engine(settings: Settings, catalog: Catalog) -> Engine:
     """The engine that the settings ask for."""
-    options = EngineOptions(device=settings.device, gpu_memory_fraction=catalog.settings.gpu_memory_fraction)
+    options = EngineOptions(device=settings.device)
     if settings.isolation == "thread":
         return LocalEngine(options)
     return ChildEngine(options, load_timeout_s=settings.load_timeout_s, step_timeout_s=settings.step_timeout_s)

@@ -173,7 +173,7 @@ def _render(
     wanted = missing(catalog.model(model), settings.models_path) if catalog.settings.auto_download else ()
     if wanted:
         _download(model, wanted)
-    options = EngineOptions(device=settings.device, gpu_memory_fraction=catalog.settings.gpu_memory_fraction)
+    options = EngineOptions(device=settings.device)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         bar = progress.add_task(f"loading {model}", total=request.steps * request.batch_size)

@@ -171,7 +171,7 @@ async def test_health_tells_queue_model_and_device(client: Client) -> None:
 
 
 async def test_what_can_never_fit_is_refused_before_it_is_queued(start: Start) -> None:
-    too_much = measure("cpu").capacity // 2**20 + 1
+    too_much = measure("cpu").host_total // 2**20 + 1
     async with start({"small": {}, "large": {"memory_mb": too_much}}) as client:
         await client.until(await client.submit(model="small"))  # the engine has been measured
         for answer in (

@@ -96,7 +96,7 @@ def spec(**fields: Any) -> FakeSpec:
 
 
 CATALOG = Catalog(
-    settings=GlobalSettings(auto_unload_minutes=30),
+    settings=GlobalSettings(auto_unload_minutes=30, gpu_memory_fraction=0.5),
     models={
         "a": spec(),
         "b": spec(local_path="weights/b", steps=7, base_size=96),
@@ -104,6 +104,7 @@ CATALOG = Catalog(
         "short": spec(auto_unload_minutes=1),
         "never": spec(auto_unload_minutes=0),
         "large": spec(memory_mb=3 * 1024),
+        "greedy": spec(memory_mb=1536, gpu_memory_fraction=0.9),
     },
 )
 
@@ -288,7 +289,7 @@ async def test_a_lora_that_has_gone_meanwhile_fails_the_task_and_not_the_model(h
 
 # -- what does not fit, and what does not leave ----------------------------------------------------------------------
 
-SMALL = EMPTY.evolve(capacity=2**30)
+SMALL = EMPTY.evolve(total=2 * 2**30)
 
 
 async def test_a_model_that_can_never_fit_is_refused_with_the_numbers_and_nobody_leaves(house: House) -> None:
@@ -297,6 +298,7 @@ async def test_a_model_that_can_never_fit_is_refused_with_the_numbers_and_nobody
     await house.models.check_fits("a")
     with pytest.raises(DoesNotFit, match=r"'large' take 3\.0 GiB; G has 1\.0 GiB"):
         await house.models.check_fits("large")
+    await house.models.check_fits("greedy")
     await house.models.ensure("a")
     house.models._memory = SMALL
     failed = await house.models.ensure("large")
@@ -316,7 +318,7 @@ async def test_a_picture_that_took_more_than_there_is_is_not_tried_again_nor_is_
     await house.models.check_fits("a", 1024 * 1024 - 1)
     with pytest.raises(DoesNotFit, match=r"at least 2\.0 GiB"):
         await house.models.check_fits("a", 1024 * 1024)
-    house.models._memory = SMALL.evolve(capacity=3 * 2**30)  # somebody else had the memory
+    house.models._memory = SMALL.evolve(total=6 * 2**30)  # somebody else had the memory
     await house.models.check_fits("a", 2048 * 2048)
 
 

@@ -125,8 +125,9 @@ class ModelSpec(Section):
     #: Denoising steps and guidance of a request that names none.
     steps: int = Field(default=28, ge=1, le=200)
     guidance_scale: float = Field(default=3.5, ge=0, le=50)
-    #: Instead of the global one.
+    #: Instead of the global ones.
     auto_unload_minutes: float | None = Field(default=None, ge=0, le=10_080)
+    gpu_memory_fraction: float | None = Field(default=None, gt=0, le=1)
 
     @field_validator("local_path")
     @classmethod
@@ -170,6 +171,10 @@ class Catalog(Value):
         if model_id not in self.models:
             raise ModelNotFound
         return self.models[model_id]
+
+    def memory_fraction(self, model_id: str) -> float:
+        """Share of the device's memory that this model may take (CUDA only)."""
+        return self.model(model_id).gpu_memory_fraction or self.settings.gpu_memory_fraction
 
     def idle_minutes(self, model_id: str) -> float:
         """Minutes after which this model counts as idle; 0 is never."""

@@ -13,9 +13,8 @@ from typing import NamedTuple, Protocol, TypeVar
 from imagegen.catalog.catalog import GlobalSettings
 from imagegen.catalog.sources import Folders, missing
 from imagegen.core.errors import FailureCode, WeightsMissing
-from imagegen.gpu.memory import classify, forget_peak, give_back, measure, peak
+from imagegen.gpu.memory import classify, forget_peak, give_back, limit, measure, peak
 from imagegen.gpu.protocol import (
-    DeviceMemory,
     EngineOptions,
     Failed,
     Generate,
@@ -94,6 +93,7 @@ class LocalEngine:
     def _load(self, command: Load) -> Loaded:
         began = time.monotonic()
         forget_peak(self.device)
+        limit(self.device, command.memory_fraction)
         entry = command.model_dump_json()
         warm = self._come_back(command.model, entry)
         try:
@@ -106,7 +106,7 @@ class LocalEngine:
             warm=warm is not None,
             weight_bytes=model.weight_bytes,
             moved_bytes=model.moved_bytes,
-            memory=self._memory(),
+            memory=measure(self.device),
         )
 
     def _come_back(self, model: str, entry: str) -> LoadedModel | None:
@@ -144,7 +144,7 @@ class LocalEngine:
             kept.model.close()
         del kept
         self._give_back()
-        return Unloaded(warm=warm, memory=self._memory())
+        return Unloaded(warm=warm, memory=measure(self.device))
 
     def generate(self, command: Generate, stop: threading.Event, on_step: OnStep) -> Generated | Stopped | Failed:
         self._parts.let_go()
@@ -174,7 +174,7 @@ class LocalEngine:
         return self._with_numbers(outcome) if isinstance(outcome, Failed) else outcome
 
     def _with_numbers(self, failed: Failed) -> Failed:
-        memory = self._memory()
+        memory = measure(self.device)
         if failed.code is not FailureCode.OUT_OF_MEMORY or not memory.total:
             return failed
         used, total = (size / 2**30 for size in (memory.allocated, memory.total))
@@ -186,17 +186,14 @@ class LocalEngine:
         forget_peak(self.device)
         inputs = Inputs(command.init_image, command.mask_image, [Path(file) for file in command.lora_files])
         images = self._models[command.model].model.generate(command.request, inputs, on_step)
-        return Generated(images=tuple(images), memory=self._memory())
+        return Generated(images=tuple(images), memory=measure(self.device))
 
     def measure(self) -> Measured | Failed:
         self._parts.let_go()
-        return at_border(lambda: Measured(memory=self._memory()), FailureCode.GENERATION_FAILED, gc.collect)
+        return at_border(lambda: Measured(memory=measure(self.device)), FailureCode.GENERATION_FAILED, gc.collect)
 
     def abort(self) -> None:
         """A thread cannot be ended from outside; the stop flag is all there is."""
-
-    def _memory(self) -> DeviceMemory:
-        return measure(self.device, self._options.gpu_memory_fraction)
 
     def close(self) -> None:
         self._parts.let_go()
@@ -232,9 +229,7 @@ def _choose_device(options: EngineOptions) -> str:
     device = options.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda"):
-        torch.cuda.set_per_process_memory_fraction(options.gpu_memory_fraction, torch.device(device))
-    else:
+    if not device.startswith("cuda"):
         # One core stays free for the API. Threads that share a core spin for each other: measured 35 times slower.
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) - 1))
     return device

@@ -34,10 +34,10 @@ _TRIED = re.compile(r"Tried to allocate ([\d.]+) ([KMG]iB)")
 _UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
-def measure(device: str, fraction: float = 1) -> DeviceMemory:
-    """The device's and this process's memory now; `fraction` of the device is ours."""
+def measure(device: str) -> DeviceMemory:
+    """The device's and this process's memory now."""
     if not device.startswith("cuda"):
-        return DeviceMemory(host=_resident_bytes(), capacity=_machine_bytes())
+        return DeviceMemory(host=_resident_bytes(), host_total=_machine_bytes())
     import torch
 
     properties = torch.cuda.get_device_properties(device)
@@ -48,8 +48,16 @@ def measure(device: str, fraction: float = 1) -> DeviceMemory:
         cached=torch.cuda.memory_reserved(device),
         total=properties.total_memory,
         host=_resident_bytes(),
-        capacity=int(properties.total_memory * fraction),
+        host_total=_machine_bytes(),
     )
+
+
+def limit(device: str, fraction: float) -> None:
+    """From now on this process takes at most that share of the device's memory."""
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.set_per_process_memory_fraction(fraction, torch.device(device))
 
 
 def forget_peak(device: str) -> None:

@@ -17,7 +17,6 @@ class EngineOptions(Value):
 
     #: `auto`, `cpu`, `cuda`, `cuda:1`.
     device: str = "auto"
-    gpu_memory_fraction: float = 0.9
 
 
 # -- commands ----------------------------------------------------------------------------------------------------------
@@ -34,6 +33,8 @@ class Load(Value):
     settings: dict[str, Any]
     models_dir: str
     loras_dir: str
+    #: Share of the device's memory that it may take (CUDA only).
+    memory_fraction: float = 0.9
 
     @classmethod
     def entry(cls, catalog: Catalog, model: str, folders: Folders) -> Self:
@@ -44,6 +45,7 @@ class Load(Value):
             settings=catalog.settings.model_dump(mode="json"),
             models_dir=str(folders.models),
             loras_dir=str(folders.loras),
+            memory_fraction=catalog.memory_fraction(model),
         )
 
 
@@ -100,13 +102,17 @@ class DeviceMemory(Value):
     total: int = 0
     #: Resident host memory of the engine's process.
     host: int = 0
-    #: What a model may take at most, of the device's memory or, where there is no device, of the machine's; 0: unknown.
-    capacity: int = 0
+    #: Of the machine, as far as this process may use it.
+    host_total: int = 0
 
     @property
     def held(self) -> int:
         """What models take: device memory, or host memory where there is no device."""
         return self.cached if self.gpu_available else self.host
+
+    def capacity(self, fraction: float) -> int:
+        """What models may take: that share of the device's memory, or the machine's where there is none; 0: unknown."""
+        return int(self.total * fraction) if self.gpu_available else self.host_total
 
 
 class Step(Value):

@@ -11,6 +11,7 @@ from imagegen.loaders.base import Family, Placement
 from imagegen.loaders.parts import Parts
 
 GIB = 2**30
+ADVICE = "Ask for less, choose a smaller model, or set cpu_offload."
 
 
 class Fitting:
@@ -48,23 +49,16 @@ class Fitting:
         if least is not None:
             self._weights[model] = least
 
-    def check(self, model: str, pixels: int, memory: DeviceMemory) -> None:
+    def check(self, model: str, pixels: int, catalog: Catalog, memory: DeviceMemory) -> None:
         """Raises DoesNotFit, with the numbers, for what the device can never hold."""
-        if not memory.capacity:
-            return
+        capacity = memory.capacity(catalog.memory_fraction(model))
         weights, (large, peak) = self._weights.get(model, 0), self._peaks.get(model, (0, 0))
-        if weights > memory.capacity:
-            raise DoesNotFit(f"The weights of '{model}' take {_gib(weights)}; {_available(memory)}")
-        if pixels >= large and peak > memory.capacity:
-            raise DoesNotFit(
-                f"A picture of {pixels} pixels by '{model}' takes at least {_gib(peak)}; {_available(memory)}"
-            )
+        there_is = f"{memory.gpu_name or 'this machine'} has {_gib(capacity)} for it. {ADVICE}"
+        if 0 < capacity < weights:
+            raise DoesNotFit(f"The weights of '{model}' take {_gib(weights)}; {there_is}")
+        if 0 < capacity < peak and pixels >= large:
+            raise DoesNotFit(f"A picture of {pixels} pixels by '{model}' takes at least {_gib(peak)}; {there_is}")
 
 
 def _gib(size: int) -> str:
     return f"{size / GIB:.1f} GiB"
-
-
-def _available(memory: DeviceMemory) -> str:
-    where = memory.gpu_name or "this machine"
-    return f"{where} has {_gib(memory.capacity)} for it. Ask for less, choose a smaller model, or set cpu_offload."

@@ -139,7 +139,7 @@ class DynamicModelManager:
         """Raises DoesNotFit for a model, or a picture of so many pixels by it, that the device can never hold."""
         if not self._fitting.knows(model):
             await asyncio.to_thread(self._fitting.weigh, model, self._catalog, self._memory)
-        self._fitting.check(model, pixels, self._memory)
+        self._fitting.check(model, pixels, self._catalog, self._memory)
 
     # -- changes: between two tasks, by the run loop ------------------------------------------------------------------
 
