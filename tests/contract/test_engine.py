@@ -133,6 +133,10 @@ def test_a_full_memory_is_tried_once_more_without_what_is_kept_for_speed(engine:
     loaded(engine, fake_catalog(fake={"fault": "full_cache", "fault_prompt": "large"}), "fake")
     outcome = run(engine, "fake", request_for("large"))
     assert isinstance(outcome, Generated)
+    assert outcome.made_room
+    again = run(engine, "fake", request_for("large"))
+    assert isinstance(again, Generated)
+    assert not again.made_room
 
 
 def test_a_failing_load_is_an_answer(engine: Engine) -> None:

@@ -11,8 +11,17 @@ import pytest
 from imagegen.catalog.catalog import Catalog, GlobalSettings
 from imagegen.catalog.sources import Folders
 from imagegen.core.errors import DoesNotFit, FailureCode
-from imagegen.core.events import Event, EventBus, ModelLoaded, ModelLoading, ModelUnloaded
-from imagegen.core.task import InputPictures, Lora
+from imagegen.core.events import (
+    Event,
+    EventBus,
+    ModelCooled,
+    ModelFailed,
+    ModelLoaded,
+    ModelLoading,
+    ModelUnloaded,
+    ModelUnloading,
+)
+from imagegen.core.task import Failure, InputPictures, Lora
 from imagegen.gpu.executor import GpuExecutor
 from imagegen.gpu.protocol import (
     DeviceMemory,
@@ -171,6 +180,7 @@ async def test_a_switch_unloads_first_and_loads_then(house: House) -> None:
 async def test_a_switch_is_told_step_by_step(house: House) -> None:
     await house.models.ensure("a")
     assert await told(house, house.models.ensure("b")) == [
+        ModelUnloading(model="a", reason="switch"),
         ModelUnloaded(model="a", reason="switch"),
         ModelLoading(model="b"),
         ModelLoaded(model="b", seconds=3.5, device_bytes=30),
@@ -370,7 +380,7 @@ async def test_a_worker_that_dies_while_unloading_does_not_stop_the_switch(house
     await house.models.ensure("a")
     house.engine.instead["unload"] = CRASHED
     events = await told(house, house.models.ensure("b"))
-    assert events[0] == ModelUnloaded(model="a", reason="worker_died")
+    assert events[1] == ModelUnloaded(model="a", reason="worker_died")
     assert [type(event) for event in events].count(ModelUnloaded) == 1
     assert house.current == "b"
 
@@ -393,7 +403,10 @@ async def test_an_idle_model_leaves_after_its_time(house: House) -> None:
 
 async def test_an_eviction_is_told(house: House) -> None:
     await house.models.ensure("a")
-    assert await told(house, evict_after(house, 31)) == [ModelUnloaded(model="a", reason="idle")]
+    assert await told(house, evict_after(house, 31)) == [
+        ModelUnloading(model="a", reason="idle"),
+        ModelUnloaded(model="a", reason="idle"),
+    ]
     assert house.models.memory == EMPTY
 
 
@@ -445,7 +458,10 @@ async def test_unloading_names_who_left(house: House) -> None:
 
 async def test_an_unload_that_was_asked_for_is_told(house: House) -> None:
     await house.models.ensure("a")
-    assert await told(house, house.models.unload_all()) == [ModelUnloaded(model="a", reason="asked")]
+    assert await told(house, house.models.unload_all()) == [
+        ModelUnloading(model="a", reason="asked"),
+        ModelUnloaded(model="a", reason="asked"),
+    ]
 
 
 # -- the start ---------------------------------------------------------------------------------------------------------
@@ -595,6 +611,54 @@ async def test_without_room_in_the_host_nothing_stays_warm(house: House) -> None
     await house.models.ensure("never")
     assert kept_warm(house) == [False]
     assert house.models.state("a") is ModelState.COLD
+
+
+async def test_what_happens_to_a_warm_model_is_told(warm_house: House) -> None:
+    await warm_house.work("a")
+    assert await told(warm_house, warm_house.models.ensure("never"), warm_house.models.unload("a")) == [
+        ModelUnloading(model="a", reason="switch"),
+        ModelUnloaded(model="a", reason="switch", warm=True),
+        ModelLoading(model="never"),
+        ModelLoaded(model="never", seconds=3.5, device_bytes=30),
+        ModelCooled(model="a", reason="asked"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "instead",
+    [
+        {"generate": GENERATED.evolve(made_room=True)},
+        {"generate": OUT_OF_MEMORY},
+        {"generate": CRASHED},
+        {"load": Loaded(seconds=1, weight_bytes=30, memory=FULL, made_room=True)},
+        {"load": OUT_OF_MEMORY},
+    ],
+    ids=str,
+)
+async def test_warm_models_that_the_engine_dropped_are_cold(warm_house: House, instead: dict[str, Any]) -> None:
+    await warm_house.work("a")
+    await warm_house.models.ensure("never")
+    if "load" in instead:
+        await warm_house.models.unload("never")
+    assert warm_house.models.state("a") is ModelState.WARM
+    warm_house.engine.instead = instead
+    await warm_house.work("never")
+    assert warm_house.models.state("a") is ModelState.COLD
+
+
+async def test_a_warm_model_that_does_not_come_back_is_warm_no_longer(warm_house: House) -> None:
+    await warm_house.work("a")
+    await warm_house.models.ensure("never")
+    warm_house.engine.instead["load"] = MISSING
+    assert await warm_house.models.ensure("a") == MISSING
+    assert warm_house.models.state("a") is ModelState.COLD
+
+
+async def test_a_load_that_fails_is_told_with_its_reason(house: House) -> None:
+    house.engine.instead["load"] = OUT_OF_MEMORY
+    assert (await told(house, house.models.ensure("a")))[1:] == [
+        ModelFailed(model="a", failure=Failure(code=OUT_OF_MEMORY.code, message=OUT_OF_MEMORY.message))
+    ]
 
 
 async def test_a_model_that_cannot_stay_warm_is_cold(warm_house: House) -> None:

@@ -92,10 +92,38 @@ class ModelLoaded(Event):
     device_bytes: int
 
 
+class ModelFailed(Event):
+    """It could not be loaded, or has been quarantined."""
+
+    name = "model_failed"
+    model: str
+    failure: Failure
+
+
+class ModelUnloading(Event):
+    name = "model_unloading"
+    model: str
+    #: As in ModelUnloaded.
+    reason: str
+
+
 class ModelUnloaded(Event):
+    """It has left the device."""
+
     name = "model_unloaded"
     model: str
     #: `switch`, `idle`, `asked`, `worker_died`.
+    reason: str
+    #: Whether it stays in host memory.
+    warm: bool = False
+
+
+class ModelCooled(Event):
+    """A warm model has left host memory."""
+
+    name = "model_cooled"
+    model: str
+    #: `idle`, `asked`, `worker_died`, `load_failed`, or `room`: for another one.
     reason: str
 
 

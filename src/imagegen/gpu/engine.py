@@ -31,6 +31,7 @@ from imagegen.loaders.base import Family, Inputs, LoadedModel, OnStep, Placement
 from imagegen.loaders.parts import Parts
 
 T = TypeVar("T")
+AnswerT = TypeVar("AnswerT", Loaded, Generated)
 
 
 class Engine(Protocol):
@@ -160,7 +161,7 @@ class LocalEngine:
             )
         return Stopped()
 
-    def _with_room(self, attempt: Callable[[], T | Failed]) -> T | Failed:
+    def _with_room(self, attempt: Callable[[], AnswerT | Failed]) -> AnswerT | Failed:
         """Once more, with everything given up that is only kept for speed, if the memory did not suffice."""
         outcome = attempt()
         if not (isinstance(outcome, Failed) and outcome.code is FailureCode.OUT_OF_MEMORY):
@@ -171,7 +172,7 @@ class LocalEngine:
         self._warm.clear()
         self._give_back()
         outcome = attempt()
-        return self._with_numbers(outcome) if isinstance(outcome, Failed) else outcome
+        return self._with_numbers(outcome) if isinstance(outcome, Failed) else outcome.evolve(made_room=True)
 
     def _with_numbers(self, failed: Failed) -> Failed:
         memory = measure(self.device)

@@ -130,6 +130,8 @@ class Loaded(Value):
     weight_bytes: int
     #: Of those, what had to be brought to the device; the rest was there.
     moved_bytes: int = 0
+    #: Whether all warm models were dropped for it.
+    made_room: bool = False
     memory: DeviceMemory
 
 
@@ -142,6 +144,8 @@ class Unloaded(Value):
 
 class Generated(Value):
     kind: Literal["generated"] = "generated"
+    #: Whether all warm models were dropped for it.
+    made_room: bool = False
     images: tuple[Pixels, ...]
     memory: DeviceMemory
 

@@ -13,8 +13,16 @@ import structlog
 from imagegen.catalog.catalog import Catalog
 from imagegen.catalog.sources import Folders, lora_files, weights_here
 from imagegen.core.errors import DoesNotFit, FailureCode, LoraNotFound, ModelQuarantined
-from imagegen.core.events import EventBus, ModelLoaded, ModelLoading, ModelUnloaded
-from imagegen.core.task import GenerationRequest, InputPictures
+from imagegen.core.events import (
+    EventBus,
+    ModelCooled,
+    ModelFailed,
+    ModelLoaded,
+    ModelLoading,
+    ModelUnloaded,
+    ModelUnloading,
+)
+from imagegen.core.task import Failure, GenerationRequest, InputPictures
 from imagegen.gpu.executor import GpuExecutor
 from imagegen.gpu.protocol import (
     DeviceMemory,
@@ -189,6 +197,10 @@ class DynamicModelManager:
             if answer.code is not FailureCode.WEIGHTS_MISSING:
                 self._errors[model] = answer
             self._failed(model, answer)
+            if model in self._warm:  # it did not survive the attempt
+                self._cooled(model, "load_failed")
+            failure = Failure(code=answer.code, message=answer.message)
+            self._bus.publish(ModelFailed(model=model, failure=failure))
             return answer
         self._arrived(model, answer)
         return None
@@ -212,6 +224,8 @@ class DynamicModelManager:
         )
         self._errors.pop(model, None)
         self._warm.pop(model, None)
+        if loaded.made_room:
+            self._all_cooled()
         self._memory = loaded.memory
         self._fitting.loaded(model, loaded.weight_bytes)
         (self._warm_seconds if loaded.warm else self._load_seconds)[model] = loaded.seconds
@@ -246,6 +260,8 @@ class DynamicModelManager:
         elif isinstance(answer, Generated):
             self._kills.pop(model, None)
             self._memory = answer.memory
+            if answer.made_room:
+                self._all_cooled()
         self._used(model, self._clock() - began)
         return answer
 
@@ -260,15 +276,22 @@ class DynamicModelManager:
     def _failed(self, model: str, failed: Failed, request: GenerationRequest | None = None) -> None:
         self._fitting.failed(model, request.size.pixels if request else 0, failed)
         log.error("engine_failed", model=model, code=failed.code, reason=failed.message, traceback=failed.traceback)
+        if failed.code is FailureCode.OUT_OF_MEMORY:
+            self._all_cooled()  # the engine has tried without them
         if failed.worker_died:
             self._kills[model] = self._kills.get(model, Kills()).another(request)
             if self.quarantined(model):
-                log.error("model_quarantined", model=model)
-                self._errors[model] = Failed(code=FailureCode.MODEL_QUARANTINED, message=ModelQuarantined().detail)
+                self._quarantine(model)
             for lost in list(self._residents):
                 self._gone(lost, "worker_died")
-            self._warm.clear()
+            self._all_cooled("worker_died")
             self._memory = self._memory.evolve(allocated=0, cached=0, host=0)
+
+    def _quarantine(self, model: str) -> None:
+        failure = Failure(code=FailureCode.MODEL_QUARANTINED, message=ModelQuarantined().detail)
+        log.error("model_quarantined", model=model)
+        self._errors[model] = Failed(code=failure.code, message=failure.message)
+        self._bus.publish(ModelFailed(model=model, failure=failure))
 
     async def evict_idle(self, wanted: Collection[str] = ()) -> None:
         """Unload what has not been used for its time and is not `wanted` by a task that waits."""
@@ -280,7 +303,7 @@ class DynamicModelManager:
         for kept in list(self._warm.values()):
             minutes = self._catalog.idle_minutes(kept.model)
             if kept.model not in wanted and minutes and self._clock() - kept.since >= minutes * 60:
-                await self._cool(kept.model)
+                await self._cool(kept.model, "idle")
 
     async def unload_all(self) -> UnloadReport:
         """Unload whatever is resident."""
@@ -290,18 +313,26 @@ class DynamicModelManager:
         """Unload those of the models that are in memory, warm ones included."""
         gone, before = [model for model in models if model in self._residents or model in self._warm], self._memory
         for model in gone:
-            await (self._unload(model, "asked") if model in self._residents else self._cool(model))
+            await (self._unload(model, "asked") if model in self._residents else self._cool(model, "asked"))
         return UnloadReport(gone, freed=max(0, before.held - self._memory.held), left=self._memory.held)
 
-    async def _cool(self, model: str) -> None:
+    async def _cool(self, model: str, reason: str) -> None:
         """Drop a warm model."""
-        del self._warm[model]
+        self._cooled(model, reason)
         answer = await self._executor.unload(Unload(model=model))
         if isinstance(answer, Failed):
             self._failed(model, answer)
         else:
             self._memory = answer.memory
         await self._replace_if_much_stays()
+
+    def _cooled(self, model: str, reason: str) -> None:
+        del self._warm[model]
+        self._bus.publish(ModelCooled(model=model, reason=reason))
+
+    def _all_cooled(self, reason: str = "room") -> None:
+        for kept in list(self._warm):
+            self._cooled(kept, reason)
 
     async def _replace_if_much_stays(self) -> None:
         """Memory that no model accounts for comes back with a new worker process, and not otherwise."""
@@ -315,12 +346,13 @@ class DynamicModelManager:
         budget = int(self._catalog.settings.host_cache_gb * 2**30)
         too_many = too_warm(resident, self._warm.values(), budget) if budget else None
         for model in too_many or ():
-            await self._cool(model)
+            await self._cool(model, "room")
         return too_many is not None
 
     async def _unload(self, model: str, reason: str, *, keep_warm: bool = False) -> None:
         resident = self._residents[model]
         keep_warm = keep_warm and await self._may_stay_warm(resident)
+        self._bus.publish(ModelUnloading(model=model, reason=reason))
         with self._on_its_way(model, ModelState.UNLOADING):
             command = Unload(model=model, keep_warm=keep_warm, switching=reason == "switch")
             answer = await self._executor.unload(command)
@@ -337,5 +369,6 @@ class DynamicModelManager:
 
     def _gone(self, model: str, reason: str) -> None:
         del self._residents[model]
-        log.info("model_unloaded", model=model, reason=reason)
-        self._bus.publish(ModelUnloaded(model=model, reason=reason))
+        warm = model in self._warm
+        log.info("model_unloaded", model=model, reason=reason, warm=warm)
+        self._bus.publish(ModelUnloaded(model=model, reason=reason, warm=warm))
