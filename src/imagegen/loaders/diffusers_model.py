@@ -185,6 +185,20 @@ def _stays_warm(spec: DiffusersSpec, placement: Placement) -> bool:
     return bool(spec.chosen("cpu_offload", placement.settings) == "none")
 
 
+def _straight_to(spec: DiffusersSpec, placement: Placement) -> str | None:
+    """The device that diffusers can read weights to, with memory for all of them asked for at once.
+
+    None where host memory comes first: they stay warm there, are offloaded to it, or become smaller there.
+    """
+    by_way_of_host = (
+        _stays_warm(spec, placement)
+        or spec.chosen("cpu_offload", placement.settings) != "none"
+        or spec.layerwise_casting is not None
+        or spec.quantize is not None
+    )
+    return "cuda" if placement.device == "cuda" and not by_way_of_host else None
+
+
 def _sources(spec: DiffusersSpec, folder: Path, placement: Placement, without: Collection[str]) -> dict[str, Source]:
     """What the parts are made of that other models may share: none of them if the entry changes its weights."""
     if spec.loras or spec.chosen("cpu_offload", placement.settings) != "none":
@@ -238,6 +252,7 @@ def open_pipeline(
             local_files_only=True,
             variant=variant(paths_in(folder), index, without=parts),
             quantization_config=quantization(spec, "transformer" if "transformer" in index else "unet"),
+            device_map=_straight_to(spec, placement),
             **given,
         )
     except ImportError as error:
