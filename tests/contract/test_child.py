@@ -205,3 +205,10 @@ def test_no_module_is_taken_from_the_folder_that_the_service_starts_in(
     assert isinstance(engine.load(load_command(fake_catalog(), "fake")), Loaded)
     assert isinstance(generate(engine), Generated)
     assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize("own", [{}, {"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}])
+def test_pinned_memory_is_neither_rounded_up_nor_kept_unless_the_operator_says_how(own: dict[str, str]) -> None:
+    told = child.worker_environment({"PATH": "/bin"} | own)
+    assert ("pinned_max_round_threshold_mb:1" in told.get("PYTORCH_ALLOC_CONF", "")) is (not own)
+    assert told.items() >= own.items()

@@ -11,18 +11,28 @@ import torch
 
 from imagegen.catalog.catalog import Catalog
 from imagegen.catalog.loading import parse_catalog
-from imagegen.core.errors import FailureCode
+from imagegen.catalog.sources import Folders
+from imagegen.core.errors import DoesNotFit, FailureCode
+from imagegen.core.events import EventBus
 from imagegen.gpu.child import ChildEngine
 from imagegen.gpu.engine import Engine, LocalEngine
-from imagegen.gpu.memory import give_back
+from imagegen.gpu.executor import GpuExecutor
+from imagegen.gpu.memory import give_back, measure
 from imagegen.gpu.protocol import EngineOptions, Failed, Generate, Generated, Loaded, Measured, Unload, Unloaded
 from imagegen.loaders import SPECS
+from imagegen.loaders.folder import header_bytes
+from imagegen.loaders.host_copy import HostCopy, tensors_of
+from imagegen.models.fitting import Fitting
+from imagegen.models.manager import DynamicModelManager
 from tests.conftest import load_command, request_for
 from tests.pipelines import build
 
 pytestmark = pytest.mark.gpu
 
 CUDA = EngineOptions(device="cuda")
+
+#: cuBLAS keeps a workspace of its own after the first call.
+WORKSPACE = 64 * 2**20
 
 
 @pytest.fixture
@@ -41,9 +51,17 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def catalog(**fields: Any) -> Catalog:
-    model = {"name": "A", "type": "flux", "local_path": "flux-dev", "base_size": 64, "torch_dtype": "float32"}
-    return parse_catalog(json.dumps({"models": {"a": model | fields}}), SPECS)
+def catalog(host_cache_gb: float = 0, residual_limit_mb: int = 1024, **fields: Any) -> Catalog:
+    """Two models with the same files."""
+    model = {"name": "A", "type": "flux", "local_path": "flux-dev", "base_size": 64, "torch_dtype": "float32"} | fields
+    settings = {"host_cache_gb": host_cache_gb, "residual_limit_mb": residual_limit_mb}
+    return parse_catalog(json.dumps({"global": settings, "models": {"a": model, "b": model}}), SPECS)
+
+
+def load(engine: Engine, models: Path, chosen: Catalog, model: str = "a") -> Loaded:
+    answer = engine.load(load_command(chosen, model, models))
+    assert isinstance(answer, Loaded), answer
+    return answer
 
 
 def draw(engine: Engine, model: str = "a", **changes: Any) -> bytes:
@@ -67,8 +85,7 @@ def test_unloading_brings_device_memory_back_to_where_it_was(engine: LocalEngine
         draw(engine, "tiny", width=128, height=128)
         assert allocated(engine) - before >= loaded.weight_bytes
         assert isinstance(engine.unload(Unload(model="tiny")), Unloaded)
-        # cuBLAS keeps a workspace of its own after the first call.
-        assert allocated(engine) - before < 64 * 2**20
+        assert allocated(engine) - before < WORKSPACE
 
 
 def test_the_same_seed_gives_the_same_pixels_in_a_thread_and_in_a_process(shipped: Catalog) -> None:
@@ -88,20 +105,124 @@ def test_the_device_draws_what_the_cpu_draws(engine: LocalEngine, models: Path, 
     chosen = catalog(local_path=kind, type=family, pipeline_class=word)
     on_cpu = LocalEngine(EngineOptions(device="cpu"))
     for side in (engine, on_cpu):
-        assert isinstance(side.load(load_command(chosen, "a", models)), Loaded)
+        load(side, models, chosen)
     pairs = zip(draw(engine), draw(on_cpu), strict=True)
     assert sum(abs(a - b) for a, b in pairs) / (64 * 64 * 3) < 4
 
 
 @pytest.mark.parametrize("offload", ["model", "sequential", "group"])
 def test_offloading_changes_the_memory_and_not_the_picture(engine: LocalEngine, models: Path, offload: str) -> None:
-    assert isinstance(engine.load(load_command(catalog(), "a", models)), Loaded)
+    load(engine, models, catalog())
     plain = draw(engine)
     engine.unload(Unload(model="a"))
-    assert isinstance(engine.load(load_command(catalog(cpu_offload=offload), "a", models)), Loaded)
+    load(engine, models, catalog(cpu_offload=offload))
     offloaded = draw(engine)
     assert max(abs(a - b) for a, b in zip(plain, offloaded, strict=True)) <= 2
     assert draw(engine) == offloaded
+
+
+@pytest.mark.parametrize("options", [{"layerwise_casting": "float8_e4m3fn"}, {"enable_vae_tiling": True}])
+def test_by_way_of_host_memory_or_straight_to_the_device_the_picture_is_the_same(
+    engine: LocalEngine, models: Path, options: dict[str, Any]
+) -> None:
+    load(engine, models, catalog(**options))
+    straight = draw(engine)
+    engine.unload(Unload(model="a"))
+    load(engine, models, catalog(host_cache_gb=1, **options))
+    assert draw(engine) == straight
+
+
+# -- the warm tier -----------------------------------------------------------------------------------------------------
+
+
+def test_weights_at_home_are_pinned_and_come_back_as_they_were() -> None:
+    module = torch.nn.Linear(512, 512)
+    expected = module.weight.detach().clone()
+    copy = HostCopy([module], "cuda")
+    for _ in range(2):
+        assert all(tensor.is_pinned() for tensor in tensors_of([module]))
+        assert copy.to_device() == copy.bytes == (512 * 512 + 512) * 4
+        assert module.weight.is_cuda
+        assert torch.equal(module.weight.cpu(), expected)
+        copy.to_host()
+
+
+def test_a_warm_model_leaves_the_device_and_comes_back_by_a_copy(engine: LocalEngine, models: Path) -> None:
+    before, chosen = allocated(engine), catalog(host_cache_gb=1)
+    cold = load(engine, models, chosen)
+    expected = draw(engine)
+    for _ in range(2):
+        assert isinstance(engine.unload(Unload(model="a", keep_warm=True)), Unloaded)
+        assert allocated(engine) - before < WORKSPACE
+        back = load(engine, models, chosen)
+        assert back.warm
+        assert back.moved_bytes == back.weight_bytes == cold.weight_bytes
+        assert draw(engine) == expected
+
+
+def test_a_warm_model_that_is_dropped_gives_its_pinned_memory_back(engine: LocalEngine, models: Path) -> None:
+    load(engine, models, catalog(host_cache_gb=1))
+    engine.unload(Unload(model="a", keep_warm=True))
+    assert pinned() > 0
+    engine.unload(Unload(model="a"))
+    assert pinned() == 0
+
+
+def pinned() -> int:
+    """Bytes that torch holds of it, in use or not."""
+    held: int = torch.cuda.memory.host_memory_stats()["allocated_bytes.current"]
+    return held
+
+
+# -- parts that two models share ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("host_cache_gb", [0, 1])
+def test_a_swap_moves_the_transformer_and_the_device_holds_one_model(
+    engine: LocalEngine, models: Path, host_cache_gb: int
+) -> None:
+    chosen, warm = catalog(host_cache_gb=host_cache_gb), bool(host_cache_gb)
+    needed = sum(header_bytes(file, 4) for file in (models / "flux-dev" / "transformer").glob("*.safetensors"))
+    first = load(engine, models, chosen, "a")
+    expected, one_model = draw(engine, "a"), allocated(engine)
+    for old, new in (("a", "b"), ("b", "a"), ("a", "b")):
+        engine.unload(Unload(model=old, keep_warm=warm, switching=True))
+        swapped = load(engine, models, chosen, new)
+        assert swapped.moved_bytes == needed < first.weight_bytes
+        assert allocated(engine) - one_model < first.weight_bytes / 2
+        assert draw(engine, new) == expected
+
+
+# -- what does not fit, and what stays behind --------------------------------------------------------------------------
+
+
+def test_weights_that_can_never_fit_are_refused_with_the_numbers_of_the_device(models: Path) -> None:
+    small = measure("cuda", fraction=1e-6)
+    fitting = Fitting(Folders(models, models / "loras"))
+    fitting.weigh("a", catalog(), small)
+    with pytest.raises(DoesNotFit) as refused:
+        fitting.check("a", 64 * 64, small)
+    assert f"{small.gpu_name} has 0.0 GiB" in refused.value.detail
+    fitting.check("a", 64 * 64, measure("cuda"))
+
+
+@pytest.mark.parametrize(("limit_mb", "replaced"), [(1024, False), (1, True)])
+async def test_a_worker_is_replaced_if_more_than_the_limit_stays_on_the_device(
+    models: Path, limit_mb: int, replaced: bool
+) -> None:
+    engine = ChildEngine(CUDA)
+    executor = GpuExecutor(lambda: engine)
+    chosen = catalog(residual_limit_mb=limit_mb)
+    manager = DynamicModelManager(chosen, executor, EventBus(first_id=1), Folders(models, models / "loras"))
+    await manager.warm_up()
+    worker = engine.pid
+    assert await manager.ensure("a") is None
+    await executor.generate(Generate(model="a", request=request_for()), threading.Event(), lambda step, total: None)
+    report = await manager.unload_all()
+    assert report.models == ["a"]
+    # What stays is the workspace of cuBLAS: more than 1 MiB, and less than 1024.
+    assert (engine.pid != worker) is replaced
+    await executor.close(patience_s=10)
 
 
 def test_a_full_device_fails_one_task_with_the_numbers_and_the_next_one_runs(
@@ -109,13 +230,15 @@ def test_a_full_device_fails_one_task_with_the_numbers_and_the_next_one_runs(
 ) -> None:
     assert isinstance(engine.load(load_command(shipped, "tiny")), Loaded)
     expected = draw(engine, "tiny")
-    free, _ = torch.cuda.mem_get_info()
-    hog = torch.empty(int(free * 0.85), dtype=torch.uint8, device="cuda")
+    free, total = torch.cuda.mem_get_info()
+    ours = int(total * CUDA.gpu_memory_fraction) - torch.cuda.memory_reserved()
+    hog = torch.empty(min(free, ours) - 256 * 2**20, dtype=torch.uint8, device="cuda")
     command = Generate(model="tiny", request=request_for(width=8192, height=8192, steps=1))
     failed = engine.generate(command, threading.Event(), lambda step, total: None)
     assert isinstance(failed, Failed)
     assert failed.code is FailureCode.OUT_OF_MEMORY
     assert "GiB" in failed.message
+    assert failed.need_bytes > hog.numel()
     del hog
     give_back("cuda")
     assert draw(engine, "tiny") == expected

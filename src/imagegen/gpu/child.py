@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from typing import TypeVar
 
@@ -46,6 +46,9 @@ START_DELAYS_S = (0.5, 1, 2, 4)
 #: The worker never downloads, so it gets no token and no network.
 HIDDEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACEHUB_API_TOKEN")
 WORKER_VARIABLES = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "DIFFUSERS_DISABLE_REMOTE_CODE": "1"}
+
+#: Else torch takes the next power of two for each piece of pinned memory, and keeps what is freed of it.
+ALLOCATOR_VARIABLES = {"PYTORCH_ALLOC_CONF": "pinned_max_round_threshold_mb:1,pinned_max_cached_size_mb:1"}
 
 
 class ChildEngine:
@@ -147,13 +150,12 @@ class _Worker:
         for direction in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
             # A worker that stops in the middle of a frame is as dead as one whose pipe is closed.
             ours.setsockopt(socket.SOL_SOCKET, direction, struct.pack("@ll", math.ceil(io_timeout_s), 0))
-        environment = {k: v for k, v in os.environ.items() if k not in HIDDEN_VARIABLES} | WORKER_VARIABLES
         with ours, theirs:
             # -P: no module is taken from the folder that the service happens to start in.
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "imagegen.gpu.worker", str(theirs.fileno()), options.model_dump_json()],
                 pass_fds=[theirs.fileno()],
-                env=environment,
+                env=worker_environment(os.environ),
                 # Closes with this process, however it ends: the worker then leaves, even in the middle of a load.
                 stdin=subprocess.PIPE,
             )
@@ -191,6 +193,13 @@ class _Worker:
         self._connection.close()
         if self.process.stdin is not None:
             self.process.stdin.close()
+
+
+def worker_environment(ours: Mapping[str, str]) -> dict[str, str]:
+    """What a worker finds in its environment. What the operator says about torch's memory counts."""
+    told = any(name.startswith("PYTORCH_") and name.endswith("ALLOC_CONF") for name in ours)
+    kept = {name: value for name, value in ours.items() if name not in HIDDEN_VARIABLES}
+    return ({} if told else ALLOCATOR_VARIABLES) | kept | WORKER_VARIABLES
 
 
 def _describe(status: int) -> str:

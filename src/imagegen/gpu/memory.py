@@ -102,6 +102,7 @@ def give_back(device: str) -> None:
 
         torch.cuda.synchronize(device)
         torch.cuda.empty_cache()
+        torch.accelerator.empty_host_cache()  # pinned memory
     if sys.platform == "linux":
         # glibc keeps freed arenas; without this 996 MB stayed where 432 MB were in use.
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
