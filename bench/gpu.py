@@ -28,10 +28,9 @@ from imagegen.catalog.sources import Folders
 from imagegen.core.errors import FailureCode
 from imagegen.core.task import GenerationRequest
 from imagegen.gpu.child import ChildEngine
-from imagegen.gpu.engine import Engine, LocalEngine
+from imagegen.gpu.engine import Engine
 from imagegen.gpu.protocol import EngineOptions, Failed, Generate, Generated, Load, Loaded, Measured, Unload, Unloaded
 from imagegen.loaders import SPECS
-from imagegen.loaders.flux import FluxSpec
 from imagegen.loaders.folder import header_bytes
 
 GB, MIB = 10**9, 2**20
@@ -43,7 +42,7 @@ STEP_FLOP = 74.4e12
 DISK_BYTES, HOST_BYTES = 36 * GB, 64 * GB
 
 #: Step counts of two pictures whose difference is steps alone.
-FEW, MANY = 4, 20
+FEW, MANY = 4, 12
 
 #: Left free when the device is full: too little for any picture, enough for the driver.
 CRUMBS = 128 * MIB
@@ -132,15 +131,13 @@ def measure(rig: Rig) -> Iterator[Row]:
             yield from full_device(rig, engine)
     finally:
         engine.close()
-    if rig.cuda:
-        yield from compiled(rig)
 
 
 def warm_up(rig: Rig, engine: Engine) -> None:
     """Imports, the CUDA context, cuBLAS: a first load of tiny parts pays for them."""
     expect(engine.measure(), Measured)
-    tiny = rig._replace(root=rig.root / "tiny", small=True)
-    if not tiny.folder.exists():
+    tiny = rig if rig.small else rig._replace(root=rig.root / "tiny", small=True)
+    if not rig.small:
         build("tiny", tiny.folder)
     catalog = tiny.catalog()
     tiny.load(engine, catalog)
@@ -203,34 +200,17 @@ def warmth(rig: Rig, engine: ChildEngine) -> Iterator[Row]:
 
 
 def steps(rig: Rig, engine: ChildEngine) -> Iterator[Row]:
-    """Seconds a step, plain and with the step cache."""
+    """Seconds a step: plain, with the step cache, compiled."""
     options: dict[str, dict[str, Any]] = {"plain": {}, "with the step cache (random weights)": {"step_cache": 0.12}}
+    if rig.cuda:
+        options["compiled"] = {"compile": True}
     for word, fields in options.items():
         rig.load(engine, rig.catalog(**fields))
+        first = timed(draw, engine, "a", rig.request())
         yield step_row(rig, engine, word)
         expect(engine.unload(Unload(model="a")), Unloaded)
-
-
-def compiled(rig: Rig) -> Iterator[Row]:
-    """The same with compiled blocks: by the entry's option where there is one, else by hand in this process."""
-    by_option = "compile" in FluxSpec.model_fields
-    engine: Engine = (ChildEngine if by_option else LocalEngine)(EngineOptions(device=rig.device))
-    try:
-        rig.load(engine, rig.catalog(**{"compile": True} if by_option else {}))
-        if isinstance(engine, LocalEngine):
-            compile_by_hand(engine)
-        first = timed(draw, engine, "a", rig.request())
-        yield Row("first picture with compiled blocks", f"{first:.1f} s")
-        yield step_row(rig, engine, "compiled")
-    finally:
-        engine.close()
-        give_back()
-
-
-def compile_by_hand(engine: LocalEngine) -> None:
-    """Reaches into the engine, for want of an option."""
-    model: Any = engine._models["a"].model
-    model._pipeline.transformer.compile_repeated_blocks()
+    if rig.cuda:
+        yield Row("first picture while it compiles", f"{first:.1f} s")
 
 
 def step_row(rig: Rig, engine: Engine, word: str) -> Row:

@@ -13,10 +13,15 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from imagegen.builtin import builtin_model
+from imagegen.catalog.catalog import GlobalSettings
+from imagegen.catalog.sources import Folders
 from imagegen.core.errors import FailureCode, WeightsMissing, WeightsRefused
 from imagegen.core.sizes import Size, render_size
-from imagegen.loaders.diffusers_model import _library
+from imagegen.loaders.base import Placement
+from imagegen.loaders.diffusers_model import _library, device_map
+from imagegen.loaders.flux import FluxSpec
 from imagegen.loaders.folder import read_index
+from imagegen.loaders.parts import Parts
 from imagegen.loaders.pictures import crop, fit_image
 
 PIPELINE = "FluxPipeline"
@@ -295,3 +300,26 @@ def test_odd_metadata_beside_the_orientation_does_not_matter(kind: str, entry: t
 )
 def test_a_library_that_is_not_installed_is_named(error: ImportError, said: str) -> None:
     assert _library(error) == said
+
+
+# -- the way to the device ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("device", "host_cache_gb", "fields", "way"),
+    [
+        ("cuda", 0, {}, "cuda"),
+        ("cpu", 0, {}, None),
+        ("cuda:1", 0, {}, None),  # diffusers knows the first device only
+        ("cuda", 8, {}, None),
+        ("cuda", 0, {"cpu_offload": "model"}, None),
+        ("cuda", 0, {"layerwise_casting": "float8_e4m3fn"}, None),
+        ("cuda", 0, {"quantize": "int8"}, None),
+    ],
+)
+def test_weights_go_straight_to_the_device_where_nothing_stays_in_host_memory(
+    device: str, host_cache_gb: float, fields: dict[str, Any], way: str | None
+) -> None:
+    spec = FluxSpec.model_validate({"name": "A", "type": "flux"} | fields)
+    settings = GlobalSettings(host_cache_gb=host_cache_gb)
+    assert device_map(spec, Placement(device, settings, Folders(Path(), Path()), Parts())) == way

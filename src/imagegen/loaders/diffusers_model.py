@@ -185,7 +185,7 @@ def _stays_warm(spec: DiffusersSpec, placement: Placement) -> bool:
     return bool(spec.chosen("cpu_offload", placement.settings) == "none")
 
 
-def _straight_to(spec: DiffusersSpec, placement: Placement) -> str | None:
+def device_map(spec: DiffusersSpec, placement: Placement) -> str | None:
     """The device that diffusers can read weights to, with memory for all of them asked for at once.
 
     None where host memory comes first: they stay warm there, are offloaded to it, or become smaller there.
@@ -252,7 +252,7 @@ def open_pipeline(
             local_files_only=True,
             variant=variant(paths_in(folder), index, without=parts),
             quantization_config=quantization(spec, "transformer" if "transformer" in index else "unet"),
-            device_map=_straight_to(spec, placement),
+            device_map=device_map(spec, placement),
             **given,
         )
     except ImportError as error:
