@@ -44,8 +44,9 @@ DISK_BYTES, HOST_BYTES = 36 * GB, 64 * GB
 #: Step counts of two pictures whose difference is steps alone.
 FEW, MANY = 4, 12
 
-#: Left free when the device is full: too little for any picture, enough for the driver.
+#: Left free when the device is full: enough for the driver, too little for a picture of this size.
 CRUMBS = 128 * MIB
+LARGE = {"width": 4096, "height": 4096}
 
 AnswerT = TypeVar("AnswerT")
 
@@ -236,7 +237,7 @@ def full_device(rig: Rig, engine: ChildEngine) -> Iterator[Row]:
     expected = picture(rig, engine)
     rig.load(engine, rig.catalog())  # after a fresh load, the worker holds nothing but weights
     with hog():
-        failed = expect(engine.generate(Generate(model="a", request=rig.request()), *ALONE), Failed)
+        failed = expect(engine.generate(Generate(model="a", request=rig.request().evolve(**LARGE)), *ALONE), Failed)
     told = failed.code is FailureCode.OUT_OF_MEMORY and "GiB" in failed.message
     yield Row("a full device", f"{failed.code}: {failed.message}", "numbers are told", "yes" if told else "**no**")
     same = draw(engine, "a", rig.request()) == expected
