@@ -14,6 +14,7 @@ from imagegen.catalog.loading import parse_catalog
 from imagegen.catalog.sources import Folders
 from imagegen.core.errors import DoesNotFit, FailureCode
 from imagegen.core.events import EventBus
+from imagegen.core.task import Lora
 from imagegen.gpu.child import ChildEngine
 from imagegen.gpu.engine import Engine, LocalEngine
 from imagegen.gpu.executor import GpuExecutor
@@ -25,6 +26,7 @@ from imagegen.loaders.host_copy import HostCopy, tensors_of
 from imagegen.models.fitting import Fitting
 from imagegen.models.manager import DynamicModelManager
 from tests.conftest import load_command, request_for
+from tests.contract.test_lora import write_lora
 from tests.pipelines import build
 
 pytestmark = pytest.mark.gpu
@@ -130,6 +132,20 @@ def test_by_way_of_host_memory_or_straight_to_the_device_the_picture_is_the_same
     engine.unload(Unload(model="a"))
     load(engine, models, catalog(host_cache_gb=1, **options))
     assert draw(engine) == straight
+
+
+def test_a_lora_counts_for_one_picture_on_weights_that_went_straight_to_the_device(
+    engine: LocalEngine, shipped: Catalog, tmp_path: Path
+) -> None:
+    file = write_lora(tmp_path / "style.safetensors")
+    assert isinstance(engine.load(load_command(shipped, "tiny")), Loaded)
+    plain = draw(engine, "tiny")
+    request = request_for(loras=(Lora(path=file.name, scale=1),))
+    command = Generate(model="tiny", request=request, lora_files=(str(file),))
+    styled = engine.generate(command, threading.Event(), lambda step, total: None)
+    assert isinstance(styled, Generated), styled
+    assert styled.images[0].rgb != plain
+    assert draw(engine, "tiny") == plain
 
 
 # -- the warm tier -----------------------------------------------------------------------------------------------------
