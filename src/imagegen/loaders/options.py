@@ -100,7 +100,10 @@ def quantization(spec: OptionsSpec, denoiser: str) -> Any:
     if spec.quantize is None:
         return None
     try:
-        from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig
+        from torchao.quantization import (  # pyright: ignore[reportMissingImports]
+            Float8WeightOnlyConfig,
+            Int8WeightOnlyConfig,
+        )
     except ImportError as error:
         raise EngineMissing("quantize needs torchao: install it beside imagegen.") from error
     from diffusers import PipelineQuantizationConfig, TorchAoConfig
