@@ -139,6 +139,20 @@ def test_a_full_memory_is_tried_once_more_without_what_is_kept_for_speed(engine:
     assert not again.made_room
 
 
+def test_the_price_of_the_second_attempt_is_told(engine: Engine) -> None:
+    catalog = fake_catalog(fake={"fault": "full_cache", "fault_prompt": "large"}, kept={})
+    loaded(engine, catalog, "kept")
+    engine.unload(Unload(model="kept", keep_warm=True))
+    loaded(engine, catalog, "fake")
+    for prompt, made_room in (("small", False), ("large", True)):
+        outcome = run(engine, "fake", request_for(prompt))
+        assert isinstance(outcome, Generated)
+        assert outcome.made_room is made_room
+    back = engine.load(load_command(catalog, "kept"))
+    assert isinstance(back, Loaded)
+    assert not back.warm
+
+
 def test_a_failing_load_is_an_answer(engine: Engine) -> None:
     failed = engine.load(load_command(fake_catalog(bad={"fault": "error", "fault_at": "load"}), "bad"))
     assert isinstance(failed, Failed)

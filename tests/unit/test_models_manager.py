@@ -343,6 +343,22 @@ async def test_a_worker_that_gives_too_little_back_is_replaced(house: House, lef
     assert report.left == (0 if replaced else left)
 
 
+async def test_nor_does_it_stay_when_the_next_model_does_not_load(house: House) -> None:
+    await house.models.ensure("a")
+    house.engine.instead["unload"] = Unloaded(memory=EMPTY.evolve(cached=2**40))
+    house.engine.instead["load"] = OUT_OF_MEMORY
+    assert await house.models.ensure("b") == OUT_OF_MEMORY
+    assert house.engine.asked[-1] == "recycle"
+    assert house.models.memory == EMPTY
+
+
+async def test_a_worker_that_does_not_come_back_holds_nothing(house: House) -> None:
+    await house.models.ensure("a")
+    house.engine.instead["unload"] = Unloaded(memory=EMPTY.evolve(cached=2**40))
+    house.engine.instead["measure"] = CRASHED
+    assert (await house.models.unload("a")).left == 0
+
+
 async def test_a_switch_does_not_replace_the_worker(house: House) -> None:
     await house.models.ensure("a")
     house.engine.instead["unload"] = Unloaded(memory=EMPTY.evolve(cached=2**40))
@@ -518,6 +534,14 @@ async def test_weights_that_turn_up_after_all_still_leave_one_model_resident(hou
     assert house.current == "bare"
 
 
+async def test_a_model_that_is_lost_with_the_one_that_leaves_late_is_loaded_again(house: House) -> None:
+    await house.models.ensure("a")
+    house.engine.instead["unload"] = CRASHED
+    assert await house.models.ensure("bare") is None
+    assert house.engine.asked == ["load a", "load bare", "unload a", "load bare"]
+    assert house.current == "bare"
+
+
 async def test_for_a_model_without_weights_nobody_leaves(house: House) -> None:
     await house.models.ensure("a")
     house.engine.instead["load"] = MISSING
@@ -549,6 +573,24 @@ async def test_a_model_that_kills_its_worker_twice_at_its_load_is_left_alone_unt
     assert house.models.state("a") is ModelState.ERROR
     assert await house.models.load("a") is None
     assert house.models.state("a") is ModelState.RESIDENT
+
+
+async def test_that_somebody_asks_ends_a_quarantine_even_if_the_load_says_no(house: House) -> None:
+    for _ in range(2):
+        house.engine.instead["load"] = CRASHED
+        await house.models.ensure("a")
+    house.engine.instead["load"] = MISSING
+    assert await house.models.load("a") == MISSING
+    assert house.models.error("a") is None
+    assert house.models.state("a") is ModelState.COLD
+
+
+async def test_a_worker_that_dies_while_unloading_says_nothing_of_the_model(house: House) -> None:
+    for _ in range(3):
+        await house.models.ensure("a")
+        house.engine.instead["unload"] = CRASHED
+        await house.models.unload("a")
+    assert not house.models.quarantined("a")
 
 
 async def test_two_requests_that_kill_it_in_a_row_are_a_quarantine_and_a_picture_between_them_is_not(
@@ -628,10 +670,11 @@ async def test_what_happens_to_a_warm_model_is_told(warm_house: House) -> None:
     "instead",
     [
         {"generate": GENERATED.evolve(made_room=True)},
-        {"generate": OUT_OF_MEMORY},
+        {"generate": OUT_OF_MEMORY.evolve(made_room=True)},
+        {"generate": Stopped(made_room=True)},
         {"generate": CRASHED},
         {"load": Loaded(seconds=1, weight_bytes=30, memory=FULL, made_room=True)},
-        {"load": OUT_OF_MEMORY},
+        {"load": OUT_OF_MEMORY.evolve(made_room=True)},
     ],
     ids=str,
 )
@@ -719,6 +762,62 @@ async def test_unloading_by_hand_frees_the_host_too(warm_house: House) -> None:
     assert report.models == ["never", "a"]
     assert kept_warm(warm_house) == [True, False, False]
     assert {warm_house.models.state(model) for model in ("a", "never")} == {ModelState.COLD}
+
+
+async def test_a_warm_model_that_a_waiting_task_wants_stays_warm(warm_house: House) -> None:
+    await warm_house.models.ensure("short")
+    await warm_house.models.ensure("never")
+    warm_house.clock.now += 60
+    await warm_house.models.evict_idle({"short"})
+    assert warm_house.models.state("short") is ModelState.WARM
+    await warm_house.models.evict_idle()
+    assert warm_house.models.state("short") is ModelState.COLD
+
+
+async def test_a_warm_model_that_comes_back_is_not_dropped_for_the_one_that_leaves(warm_house: House) -> None:
+    for model in ("a", "short", "never"):
+        await warm_house.models.ensure(model)
+    await warm_house.models.ensure("a")
+    assert [command.model for command in warm_house.engine.commands if isinstance(command, Unload)][2:] == [
+        "short",
+        "never",
+    ]
+    assert (warm_house.models.state("a"), warm_house.models.state("never")) == (ModelState.RESIDENT, ModelState.WARM)
+
+
+async def test_a_worker_that_is_found_dead_when_a_warm_model_is_dropped_takes_all_along(warm_house: House) -> None:
+    for model in ("a", "short", "never"):
+        await warm_house.models.ensure(model)
+    warm_house.engine.instead["unload"] = CRASHED
+    assert await warm_house.models.ensure("bare") is None
+    assert warm_house.engine.asked[-2:] == ["unload a", "load bare"]
+    states = {model: warm_house.models.state(model) for model in ("a", "short", "never", "bare")}
+    assert states.pop("bare") is ModelState.RESIDENT
+    assert set(states.values()) == {ModelState.COLD}
+
+
+async def test_a_worker_that_is_found_dead_by_an_unload_of_all_is_no_end_of_the_service(warm_house: House) -> None:
+    for model in ("a", "short", "never"):
+        await warm_house.models.ensure(model)
+    warm_house.engine.instead["unload"] = CRASHED
+    assert (await warm_house.models.unload_all()).models == ["never", "a", "short"]
+    assert warm_house.engine.asked[-1] == "unload never"
+
+
+async def test_idle_models_of_a_dead_worker_are_gone(warm_house: House) -> None:
+    for model in ("a", "short", "never"):
+        await warm_house.models.ensure(model)
+    warm_house.engine.instead["unload"] = CRASHED
+    warm_house.clock.now += 31 * 60
+    await warm_house.models.evict_idle()
+    assert warm_house.current is None
+
+
+async def test_a_warm_model_needs_no_weights_on_the_disk_to_come_back(warm_house: House) -> None:
+    await warm_house.models.ensure("bare")
+    await warm_house.models.ensure("a")
+    await warm_house.models.ensure("bare")
+    assert warm_house.engine.asked[-2:] == ["unload a", "load bare"]
 
 
 async def test_a_dead_worker_takes_the_warm_ones_along(warm_house: House) -> None:

@@ -22,6 +22,7 @@ from imagegen.gpu.protocol import (
     Load,
     Loaded,
     Measured,
+    Outcome,
     Stopped,
     Unload,
     Unloaded,
@@ -31,7 +32,7 @@ from imagegen.loaders.base import Family, Inputs, LoadedModel, OnStep, Placement
 from imagegen.loaders.parts import Parts
 
 T = TypeVar("T")
-AnswerT = TypeVar("AnswerT", Loaded, Generated)
+OutcomeT = TypeVar("OutcomeT", bound=Outcome)
 
 
 class Engine(Protocol):
@@ -155,13 +156,14 @@ class LocalEngine:
             if stop.is_set():
                 raise Stop
 
-        with suppress(Stop):
-            return self._with_room(
-                lambda: at_border(lambda: self._generate(command, step), FailureCode.GENERATION_FAILED, self._give_back)
-            )
-        return Stopped()
+        def attempt() -> Generated | Stopped | Failed:
+            with suppress(Stop):
+                return at_border(lambda: self._generate(command, step), FailureCode.GENERATION_FAILED, self._give_back)
+            return Stopped()
 
-    def _with_room(self, attempt: Callable[[], AnswerT | Failed]) -> AnswerT | Failed:
+        return self._with_room(attempt)
+
+    def _with_room(self, attempt: Callable[[], OutcomeT | Failed]) -> OutcomeT | Failed:
         """Once more, with everything given up that is only kept for speed, if the memory did not suffice."""
         outcome = attempt()
         if not (isinstance(outcome, Failed) and outcome.code is FailureCode.OUT_OF_MEMORY):
@@ -172,7 +174,9 @@ class LocalEngine:
         self._warm.clear()
         self._give_back()
         outcome = attempt()
-        return self._with_numbers(outcome) if isinstance(outcome, Failed) else outcome.evolve(made_room=True)
+        if isinstance(outcome, Failed):
+            outcome = self._with_numbers(outcome)
+        return outcome.evolve(made_room=True)
 
     def _with_numbers(self, failed: Failed) -> Failed:
         memory = measure(self.device)

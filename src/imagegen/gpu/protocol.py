@@ -121,7 +121,14 @@ class Step(Value):
     total: int
 
 
-class Loaded(Value):
+class Outcome(Value):
+    """The end of something that takes memory."""
+
+    #: The memory did not suffice at first: all warm models were dropped for a second attempt.
+    made_room: bool = False
+
+
+class Loaded(Outcome):
     kind: Literal["loaded"] = "loaded"
     seconds: float
     #: Whether it came from host memory.
@@ -130,8 +137,6 @@ class Loaded(Value):
     weight_bytes: int
     #: Of those, what had to be brought to the device; the rest was there.
     moved_bytes: int = 0
-    #: Whether all warm models were dropped for it.
-    made_room: bool = False
     memory: DeviceMemory
 
 
@@ -142,21 +147,19 @@ class Unloaded(Value):
     memory: DeviceMemory
 
 
-class Generated(Value):
+class Generated(Outcome):
     kind: Literal["generated"] = "generated"
-    #: Whether all warm models were dropped for it.
-    made_room: bool = False
     images: tuple[Pixels, ...]
     memory: DeviceMemory
 
 
-class Stopped(Value):
+class Stopped(Outcome):
     """Ended by StopGenerating."""
 
     kind: Literal["stopped"] = "stopped"
 
 
-class Failed(Value):
+class Failed(Outcome):
     """What an exception becomes at the border: no frame and no tensor survives in it."""
 
     kind: Literal["failed"] = "failed"

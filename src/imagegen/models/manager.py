@@ -32,6 +32,7 @@ from imagegen.gpu.protocol import (
     Load,
     Loaded,
     Measured,
+    Outcome,
     Stopped,
     Unload,
 )
@@ -158,6 +159,7 @@ class DynamicModelManager:
     def _begun(self, answer: Measured | Failed) -> None:
         if isinstance(answer, Failed):
             log.error("worker_start_failed", code=answer.code, traceback=answer.traceback)
+            self._nothing_held()
         else:
             self._memory, self._floor = answer.memory, answer.memory.held
 
@@ -173,19 +175,26 @@ class DynamicModelManager:
             await self.check_fits(model)  # a task that came before the device was known
         except DoesNotFit as error:
             return Failed(code=FailureCode.OUT_OF_MEMORY, message=error.detail)
-        if await asyncio.to_thread(weights_here, self._catalog.model(model), self._folders.models):
+        if model in self._warm or await asyncio.to_thread(self._weights_here, model):
             await self._make_room(model)
         failed = await self._load(model)  # where there are no weights, it says so, and nobody had to leave
         if failed is None:
             await self._make_room(model)  # a look at the disk may be wrong
+            return None if model in self._residents else await self._load(model)
+        await self._replace_if_much_stays()
         return failed
+
+    def _weights_here(self, model: str) -> bool:
+        return weights_here(self._catalog.model(model), self._folders.models)
 
     async def _make_room(self, model: str) -> None:
         for victim in victims_for(model, self._residents.values()):
-            await self._unload(victim, "switch", keep_warm=True)
+            await self._unload(victim, "switch", keep_warm=True, coming=model)
 
     async def load(self, model: str) -> Failed | None:
         """Make it the resident one because somebody asks; that ends a quarantine. Returns why that was not possible."""
+        if self.quarantined(model):
+            self._errors.pop(model, None)
         self._kills.pop(model, None)
         return await self.ensure(model)
 
@@ -193,12 +202,13 @@ class DynamicModelManager:
         self._bus.publish(ModelLoading(model=model))
         with self._on_its_way(model, ModelState.LOADING):
             answer = await self._executor.load(Load.entry(self._catalog, model, self._folders))
+        self._heard(answer)
         if isinstance(answer, Failed):
             if answer.code is not FailureCode.WEIGHTS_MISSING:
                 self._errors[model] = answer
             self._failed(model, answer)
-            if model in self._warm:  # it did not survive the attempt
-                self._cooled(model, "load_failed")
+            self._blame(model, answer)
+            self._cooled(model, "load_failed")  # if it was warm, it did not survive the attempt
             failure = Failure(code=answer.code, message=answer.message)
             self._bus.publish(ModelFailed(model=model, failure=failure))
             return answer
@@ -224,8 +234,6 @@ class DynamicModelManager:
         )
         self._errors.pop(model, None)
         self._warm.pop(model, None)
-        if loaded.made_room:
-            self._all_cooled()
         self._memory = loaded.memory
         self._fitting.loaded(model, loaded.weight_bytes)
         (self._warm_seconds if loaded.warm else self._load_seconds)[model] = loaded.seconds
@@ -255,15 +263,19 @@ class DynamicModelManager:
             lora_files=loras,
         )
         answer = await self._executor.generate(command, stop, on_step)
+        self._heard(answer)
         if isinstance(answer, Failed):
             self._failed(model, answer, request)
+            self._blame(model, answer, request)
         elif isinstance(answer, Generated):
             self._kills.pop(model, None)
             self._memory = answer.memory
-            if answer.made_room:
-                self._all_cooled()
         self._used(model, self._clock() - began)
         return answer
+
+    def _heard(self, outcome: Outcome) -> None:
+        if outcome.made_room:
+            self._all_cooled()
 
     def _used(self, model: str, seconds: float) -> None:
         self._last_used[model] = datetime.now(UTC)
@@ -276,16 +288,22 @@ class DynamicModelManager:
     def _failed(self, model: str, failed: Failed, request: GenerationRequest | None = None) -> None:
         self._fitting.failed(model, request.size.pixels if request else 0, failed)
         log.error("engine_failed", model=model, code=failed.code, reason=failed.message, traceback=failed.traceback)
-        if failed.code is FailureCode.OUT_OF_MEMORY:
-            self._all_cooled()  # the engine has tried without them
         if failed.worker_died:
-            self._kills[model] = self._kills.get(model, Kills()).another(request)
-            if self.quarantined(model):
-                self._quarantine(model)
             for lost in list(self._residents):
                 self._gone(lost, "worker_died")
             self._all_cooled("worker_died")
-            self._memory = self._memory.evolve(allocated=0, cached=0, host=0)
+            self._nothing_held()
+
+    def _nothing_held(self) -> None:
+        self._memory = self._memory.evolve(allocated=0, cached=0, host=0)
+
+    def _blame(self, model: str, failed: Failed, request: GenerationRequest | None = None) -> None:
+        """It killed the worker by its load or by a request. That a worker dies of an unload says nothing of a model."""
+        if not failed.worker_died:
+            return
+        self._kills[model] = self._kills.get(model, Kills()).another(request)
+        if self.quarantined(model):
+            self._quarantine(model)
 
     def _quarantine(self, model: str) -> None:
         failure = Failure(code=FailureCode.MODEL_QUARANTINED, message=ModelQuarantined().detail)
@@ -317,7 +335,9 @@ class DynamicModelManager:
         return UnloadReport(gone, freed=max(0, before.held - self._memory.held), left=self._memory.held)
 
     async def _cool(self, model: str, reason: str) -> None:
-        """Drop a warm model."""
+        """Drop a warm model, unless it has gone with its worker meanwhile."""
+        if model not in self._warm:
+            return
         self._cooled(model, reason)
         answer = await self._executor.unload(Unload(model=model))
         if isinstance(answer, Failed):
@@ -327,8 +347,8 @@ class DynamicModelManager:
         await self._replace_if_much_stays()
 
     def _cooled(self, model: str, reason: str) -> None:
-        del self._warm[model]
-        self._bus.publish(ModelCooled(model=model, reason=reason))
+        if self._warm.pop(model, None) is not None:
+            self._bus.publish(ModelCooled(model=model, reason=reason))
 
     def _all_cooled(self, reason: str = "room") -> None:
         for kept in list(self._warm):
@@ -341,17 +361,20 @@ class DynamicModelManager:
             log.warning("worker_recycled", left_bytes=self._memory.held, floor_bytes=self._floor)
             self._begun(await self._executor.recycle())
 
-    async def _may_stay_warm(self, resident: Resident) -> bool:
-        """Whether it fits into the host's share, for which older ones are dropped."""
-        budget = int(self._catalog.settings.host_cache_gb * 2**30)
-        too_many = too_warm(resident, self._warm.values(), budget) if budget else None
+    async def _may_stay_warm(self, resident: Resident, coming: str | None) -> bool:
+        """Whether it fits into the host's share, for which older ones are dropped, but not the one that comes back."""
+        budget = int(self._catalog.settings.host_cache_gb * 2**30) - (self.host_bytes(coming or "") or 0)
+        others = [kept for kept in self._warm.values() if kept.model != coming]
+        too_many = too_warm(resident, others, budget) if budget > 0 else None
         for model in too_many or ():
             await self._cool(model, "room")
         return too_many is not None
 
-    async def _unload(self, model: str, reason: str, *, keep_warm: bool = False) -> None:
+    async def _unload(self, model: str, reason: str, *, keep_warm: bool = False, coming: str | None = None) -> None:
         resident = self._residents[model]
-        keep_warm = keep_warm and await self._may_stay_warm(resident)
+        keep_warm = keep_warm and await self._may_stay_warm(resident, coming)
+        if model not in self._residents:
+            return  # its worker died while others made room for it
         self._bus.publish(ModelUnloading(model=model, reason=reason))
         with self._on_its_way(model, ModelState.UNLOADING):
             command = Unload(model=model, keep_warm=keep_warm, switching=reason == "switch")
