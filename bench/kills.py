@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import httpx
 import psutil
-from tests.server import PATIENCE_S, Server
+from tests.server import PATIENCE_S, Server, is_alive
 
 from bench.livez import probe, quantile
 from imagegen.builtin import default_config
@@ -180,13 +180,6 @@ def moment_of(event: Seen) -> str | None:
     if event.name == "step":
         return "decode" if event.data["step"] == event.data["total"] else "step"
     return "load" if event.name == "model_loading" else None
-
-
-def is_alive(process: psutil.Process) -> bool:
-    try:
-        return process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 class Kill(NamedTuple):

@@ -84,13 +84,13 @@ class Server:
         return [self.http.get(image["url"]).raise_for_status().content for image in task["images"]]
 
     def worker(self) -> psutil.Process:
-        """The process that holds the models."""
+        """The living process that holds the models."""
         deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline:
-            children = psutil.Process(self.process.pid).children()
-            if children:
-                return children[0]
-            time.sleep(0.02)
+            for child in psutil.Process(self.process.pid).children():
+                if is_alive(child):
+                    return child
+            time.sleep(0.01)
         raise AssertionError("there is no worker")
 
     def terminate(self) -> int:
@@ -102,3 +102,11 @@ class Server:
         """kill -9 for the whole process group."""
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(PATIENCE_S)
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Whether it runs: one that has ended and that nobody has asked about yet does not."""
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False

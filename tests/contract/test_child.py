@@ -64,6 +64,44 @@ def test_a_silent_worker_is_killed_and_replaced() -> None:
     engine.close()
 
 
+def test_a_load_that_hangs_is_killed_and_the_next_one_succeeds(
+    engine: ChildEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(engine.measure(), Measured)  # it has started, which takes its time
+    catalog = fake_catalog(fake={"fault": "hang", "fault_at": "load"}, good={})
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "_load_timeout_s", 0.2)
+        failed = engine.load(load_command(catalog, "fake"))
+    assert isinstance(failed, Failed)
+    assert failed.code is FailureCode.WORKER_HUNG
+    assert isinstance(engine.load(load_command(catalog, "good")), Loaded)
+
+
+def test_a_full_memory_costs_no_worker(engine: ChildEngine) -> None:
+    catalog = fake_catalog(fake={"fault": "out_of_memory", "fault_prompt": "large"})
+    assert isinstance(engine.load(load_command(catalog, "fake")), Loaded)
+    pid = engine.pid
+    for _ in range(5):
+        failed = generate(engine, "large")
+        assert isinstance(failed, Failed)
+        assert failed.code is FailureCode.OUT_OF_MEMORY
+        assert isinstance(generate(engine), Generated)
+    assert engine.pid == pid
+
+
+def test_a_worker_that_is_killed_while_nobody_asks_leaves_no_process_and_no_descriptor(engine: ChildEngine) -> None:
+    assert isinstance(engine.measure(), Measured)
+    here = psutil.Process()
+    before = here.num_fds()
+    psutil.Process(engine.pid).kill()
+    failed = engine.measure()
+    assert isinstance(failed, Failed)
+    assert failed.code is FailureCode.WORKER_CRASHED
+    assert isinstance(engine.measure(), Measured)
+    assert here.num_fds() == before
+    assert [child.pid for child in here.children()] == [engine.pid]
+
+
 def test_a_stop_is_heard_when_steps_come_faster_than_anyone_looks(engine: ChildEngine) -> None:
     assert isinstance(engine.load(load_command(fake_catalog(fake={"step_seconds": 0.001}), "fake")), Loaded)
     stop, seen = threading.Event(), 0
