@@ -1,6 +1,6 @@
 """What dying workers cost: killed at random moments under a steady load, while another client asks /livez.
 
-python -m bench.kills [--kills 200] [--seed 1]
+python -m bench.kills [--kills 200] [--minutes 60] [--seed 1]
 """
 
 import argparse
@@ -45,7 +45,11 @@ LASTS_S = {"load": 0.6, "step": 0.05, "decode": 0.05, "idle": 0.5}
 DEPTH = 4
 
 #: Pictures that are made before the next kill, at most: chance chooses, and none at all makes for quarantines.
-BETWEEN = 6
+BETWEEN = 5
+
+#: Whose turn it is. The embedded model is asked for rarely: after each death its libraries are imported again, and the
+#: seconds that this takes would be most of the run.
+TURNS = ["quick", "heavy", "steady", "large", "steady", "quick", "large", "heavy"] * 3 + ["tiny"]
 
 FAKE = {"type": "fake", "base_size": 64}
 MODELS: dict[str, dict[str, Any]] = {
@@ -130,7 +134,7 @@ class Service:
             self.completed_at.append(event.at)
 
     def _use(self) -> None:
-        models = cycle(["tiny", *MODELS])
+        models = cycle(TURNS)
         with httpx.Client(base_url=self.address, timeout=PATIENCE_S) as http:
             while not self._done.is_set():
                 if self._paused.is_set() or http.get("/health").json()["queue_size"] >= DEPTH:
@@ -191,6 +195,7 @@ class Kill(NamedTuple):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--minutes", type=float, default=60, help="end earlier, with fewer kills")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # two thirds of them would be written to disk
@@ -198,7 +203,7 @@ def main() -> None:
         (Path(folder) / "models.yaml").write_text(config())
         with Server(Path(folder) / "data", Path(folder) / "models.yaml") as server:
             try:
-                print(run(Service(server), options.kills, random.Random(options.seed)))
+                print(run(Service(server), options.kills, 60 * options.minutes, random.Random(options.seed)))
             except BaseException:
                 print("".join(server.log[-20:]), file=sys.stderr)
                 raise
@@ -210,13 +215,14 @@ def config() -> str:
     return json.dumps({"global": {"host_cache_gb": 0.05}, "models": {"tiny": tiny, **MODELS}})
 
 
-def run(service: Service, kills: int, choice: random.Random) -> str:
+def run(service: Service, kills: int, seconds: float, choice: random.Random) -> str:
     listener = threading.Thread(target=service.listen)
     listener.start()
     before = at_rest(service)
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as elsewhere, service.busy(elsewhere):
-        killed = [kill(service, choice) for _ in range(kills)]
-        time.sleep(1)
+        killed, end = list[Kill](), time.monotonic() + seconds
+        while len(killed) < kills and time.monotonic() < end:
+            killed.append(kill(service, choice))
     ends = [service.server.until(task_id) for task_id in service.accepted]
     after = at_rest(service)
     assert service.server.terminate() == 0
