@@ -362,7 +362,7 @@ class Residency(RuleBasedStateMachine):
 
 
 Residency.TestCase.settings = settings(
-    max_examples=100,
+    max_examples=150,
     stateful_step_count=50,
     deadline=None,
     derandomize=True,
