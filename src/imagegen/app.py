@@ -2,8 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import Any
 
 import structlog
 from fastapi import FastAPI
@@ -27,7 +28,7 @@ from imagegen.hub.puller import ModelPuller
 from imagegen.models.manager import DynamicModelManager
 from imagegen.settings import Settings
 from imagegen.storage.images import ImageStore
-from imagegen.storage.tasks import TaskJournal
+from imagegen.storage.tasks import Retention, TaskJournal
 from imagegen.tasks.admission import Limits
 from imagegen.tasks.manager import TaskManager
 
@@ -35,6 +36,11 @@ log = structlog.get_logger(__name__)
 
 #: Seconds that a running task gets to stop between two steps before its worker is killed.
 STOP_GRACE_S = 3
+
+#: Seconds by which the end of a task that has missed its deadline may be late.
+DEADLINES_EVERY_S = 1
+
+Chore = Callable[[], Coroutine[Any, Any, object]]
 
 
 def make_engine(settings: Settings, catalog: Catalog) -> Engine:
@@ -63,7 +69,15 @@ class Service:
             max_pixels=settings.max_pixels,
         )
         self._puller = ModelPuller(lambda: self._models.catalog, settings.models_path, self._bus)
-        self._tasks = TaskManager(self._models, self._journal, self._images, self._bus, limits, puller=self._puller)
+        self._tasks = TaskManager(
+            self._models,
+            self._journal,
+            self._images,
+            self._bus,
+            limits,
+            puller=self._puller,
+            cancel_grace_s=settings.cancel_grace_s,
+        )
         self._running: asyncio.Task[None] | None = None
         self._leaving: asyncio.Task[None] | None = None
         self._in_a_hurry = asyncio.Event()
@@ -109,28 +123,30 @@ class Service:
             self._running = asyncio.create_task(self._tasks.run(), name="tasks")
             self._running.add_done_callback(_log_crash)
             stack.push_async_callback(self._leave)
-            for chore in (self._evict_idle, self._expire, self._tasks.record_ends):
-                housekeeping = asyncio.create_task(self._again_and_again(chore), name=chore.__name__)
+            for chore, every_s in self._chores():
+                housekeeping = asyncio.create_task(_again_and_again(chore, every_s), name=chore.__name__)
                 stack.push_async_callback(_cancel, housekeeping)
             yield
 
-    async def _again_and_again(self, chore: Callable[[], Awaitable[object]]) -> None:
-        while True:
-            await asyncio.sleep(self._settings.housekeeping_s)
-            try:
-                await chore()
-            except Draining:
-                return
-            except ImagegenError as error:  # a full disk, say: the next time may go better
-                log.warning("housekeeping_failed", chore=chore.__name__, code=error.code)
+    def _chores(self) -> list[tuple[Chore, float]]:
+        """What is to be done now and then, and every how many seconds."""
+        every_s = self._settings.housekeeping_s
+        usual: list[Chore] = [self._evict_idle, self._expire, self._tasks.record_ends]
+        return [*((chore, every_s) for chore in usual), (self._tasks.fail_late, min(every_s, DEADLINES_EVERY_S))]
 
     async def _evict_idle(self) -> None:
         """Only asks: what is resident changes between two tasks."""
         await self._tasks.between_tasks(lambda: self._models.evict_idle(self._tasks.wanted))
 
     async def _expire(self) -> None:
-        if self._settings.retention_days:
-            await self._tasks.expire(self._settings.retention_days)
+        settings = self._settings
+        kept = Retention(
+            age_s=settings.retention_days * 86_400,
+            tasks=settings.retention_tasks,
+            size=int(settings.retention_gb * 2**30),
+        )
+        if any(kept):
+            await self._tasks.expire(kept)
 
     async def _leave(self) -> None:
         self.begin_drain()
@@ -152,6 +168,17 @@ class Service:
             harder()
             await asyncio.wait([running], timeout=STOP_GRACE_S)
         await _cancel(running)
+
+
+async def _again_and_again(chore: Chore, every_s: float) -> None:
+    while True:
+        await asyncio.sleep(every_s)
+        try:
+            await chore()
+        except Draining:
+            return
+        except ImagegenError as error:  # a full disk, say: the next time may go better
+            log.warning("housekeeping_failed", chore=chore.__name__, code=error.code)
 
 
 def _log_crash(running: asyncio.Task[None]) -> None:

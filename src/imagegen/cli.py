@@ -178,7 +178,7 @@ def _render(
     with Progress(*columns, console=Console(stderr=True)) as progress:
         bar = progress.add_task(f"loading {model}", total=request.steps * request.batch_size)
 
-        def on_step(step: int, total: int) -> None:
+        def on_step(step: int, total: int, *preview: bytes) -> None:
             progress.update(bar, completed=step, total=total, description=model)
 
         engine = LocalEngine(options)

@@ -48,10 +48,15 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(1_048_576, ge=1024, le=268_435_456)
     #: Bytes of one with a picture in it: base64 of a 24 megapixel JPEG with room to spare.
     max_upload_bytes: int = Field(33_554_432, ge=1024, le=268_435_456)
-    #: Days after which finished tasks and their files go; 0 keeps them.
+    #: Days of service after which ended tasks and their files go; 0 keeps them.
     retention_days: float = Field(7, ge=0, le=36_500)
+    #: Ended tasks that are kept, and GiB of their files; beyond, the oldest go. 0 is no limit.
+    retention_tasks: int = Field(0, ge=0, le=100_000_000)
+    retention_gb: float = Field(0, ge=0, le=1_000_000)
     #: Seconds that the running task gets to finish when the service is told to stop.
     drain_timeout_s: float = Field(30, ge=0, le=3600)
+    #: Seconds that a load gets to end by itself once the task that wanted it was cancelled; then its worker is killed.
+    cancel_grace_s: float = Field(5, ge=0, le=3600)
     #: Seconds of silence after which a worker is killed: while loading, and between two denoising steps.
     load_timeout_s: float = Field(900, gt=0, le=86_400)
     step_timeout_s: float = Field(300, gt=0, le=86_400)

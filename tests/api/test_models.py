@@ -121,7 +121,7 @@ async def test_everything_that_happens_can_be_followed_and_filtered(start: Start
             return re.findall(r"^event: (\w+)$", answer.text, re.MULTILINE)
 
         assert names(await some) == ["model_loaded", "completed"] * 2
-        assert names(await one) == ["loading", "model_loading", "model_loaded"]
+        assert names(await one) == ["loading", "model_loading", "model_loaded", "loaded"]
         assert {"queued", "started", "step", "completed", "model_unloaded"} <= set(names(await everything))
 
 

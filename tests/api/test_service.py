@@ -190,7 +190,7 @@ async def test_housekeeping_goes_on_after_the_disk_refused_once(start: Start, mo
         asked += 1
         raise StorageFull
 
-    monkeypatch.setattr(TaskJournal, "finished_before", refuse)
+    monkeypatch.setattr(TaskJournal, "surplus", refuse)
     async with start(housekeeping_s=0.01) as client:
         while asked < 3:
             await asyncio.sleep(0.01)

@@ -125,7 +125,7 @@ async def test_the_event_stream_tells_each_state_once_and_ends(client: Client) -
     task_id = await client.submit(steps=3, batch_size=2)
     told = events((await client.get(f"/task/{task_id}/events")).text)
     names = [name for _, name, _ in told]
-    assert names == ["queued", "started", "loading", *["step"] * 6, "completed"]
+    assert names == ["queued", "started", "loading", "loaded", *["step"] * 6, "saved", "completed"]
     assert [(data["step"], data["total"]) for _, name, data in told if name == "step"] == [(k, 6) for k in range(1, 7)]
     ids = [event_id for event_id, _, _ in told]
     assert ids == sorted(set(ids))

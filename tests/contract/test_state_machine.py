@@ -35,7 +35,7 @@ from imagegen.gpu.protocol import (
 from imagegen.loaders.base import OnStep
 from imagegen.models.manager import DynamicModelManager
 from imagegen.storage.images import ImageStore
-from imagegen.storage.tasks import TaskJournal
+from imagegen.storage.tasks import TaskFilter, TaskJournal
 from imagegen.tasks.admission import Limits, TaskDraft
 from imagegen.tasks.manager import TaskManager
 from tests.conftest import fake_catalog
@@ -242,7 +242,7 @@ class Service(RuleBasedStateMachine):
 
     @invariant()
     def the_journal_says_the_same(self) -> None:
-        for task in self.do(self.journal.page(None, 1000)).tasks:
+        for task in self.do(self.journal.page(TaskFilter(), 1000)).tasks:
             assert task.status is self.known[task.id]
 
     @invariant()

@@ -16,8 +16,12 @@ from imagegen.core.events import (
     TaskCompleted,
     TaskEvent,
     TaskFailed,
+    TaskLoaded,
     TaskLoading,
+    TaskMoved,
+    TaskPreview,
     TaskQueued,
+    TaskSaved,
     TaskStarted,
     TaskStep,
 )
@@ -263,6 +267,51 @@ def test_a_listener_that_fails_is_forgotten() -> None:
     assert bus.subscribers == 0
 
 
+# -- what does not last ------------------------------------------------------------------------------------------------
+
+
+async def test_a_preview_is_heard_by_the_tasks_own_listeners_as_it_happens_and_not_kept() -> None:
+    bus = EventBus(1)
+    preview = TaskPreview(task_id="a", step=1, total=2, image="")
+    with bus.subscribe() as everything, bus.subscribe("a") as own:
+        bus.publish(preview)
+        bus.publish(step(1))
+        bus.close()
+        assert [published.event for published in await heard(own)] == [preview, step(1)]
+        assert [published.event for published in await heard(everything)] == [step(1)]
+    assert [published.event for published in bus.history("a")] == [step(1)]
+
+
+async def test_an_event_is_encoded_once_for_all_its_listeners() -> None:
+    bus, encoded = EventBus(1), list[int]()
+
+    def encode(event_id: int, event: object) -> bytes:
+        encoded.append(event_id)
+        return b"frame"
+
+    with bus.subscribe() as everything, bus.subscribe("a") as one, bus.subscribe("a") as other:
+        publish_steps(bus, range(3))
+        bus.close()
+        frames = [p.encoded(encode) for each in (everything, one, other) for p in await heard(each)]
+    assert frames == [b"frame"] * 9
+    assert encoded == [1, 2, 3]
+
+
+def test_who_has_listeners_of_its_own_is_known() -> None:
+    bus = EventBus(1)
+    with bus.subscribe("a"), bus.subscribe():
+        assert bus.followed == ["a"]
+    assert bus.followed == []
+
+
+def test_a_task_that_is_forgotten_has_no_past() -> None:
+    bus = EventBus(1)
+    bus.publish(step(1))
+    bus.forget("a")
+    bus.forget("unknown")
+    assert bus.history("a") == []
+
+
 # -- bounded memory ----------------------------------------------------------------------------------------------------
 
 
@@ -301,12 +350,25 @@ def test_an_event_cannot_be_changed() -> None:
 def test_nothing_follows_the_three_ends_of_a_task() -> None:
     kinds: list[type[TaskEvent]] = [
         TaskQueued,
+        TaskMoved,
         TaskStarted,
         TaskLoading,
+        TaskLoaded,
         TaskStep,
+        TaskPreview,
+        TaskSaved,
         TaskCompleted,
         TaskFailed,
         TaskCancelled,
     ]
     assert [kind.name for kind in kinds if kind.final] == ["completed", "failed", "cancelled"]
-    assert [kind.name for kind in kinds if not kind.final] == ["queued", "started", "loading", "step"]
+    assert [kind.name for kind in kinds if not kind.final] == [
+        "queued",
+        "position",
+        "started",
+        "loading",
+        "loaded",
+        "step",
+        "preview",
+        "saved",
+    ]

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, inspect
 from imagegen.core.errors import FailureCode, StorageFailed, StorageFull
 from imagegen.core.task import Failure, GenerationTask, InputPictures, StoredImage, TaskStatus, TaskType
 from imagegen.storage.schema import metadata
-from imagegen.storage.tasks import TaskJournal
+from imagegen.storage.tasks import Retention, TaskFilter, TaskJournal
 from tests.conftest import request_for
 from tests.unit.conftest import MORNING, task_id, task_of
 
@@ -27,15 +27,16 @@ def path(tmp_path: Path) -> Path:
 
 
 class Lives:
-    """The journal in one life of the service after the other."""
+    """The journal in one life of the service after the other, on a clock that is set by hand."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.journal = TaskJournal(path)
+        self.now = 1000.0
+        self.journal = TaskJournal(path, lambda: self.now)
 
     async def next(self) -> TaskJournal:
         await self.journal.close()
-        self.journal = TaskJournal(self._path)
+        self.journal = TaskJournal(self._path, lambda: self.now)
         return self.journal
 
 
@@ -180,7 +181,7 @@ async def test_an_input_image_goes_with_its_task(journal: TaskJournal, path: Pat
 
 async def test_a_page_holds_the_newest_first_and_counts_all(journal: TaskJournal) -> None:
     await insert(journal, 1, 2, 3, 4, 5)
-    page = await journal.page(None, 2)
+    page = await journal.page(TaskFilter(), 2)
     assert ids(page.tasks) == [task_id(5), task_id(4)]
     assert (page.total, page.filtered) == (5, 5)
 
@@ -189,40 +190,91 @@ async def test_a_filtered_page_counts_what_matches_beside_what_there_is(journal:
     for task in await insert(journal, 1, 2, 3):
         await journal.update(ended(task))
     await insert(journal, 4, 5)
-    page = await journal.page(TaskStatus.COMPLETED, 2)
+    page = await journal.page(TaskFilter(TaskStatus.COMPLETED), 2)
     assert ids(page.tasks) == [task_id(3), task_id(2)]
     assert (page.total, page.filtered) == (5, 3)
 
 
+async def test_a_page_goes_on_where_another_ended(journal: TaskJournal) -> None:
+    for number in range(6):
+        await insert(journal, number, model="ab"[number % 2])
+    first = await journal.page(TaskFilter(model="b"), 2)
+    assert (ids(first.tasks), first.more) == ([task_id(5), task_id(3)], True)
+    await insert(journal, 7, model="b")  # what comes meanwhile shifts nothing
+    second = await journal.page(TaskFilter(model="b"), 2, before=first.tasks[-1].sequence)
+    assert (ids(second.tasks), second.more, second.filtered) == ([task_id(1)], False, 4)
+
+
 async def test_an_empty_page_is_a_page(journal: TaskJournal) -> None:
-    assert await journal.page(TaskStatus.FAILED, 10) == ([], 0, 0)
+    assert await journal.page(TaskFilter(TaskStatus.FAILED), 10) == ([], 0, 0, False)
     assert await journal.count() == 0
 
 
 # -- retention ---------------------------------------------------------------------------------------------------------
 
 
-async def test_what_ended_before_a_moment_is_found_oldest_first(journal: TaskJournal) -> None:
-    first, second, third, waiting = await insert(journal, 1, 2, 3, 4)
-    await journal.update(ended(first, days_ago=8), ended(second, days_ago=9), ended(third, days_ago=6.9))
-    found = await journal.finished_before(MORNING - timedelta(days=7))
-    assert ids(found) == ids([second, first])
-    assert waiting.id not in ids(found)
+DAY = 86_400
+KEEP_A_WEEK = Retention(age_s=7 * DAY)
 
 
-async def test_the_fraction_of_a_second_counts(journal: TaskJournal) -> None:
-    # Written without a fraction, a time must still stand between its neighbours.
-    for number, microseconds in enumerate([-1, 0, 1]):
-        task = task_of(number, completed_at=MORNING + timedelta(microseconds=microseconds), status=TaskStatus.FAILED)
-        await journal.insert(task, InputPictures())
-    assert ids(await journal.finished_before(MORNING)) == [task_id(0)]
-    assert len(await journal.finished_before(MORNING + timedelta(microseconds=1))) == 2
+async def test_what_ended_so_long_ago_is_found_oldest_first(journal: TaskJournal, lives: Lives) -> None:
+    first, second, third, _ = await insert(journal, 1, 2, 3, 4)
+    for task, days in ((second, 1), (first, 1), (third, 3)):
+        await journal.update(ended(task))
+        lives.now += days * DAY
+    assert await journal.surplus(KEEP_A_WEEK) == []
+    lives.now += 3.5 * DAY
+    assert ids(await journal.surplus(KEEP_A_WEEK)) == ids([second, first])
+
+
+@pytest.mark.parametrize("jump_days", [-3, 30])
+async def test_a_wall_clock_that_jumps_makes_nothing_old(journal: TaskJournal, lives: Lives, jump_days: float) -> None:
+    (task,) = await insert(journal, 1)
+    await journal.update(ended(task, days_ago=jump_days))
+    assert await journal.surplus(KEEP_A_WEEK) == []
+    assert await (await lives.next()).surplus(KEEP_A_WEEK) == []
+
+
+async def test_age_goes_on_where_the_last_run_ended(journal: TaskJournal, lives: Lives) -> None:
+    (task,) = await insert(journal, 1)
+    await journal.update(ended(task))
+    lives.now += 5 * DAY
+    assert await journal.surplus(KEEP_A_WEEK) == []
+    again = await lives.next()
+    lives.now += 3 * DAY
+    assert ids(await again.surplus(KEEP_A_WEEK)) == [task.id]
+
+
+async def test_without_limits_everything_stays(journal: TaskJournal, lives: Lives) -> None:
+    (task,) = await insert(journal, 1)
+    await journal.update(ended(task))
+    lives.now += 1000 * DAY
+    assert await journal.surplus(Retention()) == []
+
+
+async def test_beyond_a_number_the_oldest_go(journal: TaskJournal, lives: Lives) -> None:
+    for task in await insert(journal, 1, 2, 3, 4):
+        await journal.update(ended(task))
+        lives.now += 1
+    await insert(journal, 5)
+    assert await journal.surplus(Retention(tasks=4)) == []
+    assert ids(await journal.surplus(Retention(tasks=2))) == [task_id(1), task_id(2)]
+
+
+async def test_beyond_a_size_the_oldest_files_go_and_what_has_none_stays(journal: TaskJournal, lives: Lives) -> None:
+    for task, size in zip(await insert(journal, 1, 2, 3, 4), (100, 0, 300, 50), strict=True):
+        image = StoredImage(path="a/b.png", width=1, height=2, seed=3, bytes=size)
+        await journal.update(ended(task).evolve(images=(image,) if size else ()))
+        lives.now += 1
+    assert await journal.surplus(Retention(size=450)) == []
+    assert ids(await journal.surplus(Retention(size=449))) == [task_id(1)]
+    assert ids(await journal.surplus(Retention(size=100))) == [task_id(1), task_id(3)]
 
 
 async def test_deleted_tasks_are_forgotten(journal: TaskJournal) -> None:
     await insert(journal, 1, 2, 3)
     await journal.delete([task_id(1), task_id(3), task_id(99)])
-    assert ids((await journal.page(None, 10)).tasks) == [task_id(2)]
+    assert ids((await journal.page(TaskFilter(), 10)).tasks) == [task_id(2)]
 
 
 # -- transactions ------------------------------------------------------------------------------------------------------
@@ -412,3 +464,22 @@ async def test_opening_again_migrates_nothing_and_loses_nothing(journal: TaskJou
     again = await lives.next()
     assert await again.count() == 1
     assert in_the_file(path, "SELECT name, sql FROM sqlite_master") == before
+
+
+async def test_a_journal_of_before_is_listed_by_model_and_its_tasks_are_kept_for_the_full_time(
+    journal: TaskJournal, lives: Lives, path: Path
+) -> None:
+    first, _ = await insert(journal, 1, 2)
+    await journal.update(ended(first, days_ago=100))
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(
+            """DROP INDEX ix_tasks_model; DROP INDEX ix_tasks_ended_s; DROP TABLE service;
+            ALTER TABLE tasks DROP COLUMN model; ALTER TABLE tasks DROP COLUMN stored_bytes;
+            ALTER TABLE tasks DROP COLUMN ended_s; CREATE INDEX ix_tasks_completed_at ON tasks (completed_at);
+            UPDATE alembic_version SET version_num = '0002';"""
+        )
+    again = await lives.next()
+    assert (await again.page(TaskFilter(model="fake"), 10)).filtered == 2
+    assert await again.surplus(KEEP_A_WEEK) == []
+    lives.now += 8 * DAY
+    assert ids(await again.surplus(KEEP_A_WEEK)) == [task_id(1)]

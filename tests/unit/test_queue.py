@@ -11,11 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imagegen.tasks.queue import (
+    OVERDUE,
     PATIENCE_SWAPS,
     QUANTUM_SWAPS,
     ControlTicket,
     Costs,
     Current,
+    Fairness,
     TaskQueue,
     TaskTicket,
     choose,
@@ -25,6 +27,8 @@ SWAP_S, WORK_S = 12.0, 2.6
 COSTS = Costs(dict.fromkeys("abcde", SWAP_S), dict.fromkeys("abcde", WORK_S))
 PATIENCE_S = PATIENCE_SWAPS * SWAP_S
 QUANTUM_S = QUANTUM_SWAPS * SWAP_S
+AGEING_S = Fairness().ageing_s
+STRICT = Fairness(ageing_s=0)
 
 
 def ticket(sequence: int, model: str = "a", *, priority: int = 0, since: float = 0) -> TaskTicket:
@@ -41,7 +45,25 @@ def test_1_only_the_lowest_priority_number_counts() -> None:
 
 def test_1_not_even_a_claim_long_due_overtakes_a_better_priority() -> None:
     ready = [ticket(1, "b", priority=1, since=-1e6), ticket(2, "a", priority=0, since=0)]
-    assert choose(ready, Current("a", served_s=1e6), COSTS, 0).sequence == 2
+    assert choose(ready, Current("a", served_s=1e6), COSTS, 0, STRICT).sequence == 2
+
+
+@pytest.mark.parametrize(("waited_s", "chosen"), [(2 * AGEING_S, "low"), (2 * AGEING_S - 1, "high")])
+def test_1_waiting_long_enough_is_worth_a_step_of_priority(waited_s: float, chosen: str) -> None:
+    ready = [ticket(1, "low", priority=7, since=-waited_s), ticket(2, "high", priority=5)]
+    first = choose(ready, Current("high"), COSTS, 0, Fairness(quantum_swaps=0))
+    assert first.model == chosen
+
+
+def test_1_of_one_model_what_has_waited_long_enough_goes_before_what_came_later() -> None:
+    ready = [ticket(1, priority=1, since=-AGEING_S), ticket(2)]
+    assert choose(ready, Current("a"), COSTS, 0).sequence == 1
+
+
+def test_1_a_raised_task_interrupts_no_quantum() -> None:
+    ready = [ticket(1, "b", priority=1, since=-1e6), ticket(2, "a")]
+    assert choose(ready, Current("a", QUANTUM_S - 1), COSTS, 0).model == "a"
+    assert choose(ready, Current("a", QUANTUM_S), COSTS, 0).model == "b"
 
 
 def test_2_the_resident_model_comes_before_one_that_arrived_earlier() -> None:
@@ -76,25 +98,43 @@ def test_3_what_a_claim_has_to_wait_for_is_the_price_of_its_own_swap() -> None:
 
 
 def test_3_a_claim_below_in_priority_does_not_end_a_quantum() -> None:
-    ready = [ticket(1, "b", priority=1, since=-1e6), ticket(2, "c", since=0), ticket(3, "a", since=0)]
+    ready = [ticket(1, "b", priority=1, since=1 - AGEING_S), ticket(2, "c", since=0), ticket(3, "a", since=0)]
     assert choose(ready, Current("a", served_s=1e6), COSTS, 0).model == "a"
 
 
-def test_4_the_largest_sum_of_waits_for_its_price_is_next() -> None:
+def test_3_patience_and_quantum_can_be_set() -> None:
+    ready = [ticket(1, "b", since=-SWAP_S), ticket(2, "a")]
+    assert choose(ready, Current("a", SWAP_S), COSTS, 0, Fairness(1, 1)).model == "b"
+    assert choose(ready, Current("a", SWAP_S), COSTS, 0, Fairness(1, 2)).model == "a"
+    assert choose(ready, Current("a", SWAP_S), COSTS, 0, Fairness(2, 1)).model == "a"
+
+
+def test_4_an_overdue_task_goes_before_the_largest_claim() -> None:
+    crowd = [ticket(n, "b", since=-9 * PATIENCE_S) for n in range(10, 40)]
+    for waited_s, chosen in ((OVERDUE * PATIENCE_S - 1, "b"), (OVERDUE * PATIENCE_S, "c")):
+        assert choose([ticket(1, "c", since=-waited_s), *crowd], Current(None), COSTS, 0).model == chosen
+
+
+def test_4_of_several_overdue_ones_the_first_to_arrive_is_next() -> None:
+    ready = [ticket(2, "b", since=-9e6), ticket(3, "b", since=-9e6), ticket(1, "c", since=-9e6)]
+    assert choose(ready, Current(None), COSTS, 0).sequence == 1
+
+
+def test_5_the_largest_sum_of_waits_for_its_price_is_next() -> None:
     many = [ticket(n, "b", since=-50) for n in range(2, 7)]
     assert choose([ticket(1, "c", since=-60), *many], Current(None), COSTS, 0).sequence == 2
 
 
-def test_4_a_model_that_loads_fast_is_cheaper_to_serve() -> None:
+def test_5_a_model_that_loads_fast_is_cheaper_to_serve() -> None:
     ready = [ticket(1, "slow", since=-20), ticket(2, "fast", since=-20)]
     assert choose(ready, Current(None), Costs({"slow": 60, "fast": 1}, {}), 0).model == "fast"
 
 
-def test_4_with_equal_claims_the_first_to_arrive_is_next() -> None:
+def test_5_with_equal_claims_the_first_to_arrive_is_next() -> None:
     assert choose([ticket(2, "b"), ticket(1, "c")], Current(None), COSTS, 0).sequence == 1
 
 
-def test_4_the_resident_model_without_waiting_tasks_is_no_candidate() -> None:
+def test_5_the_resident_model_without_waiting_tasks_is_no_candidate() -> None:
     assert choose([ticket(1, "b"), ticket(2, "c", since=-9)], Current("a"), COSTS, 1).model == "c"
 
 
@@ -127,7 +167,15 @@ ANY_COSTS = st.builds(Costs, PRICES, PRICES)
 
 @given(queues(), CURRENTS, ANY_COSTS)
 def test_nothing_ever_overtakes_across_priorities(ready: list[TaskTicket], current: Current, costs: Costs) -> None:
-    assert choose(ready, current, costs, 0).priority == min(each.priority for each in ready)
+    assert choose(ready, current, costs, 0, STRICT).priority == min(each.priority for each in ready)
+
+
+@given(queues(), CURRENTS, ANY_COSTS)
+def test_only_what_has_waited_long_enough_overtakes_a_better_priority(
+    ready: list[TaskTicket], current: Current, costs: Costs
+) -> None:
+    chosen, best = choose(ready, current, costs, 0), min(each.priority for each in ready)
+    assert -chosen.since >= (chosen.priority - best) * AGEING_S
 
 
 @given(queues(), CURRENTS, ANY_COSTS)
@@ -160,7 +208,7 @@ def test_the_order_in_which_tasks_are_listed_decides_nothing(
 def test_all_waiting_tasks_are_chosen_in_the_end(ready: list[TaskTicket], current: Current) -> None:
     left, chosen = list(ready), []
     while left:
-        chosen.append(choose(left, current, COSTS, 0))
+        chosen.append(choose(left, current, COSTS, 0, STRICT))
         left.remove(chosen[-1])
         current = Current(chosen[-1].model, WORK_S)
     assert [each.priority for each in chosen] == sorted(each.priority for each in ready)
@@ -202,15 +250,20 @@ class Simulated:
         return sum(self.waits.values()) / len(self.waits)
 
 
-def simulate(arrivals: Sequence[TaskTicket], policy: Policy) -> Simulated:
-    """One device, one resident model, SWAP_S to change it, WORK_S a task."""
+def with_fairness(fairness: Fairness) -> Policy:
+    return lambda ready, current, costs, now: choose(ready, current, costs, now, fairness)
+
+
+def simulate(arrivals: Sequence[TaskTicket], policy: Policy, most: int = 10**9) -> Simulated:
+    """One device, one resident model, SWAP_S to change it, WORK_S a task; `most` may wait, the rest is refused."""
     done, now, current = Simulated(), 0.0, Current(None)
     coming, ready = sorted(arrivals, key=lambda each: each.since), list[TaskTicket]()
     while coming or ready:
         if not ready:
             now = max(now, coming[0].since)
         while coming and coming[0].since <= now:
-            ready.append(coming.pop(0))
+            arrived = coming.pop(0)
+            ready += [arrived] if len(ready) < most else []
         chosen = policy(ready, current, COSTS, now)
         ready.remove(chosen)
         if chosen.model != current.model:
@@ -267,6 +320,31 @@ def test_under_lasting_overload_every_model_gets_its_turn() -> None:
     turns = [model for model, _ in groupby(simulated.models)]
     for start in range(len(turns) - 9):
         assert set(turns[start : start + 10]) == set("abcde")
+
+
+def test_a_low_priority_is_not_starved_by_an_endless_stream_of_a_better_one() -> None:
+    # As much work comes as can be done: without ageing it would run last of all.
+    stream = [ticket(n, "ab"[n // 40 % 2], since=n * WORK_S) for n in range(1200)]
+    lonely = ticket(5000, "c", priority=3, since=100)
+    waits = [simulate([*stream, lonely], p).waits[lonely.task_id] for p in (choose, with_fairness(STRICT))]
+    bound = 3 * AGEING_S + max(OVERDUE * PATIENCE_S, 3 * (QUANTUM_S + WORK_S + SWAP_S))
+    assert waits[0] <= bound < waits[1]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_wait_exceeds_the_bound_that_the_documents_state(seed: int) -> None:
+    # docs/scheduling.md. Twice as much work as can be done, from a queue that takes N tasks and refuses the rest.
+    fairness, most = Fairness(patience_swaps=1, quantum_swaps=4), 60
+    random, stream = Random(seed), []
+    for n in range(1500):
+        model = random.choices("abcdefgh", [40, 30, 10, 5, 2, 1, 1, 1])[0]
+        stream.append(ticket(n, model, since=n * WORK_S / 2))
+    served = simulate(stream, with_fairness(fairness), most=most)
+    patience_s, quantum_s = fairness.patience_swaps * SWAP_S, fairness.quantum_swaps * SWAP_S
+    work_s, turn_s, models = most * WORK_S, quantum_s + WORK_S + SWAP_S, 8
+    rounds = work_s / quantum_s
+    bound = OVERDUE * patience_s + work_s + (rounds + 1) * turn_s + rounds * SWAP_S + (models + 1) * turn_s
+    assert max(served.waits.values()) <= bound
 
 
 def test_with_one_model_nothing_changes_the_order_of_arrival() -> None:
@@ -352,12 +430,6 @@ async def test_a_position_counts_who_stands_before_by_priority_and_arrival() -> 
     tickets = [ticket(1), ticket(2, priority=-1), ticket(3), ticket(4, priority=1)]
     queue = Device().queue(*tickets)
     assert [queue.position(each) for each in tickets] == [1, 0, 2, 3]
-
-
-async def test_all_positions_at_once_are_those_that_each_task_is_told() -> None:
-    tickets = [ticket(3), ticket(1, priority=2), ticket(2), ticket(4, priority=-1)]
-    queue = Device().queue(*tickets)
-    assert queue.positions() == {each.task_id: queue.position(each) for each in tickets}
 
 
 async def test_a_position_is_known_before_the_ticket_is_in() -> None:

@@ -1,14 +1,25 @@
-"""POST /text2image and /image2image: from a body to an accepted task."""
+"""POST /text2image and /image2image: from a body to an accepted task; POST /plan: what would become of one."""
+
+from typing import Any
 
 from fastapi import APIRouter, Response
 
 from imagegen.api.bounded import BoundedRoute
 from imagegen.api.dependencies import Config, Tasks
 from imagegen.api.problems import describe
-from imagegen.api.schemas import GenerationBody, Image2ImageBody, TaskAccepted, Text2ImageBody
+from imagegen.api.schemas import (
+    GenerationBody,
+    Image2ImageBody,
+    PlanBody,
+    PlanView,
+    TaskAccepted,
+    TaskView,
+    Text2ImageBody,
+)
 from imagegen.api.uploads import decode_image
-from imagegen.api.views import task_links
-from imagegen.core.task import GenerationTask, InputPictures, TaskType
+from imagegen.api.views import plan_view
+from imagegen.api.waiting import Caller
+from imagegen.core.task import InputPictures, TaskType
 from imagegen.tasks.admission import TaskDraft
 
 router = APIRouter(tags=["generation"], route_class=BoundedRoute)
@@ -30,31 +41,42 @@ _PROBLEMS = (
     "storage_full",
 )
 
-#: Seconds after which a first look at a new task makes sense.
-FIRST_LOOK_S = 1
+#: What is no answer to a question.
+_ONLY_ACCEPTING = ("queue_full", "draining", "storage_failed", "storage_full")
+
+
+#: Also 200, with the ended task, to who waits for it.
+_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {"model": TaskView, "description": "With `Prefer: wait=N`: the task has ended within N seconds."}
+}
 
 
 @router.post(
     "/text2image",
     operation_id="text2image",
     status_code=202,
+    response_model=TaskAccepted,
     summary="Make pictures from words",
-    responses=describe(*_PROBLEMS),
+    responses={**_ANSWERS, **describe(*_PROBLEMS)},
 )
-async def text2image(body: Text2ImageBody, response: Response, tasks: Tasks) -> TaskAccepted:
-    """Accepts a task and answers at once; the task is on disk by then. Follow `links.events`, or poll `links.self`."""
+async def text2image(body: Text2ImageBody, caller: Caller, tasks: Tasks) -> Response:
+    """Accepts a task and answers at once; the task is on disk by then. Follow `links.events`, or poll `links.self`.
+
+    With the header `Prefer: wait=N` the answer is the ended task (200) if it ends within N seconds, else the usual 202.
+    """
     task = await tasks.submit(_draft(TaskType.TEXT2IMAGE, body))
-    return _accepted(task, response)
+    return await caller.answer(task, cancel=body.cancel_on_disconnect)
 
 
 @upload_router.post(
     "/image2image",
     operation_id="image2image",
     status_code=202,
+    response_model=TaskAccepted,
     summary="Make pictures from words and a picture",
-    responses=describe(*_PROBLEMS, "invalid_image", "image_too_large"),
+    responses={**_ANSWERS, **describe(*_PROBLEMS, "invalid_image", "image_too_large")},
 )
-async def image2image(body: Image2ImageBody, response: Response, tasks: Tasks, settings: Config) -> TaskAccepted:
+async def image2image(body: Image2ImageBody, caller: Caller, tasks: Tasks, settings: Config) -> Response:
     """As text2image, starting from an input picture: it is filled to the asked size, its centre kept.
 
     With `mask`, only the white part of that is drawn anew. Models that edit (Kontext) do without `strength`.
@@ -64,7 +86,21 @@ async def image2image(body: Image2ImageBody, response: Response, tasks: Tasks, s
     pictures = InputPictures(init_image=image, mask_image=mask)
     draft = _draft(TaskType.IMAGE2IMAGE, body).evolve(strength=body.strength, pictures=pictures)
     task = await tasks.submit(draft)
-    return _accepted(task, response)
+    return await caller.answer(task, cancel=body.cancel_on_disconnect)
+
+
+@router.post(
+    "/plan",
+    operation_id="plan",
+    summary="What would become of a request",
+    responses=describe(*(code for code in _PROBLEMS if code not in _ONLY_ACCEPTING), "model_quarantined"),
+)
+async def plan(body: PlanBody, tasks: Tasks) -> PlanView:
+    """Takes the body of text2image or image2image and accepts nothing: who would have to leave the device, which
+    position it would get, and when it would begin and end. What never could run is refused as it would be there.
+    """
+    draft = _draft(body.task_type, body).evolve(strength=body.strength)
+    return plan_view(await tasks.plan(draft))
 
 
 def _draft(kind: TaskType, body: GenerationBody) -> TaskDraft:
@@ -73,10 +109,3 @@ def _draft(kind: TaskType, body: GenerationBody) -> TaskDraft:
 
 #: What a body says in the draft's own words.
 _DRAFT_FIELDS = set(GenerationBody.model_fields) & set(TaskDraft.model_fields) - {"loras"}
-
-
-def _accepted(task: GenerationTask, response: Response) -> TaskAccepted:
-    links = task_links(task.id)
-    response.headers["Location"] = links.self
-    response.headers["Retry-After"] = str(FIRST_LOOK_S)
-    return TaskAccepted(task_id=task.id, status=task.status, message="The task is queued.", links=links)

@@ -35,6 +35,7 @@ STATUS: Mapping[str, int] = MappingProxyType(
         "not_found": 404,
         "method_not_allowed": 405,
         "task_finished": 409,
+        "task_not_finished": 409,
         "model_busy": 409,
         "load_failed": 422,
         "model_quarantined": 503,

@@ -94,7 +94,29 @@ class GenerationBody(Body):
     seed: int | None = Field(
         None, strict=True, ge=0, le=MAX_SEED, description="Same seed, same pixels. Random if left out."
     )
-    priority: int = Field(0, strict=True, ge=-1000, le=1000, description="Lower runs first.")
+    priority: int = Field(
+        0, strict=True, ge=-1000, le=1000, description="Lower runs first; waiting makes up for it in time."
+    )
+    deadline_s: float | None = Field(
+        None,
+        strict=True,
+        gt=0,
+        le=2_592_000,
+        allow_inf_nan=False,
+        description="Seconds within which it must begin to run; otherwise it fails with `deadline_exceeded`.",
+    )
+    previews: int = Field(
+        0,
+        strict=True,
+        ge=0,
+        le=8,
+        description="So many times while each picture is made, its event stream shows what it will be like.",
+    )
+    cancel_on_disconnect: bool = Field(
+        False,
+        strict=True,
+        description="Whether a caller that waits (`Prefer: wait=N`) and goes away takes the task along.",
+    )
     lora_weights_path: str | None = Field(
         None, min_length=1, max_length=500, description="A .safetensors file below the service's LoRA directory."
     )
@@ -114,6 +136,15 @@ class GenerationBody(Body):
         if (self.width is None) != (self.height is None):
             raise ValueError("width and height go together")
         return self
+
+
+class PlanBody(GenerationBody):
+    """A request that is not made; of image2image without its pictures."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"prompt": "a red circle", "model": "tiny"}]})
+
+    task_type: TaskType = Field(TaskType.TEXT2IMAGE, description="Which of the two it would be.")
+    strength: float | None = Field(None, strict=True, ge=0.01, le=1, allow_inf_nan=False, description="image2image.")
 
 
 class Text2ImageBody(GenerationBody):
@@ -236,6 +267,14 @@ class TaskView(BaseModel):
     priority: int
     attempt: int = Field(description="How often it was started; 2 after a worker died under it.")
     position: int | None = Field(None, description="While pending: tasks that are to run before it.")
+    estimated_start_at: datetime | None = Field(
+        None, description="While pending: when it will run, if nothing else comes; null until that was measured."
+    )
+    estimated_finish_at: datetime | None = Field(None, description="While it has not ended: the same for its end.")
+    deadline_s: float | None = Field(None, description="Seconds within which it was to begin.")
+    expires_at: datetime | None = Field(
+        None, description="Once ended: it is not deleted for its age before that. Time without service does not count."
+    )
     download: PullView | None = Field(None, description="While pending: the download of weights that it waits for.")
     created_at: datetime
     started_at: datetime | None
@@ -249,8 +288,26 @@ class TaskView(BaseModel):
     @model_serializer(mode="wrap")
     def _leave_out(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Without a value these keys are absent, as the brief's clients expect; the times are always there."""
-        always = ("started_at", "completed_at")
+        always = ["started_at", "completed_at"]
+        if self.status is TaskStatus.PENDING:
+            always += ["estimated_start_at", "estimated_finish_at"]
         return {key: value for key, value in handler(self).items() if value is not None or key in always}
+
+
+class PlanView(BaseModel):
+    """What would become of a request if it came now. Nothing was accepted."""
+
+    fits: Literal[True] = Field(True, description="As far as is known; what never could is refused with the reason.")
+    model: str = Field(examples=["tiny"])
+    width: int = Field(examples=[128])
+    height: int = Field(examples=[128])
+    steps: int = Field(examples=[4])
+    batch_size: int = Field(examples=[1])
+    evicts: list[str] = Field(description="Models that leave the device for it, as it stands now.")
+    load_seconds: float | None = Field(description="To bring its model there; 0: it is there; null: never measured.")
+    position: int = Field(description="Tasks that would run before it.")
+    estimated_start_at: datetime | None = Field(description="Null until the times that it depends on were measured.")
+    estimated_finish_at: datetime | None
 
 
 class TaskPage(BaseModel):

@@ -1,47 +1,86 @@
-"""Tasks: look, list, follow, cancel; the queue: clear."""
+"""Tasks: look, list, follow, cancel, delete; the queue: clear."""
 
 from collections.abc import AsyncIterator
 from typing import Annotated
+from urllib.parse import urlencode
 
-from fastapi import APIRouter, Depends, Header, Query
-from fastapi.sse import EventSourceResponse, ServerSentEvent
+from fastapi import APIRouter, Header, Query, Response
 
-from imagegen.api.dependencies import Bus, Tasks
+from imagegen.api.dependencies import Bus, Config, Tasks
 from imagegen.api.problems import describe
 from imagegen.api.schemas import QueueCleared, TaskPage, TaskView
-from imagegen.api.views import event_view, task_view
+from imagegen.api.sse import KEEP_ALIVE, EventStream, events_of, frame
+from imagegen.api.views import task_view
+from imagegen.catalog.catalog import ModelId
 from imagegen.core.events import (
     Event,
+    EventBus,
     Published,
     TaskCancelled,
     TaskCompleted,
-    TaskEvent,
     TaskFailed,
     TaskQueued,
     TaskStarted,
 )
 from imagegen.core.task import GenerationTask, TaskStatus
+from imagegen.settings import Settings
+from imagegen.storage.tasks import TaskFilter
 from imagegen.tasks.manager import TaskManager
 
 router = APIRouter(tags=["tasks"])
 
+_LINK = {
+    "description": 'The next page (RFC 8288, rel="next"), while there is one.',
+    "schema": {"type": "string"},
+    "example": '</tasks?limit=50&cursor=4711>; rel="next"',
+}
+
 
 @router.get("/task/{task_id}", operation_id="get_task", summary="One task", responses=describe("task_not_found"))
-async def get_task(task_id: str, tasks: Tasks) -> TaskView:
-    """The task as it stands: `result_files` and `images` once it is completed, `error_message` once it has failed."""
-    return _view(await tasks.get(task_id), tasks)
+async def get_task(task_id: str, tasks: Tasks, settings: Config) -> TaskView:
+    """The task as it stands: `result_files` and `images` once it is completed, `error_message` once it has failed.
+
+    While it waits: its `position`, and when it will begin and end as far as the measured times tell.
+    """
+    return _view(await tasks.get(task_id), tasks, settings)
 
 
-@router.get("/tasks", operation_id="list_tasks", summary="The newest tasks", responses=describe("invalid_request"))
+@router.delete(
+    "/task/{task_id}",
+    operation_id="delete_task",
+    status_code=204,
+    summary="Delete a task",
+    responses=describe("task_not_found", "task_not_finished", "storage_failed", "storage_full"),
+)
+async def delete_task(task_id: str, tasks: Tasks) -> None:
+    """Removes the record and the pictures of an ended task; one that has not ended must be cancelled first."""
+    await tasks.delete(task_id)
+
+
+@router.get(
+    "/tasks",
+    operation_id="list_tasks",
+    summary="The newest tasks",
+    responses={200: {"headers": {"Link": _LINK}}, **describe("invalid_request")},
+)
 async def list_tasks(
     tasks: Tasks,
+    settings: Config,
+    response: Response,
     status: Annotated[TaskStatus | None, Query(description="Only tasks of this status.")] = None,
+    model: Annotated[ModelId | None, Query(description="Only tasks of this model.")] = None,
     limit: Annotated[int, Query(ge=1, le=1000, description="At most so many.")] = 50,
+    cursor: Annotated[
+        int | None, Query(ge=0, le=2**63 - 1, description="Where a page ended: as `Link` says, rel=next.")
+    ] = None,
 ) -> TaskPage:
-    """Newest first."""
-    page = await tasks.page(status, limit)
-    positions = tasks.positions()
-    views = [task_view(task, positions.get(task.id), tasks.download(task.id)) for task in page.tasks]
+    """Newest first. While there are older ones, the header `Link` has the address of the next page (rel="next")."""
+    page = await tasks.page(TaskFilter(status, model), limit, cursor)
+    if page.more:
+        asked = {"status": status, "model": model, "limit": limit, "cursor": page.tasks[-1].sequence}
+        query = urlencode({name: value for name, value in asked.items() if value is not None})
+        response.headers["Link"] = f'</tasks?{query}>; rel="next"'
+    views = [_view(task, tasks, settings) for task in page.tasks]
     return TaskPage(tasks=views, total=page.total, filtered=page.filtered)
 
 
@@ -51,9 +90,12 @@ async def list_tasks(
     summary="Cancel a task",
     responses=describe("task_not_found", "task_finished"),
 )
-async def cancel_task(task_id: str, tasks: Tasks) -> TaskView:
-    """A waiting task ends at once; a running one after its current denoising step: it then still reads `processing`."""
-    return _view(await tasks.cancel(task_id), tasks)
+async def cancel_task(task_id: str, tasks: Tasks, settings: Config) -> TaskView:
+    """A waiting task ends at once, and so does one whose model is being loaded.
+
+    One that makes its pictures ends after the current denoising step: it then still reads `processing`.
+    """
+    return _view(await tasks.cancel(task_id), tasks, settings)
 
 
 @router.post("/queue/clear", operation_id="clear_queue", summary="Cancel all waiting tasks")
@@ -64,59 +106,57 @@ async def clear_queue(tasks: Tasks) -> QueueCleared:
     return QueueCleared(message=message, cancelled=cancelled, remaining_tasks=tasks.queue_size)
 
 
-async def _known(task_id: str, tasks: Tasks) -> GenerationTask:
-    # As a dependency: once the stream has begun, there is no status code left to say 404 with.
-    return await tasks.get(task_id)
-
-
 @router.get(
     "/task/{task_id}/events",
     operation_id="follow_task",
     summary="Follow a task (server-sent events)",
-    response_class=EventSourceResponse,
+    response_class=EventStream,
     responses=describe("task_not_found"),
 )
 async def follow_task(
-    known: Annotated[GenerationTask, Depends(_known)],
+    task_id: str,
     tasks: Tasks,
     bus: Bus,
     last_event_id: Annotated[int, Header(ge=0, description="Only what came after this id.")] = 0,
-) -> AsyncIterator[ServerSentEvent]:
-    """`queued`, `started`, `loading`, `step` (k of n), then `completed`, `failed` or `cancelled`, and the stream ends.
+) -> EventStream:
+    """`queued`, `started`, `loading`, `loaded`, `step` (k of n), `saved`; `completed`, `failed` or `cancelled` ends it.
 
-    A task whose model's weights are being fetched gets `downloading`, with bytes, after `queued`.
-    Every state is sent once, past ones first; after a restart of the service the stream begins with the current one.
+    While the task waits, `position` tells when others went; a task whose model's weights are being fetched gets
+    `downloading`, with bytes; one that asked for previews gets `preview`. Every other state is sent once, past ones
+    first; after a restart of the service the stream begins with the current one. In silence there is a comment every
+    15 seconds.
     """
+    await tasks.get(task_id)  # once the stream has begun, there is no status code left to say 404 with
+    return EventStream(_story(task_id, tasks, bus, last_event_id))
+
+
+async def _story(task_id: str, tasks: TaskManager, bus: EventBus, last_id: int) -> AsyncIterator[bytes]:
     # Subscribe first, then read the record: nothing falls between.
-    with bus.subscribe(known.id, after=last_event_id) as events:
-        past = bus.history(known.id)
-        if not past:
-            published = Published(bus.last_id, current_event(await tasks.get(known.id), tasks))
-            yield _sse(published)
-            if published.event.final:
-                return
-        elif past[-1].event.final and past[-1].id <= last_event_id:
+    with bus.subscribe(task_id, after=last_id) as subscription:
+        past = bus.history(task_id)
+        if past and past[-1].event.final and past[-1].id <= last_id:
             return  # the listener has heard it all
-        async for published in events:
-            yield _sse(published)
-            if published.event.final:
+        if not past:
+            now = Published(bus.last_id, current_event(await tasks.get(task_id), tasks))
+            yield now.encoded(frame)
+            if now.event.final:
+                return
+        tasks.tell_position(task_id)
+        async for published in events_of(subscription):
+            yield published.encoded(frame) if published else KEEP_ALIVE
+            if published and published.event.final:
                 return
 
 
-def _view(task: GenerationTask, tasks: TaskManager) -> TaskView:
-    return task_view(task, tasks.position(task), tasks.download(task.id))
-
-
-def _sse(published: Published) -> ServerSentEvent:
-    assert isinstance(published.event, TaskEvent)
-    return ServerSentEvent(event=published.event.name, id=str(published.id), data=event_view(published.event))
+def _view(task: GenerationTask, tasks: TaskManager, settings: Settings) -> TaskView:
+    return task_view(task, tasks.outlook(task), tasks.download(task.id), settings.retention_days)
 
 
 def current_event(task: GenerationTask, tasks: TaskManager) -> Event:
     """The event that brought the task where it is, for listeners whose past this process does not remember."""
     match task.status:
         case TaskStatus.PENDING:
-            return TaskQueued(task_id=task.id, position=tasks.position(task) or 0)
+            return TaskQueued(task_id=task.id, position=_position(task, tasks))
         case TaskStatus.PROCESSING:
             return TaskStarted(task_id=task.id, attempt=task.attempt)
         case TaskStatus.COMPLETED:
@@ -126,3 +166,8 @@ def current_event(task: GenerationTask, tasks: TaskManager) -> Event:
             return TaskFailed(task_id=task.id, failure=task.failure)
         case TaskStatus.CANCELLED:
             return TaskCancelled(task_id=task.id)
+
+
+def _position(task: GenerationTask, tasks: TaskManager) -> int:
+    outlook = tasks.outlook(task)
+    return (outlook.position if outlook else None) or 0

@@ -1,14 +1,26 @@
 """Pure: how values of the core look on the wire."""
 
+from datetime import timedelta
 from typing import Any
 
-from imagegen.api.schemas import ImageView, LoraView, ModelDetails, ModelView, PullView, TaskLinks, TaskView, Unloaded
+from imagegen.api.schemas import (
+    ImageView,
+    LoraView,
+    ModelDetails,
+    ModelView,
+    PlanView,
+    PullView,
+    TaskLinks,
+    TaskView,
+    Unloaded,
+)
 from imagegen.catalog.catalog import ModelSpec
-from imagegen.core.events import Event, TaskCompleted
+from imagegen.core.events import Event, TaskCompleted, TaskSaved
 from imagegen.core.task import GenerationTask, StoredImage
 from imagegen.hub.puller import Pull
 from imagegen.models.manager import DynamicModelManager, UnloadReport
 from imagegen.models.residency import ModelState
+from imagegen.tasks.outlooks import Outlook, Plan
 
 GIB = 1024**3
 
@@ -35,7 +47,10 @@ def pull_view(pull: Pull) -> PullView:
     )
 
 
-def task_view(task: GenerationTask, position: int | None, download: Pull | None = None) -> TaskView:
+def task_view(
+    task: GenerationTask, outlook: Outlook | None, download: Pull | None = None, retention_days: float = 0
+) -> TaskView:
+    keeps = timedelta(days=retention_days)
     return TaskView(
         task_id=task.id,
         task_type=task.type,
@@ -43,7 +58,10 @@ def task_view(task: GenerationTask, position: int | None, download: Pull | None 
         images=[image_view(image) for image in task.images],
         error_code=task.failure.code if task.failure else None,
         error_message=task.failure.message if task.failure else None,
-        position=position,
+        position=outlook.position if outlook else None,
+        estimated_start_at=outlook.start_at if outlook else None,
+        estimated_finish_at=outlook.finish_at if outlook else None,
+        expires_at=task.completed_at + keeps if task.completed_at and keeps else None,
         download=pull_view(download) if download else None,
         links=task_links(task.id),
         **task.model_dump(include=_TASK_FIELDS),
@@ -52,13 +70,25 @@ def task_view(task: GenerationTask, position: int | None, download: Pull | None 
     )
 
 
-_TASK_FIELDS = {"status", "model", "priority", "attempt", "created_at", "started_at", "completed_at"}
+_TASK_FIELDS = {"status", "model", "priority", "deadline_s", "attempt", "created_at", "started_at", "completed_at"}
+
+
+def plan_view(plan: Plan) -> PlanView:
+    return PlanView(
+        model=plan.model,
+        **plan.request.model_dump(include={"width", "height", "steps", "batch_size"}),
+        evicts=plan.evicts,
+        load_seconds=plan.load_s,
+        position=plan.outlook.position or 0,
+        estimated_start_at=plan.outlook.start_at,
+        estimated_finish_at=plan.outlook.finish_at,
+    )
 
 
 def event_view(event: Event) -> dict[str, Any]:
     """The data of an event; a completed task's pictures look as they do in the task."""
     data = event.model_dump(mode="json")
-    if isinstance(event, TaskCompleted):
+    if isinstance(event, TaskCompleted | TaskSaved):
         data["result_files"] = [image.path for image in event.images]
         data["images"] = [image_view(image).model_dump() for image in event.images]
     return data

@@ -96,6 +96,12 @@ class TaskFinished(ImagegenError):
     code = "task_finished"
 
 
+class TaskNotFinished(ImagegenError):
+    """The task has not ended; cancel it first."""
+
+    code = "task_not_finished"
+
+
 class ImageNotFound(ImagegenError):
     """There is no such image."""
 
@@ -179,6 +185,7 @@ class FailureCode(StrEnum):
     LORA_NOT_FOUND = "lora_not_found"
     LORA_REFUSED = "lora_refused"
     INTERRUPTED = "interrupted"
+    DEADLINE_EXCEEDED = "deadline_exceeded"
     MODEL_REMOVED = "model_removed"
     MODEL_QUARANTINED = "model_quarantined"
     STORAGE_FULL = "storage_full"

@@ -2,10 +2,12 @@
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
 from itertools import count
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 from imagegen.core.task import Failure, StoredImage
 from imagegen.core.value import Value
@@ -18,6 +20,8 @@ class Event(Value):
     name: ClassVar[str]
     #: Whether nothing follows it for its task.
     final: ClassVar[bool] = False
+    #: Whether it is remembered for late listeners. What is not, only a task's own listeners hear, as it happens.
+    lasting: ClassVar[bool] = True
 
 
 class TaskEvent(Event):
@@ -34,6 +38,18 @@ class TaskQueued(TaskEvent):
     position: int
 
 
+class TaskMoved(TaskEvent):
+    """Other tasks went, or came before it."""
+
+    name = "position"
+    lasting = False
+    #: Tasks that are to run before it.
+    position: int
+    #: Null while the times that it depends on are unknown.
+    estimated_start_at: datetime | None
+    estimated_finish_at: datetime | None
+
+
 class TaskStarted(TaskEvent):
     name = "started"
     attempt: int
@@ -44,6 +60,14 @@ class TaskLoading(TaskEvent):
 
     name = "loading"
     model: str
+
+
+class TaskLoaded(TaskEvent):
+    """Its model was loaded for it."""
+
+    name = "loaded"
+    model: str
+    seconds: float
 
 
 class TaskDownloading(TaskEvent):
@@ -61,6 +85,25 @@ class TaskStep(TaskEvent):
     name = "step"
     step: int
     total: int
+
+
+class TaskPreview(TaskEvent):
+    """What the picture will be like, by what the model has made out so far."""
+
+    name = "preview"
+    lasting = False
+    step: int
+    total: int
+    media_type: str = "image/jpeg"
+    #: In base64.
+    image: str
+
+
+class TaskSaved(TaskEvent):
+    """Its pictures are whole on disk; the record of its end comes next."""
+
+    name = "saved"
+    images: tuple[StoredImage, ...]
 
 
 class TaskCompleted(TaskEvent):
@@ -140,11 +183,19 @@ class ModelPulling(Event):
     failure: Failure | None
 
 
-class Published(NamedTuple):
+@dataclass(slots=True)
+class Published:
     """An event with its place in the order of all events; ids also grow over restarts."""
 
     id: int
     event: Event
+    _encoded: bytes | None = field(default=None, compare=False, repr=False)
+
+    def encoded(self, encode: Callable[[int, Event], bytes]) -> bytes:
+        """What `encode` makes of it: made once, for all listeners."""
+        if self._encoded is None:
+            self._encoded = encode(self.id, self.event)
+        return self._encoded
 
 
 class Subscription:
@@ -160,8 +211,12 @@ class Subscription:
         return self._iterate()
 
     async def _iterate(self) -> AsyncIterator[Published]:
-        while (published := await self._waiting.get()) is not None:
+        while (published := await self.next()) is not None:
             yield published
+
+    async def next(self) -> Published | None:
+        """The next event; None at the end."""
+        return await self._waiting.get()
 
     def offer(self, published: Published) -> None:
         """Deliver, or end a listener that is `limit` events behind: it comes back with Last-Event-ID."""
@@ -186,7 +241,8 @@ class EventBus:
         self._kept_events = kept_events
         self._backlog = backlog
         self._history: OrderedDict[str, deque[Published]] = OrderedDict()
-        self._subscribers: dict[Subscription, str | None] = {}
+        #: By task, None being everything.
+        self._subscribers: dict[str | None, dict[Subscription, None]] = {}
         self._closed = False
 
     @property
@@ -195,16 +251,21 @@ class EventBus:
 
     @property
     def subscribers(self) -> int:
-        return len(self._subscribers)
+        return sum(map(len, self._subscribers.values()))
+
+    @property
+    def followed(self) -> list[str]:
+        """Tasks with listeners of their own."""
+        return [task_id for task_id in self._subscribers if task_id is not None]
 
     def publish(self, event: Event) -> None:
         self._last_id = next(self._ids)
         published = Published(self._last_id, event)
         task_id = event.task_id if isinstance(event, TaskEvent) else None
-        if task_id is not None:
+        if task_id is not None and event.lasting:
             self._remember(task_id, published)
-        for subscription, topic in self._subscribers.items():
-            if topic is None or topic == task_id:
+        for topic in {task_id, None} if event.lasting else {task_id}:
+            for subscription in self._subscribers.get(topic, ()):
                 subscription.offer(published)
 
     def _remember(self, task_id: str, published: Published) -> None:
@@ -218,21 +279,28 @@ class EventBus:
         """This run's remembered events of a task with an id above `after`."""
         return [published for published in self._history.get(task_id, ()) if published.id > after]
 
+    def forget(self, task_id: str) -> None:
+        """The task's events are not remembered any more."""
+        self._history.pop(task_id, None)
+
     @contextmanager
     def subscribe(self, task_id: str | None = None, *, after: int = 0) -> Iterator[Subscription]:
         """Events of one task (remembered ones first), or of everything from now on."""
         backlog = self.history(task_id, after) if task_id is not None else []
         subscription = Subscription(backlog, self._backlog)
-        self._subscribers[subscription] = task_id
+        self._subscribers.setdefault(task_id, {})[subscription] = None
         if self._closed:
             subscription.end()
         try:
             yield subscription
         finally:
-            self._subscribers.pop(subscription, None)
+            self._subscribers[task_id].pop(subscription)
+            if not self._subscribers[task_id]:
+                del self._subscribers[task_id]
 
     def close(self) -> None:
         """End every subscription, now and later. Publishing stays harmless."""
         self._closed = True
-        for subscription in self._subscribers:
-            subscription.end()
+        for subscriptions in self._subscribers.values():
+            for subscription in subscriptions:
+                subscription.end()

@@ -115,6 +115,8 @@ class StoredImage(Value):
     width: int
     height: int
     seed: int
+    #: Of the file; 0 in records of imagegen before 0.2.
+    bytes: int = 0
 
 
 class Failure(Value):
@@ -135,6 +137,10 @@ class GenerationTask(Value):
     request: GenerationRequest
     #: Lower runs first.
     priority: int = 0
+    #: Seconds after its acceptance within which it must have begun to run.
+    deadline_s: float | None = None
+    #: Pictures of its progress that its listeners are to get, of each picture.
+    previews: int = 0
     status: TaskStatus = TaskStatus.PENDING
     #: How often it was started.
     attempt: int = 0

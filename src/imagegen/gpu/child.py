@@ -99,7 +99,7 @@ class ChildEngine:
             self._worker = None
 
     def _ask(self, command: Value, expected: type[AnswerT], timeout_s: float) -> AnswerT | Failed:
-        answer = self._converse(command, timeout_s, lambda worker: None, lambda step, total: None)
+        answer = self._converse(command, timeout_s, lambda worker: None, lambda step, total, *preview: None)
         return answer if isinstance(answer, expected | Failed) else self._bury(FailureCode.WORKER_CRASHED)
 
     def _converse(self, command: Value, timeout_s: float, tick: "Callable[[_Worker], None]", on_step: OnStep) -> Answer:
@@ -114,7 +114,7 @@ class ChildEngine:
                 answer = worker.receive(timeout_s, tick)
                 if not isinstance(answer, Step):
                     break
-                on_step(answer.step, answer.total)
+                on_step(answer.step, answer.total, *filter(None, [answer.preview]))
         except TimeoutError:
             return self._bury(FailureCode.WORKER_HUNG)
         except (EOFError, OSError):

@@ -151,8 +151,8 @@ class LocalEngine:
     def generate(self, command: Generate, stop: threading.Event, on_step: OnStep) -> Generated | Stopped | Failed:
         self._parts.let_go()
 
-        def step(done: int, total: int) -> None:
-            on_step(done, total)
+        def step(done: int, total: int, *preview: bytes) -> None:
+            on_step(done, total, *preview)
             if stop.is_set():
                 raise Stop
 
@@ -190,6 +190,7 @@ class LocalEngine:
     def _generate(self, command: Generate, on_step: OnStep) -> Generated:
         forget_peak(self.device)
         inputs = Inputs(command.init_image, command.mask_image, [Path(file) for file in command.lora_files])
+        inputs = inputs._replace(previews=command.previews)
         images = self._models[command.model].model.generate(command.request, inputs, on_step)
         return Generated(images=tuple(images), memory=measure(self.device))
 

@@ -48,8 +48,8 @@ class GpuExecutor:
         """`on_step` is called on the loop."""
         loop = asyncio.get_running_loop()
 
-        def tell(step: int, total: int) -> None:
-            loop.call_soon_threadsafe(on_step, step, total)
+        def tell(step: int, total: int, *preview: bytes) -> None:
+            loop.call_soon_threadsafe(on_step, step, total, *preview)
 
         return await self._run(lambda: self._engine.generate(command, stop, tell))
 

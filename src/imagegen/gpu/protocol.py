@@ -71,6 +71,8 @@ class Generate(Value):
     mask_image: bytes | None = None
     #: The files of `request.loras`.
     lora_files: tuple[str, ...] = ()
+    #: Steps of each picture that are to come with a preview.
+    previews: int = 0
 
 
 class StopGenerating(Value):
@@ -115,10 +117,16 @@ class DeviceMemory(Value):
         return int(self.total * fraction) if self.gpu_available else self.host_total
 
 
+#: A worker may send no larger preview.
+MAX_PREVIEW_BYTES = 65_536
+
+
 class Step(Value):
     kind: Literal["step"] = "step"
     step: int
     total: int
+    #: JPEG: what the picture will be like. Empty: none was asked for.
+    preview: bytes = Field(default=b"", max_length=MAX_PREVIEW_BYTES)
 
 
 class Outcome(Value):

@@ -57,8 +57,8 @@ class Session:
             case StopGenerating():
                 pass  # what it meant has already ended
 
-    def _on_step(self, step: int, total: int) -> None:
-        self._send(Step(step=step, total=total))
+    def _on_step(self, step: int, total: int, *preview: bytes) -> None:
+        self._send(Step(step=step, total=total, preview=b"".join(preview)))
         # The parent says nothing but "stop" while a command runs.
         if self._connection.poll(0) and isinstance(unpack_command(self._connection.recv_bytes()), StopGenerating):
             self._stop.set()

@@ -1,9 +1,9 @@
 """What a model family is: a spec (its fields in models.yaml) and a ModelLoader. Nothing here imports torch."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from imagegen.catalog.catalog import GlobalSettings, ModelSpec
 from imagegen.catalog.sources import Folders, cached_snapshot, local_folder
@@ -13,8 +13,12 @@ from imagegen.loaders.parts import Part, Parts
 
 SpecT = TypeVar("SpecT", bound=ModelSpec)
 
-#: Called after each denoising step with (steps done, steps in all). It raises Stop to end the work.
-OnStep = Callable[[int, int], None]
+
+class OnStep(Protocol):
+    """Called after each denoising step."""
+
+    def __call__(self, step: int, total: int, /, *preview: bytes) -> None:
+        """Steps done, steps in all, and one small JPEG where a preview was asked for. Raises Stop to end the work."""
 
 
 class Stop(Exception):
@@ -41,6 +45,8 @@ class Inputs(NamedTuple):
     mask_image: bytes | None = None
     #: The files of `request.loras`.
     lora_files: Sequence[Path] = ()
+    #: Steps of each picture after which to say what it will be like, where the model can.
+    previews: int = 0
 
 
 class LoadedModel(ABC):

@@ -25,6 +25,7 @@ from imagegen.loaders.options import OptionsSpec, attention, compiling, move, qu
 from imagegen.loaders.parts import SHAREABLE, Part, Source
 from imagegen.loaders.pictures import crop, fit_image, fit_mask, paste
 from imagegen.loaders.pipelines import PIPELINES, PipelineKind
+from imagegen.loaders.previews import Lookout
 from imagegen.loaders.prompts import PromptCache
 
 #: Libraries that some pipelines need and imagegen does not bring: torchvision must be of torch's own build.
@@ -361,7 +362,7 @@ class DiffusersModel(LoadedModel):
     def generate(self, request: GenerationRequest, inputs: Inputs, on_step: OnStep) -> list[Pixels]:
         size = render_size(request.size, self._spec.kind.multiple)
         pipeline, pictures = self._choose(inputs, size)
-        steps = _BatchSteps(request.batch_size, on_step)
+        steps = _BatchSteps(request.batch_size, on_step, inputs.previews, size)
         call = self._call(request, size, steps) | pictures
         loras = self._adapters.added(request.loras, inputs.lora_files)
         with compiling(self._spec), attention(self._spec), loras, self._remembering(request):
@@ -461,9 +462,10 @@ def _enough_steps(steps: int, strength: float) -> int:
 class _BatchSteps:
     """Counts steps over a batch. How many a picture takes is known once its first one is done."""
 
-    def __init__(self, pictures: int, on_step: OnStep) -> None:
+    def __init__(self, pictures: int, on_step: OnStep, previews: int, size: Size) -> None:
         self._pictures = pictures
         self._on_step = on_step
+        self._lookout = Lookout(previews, size) if previews else None
         self._done = 0
         self._in_picture = 0
 
@@ -471,7 +473,8 @@ class _BatchSteps:
         self._in_picture = step + 1
         # The real number: image-to-image runs int(steps * strength) of them. Ernie has no `num_timesteps`.
         total = getattr(pipeline, "num_timesteps", None) or len(pipeline.scheduler.timesteps)
-        self._on_step(self._done + self._in_picture, total * self._pictures)
+        preview = self._lookout.look(pipeline, step + 1, total, kwargs["latents"]) if self._lookout else None
+        self._on_step(self._done + self._in_picture, total * self._pictures, *filter(None, [preview]))
         return kwargs
 
     def picture_done(self) -> None:

@@ -1,17 +1,20 @@
 """A family without weights, for tests of queueing and of failure: its times, its size and its faults are settings."""
 
 import ctypes
+import io
 import os
 import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Literal, NoReturn
 
+from PIL import Image
 from pydantic import Field
 
 from imagegen.catalog.catalog import ModelSpec
 from imagegen.core.task import GenerationRequest, Pixels
 from imagegen.loaders.base import Inputs, LoadedModel, ModelLoader, OnStep, Placement
+from imagegen.loaders.previews import wanted_steps
 
 Fault = Literal["none", "error", "out_of_memory", "full_cache", "device_fault", "abort", "segfault", "exit", "hang"]
 
@@ -64,7 +67,8 @@ class FakeModel(LoadedModel):
             time.sleep(self._spec.step_seconds)
             if self._spec.fault_at == "step" and self._spec.fault_prompt in request.prompt:
                 self._commit()
-            on_step(step + 1, total)
+            wanted = step % request.steps + 1 in wanted_steps(inputs.previews, request.steps)
+            on_step(step + 1, total, *([_preview(request)] if wanted else []))
         return [_picture(request, seed) for seed in request.seeds]
 
     def _commit(self) -> None:
@@ -79,6 +83,12 @@ def _picture(request: GenerationRequest, seed: int) -> Pixels:
     colour = (seed * 2654435761 % 2**32).to_bytes(4, "big")[:3]
     rgb = colour * request.size.pixels
     return Pixels(width=request.width, height=request.height, seed=seed, rgb=rgb)
+
+
+def _preview(request: GenerationRequest) -> bytes:
+    colour = tuple(_picture(request.evolve(width=1, height=1), request.seed).rgb)
+    Image.new("RGB", (8, 8), colour).save(file := io.BytesIO(), "JPEG")
+    return file.getvalue()
 
 
 def commit(fault: Fault) -> None:

@@ -80,6 +80,8 @@ class DynamicModelManager:
         #: The one that is on its way in or out.
         self._moving: dict[str, ModelState] = {}
         self._kills: dict[str, Kills] = {}
+        #: Whether the load under way was given up: its end is nobody's fault.
+        self._abandoned = False
         #: Why the latest load did not succeed.
         self._errors: dict[str, Failed] = {}
 
@@ -198,16 +200,25 @@ class DynamicModelManager:
         self._kills.pop(model, None)
         return await self.ensure(model)
 
+    def abandon_load(self, model: str) -> None:
+        """Kill the worker if it is still loading this model. A thread cannot be killed: there the load goes on."""
+        if self._moving.get(model) is ModelState.LOADING:
+            log.info("load_abandoned", model=model)
+            self._abandoned = True
+            self._executor.abort()
+
     async def _load(self, model: str) -> Failed | None:
+        self._abandoned = False
         self._bus.publish(ModelLoading(model=model))
         with self._on_its_way(model, ModelState.LOADING):
             answer = await self._executor.load(Load.entry(self._catalog, model, self._folders))
         self._heard(answer)
         if isinstance(answer, Failed):
-            if answer.code is not FailureCode.WEIGHTS_MISSING:
+            if answer.code is not FailureCode.WEIGHTS_MISSING and not self._abandoned:
                 self._errors[model] = answer
             self._failed(model, answer)
-            self._blame(model, answer)
+            if not self._abandoned:
+                self._blame(model, answer)
             self._cooled(model, "load_failed")  # if it was warm, it did not survive the attempt
             failure = Failure(code=answer.code, message=answer.message)
             self._bus.publish(ModelFailed(model=model, failure=failure))
@@ -247,7 +258,13 @@ class DynamicModelManager:
         self._bus.publish(ModelLoaded(model=model, seconds=loaded.seconds, device_bytes=loaded.weight_bytes))
 
     async def generate(
-        self, model: str, request: GenerationRequest, pictures: InputPictures, stop: threading.Event, on_step: OnStep
+        self,
+        model: str,
+        request: GenerationRequest,
+        pictures: InputPictures,
+        stop: threading.Event,
+        on_step: OnStep,
+        previews: int = 0,
     ) -> Generated | Stopped | Failed:
         """Run a request on the resident model, which `ensure` has made it."""
         try:
@@ -261,6 +278,7 @@ class DynamicModelManager:
             init_image=pictures.init_image,
             mask_image=pictures.mask_image,
             lora_files=loras,
+            previews=previews,
         )
         answer = await self._executor.generate(command, stop, on_step)
         self._heard(answer)

@@ -49,7 +49,8 @@ class ImageStore:
             write_whole(self._root / name, data)
         except OSError as error:
             raise (StorageFull if error.errno in (ENOSPC, EDQUOT) else StorageFailed) from error
-        return StoredImage(path=name, width=pixels.width, height=pixels.height, seed=pixels.seed)
+        shape = {"width": pixels.width, "height": pixels.height}
+        return StoredImage(path=name, **shape, seed=pixels.seed, bytes=len(data))
 
     def locate(self, folder: str, file: str) -> Path:
         """The path of a stored image. Raises ImageNotFound for whatever this store did not write."""

@@ -1,6 +1,6 @@
 """The journal's tables, as of the newest migration."""
 
-from sqlalchemy import Column, ForeignKey, Index, Integer, LargeBinary, MetaData, String, Table, Text
+from sqlalchemy import Column, Float, ForeignKey, Index, Integer, LargeBinary, MetaData, String, Table, Text
 
 metadata = MetaData()
 
@@ -16,8 +16,14 @@ tasks = Table(
     Column("completed_at", String(32)),
     # The GenerationTask without its sequence, as JSON.
     Column("record", Text, nullable=False),
+    Column("model", String(64), nullable=False, server_default=""),
+    # Of its files.
+    Column("stored_bytes", Integer, nullable=False, server_default="0"),
+    # Empty until the end; on the journal's own clock, which nobody sets.
+    Column("ended_s", Float),
     Index("ix_tasks_status", "status"),
-    Index("ix_tasks_completed_at", "completed_at"),
+    Index("ix_tasks_model", "model"),
+    Index("ix_tasks_ended_s", "ended_s", "stored_bytes"),
     sqlite_autoincrement=True,
 )
 
@@ -28,4 +34,12 @@ inputs = Table(
     Column("task_id", String(36), ForeignKey("tasks.id", ondelete="CASCADE"), primary_key=True),
     Column("image", LargeBinary, nullable=False),
     Column("mask", LargeBinary),
+)
+
+#: One row: how long the service has run, over all its runs, as far as was written down.
+service = Table(
+    "service",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("seconds", Float, nullable=False),
 )

@@ -1,18 +1,28 @@
 """TaskJournal: the records of all tasks, on disk before anyone hears of them."""
 
-from collections.abc import Sequence
-from datetime import datetime
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, Select, delete, func, insert, select, update
 
 from imagegen.core.task import GenerationTask, InputPictures, TaskStatus
 from imagegen.storage.database import Database
-from imagegen.storage.schema import inputs, tasks
+from imagegen.storage.schema import inputs, service, tasks
 
 #: Statements stay well below SQLite's bound on parameters.
 _CHUNK = 500
+
+#: Seconds of service that a crash may lose from the count.
+_COUNT_EVERY_S = 60
+
+
+class TaskFilter(NamedTuple):
+    """Which tasks are asked for; None is any."""
+
+    status: TaskStatus | None = None
+    model: str | None = None
 
 
 class Page(NamedTuple):
@@ -23,19 +33,40 @@ class Page(NamedTuple):
     total: int
     #: Those of them that match the filter.
     filtered: int
+    #: Whether older ones match, too.
+    more: bool = False
+
+
+class Retention(NamedTuple):
+    """How much of what has ended is kept; 0 is without a limit."""
+
+    #: Seconds of service since the end.
+    age_s: float = 0
+    tasks: int = 0
+    #: Bytes of all files.
+    size: int = 0
 
 
 class TaskJournal:
-    """Stores and finds task records. Every method raises StorageFull or StorageFailed when the disk refuses."""
+    """Stores and finds task records. Every method raises StorageFull or StorageFailed when the disk refuses.
 
-    def __init__(self, path: Path) -> None:
+    Age is counted in seconds of service: the time that a journal was open, over all runs, on a clock that nobody sets.
+    """
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self._database = Database(path)
+        self._clock = clock
+        self._opened = clock()
+        #: Seconds of service of earlier runs; touched by the database's thread only, as the next one.
+        self._before: float | None = None
+        self._counted = 0.0
 
     async def insert(self, task: GenerationTask, pictures: InputPictures) -> GenerationTask:
         """Store a new task; it comes back with its sequence number."""
 
         def work(connection: Connection) -> int:
-            result = connection.execute(insert(tasks).values(**_columns(task)))
+            values = _columns(task) | self._end(task, connection)
+            result = connection.execute(insert(tasks).values(**values))
             if pictures.init_image is not None:
                 row = {"task_id": task.id, "image": pictures.init_image, "mask": pictures.mask_image}
                 connection.execute(insert(inputs).values(**row))
@@ -49,7 +80,8 @@ class TaskJournal:
 
         def work(connection: Connection) -> None:
             for task in changed:
-                connection.execute(update(tasks).where(tasks.c.id == task.id).values(**_columns(task)))
+                values = _columns(task) | self._end(task, connection)
+                connection.execute(update(tasks).where(tasks.c.id == task.id).values(**values))
                 if task.status.finished:
                     connection.execute(delete(inputs).where(inputs.c.task_id == task.id))
 
@@ -72,30 +104,30 @@ class TaskJournal:
         query = select(tasks.c.sequence, tasks.c.record).where(tasks.c.status.in_(states)).order_by(tasks.c.sequence)
         return _tasks(await self._database.run(lambda connection: connection.execute(query).all()))
 
-    async def page(self, status: TaskStatus | None, limit: int) -> Page:
-        """The newest tasks, of one status or of all."""
-        query = select(tasks.c.sequence, tasks.c.record).order_by(tasks.c.sequence.desc()).limit(limit)
-        count = matching = select(func.count()).select_from(tasks)
-        if status is not None:
-            query = query.where(tasks.c.status == status)
-            matching = count.where(tasks.c.status == status)
+    async def page(self, wanted: TaskFilter, limit: int, before: int | None = None) -> Page:
+        """The newest tasks that match, or the newest of those that arrived before the one with this sequence."""
+        query, older = _matching(select(tasks.c.sequence, tasks.c.record), wanted), tasks.c.sequence < (before or 0)
+        query = (query.where(older) if before is not None else query).order_by(tasks.c.sequence.desc())
+        count = select(func.count()).select_from(tasks)
 
         def work(connection: Connection) -> tuple[Sequence[Any], int, int]:
-            rows = connection.execute(query).all()
-            return rows, connection.scalar(count) or 0, connection.scalar(matching) or 0
+            rows = connection.execute(query.limit(limit + 1)).all()
+            return rows, connection.scalar(count) or 0, connection.scalar(_matching(count, wanted)) or 0
 
         rows, total, filtered = await self._database.run(work)
-        return Page(_tasks(rows), total, filtered)
+        return Page(_tasks(rows[:limit]), total, filtered, more=len(rows) > limit)
 
-    async def finished_before(self, moment: datetime) -> list[GenerationTask]:
-        """Some of the oldest tasks that ended before `moment`."""
-        query = (
-            select(tasks.c.sequence, tasks.c.record)
-            .where(tasks.c.completed_at < moment.isoformat())
-            .order_by(tasks.c.completed_at)
-            .limit(_CHUNK)
-        )
-        return _tasks(await self._database.run(lambda connection: connection.execute(query).all()))
+    async def surplus(self, kept: Retention) -> list[GenerationTask]:
+        """Some of the ended tasks that are to go, oldest first."""
+
+        def work(connection: Connection) -> Sequence[Any]:
+            now = self._count(connection)
+            for query in _too_many(kept, now, connection):
+                if rows := connection.execute(query.order_by(tasks.c.ended_s, tasks.c.sequence).limit(_CHUNK)).all():
+                    return rows
+            return []
+
+        return _tasks(await self._database.run(work))
 
     async def delete(self, task_ids: Sequence[str]) -> None:
         """Forget at most 500 tasks."""
@@ -109,14 +141,61 @@ class TaskJournal:
     async def close(self) -> None:
         await self._database.close()
 
+    # -- in the database's thread -------------------------------------------------------------------------------------
 
-def _columns(task: GenerationTask) -> dict[str, str | None]:
+    def _end(self, task: GenerationTask, connection: Connection) -> dict[str, float]:
+        return {"ended_s": self._service_s(connection)} if task.status.finished else {}
+
+    def _service_s(self, connection: Connection) -> float:
+        """Seconds of service until now."""
+        if self._before is None:
+            written = connection.scalar(select(func.max(service.c.seconds))) or 0.0
+            latest = connection.scalar(select(func.max(tasks.c.ended_s))) or 0.0
+            self._before = self._counted = max(written, latest)
+        return self._before + self._clock() - self._opened
+
+    def _count(self, connection: Connection) -> float:
+        """Seconds of service until now, written down every minute."""
+        now = self._service_s(connection)
+        if now - self._counted >= _COUNT_EVERY_S:
+            connection.execute(update(service).values(seconds=now))
+            self._counted = now
+        return now
+
+
+def _matching(query: Select[Any], wanted: TaskFilter) -> Select[Any]:
+    if wanted.status is not None:
+        query = query.where(tasks.c.status == wanted.status)
+    return query if wanted.model is None else query.where(tasks.c.model == wanted.model)
+
+
+def _too_many(kept: Retention, now: float, connection: Connection) -> list[Select[Any]]:
+    """For each limit that is exceeded, the tasks beyond it: the newest are kept."""
+    query, ended = select(tasks.c.sequence, tasks.c.record), tasks.c.ended_s.is_not(None)
+    newest_first = (tasks.c.ended_s.desc(), tasks.c.sequence.desc())
+    queries = [query.where(tasks.c.ended_s < now - kept.age_s)] if kept.age_s else []
+    counts = select(func.count(), func.coalesce(func.sum(tasks.c.stored_bytes), 0)).where(ended)
+    number, size = connection.execute(counts).one()
+    if kept.tasks and number > kept.tasks:
+        stay = select(tasks.c.sequence).where(ended).order_by(*newest_first).limit(kept.tasks)
+        queries.append(query.where(ended, tasks.c.sequence.not_in(stay)))
+    if kept.size and size > kept.size:
+        sums = func.sum(tasks.c.stored_bytes).over(order_by=newest_first).label("with_newer")
+        running = select(tasks.c.sequence, tasks.c.stored_bytes, sums).where(ended).subquery()
+        over = select(running.c.sequence).where(running.c.with_newer > kept.size, running.c.stored_bytes > 0)
+        queries.append(query.where(tasks.c.sequence.in_(over)))
+    return queries
+
+
+def _columns(task: GenerationTask) -> dict[str, Any]:
     return {
         "id": task.id,
         "status": task.status.value,
         "created_at": task.created_at.isoformat(),
         "completed_at": task.completed_at.isoformat() if task.completed_at else None,
         "record": task.model_dump_json(exclude={"sequence"}),
+        "model": task.model,
+        "stored_bytes": sum(image.bytes for image in task.images),
     }
 
 

@@ -35,6 +35,8 @@ class TaskDraft(Value):
     strength: float | None = None
     loras: tuple[Lora, ...] = ()
     priority: int = 0
+    deadline_s: float | None = None
+    previews: int = 0
     #: Already checked.
     pictures: InputPictures = InputPictures()
 

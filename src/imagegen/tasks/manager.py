@@ -1,15 +1,13 @@
 """TaskManager: the single writer of task records. Accepts, runs and ends tasks; one at a time is on the GPU."""
 
 import asyncio
+import base64
 import secrets
-import threading
 import time
 import uuid
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from itertools import count
-from math import ceil
 from typing import TypeVar
 
 import structlog
@@ -23,17 +21,19 @@ from imagegen.core.errors import (
     StorageFailed,
     StorageFull,
     TaskFinished,
+    TaskNotFinished,
     TaskNotFound,
-    WeightsHere,
 )
 from imagegen.core.events import (
     EventBus,
     TaskCancelled,
     TaskCompleted,
-    TaskDownloading,
     TaskFailed,
+    TaskLoaded,
     TaskLoading,
+    TaskPreview,
     TaskQueued,
+    TaskSaved,
     TaskStarted,
     TaskStep,
 )
@@ -41,6 +41,7 @@ from imagegen.core.task import (
     MAX_ATTEMPTS,
     MAX_SEED,
     Failure,
+    GenerationRequest,
     GenerationTask,
     InputPictures,
     Pixels,
@@ -48,12 +49,15 @@ from imagegen.core.task import (
     TaskType,
 )
 from imagegen.gpu.protocol import Failed, Generated, Stopped
-from imagegen.hub.puller import ModelPuller, Pull, PullState
+from imagegen.hub.puller import ModelPuller, Pull
 from imagegen.models.manager import DynamicModelManager
 from imagegen.storage.images import ImageStore
-from imagegen.storage.tasks import Page, TaskJournal
+from imagegen.storage.tasks import Page, Retention, TaskFilter, TaskJournal
+from imagegen.tasks.active import Active
 from imagegen.tasks.admission import Limits, TaskDraft, admit
-from imagegen.tasks.queue import ControlTicket, Costs, Current, TaskQueue, TaskTicket
+from imagegen.tasks.outlooks import Outlook, Outlooks, Plan
+from imagegen.tasks.parking import Parking
+from imagegen.tasks.queue import ControlTicket, TaskQueue
 
 log = structlog.get_logger(__name__)
 
@@ -61,26 +65,6 @@ T = TypeVar("T")
 
 #: Finished pictures that may be in encoding while the GPU goes on; more would pile up in memory.
 MAX_SAVING = 2
-
-
-@dataclass(slots=True)
-class _Active:
-    """A task that has not ended: its record, and how to stop it."""
-
-    task: GenerationTask
-    #: Accepted at, on the manager's clock.
-    since: float
-    stop: threading.Event = field(default_factory=threading.Event)
-    #: Whether a stop means "back to the queue" (the service is leaving) and not "cancelled".
-    put_back: bool = False
-    #: Whether the present attempt has got as far as making pictures; only then does it count.
-    began: bool = False
-    #: Whether its model's weights were fetched while it waited; if the loader still misses some, it says so.
-    fetched: bool = False
-
-    def ticket(self) -> TaskTicket:
-        task = self.task
-        return TaskTicket(task.priority, task.sequence, task.id, task.model, self.since)
 
 
 class TaskManager:
@@ -95,6 +79,7 @@ class TaskManager:
         limits: Limits,
         clock: Callable[[], float] = time.monotonic,
         puller: ModelPuller | None = None,
+        cancel_grace_s: float = 5,
     ) -> None:
         """Without a puller nothing is fetched, whatever the catalog says."""
         self._models = models
@@ -103,20 +88,19 @@ class TaskManager:
         self._bus = bus
         self._limits = limits
         self._clock = clock
-        self._puller = puller
-        self._active: dict[str, _Active] = {}
-        self._queue = TaskQueue(self._current, self._costs, clock)
+        self._cancel_grace_s = cancel_grace_s
+        self._active: dict[str, Active] = {}
+        self._outlooks = Outlooks(self._active, lambda: self._running, lambda: self._queue, models, bus, clock)
+        self._queue = TaskQueue(self._outlooks.current, self._outlooks.costs, clock, self._outlooks.fairness)
         self._control_numbers = count()
-        #: Tasks that wait for weights, by model and id; each model has one `_await_weights`.
-        self._parked: dict[str, dict[str, _Active]] = {}
+        self._parking = Parking(models, puller, bus, self._go_on)
         #: Tasks that are being written to the journal and will then be queued.
         self._arriving = 0
-        self._running: _Active | None = None
+        self._running: Active | None = None
         #: Ended tasks whose end the disk has refused so far; it is true all the same.
         self._unrecorded: dict[str, GenerationTask] = {}
         #: Finished pictures on their way to disk.
         self._saving: set[asyncio.Task[None]] = set()
-        self._work_seconds: dict[str, float] = {}
         self._draining = False
         self._stopped = False
 
@@ -124,13 +108,11 @@ class TaskManager:
 
     async def submit(self, draft: TaskDraft) -> GenerationTask:
         """Accept a task: once this returns it is on disk and will run. Raises ImagegenError with the reason why not."""
-        model, request = admit(draft, self._models.catalog, self._limits, _new_seed)
-        self._models.find_loras(request)
-        await self._models.check_fits(model, request.size.pixels)
+        model, request = await self._admit(draft)
         if self._draining:
             raise Draining(retry_after=10)
         if self.queue_size >= self._limits.max_queue:
-            raise QueueFull(retry_after=self._retry_after())
+            raise QueueFull(retry_after=self._outlooks.retry_after())
         if self._models.quarantined(model):
             raise ModelQuarantined
         task = GenerationTask(
@@ -139,39 +121,52 @@ class TaskManager:
             model=model,
             request=request,
             priority=draft.priority,
+            deadline_s=draft.deadline_s,
+            previews=draft.previews,
             created_at=datetime.now(UTC),
         )
         self._arriving += 1
         # Shielded: a caller that goes away must not leave a stored task outside the queue.
         return await asyncio.shield(self._accept(task, draft.pictures))
 
+    async def _admit(self, draft: TaskDraft) -> tuple[str, GenerationRequest]:
+        model, request = admit(draft, self._models.catalog, self._limits, _new_seed)
+        self._models.find_loras(request)
+        await self._models.check_fits(model, request.size.pixels)
+        return model, request
+
     async def _accept(self, task: GenerationTask, pictures: InputPictures) -> GenerationTask:
+        since = self._clock()
         try:
             task = await self._journal.insert(task, pictures)
         finally:
             self._arriving -= 1
         log.info("task_accepted", task_id=task.id, model=task.model, type=task.type, priority=task.priority)
-        self._enqueue(_Active(task, self._clock()))
+        deadline = None if task.deadline_s is None else since + task.deadline_s
+        self._enqueue(Active(task, self._clock(), deadline))
         return task
 
-    def _enqueue(self, active: _Active) -> None:
+    def _enqueue(self, active: Active) -> None:
         ticket = active.ticket()
         self._active[active.task.id] = active
-        position = self._queue.position(ticket)
+        active.told = active.queued_at = self._queue.position(ticket)
         self._queue.put_nowait(ticket)
-        self._bus.publish(TaskQueued(task_id=active.task.id, position=position))
+        self._bus.publish(TaskQueued(task_id=active.task.id, position=active.queued_at))
+        self._outlooks.changed()
 
-    def _retry_after(self) -> int:
-        """Whole seconds in which, at the measured pace, a place gets free."""
-        pace = sum(self._work_seconds.values()) / len(self._work_seconds) if self._work_seconds else 5.0
-        return min(120, max(1, ceil(pace)))
+    async def plan(self, draft: TaskDraft) -> Plan:
+        """What would become of a request. Raises ImagegenError with the reason why nothing ever could."""
+        model, request = await self._admit(draft)
+        if self._models.quarantined(model):
+            raise ModelQuarantined
+        return self._outlooks.plan(model, request, draft.priority)
 
     # -- telling ------------------------------------------------------------------------------------------------------
 
     @property
     def queue_size(self) -> int:
         """Tasks that wait, for the GPU or for weights."""
-        return self._queue.waiting + self._arriving + sum(map(len, self._parked.values()))
+        return self._queue.waiting + self._arriving + len(self._parking)
 
     @property
     def wanted(self) -> set[str]:
@@ -194,25 +189,30 @@ class TaskManager:
             raise TaskNotFound
         return task
 
-    def position(self, task: GenerationTask) -> int | None:
-        """How many tasks are to run before this one; None if it does not wait."""
-        active = self._active.get(task.id)
-        if active is None or active.task.status is not TaskStatus.PENDING:
-            return None
-        return self._queue.position(active.ticket())
+    def outlook(self, task: GenerationTask) -> Outlook | None:
+        """What it can expect; None once it has ended."""
+        return self._outlooks.of(task.id)
 
     def positions(self) -> dict[str, int]:
-        """`position` of every waiting task, by id."""
-        parked = [active.ticket() for waiting in self._parked.values() for active in waiting.values()]
-        return self._queue.positions() | {ticket.task_id: self._queue.position(ticket) for ticket in parked}
+        """How many tasks are to run before each of those that wait, by id."""
+        outlooks = {task_id: self._outlooks.of(task_id) for task_id in self._active}
+        return {
+            task_id: outlook.position
+            for task_id, outlook in outlooks.items()
+            if outlook is not None and outlook.position is not None
+        }
+
+    def tell_position(self, task_id: str) -> None:
+        """To a listener that has just come, if the task has moved since it was queued."""
+        self._outlooks.tell(task_id)
 
     def download(self, task_id: str) -> Pull | None:
         """The download that a waiting task waits for."""
-        return next((self._pull_of(model) for model, waiting in self._parked.items() if task_id in waiting), None)
+        return self._parking.download(task_id)
 
-    async def page(self, status: TaskStatus | None, limit: int) -> Page:
-        """The newest tasks."""
-        return await self._journal.page(status, limit)
+    async def page(self, wanted: TaskFilter, limit: int, before: int | None = None) -> Page:
+        """The newest tasks, or the newest before the one with this sequence."""
+        return await self._journal.page(wanted, limit, before)
 
     async def count(self) -> int:
         """Tasks in the history, ended or not."""
@@ -222,23 +222,64 @@ class TaskManager:
 
     async def cancel(self, task_id: str) -> GenerationTask:
         """End a task: at once if it waits, between two steps if it runs. Raises TaskNotFound, TaskFinished."""
-        if self._queue.remove(task_id) or self._unpark(task_id):
+        if self._take_out(task_id):
             return await self._cancelled(self._active[task_id])
         task = await self.get(task_id)
         if task.status.finished and task.status is not TaskStatus.CANCELLED:
             raise TaskFinished(f"The task has already {task.status}.")
-        if task_id in self._active:
-            self._active[task_id].stop.set()
-        return task
+        active = self._active.get(task_id)
+        if active is None or task.status.finished:
+            return task
+        active.stop.set()
+        return await self._cancel_load(active) if active is self._running and not active.began else task
+
+    async def _cancel_load(self, active: Active) -> GenerationTask:
+        """It ends at once; a load that nobody else wants is given some time to end by itself."""
+        asyncio.get_running_loop().call_later(self._cancel_grace_s, self._abandon_load, active)
+        return await self._cancelled(active)
+
+    def _abandon_load(self, active: Active) -> None:
+        if self._running is active and active.task.model not in self.wanted:
+            self._models.abandon_load(active.task.model)
+
+    def _take_out(self, task_id: str) -> bool:
+        """Out of where it waits; False if it does not."""
+        waited = self._queue.remove(task_id) or self._parking.remove(task_id)
+        self._outlooks.changed()
+        return waited
 
     async def clear(self) -> int:
         """Cancel everything that waits; how many that were."""
-        ids = self._queue.remove_all()
-        for waiting in self._parked.values():
-            ids += waiting
-            waiting.clear()
+        ids = self._queue.remove_all() + self._parking.remove_all()
+        self._outlooks.changed()
         await asyncio.gather(*(self._cancelled(self._active[task_id]) for task_id in ids))
         return len(ids)
+
+    async def fail_late(self) -> int:
+        """End what waits and should have begun by now; how many tasks that were."""
+        late = [active for active in self._active.values() if active.is_late(self._clock())]
+        taken = [active for active in late if self._take_out(active.task.id)]
+        await asyncio.gather(*(self._too_late(active) for active in taken))
+        return len(taken)
+
+    async def _too_late(self, active: Active) -> None:
+        message = f"It could not begin within the {active.task.deadline_s:g} s that it was given."
+        await self._failed(active, FailureCode.DEADLINE_EXCEEDED, message)
+
+    async def delete(self, task_id: str) -> None:
+        """Remove an ended task with its files. Raises TaskNotFound, TaskNotFinished, StorageFailed."""
+        task = await self.get(task_id)
+        if not task.status.finished or task_id in self._active:
+            raise TaskNotFinished
+        await self._remove([task])
+
+    async def _remove(self, ended: list[GenerationTask]) -> None:
+        """Files first: a record without files can be removed again, files without a record by nobody."""
+        await self._images.delete(image for task in ended for image in task.images)
+        await self._journal.delete([task.id for task in ended])
+        for task in ended:
+            self._unrecorded.pop(task.id, None)
+            self._bus.forget(task.id)
 
     # -- running ------------------------------------------------------------------------------------------------------
 
@@ -273,7 +314,7 @@ class TaskManager:
         """Queue again what an earlier run left, with its seed; give up on what has used its attempts."""
         if task.id in self._active:
             return  # it arrived while the journal was being read
-        active = _Active(task.evolve(status=TaskStatus.PENDING), self._clock())
+        active = Active(task.evolve(status=TaskStatus.PENDING), self._clock(), self._deadline_of(task))
         if task.status is TaskStatus.PROCESSING and task.attempt >= MAX_ATTEMPTS:
             self._active[task.id] = active
             await self._failed(active, FailureCode.INTERRUPTED, "The service ended twice while it ran this task.")
@@ -283,14 +324,31 @@ class TaskManager:
                 await self._record(active.task)
             self._enqueue(active)
 
-    async def _take(self, active: _Active, beside: asyncio.TaskGroup) -> None:
+    def _deadline_of(self, task: GenerationTask) -> float | None:
+        """Of one that an earlier run left: the wall clock may have been set, so no more than it was given."""
+        if task.deadline_s is None:
+            return None
+        waited_s = (datetime.now(UTC) - task.created_at).total_seconds()
+        return self._clock() + min(task.deadline_s, max(0.0, task.deadline_s - waited_s))
+
+    async def _take(self, active: Active, beside: asyncio.TaskGroup) -> None:
         """Run a task, or put it aside while its model's weights are fetched: the others go on."""
-        if self._lacks_weights(active):
-            self._park(active, beside)
+        self._outlooks.changed()
+        if active.is_late(self._clock()):
+            await self._too_late(active)
+        elif self._parking.lacks_weights(active):
+            self._parking.park(active, beside)
         else:
             await self._execute(active, beside)
 
-    async def _execute(self, active: _Active, beside: asyncio.TaskGroup) -> None:
+    async def _go_on(self, active: Active, failure: Failure | None) -> None:
+        """Its weights are here, or will not come."""
+        if failure is None:
+            self._enqueue(active)
+        else:
+            await self._failed(active, failure.code, failure.message)
+
+    async def _execute(self, active: Active, beside: asyncio.TaskGroup) -> None:
         """One attempt at one task."""
         self._running = active
         try:
@@ -298,6 +356,8 @@ class TaskManager:
             outcome = await self._generate(active)
         finally:
             self._running = None
+        if active.task.status.finished:
+            return  # cancelled while its model was loaded
         match outcome:
             case Generated():
                 await self._save_beside(active, outcome.images, beside)
@@ -308,94 +368,27 @@ class TaskManager:
             case Failed():
                 await self._attempt_failed(active, outcome)
 
-    # -- waiting for weights ------------------------------------------------------------------------------------------
-
-    def _lacks_weights(self, active: _Active) -> bool:
-        """Whether its model is to be fetched first."""
-        model, catalog, resident = active.task.model, self._models.catalog, self._models.current
-        if self._puller is None or active.fetched or not catalog.settings.auto_download:
-            return False
-        if model not in catalog.models or (resident is not None and resident.model == model):
-            return False
-        return bool(catalog.model(model).hub_files()) and not self._puller.is_here(model)
-
-    def _park(self, active: _Active, beside: asyncio.TaskGroup) -> None:
-        """It stays `pending`, in the journal as well: after a restart it comes here again."""
-        model = active.task.model
-        if model not in self._parked:
-            self._parked[model] = {}
-            beside.create_task(self._await_weights(model))
-        self._parked[model][active.task.id] = active
-        self._tell(active, self._pull_of(model))
-
-    def _pull_of(self, model: str) -> Pull:
-        """The download that its parked tasks wait for; an earlier one, which has ended, is none of theirs."""
-        pull = self._puller.pull(model) if self._puller else None
-        return pull if pull is not None and not pull.ended else Pull(model=model)
-
-    async def _await_weights(self, model: str) -> None:
-        """Have the weights fetched, tell every percent, and let the model's tasks go on when that has ended."""
-        assert self._puller is not None
-        try:
-            self._puller.start(model)
-        except WeightsHere:  # somebody else brought them
-            await self._release(model, Pull(model=model, state=PullState.READY))
-            return
-        except Draining:  # the next start of the service goes on
-            return
-        told = None
-        async for pull in self._puller.follow(model):
-            if pull.ended:
-                await self._release(model, pull)
-                return
-            if pull.percent != told:
-                told = pull.percent
-                for active in self._parked[model].values():
-                    self._tell(active, pull)
-
-    def _tell(self, active: _Active, pull: Pull) -> None:
-        event = TaskDownloading(
-            task_id=active.task.id, model=pull.model, bytes_done=pull.bytes_done, bytes_total=pull.bytes_total
-        )
-        self._bus.publish(event)
-
-    async def _release(self, model: str, pull: Pull) -> None:
-        """Back to their old places; or they end as the download did."""
-        for active in self._parked.pop(model).values():
-            if pull.state is PullState.READY:
-                active.fetched = True
-                self._enqueue(active)
-            else:
-                assert pull.failure is not None
-                await self._failed(active, pull.failure.code, pull.failure.message)
-
-    def _unpark(self, task_id: str) -> bool:
-        """Take a task out that waits for weights; False if it does not."""
-        return any(waiting.pop(task_id, None) is not None for waiting in self._parked.values())
-
     # -- one attempt --------------------------------------------------------------------------------------------------
 
-    async def _start(self, active: _Active) -> None:
+    async def _start(self, active: Active) -> None:
         task = active.task
-        active.began = False
+        active.began, active.steps, active.stage_since = False, (0, 0), self._clock()
         active.task = task.evolve(status=TaskStatus.PROCESSING, started_at=datetime.now(UTC))
         await self._record(active.task)
-        self._bus.publish(TaskStarted(task_id=task.id, attempt=task.attempt + 1))
+        if not active.task.status.finished:
+            self._bus.publish(TaskStarted(task_id=task.id, attempt=task.attempt + 1))
 
-    async def _begin(self, active: _Active) -> None:
+    async def _begin(self, active: Active) -> None:
         """Count the attempt: from here on the task itself may be what brings the worker or the service down."""
-        active.began = True
+        active.began, active.stage_since = True, self._clock()
         active.task = active.task.evolve(attempt=active.task.attempt + 1)
         await self._record(active.task)
 
-    async def _generate(self, active: _Active) -> Generated | Stopped | Failed:
+    async def _generate(self, active: Active) -> Generated | Stopped | Failed:
         task = active.task
-        resident = self._models.current
-        if resident is None or resident.model != task.model:
-            self._bus.publish(TaskLoading(task_id=task.id, model=task.model))
-            failed = await self._models.ensure(task.model)
-            if failed is not None:
-                return failed
+        failed = None if active.stop.is_set() else await self._load_for(task)
+        if failed is not None:
+            return failed
         if active.stop.is_set():
             return Stopped()
         await self._begin(active)
@@ -403,15 +396,31 @@ class TaskManager:
         pictures = await self._journal.pictures(task.id) if image2image else InputPictures()
         began = self._clock()
 
-        def on_step(step: int, total: int) -> None:
+        def on_step(step: int, total: int, *preview: bytes) -> None:
+            active.steps = (step, total)
             self._bus.publish(TaskStep(task_id=task.id, step=step, total=total))
+            for jpeg in preview:
+                image = base64.b64encode(jpeg).decode()
+                self._bus.publish(TaskPreview(task_id=task.id, step=step, total=total, image=image))
 
-        outcome = await self._models.generate(task.model, task.request, pictures, active.stop, on_step)
+        outcome = await self._models.generate(task.model, task.request, pictures, active.stop, on_step, task.previews)
         if isinstance(outcome, Generated):
-            self._work_seconds[task.model] = self._clock() - began
+            self._outlooks.learn(task.model, task.request, self._clock() - began)
         return outcome
 
-    async def _attempt_failed(self, active: _Active, failed: Failed) -> None:
+    async def _load_for(self, task: GenerationTask) -> Failed | None:
+        """Make its model the resident one, and tell so."""
+        resident = self._models.current
+        if resident is not None and resident.model == task.model:
+            return None
+        self._bus.publish(TaskLoading(task_id=task.id, model=task.model))
+        began = self._clock()
+        failed = await self._models.ensure(task.model)
+        if failed is None and task.id in self._active:
+            self._bus.publish(TaskLoaded(task_id=task.id, model=task.model, seconds=self._clock() - began))
+        return failed
+
+    async def _attempt_failed(self, active: Active, failed: Failed) -> None:
         if not active.began:
             await self._begin(active)  # a load that kills the worker must not be tried for ever
         if failed.code is FailureCode.DEVICE_FAULT:
@@ -426,13 +435,13 @@ class TaskManager:
         else:
             await self._failed(active, failed.code, failed.message)
 
-    async def _put_back(self, active: _Active, attempt: int) -> None:
+    async def _put_back(self, active: Active, attempt: int) -> None:
         """Wait again, at its old place."""
         active.task = active.task.evolve(status=TaskStatus.PENDING, attempt=attempt, started_at=None)
         await self._record(active.task)
         self._enqueue(active)
 
-    async def _save_beside(self, active: _Active, images: tuple[Pixels, ...], beside: asyncio.TaskGroup) -> None:
+    async def _save_beside(self, active: Active, images: tuple[Pixels, ...], beside: asyncio.TaskGroup) -> None:
         """Encode and store while the GPU takes the next task."""
         saving = beside.create_task(self._save(active, images))
         self._saving.add(saving)
@@ -440,7 +449,7 @@ class TaskManager:
         while len(self._saving) > MAX_SAVING:
             await asyncio.wait(self._saving, return_when=asyncio.FIRST_COMPLETED)
 
-    async def _save(self, active: _Active, images: tuple[Pixels, ...]) -> None:
+    async def _save(self, active: Active, images: tuple[Pixels, ...]) -> None:
         try:
             stored = await self._images.save(active.task.id, images)
         except StorageFull:
@@ -448,22 +457,23 @@ class TaskManager:
         except StorageFailed:
             await self._failed(active, FailureCode.STORAGE_FAILED, "The disk refused to store the pictures.")
         else:
+            self._bus.publish(TaskSaved(task_id=active.task.id, images=stored))
             await self._end(active, TaskStatus.COMPLETED, images=stored)
             self._bus.publish(TaskCompleted(task_id=active.task.id, images=stored))
 
     # -- ending -------------------------------------------------------------------------------------------------------
 
-    async def _failed(self, active: _Active, code: FailureCode, message: str) -> None:
+    async def _failed(self, active: Active, code: FailureCode, message: str) -> None:
         failure = Failure(code=code, message=message)
         await self._end(active, TaskStatus.FAILED, failure=failure)
         self._bus.publish(TaskFailed(task_id=active.task.id, failure=failure))
 
-    async def _cancelled(self, active: _Active) -> GenerationTask:
+    async def _cancelled(self, active: Active) -> GenerationTask:
         await self._end(active, TaskStatus.CANCELLED)
         self._bus.publish(TaskCancelled(task_id=active.task.id))
         return active.task
 
-    async def _end(self, active: _Active, status: TaskStatus, **changes: object) -> None:
+    async def _end(self, active: Active, status: TaskStatus, **changes: object) -> None:
         active.task = active.task.evolve(status=status, completed_at=datetime.now(UTC), **changes)
         if not await self._record(active.task):
             self._unrecorded[active.task.id] = active.task
@@ -489,14 +499,12 @@ class TaskManager:
         for task in ended:
             del self._unrecorded[task.id]
 
-    async def expire(self, retention_days: float) -> int:
-        """Delete what ended longer ago, files first; how many tasks that were."""
+    async def expire(self, kept: Retention) -> int:
+        """Delete the ended tasks that are more than is to be kept; how many that were."""
         deleted = 0
-        cutoff = datetime.now(UTC) - timedelta(days=retention_days)
-        while expired := await self._journal.finished_before(cutoff):
-            await self._images.delete(image for task in expired for image in task.images)
-            await self._journal.delete([task.id for task in expired])
-            deleted += len(expired)
+        while surplus := await self._journal.surplus(kept):
+            await self._remove(surplus)
+            deleted += len(surplus)
         return deleted
 
     # -- leaving ------------------------------------------------------------------------------------------------------
@@ -516,16 +524,6 @@ class TaskManager:
         if self._running is not None:
             self._running.put_back = True
             self._running.stop.set()
-
-    # -- what ordering is decided by ----------------------------------------------------------------------------------
-
-    def _current(self) -> Current:
-        resident = self._models.current
-        return Current(resident.model, resident.served_s) if resident else Current(None)
-
-    def _costs(self) -> Costs:
-        loads = {model: self._models.switch_seconds(model) for model in self._models.catalog.models}
-        return Costs({model: s for model, s in loads.items() if s is not None}, dict(self._work_seconds))
 
 
 def _new_seed() -> int:

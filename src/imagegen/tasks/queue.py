@@ -2,8 +2,11 @@
 
 import asyncio
 import heapq
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import math
+from collections import deque
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import NamedTuple
 
 
@@ -59,36 +62,82 @@ class Costs:
 PATIENCE_SWAPS = 10
 #: ... and the resident one has had this many swaps' worth of work: below that, fairness costs more than it gives.
 QUANTUM_SWAPS = 8
+#: A model whose oldest task has waited this many times as long as its patience is next, whatever the others claim.
+OVERDUE = 10
 
 
-def choose(ready: Sequence[TaskTicket], current: Current, costs: Costs, now: float) -> TaskTicket:
+class Fairness(NamedTuple):
+    """How much order is given up for fewer swaps, and how far priorities go. docs/scheduling.md says what follows."""
+
+    patience_swaps: float = PATIENCE_SWAPS
+    quantum_swaps: float = QUANTUM_SWAPS
+    #: Seconds of waiting that are worth one step of priority; 0: no waiting is.
+    ageing_s: float = 300
+
+
+USUAL = Fairness()
+
+Lanes = dict[str, deque[TaskTicket]]
+
+
+def choose(
+    ready: Sequence[TaskTicket], current: Current, costs: Costs, now: float, fairness: Fairness = USUAL
+) -> TaskTicket:
     """The task to run next. Pure: no clock, no I/O; the simulator in bench/ runs this very function.
 
-    1. Only the lowest priority number counts.
-    2. Its tasks of the resident model come first, in order of arrival,
+    1. Only the lowest priority number counts, and what has waited long enough for each step that it is above.
+    2. Of these, the resident model's tasks come first, in order of arrival,
     3. unless the resident model has had its quantum and another model's claim is due.
-    4. Otherwise the model with the largest claim is next: the sum of its tasks' waits over the price of serving them.
+    4. Otherwise the model is next whose oldest task is overdue, the oldest of them first;
+    5. or else the one with the largest claim: the sum of its tasks' waits over the price of serving them.
 
     A swap opens a run of that model's work (2), never a single task: in a burst every task is old, and an age bound
     for single tasks swaps at each one.
     """
+    waiting = lanes(foremost(ready, now, fairness))
+    return waiting[next_model(waiting, current, costs, now, fairness)][0]
+
+
+def foremost(ready: Sequence[TaskTicket], now: float, fairness: Fairness) -> list[TaskTicket]:
+    """Rule 1."""
     best = min(ticket.priority for ticket in ready)
-    by_model: dict[str, list[TaskTicket]] = {}
-    for ticket in sorted(t for t in ready if t.priority == best):
-        by_model.setdefault(ticket.model, []).append(ticket)
-    own = by_model.pop(current.model, []) if current.model else []
-    if own and not _is_due(by_model, current, costs, now):
-        return own[0]
-    model = max(by_model, key=lambda m: _claim(by_model[m], costs.swap(m), costs.work(m), now))
-    return by_model[model][0]
+    step_s = fairness.ageing_s or math.inf
+    return [t for t in ready if t.priority == best or now - t.since >= (t.priority - best) * step_s]
 
 
-def _is_due(others: Mapping[str, list[TaskTicket]], current: Current, costs: Costs, now: float) -> bool:
+def lanes(tickets: Iterable[TaskTicket]) -> Lanes:
+    """By model, in order of arrival."""
+    by_model: Lanes = {}
+    for ticket in sorted(tickets, key=_arrival):
+        by_model.setdefault(ticket.model, deque()).append(ticket)
+    return by_model
+
+
+_arrival = attrgetter("sequence")
+
+
+def next_model(waiting: Lanes, current: Current, costs: Costs, now: float, fairness: Fairness) -> str:
+    """Rules 2 to 5."""
+    if current.model in waiting and not _is_due(waiting, current, costs, now, fairness):
+        return current.model
+    others = [model for model in waiting if model != current.model]
+    overdue = [m for m in others if _waited(waiting[m], now) >= OVERDUE * fairness.patience_swaps * costs.swap(m)]
+    if overdue:
+        return min(overdue, key=lambda model: waiting[model][0].sequence)
+    return max(others, key=lambda model: _claim(waiting[model], costs.swap(model), costs.work(model), now))
+
+
+def _is_due(waiting: Lanes, current: Current, costs: Costs, now: float, fairness: Fairness) -> bool:
     return any(
-        now - tickets[0].since >= PATIENCE_SWAPS * costs.swap(model)
-        and current.served_s >= QUANTUM_SWAPS * costs.swap(model)
-        for model, tickets in others.items()
+        model != current.model
+        and current.served_s >= fairness.quantum_swaps * costs.swap(model)
+        and _waited(tickets, now) >= fairness.patience_swaps * costs.swap(model)
+        for model, tickets in waiting.items()
     )
+
+
+def _waited(tickets: Sequence[TaskTicket], now: float) -> float:
+    return now - tickets[0].since
 
 
 def _claim(tickets: Sequence[TaskTicket], swap_s: float, work_s: float, now: float) -> float:
@@ -99,8 +148,15 @@ def _claim(tickets: Sequence[TaskTicket], swap_s: float, work_s: float, now: flo
 class TaskQueue(asyncio.PriorityQueue[Ticket]):
     """Control tickets first, then what `choose` says. Bounded by its owner, so that control always gets in."""
 
-    def __init__(self, current: Callable[[], Current], costs: Callable[[], Costs], clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        current: Callable[[], Current],
+        costs: Callable[[], Costs],
+        clock: Callable[[], float],
+        fairness: Callable[[], Fairness] = Fairness,
+    ) -> None:
         super().__init__()
+        self._fairness = fairness
         self._current = current
         self._costs = costs
         self._clock = clock
@@ -118,7 +174,8 @@ class TaskQueue(asyncio.PriorityQueue[Ticket]):
     def _get(self) -> Ticket:
         if self._control:
             return heapq.heappop(self._control)
-        ticket = choose(list(self._tasks.values()), self._current(), self._costs(), self._clock())
+        ready = list(self._tasks.values())
+        ticket = choose(ready, self._current(), self._costs(), self._clock(), self._fairness())
         return self._tasks.pop(ticket.task_id)
 
     def qsize(self) -> int:
@@ -132,13 +189,15 @@ class TaskQueue(asyncio.PriorityQueue[Ticket]):
         """Tasks in the queue."""
         return len(self._tasks)
 
+    @property
+    def tickets(self) -> Collection[TaskTicket]:
+        """Tasks in the queue, in no order."""
+        return self._tasks.values()
+
     def position(self, ticket: TaskTicket) -> int:
         """How many tasks stand before it by priority and arrival; affinity may change that."""
-        return sum(other < ticket for other in self._tasks.values())
-
-    def positions(self) -> dict[str, int]:
-        """`position` of every waiting task, by id."""
-        return {ticket.task_id: place for place, ticket in enumerate(sorted(self._tasks.values()))}
+        first, place = ticket.priority, ticket.sequence
+        return sum(t.priority < first or (t.priority == first and t.sequence < place) for t in self._tasks.values())
 
     def remove(self, task_id: str) -> bool:
         """Take a waiting task out; False if it is not waiting."""

@@ -1,0 +1,46 @@
+"""Server-sent events: frames that all listeners share, and streams that stay open through silence."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from types import MappingProxyType
+
+from starlette.responses import StreamingResponse
+
+from imagegen.api.views import event_view
+from imagegen.core.events import Event, Published, Subscription
+
+#: Seconds of silence after which a comment is sent: proxies take a silent connection for a dead one.
+KEEP_ALIVE_S = 15
+KEEP_ALIVE = b": keep-alive\n\n"
+
+_HEADERS: Mapping[str, str] = MappingProxyType({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+
+
+class EventStream(StreamingResponse):
+    """A stream of frames that ends when its source does."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, frames: AsyncIterator[bytes]) -> None:
+        super().__init__(frames, headers=_HEADERS)
+
+
+def frame(event_id: int, event: Event) -> bytes:
+    """One event as it is sent."""
+    data = json.dumps(event_view(event), ensure_ascii=False, separators=(",", ":"))
+    return f"event: {event.name}\ndata: {data}\nid: {event_id}\n\n".encode()
+
+
+async def events_of(subscription: Subscription, keep_alive_s: float = KEEP_ALIVE_S) -> AsyncIterator[Published | None]:
+    """What a listener is sent; None in silence."""
+    while True:
+        try:
+            async with asyncio.timeout(keep_alive_s):
+                published = await subscription.next()
+        except TimeoutError:
+            yield None
+            continue
+        if published is None:
+            return
+        yield published

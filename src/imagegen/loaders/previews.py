@@ -1,0 +1,119 @@
+"""Previews: what a picture will be like, from the latents of a run that is under way."""
+
+import io
+from math import sqrt
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from imagegen.core.sizes import Size
+
+#: Pixels of a preview's longer side, at most: a VAE's cost grows with the area.
+LONGEST_SIDE = 256
+#: Bytes of one, at most; of a quarter of that, a photograph of this size is a good one.
+MAX_BYTES = 32_768
+QUALITIES = (80, 60, 40, 20)
+
+#: Schedulers that only ever go straight on: no step adds noise. In the latents of the first two, the noise is added to
+#: the picture; in those of the others both are scaled, so that together they keep their variance.
+ADDING = ("FlowMatchEulerDiscreteScheduler", "EulerDiscreteScheduler")
+SCALING = ("DDIMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler")
+
+
+def wanted_steps(previews: int, steps: int) -> frozenset[int]:
+    """After which of so many steps to look: evenly spread, never after the first one or the last."""
+    return frozenset(max(2, round(steps * k / (previews + 1))) for k in range(1, previews + 1)) & frozenset(
+        range(steps)
+    )
+
+
+class Lookout:
+    """Watches the latents of one picture. Touches neither them nor any random number: the pixels stay the same.
+
+    A sampler goes from noise towards what the model takes the clean picture to be. The line through its last two
+    latents, followed to where no noise is left, is that estimate: exact for an Euler step, close for the others.
+    """
+
+    def __init__(self, previews: int, size: Size) -> None:
+        self._previews = previews
+        self._size = size
+        #: Latents after the step before a wanted one, and their noise.
+        self._before: tuple[Any, float] | None = None
+
+    def look(self, pipeline: Any, step: int, steps: int, latents: Any) -> bytes | None:
+        """After step `step` of `steps`: a JPEG, if it is the time for one and the pipeline is of a kind that can."""
+        wanted = wanted_steps(self._previews, steps)
+        if not wanted & {step, step + 1} or not can_preview(pipeline):
+            return None
+        before, now = self._before, _without_scale(pipeline.scheduler, step - steps, latents)
+        self._before = now
+        if step not in wanted or before is None or before[1] <= now[1]:
+            return None
+        clean = now[0] + (now[0] - before[0]) * (now[1] / (before[1] - now[1]))
+        return encode(_decode(pipeline, clean.to(latents.dtype), self._size))
+
+
+def can_preview(pipeline: Any) -> bool:
+    """Whether its sampler and its VAE are of the kinds that are understood, and looking moves no weights about."""
+    vae, scheduler = getattr(pipeline, "vae", None), pipeline.scheduler
+    if vae is None or type(vae).__name__ != "AutoencoderKL" or type(scheduler).__name__ not in ADDING + SCALING:
+        return False
+    overflows = vae.config.force_upcast and str(vae.dtype) == "torch.float16"
+    offloaded = any(hasattr(module, "_hf_hook") for module in (vae, vae.decoder)) or _group_offloaded(vae)
+    return not overflows and not offloaded and not getattr(scheduler.config, "stochastic_sampling", False)
+
+
+def _group_offloaded(vae: Any) -> bool:
+    registry = getattr(vae, "_diffusers_hook", None)
+    return registry is not None and registry.get_hook("group_offloading") is not None
+
+
+def _without_scale(scheduler: Any, left: int, latents: Any) -> tuple[Any, float]:
+    """The latents, scaled so that they are linear in the noise, and how much noise is in them.
+
+    `left` is negative: so many steps before the end. Image-to-image begins further down, but ends where all end.
+    """
+    import torch
+
+    latents = latents.detach().to(torch.float32)
+    if type(scheduler).__name__ in ADDING or getattr(scheduler.config, "use_flow_sigmas", False):
+        return latents, float(scheduler.sigmas[left - 1])
+    alpha = _alpha(scheduler, left)
+    return latents / sqrt(alpha), sqrt((1 - alpha) / alpha)
+
+
+def _alpha(scheduler: Any, left: int) -> float:
+    """How much of the variance is picture."""
+    if hasattr(scheduler, "sigmas"):
+        return 1 / (float(scheduler.sigmas[left - 1]) ** 2 + 1)
+    return float(scheduler.alphas_cumprod[int(scheduler.timesteps[left])])
+
+
+def _decode(pipeline: Any, latents: Any, size: Size) -> Any:
+    """Rows of RGB bytes. Large latents are made smaller first: the VAE is what costs."""
+    import torch
+
+    vae = pipeline.vae
+    scale = 2 ** (len(vae.config.block_out_channels) - 1)
+    if latents.ndim == 3:
+        latents = pipeline._unpack_latents(latents, size.height, size.width, scale)
+    factor = min(1.0, LONGEST_SIDE / (max(latents.shape[-2:]) * scale))
+    if factor < 1:
+        height, width = (max(1, round(side * factor)) for side in latents.shape[-2:])
+        latents = torch.nn.functional.adaptive_avg_pool2d(latents.to(torch.float32), (height, width))
+    shift = getattr(vae.config, "shift_factor", None) or 0
+    picture = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor + shift, return_dict=False)[0][0]
+    rows = (picture.to(torch.float32) * 127.5 + 127.5).nan_to_num().clamp(0, 255)
+    return rows.round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+
+
+def encode(rgb: "np.ndarray[Any, Any]") -> bytes | None:
+    """A JPEG of at most MAX_BYTES, the best that fits."""
+    image = Image.fromarray(rgb)
+    image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    for quality in QUALITIES:
+        image.save(file := io.BytesIO(), "JPEG", quality=quality)
+        if len(file.getvalue()) <= MAX_BYTES:
+            return file.getvalue()
+    return None

@@ -1,0 +1,40 @@
+"""Active: a task that has not ended, as TaskManager and Parking know it."""
+
+import threading
+from dataclasses import dataclass, field
+
+from imagegen.core.task import GenerationTask
+from imagegen.tasks.queue import TaskTicket
+
+
+@dataclass(slots=True)
+class Active:
+    """A task that has not ended: its record, how far it is, and how to stop it. Times are on the manager's clock."""
+
+    task: GenerationTask
+    #: Accepted at.
+    since: float
+    #: Must have begun by then.
+    deadline: float | None = None
+    stop: threading.Event = field(default_factory=threading.Event)
+    #: Whether a stop means "back to the queue" (the service is leaving) and not "cancelled".
+    put_back: bool = False
+    #: Whether the present attempt has got as far as making pictures; only then does it count.
+    began: bool = False
+    #: Since when it is at its present stage: loading, or making pictures.
+    stage_since: float = 0
+    #: Steps done and steps in all, of the present attempt.
+    steps: tuple[int, int] = (0, 0)
+    #: Whether its model's weights were fetched while it waited; if the loader still misses some, it says so.
+    fetched: bool = False
+    #: The position that it had when it was queued, and the one that its listeners were told last.
+    queued_at: int = 0
+    told: int = 0
+
+    def ticket(self) -> TaskTicket:
+        task = self.task
+        return TaskTicket(task.priority, task.sequence, task.id, task.model, self.since)
+
+    def is_late(self, now: float) -> bool:
+        """Whether it is too late for it to begin; what has begun once is past that."""
+        return self.deadline is not None and now >= self.deadline and self.task.attempt == 0

@@ -1,0 +1,199 @@
+"""Outlooks: what tasks that have not ended can expect, and telling it to those who listen."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from math import ceil
+from typing import NamedTuple
+
+from imagegen.core.events import EventBus, TaskMoved
+from imagegen.core.task import GenerationRequest, TaskStatus
+from imagegen.models.manager import DynamicModelManager
+from imagegen.models.residency import victims_for
+from imagegen.tasks.active import Active
+from imagegen.tasks.estimates import Forecast, Known, Paces, forecast, remaining_s
+from imagegen.tasks.queue import Costs, Current, Fairness, TaskQueue, TaskTicket
+
+#: A forecast of the queue is made anew when it is older, in seconds, or the queue has changed.
+FORECAST_LASTS_S = 1
+
+#: Seconds between two looks at whose position has changed: a start moves everyone.
+POSITIONS_EVERY_S = 0.25
+
+#: What a caller is told at most, in seconds, when the queue is full.
+MAX_RETRY_AFTER_S = 120
+
+
+class Outlook(NamedTuple):
+    """What a task that has not ended can expect. A time is None while what it depends on was not measured yet."""
+
+    #: Tasks that are to run before it; None: it runs.
+    position: int | None
+    start_at: datetime | None = None
+    finish_at: datetime | None = None
+
+
+class Plan(NamedTuple):
+    """What would become of a request."""
+
+    model: str
+    request: GenerationRequest
+    #: Who would have to leave the device for it.
+    evicts: list[str]
+    #: What bringing its model there would take; 0: it is there; None: not measured yet.
+    load_s: float | None
+    outlook: Outlook
+
+
+class Outlooks:
+    """Owns what was measured of finished tasks. All else it reads: it belongs to TaskManager."""
+
+    def __init__(
+        self,
+        active: Mapping[str, Active],
+        running: Callable[[], Active | None],
+        queue: Callable[[], TaskQueue],
+        models: DynamicModelManager,
+        bus: EventBus,
+        clock: Callable[[], float],
+    ) -> None:
+        """`active` are all tasks that have not ended; most of them are in the queue."""
+        self._active = active
+        self._running = running
+        self._queue = queue
+        self._models = models
+        self._bus = bus
+        self._clock = clock
+        self._paces = Paces()
+        #: When it was made, and by task.
+        self._forecast: tuple[float, dict[str, Forecast]] | None = None
+        #: The look at positions that is due.
+        self._look: asyncio.TimerHandle | None = None
+
+    def learn(self, model: str, request: GenerationRequest, seconds: float) -> None:
+        """A task took so long."""
+        self._paces.learn(model, request, seconds)
+
+    # -- what ordering is decided by ----------------------------------------------------------------------------------
+
+    def current(self) -> Current:
+        resident = self._models.current
+        return Current(resident.model, resident.served_s) if resident else Current(None)
+
+    def costs(self) -> Costs:
+        loads = {model: self._models.switch_seconds(model) for model in self._models.catalog.models}
+        return Costs({model: s for model, s in loads.items() if s is not None}, dict(self._paces.work_s))
+
+    def fairness(self) -> Fairness:
+        settings = self._models.catalog.settings
+        return Fairness(settings.patience_swaps, settings.quantum_swaps, settings.ageing_minutes * 60)
+
+    # -- what follows from it -----------------------------------------------------------------------------------------
+
+    def of(self, task_id: str) -> Outlook | None:
+        """None for a task that has ended."""
+        active = self._active.get(task_id)
+        if active is None or active.task.status.finished:
+            return None
+        if active.task.status is TaskStatus.PROCESSING:
+            busy_s = self._busy_s() if active is self._running() else 0  # only its files are left to be written
+            return Outlook(None, active.task.started_at, _after(busy_s))
+        if (told := self._forecasts().get(task_id)) is not None:
+            return _outlook(told)
+        return Outlook(self._queue().position(active.ticket()))
+
+    def plan(self, model: str, request: GenerationRequest, priority: int) -> Plan:
+        """Of a request that nobody made."""
+        resident = self._models.current
+        here = resident is not None and resident.model == model
+        return Plan(
+            model=model,
+            request=request,
+            evicts=victims_for(model, [resident] if resident else []),
+            load_s=0 if here else self._models.switch_seconds(model),
+            outlook=_outlook(self._forecast_with(model, request, priority)),
+        )
+
+    def retry_after(self) -> int:
+        """Whole seconds in which, at the measured pace, a tenth of the queue is done: many come back."""
+        last = max((each.finish_s for each in self._forecasts().values()), default=0)
+        return min(MAX_RETRY_AFTER_S, max(1, ceil(last / 10)))
+
+    def _busy_s(self) -> float | None:
+        """Seconds until the running task ends; None: nobody knows."""
+        active = self._running()
+        if active is None:
+            return 0
+        task, spent_s = active.task, self._clock() - active.stage_since
+        expected_s = self._paces.expect(task.model, task.request)
+        if active.began:
+            return remaining_s(expected_s, active.steps, spent_s)
+        load_s = self._models.switch_seconds(task.model)
+        return None if load_s is None or expected_s is None else max(0.0, load_s - spent_s) + expected_s
+
+    def _known(self) -> Known:
+        running, current = self._running(), self.current()
+        if running is not None and running.task.model != current.model:
+            current = Current(running.task.model)
+
+        def work_s(ticket: TaskTicket) -> float | None:
+            return self._paces.expect(ticket.model, self._active[ticket.task_id].task.request)
+
+        return Known(current, self.costs(), self._clock(), self.fairness(), self._busy_s(), work_s)
+
+    def _forecasts(self) -> dict[str, Forecast]:
+        now = self._clock()
+        if self._forecast is None or now - self._forecast[0] > FORECAST_LASTS_S:
+            self._forecast = (now, forecast(self._queue().tickets, self._known()))
+        return self._forecast[1]
+
+    def _forecast_with(self, model: str, request: GenerationRequest, priority: int) -> Forecast:
+        known, own_s = self._known(), self._paces.expect(model, request)
+        last = max((ticket.sequence for ticket in self._queue().tickets), default=0) + 1
+        ticket = TaskTicket(priority, last, "", model, known.now)
+
+        def work_s(other: TaskTicket) -> float | None:
+            return own_s if other is ticket else known.work_s(other)
+
+        return forecast([*self._queue().tickets, ticket], known._replace(work_s=work_s))[""]
+
+    # -- whose position has changed -----------------------------------------------------------------------------------
+
+    def changed(self) -> None:
+        """Who waits, or what runs, is not what it was."""
+        self._forecast = None
+        if self._look is None and self._bus.followed:
+            self._look = asyncio.get_running_loop().call_later(POSITIONS_EVERY_S, self._tell_moved)
+
+    def _tell_moved(self) -> None:
+        """Only to who listens: a start moves every task that waits."""
+        self._look = None
+        told = self._forecasts()
+        for task_id in self._bus.followed:
+            if task_id in told and told[task_id].position != self._active[task_id].told:
+                self._active[task_id].told = told[task_id].position
+                self._bus.publish(_moved(task_id, _outlook(told[task_id])))
+
+    def tell(self, task_id: str) -> None:
+        """To a listener that has just come, if the task has moved since it was queued."""
+        active, told = self._active.get(task_id), self._forecasts().get(task_id)
+        if active is not None and told is not None and told.position != active.queued_at:
+            self._bus.publish(_moved(task_id, _outlook(told)))
+
+
+def _outlook(told: Forecast) -> Outlook:
+    start_s, finish_s = (told.start_s, told.finish_s) if told.measured else (None, None)
+    return Outlook(told.position, _after(start_s), _after(finish_s))
+
+
+def _after(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.now(UTC) + timedelta(seconds=seconds)
+
+
+def _moved(task_id: str, outlook: Outlook) -> TaskMoved:
+    return TaskMoved(
+        task_id=task_id,
+        position=outlook.position or 0,
+        estimated_start_at=outlook.start_at,
+        estimated_finish_at=outlook.finish_at,
+    )
