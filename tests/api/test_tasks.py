@@ -1,9 +1,17 @@
 """Order, listing, following, cancelling."""
 
 import asyncio
+import base64
+import io
 import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
+import pytest
+from PIL import Image
+
+from imagegen.gpu.protocol import DeviceMemory
 from tests.api.conftest import Client, Start
 
 SLOW = {"fake": {"step_seconds": 0.02}}
@@ -18,6 +26,10 @@ def events(text: str) -> list[tuple[int, str, dict[str, Any]]]:
         if fields:
             parsed.append((int(fields["id"]), fields["event"], json.loads(fields["data"])))
     return parsed
+
+
+def pictures(folder: Path) -> list[Path]:
+    return list(folder.rglob("*.png"))
 
 
 async def test_lower_priority_numbers_run_first_and_equals_in_order_of_arrival(start: Start) -> None:
@@ -55,6 +67,172 @@ async def test_an_unknown_task_is_404_everywhere(client: Client) -> None:
     for method, path in (("GET", "/task/x"), ("GET", "/task/x/events"), ("POST", "/task/x/cancel")):
         answer = await client.request(method, path)
         assert (answer.status_code, answer.json()["code"]) == (404, "task_not_found")
+
+
+async def test_pages_are_linked_and_filtered_by_model(start: Start) -> None:
+    async with start(models={"a": {}, "b": {}}) as client:
+        ids = [await client.submit(model="ab"[i % 2]) for i in range(7)]
+        answer = await client.get("/tasks", params={"model": "a", "limit": 3})
+        assert (answer.json()["total"], answer.json()["filtered"]) == (7, 4)
+        found = [task["task_id"] for task in answer.json()["tasks"]]
+        url, relation = answer.headers["link"].split("; ")
+        assert relation == 'rel="next"'
+        answer = await client.get(url.strip("<>"))
+        found += [task["task_id"] for task in answer.json()["tasks"]]
+        assert found == [ids[6], ids[4], ids[2], ids[0]]
+        assert "link" not in answer.headers
+        for wrong in ({"cursor": "x"}, {"cursor": -1}, {"model": "../a"}):
+            assert (await client.get("/tasks", params=wrong)).json()["code"] == "invalid_request"
+
+
+async def test_a_deleted_task_is_gone_with_its_files(start: Start, tmp_path: Path) -> None:
+    async with start(models=VERY_SLOW) as client:
+        done, running = await client.submit(steps=1, batch_size=2), await client.submit()
+        await client.until(done)
+        await client.until(running, "processing")
+        assert len(pictures(tmp_path)) == 2
+        answer = await client.delete(f"/task/{running}")
+        assert (answer.status_code, answer.json()["code"]) == (409, "task_not_finished")
+        assert (await client.delete(f"/task/{done}")).status_code == 204
+        assert pictures(tmp_path) == []
+        for path in ("", "/events"):
+            assert (await client.get(f"/task/{done}{path}")).status_code == 404
+        assert (await client.delete(f"/task/{done}")).json()["code"] == "task_not_found"
+        assert (await client.get("/tasks")).json()["total"] == 1
+
+
+async def test_an_ended_task_says_until_when_it_is_kept(start: Start) -> None:
+    async with start(retention_days=2) as client:
+        task_id = await client.submit()
+        task = await client.until(task_id)
+        kept = datetime.fromisoformat(task["expires_at"]) - datetime.fromisoformat(task["completed_at"])
+        assert kept == timedelta(days=2)
+    async with start(retention_days=0) as client:
+        assert "expires_at" not in await client.task(task_id)
+
+
+async def test_of_many_results_the_newest_are_kept(start: Start, tmp_path: Path) -> None:
+    async with start(retention_tasks=2, housekeeping_s=0.02) as client:
+        ids = [await client.submit() for _ in range(4)]
+        for task_id in ids[2:]:
+            await client.until(task_id)
+        while (await client.get("/tasks")).json()["total"] > 2:
+            await asyncio.sleep(0.01)
+        assert [task["task_id"] for task in (await client.get("/tasks")).json()["tasks"]] == [ids[3], ids[2]]
+        assert len(pictures(tmp_path)) == 2
+
+
+async def test_a_task_that_cannot_begin_in_time_fails_with_a_code_of_its_own(start: Start) -> None:
+    async with start(models=VERY_SLOW, housekeeping_s=0.02) as client:
+        running = await client.submit()
+        await client.until(running, "processing")
+        late, patient = await client.submit(deadline_s=0.05), await client.submit(deadline_s=1000)
+        failed = await client.until(late)
+        assert (failed["status"], failed["error_code"]) == ("failed", "deadline_exceeded")
+        assert (failed["attempt"], failed["deadline_s"]) == (0, 0.05)
+        assert (await client.task(patient))["status"] == "pending"
+
+
+async def test_what_has_begun_in_time_may_go_on(start: Start) -> None:
+    async with start(models=SLOW, housekeeping_s=0.01) as client:
+        await client.until(await client.submit())
+        task = await client.until(await client.submit(deadline_s=0.5, steps=50))
+        assert (task["status"], "estimated_finish_at" in task) == ("completed", False)
+
+
+async def test_what_waits_knows_its_times_once_they_were_measured(start: Start) -> None:
+    async with start(models=SLOW) as client:
+        running, unknown = await client.submit(steps=20), await client.submit()
+        await client.until(running, "processing")
+        waiting = await client.task(unknown)
+        assert (waiting["position"], waiting["estimated_start_at"]) == (0, None)
+        await client.until(unknown)
+        running = await client.submit(steps=200)
+        waits = [await client.submit(steps=50, width=128, height=64), await client.submit(steps=100)]
+        await client.until(running, "processing")
+        first, second = [await client.task(task_id) for task_id in waits]
+        assert [first["position"], second["position"]] == [0, 1]
+        times = [first["estimated_start_at"], first["estimated_finish_at"], second["estimated_finish_at"]]
+        now, start_at, finish_at, last_at = [datetime.now(UTC), *map(datetime.fromisoformat, times)]
+        assert now < start_at < finish_at < last_at
+        # Twice the pixels, half the steps: as long as the next one.
+        assert (last_at - finish_at) / (finish_at - start_at) == pytest.approx(1, rel=0.01)
+        running_now = await client.task(running)
+        assert abs(datetime.fromisoformat(running_now["estimated_finish_at"]) - start_at) < timedelta(seconds=3)
+
+
+async def test_a_plan_says_what_would_happen_and_accepts_nothing(start: Start) -> None:
+    models = {"a": {"step_seconds": 0.02}, "b": {"load_seconds": 0.1}, "large": {"memory_mb": 65_536}}
+    async with start(models=models) as client:
+        await client.until(await client.submit(model="b"))
+        await client.until(await client.submit(model="a"))
+        running = await client.submit(model="a", steps=100)
+        await client.until(running, "processing")
+        await client.submit(model="a")
+        plan = (await client.post("/plan", json={"prompt": "x", "model": "b", "width": 96, "height": 64})).json()
+        assert (plan["fits"], plan["model"], plan["width"], plan["steps"]) == (True, "b", 96, 4)
+        assert (plan["evicts"], plan["position"]) == (["a"], 1)
+        assert plan["load_seconds"] >= 0.1
+        assert plan["estimated_start_at"] < plan["estimated_finish_at"]
+        for priority, place in ((-1, 0), (1, 1)):
+            body = {"prompt": "x", "model": "a", "priority": priority}
+            plan = (await client.post("/plan", json=body)).json()
+            assert (plan["evicts"], plan["load_seconds"], plan["position"]) == ([], 0, place)
+        assert (await client.get("/tasks")).json()["total"] == 4
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        ({"model": "nope"}, 404, "model_not_found"),
+        ({"model": "words", "task_type": "image2image"}, 422, "unsupported_capability"),
+        ({"width": 4096, "height": 4096}, 422, "size_too_large"),
+        ({"model": "large"}, 422, "does_not_fit"),
+        ({"stepz": 1}, 422, "invalid_request"),
+    ],
+)
+async def test_a_plan_of_what_never_could_run_says_why(
+    start: Start, body: dict[str, Any], status: int, code: str
+) -> None:
+    models = {"fake": {}, "words": {"supports_img2img": False}, "large": {"memory_mb": 65_536}}
+    async with start(models=models) as client:
+        service = client.app.state.services.models
+        service._memory = DeviceMemory(capacity=2**30)
+        answer = await client.post("/plan", json={"prompt": "x"} | body)
+        assert (answer.status_code, answer.json()["code"]) == (status, code)
+
+
+async def test_a_waiting_task_hears_when_others_go(start: Start) -> None:
+    async with start(models=VERY_SLOW) as client:
+        running = await client.submit()
+        await client.until(running, "processing")
+        ids = [await client.submit(steps=1) for _ in range(3)]
+        stream = asyncio.create_task(client.get(f"/task/{ids[2]}/events"))
+        while not client.app.state.services.bus.followed:
+            await asyncio.sleep(0.01)
+        await client.post(f"/task/{ids[0]}/cancel")
+        heard = asyncio.create_task(client.get(f"/task/{ids[2]}/events"))
+        await asyncio.sleep(0.5)
+        await client.post(f"/task/{running}/cancel")
+        told = events((await stream).text)
+        assert [(name, data["position"]) for _, name, data in told[:2]] == [("queued", 2), ("position", 1)]
+        assert "estimated_start_at" in told[1][2]
+        late = events((await heard).text)
+        assert [(name, data["position"]) for _, name, data in late[:2]] == [("queued", 2), ("position", 1)]
+        for answer in (told, late):
+            assert [event_id for event_id, _, _ in answer] == sorted({event_id for event_id, _, _ in answer})
+
+
+async def test_previews_are_sent_when_asked_for(start: Start) -> None:
+    async with start(models=SLOW) as client:
+        task_id = await client.submit(steps=8, previews=3, batch_size=2)
+        told = events((await client.get(f"/task/{task_id}/events")).text)
+        previews = [data for _, name, data in told if name == "preview"]
+        assert [(data["step"], data["total"]) for data in previews] == [(k, 16) for k in (2, 4, 6, 10, 12, 14)]
+        for data in previews:
+            assert data["media_type"] == "image/jpeg"
+            with Image.open(io.BytesIO(base64.b64decode(data["image"]))) as picture:
+                assert picture.format == "JPEG"
 
 
 async def test_a_failed_task_says_why_and_the_next_one_runs(start: Start) -> None:

@@ -3,7 +3,9 @@
 import io
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -247,6 +249,63 @@ def test_a_stopped_picture_does_not_colour_the_next_one(engine: Engine, shipped:
     )
     assert isinstance(stopped, Stopped)
     assert run(engine, "tiny", request_for()) == before or _same_images(run(engine, "tiny", request_for()), before)
+
+
+def test_image_to_image_stops_within_a_step_and_the_next_picture_is_that_of_a_fresh_engine(
+    engine: Engine, shipped: Catalog
+) -> None:
+    loaded(engine, shipped, "tiny")
+    stop, steps = threading.Event(), list[int]()
+
+    def on_step(step: int, total: int) -> None:
+        steps.append(step)
+        if step == 2:
+            stop.set()
+
+    request = request_for("a star", steps=100, strength=0.8)
+    assert isinstance(engine.generate(from_blue(request), stop, on_step), Stopped)
+    assert len(steps) <= 4  # the one under way, and one more while the word crosses the pipe
+    after = engine.generate(from_blue(request_for(strength=0.8)), threading.Event(), lambda s, t: None)
+    fresh = loaded(LocalEngine(CPU), shipped, "tiny")
+    alone = fresh.generate(from_blue(request_for(strength=0.8)), threading.Event(), lambda s, t: None)
+    fresh.close()
+    assert _same_images(after, alone)
+
+
+def from_blue(request: GenerationRequest) -> Generate:
+    Image.new("RGB", (200, 100), (45, 90, 215)).save(file := io.BytesIO(), "PNG")
+    return Generate(model="tiny", request=request, init_image=file.getvalue())
+
+
+@pytest.mark.parametrize("strength", [None, 0.9])
+def test_previews_show_the_picture_long_before_it_is_done_and_change_nothing(
+    engine: Engine, shipped: Catalog, strength: float | None
+) -> None:
+    loaded(engine, shipped, "tiny")
+    previews: dict[int, bytes] = {}
+
+    def on_step(step: int, total: int, *preview: bytes) -> None:
+        previews.update((step, jpeg) for jpeg in preview)
+
+    request = request_for(width=128, height=128, steps=10, strength=strength)
+    command = from_blue(request) if strength else Generate(model="tiny", request=request)
+    shown = engine.generate(command.model_copy(update={"previews": 1}), threading.Event(), on_step)
+    assert isinstance(shown, Generated)
+    assert _same_images(shown, engine.generate(command, threading.Event(), lambda s, t: None))
+    steps = 10 if strength is None else 9
+    assert list(previews) == [round(steps / 2)]
+    (jpeg,) = previews.values()
+    assert len(jpeg) < 32_768
+    end = np.frombuffer(shown.images[0].rgb, np.uint8).reshape(128, 128, 3).astype(float)
+    preview = np.asarray(Image.open(io.BytesIO(jpeg)).resize((128, 128))).astype(float)
+    noise = np.random.default_rng(1).uniform(0, 255, end.shape)
+    flat = np.broadcast_to(end.mean((0, 1)), end.shape)
+    assert distance(preview, end) < 0.15 * distance(noise, end)
+    assert distance(preview, end) < 0.3 * distance(flat, end)
+
+
+def distance(one: "np.ndarray[Any, Any]", other: "np.ndarray[Any, Any]") -> float:
+    return float(np.sqrt(((one - other) ** 2).mean()))
 
 
 def _same_images(a: object, b: object) -> bool:

@@ -87,11 +87,12 @@ class ChildEngine:
         answer = self._converse(command, self._step_timeout_s, tick, on_step)
         return answer if isinstance(answer, Generated | Stopped | Failed) else self._bury(FailureCode.WORKER_CRASHED)
 
-    def abort(self) -> None:
+    def abort(self) -> bool:
         worker = self._worker
         if worker is not None:
             # The thread that waits for an answer sees the pipe close and cleans up.
             worker.process.kill()
+        return worker is not None
 
     def close(self) -> None:
         if self._worker is not None:

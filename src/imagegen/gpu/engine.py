@@ -54,8 +54,8 @@ class Engine(Protocol):
         """Memory now; the first call also warms the engine up."""
         ...
 
-    def abort(self) -> None:
-        """From any thread: end what is running at the price of everything loaded, where the engine can."""
+    def abort(self) -> bool:
+        """From any thread: end what is running at the price of everything loaded. False: this engine cannot."""
         ...
 
     def close(self) -> None:
@@ -198,8 +198,9 @@ class LocalEngine:
         self._parts.let_go()
         return at_border(lambda: Measured(memory=measure(self.device)), FailureCode.GENERATION_FAILED, gc.collect)
 
-    def abort(self) -> None:
+    def abort(self) -> bool:
         """A thread cannot be ended from outside; the stop flag is all there is."""
+        return False
 
     def close(self) -> None:
         self._parts.let_go()

@@ -53,9 +53,9 @@ class GpuExecutor:
 
         return await self._run(lambda: self._engine.generate(command, stop, tell))
 
-    def abort(self) -> None:
-        """End the call under way, where the engine can; it then returns as Failed."""
-        self._engine.abort()
+    def abort(self) -> bool:
+        """End the call under way; it then returns as Failed. False: this engine cannot."""
+        return self._engine.abort()
 
     async def close(self, patience_s: float) -> None:
         """Wait for the call under way, then close the engine. After `patience_s` the thread is left to the process."""

@@ -204,14 +204,16 @@ class DynamicModelManager:
         """Kill the worker if it is still loading this model. A thread cannot be killed: there the load goes on."""
         if self._moving.get(model) is ModelState.LOADING:
             log.info("load_abandoned", model=model)
-            self._abandoned = True
-            self._executor.abort()
+            self._abandoned = self._executor.abort()
 
     async def _load(self, model: str) -> Failed | None:
         self._abandoned = False
         self._bus.publish(ModelLoading(model=model))
         with self._on_its_way(model, ModelState.LOADING):
             answer = await self._executor.load(Load.entry(self._catalog, model, self._folders))
+            if self._abandoned and isinstance(answer, Loaded):  # it was killed the moment after
+                self._begun(await self._executor.recycle())
+                answer = Failed(code=FailureCode.WORKER_CRASHED, message="The load was given up.")
         self._heard(answer)
         if isinstance(answer, Failed):
             if answer.code is not FailureCode.WEIGHTS_MISSING and not self._abandoned:

@@ -127,8 +127,8 @@ def order(ready: Iterable[TaskTicket], known: Known) -> Iterator[TaskTicket]:
 
 
 def remaining_s(expected_s: float | None, steps: tuple[int, int], spent_s: float) -> float | None:
-    """Until the end of a task that makes its pictures: by its own pace once there is one, else as expected."""
+    """Until the end of a task that makes its pictures: its share of what was expected, else by its own pace."""
     done, total = steps
-    if done:
-        return spent_s / done * (total - done)
-    return None if expected_s is None else max(0.0, expected_s - spent_s)
+    if expected_s is not None:
+        return expected_s * (total - done) / total if done else max(0.0, expected_s - spent_s)
+    return spent_s / done * (total - done) if done else None

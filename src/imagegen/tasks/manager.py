@@ -269,8 +269,10 @@ class TaskManager:
     async def delete(self, task_id: str) -> None:
         """Remove an ended task with its files. Raises TaskNotFound, TaskNotFinished, StorageFailed."""
         task = await self.get(task_id)
-        if not task.status.finished or task_id in self._active:
+        if not task.status.finished:
             raise TaskNotFinished
+        if task_id in self._active:
+            await self._journal.count()  # behind the record of its end, which is on its way
         await self._remove([task])
 
     async def _remove(self, ended: list[GenerationTask]) -> None:

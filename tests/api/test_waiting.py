@@ -1,0 +1,86 @@
+"""Prefer: wait=N, and what happens when who waits goes away."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from imagegen.api.waiting import MAX_WAIT_S, preferred_wait
+from tests.api.conftest import Client, Start
+
+SLOW = {"fake": {"step_seconds": 0.02, "steps": 200}}
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        (None, 0),
+        ("", 0),
+        ("wait=20", 20),
+        ("respond-async, wait=5", 5),
+        ('WAIT = "7" ; x=1, other', 7),
+        ("wait=999999", MAX_WAIT_S),
+        ("await=3", 0),
+        ("wait=-1", 0),
+        ("wait=1.5", 0),
+        ("wait", 0),
+        ("wait=99999999999999", 0),
+    ],
+)
+def test_the_header_says_how_long(header: str | None, seconds: int) -> None:
+    assert preferred_wait(header) == seconds
+
+
+async def test_who_waits_gets_the_ended_task(client: Client) -> None:
+    answer = await client.post("/text2image", json={"prompt": "x"}, headers={"prefer": "wait=30"})
+    assert (answer.status_code, answer.headers["preference-applied"]) == (200, "wait=30")
+    task = answer.json()
+    assert task == await client.task(task["task_id"])
+    assert task["status"] == "completed"
+    assert answer.headers["content-location"] == task["links"]["self"]
+
+
+async def test_a_task_that_takes_longer_is_accepted_as_usual(start: Start) -> None:
+    async with start(models=SLOW) as client:
+        answer = await client.post("/text2image", json={"prompt": "x"}, headers={"prefer": "wait=1"})
+        assert (answer.status_code, answer.headers["preference-applied"]) == (202, "wait=1")
+        assert answer.headers["location"] == answer.json()["links"]["self"]
+        assert (await client.task(answer.json()["task_id"]))["status"] == "processing"
+
+
+async def test_nobody_waits_for_a_service_that_stops(start: Start) -> None:
+    async with start(models=SLOW) as client:
+        waiting = asyncio.create_task(client.post("/text2image", json={"prompt": "x"}, headers={"prefer": "wait=100"}))
+        while not client.app.state.services.bus.followed:
+            await asyncio.sleep(0.01)
+        client.app.state.service.begin_drain()
+        assert (await waiting).status_code == 202
+        client.app.state.service.hurry()
+
+
+async def post_and_go(client: Client, body: dict[str, Any]) -> None:
+    """Wait for the end, and hang up as soon as the task is there."""
+    messages = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
+
+    async def receive() -> Any:
+        if messages:
+            return messages.pop()
+        while not client.app.state.services.bus.followed:
+            await asyncio.sleep(0.01)
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        """Nobody listens any more."""
+
+    headers = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json"), (b"prefer", b"wait=100")]
+    scope = {"type": "http", "method": "POST", "path": "/text2image", "query_string": b"", "headers": headers}
+    await client.app({"http_version": "1.1", "scheme": "http", "asgi": {"version": "3.0"}, **scope}, receive, send)
+
+
+@pytest.mark.parametrize(("takes_along", "status"), [(True, "cancelled"), (False, "processing")])
+async def test_who_goes_away_takes_the_task_along_if_they_said_so(start: Start, takes_along: bool, status: str) -> None:
+    async with start(models=SLOW) as client:
+        await asyncio.wait_for(post_and_go(client, {"prompt": "x", "cancel_on_disconnect": takes_along}), 30)
+        (task,) = (await client.get("/tasks")).json()["tasks"]
+        assert (await client.until(task["task_id"], status))["status"] == status
