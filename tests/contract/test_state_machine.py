@@ -1,7 +1,8 @@
 """TaskManager and DynamicModelManager against a simple model of themselves, with an engine that does what it is told.
 
-Rules submit, cancel, clear, unload, let the engine answer well or badly, kill the worker, pass time and restart the
-whole service over the same journal, in any order. What must hold after each of them stands in the invariants.
+Rules submit, cancel, clear, delete, load, unload, let the engine answer well or badly, kill the worker while it loads
+or runs, pass time and deadlines, and restart the whole service over the same journal, in any order. What must hold
+after each of them stands in the invariants.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from imagegen.catalog.sources import Folders
-from imagegen.core.errors import FailureCode, ModelQuarantined, QueueFull, TaskFinished
+from imagegen.core.errors import FailureCode, ModelQuarantined, QueueFull, TaskFinished, TaskNotFinished, TaskNotFound
 from imagegen.core.events import EventBus
 from imagegen.core.task import MAX_ATTEMPTS, GenerationTask, Pixels, TaskStatus, TaskType
 from imagegen.gpu.protocol import (
@@ -49,23 +50,38 @@ BROKEN = Failed(code=FailureCode.GENERATION_FAILED, message="broke")
 
 
 class ScriptedExecutor:
-    """In the place of GpuExecutor: loads at once, and generates what and when it is told."""
+    """In the place of GpuExecutor: loads and generates what and when it is told."""
 
     def __init__(self) -> None:
         self.loaded: set[str] = set()
         self.most_loaded = 0
         self.asked: tuple[Generate, threading.Event, asyncio.Future[Generated | Stopped | Failed]] | None = None
+        #: Whether the next load is to wait for its answer; what waits.
+        self.holds = False
+        self.loading: asyncio.Future[Failed | None] | None = None
+
+    @property
+    def busy(self) -> bool:
+        return self.asked is not None or self.loading is not None
 
     async def measure(self) -> Measured:
         return Measured(memory=DeviceMemory())
 
-    async def load(self, command: Load) -> Loaded:
+    async def load(self, command: Load) -> Loaded | Failed:
+        if self.holds:
+            self.holds, self.loading = False, asyncio.get_running_loop().create_future()
+            try:
+                failed = await self.loading
+            finally:
+                self.loading = None
+            if failed is not None:
+                return failed
         self.loaded.add(command.model)
         self.most_loaded = max(self.most_loaded, len(self.loaded))
         return Loaded(seconds=1, weight_bytes=1, memory=DeviceMemory())
 
     async def unload(self, command: Unload) -> Unloaded:
-        assert self.asked is None, "unloaded under a running task"
+        assert not self.busy, "unloaded under a running task"
         self.loaded.discard(command.model)
         return Unloaded(memory=DeviceMemory())
 
@@ -77,6 +93,17 @@ class ScriptedExecutor:
             return await self.asked[2]
         finally:
             self.asked = None
+
+    def end_load(self, outcome: Failed | None) -> None:
+        assert self.loading is not None
+        if outcome is CRASH:
+            self.loaded.clear()
+        self.loading.set_result(outcome)
+
+    def abort(self) -> bool:
+        assert self.loading is not None, "killed a worker that was not loading"
+        self.end_load(CRASH)
+        return True
 
     def answer(self, outcome: Failed | None) -> None:
         """Let the running request end: stopped if it was told to, else as given, else well."""
@@ -111,6 +138,9 @@ class Service(RuleBasedStateMachine):
         self.loop = asyncio.new_event_loop()
         self.folder = tempfile.TemporaryDirectory()
         self.known: dict[str, TaskStatus] = {}
+        self.deleted: list[str] = []
+        #: Of tasks that have one: when it passes.
+        self.deadlines: dict[str, float] = {}
         self.clock = Clock()
         self.catalog = fake_catalog(**{model: {"auto_unload_minutes": 1} for model in MODELS})
         self._open()
@@ -123,7 +153,7 @@ class Service(RuleBasedStateMachine):
         self.images = ImageStore(root / "images")
         folders = Folders(root, root)
         self.models = DynamicModelManager(self.catalog, self.executor, self.bus, folders, self.clock)
-        self.tasks = TaskManager(self.models, self.journal, self.images, self.bus, LIMITS, self.clock)
+        self.tasks = TaskManager(self.models, self.journal, self.images, self.bus, LIMITS, self.clock, cancel_grace_s=0)
         self.running = self.loop.create_task(self.tasks.run())
         self.do(self.tasks.between_tasks(self.journal.count))  # what an earlier run left is queued by then
         self.settle()
@@ -141,8 +171,9 @@ class Service(RuleBasedStateMachine):
         """Until the run loop waits: for the engine, or, with nothing left to do, for a task."""
 
         def settled() -> bool:
-            running = self.executor.asked is not None
-            return len(self.tasks._active) == self.tasks.queue_size + running and (running or not self.tasks.queue_size)
+            running, busy = self.tasks._running, self.executor.busy
+            counted = busy and running is not None and not running.task.status.finished
+            return len(self.tasks._active) == self.tasks.queue_size + counted and (busy or not self.tasks.queue_size)
 
         async def quiet() -> None:
             await self.journal.count()  # behind everything that was written before
@@ -153,9 +184,21 @@ class Service(RuleBasedStateMachine):
 
     # -- what may happen ----------------------------------------------------------------------------------------------
 
-    @rule(model=st.sampled_from(MODELS), priority=st.integers(-1, 1), batch=st.integers(1, 2))
-    def submit(self, model: str, priority: int, batch: int) -> None:
-        draft = TaskDraft(type=TaskType.TEXT2IMAGE, model=model, prompt="x", priority=priority, batch_size=batch)
+    @rule(
+        model=st.sampled_from(MODELS),
+        priority=st.integers(-1, 1),
+        batch=st.integers(1, 2),
+        deadline_s=st.sampled_from([None, None, 20.0]),
+    )
+    def submit(self, model: str, priority: int, batch: int, deadline_s: float | None) -> None:
+        draft = TaskDraft(
+            type=TaskType.TEXT2IMAGE,
+            model=model,
+            prompt="x",
+            priority=priority,
+            batch_size=batch,
+            deadline_s=deadline_s,
+        )
         full, left_alone = self.tasks.queue_size >= LIMITS.max_queue, self.models.quarantined(model)
         if full or left_alone:
             with pytest.raises(QueueFull if full else ModelQuarantined):
@@ -164,6 +207,8 @@ class Service(RuleBasedStateMachine):
         task = self.do(self.tasks.submit(draft))
         assert task.id not in self.known
         self.known[task.id] = TaskStatus.PENDING
+        if deadline_s is not None:
+            self.deadlines[task.id] = self.clock.now + deadline_s
         self.settle()
 
     @precondition(lambda self: self.known)
@@ -176,8 +221,9 @@ class Service(RuleBasedStateMachine):
             with pytest.raises(TaskFinished):
                 self.do(self.tasks.cancel(task_id))
             return
+        loading = self.executor.loading is not None and before is TaskStatus.PROCESSING
         self.do(self.tasks.cancel(task_id))
-        if before is TaskStatus.PENDING:
+        if before is TaskStatus.PENDING or loading:
             assert self.record(task_id).status is TaskStatus.CANCELLED
         self.settle()
 
@@ -187,19 +233,53 @@ class Service(RuleBasedStateMachine):
         assert self.do(self.tasks.clear()) == len(waiting)
         assert all(self.record(task_id).status is TaskStatus.CANCELLED for task_id in waiting)
 
+    @precondition(lambda self: self.known)
+    @rule(data=st.data())
+    def delete(self, data: st.DataObject) -> None:
+        task_id = list(self.known)[data.draw(st.integers(0, len(self.known) - 1))]
+        files = [Path(self.folder.name) / "images" / image.path for image in self.record(task_id).images]
+        assert all(file.is_file() for file in files)
+        if not self.known[task_id].finished:
+            with pytest.raises(TaskNotFinished):
+                self.do(self.tasks.delete(task_id))
+            return
+        self.do(self.tasks.delete(task_id))
+        assert not any(file.exists() for file in files)
+        del self.known[task_id]
+        self.deleted.append(task_id)
+
+    @precondition(lambda self: not self.executor.busy)
+    @rule()
+    def the_next_load_takes_its_time(self) -> None:
+        self.executor.holds = True
+
+    @precondition(lambda self: self.executor.loading)
+    @rule(outcome=st.sampled_from([None, None, CRASH, BROKEN]))
+    def load_ends(self, outcome: Failed | None) -> None:
+        self.executor.end_load(outcome)
+        self.settle()
+
+    @precondition(lambda self: not self.executor.busy and not self.executor.holds)
+    @rule(model=st.sampled_from(MODELS))
+    def load(self, model: str) -> None:
+        assert self.do(self.tasks.between_tasks(lambda: self.models.load(model))) is None
+        assert self.models.current is not None
+        assert self.models.current.model == model
+        assert not self.models.quarantined(model)
+
     @precondition(lambda self: self.executor.asked)
     @rule(outcome=st.sampled_from([None, None, None, CRASH, BROKEN]))
     def engine_answers(self, outcome: Failed | None) -> None:
         self.executor.answer(outcome)
         self.settle()
 
-    @precondition(lambda self: not self.executor.asked)
+    @precondition(lambda self: not self.executor.busy)
     @rule()
     def unload(self) -> None:
         self.do(self.tasks.between_tasks(self.models.unload_all))
         assert self.models.current is None
 
-    @precondition(lambda self: not self.executor.asked)
+    @precondition(lambda self: not self.executor.busy)
     @rule(minutes=st.sampled_from([0.5, 2]))
     def time_passes(self, minutes: float) -> None:
         resident = self.models.current
@@ -210,10 +290,24 @@ class Service(RuleBasedStateMachine):
         else:
             assert (self.models.current is None) == (resident is None)
 
+    @rule(seconds=st.sampled_from([5, 30]))
+    def deadlines_pass(self, seconds: float) -> None:
+        self.clock.now += seconds
+        waiting = [task_id for task_id, status in self.known.items() if status is TaskStatus.PENDING]
+        self.do(self.tasks.fail_late())
+        for task_id in waiting:
+            task, deadline = self.record(task_id), self.deadlines.get(task_id, self.clock.now + 1)
+            late = deadline <= self.clock.now and task.attempt == 0
+            assert task.status is (TaskStatus.FAILED if late else TaskStatus.PENDING)
+            if task.failure is not None:
+                assert task.failure.code is FailureCode.DEADLINE_EXCEEDED
+
     @rule()
     def restart(self) -> None:
         """As after kill -9: nothing is told goodbye."""
         self._close()
+        # What was waited for is read off the wall clock, and in this test that has hardly moved.
+        self.deadlines = dict.fromkeys(self.deadlines, self.clock.now + 20)
         self._open()
 
     # -- what must hold -----------------------------------------------------------------------------------------------
@@ -233,6 +327,9 @@ class Service(RuleBasedStateMachine):
             assert (task.completed_at is not None) == task.status.finished
             self.known[task_id] = task.status
         assert self.do(self.journal.count()) == len(self.known)
+        for task_id in self.deleted:
+            with pytest.raises(TaskNotFound):
+                self.record(task_id)
 
     @invariant()
     def the_queue_is_what_is_pending(self) -> None:
@@ -254,12 +351,13 @@ class Service(RuleBasedStateMachine):
     @invariant()
     def the_run_loop_is_alive_and_never_idle_while_something_waits(self) -> None:
         assert not self.running.done()
-        assert self.executor.asked is not None or self.tasks.queue_size == 0
+        assert self.executor.busy or self.tasks.queue_size == 0
 
     def teardown(self) -> None:
         if hasattr(self, "folder"):
-            while self.executor.asked is not None:
-                self.executor.answer(None)
+            while self.executor.busy:
+                end = self.executor.end_load if self.executor.loading else self.executor.answer
+                end(None)
                 self.settle()
             assert all(self.record(task_id).status.finished for task_id in self.known)
             self._close()

@@ -239,8 +239,9 @@ class TaskManager:
         return await self._cancelled(active)
 
     def _abandon_load(self, active: Active) -> None:
-        if self._running is active and active.task.model not in self.wanted:
-            self._models.abandon_load(active.task.model)
+        model = active.task.model
+        if self._running is active and all(it is active or it.task.model != model for it in self._active.values()):
+            self._models.abandon_load(model)
 
     def _take_out(self, task_id: str) -> bool:
         """Out of where it waits; False if it does not."""

@@ -1,0 +1,115 @@
+"""Cancelling while a model is loaded, with a real worker process: the task ends at once, the worker after a grace."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from imagegen.catalog.sources import Folders
+from imagegen.core.events import EventBus
+from imagegen.core.task import TaskStatus, TaskType
+from imagegen.gpu.child import ChildEngine
+from imagegen.gpu.engine import Engine, LocalEngine
+from imagegen.gpu.executor import GpuExecutor
+from imagegen.gpu.protocol import EngineOptions
+from imagegen.models.manager import DynamicModelManager
+from imagegen.models.residency import ModelState
+from imagegen.storage.images import ImageStore
+from imagegen.storage.tasks import TaskJournal
+from imagegen.tasks.admission import Limits, TaskDraft
+from imagegen.tasks.manager import TaskManager
+from tests.conftest import fake_catalog
+
+CPU = EngineOptions(device="cpu")
+FOR_EVER = {"load_seconds": 60}
+
+
+class House:
+    """The managers with an engine, and nothing of HTTP."""
+
+    def __init__(self, root: Path, engine: Engine, grace_s: float, models: dict[str, Any]) -> None:
+        self.bus = EventBus(first_id=1)
+        self.journal = TaskJournal(root / "tasks.sqlite3")
+        self.images = ImageStore(root / "images")
+        self.executor = GpuExecutor(lambda: engine)
+        catalog = fake_catalog(**models)
+        self.models = DynamicModelManager(catalog, self.executor, self.bus, Folders(root, root))
+        limits = Limits(max_queue=9, max_batch_size=1, max_pixels=10_000)
+        self.tasks = TaskManager(self.models, self.journal, self.images, self.bus, limits, cancel_grace_s=grace_s)
+
+    async def submit(self, model: str) -> str:
+        return (await self.tasks.submit(TaskDraft(type=TaskType.TEXT2IMAGE, model=model, prompt="x"))).id
+
+    async def until_loading(self, model: str) -> None:
+        while self.models.state(model) is not ModelState.LOADING:
+            await asyncio.sleep(0.01)
+
+    async def until_ended(self, task_id: str) -> TaskStatus:
+        while not (task := await self.tasks.get(task_id)).status.finished:
+            await asyncio.sleep(0.01)
+        return task.status
+
+
+@asynccontextmanager
+async def opened(
+    root: Path, *, grace_s: float = 0, engine: Engine | None = None, **models: Any
+) -> AsyncIterator[House]:
+    house = House(root, engine or ChildEngine(CPU), grace_s, models)
+    running = asyncio.create_task(house.tasks.run())
+    try:
+        yield house
+    finally:
+        house.tasks.begin_drain()
+        await running
+        await house.executor.close(5)
+        await house.journal.close()
+        house.images.close()
+
+
+async def test_a_cancelled_load_ends_its_task_at_once_and_its_model_is_no_worse_for_it(tmp_path: Path) -> None:
+    async with opened(tmp_path, stuck=FOR_EVER, good={}) as house:
+        for _ in range(2):  # as many as would quarantine a model that kills its worker
+            stuck, good = await house.submit("stuck"), await house.submit("good")
+            await house.until_loading("stuck")
+            assert (await house.tasks.cancel(stuck)).status is TaskStatus.CANCELLED
+            assert (await house.tasks.cancel(stuck)).status is TaskStatus.CANCELLED
+            assert await house.until_ended(good) is TaskStatus.COMPLETED
+            assert (await house.tasks.get(stuck)).attempt == 0
+            await house.tasks.between_tasks(house.models.unload_all)
+        assert not house.models.quarantined("stuck")
+        assert house.models.state("stuck") is ModelState.COLD
+
+
+async def test_a_load_that_ends_within_the_grace_is_not_lost(tmp_path: Path) -> None:
+    async with opened(tmp_path, grace_s=60, slow={"load_seconds": 0.5}) as house:
+        cancelled = await house.submit("slow")
+        await house.until_loading("slow")
+        await house.tasks.cancel(cancelled)
+        assert await house.until_ended(await house.submit("slow")) is TaskStatus.COMPLETED
+        assert [event.event.name for event in house.bus.history(cancelled)] == [
+            "queued",
+            "started",
+            "loading",
+            "cancelled",
+        ]
+
+
+async def test_a_load_that_another_task_waits_for_goes_on(tmp_path: Path) -> None:
+    engine = ChildEngine(CPU)
+    async with opened(tmp_path, engine=engine, slow={"load_seconds": 0.5}) as house:
+        cancelled, other = await house.submit("slow"), await house.submit("slow")
+        await house.until_loading("slow")
+        pid = engine.pid
+        await house.tasks.cancel(cancelled)
+        assert await house.until_ended(other) is TaskStatus.COMPLETED
+        assert engine.pid == pid
+
+
+async def test_in_a_thread_the_task_ends_at_once_and_the_load_goes_on(tmp_path: Path) -> None:
+    async with opened(tmp_path, engine=LocalEngine(CPU), slow={"load_seconds": 0.5}) as house:
+        cancelled = await house.submit("slow")
+        await house.until_loading("slow")
+        assert (await house.tasks.cancel(cancelled)).status is TaskStatus.CANCELLED
+        assert house.models.state("slow") is ModelState.LOADING
+        assert await house.until_ended(await house.submit("slow")) is TaskStatus.COMPLETED
