@@ -35,6 +35,7 @@ _PROBLEMS = (
     "size_too_large",
     "does_not_fit",
     "body_too_large",
+    "model_quarantined",
     "queue_full",
     "draining",
     "storage_failed",
@@ -93,7 +94,7 @@ async def image2image(body: Image2ImageBody, caller: Caller, tasks: Tasks, setti
     "/plan",
     operation_id="plan",
     summary="What would become of a request",
-    responses=describe(*(code for code in _PROBLEMS if code not in _ONLY_ACCEPTING), "model_quarantined"),
+    responses=describe(*(code for code in _PROBLEMS if code not in _ONLY_ACCEPTING)),
 )
 async def plan(body: PlanBody, tasks: Tasks) -> PlanView:
     """Takes the body of text2image or image2image and accepts nothing: who would have to leave the device, which
