@@ -70,7 +70,8 @@ def load() -> LocalEngine:
 
 def draw(engine: LocalEngine, prompt: str) -> Image.Image:
     request = GenerationRequest(prompt=prompt, width=SIDE, height=SIDE, steps=8, guidance_scale=0, seed=1)
-    outcome = engine.generate(Generate(model="tiny", request=request), threading.Event(), lambda step, total: None)
+    command = Generate(model="tiny", request=request)
+    outcome = engine.generate(command, threading.Event(), lambda step, total, *preview: None)
     assert isinstance(outcome, Generated)
     return Image.frombytes("RGB", (SIDE, SIDE), outcome.images[0].rgb)
 

@@ -197,7 +197,7 @@ async def test_a_plan_of_what_never_could_run_says_why(
     models = {"fake": {}, "words": {"supports_img2img": False}, "large": {"memory_mb": 65_536}}
     async with start(models=models) as client:
         service = client.app.state.services.models
-        service._memory = DeviceMemory(capacity=2**30)
+        service._memory = DeviceMemory(host_total=2**30)
         answer = await client.post("/plan", json={"prompt": "x"} | body)
         assert (answer.status_code, answer.json()["code"]) == (status, code)
 

@@ -11,6 +11,8 @@ from imagegen.core.task import GenerationTask, InputPictures, TaskStatus
 from imagegen.storage.database import Database
 from imagegen.storage.schema import inputs, service, tasks
 
+Query = Select[*tuple[Any, ...]]
+
 #: Statements stay well below SQLite's bound on parameters.
 _CHUNK = 500
 
@@ -148,11 +150,12 @@ class TaskJournal:
 
     def _service_s(self, connection: Connection) -> float:
         """Seconds of service until now."""
-        if self._before is None:
+        before = self._before
+        if before is None:
             written = connection.scalar(select(func.max(service.c.seconds))) or 0.0
             latest = connection.scalar(select(func.max(tasks.c.ended_s))) or 0.0
-            self._before = self._counted = max(written, latest)
-        return self._before + self._clock() - self._opened
+            before = self._before = self._counted = max(written, latest)
+        return before + self._clock() - self._opened
 
     def _count(self, connection: Connection) -> float:
         """Seconds of service until now, written down every minute."""
@@ -163,13 +166,13 @@ class TaskJournal:
         return now
 
 
-def _matching(query: Select[Any], wanted: TaskFilter) -> Select[Any]:
+def _matching(query: Query, wanted: TaskFilter) -> Query:
     if wanted.status is not None:
         query = query.where(tasks.c.status == wanted.status)
     return query if wanted.model is None else query.where(tasks.c.model == wanted.model)
 
 
-def _too_many(kept: Retention, now: float, connection: Connection) -> list[Select[Any]]:
+def _too_many(kept: Retention, now: float, connection: Connection) -> list[Query]:
     """For each limit that is exceeded, the tasks beyond it: the newest are kept."""
     query, ended = select(tasks.c.sequence, tasks.c.record), tasks.c.ended_s.is_not(None)
     newest_first = (tasks.c.ended_s.desc(), tasks.c.sequence.desc())
