@@ -86,7 +86,7 @@ async def test_pages_are_linked_and_filtered_by_model(start: Start) -> None:
 
 
 async def test_a_deleted_task_is_gone_with_its_files(start: Start, tmp_path: Path) -> None:
-    async with start(models=VERY_SLOW) as client:
+    async with start(models=VERY_SLOW, drain_timeout_s=0) as client:
         done, running = await client.submit(steps=1, batch_size=2), await client.submit()
         await client.until(done)
         await client.until(running, "processing")
@@ -123,7 +123,7 @@ async def test_of_many_results_the_newest_are_kept(start: Start, tmp_path: Path)
 
 
 async def test_a_task_that_cannot_begin_in_time_fails_with_a_code_of_its_own(start: Start) -> None:
-    async with start(models=VERY_SLOW, housekeeping_s=0.02) as client:
+    async with start(models=VERY_SLOW, drain_timeout_s=0, housekeeping_s=0.02) as client:
         running = await client.submit()
         await client.until(running, "processing")
         late, patient = await client.submit(deadline_s=0.05), await client.submit(deadline_s=1000)
@@ -141,7 +141,7 @@ async def test_what_has_begun_in_time_may_go_on(start: Start) -> None:
 
 
 async def test_what_waits_knows_its_times_once_they_were_measured(start: Start) -> None:
-    async with start(models=SLOW) as client:
+    async with start(models=SLOW, drain_timeout_s=0) as client:
         running, unknown = await client.submit(steps=20), await client.submit()
         await client.until(running, "processing")
         waiting = await client.task(unknown)
@@ -163,7 +163,7 @@ async def test_what_waits_knows_its_times_once_they_were_measured(start: Start) 
 
 async def test_a_plan_says_what_would_happen_and_accepts_nothing(start: Start) -> None:
     models = {"a": {"step_seconds": 0.02}, "b": {"load_seconds": 0.1}, "large": {"memory_mb": 65_536}}
-    async with start(models=models) as client:
+    async with start(models=models, drain_timeout_s=0) as client:
         await client.until(await client.submit(model="b"))
         await client.until(await client.submit(model="a"))
         running = await client.submit(model="a", steps=100)
@@ -203,7 +203,7 @@ async def test_a_plan_of_what_never_could_run_says_why(
 
 
 async def test_a_waiting_task_hears_when_others_go(start: Start) -> None:
-    async with start(models=VERY_SLOW) as client:
+    async with start(models=VERY_SLOW, drain_timeout_s=0) as client:
         running = await client.submit()
         await client.until(running, "processing")
         ids = [await client.submit(steps=1) for _ in range(3)]

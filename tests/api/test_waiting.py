@@ -42,7 +42,7 @@ async def test_who_waits_gets_the_ended_task(client: Client) -> None:
 
 
 async def test_a_task_that_takes_longer_is_accepted_as_usual(start: Start) -> None:
-    async with start(models=SLOW) as client:
+    async with start(models=SLOW, drain_timeout_s=0) as client:
         answer = await client.post("/text2image", json={"prompt": "x"}, headers={"prefer": "wait=1"})
         assert (answer.status_code, answer.headers["preference-applied"]) == (202, "wait=1")
         assert answer.headers["location"] == answer.json()["links"]["self"]
@@ -50,7 +50,7 @@ async def test_a_task_that_takes_longer_is_accepted_as_usual(start: Start) -> No
 
 
 async def test_nobody_waits_for_a_service_that_stops(start: Start) -> None:
-    async with start(models=SLOW) as client:
+    async with start(models=SLOW, drain_timeout_s=0) as client:
         waiting = asyncio.create_task(client.post("/text2image", json={"prompt": "x"}, headers={"prefer": "wait=100"}))
         while not client.app.state.services.bus.followed:
             await asyncio.sleep(0.01)
@@ -80,7 +80,7 @@ async def post_and_go(client: Client, body: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("takes_along", "status"), [(True, "cancelled"), (False, "processing")])
 async def test_who_goes_away_takes_the_task_along_if_they_said_so(start: Start, takes_along: bool, status: str) -> None:
-    async with start(models=SLOW) as client:
+    async with start(models=SLOW, drain_timeout_s=0) as client:
         await asyncio.wait_for(post_and_go(client, {"prompt": "x", "cancel_on_disconnect": takes_along}), 30)
         (task,) = (await client.get("/tasks")).json()["tasks"]
         assert (await client.until(task["task_id"], status))["status"] == status

@@ -106,7 +106,11 @@ async def test_a_task_waits_for_its_weights_and_the_others_go_on(tmp_path: Path)
         assert (await house.until(near)).status is TaskStatus.COMPLETED
         waiting = await house.until(far, downloading=True)
         assert (waiting.status, waiting.attempt, waiting.started_at) == (TaskStatus.PENDING, 0, None)
-        assert (house.tasks.queue_size, house.tasks.positions(), house.tasks.position(waiting)) == (1, {far: 0}, 0)
+        assert (house.tasks.queue_size, house.tasks.positions(), house.tasks.outlook(waiting)) == (
+            1,
+            {far: 0},
+            (0, None, None),
+        )
         house.tell(Progress(bytes_done=5, bytes_total=10))
         house.end.set_result(Fetched())
         assert (await house.until(far)).status is TaskStatus.COMPLETED
