@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from imagegen.api.sse import events_of, frame
+from imagegen.core.events import EventBus, TaskCancelled
 from imagegen.gpu.protocol import DeviceMemory
 from tests.api.conftest import Client, Start
 
@@ -344,3 +346,33 @@ async def test_finished_tasks_expire_with_their_files(start: Start, tmp_path: An
             await asyncio.sleep(0.01)
         assert not any(file.exists() for file in files)
         assert (await client.task(running))["status"] in ("pending", "processing")
+
+
+async def test_a_listener_that_hangs_up_is_forgotten(start: Start) -> None:
+    async with start(models=VERY_SLOW, drain_timeout_s=0) as client:
+        task_id, bus = await client.submit(), client.app.state.services.bus
+
+        async def receive() -> Any:
+            while not bus.subscribers:
+                await asyncio.sleep(0.01)
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            """Nobody listens any more."""
+
+        for path in (f"/task/{task_id}/events", "/events"):
+            scope = {"type": "http", "method": "GET", "path": path, "query_string": b"", "scheme": "http"}
+            scope |= {"http_version": "1.1", "headers": [(b"host", b"127.0.0.1")], "asgi": {"version": "3.0"}}
+            await asyncio.wait_for(client.app(scope, receive, send), 30)
+            assert bus.subscribers == 0
+
+
+async def test_in_silence_a_stream_is_kept_alive() -> None:
+    bus = EventBus(1)
+    with bus.subscribe() as subscription:
+        listening = events_of(subscription, keep_alive_s=0.001)
+        assert [await anext(listening) for _ in range(3)] == [None] * 3
+        bus.publish(TaskCancelled(task_id="a"))
+        bus.close()
+        heard = [published async for published in listening if published]
+        assert [frame(each.id, each.event) for each in heard] == [b'event: cancelled\ndata: {"task_id":"a"}\nid: 1\n\n']
