@@ -4,6 +4,7 @@ import asyncio
 import heapq
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import NamedTuple
 
 
@@ -55,10 +56,11 @@ class Costs:
         return self.work_s.get(model, 2.6)
 
 
-#: A waiting model may interrupt the resident one once its oldest task has waited this many of its swaps ...
-PATIENCE_SWAPS = 10
-#: ... and the resident one has had this many swaps' worth of work: below that, fairness costs more than it gives.
-QUANTUM_SWAPS = 8
+#: A waiting model is due once its oldest task has waited this many of its swaps ...
+PATIENCE_SWAPS = 50
+#: ... and may interrupt the resident one once that has had this many swaps' worth of work: below that, fairness costs
+#: more than it gives.
+QUANTUM_SWAPS = 45
 
 
 def choose(ready: Sequence[TaskTicket], current: Current, costs: Costs, now: float) -> TaskTicket:
@@ -66,29 +68,34 @@ def choose(ready: Sequence[TaskTicket], current: Current, costs: Costs, now: flo
 
     1. Only the lowest priority number counts.
     2. Its tasks of the resident model come first, in order of arrival,
-    3. unless the resident model has had its quantum and another model's claim is due.
-    4. Otherwise the model with the largest claim is next: the sum of its tasks' waits over the price of serving them.
+    3. unless the resident model has had its quantum and another model is due, with a task that came before all of them.
+    4. Where the model changes, the one that is due longest is next;
+    5. if none is, the one with the largest claim: the sum of its tasks' waits over the price of serving them.
 
     A swap opens a run of that model's work (2), never a single task: in a burst every task is old, and an age bound
     for single tasks swaps at each one.
     """
     best = min(ticket.priority for ticket in ready)
     by_model: dict[str, list[TaskTicket]] = {}
-    for ticket in sorted(t for t in ready if t.priority == best):
+    for ticket in sorted((t for t in ready if t.priority == best), key=_arrival):
         by_model.setdefault(ticket.model, []).append(ticket)
     own = by_model.pop(current.model, []) if current.model else []
-    if own and not _is_due(by_model, current, costs, now):
+    due = _longest_due([tickets[0] for tickets in by_model.values()], costs, now)
+    if own and not (due and due < own[0] and current.served_s >= QUANTUM_SWAPS * costs.swap(due.model)):
         return own[0]
+    if due:
+        return due
     model = max(by_model, key=lambda m: _claim(by_model[m], costs.swap(m), costs.work(m), now))
     return by_model[model][0]
 
 
-def _is_due(others: Mapping[str, list[TaskTicket]], current: Current, costs: Costs, now: float) -> bool:
-    return any(
-        now - tickets[0].since >= PATIENCE_SWAPS * costs.swap(model)
-        and current.served_s >= QUANTUM_SWAPS * costs.swap(model)
-        for model, tickets in others.items()
-    )
+_arrival = attrgetter("sequence")
+
+
+def _longest_due(oldest: Sequence[TaskTicket], costs: Costs, now: float) -> TaskTicket | None:
+    """Of the oldest task of each model: the first to arrive of those that have waited long enough."""
+    due = (ticket for ticket in oldest if now - ticket.since >= PATIENCE_SWAPS * costs.swap(ticket.model))
+    return min(due, key=_arrival, default=None)
 
 
 def _claim(tickets: Sequence[TaskTicket], swap_s: float, work_s: float, now: float) -> float:
