@@ -2,6 +2,7 @@
 
 import asyncio
 import heapq
+from bisect import bisect_left, insort
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -28,6 +29,11 @@ class TaskTicket:
     model: str = field(compare=False)
     #: When it was accepted, in seconds on the clock that `choose` is given.
     since: float = field(compare=False)
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """What orders it."""
+        return self.priority, self.sequence
 
 
 Ticket = ControlTicket | TaskTicket
@@ -115,18 +121,26 @@ class TaskQueue(asyncio.PriorityQueue[Ticket]):
     def _init(self, maxsize: int) -> None:
         self._control: list[ControlTicket] = []
         self._tasks: dict[str, TaskTicket] = {}
+        #: The same tickets' places, sorted: each task that comes and each that is looked at asks for its position.
+        self._places: list[tuple[int, int]] = []
 
     def _put(self, item: Ticket) -> None:
         if isinstance(item, ControlTicket):
             heapq.heappush(self._control, item)
         else:
             self._tasks[item.task_id] = item
+            insort(self._places, item.place)
 
     def _get(self) -> Ticket:
         if self._control:
             return heapq.heappop(self._control)
         ticket = choose(list(self._tasks.values()), self._current(), self._costs(), self._clock())
-        return self._tasks.pop(ticket.task_id)
+        return self._pop(ticket.task_id)
+
+    def _pop(self, task_id: str) -> TaskTicket:
+        ticket = self._tasks.pop(task_id)
+        del self._places[bisect_left(self._places, ticket.place)]
+        return ticket
 
     def qsize(self) -> int:
         return len(self._control) + len(self._tasks)
@@ -141,7 +155,7 @@ class TaskQueue(asyncio.PriorityQueue[Ticket]):
 
     def position(self, ticket: TaskTicket) -> int:
         """How many tasks stand before it by priority and arrival; affinity may change that."""
-        return sum(other < ticket for other in self._tasks.values())
+        return bisect_left(self._places, ticket.place)
 
     def positions(self) -> dict[str, int]:
         """`position` of every waiting task, by id."""
@@ -149,10 +163,14 @@ class TaskQueue(asyncio.PriorityQueue[Ticket]):
 
     def remove(self, task_id: str) -> bool:
         """Take a waiting task out; False if it is not waiting."""
-        return self._tasks.pop(task_id, None) is not None
+        if task_id not in self._tasks:
+            return False
+        self._pop(task_id)
+        return True
 
     def remove_all(self) -> list[str]:
         """Take all waiting tasks out; their ids in order of arrival."""
         tickets = sorted(self._tasks.values(), key=lambda ticket: ticket.sequence)
         self._tasks.clear()
+        self._places.clear()
         return [ticket.task_id for ticket in tickets]
