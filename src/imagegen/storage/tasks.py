@@ -5,7 +5,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
 from imagegen.core.task import GenerationTask, InputPictures, TaskStatus
 from imagegen.storage.database import Database
@@ -13,6 +13,12 @@ from imagegen.storage.schema import inputs, tasks
 
 #: Statements stay well below SQLite's bound on parameters.
 _CHUNK = 500
+
+# Written once: building a statement takes several times as long as SQLite takes to run it.
+_INSERT = insert(tasks)
+_UPDATE = update(tasks).where(tasks.c.id == bindparam("of"))
+_GET = select(tasks.c.sequence, tasks.c.record).where(tasks.c.id == bindparam("of"))
+_DROP_INPUTS = delete(inputs).where(inputs.c.task_id == bindparam("of"))
 
 
 class Page(NamedTuple):
@@ -35,7 +41,7 @@ class TaskJournal:
         """Store a new task; it comes back with its sequence number."""
 
         def work(connection: Connection) -> int:
-            result = connection.execute(insert(tasks).values(**_columns(task)))
+            result = connection.execute(_INSERT, _columns(task))
             if pictures.init_image is not None:
                 row = {"task_id": task.id, "image": pictures.init_image, "mask": pictures.mask_image}
                 connection.execute(insert(inputs).values(**row))
@@ -49,15 +55,14 @@ class TaskJournal:
 
         def work(connection: Connection) -> None:
             for task in changed:
-                connection.execute(update(tasks).where(tasks.c.id == task.id).values(**_columns(task)))
+                connection.execute(_UPDATE, _columns(task) | {"of": task.id})
                 if task.status.finished:
-                    connection.execute(delete(inputs).where(inputs.c.task_id == task.id))
+                    connection.execute(_DROP_INPUTS, {"of": task.id})
 
         await self._database.run(work)
 
     async def get(self, task_id: str) -> GenerationTask | None:
-        query = select(tasks.c.sequence, tasks.c.record).where(tasks.c.id == task_id)
-        row = await self._database.run(lambda connection: connection.execute(query).one_or_none())
+        row = await self._database.run(lambda connection: connection.execute(_GET, {"of": task_id}).one_or_none())
         return _task(row) if row else None
 
     async def pictures(self, task_id: str) -> InputPictures:
