@@ -294,7 +294,7 @@ class TaskManager:
         """One attempt at one task."""
         self._running = active
         try:
-            await self._start(active)
+            self._start(active)
             outcome = await self._generate(active)
         finally:
             self._running = None
@@ -375,11 +375,10 @@ class TaskManager:
 
     # -- one attempt --------------------------------------------------------------------------------------------------
 
-    async def _start(self, active: _Active) -> None:
+    def _start(self, active: _Active) -> None:
         task = active.task
         active.began = False
         active.task = task.evolve(status=TaskStatus.PROCESSING, started_at=datetime.now(UTC))
-        await self._record(active.task)
         self._bus.publish(TaskStarted(task_id=task.id, attempt=task.attempt + 1))
 
     async def _begin(self, active: _Active) -> None:
@@ -392,6 +391,7 @@ class TaskManager:
         task = active.task
         resident = self._models.current
         if resident is None or resident.model != task.model:
+            await self._record(task)  # otherwise `_begin` does so in a moment
             self._bus.publish(TaskLoading(task_id=task.id, model=task.model))
             failed = await self._models.ensure(task.model)
             if failed is not None:
@@ -464,9 +464,12 @@ class TaskManager:
         return active.task
 
     async def _end(self, active: _Active, status: TaskStatus, **changes: object) -> None:
-        active.task = active.task.evolve(status=status, completed_at=datetime.now(UTC), **changes)
-        if not await self._record(active.task):
-            self._unrecorded[active.task.id] = active.task
+        ended = active.task.evolve(status=status, completed_at=datetime.now(UTC), **changes)
+        # On disk before anyone is told: after a kill -9 it must not come back to life.
+        recorded = await self._record(ended)
+        active.task = ended
+        if not recorded:
+            self._unrecorded[ended.id] = ended
         del self._active[active.task.id]
         log.info("task_ended", task_id=active.task.id, status=status, attempt=active.task.attempt)
 
