@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from random import Random
+from random import Random, random
 from typing import Any
 
 import httpx
@@ -30,8 +30,10 @@ from tests.conftest import fake_config
 from tests.server import Server, environment, serve_command
 
 CLIENTS = 3
-#: How long a run lives after it listens, and how long one gets that is killed before; seconds, at most.
-LIFE_S, START_S = 2.5, 1.0
+#: At most so many tasks are accepted in one run, if it takes no longer than that: the machine may be slow.
+ACCEPTED, LIFE_S = 150, 10.0
+#: One that is killed before it listens gets at most so many seconds.
+START_S = 1.0
 #: Every so manieth run is killed while it starts: then the journal is read, and written, without any client.
 KILL_AT_START = 3
 
@@ -72,16 +74,16 @@ def main() -> int:
     return 1 if faults else 0
 
 
-def torture(folder: Path, rounds: int, seed: int, life_s: float = LIFE_S) -> Ledger:
+def torture(folder: Path, rounds: int, seed: int, accepted: int = ACCEPTED) -> Ledger:
     """Kill the service `rounds` times, look into what is on disk each time, and at last let it finish."""
-    ledger, random, seeds = Ledger(), Random(seed), count()
+    ledger, chance, seeds = Ledger(), Random(seed), count()
     config, data = folder / "models.yaml", folder / "data"
     config.write_text(fake_config(fake={"step_seconds": 0.002}))
     for number in range(1, rounds + 1):
         if number % KILL_AT_START == 0:
-            kill_at_start(data, config, random.uniform(0, START_S))
+            kill_at_start(data, config, chance.uniform(0, START_S))
         else:
-            kill_under_load(data, config, random.uniform(0, life_s), ledger, seeds)
+            kill_under_load(data, config, chance.randrange(accepted), ledger, seeds)
         look_into(data, folder / "copy", ledger)
     with Server(data, config) as server:
         for task_id, seed_of in ledger.accepted.items():
@@ -103,13 +105,17 @@ def kill_at_start(data: Path, config: Path, after_s: float) -> None:
     process.wait()
 
 
-def kill_under_load(data: Path, config: Path, after_s: float, ledger: Ledger, seeds: Iterator[int]) -> None:
+def kill_under_load(data: Path, config: Path, after: int, ledger: Ledger, seeds: Iterator[int]) -> None:
+    """At no moment of its own: some milliseconds after so many tasks were accepted."""
+    until = len(ledger.accepted) + after
     with Server(data, config) as server:
         address = str(server.http.base_url)
         clients = [threading.Thread(target=use, args=(address, ledger, seeds)) for _ in range(CLIENTS)]
         for client in clients:
             client.start()
-        time.sleep(after_s)
+        deadline = time.monotonic() + LIFE_S
+        while len(ledger.accepted) < until and time.monotonic() < deadline:
+            time.sleep(0.005 * random())
         server.kill()
         for client in clients:
             client.join()
@@ -117,15 +123,15 @@ def kill_under_load(data: Path, config: Path, after_s: float, ledger: Ledger, se
 
 def use(address: str, ledger: Ledger, seeds: Iterator[int]) -> None:
     """A client: submits, looks what became of earlier tasks, and writes down what it hears, until it is cut off."""
-    random = Random()
+    chance = Random()
     with httpx.Client(base_url=address) as http:
         while True:
             try:
                 submit(http, next(seeds), ledger)
-                look_again(http, random.choice(list(ledger.accepted)[-50:] or [""]), ledger)
+                look_again(http, chance.choice(list(ledger.accepted)[-50:] or [""]), ledger)
             except httpx.TransportError:
                 return
-            time.sleep(random.uniform(0, 0.03))
+            time.sleep(chance.uniform(0, 0.03))
 
 
 def submit(http: httpx.Client, seed: int, ledger: Ledger) -> None:
