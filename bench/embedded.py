@@ -1,8 +1,8 @@
 """The embedded model behind the service, at concurrency 16, against a plain loop; python -m bench.embedded.
 
 The loop is what a script does: `pipe(prompt).images[0].save(file)`, on all cores and on as many as the service's worker
-takes. Service and loops take turns, with the same prompts, steps and sizes. On a machine that others use as well, a loop
-on all cores takes minutes (decision 6): `--threads 1` does without.
+takes. Service and loops take turns, with the same prompts, steps and sizes. On a machine that others use as well, one
+on all cores takes minutes (decision 6); `--threads 1` does without.
 """
 
 import argparse

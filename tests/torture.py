@@ -31,7 +31,7 @@ from tests.server import Server, environment, serve_command
 
 CLIENTS = 3
 #: At most so many tasks are accepted in one run, if it takes no longer than that: the machine may be slow.
-ACCEPTED, LIFE_S = 150, 10.0
+ACCEPTED, LIFE_S = 150, 5.0
 #: One that is killed before it listens gets at most so many seconds.
 START_S = 1.0
 #: Every so manieth run is killed while it starts: then the journal is read, and written, without any client.
@@ -108,7 +108,7 @@ def kill_at_start(data: Path, config: Path, after_s: float) -> None:
 def kill_under_load(data: Path, config: Path, after: int, ledger: Ledger, seeds: Iterator[int]) -> None:
     """At no moment of its own: some milliseconds after so many tasks were accepted."""
     until = len(ledger.accepted) + after
-    with Server(data, config) as server:
+    with Server(data, config, IMAGEGEN_MAX_QUEUE="200") as server:
         address = str(server.http.base_url)
         clients = [threading.Thread(target=use, args=(address, ledger, seeds)) for _ in range(CLIENTS)]
         for client in clients:
