@@ -51,7 +51,10 @@ class TaskJournal:
         return task.evolve(sequence=await self._database.run(work))
 
     async def update(self, *changed: GenerationTask) -> None:
-        """Store new states of known tasks in one transaction. The input pictures of a finished one are dropped."""
+        """Store new states of known tasks in one transaction. The input pictures of a finished one are dropped.
+
+        Only an end waits for the disk: a power cut that forgets a beginning has the task begin again.
+        """
 
         def work(connection: Connection) -> None:
             for task in changed:
@@ -59,7 +62,7 @@ class TaskJournal:
                 if task.status.finished:
                     connection.execute(_DROP_INPUTS, {"of": task.id})
 
-        await self._database.run(work)
+        await self._database.run(work, durable=any(task.status.finished for task in changed))
 
     async def get(self, task_id: str) -> GenerationTask | None:
         row = await self._database.run(lambda connection: connection.execute(_GET, {"of": task_id}).one_or_none())
