@@ -13,7 +13,7 @@ import uvloop
 from tests.conftest import fake_config
 from tests.server import Server
 
-from bench._shared import Connection, cpu_s, machine, quantile, table
+from bench._shared import DOCS, Connection, bars, cpu_s, machine, quantile, table
 
 BODY = {"prompt": "a red circle on a blue background", "seed": 7}
 
@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4)
     parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--plot", type=Path, default=DOCS / "accepting.svg")
     options = parser.parse_args()
     rounds: dict[int, list[Accepted]] = {1: [], options.clients: []}
     for _ in range(options.rounds):
@@ -37,6 +38,10 @@ def main() -> None:
             measured.append(accept(clients, options.seconds))
     print(f"{machine()}, medians of {options.rounds} interleaved rounds:\n")
     print(table("clients | accepted a second | p50 ms | p99 ms | CPU ms each", map(row, rounds, rounds.values())))
+    paces = {
+        f"{clients} clients": statistics.median(it.a_second for it in measured) for clients, measured in rounds.items()
+    }
+    options.plot.write_text(bars("Accepted, every 202 on disk", {"two cores and the client": paces}, "tasks a second"))
 
 
 def row(clients: int, measured: list[Accepted]) -> list[object]:
