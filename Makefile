@@ -110,6 +110,10 @@ lint: $(VENV)/.dev ## Run the static gates alone
 bench: $(VENV)/.dev ## Run the measurements in bench/
 	@for it in bench/[!_]*.py; do $(BIN)/python -m "bench.$$(basename "$$it" .py)" || exit; done
 
+.PHONY: torture
+torture: $(VENV)/.dev ## Kill the service under load, 200 times; nothing may be lost
+	$(BIN)/python -m tests.torture $(ARGS)
+
 .PHONY: clean
 clean: ## Remove .venv, caches and build outputs; tasks and pictures stay
 	rm -rf $(VENV) build dist htmlcov coverage.xml .coverage .coverage.* \

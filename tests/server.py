@@ -17,21 +17,27 @@ import psutil
 PATIENCE_S = 120
 
 
+def serve_command(data_dir: Path, config: Path | None = None) -> list[str]:
+    command = [sys.executable, "-m", "imagegen", "serve", "--port", "0", "--data-dir", str(data_dir)]
+    return command if config is None else [*command, "--config", str(config)]
+
+
+def environment(**variables: str) -> dict[str, str]:
+    return os.environ | {"IMAGEGEN_DEVICE": "cpu"} | variables
+
+
 class Server:
     """`imagegen serve` in a process group of its own."""
 
-    def __init__(self, data_dir: Path, config: Path | None = None, **environment: str) -> None:
-        command = [sys.executable, "-m", "imagegen", "serve", "--port", "0", "--data-dir", str(data_dir)]
-        if config is not None:
-            command += ["--config", str(config)]
+    def __init__(self, data_dir: Path, config: Path | None = None, **variables: str) -> None:
         #: What it wrote to stderr, line by line.
         self.log: list[str] = []
         self.process = subprocess.Popen(
-            command,
+            serve_command(data_dir, config),
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            env=os.environ | {"IMAGEGEN_DEVICE": "cpu"} | environment,
+            env=environment(**variables),
         )
         # Read to the end: a full pipe would stop the server at its next line.
         self._reader = threading.Thread(target=self._read_log)

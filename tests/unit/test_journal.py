@@ -123,13 +123,36 @@ async def test_what_was_acknowledged_is_in_the_file_at_once(journal: TaskJournal
     assert in_the_file(path, "SELECT id FROM tasks") == [(task_id(1),)]
 
 
-async def test_a_commit_is_flushed_to_the_disk_itself(journal: TaskJournal) -> None:
-    pragmas: list[Any] = []
-    with watching(
-        "commit", lambda connection: pragmas.append(connection.exec_driver_sql("PRAGMA synchronous").scalar())
-    ):
-        await insert(journal, 1)
-    assert pragmas[-1] == 2  # FULL
+NORMAL, FULL = 1, 2
+
+
+async def test_what_was_accepted_and_what_has_ended_is_flushed_to_the_disk_itself(journal: TaskJournal) -> None:
+    await journal.count()
+    with flushing() as levels:
+        (task,) = await insert(journal, 1)
+        await journal.update(task.evolve(status=TaskStatus.PROCESSING, attempt=1))
+        await journal.update(ended(task))
+    assert levels == [FULL, NORMAL, FULL]
+
+
+async def test_a_beginning_that_shares_its_commit_with_an_end_is_flushed_as_well(journal: TaskJournal) -> None:
+    one, two, three = await insert(journal, 1, 2, 3)
+    begun = [task.evolve(status=TaskStatus.PROCESSING, attempt=1) for task in (one, two)]
+    with flushing() as levels:
+        await asyncio.gather(journal.update(begun[0]), journal.update(begun[1]), journal.update(ended(three)))
+    assert levels == [FULL]
+
+
+@contextmanager
+def flushing() -> Iterator[list[Any]]:
+    """How far each commit goes."""
+    levels: list[Any] = []
+
+    def note(connection: Connection) -> None:
+        levels.append(connection.exec_driver_sql("PRAGMA synchronous").scalar())
+
+    with watching("commit", note):
+        yield levels
 
 
 # -- what an earlier run left ------------------------------------------------------------------------------------------

@@ -25,33 +25,36 @@ class Services:
     bus: EventBus
 
 
-def _services(request: Request) -> Services:
+# All are `async def`: FastAPI sends plain functions to a thread, which costs more than all that they do.
+
+
+async def _services(request: Request) -> Services:
     services = request.app.state.services
     assert isinstance(services, Services)
     return services
 
 
-def _tasks(services: Annotated[Services, Depends(_services)]) -> TaskManager:
+async def _tasks(services: Annotated[Services, Depends(_services)]) -> TaskManager:
     return services.tasks
 
 
-def _models(services: Annotated[Services, Depends(_services)]) -> DynamicModelManager:
+async def _models(services: Annotated[Services, Depends(_services)]) -> DynamicModelManager:
     return services.models
 
 
-def _puller(services: Annotated[Services, Depends(_services)]) -> ModelPuller:
+async def _puller(services: Annotated[Services, Depends(_services)]) -> ModelPuller:
     return services.puller
 
 
-def _images(services: Annotated[Services, Depends(_services)]) -> ImageStore:
+async def _images(services: Annotated[Services, Depends(_services)]) -> ImageStore:
     return services.images
 
 
-def _bus(services: Annotated[Services, Depends(_services)]) -> EventBus:
+async def _bus(services: Annotated[Services, Depends(_services)]) -> EventBus:
     return services.bus
 
 
-def _settings(services: Annotated[Services, Depends(_services)]) -> Settings:
+async def _settings(services: Annotated[Services, Depends(_services)]) -> Settings:
     return services.settings
 
 

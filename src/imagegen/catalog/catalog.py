@@ -81,9 +81,9 @@ class GlobalSettings(Section):
     #: Fetch a model's weights from the hub when a request names it and they are not on this machine.
     auto_download: bool = False
     #: When another model's tasks interrupt the resident one's: its oldest has waited this many of its swaps ...
-    patience_swaps: float = Field(default=10, ge=0, le=100_000)
+    patience_swaps: float = Field(default=50, ge=0, le=100_000)
     #: ... and the resident one has worked for this many.
-    quantum_swaps: float = Field(default=8, ge=0, le=100_000)
+    quantum_swaps: float = Field(default=45, ge=0, le=100_000)
     #: Minutes of waiting that are worth one step of priority; 0: none are.
     ageing_minutes: float = Field(default=5, ge=0, le=100_000)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"

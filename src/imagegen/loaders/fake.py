@@ -80,13 +80,17 @@ class FakeModel(LoadedModel):
 
 
 def _picture(request: GenerationRequest, seed: int) -> Pixels:
-    colour = (seed * 2654435761 % 2**32).to_bytes(4, "big")[:3]
-    rgb = colour * request.size.pixels
+    rgb = colour_of(seed) * request.size.pixels
     return Pixels(width=request.width, height=request.height, seed=seed, rgb=rgb)
 
 
+def colour_of(seed: int) -> bytes:
+    """Red, green, blue."""
+    return (seed * 2654435761 % 2**32).to_bytes(4, "big")[:3]
+
+
 def _preview(request: GenerationRequest) -> bytes:
-    colour = tuple(_picture(request.evolve(width=1, height=1), request.seed).rgb)
+    colour = tuple(colour_of(request.seed))
     Image.new("RGB", (8, 8), colour).save(file := io.BytesIO(), "JPEG")
     return file.getvalue()
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from errno import ENOSPC
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
@@ -18,6 +18,15 @@ from imagegen.storage.migrations import upgrade
 
 T = TypeVar("T")
 Work = Callable[[Connection], Any]
+
+
+class _Asked(NamedTuple):
+    """A piece of work that waits for its commit."""
+
+    work: Work
+    result: asyncio.Future[Any]
+    #: Whether it must survive a power cut, and not only the end of this process.
+    durable: bool
 
 
 class Database:
@@ -31,16 +40,19 @@ class Database:
         self._path = path
         self._engine: Engine | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal")
-        self._gathered: list[tuple[Work, asyncio.Future[Any]]] = []
+        self._gathered: list[_Asked] = []
         self._committing: asyncio.Task[None] | None = None
         self._closed = False
 
-    async def run(self, work: Callable[[Connection], T]) -> T:
-        """The result of `work`, once it is on disk. Raises StorageFull or StorageFailed; then nothing was written."""
+    async def run(self, work: Callable[[Connection], T], *, durable: bool = True) -> T:
+        """The result of `work`, once it is on disk; if it need not be `durable`, once the kernel has it.
+
+        Raises StorageFull or StorageFailed; then nothing was written.
+        """
         if self._closed:
             raise StorageFailed
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._gathered.append((work, future))
+        self._gathered.append(_Asked(work, future, durable))
         if self._committing is None:
             self._committing = asyncio.create_task(self._commit_all())
         return await future
@@ -57,19 +69,20 @@ class Database:
         loop = asyncio.get_running_loop()
         while self._gathered:
             batch, self._gathered = self._gathered, []
-            commit = loop.run_in_executor(self._thread, self._commit, [work for work, _ in batch])
+            commit = loop.run_in_executor(self._thread, self._commit, batch)
             await asyncio.wait([commit])
-            _settle([future for _, future in batch], commit)
+            _settle([asked.result for asked in batch], commit)
         self._committing = None
 
     # -- in the thread ------------------------------------------------------------------------------------------------
 
-    def _commit(self, batch: list[Work]) -> list[Any]:
+    def _commit(self, batch: list[_Asked]) -> list[Any]:
         try:
             if self._engine is None:
                 self._engine = _open(self._path)
-            with self._engine.begin() as connection:
-                return [work(connection) for work in batch]
+            synchronous = "FULL" if any(asked.durable for asked in batch) else "NORMAL"
+            with self._engine.execution_options(synchronous=synchronous).begin() as connection:
+                return [asked.work(connection) for asked in batch]
         except (SQLAlchemyError, OSError) as error:
             raise _storage_error(error) from error
 
@@ -106,11 +119,12 @@ def _configure(connection: sqlite3.Connection, record: object) -> None:
     # The driver's own transaction handling leaves DDL and reads outside; `_begin` does it instead.
     connection.isolation_level = None
     connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
 
 
 def _begin(connection: Connection) -> None:
+    synchronous = connection.get_execution_options().get("synchronous", "FULL")
+    connection.exec_driver_sql(f"PRAGMA synchronous = {synchronous}")
     connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Select, delete, func, insert, select, update
+from sqlalchemy import Connection, Select, bindparam, delete, func, insert, select, update
 
 from imagegen.core.task import GenerationTask, InputPictures, TaskStatus
 from imagegen.storage.database import Database
@@ -15,6 +15,12 @@ Query = Select[*tuple[Any, ...]]
 
 #: Statements stay well below SQLite's bound on parameters.
 _CHUNK = 500
+
+# Written once: building a statement takes several times as long as SQLite takes to run it.
+_INSERT = insert(tasks)
+_UPDATE = update(tasks).where(tasks.c.id == bindparam("of"))
+_GET = select(tasks.c.sequence, tasks.c.record).where(tasks.c.id == bindparam("of"))
+_DROP_INPUTS = delete(inputs).where(inputs.c.task_id == bindparam("of"))
 
 #: Seconds of service that a crash may lose from the count.
 _COUNT_EVERY_S = 60
@@ -67,8 +73,7 @@ class TaskJournal:
         """Store a new task; it comes back with its sequence number."""
 
         def work(connection: Connection) -> int:
-            values = _columns(task) | self._end(task, connection)
-            result = connection.execute(insert(tasks).values(**values))
+            result = connection.execute(_INSERT, _columns(task) | self._end(task, connection))
             if pictures.init_image is not None:
                 row = {"task_id": task.id, "image": pictures.init_image, "mask": pictures.mask_image}
                 connection.execute(insert(inputs).values(**row))
@@ -78,20 +83,22 @@ class TaskJournal:
         return task.evolve(sequence=await self._database.run(work))
 
     async def update(self, *changed: GenerationTask) -> None:
-        """Store new states of known tasks in one transaction. The input pictures of a finished one are dropped."""
+        """Store new states of known tasks in one transaction. The input pictures of a finished one are dropped.
+
+        Only an end waits for the disk: a power cut that forgets a beginning has the task begin again.
+        """
 
         def work(connection: Connection) -> None:
             for task in changed:
                 values = _columns(task) | self._end(task, connection)
-                connection.execute(update(tasks).where(tasks.c.id == task.id).values(**values))
+                connection.execute(_UPDATE, values | {"of": task.id})
                 if task.status.finished:
-                    connection.execute(delete(inputs).where(inputs.c.task_id == task.id))
+                    connection.execute(_DROP_INPUTS, {"of": task.id})
 
-        await self._database.run(work)
+        await self._database.run(work, durable=any(task.status.finished for task in changed))
 
     async def get(self, task_id: str) -> GenerationTask | None:
-        query = select(tasks.c.sequence, tasks.c.record).where(tasks.c.id == task_id)
-        row = await self._database.run(lambda connection: connection.execute(query).one_or_none())
+        row = await self._database.run(lambda connection: connection.execute(_GET, {"of": task_id}).one_or_none())
         return _task(row) if row else None
 
     async def pictures(self, task_id: str) -> InputPictures:

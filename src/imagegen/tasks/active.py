@@ -19,6 +19,8 @@ class Active:
     stop: threading.Event = field(default_factory=threading.Event)
     #: Whether a stop means "back to the queue" (the service is leaving) and not "cancelled".
     put_back: bool = False
+    #: Whether its end is on its way to the disk: nothing may end it again, and nobody has been told yet.
+    ending: bool = False
     #: Whether the present attempt has got as far as making pictures; only then does it count.
     began: bool = False
     #: Since when it is at its present stage: loading, or making pictures.

@@ -228,7 +228,7 @@ class TaskManager:
         if task.status.finished and task.status is not TaskStatus.CANCELLED:
             raise TaskFinished(f"The task has already {task.status}.")
         active = self._active.get(task_id)
-        if active is None or task.status.finished:
+        if active is None or active.ending:
             return task
         active.stop.set()
         return await self._cancel_load(active) if active is self._running and not active.began else task
@@ -272,8 +272,6 @@ class TaskManager:
         task = await self.get(task_id)
         if not task.status.finished:
             raise TaskNotFinished
-        if task_id in self._active:
-            await self._journal.count()  # behind the record of its end, which is on its way
         await self._remove([task])
 
     async def _remove(self, ended: list[GenerationTask]) -> None:
@@ -355,11 +353,11 @@ class TaskManager:
         """One attempt at one task."""
         self._running = active
         try:
-            await self._start(active)
+            self._start(active)
             outcome = await self._generate(active)
         finally:
             self._running = None
-        if active.task.status.finished:
+        if active.ending:
             return  # cancelled while its model was loaded
         match outcome:
             case Generated():
@@ -373,13 +371,11 @@ class TaskManager:
 
     # -- one attempt --------------------------------------------------------------------------------------------------
 
-    async def _start(self, active: Active) -> None:
+    def _start(self, active: Active) -> None:
         task = active.task
         active.began, active.steps, active.stage_since = False, (0, 0), self._clock()
         active.task = task.evolve(status=TaskStatus.PROCESSING, started_at=datetime.now(UTC))
-        await self._record(active.task)
-        if not active.task.status.finished:
-            self._bus.publish(TaskStarted(task_id=task.id, attempt=task.attempt + 1))
+        self._bus.publish(TaskStarted(task_id=task.id, attempt=task.attempt + 1))
 
     async def _begin(self, active: Active) -> None:
         """Count the attempt: from here on the task itself may be what brings the worker or the service down."""
@@ -389,7 +385,7 @@ class TaskManager:
 
     async def _generate(self, active: Active) -> Generated | Stopped | Failed:
         task = active.task
-        failed = None if active.stop.is_set() else await self._load_for(task)
+        failed = None if active.stop.is_set() else await self._load_for(active)
         if failed is not None:
             return failed
         if active.stop.is_set():
@@ -411,15 +407,18 @@ class TaskManager:
             self._outlooks.learn(task.model, task.request, self._clock() - began)
         return outcome
 
-    async def _load_for(self, task: GenerationTask) -> Failed | None:
+    async def _load_for(self, active: Active) -> Failed | None:
         """Make its model the resident one, and tell so."""
-        resident = self._models.current
+        task, resident = active.task, self._models.current
         if resident is not None and resident.model == task.model:
+            return None
+        await self._record(task)  # otherwise `_begin` does so in a moment
+        if active.stop.is_set():
             return None
         self._bus.publish(TaskLoading(task_id=task.id, model=task.model))
         began = self._clock()
         failed = await self._models.ensure(task.model)
-        if failed is None and task.id in self._active:
+        if failed is None and not active.ending:
             self._bus.publish(TaskLoaded(task_id=task.id, model=task.model, seconds=self._clock() - began))
         return failed
 
@@ -477,9 +476,13 @@ class TaskManager:
         return active.task
 
     async def _end(self, active: Active, status: TaskStatus, **changes: object) -> None:
-        active.task = active.task.evolve(status=status, completed_at=datetime.now(UTC), **changes)
-        if not await self._record(active.task):
-            self._unrecorded[active.task.id] = active.task
+        active.ending = True
+        ended = active.task.evolve(status=status, completed_at=datetime.now(UTC), **changes)
+        # On disk before anyone is told: after a kill -9 it must not come back to life.
+        recorded = await self._record(ended)
+        active.task = ended
+        if not recorded:
+            self._unrecorded[ended.id] = ended
         del self._active[active.task.id]
         log.info("task_ended", task_id=active.task.id, status=status, attempt=active.task.attempt)
 

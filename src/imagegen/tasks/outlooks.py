@@ -93,7 +93,7 @@ class Outlooks:
     def of(self, task_id: str) -> Outlook | None:
         """None for a task that has ended."""
         active = self._active.get(task_id)
-        if active is None or active.task.status.finished:
+        if active is None or active.ending:
             return None
         if active.task.status is TaskStatus.PROCESSING:
             busy_s = self._busy_s() if active is self._running() else 0  # only its files are left to be written

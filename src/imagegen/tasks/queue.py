@@ -3,6 +3,7 @@
 import asyncio
 import heapq
 import math
+from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +32,11 @@ class TaskTicket:
     #: When it was accepted, in seconds on the clock that `choose` is given.
     since: float = field(compare=False)
 
+    @property
+    def place(self) -> tuple[int, int]:
+        """What orders it."""
+        return self.priority, self.sequence
+
 
 Ticket = ControlTicket | TaskTicket
 
@@ -58,12 +64,11 @@ class Costs:
         return self.work_s.get(model, 2.6)
 
 
-#: A waiting model may interrupt the resident one once its oldest task has waited this many of its swaps ...
-PATIENCE_SWAPS = 10
-#: ... and the resident one has had this many swaps' worth of work: below that, fairness costs more than it gives.
-QUANTUM_SWAPS = 8
-#: A model whose oldest task has waited this many times as long as its patience is next, whatever the others claim.
-OVERDUE = 10
+#: A waiting model is due once its oldest task has waited this many of its swaps ...
+PATIENCE_SWAPS = 50
+#: ... and may interrupt the resident one once that has had this many swaps' worth of work: below that, fairness costs
+#: more than it gives.
+QUANTUM_SWAPS = 45
 
 
 class Fairness(NamedTuple):
@@ -87,9 +92,9 @@ def choose(
 
     1. Only the lowest priority number counts, and what has waited long enough for each step that it is above.
     2. Of these, the resident model's tasks come first, in order of arrival,
-    3. unless the resident model has had its quantum and another model's claim is due.
-    4. Otherwise the model is next whose oldest task is overdue, the oldest of them first;
-    5. or else the one with the largest claim: the sum of its tasks' waits over the price of serving them.
+    3. unless the resident model has had its quantum and another model is due, with a task that came before all of them.
+    4. Where the model changes, the one that is due longest is next;
+    5. if none is, the one with the largest claim: the sum of its tasks' waits over the price of serving them.
 
     A swap opens a run of that model's work (2), never a single task: in a burst every task is old, and an age bound
     for single tasks swaps at each one.
@@ -118,26 +123,26 @@ _arrival = attrgetter("sequence")
 
 def next_model(waiting: Lanes, current: Current, costs: Costs, now: float, fairness: Fairness) -> str:
     """Rules 2 to 5."""
-    if current.model in waiting and not _is_due(waiting, current, costs, now, fairness):
-        return current.model
     others = [model for model in waiting if model != current.model]
-    overdue = [m for m in others if _waited(waiting[m], now) >= OVERDUE * fairness.patience_swaps * costs.swap(m)]
-    if overdue:
-        return min(overdue, key=lambda model: waiting[model][0].sequence)
+    due = _longest_due([waiting[model][0] for model in others], costs, now, fairness)
+    if current.model in waiting and not _interrupts(due, waiting[current.model][0], current, costs, fairness):
+        return current.model
+    if due is not None:
+        return due.model
     return max(others, key=lambda model: _claim(waiting[model], costs.swap(model), costs.work(model), now))
 
 
-def _is_due(waiting: Lanes, current: Current, costs: Costs, now: float, fairness: Fairness) -> bool:
-    return any(
-        model != current.model
-        and current.served_s >= fairness.quantum_swaps * costs.swap(model)
-        and _waited(tickets, now) >= fairness.patience_swaps * costs.swap(model)
-        for model, tickets in waiting.items()
-    )
+def _longest_due(oldest: Iterable[TaskTicket], costs: Costs, now: float, fairness: Fairness) -> TaskTicket | None:
+    """Of the oldest task of each model: the first to arrive of those that have waited long enough."""
+    due = (t for t in oldest if now - t.since >= fairness.patience_swaps * costs.swap(t.model))
+    return min(due, key=_arrival, default=None)
 
 
-def _waited(tickets: Sequence[TaskTicket], now: float) -> float:
-    return now - tickets[0].since
+def _interrupts(due: TaskTicket | None, own: TaskTicket, current: Current, costs: Costs, fairness: Fairness) -> bool:
+    """Rule 3, for the oldest task of the resident model."""
+    if due is None or due.sequence > own.sequence:
+        return False
+    return current.served_s >= fairness.quantum_swaps * costs.swap(due.model)
 
 
 def _claim(tickets: Sequence[TaskTicket], swap_s: float, work_s: float, now: float) -> float:
@@ -164,19 +169,27 @@ class TaskQueue(asyncio.PriorityQueue[Ticket]):
     def _init(self, maxsize: int) -> None:
         self._control: list[ControlTicket] = []
         self._tasks: dict[str, TaskTicket] = {}
+        #: The same tickets' places, sorted: each task that comes and each that is looked at asks for its position.
+        self._places: list[tuple[int, int]] = []
 
     def _put(self, item: Ticket) -> None:
         if isinstance(item, ControlTicket):
             heapq.heappush(self._control, item)
         else:
             self._tasks[item.task_id] = item
+            insort(self._places, item.place)
 
     def _get(self) -> Ticket:
         if self._control:
             return heapq.heappop(self._control)
         ready = list(self._tasks.values())
         ticket = choose(ready, self._current(), self._costs(), self._clock(), self._fairness())
-        return self._tasks.pop(ticket.task_id)
+        return self._pop(ticket.task_id)
+
+    def _pop(self, task_id: str) -> TaskTicket:
+        ticket = self._tasks.pop(task_id)
+        del self._places[bisect_left(self._places, ticket.place)]
+        return ticket
 
     def qsize(self) -> int:
         return len(self._control) + len(self._tasks)
@@ -196,15 +209,18 @@ class TaskQueue(asyncio.PriorityQueue[Ticket]):
 
     def position(self, ticket: TaskTicket) -> int:
         """How many tasks stand before it by priority and arrival; affinity may change that."""
-        first, place = ticket.priority, ticket.sequence
-        return sum(t.priority < first or (t.priority == first and t.sequence < place) for t in self._tasks.values())
+        return bisect_left(self._places, ticket.place)
 
     def remove(self, task_id: str) -> bool:
         """Take a waiting task out; False if it is not waiting."""
-        return self._tasks.pop(task_id, None) is not None
+        if task_id not in self._tasks:
+            return False
+        self._pop(task_id)
+        return True
 
     def remove_all(self) -> list[str]:
         """Take all waiting tasks out; their ids in order of arrival."""
         tickets = sorted(self._tasks.values(), key=lambda ticket: ticket.sequence)
         self._tasks.clear()
+        self._places.clear()
         return [ticket.task_id for ticket in tickets]
