@@ -3,14 +3,17 @@
 import errno
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import psutil
 import pytest
 
@@ -47,6 +50,22 @@ def test_a_worker_that_dies_is_an_answer_and_is_replaced(engine: ChildEngine, fa
     assert failed.code is FailureCode.WORKER_CRASHED
     assert failed.worker_died
     assert isinstance(engine.load(load_command(catalog, "good")), Loaded)
+
+
+@pytest.mark.parametrize("frame", [b"", b"\xc1", msgpack.packb({"kind": "step", "new": 1}), msgpack.packb([1])])
+def test_a_worker_that_talks_nonsense_is_replaced(engine: ChildEngine, frame: bytes) -> None:
+    assert isinstance(engine.measure(), Measured)
+    pid, ours = engine.pid, engine._worker._connection  # type: ignore[union-attr]
+    near, far = socket.socketpair()
+    engine._worker._connection = Connection(near.detach())  # type: ignore[union-attr]
+    with Connection(far.detach()) as worker:
+        worker.send_bytes(frame)
+        failed = engine.measure()
+    ours.close()
+    assert isinstance(failed, Failed)
+    assert failed.code is FailureCode.WORKER_CRASHED
+    assert isinstance(engine.measure(), Measured)
+    assert engine.pid != pid
 
 
 def test_a_silent_worker_is_killed_and_replaced() -> None:

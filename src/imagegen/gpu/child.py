@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from typing import TypeVar
 
+from msgpack.exceptions import UnpackException
+
 from imagegen.core.errors import FailureCode
 from imagegen.core.value import Value
 from imagegen.gpu.protocol import (
@@ -118,7 +120,7 @@ class ChildEngine:
                 on_step(answer.step, answer.total, *filter(None, [answer.preview]))
         except TimeoutError:
             return self._bury(FailureCode.WORKER_HUNG)
-        except (EOFError, OSError):
+        except (EOFError, OSError, ValueError, UnpackException):  # or words that are none: another version's worker
             return self._bury(FailureCode.WORKER_CRASHED)
         if isinstance(answer, Failed) and answer.code is FailureCode.DEVICE_FAULT:
             # A broken context poisons every later call in that process.
