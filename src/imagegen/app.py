@@ -59,7 +59,7 @@ class Service:
         # Microseconds of the wall clock: above every id of an earlier run, below what JSON numbers hold.
         self._bus = EventBus(first_id=time.time_ns() // 1000)
         self._executor = GpuExecutor(lambda: make_engine(settings, catalog))
-        self._journal = TaskJournal(settings.data_dir / "imagegen.sqlite3")
+        self._journal = TaskJournal(settings.journal_path)
         self._images = ImageStore(settings.data_dir / "images")
         folders = Folders(settings.models_path, settings.loras_path)
         self._models = DynamicModelManager(catalog, self._executor, self._bus, folders)

@@ -30,7 +30,7 @@ from imagegen import logs
 from imagegen.catalog.catalog import Catalog, HubFiles
 from imagegen.catalog.loading import ConfigError, load_catalog
 from imagegen.catalog.sources import Folders, missing, weights_here
-from imagegen.core.errors import DataDirInUse, DataDirUnusable, FailureCode, ImagegenError
+from imagegen.core.errors import DataDirInUse, DataDirUnusable, FailureCode, ImagegenError, JournalDamaged
 from imagegen.core.sizes import AspectRatio
 from imagegen.core.task import MAX_SEED, GenerationRequest, InputPictures, TaskType
 from imagegen.gpu.engine import LocalEngine
@@ -109,6 +109,8 @@ def serve(
         _fail(error.detail, EX_TEMPFAIL)
     except DataDirUnusable as error:
         _fail(error.detail, EX_CANTCREAT)
+    except JournalDamaged as error:
+        _fail(error.detail, EX_DATAERR)
     sys.stderr.flush()
     # A thread that no one can end (thread mode, a hanging device) must not hold the process.
     os._exit(code)

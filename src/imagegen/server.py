@@ -10,6 +10,7 @@ import uvicorn
 from imagegen.app import Service, create_app
 from imagegen.catalog.catalog import Catalog
 from imagegen.settings import Settings
+from imagegen.storage.database import check
 from imagegen.storage.lock import exclusive
 
 log = structlog.get_logger(__name__)
@@ -57,7 +58,7 @@ class DrainingServer(uvicorn.Server):
 
 
 def serve(settings: Settings, catalog: Catalog) -> int:
-    """Run until a signal; the exit code. Raises DataDirInUse."""
+    """Run until a signal; the exit code. Raises DataDirInUse, DataDirUnusable or JournalDamaged."""
     app = create_app(settings, catalog)
     service: Service = app.state.service
     config = uvicorn.Config(
@@ -71,6 +72,7 @@ def serve(settings: Settings, catalog: Catalog) -> int:
     )
     server = DrainingServer(config, service)
     with exclusive(settings.data_dir):
+        check(settings.journal_path)
         server.run()
     if not server.started:
         return 1

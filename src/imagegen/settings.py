@@ -64,6 +64,10 @@ class Settings(BaseSettings):
     housekeeping_s: float = Field(10, gt=0, le=3600)
 
     @property
+    def journal_path(self) -> Path:
+        return self.data_dir / "imagegen.sqlite3"
+
+    @property
     def models_path(self) -> Path:
         return self.models_dir or self.data_dir / "models"
 

@@ -3,9 +3,11 @@
 import io
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -165,6 +167,25 @@ def test_a_data_directory_that_cannot_be_used_exits_73_with_one_line(tmp_path: P
     assert refused.returncode == 73
     assert "Cannot use the data directory" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.parametrize("damage", ["in the middle", "at the head"])
+def test_a_damaged_journal_exits_65_with_advice_and_is_left_alone(tmp_path: Path, damage: str) -> None:
+    journal = tmp_path / "imagegen.sqlite3"
+    with closing(sqlite3.connect(journal)) as connection, connection:
+        connection.execute("CREATE TABLE t (x)")
+        connection.executemany("INSERT INTO t VALUES (?)", [("x" * 900,)] * 50)
+    data = bytearray(journal.read_bytes())
+    place = 8192 if damage == "in the middle" else 0
+    data[place : place + 100] = b"\xff" * 100
+    journal.write_bytes(data)
+    command = [sys.executable, "-m", "imagegen", "serve", "--port", "0", "--data-dir", str(tmp_path)]
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    assert refused.returncode == 65
+    assert "damaged" in refused.stderr
+    assert ".recover" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert journal.read_bytes() == data
 
 
 def test_sigterm_does_not_wait_for_a_hanging_load(tmp_path: Path) -> None:

@@ -162,6 +162,12 @@ class DataDirUnusable(ImagegenError):
     code = "data_dir_unusable"
 
 
+class JournalDamaged(ImagegenError):
+    """The journal is damaged."""
+
+    code = "journal_damaged"
+
+
 class DataDirInUse(ImagegenError):
     """Another instance uses this data directory."""
 

@@ -4,7 +4,7 @@ import asyncio
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from errno import ENOSPC
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
-from imagegen.core.errors import StorageFailed, StorageFull
+from imagegen.core.errors import JournalDamaged, StorageFailed, StorageFull
 from imagegen.storage.migrations import upgrade
 
 T = TypeVar("T")
@@ -89,6 +89,20 @@ class Database:
     def _dispose(self) -> None:
         if self._engine is not None:
             self._engine.dispose()
+
+
+def check(path: Path) -> None:
+    """Read all of a database that is there. Raises JournalDamaged; what is not there yet is whole."""
+    if not path.exists():
+        return
+    try:
+        with closing(sqlite3.connect(path)) as connection:
+            found = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
+    except sqlite3.DatabaseError as error:
+        found = str(error)
+    if found != "ok":
+        advice = f"Restore it from a backup, or try `sqlite3 {path.name} .recover`; or move it away to begin anew."
+        raise JournalDamaged(f"The journal {path} is damaged ({' '.join(found.split())}). {advice}")
 
 
 def _settle(futures: list[asyncio.Future[Any]], commit: asyncio.Future[list[Any]]) -> None:
