@@ -1,5 +1,6 @@
 """Process settings, from IMAGEGEN_* variables and the command line. What concerns models is in models.yaml."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,6 +13,10 @@ from imagegen.builtin import default_config
 
 def _comma_separated(value: object) -> object:
     return [part.strip().lower() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _separated_as_in_path(value: object) -> object:
+    return [part for part in value.split(os.pathsep) if part] if isinstance(value, str) else value
 
 
 class Settings(BaseSettings):
@@ -32,6 +37,8 @@ class Settings(BaseSettings):
     models_dir: Path | None = None
     #: The only place that LoRA files are read from; default: `loras` in the models directory.
     loras_dir: Path | None = None
+    #: Folders that a path given over HTTP must lie in, separated as in PATH; default: the models directory.
+    model_roots: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_separated_as_in_path)] = ()
     #: `process` runs models in a worker process; `thread` in a thread of the service.
     isolation: Literal["process", "thread"] = "process"
     #: `auto`, `cpu`, `cuda`, `cuda:1`.
@@ -70,6 +77,10 @@ class Settings(BaseSettings):
     @property
     def models_path(self) -> Path:
         return self.models_dir or self.data_dir / "models"
+
+    @property
+    def root_paths(self) -> tuple[Path, ...]:
+        return self.model_roots or (self.models_path,)
 
     @property
     def loras_path(self) -> Path:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -87,6 +87,10 @@ class GlobalSettings(Section):
     #: Minutes of waiting that are worth one step of priority; 0: none are.
     ageing_minutes: float = Field(default=5, ge=0, le=100_000)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    #: Tasks that may wait; one more is refused. Default: what IMAGEGEN_MAX_QUEUE says.
+    max_queue: int | None = Field(default=None, ge=1, le=100_000)
+    #: Days after which finished tasks and their files go; 0 keeps them. Default: what IMAGEGEN_RETENTION_DAYS says.
+    retention_days: float | None = Field(default=None, ge=0, le=36_500)
 
 
 class HubFiles(Value):
@@ -157,6 +161,35 @@ class ModelSpec(Section):
         return False
 
 
+#: What a load asks of `global`; an entry that has a field of the same name goes before it.
+LOADED_SETTINGS = frozenset(
+    {
+        "gpu_memory_fraction",
+        "enable_attention_slicing",
+        "enable_vae_slicing",
+        "enable_vae_tiling",
+        "cpu_offload",
+        "host_cache_gb",
+    }
+)
+
+#: What an entry tells people and those who accept requests, not the loader: a change of these moves nothing.
+WORDS = frozenset(
+    {
+        "name",
+        "memory_usage",
+        "supports_text2img",
+        "supports_img2img",
+        "supports_inpaint",
+        "description",
+        "base_size",
+        "steps",
+        "guidance_scale",
+        "auto_unload_minutes",
+    }
+)
+
+
 def _freeze(models: Mapping[str, ModelSpec]) -> Mapping[str, ModelSpec]:
     return MappingProxyType(dict(models))
 
@@ -177,6 +210,13 @@ class Catalog(Value):
         if model_id not in self.models:
             raise ModelNotFound
         return self.models[model_id]
+
+    def loaded_as(self, model_id: str) -> dict[str, Any]:
+        """All that a load of this model depends on: where two catalogs differ here, it must be loaded again."""
+        entry = self.model(model_id).model_dump(exclude=set(WORDS))
+        for name in LOADED_SETTINGS & entry.keys():
+            entry[name] = getattr(self.settings, name) if entry[name] is None else entry[name]
+        return entry
 
     def memory_fraction(self, model_id: str) -> float:
         """Share of the device's memory that this model may take (CUDA only)."""

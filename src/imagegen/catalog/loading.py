@@ -1,6 +1,6 @@
 """From a models.yaml to a Catalog, or to every problem in it with line, column and the fix."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from imagegen.catalog.catalog import RESERVED_IDS, Catalog, GlobalSettings, ModelId, ModelSpec, Section
-from imagegen.catalog.yaml import Document, Loc, Position, YamlProblem, read
+from imagegen.catalog.yaml import MAX_BYTES, Document, Loc, Position, YamlProblem, read
 
 #: Type word -> the spec class of its family.
 Families = Mapping[str, type[ModelSpec]]
@@ -30,19 +30,27 @@ class Problem(NamedTuple):
 class ConfigError(Exception):
     """A configuration file that cannot be used: one line for each problem."""
 
-    def __init__(self, lines: list[str]) -> None:
+    def __init__(self, lines: list[str], problems: Sequence[Problem] = ()) -> None:
+        """`problems`: the same for who did not write the file; empty where it could not be read at all."""
         self.lines = lines
+        self.problems = tuple(problems)
         super().__init__("\n".join(lines))
 
 
 def load_catalog(path: Path, families: Families) -> Catalog:
     """Read and check a file. Raises ConfigError with lines of the form `file:line:column: what, and the fix`."""
+    return parse_catalog(read_text(path, name=str(path)), families, name=str(path))
+
+
+def read_text(path: Path, *, name: str) -> str:
+    """The text of a file as it stands, line ends included. Raises ConfigError, in which it goes by `name`."""
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)  # one byte more, and `read` says that it is too large
+        return data.decode("utf-8", "replace" if len(data) > MAX_BYTES else "strict")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
-        raise ConfigError([f"{path}: cannot be read: {reason}"]) from None
-    return parse_catalog(text, families, name=str(path))
+        raise ConfigError([f"{name}: cannot be read: {reason}"]) from None
 
 
 def parse_catalog(text: str, families: Families, *, name: str = "models.yaml") -> Catalog:
@@ -52,9 +60,10 @@ def parse_catalog(text: str, families: Families, *, name: str = "models.yaml") -
     except YamlProblem as problem:
         raise ConfigError([_line(name, problem.position, problem.message)]) from None
     result = _Reading(document, families)
-    problems = sorted((document.position(p.loc), p.message) for p in result.problems())
+    problems = sorted(result.problems(), key=lambda problem: (document.position(problem.loc), problem.message))
     if problems:
-        raise ConfigError([_line(name, position, message) for position, message in problems])
+        lines = [_line(name, document.position(problem.loc), problem.message) for problem in problems]
+        raise ConfigError(lines, problems)
     return Catalog(settings=result.settings, models=result.models)
 
 

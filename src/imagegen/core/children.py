@@ -19,3 +19,4 @@ def ignore_signals() -> None:
     """Ctrl-C and a service manager's SIGTERM reach the whole process group; when to end is the parent's decision."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)

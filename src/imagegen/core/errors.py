@@ -1,6 +1,7 @@
 """What can go wrong, by stable code: errors a caller is told at once, and failure codes that a task ends with."""
 
 import inspect
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import ClassVar
 
@@ -58,6 +59,53 @@ class ModelNotFound(ImagegenError):
     """There is no model with this id; GET /models lists them."""
 
     code = "model_not_found"
+
+
+class ModelExists(ImagegenError):
+    """There is a model with this id already; PUT /models/{id} changes it."""
+
+    code = "model_exists"
+
+
+class PathNotAllowed(ImagegenError):
+    """A path given over HTTP must be a folder below one of the model roots, and never a URL."""
+
+    code = "path_not_allowed"
+
+
+class ConfigInvalid(ImagegenError):
+    """The configuration would not be valid; nothing was changed."""
+
+    code = "config_invalid"
+
+    def __init__(self, detail: str | None = None, *, problems: Sequence[tuple[str, str]] = ()) -> None:
+        """`problems`: where (`models.a.steps`) and what, all of them."""
+        super().__init__(detail)
+        self.problems = tuple(problems)
+
+
+class ConfigBroken(ImagegenError):
+    """The configuration file was edited by hand and is broken; GET /config/status says where. Mend it first."""
+
+    code = "config_broken"
+
+
+class ConfigReadOnly(ImagegenError):
+    """The configuration file cannot be written to; it is edited by hand."""
+
+    code = "config_read_only"
+
+
+class ConfigStale(ImagegenError):
+    """The configuration has changed since the version that If-Match names; read it again."""
+
+    code = "config_stale"
+
+
+class VersionNotFound(ImagegenError):
+    """There is no such version of the configuration; GET /config/versions lists them."""
+
+    code = "version_not_found"
 
 
 class NoRepository(ImagegenError):

@@ -155,7 +155,7 @@ class ModelUnloaded(Event):
 
     name = "model_unloaded"
     model: str
-    #: `switch`, `idle`, `asked`, `worker_died`.
+    #: `switch`, `idle`, `asked`, `config`, `worker_died`.
     reason: str
     #: Whether it stays in host memory.
     warm: bool = False
@@ -181,6 +181,30 @@ class ModelPulling(Event):
     bytes_total: int | None
     #: Why it failed or was cancelled.
     failure: Failure | None
+
+
+class ConfigChanged(Event):
+    """Another configuration is in force."""
+
+    name = "config_changed"
+    #: `start`, `file`, `signal`, `rest`, `rollback`.
+    source: str
+    etag: str
+    added: tuple[str, ...]
+    #: Models whose entry differs.
+    changed: tuple[str, ...]
+    removed: tuple[str, ...]
+    #: Fields of `global` that differ.
+    settings: tuple[str, ...]
+
+
+class ConfigRejected(Event):
+    """The configuration file cannot be used; the one before stays in force."""
+
+    name = "config_rejected"
+    source: str
+    #: `file:line:column: what, and the fix`.
+    errors: tuple[str, ...]
 
 
 @dataclass(slots=True)

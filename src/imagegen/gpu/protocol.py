@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 import msgpack
 from pydantic import Field, TypeAdapter
 
-from imagegen.catalog.catalog import Catalog
+from imagegen.catalog.catalog import LOADED_SETTINGS, Catalog
 from imagegen.catalog.sources import Folders
 from imagegen.core.errors import FailureCode
 from imagegen.core.task import GenerationRequest, Pixels
@@ -29,7 +29,7 @@ class Load(Value):
     model: str
     #: The entry of models.yaml, as its spec class dumps it.
     spec: dict[str, Any]
-    #: The section `global`, likewise.
+    #: The section `global`, likewise, as far as loading depends on it.
     settings: dict[str, Any]
     models_dir: str
     loras_dir: str
@@ -42,7 +42,7 @@ class Load(Value):
         return cls(
             model=model,
             spec=catalog.model(model).model_dump(mode="json"),
-            settings=catalog.settings.model_dump(mode="json"),
+            settings=catalog.settings.model_dump(mode="json", include=set(LOADED_SETTINGS)),
             models_dir=str(folders.models),
             loras_dir=str(folders.loras),
             memory_fraction=catalog.memory_fraction(model),

@@ -1,0 +1,120 @@
+"""Pure but for a look at links: from what a caller asks to the text of models.yaml with that change in it."""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import TypeAdapter, ValidationError
+
+from imagegen.builtin import BUILTIN
+from imagegen.catalog.catalog import GlobalSettings, HubSource, Section
+from imagegen.catalog.editing import Change, Put, Remove, edited
+from imagegen.catalog.loading import SECTIONS, Families
+from imagegen.catalog.yaml import read
+from imagegen.core.errors import ConfigInvalid, ModelExists, ModelNotFound, PathNotAllowed
+
+#: Fields of an entry that name a place on this machine.
+PATHS = ("local_path", "base_model")
+
+#: What begins like a URL or a drive, and what only serves to look harmless.
+_SUSPICIOUS = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*:|^~|[\\%\x00-\x1f\x7f]")
+
+_HUB_SOURCE: TypeAdapter[str] = TypeAdapter(HubSource)
+
+#: Longer names are never a field's; YAML has trouble with them.
+_MAX_KEY = 100
+
+Fields = Mapping[str, Any]
+
+
+class Roots(NamedTuple):
+    """Where weights may lie that a caller names."""
+
+    models: Path
+    roots: tuple[Path, ...]
+
+    def check(self, fields: Fields) -> None:
+        """Raises PathNotAllowed for a path that leads elsewhere."""
+        for name in PATHS:
+            value = fields.get(name)
+            if isinstance(value, str) and not self._allows(value):
+                raise PathNotAllowed(f"{name}: {PathNotAllowed().detail}")
+
+    def _allows(self, value: str) -> bool:
+        if value.startswith(BUILTIN) or _is_hub_source(value):
+            return True
+        if _SUSPICIOUS.search(value):
+            return False
+        try:
+            path = (self.models / value).resolve()
+            return any(path.is_relative_to(root.resolve()) for root in self.roots)
+        except (OSError, RuntimeError):  # links in a circle
+            return False
+
+
+def _is_hub_source(value: str) -> bool:
+    try:
+        _HUB_SOURCE.validate_python(value)
+    except ValidationError:
+        return False
+    return True
+
+
+def with_model(text: str, model_id: str, fields: Fields) -> str:
+    """With a new entry at the end. Raises ModelExists."""
+    if model_id in _models(text):
+        raise ModelExists
+    _check_keys({model_id: None, **fields})
+    return edited(text, [Put(("models", model_id), {name: it for name, it in fields.items() if it is not None})])
+
+
+def with_changed_model(text: str, model_id: str, fields: Fields, families: Families) -> str:
+    """With some fields of an entry replaced; None takes a field out. Raises ModelNotFound."""
+    models = _models(text)
+    if model_id not in models:
+        raise ModelNotFound
+    entry = models[model_id]
+    family = families.get(fields.get("type") or entry.get("type"))
+    return edited(text, list(_merged(("models", model_id), entry, fields, family)))
+
+
+def without_model(text: str, model_id: str) -> str:
+    """Without an entry. Raises ModelNotFound."""
+    if model_id not in _models(text):
+        raise ModelNotFound
+    return edited(text, [Remove(("models", model_id))])
+
+
+def with_settings(text: str, fields: Fields) -> str:
+    """With some fields of `global` replaced; None takes a field out."""
+    data = read(text).data
+    name = next((key for key in data if SECTIONS.get(key) == "global"), "global")
+    return edited(text, list(_merged((name,), data.get(name) or {}, fields, GlobalSettings)))
+
+
+def _models(text: str) -> dict[str, Any]:
+    models: dict[str, Any] = read(text).data["models"]
+    return models
+
+
+def _merged(path: tuple[str, ...], section: Fields, fields: Fields, kind: type[Section] | None) -> Iterator[Change]:
+    _check_keys(fields)
+    for name, value in fields.items():
+        key = _spelling(name, section, kind)
+        yield Remove((*path, key)) if value is None else Put((*path, key), value)
+
+
+def _spelling(name: str, section: Fields, kind: type[Section] | None) -> str:
+    """As the file spells the field already; a second spelling of it would be an error."""
+    for field, info in kind.model_fields.items() if kind else ():
+        spellings = {field, *map(str, getattr(info.validation_alias, "choices", ()))}
+        if name in spellings:
+            return next((key for key in section if key in spellings), name)
+    return name
+
+
+def _check_keys(fields: Fields) -> None:
+    for name in fields:
+        if len(name) > _MAX_KEY or not name.isprintable():
+            raise ConfigInvalid("A key is longer than any name, or not printable.")

@@ -1,0 +1,38 @@
+"""Pure: what changes from one Catalog to the next, and which models must be loaded again for it."""
+
+from imagegen.catalog.catalog import Catalog
+from imagegen.core.value import Value
+
+
+class Difference(Value):
+    """From the catalog that was to the one that is."""
+
+    added: tuple[str, ...] = ()
+    #: Models whose entry differs.
+    changed: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    #: Fields of `global` that differ.
+    settings: tuple[str, ...] = ()
+    #: Models that are not loaded as before: removed, or changed in something that a load depends on.
+    outdated: tuple[str, ...] = ()
+
+    @property
+    def empty(self) -> bool:
+        return not (self.added or self.changed or self.removed or self.settings)
+
+
+def difference(old: Catalog, new: Catalog) -> Difference:
+    """In the order of the files."""
+    kept = [model for model in old.models if model in new.models]
+    removed = tuple(model for model in old.models if model not in new.models)
+    return Difference(
+        added=tuple(model for model in new.models if model not in old.models),
+        changed=tuple(model for model in kept if old.models[model] != new.models[model]),
+        removed=removed,
+        settings=tuple(
+            name
+            for name in type(new.settings).model_fields
+            if getattr(old.settings, name) != getattr(new.settings, name)
+        ),
+        outdated=(*removed, *(model for model in kept if old.loaded_as(model) != new.loaded_as(model))),
+    )

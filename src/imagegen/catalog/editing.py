@@ -1,0 +1,279 @@
+"""Pure: edits of a models.yaml's text that touch the lines they are about and no other.
+
+ruamel says where each key and value stands and writes the new ones. Its own round trip would keep comments and order,
+too, but lay the whole file out anew: indentation, quotes, the space before a comment, the ends of long lines.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from io import StringIO
+from typing import Any, NamedTuple
+
+from ruamel.yaml import YAML
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString
+
+from imagegen.catalog.yaml import Document, YamlProblem, read
+
+Path = tuple[str, ...]
+
+
+class NotEditable(Exception):
+    """The file is written in a way in which this edit cannot be made."""
+
+
+class Put(NamedTuple):
+    """Give a key a value; whatever is missing on the way there is made."""
+
+    path: Path
+    value: Any
+
+
+class Remove(NamedTuple):
+    """Take a key out, if it is there."""
+
+    path: Path
+
+
+Change = Put | Remove
+
+
+def edited(text: str, changes: Sequence[Change]) -> str:
+    """The text after the changes, made one after the other. Raises NotEditable or YamlProblem; then nothing is."""
+    document = read(text)
+    for change in changes:
+        wanted = _expected(document.data, change)
+        if not _same(document.data, wanted):
+            text = _splice(text, document.root, change)
+            document = _checked(text, wanted)
+    return text
+
+
+def _checked(text: str, wanted: Any) -> Document:
+    """What was written must read as what was meant, whatever the file looks like."""
+    try:
+        document = read(text)
+    except YamlProblem:
+        raise NotEditable from None
+    if not _same(document.data, wanted):
+        raise NotEditable
+    return document
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Equal, and of the same types: True is not 1 here, and 4 is not 4.0. The order of keys counts."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, dict):
+        return list(one) == list(other) and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return bool(one == other) or one != one  # .nan
+
+
+def _expected(data: Any, change: Change) -> Any:
+    """The file's data after a change: what the edited text must read as."""
+    key, *rest = change.path
+    known: dict[Any, Any] = dict(data) if isinstance(data, dict) else {}
+    if rest:
+        inner = change._replace(path=tuple(rest))
+        return (
+            known
+            if isinstance(change, Remove) and key not in known
+            else known | {key: _expected(known.get(key), inner)}
+        )
+    if isinstance(change, Put):
+        return known | {key: change.value}
+    known.pop(key, None)
+    return known or None
+
+
+# -- where things stand ------------------------------------------------------------------------------------------------
+
+
+def _splice(text: str, node: Node | None, change: Change) -> str:
+    """Find the innermost mapping that the change is about, and change the text there."""
+    path = change.path
+    while isinstance(node, MappingNode) and len(path) > 1 and (child := _entry(node, path[0])) is not None:
+        if _is_empty(child.value):
+            return _fill(text, child, _nested(path[1:], change))
+        node, path = child.value, path[1:]
+    if not isinstance(node, MappingNode):
+        raise NotEditable
+    entry = _entry(node, path[0])
+    if isinstance(change, Remove):
+        assert entry is not None
+        return _remove(text, node, entry)
+    value = _nested(path[1:], change)
+    return _insert(text, node, path[0], value) if entry is None else _replace(text, node, entry, value)
+
+
+class _Entry(NamedTuple):
+    key: Node
+    value: Node
+    place: int
+
+
+def _entry(node: MappingNode, key: str) -> _Entry | None:
+    for place, (name, value) in enumerate(node.value):
+        if isinstance(name, ScalarNode) and name.value == key:
+            return _Entry(name, value, place)
+    return None
+
+
+def _nested(path: Path, change: Change) -> Any:
+    assert isinstance(change, Put)
+    value = change.value
+    for key in reversed(path):
+        value = {key: value}
+    return value
+
+
+def _is_empty(node: Node) -> bool:
+    """Whether nothing is written where a value could be."""
+    return isinstance(node, ScalarNode) and node.start_mark.index == node.end_mark.index
+
+
+def _end(text: str, node: Node) -> int:
+    """Where the last character of a node's own stands; the marks of block collections lie behind what follows them."""
+    if isinstance(node, MappingNode) and not node.flow_style:
+        key, value = node.value[-1]
+        return _after_colon(text, key) if _is_empty(value) else _end(text, value)
+    if isinstance(node, SequenceNode) and not node.flow_style and node.value:
+        return _end(text, node.value[-1])
+    end: int = node.end_mark.index
+    return len(text[:end].rstrip())  # a block scalar's mark lies behind its line end
+
+
+def _after_colon(text: str, key: Node) -> int:
+    return text.index(":", key.end_mark.index) + 1
+
+
+def _line_end(text: str, index: int) -> int:
+    """Behind the line end of the line that `index` is on."""
+    found = text.find("\n", index)
+    return len(text) if found < 0 else found + 1
+
+
+def _line_start(text: str, index: int) -> int:
+    return text.rfind("\n", 0, index) + 1
+
+
+# -- changing it -------------------------------------------------------------------------------------------------------
+
+
+def _replace(text: str, node: MappingNode, entry: _Entry, value: Any) -> str:
+    if _is_empty(entry.value) or _is_block(entry.value):
+        return _fill(text, entry, value, flow=bool(node.flow_style))
+    shown = _inline(value, flow=bool(node.flow_style))
+    return text[: entry.value.start_mark.index] + shown + text[entry.value.end_mark.index :]
+
+
+def _is_block(node: Node) -> bool:
+    if isinstance(node, ScalarNode):
+        return node.style in ("|", ">")
+    return isinstance(node, MappingNode | SequenceNode) and not node.flow_style
+
+
+def _fill(text: str, entry: _Entry, value: Any, *, flow: bool = False) -> str:
+    """A value right behind its key, instead of what stands there."""
+    start = _after_colon(text, entry.key)
+    end = start if _is_empty(entry.value) else _end(text, entry.value)
+    return f"{text[:start]} {_inline(value, flow=flow)}{text[end:]}"
+
+
+def _insert(text: str, node: MappingNode, key: str, value: Any) -> str:
+    if node.flow_style:
+        return _insert_inline(text, node, key, value)
+    first, last = node.value[0][0], _end(text, node)
+    place = _line_end(text, last)
+    indent = first.start_mark.column
+    lines = _block(key, value, _step(node))
+    before = "" if text[:place].endswith("\n") else "\n"
+    if isinstance(value, Mapping) and _apart(text, node):
+        lines.insert(0, "")
+    added = before + "".join(f"{' ' * indent}{line}".rstrip() + "\n" for line in lines)
+    return text[:place] + (added.replace("\n", "\r\n") if "\r\n" in text else added) + text[place:]
+
+
+def _step(node: MappingNode) -> int:
+    """By how much the file indents, as far as this mapping shows it."""
+    for key, value in node.value:
+        if isinstance(value, MappingNode) and not value.flow_style:
+            return int(value.value[0][0].start_mark.column - key.start_mark.column)
+    return 2
+
+
+def _apart(text: str, node: MappingNode) -> bool:
+    """Whether an empty line stands before the last entry's lines or the comments above them."""
+    if len(node.value) < 2:
+        return False
+    between = text[
+        _line_end(text, _end(text, node.value[-2][1])) : _line_start(text, node.value[-1][0].start_mark.index)
+    ]
+    return not all(line.strip() for line in between.splitlines())
+
+
+def _insert_inline(text: str, node: MappingNode, key: str, value: Any) -> str:
+    added = _inline({key: value}, flow=True)[1:-1]
+    if not node.value:
+        place = node.end_mark.index - 1
+        return text[:place] + added + text[place:]
+    last, place = node.value[-1][0].start_mark.index, _end(text, node.value[-1][1])
+    indent = text[_line_start(text, last) : last]
+    # Pretty JSON has each key on a line of its own.
+    separator = ", " if indent.strip() or "\n" not in text[node.start_mark.index : last] else f",\n{indent}"
+    return text[:place] + separator + added + text[place:]
+
+
+def _remove(text: str, node: MappingNode, entry: _Entry) -> str:
+    if node.flow_style:
+        start, end = _inline_extent(text, node, entry)
+        return text[:start] + text[end:]
+    value_end = _after_colon(text, entry.key) if _is_empty(entry.value) else _end(text, entry.value)
+    start, end = _line_start(text, entry.key.start_mark.index), _line_end(text, value_end)
+    if _blank_line_at(text, end) and re.search(r"\n[ \t\r]*\n\Z", text[:start]):
+        end = _line_end(text, end)  # one empty line of the two that would meet
+    return text[:start] + text[end:]
+
+
+def _blank_line_at(text: str, index: int) -> bool:
+    return index < len(text) and not text[index : _line_end(text, index)].strip()
+
+
+def _inline_extent(text: str, node: MappingNode, entry: _Entry) -> tuple[int, int]:
+    if entry.place + 1 < len(node.value):
+        return entry.key.start_mark.index, node.value[entry.place + 1][0].start_mark.index
+    start = _end(text, node.value[entry.place - 1][1]) if entry.place else entry.key.start_mark.index
+    return start, _end(text, entry.value)
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------
+
+
+def _block(key: str, value: Any, step: int) -> list[str]:
+    """A key in block style, what is inside it inline; its lines."""
+    if not isinstance(value, Mapping) or not value:
+        return [f"{_inline(key)}: {_inline(value)}"]
+    return [f"{_inline(key)}:", *(" " * step + f"{_inline(name)}: {_inline(inner)}" for name, inner in value.items())]
+
+
+def _inline(value: Any, *, flow: bool = False) -> str:
+    """A value on one line; inside of braces strings are in quotes, so that JSON stays JSON."""
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{_inline(key, flow=True)}: {_inline(it, flow=True)}' for key, it in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(_inline(it, flow=True) for it in value)}]"
+    if value is None:
+        return "null"
+    if isinstance(value, str) and (flow or not value.isprintable()):
+        value = DoubleQuotedScalarString(value)
+    return _dumped({"_": value}).removeprefix("_:").lstrip()
+
+
+def _dumped(value: Any) -> str:
+    yaml = YAML()
+    yaml.width = 2**30
+    stream = StringIO()
+    yaml.dump(value, stream)
+    return stream.getvalue().removesuffix("\n")

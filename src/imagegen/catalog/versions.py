@@ -1,0 +1,97 @@
+"""Versions: every configuration that was in force, as files in the data directory; the newest are kept."""
+
+import difflib
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from errno import EDQUOT, ENOSPC
+from pathlib import Path
+
+from imagegen.catalog.file import etag_of
+from imagegen.core.errors import StorageFailed, StorageFull, VersionNotFound
+from imagegen.core.value import Value
+from imagegen.storage.images import write_whole
+
+KEPT = 100
+
+#: Number and source.
+_FILE = re.compile(r"(\d{6,})\.([a-z]+)\.yaml")
+
+
+class Version(Value):
+    """One configuration that was in force."""
+
+    version: int
+    etag: str
+    #: Where it came from: `start`, `file`, `signal`, `rest`, `rollback`.
+    source: str
+    created_at: datetime
+
+
+class Versions:
+    """Owns a folder. Blocks; whoever adds calls from one place."""
+
+    def __init__(self, folder: Path, kept: int = KEPT) -> None:
+        self._folder = folder
+        self._kept = kept
+
+    def newest_first(self) -> list[Version]:
+        """Newest first."""
+        return [self._version(path) for path in reversed(self._files())]
+
+    def text(self, version: int) -> str:
+        """Raises VersionNotFound."""
+        for path in self._files():
+            if _number(path) == version:
+                return _read(path)
+        raise VersionNotFound
+
+    def add(self, text: str, source: str) -> int:
+        """Keep a text as the newest version, unless it is that; its number. Raises StorageFull or StorageFailed."""
+        files = self._files()
+        newest = files[-1] if files else None
+        if newest is not None and _read(newest) == text:
+            return _number(newest)
+        number = _number(newest) + 1 if newest is not None else 1
+        try:
+            write_whole(self._folder / f"{number:06}.{source}.yaml", text.encode())
+            for old in files[: len(files) + 1 - self._kept]:
+                old.unlink(missing_ok=True)
+        except OSError as error:
+            raise (StorageFull if error.errno in (ENOSPC, EDQUOT) else StorageFailed) from error
+        return number
+
+    def difference(self, version: int, against: int | None) -> tuple[int, str]:
+        """What a version changed, as a unified diff, and the number of the one that it is held against.
+
+        That is the one before it where none is named; 0 is the empty file. Raises VersionNotFound.
+        """
+        if against is None:
+            against = max((number for number in map(_number, self._files()) if number < version), default=0)
+        before = self.text(against).splitlines(keepends=True) if against else []
+        after = self.text(version).splitlines(keepends=True)
+        return against, "".join(
+            _terminated(difflib.unified_diff(before, after, f"version {against}", f"version {version}"))
+        )
+
+    def _files(self) -> list[Path]:
+        """Oldest first."""
+        return sorted((path for path in self._folder.glob("*.yaml") if _FILE.fullmatch(path.name)), key=_number)
+
+    def _version(self, path: Path) -> Version:
+        source = path.name.split(".")[1]
+        created_at = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+        return Version(version=_number(path), etag=etag_of(_read(path)), source=source, created_at=created_at)
+
+
+def _number(path: Path) -> int:
+    return int(path.name.partition(".")[0])
+
+
+def _read(path: Path) -> str:
+    return path.read_bytes().decode()
+
+
+def _terminated(lines: Iterator[str]) -> Iterator[str]:
+    for line in lines:
+        yield line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n"

@@ -1,0 +1,286 @@
+"""CatalogWriter: owns models.yaml and which Catalog is in force. Every change, however it comes, goes one way."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection
+from datetime import UTC, datetime
+from typing import Any, NamedTuple, TypeVar
+
+import structlog
+
+from imagegen.catalog.catalog import Catalog
+from imagegen.catalog.difference import Difference
+from imagegen.catalog.editing import NotEditable
+from imagegen.catalog.file import ConfigFile, etag_of
+from imagegen.catalog.loading import ConfigError, Families, parse_catalog
+from imagegen.catalog.versions import Version, Versions
+from imagegen.catalog.watching import changes, settled
+from imagegen.core.errors import (
+    ConfigBroken,
+    ConfigInvalid,
+    ConfigReadOnly,
+    ConfigStale,
+    Draining,
+    StorageFailed,
+    StorageFull,
+)
+from imagegen.core.events import ConfigChanged, ConfigRejected, EventBus
+from imagegen.core.value import Value
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+#: Puts a catalog in force between two tasks, and says what that changed. Raises Draining.
+Swap = Callable[[Catalog], Awaitable[Difference]]
+
+#: From the file's text to the text with an edit in it.
+Edit = Callable[[str], str]
+
+#: Seconds that a file which does not read gets to become whole: some write it in two goes.
+_SECOND_LOOK_S = 1.0
+
+
+class ConfigStatus(Value):
+    """How the configuration stands."""
+
+    #: The file's name.
+    file: str
+    #: Why it cannot be edited over HTTP; None: it can.
+    read_only: str | None = None
+    #: Names the text in force; None until the file was read.
+    etag: str | None = None
+    #: Where the configuration in force came from, and when.
+    source: str = "start"
+    loaded_at: datetime
+    #: What the latest look at the file found; False: it is broken, and an older configuration is in force.
+    ok: bool = True
+    checked_at: datetime
+    #: `file:line:column: what, and the fix`.
+    errors: tuple[str, ...] = ()
+    #: Whether a newer configuration waits for the running task to end.
+    waiting: bool = False
+
+
+class Written(NamedTuple):
+    """What an edit led to."""
+
+    etag: str
+    difference: Difference
+
+
+class CatalogWriter:
+    """Makes one change at a time, in the order of asking. Loop thread only."""
+
+    def __init__(
+        self, file: ConfigFile, versions: Versions, families: Families, catalog: Catalog, swap: Swap, bus: EventBus
+    ) -> None:
+        """`catalog` is in force already; whether the file still says so is found out at the start of `run`."""
+        self._file = file
+        self._versions = versions
+        self._families = families
+        self._swap = swap
+        self._bus = bus
+        #: What is in force once all swaps are through, and the name of its text.
+        self._newest = catalog
+        self._newest_etag: str | None = None
+        #: The change that was asked for last.
+        self._latest: asyncio.Task[Any] | None = None
+        self._swaps: set[asyncio.Task[Difference]] = set()
+        self._stop = asyncio.Event()
+        now = datetime.now(UTC)
+        self._status = ConfigStatus(file=file.name, loaded_at=now, checked_at=now)
+
+    # -- reads that only inform; anyone may ask -----------------------------------------------------------------------
+
+    @property
+    def etag(self) -> str | None:
+        """Names the text in force; None until the file was read."""
+        return self._status.etag
+
+    async def status(self) -> ConfigStatus:
+        """How the configuration stands."""
+        read_only = await asyncio.to_thread(self._file.read_only)
+        return self._status.evolve(read_only=read_only, waiting=bool(self._swaps))
+
+    async def versions(self) -> list[Version]:
+        """Newest first."""
+        return await asyncio.to_thread(self._versions.newest_first)
+
+    async def difference(self, version: int, against: int | None) -> tuple[int, str]:
+        """As Versions.difference. Raises VersionNotFound."""
+        return await asyncio.to_thread(self._versions.difference, version, against)
+
+    # -- changes ------------------------------------------------------------------------------------------------------
+
+    async def edit(self, edit: Edit, if_match: Collection[str] | None = None) -> Written:
+        """Write an edit to the file and put it in force. Raises ImagegenError with the reason why not.
+
+        `if_match`: the etags that the file may have now; None is any.
+        """
+        return await self._written(self._next(lambda: self._edit(edit, if_match, "rest")))
+
+    async def rollback(self, version: int, if_match: Collection[str] | None = None) -> Written:
+        """Write an older version to the file and put it in force. Raises VersionNotFound and whatever `edit` does.
+
+        The one edit that a file can be mended with that somebody broke.
+        """
+        text = await asyncio.to_thread(self._versions.text, version)
+        return await self._written(self._next(lambda: self._edit(lambda _: text, if_match, "rollback")))
+
+    async def reload(self, source: str) -> None:
+        """Look at the file again; put it in force, or keep what is and say why."""
+        swapping = await asyncio.shield(self.ask_reload(source))
+        if swapping is not None:
+            await asyncio.shield(swapping)
+
+    def ask_reload(self, source: str) -> asyncio.Task[asyncio.Task[Difference] | None]:
+        """As `reload`, for those who do not wait."""
+        return self._next(lambda: self._reload(source))
+
+    async def run(self) -> None:
+        """Follow the file until `close`."""
+        await asyncio.to_thread(self._file.sweep)
+        await self.reload("start")
+        async for _ in changes(self._file, self._stop):
+            if not await asyncio.to_thread(self._reads):
+                await asyncio.sleep(_SECOND_LOOK_S)
+                await settled(self._file, self._stop)
+            await self.reload("file")
+
+    def close(self) -> None:
+        """End `run`."""
+        self._stop.set()
+
+    # -- one after the other ------------------------------------------------------------------------------------------
+
+    def _next(self, action: Callable[[], Awaitable[T]]) -> "asyncio.Task[T]":
+        """Do this after all that was asked before. Its caller may go away meanwhile."""
+        before = self._latest
+
+        async def act() -> T:
+            if before is not None:
+                await asyncio.wait([before])
+            return await action()
+
+        self._latest = asyncio.create_task(act(), name="config")
+        self._latest.add_done_callback(_told)
+        return self._latest
+
+    async def _written(self, editing: "asyncio.Task[_Accepted]") -> Written:
+        etag, swapping = await asyncio.shield(editing)
+        return Written(etag, await asyncio.shield(swapping))
+
+    async def _edit(self, edit: Edit, if_match: Collection[str] | None, source: str) -> "_Accepted":
+        if (reason := await asyncio.to_thread(self._file.read_only)) is not None:
+            raise ConfigReadOnly(reason)
+        try:
+            text = await asyncio.to_thread(self._file.read)
+            if source != "rollback":
+                await self._know(text)
+        except ConfigError as error:
+            raise ConfigBroken(f"{ConfigBroken().detail} {error.lines[0]}") from None
+        if if_match is not None and etag_of(text) not in if_match:
+            raise ConfigStale
+        new = await asyncio.to_thread(self._edited, edit, text)
+        await asyncio.to_thread(self._write, text, new.text, source)
+        return self._accept(new, source)
+
+    async def _know(self, text: str) -> None:
+        """Raises ConfigError if the text that is to be edited is broken itself."""
+        if etag_of(text) != self._newest_etag:
+            await asyncio.to_thread(self._parse, text)
+
+    def _edited(self, edit: Edit, text: str) -> "_Text":
+        try:
+            return self._parse(edit(text))
+        except NotEditable:
+            raise ConfigReadOnly("The file is written in a way in which this cannot be changed from here.") from None
+        except ConfigError as error:
+            problems = [(".".join(map(str, problem.loc)), problem.message) for problem in error.problems]
+            words = "; ".join(f"{loc}: {what}" if loc else what for loc, what in problems)
+            raise ConfigInvalid(words or "; ".join(error.lines), problems=problems) from None
+
+    def _write(self, old: str, new: str, source: str) -> None:
+        if new != old:
+            self._versions.add(old, "file")  # edited by hand a moment ago; usually it is the newest already
+            self._file.replace(new)
+        try:
+            self._versions.add(new, source)
+        except (StorageFull, StorageFailed) as error:
+            log.warning("config_version_lost", code=error.code)
+
+    async def _reload(self, source: str) -> "asyncio.Task[Difference] | None":
+        try:
+            new = await asyncio.to_thread(lambda: self._parse(self._file.read()))
+        except ConfigError as error:
+            self._reject(error, source)
+            return None
+        self._status = self._status.evolve(ok=True, errors=(), checked_at=datetime.now(UTC))
+        if new.etag == self._newest_etag:
+            return None
+        await asyncio.to_thread(self._write, new.text, new.text, source)
+        return self._accept(new, source).swapping
+
+    def _reads(self) -> bool:
+        try:
+            self._parse(self._file.read())
+        except ConfigError:
+            return False
+        return True
+
+    def _parse(self, text: str) -> "_Text":
+        return _Text(text, etag_of(text), parse_catalog(text, self._families, name=self._file.name))
+
+    def _reject(self, error: ConfigError, source: str) -> None:
+        errors = tuple(error.lines)
+        if self._status.ok or errors != self._status.errors:
+            log.error("config_rejected", source=source, errors=errors)
+            self._bus.publish(ConfigRejected(source=source, errors=errors))
+        self._status = self._status.evolve(ok=False, errors=errors, checked_at=datetime.now(UTC))
+
+    def _accept(self, new: "_Text", source: str) -> "_Accepted":
+        """It is valid, and it is on disk: nothing is in its way any more."""
+        same = new.catalog == self._newest and not self._swaps
+        self._newest, self._newest_etag = new.catalog, new.etag
+        swapping = asyncio.create_task(self._put_in_force(new, source, same), name="config swap")
+        self._swaps.add(swapping)
+        swapping.add_done_callback(self._swaps.discard)
+        swapping.add_done_callback(_told)
+        return _Accepted(new.etag, swapping)
+
+    async def _put_in_force(self, new: "_Text", source: str, same: bool) -> Difference:
+        """Between two tasks, where it makes a difference."""
+        try:
+            change = Difference() if same else await self._swap(new.catalog)
+        except Draining:  # the next start reads it
+            return Difference()
+        now = datetime.now(UTC)
+        self._status = self._status.evolve(
+            ok=True, errors=(), etag=new.etag, source=source, loaded_at=now, checked_at=now
+        )
+        if not (same and source == "start"):
+            fields = change.model_dump(exclude={"outdated"})
+            log.info("config_changed", source=source, etag=new.etag, **fields)
+            self._bus.publish(ConfigChanged(source=source, etag=new.etag, **fields))
+        return change
+
+
+class _Text(NamedTuple):
+    """A text that reads, and what it reads as."""
+
+    text: str
+    etag: str
+    catalog: Catalog
+
+
+class _Accepted(NamedTuple):
+    """A text that is on disk, and its way into force."""
+
+    etag: str
+    swapping: "asyncio.Task[Difference]"
+
+
+def _told(done: "asyncio.Task[Any]") -> None:
+    """Whoever asked hears of an error; if nobody waits any more, nobody needs to."""
+    if not done.cancelled():
+        done.exception()
