@@ -2,12 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 
 import structlog
 
-from imagegen.catalog.catalog import Catalog
+from imagegen.catalog.catalog import Catalog, ModelSpec
 from imagegen.catalog.sources import missing, weights_here
 from imagegen.core.errors import Draining, FailureCode, NoRepository, NotPulling, WeightsHere
 from imagegen.core.events import EventBus, ModelPulling
@@ -21,6 +22,9 @@ log = structlog.get_logger(__name__)
 _CANCELLED = Failure(
     code=FailureCode.PULL_CANCELLED, message="The download of the model's weights was cancelled; what arrived is kept."
 )
+
+
+_REMOVED = Failure(code=FailureCode.MODEL_REMOVED, message="The model is no longer configured.")
 
 
 class PullState(StrEnum):
@@ -87,7 +91,11 @@ class ModelPuller:
 
     def is_here(self, model: str) -> bool:
         """Whether the model can be loaded without a download. Looks at the disk. Raises ModelNotFound."""
-        return weights_here(self._catalog().model(model), self._models_dir)
+        return self.has(self._catalog().model(model))
+
+    def has(self, spec: ModelSpec) -> bool:
+        """As is_here, for an entry that may have changed meanwhile."""
+        return weights_here(spec, self._models_dir)
 
     async def follow(self, model: str) -> AsyncIterator[Pull]:
         """The download as it is and as it changes, until it has ended or the service stops. A slow listener skips."""
@@ -118,12 +126,20 @@ class ModelPuller:
     def cancel(self, model: str) -> Pull:
         """End a download; what arrived is kept. Raises ModelNotFound or NotPulling."""
         self._catalog().model(model)
+        return self._cancel(model, _CANCELLED)
+
+    def removed(self, model: str) -> None:
+        """The model is no longer configured: nobody waits for its weights."""
+        with suppress(NotPulling):
+            self._cancel(model, _REMOVED)
+
+    def _cancel(self, model: str, failure: Failure) -> Pull:
         pull = self._pulls.get(model)
         if pull is None or pull.ended:
             raise NotPulling
         if self._running is not None and self._running[0] == model:
             self._running[1].cancel()
-        return self._set(pull.evolve(state=PullState.CANCELLED, failure=_CANCELLED))
+        return self._set(pull.evolve(state=PullState.CANCELLED, failure=failure))
 
     def _set(self, pull: Pull) -> Pull:
         known = self._pulls.get(pull.model)

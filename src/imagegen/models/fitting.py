@@ -34,6 +34,11 @@ class Fitting:
         if failed.need_bytes:
             self._peaks[model] = (pixels, failed.need_bytes)
 
+    def forget(self, model: str) -> None:
+        """Its entry is another one now."""
+        self._weights.pop(model, None)
+        self._peaks.pop(model, None)
+
     def knows(self, model: str) -> bool:
         """Whether there is nothing left to learn without running it."""
         return model in self._weights

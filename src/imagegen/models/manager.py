@@ -11,6 +11,7 @@ from typing import NamedTuple
 import structlog
 
 from imagegen.catalog.catalog import Catalog
+from imagegen.catalog.difference import Difference, difference
 from imagegen.catalog.sources import Folders, lora_files, weights_here
 from imagegen.core.errors import DoesNotFit, FailureCode, LoraNotFound, ModelQuarantined
 from imagegen.core.events import (
@@ -139,8 +140,11 @@ class DynamicModelManager:
 
     def unloads_at(self, model: str) -> datetime | None:
         """When it leaves the device unless it is used before; None if it is not there, or stays."""
-        resident, minutes = self._residents.get(model), self._catalog.idle_minutes(model)
-        return resident.last_used_at + timedelta(minutes=minutes) if resident and minutes else None
+        resident = self._residents.get(model)
+        if resident is None:
+            return None
+        minutes = self._catalog.idle_minutes(model)
+        return resident.last_used_at + timedelta(minutes=minutes) if minutes else None
 
     def find_loras(self, request: GenerationRequest) -> tuple[str, ...]:
         """The files of the request's LoRAs. Raises LoraNotFound."""
@@ -330,6 +334,32 @@ class DynamicModelManager:
         log.error("model_quarantined", model=model)
         self._errors[model] = Failed(code=failure.code, message=failure.message)
         self._bus.publish(ModelFailed(model=model, failure=failure))
+
+    async def apply(self, catalog: Catalog) -> Difference:
+        """Put a catalog in force. What would be loaded otherwise now, or not at all, leaves and is forgotten."""
+        change = difference(self._catalog, catalog)
+        for model in change.outdated:
+            if model in self._residents:
+                await self._unload(model, "config")
+            elif model in self._warm:
+                await self._cool(model)
+            self._forget(model)
+        self._catalog = catalog
+        await self._keep_budget()
+        return change
+
+    def _forget(self, model: str) -> None:
+        """What was learnt of an entry that is another one now."""
+        for known in (self._errors, self._kills, self._load_seconds, self._warm_seconds):
+            known.pop(model, None)
+        self._fitting.forget(model)
+
+    async def _keep_budget(self) -> None:
+        """Drop the oldest warm models beyond the host's share."""
+        budget = int(self._catalog.settings.host_cache_gb * 2**30)
+        for kept in sorted(self._warm.values(), key=lambda kept: kept.since):
+            if sum(it.weight_bytes for it in self._warm.values()) > budget:
+                await self._cool(kept.model)
 
     async def evict_idle(self, wanted: Collection[str] = ()) -> None:
         """Unload what has not been used for its time and is not `wanted` by a task that waits."""

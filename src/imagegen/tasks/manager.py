@@ -111,7 +111,7 @@ class TaskManager:
         model, request = await self._admit(draft)
         if self._draining:
             raise Draining(retry_after=10)
-        if self.queue_size >= self._limits.max_queue:
+        if self.queue_size >= (self._models.catalog.settings.max_queue or self._limits.max_queue):
             raise QueueFull(retry_after=self._outlooks.retry_after())
         if self._models.quarantined(model):
             raise ModelQuarantined
@@ -266,6 +266,15 @@ class TaskManager:
     async def _too_late(self, active: Active) -> None:
         message = f"It could not begin within the {active.task.deadline_s:g} s that it was given."
         await self._failed(active, FailureCode.DEADLINE_EXCEEDED, message)
+
+    async def fail_removed(self) -> int:
+        """Fail what waits for a model that is no longer configured; how many tasks that were."""
+        known = self._models.catalog.models
+        removed = [active for active in self._active.values() if active.task.model not in known]
+        waiting = [it for it in removed if self._take_out(it.task.id)]
+        failures = (self._failed(it, FailureCode.MODEL_REMOVED, "The model is no longer configured.") for it in waiting)
+        await asyncio.gather(*failures)
+        return len(waiting)
 
     async def delete(self, task_id: str) -> None:
         """Remove an ended task with its files. Raises TaskNotFound, TaskNotFinished, StorageFailed."""
