@@ -12,12 +12,17 @@ from fastapi_offline import FastAPIOffline
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
 import imagegen
-from imagegen.api import events, generation, images, models, system, tasks
+from imagegen import logs
+from imagegen.api import config, events, generation, images, models, system, tasks
 from imagegen.api.dependencies import Services
 from imagegen.api.guard import Guard
 from imagegen.api.problems import TextAsProblem, install
 from imagegen.catalog.catalog import Catalog
+from imagegen.catalog.difference import Difference
+from imagegen.catalog.file import ConfigFile, etag_of
 from imagegen.catalog.sources import Folders
+from imagegen.catalog.versions import Versions
+from imagegen.catalog.writer import CatalogWriter
 from imagegen.core.errors import Draining, ImagegenError
 from imagegen.core.events import EventBus
 from imagegen.gpu.child import ChildEngine
@@ -25,6 +30,7 @@ from imagegen.gpu.engine import Engine, LocalEngine
 from imagegen.gpu.executor import GpuExecutor
 from imagegen.gpu.protocol import EngineOptions
 from imagegen.hub.puller import ModelPuller
+from imagegen.loaders import SPECS
 from imagegen.models.manager import DynamicModelManager
 from imagegen.settings import Settings
 from imagegen.storage.images import ImageStore
@@ -78,13 +84,15 @@ class Service:
             puller=self._puller,
             cancel_grace_s=settings.cancel_grace_s,
         )
+        versions = Versions(settings.data_dir / "config" / etag_of(str(settings.config.absolute())))
+        self._config = CatalogWriter(ConfigFile(settings.config), versions, SPECS, catalog, self._swap, self._bus)
         self._running: asyncio.Task[None] | None = None
         self._leaving: asyncio.Task[None] | None = None
         self._in_a_hurry = asyncio.Event()
 
     @property
     def services(self) -> Services:
-        return Services(self._settings, self._tasks, self._models, self._puller, self._images, self._bus)
+        return Services(self._settings, self._tasks, self._models, self._puller, self._images, self._bus, self._config)
 
     @property
     def crashed(self) -> bool:
@@ -109,6 +117,23 @@ class Service:
         """Do not wait for the running task: it goes back to the queue."""
         self._in_a_hurry.set()
 
+    def reload(self) -> None:
+        """Look at models.yaml again: somebody sent SIGHUP."""
+        self._config.ask_reload("signal")
+
+    async def _swap(self, catalog: Catalog) -> Difference:
+        """Put a catalog in force while no task runs. Raises Draining."""
+        return await self._tasks.between_tasks(lambda: self._apply(catalog))
+
+    async def _apply(self, catalog: Catalog) -> Difference:
+        change = await self._models.apply(catalog)
+        for model in change.removed:
+            self._puller.removed(model)
+        if "log_level" in change.settings:
+            logs.configure(catalog.settings.log_level)
+        await self._tasks.fail_removed()
+        return change
+
     @asynccontextmanager
     async def run(self) -> AsyncIterator[None]:
         """Serve from here to the end of the context, then drain."""
@@ -123,6 +148,10 @@ class Service:
             self._running = asyncio.create_task(self._tasks.run(), name="tasks")
             self._running.add_done_callback(_log_crash)
             stack.push_async_callback(self._leave)
+            following = asyncio.create_task(self._config.run(), name="config file")
+            following.add_done_callback(_log_crash)
+            stack.push_async_callback(_cancel, following)
+            stack.callback(self._config.close)
             for chore, every_s in self._chores():
                 housekeeping = asyncio.create_task(_again_and_again(chore, every_s), name=chore.__name__)
                 stack.push_async_callback(_cancel, housekeeping)
@@ -139,9 +168,10 @@ class Service:
         await self._tasks.between_tasks(lambda: self._models.evict_idle(self._tasks.wanted))
 
     async def _expire(self) -> None:
-        settings = self._settings
+        settings, own = self._settings, self._models.catalog.settings
+        days = settings.retention_days if own.retention_days is None else own.retention_days
         kept = Retention(
-            age_s=settings.retention_days * 86_400,
+            age_s=days * 86_400,
             tasks=settings.retention_tasks,
             size=int(settings.retention_gb * 2**30),
         )
@@ -212,7 +242,7 @@ def create_app(settings: Settings, catalog: Catalog) -> FastAPI:
     app.state.service = service
     app.state.services = service.services
     app.include_router(generation.upload_router, max_body_size=settings.max_upload_bytes)
-    for room in (generation, tasks, images, models, events, system):
+    for room in (generation, tasks, images, models, config, events, system):
         app.include_router(room.router)
     install(app)
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)

@@ -1,6 +1,7 @@
 """DrainingServer: uvicorn, ending cleanly. SIGTERM drains and exits 0; a crash of the service exits 70."""
 
 import asyncio
+import signal
 import socket
 from types import FrameType
 
@@ -34,6 +35,8 @@ class DrainingServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
+        # Daemons read their files again at it; a closed terminal is no reason to leave.
+        self._loop.add_signal_handler(signal.SIGHUP, self._service.reload)
         if self.started:
             host, port = self.servers[0].sockets[0].getsockname()[:2]
             address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -12,7 +12,7 @@ from fastapi import FastAPI
 
 from imagegen.app import create_app
 from imagegen.settings import Settings
-from tests.conftest import fake_catalog
+from tests.conftest import fake_catalog, fake_config
 
 
 class Client(httpx.AsyncClient):
@@ -49,8 +49,10 @@ def start(tmp_path: Path) -> Start:
     @asynccontextmanager
     async def run(models: dict[str, dict[str, Any]] | None = None, **settings: Any) -> AsyncIterator[Client]:
         catalog = fake_catalog(**(models or {}))
-        defaults = {"data_dir": tmp_path / "data", "isolation": "thread", "device": "cpu", "drain_timeout_s": 5}
-        app = create_app(Settings(**(defaults | settings)), catalog)
+        config = tmp_path / "models.yaml"
+        config.write_text(fake_config(**(models or {})))
+        defaults = {"data_dir": tmp_path / "data", "config": config, "isolation": "thread", "device": "cpu"}
+        app = create_app(Settings(**(defaults | {"drain_timeout_s": 5} | settings)), catalog)
         async with app.router.lifespan_context(app):
             transport = httpx.ASGITransport(app, raise_app_exceptions=False)
             async with Client(transport=transport, base_url="http://127.0.0.1") as client:

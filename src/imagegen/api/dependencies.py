@@ -5,6 +5,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from imagegen.catalog.writer import CatalogWriter
 from imagegen.core.events import EventBus
 from imagegen.hub.puller import ModelPuller
 from imagegen.models.manager import DynamicModelManager
@@ -23,6 +24,7 @@ class Services:
     puller: ModelPuller
     images: ImageStore
     bus: EventBus
+    config: CatalogWriter
 
 
 # All are `async def`: FastAPI sends plain functions to a thread, which costs more than all that they do.
@@ -58,9 +60,14 @@ async def _settings(services: Annotated[Services, Depends(_services)]) -> Settin
     return services.settings
 
 
+def _writer(services: Annotated[Services, Depends(_services)]) -> CatalogWriter:
+    return services.config
+
+
 Tasks = Annotated[TaskManager, Depends(_tasks)]
 Models = Annotated[DynamicModelManager, Depends(_models)]
 Puller = Annotated[ModelPuller, Depends(_puller)]
 Images = Annotated[ImageStore, Depends(_images)]
 Bus = Annotated[EventBus, Depends(_bus)]
 Config = Annotated[Settings, Depends(_settings)]
+Writer = Annotated[CatalogWriter, Depends(_writer)]

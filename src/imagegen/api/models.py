@@ -4,23 +4,24 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Depends, Query, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from imagegen.api.dependencies import Models, Puller, Tasks
+from imagegen.api.dependencies import Models, Puller, Tasks, Writer
 from imagegen.api.problems import describe
 from imagegen.api.schemas import CurrentModel, GpuMemory, ModelDetails, ModelList, PullView, Unloaded
-from imagegen.api.views import gib, model_details, model_view, pull_view, unloaded
+from imagegen.api.views import gib, model_details, model_view, pull_view, tag, unloaded
 from imagegen.core.errors import LoadFailed, ModelBusy, NotPulling
 
 router = APIRouter(prefix="/models", tags=["models"])
 
 
 @router.get("", operation_id="list_models", summary="All configured models")
-async def list_models(models: Models, puller: Puller) -> ModelList:
+async def list_models(models: Models, puller: Puller, writer: Writer, response: Response) -> ModelList:
     """In the order of models.yaml."""
+    tag(response, writer.etag)
     entries = models.catalog.models
-    here = await asyncio.to_thread(lambda: {model_id: puller.is_here(model_id) for model_id in entries})
+    here = await asyncio.to_thread(lambda: {model_id: puller.has(spec) for model_id, spec in entries.items()})
     views = [
         model_view(model_id, spec, models, puller.pull(model_id), weights_here=here[model_id])
         for model_id, spec in entries.items()
@@ -50,10 +51,15 @@ async def unload_model(models: Models, tasks: Tasks) -> Unloaded:
 
 
 @router.get("/{model_id}", operation_id="get_model", summary="One model", responses=describe("model_not_found"))
-async def get_model(model_id: str, models: Models, puller: Puller) -> ModelDetails:
+async def get_model(model_id: str, models: Models, puller: Puller, writer: Writer, response: Response) -> ModelDetails:
     """A model with its configuration, and how the download of its weights stands."""
+    tag(response, writer.etag)
+    return await _details(model_id, models, puller)
+
+
+async def _details(model_id: str, models: Models, puller: Puller) -> ModelDetails:
     spec = models.catalog.model(model_id)
-    here = await asyncio.to_thread(puller.is_here, model_id)
+    here = await asyncio.to_thread(puller.has, spec)
     return model_details(model_id, spec, models, puller.pull(model_id), weights_here=here)
 
 
@@ -70,7 +76,7 @@ async def load_model(model_id: str, models: Models, tasks: Tasks, puller: Puller
     failed = await tasks.between_tasks(lambda: models.load(model_id))
     if failed is not None:
         raise LoadFailed(f"{failed.code}: {failed.message}")
-    return await get_model(model_id, models, puller)
+    return await _details(model_id, models, puller)
 
 
 @router.post(

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from imagegen.core.errors import ImagegenError
+from imagegen.core.errors import ConfigInvalid, ImagegenError
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -34,6 +34,13 @@ STATUS: Mapping[str, int] = MappingProxyType(
         "image_not_found": 404,
         "not_found": 404,
         "method_not_allowed": 405,
+        "model_exists": 409,
+        "path_not_allowed": 422,
+        "config_invalid": 422,
+        "config_broken": 409,
+        "config_read_only": 409,
+        "config_stale": 412,
+        "version_not_found": 404,
         "task_finished": 409,
         "task_not_finished": 409,
         "model_busy": 409,
@@ -125,7 +132,10 @@ def _with_problems(document: dict[str, Any]) -> dict[str, Any]:
 async def _on_imagegen_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ImagegenError)
     headers = {"Retry-After": str(error.retry_after)} if error.retry_after is not None else None
-    return problem(error.code, error.detail, headers=headers)
+    errors = None
+    if isinstance(error, ConfigInvalid):
+        errors = [FieldError(loc=_printable(loc), message=_printable(what)) for loc, what in error.problems[:20]]
+    return problem(error.code, _printable(error.detail)[:2000], headers=headers, errors=errors or None)
 
 
 async def _on_validation_error(request: Request, error: Exception) -> JSONResponse:

@@ -363,6 +363,85 @@ class ModelList(BaseModel):
     total: int
 
 
+class NewModelBody(BaseModel):
+    """A new entry of models.yaml: its id, and the fields of its family."""
+
+    model_config = ConfigDict(
+        extra="allow",
+        frozen=True,
+        json_schema_extra={
+            "examples": [
+                {
+                    "model_id": "my-flux",
+                    "name": "My FLUX",
+                    "type": "flux",
+                    "pipeline_class": "FluxPipeline",
+                    "local_path": "my-flux",
+                    "steps": 28,
+                }
+            ]
+        },
+    )
+
+    model_id: str = Field(description="Letters, digits, `.`, `_`, `-`; at most 64.", max_length=100)
+
+
+class ModelWritten(BaseModel):
+    """What was done to a model's entry."""
+
+    message: str = Field(examples=["'my-flux' was added."])
+    model_id: str = Field(examples=["my-flux"])
+
+
+class RollbackBody(Body):
+    version: int = Field(ge=1, strict=True, description="As `GET /config/versions` lists them.")
+
+
+class ConfigWritten(BaseModel):
+    """What was done to the configuration."""
+
+    message: str = Field(examples=["Version 3 is in force."])
+    etag: str
+
+
+class ConfigStatusView(BaseModel):
+    """How the configuration stands."""
+
+    file: str = Field(description="The file's name.", examples=["models.yaml"])
+    read_only: str | None = Field(description="Why it cannot be edited over HTTP; null: it can.")
+    etag: str | None = Field(description="Names the text in force.")
+    source: str = Field(
+        description="Where the configuration in force came from: `start`, `file`, `signal`, `rest`, `rollback`."
+    )
+    loaded_at: datetime = Field(description="Since when it is in force.")
+    ok: bool = Field(description="False: the file is broken, and an older configuration is in force.")
+    checked_at: datetime = Field(description="When the file was last looked at.")
+    errors: list[str] = Field(description="`file:line:column: what, and the fix`.")
+    waiting: bool = Field(description="Whether a newer configuration waits for the running task to end.")
+
+
+class VersionView(BaseModel):
+    """One configuration that was in force."""
+
+    version: int
+    etag: str
+    source: str = Field(description="`start`, `file`, `signal`, `rest` or `rollback`.")
+    created_at: datetime
+
+
+class ConfigVersions(BaseModel):
+    versions: list[VersionView]
+    total: int
+
+
+class VersionDiff(BaseModel):
+    """What differs between two versions."""
+
+    version: int
+    against: int | None = Field(description="Null: nothing is kept from before it.")
+    diff: str = Field(description="A unified diff; empty where nothing differs.")
+
+
 class GpuMemory(BaseModel):
     """GiB, as last measured by the worker."""
 

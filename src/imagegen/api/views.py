@@ -3,6 +3,8 @@
 from datetime import timedelta
 from typing import Any
 
+from fastapi import Response
+
 from imagegen.api.schemas import (
     ImageView,
     LoraView,
@@ -28,6 +30,12 @@ GIB = 1024**3
 def gib(size: int) -> float:
     """Bytes as GiB, to the MiB."""
     return round(size / GIB, 3)
+
+
+def tag(response: Response, etag: str | None) -> None:
+    """Name the configuration that an answer tells of."""
+    if etag is not None:
+        response.headers["ETag"] = f'"{etag}"'
 
 
 def task_links(task_id: str) -> TaskLinks:

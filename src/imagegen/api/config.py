@@ -1,0 +1,234 @@
+"""Configuration over HTTP: entries, the global settings, versions. All of it is asked of the CatalogWriter."""
+
+from functools import partial
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Depends, Header, Path, Query, Response
+
+from imagegen.api.bounded import BoundedRoute
+from imagegen.api.dependencies import Config, Models, Writer
+from imagegen.api.problems import describe
+from imagegen.api.schemas import (
+    ConfigStatusView,
+    ConfigVersions,
+    ConfigWritten,
+    ModelWritten,
+    NewModelBody,
+    RollbackBody,
+    VersionDiff,
+    VersionView,
+)
+from imagegen.api.views import tag
+from imagegen.catalog.catalog import GlobalSettings
+from imagegen.catalog.changes import Roots, with_changed_model, with_model, with_settings, without_model
+from imagegen.catalog.writer import Written
+from imagegen.core.errors import ConfigInvalid
+from imagegen.loaders import SPECS
+
+router = APIRouter(route_class=BoundedRoute)
+
+_WRITING = (
+    "malformed_body",
+    "invalid_request",
+    "config_invalid",
+    "config_read_only",
+    "config_broken",
+    "config_stale",
+    "storage_failed",
+    "storage_full",
+)
+
+
+def _roots(settings: Config) -> Roots:
+    return Roots(settings.models_path, settings.root_paths)
+
+
+def _if_match(
+    if_match: Annotated[
+        str | None,
+        Header(description="The ETag of what was read; 412 if the configuration has changed since. Optional."),
+    ] = None,
+) -> frozenset[str] | None:
+    """None: whatever it is now."""
+    if if_match is None or if_match.strip() == "*":
+        return None
+    return frozenset(tag.strip().strip('"') for tag in if_match.split(",") if not tag.strip().startswith("W/"))
+
+
+AllowedRoots = Annotated[Roots, Depends(_roots)]
+IfMatch = Annotated[frozenset[str] | None, Depends(_if_match)]
+Fields = Annotated[
+    dict[str, Any],
+    Body(description="Fields of the entry; null takes one out.", examples=[{"steps": 8, "description": "Faster."}]),
+]
+SettingsFields = Annotated[
+    dict[str, Any],
+    Body(description="Fields of `global`; null takes one out.", examples=[{"auto_unload_minutes": 5}]),
+]
+
+
+def _tagged(response: Response, written: Written) -> None:
+    tag(response, written.etag)
+
+
+@router.post(
+    "/models",
+    status_code=201,
+    tags=["models"],
+    operation_id="create_model",
+    summary="Add a model",
+    responses=describe("model_exists", "path_not_allowed", *_WRITING),
+)
+async def create_model(
+    body: NewModelBody, response: Response, writer: Writer, roots: AllowedRoots, if_match: IfMatch
+) -> ModelWritten:
+    """Writes a new entry at the end of models.yaml; it can be used at once. All fields of an entry may be given."""
+    fields = body.model_extra or {}
+    roots.check(fields)
+    written = await writer.edit(partial(with_model, model_id=body.model_id, fields=fields), if_match)
+    _tagged(response, written)
+    response.headers["Location"] = f"/models/{body.model_id}"
+    return ModelWritten(message=f"'{body.model_id}' was added.", model_id=body.model_id)
+
+
+async def _change(
+    model_id: str, fields: Fields, response: Response, writer: Writer, roots: AllowedRoots, if_match: IfMatch
+) -> ModelWritten:
+    if fields.pop("model_id", model_id) != model_id:
+        raise ConfigInvalid("model_id: a model keeps its id.")
+    roots.check(fields)
+    edit = partial(with_changed_model, model_id=model_id, fields=fields, families=SPECS)
+    _tagged(response, await writer.edit(edit, if_match))
+    return ModelWritten(message=f"'{model_id}' was changed.", model_id=model_id)
+
+
+@router.put(
+    "/models/{model_id}",
+    tags=["models"],
+    operation_id="update_model",
+    summary="Change some fields of a model",
+    responses=describe("model_not_found", "path_not_allowed", *_WRITING),
+)
+async def update_model(changed: Annotated[ModelWritten, Depends(_change)]) -> ModelWritten:
+    """The fields that are given replace those of the entry; the others stay. Null brings a field back to its default.
+
+    Takes effect between two tasks, and waits for that. A model that is in memory leaves it if the change concerns how
+    it is loaded.
+    """
+    return changed
+
+
+@router.patch(
+    "/models/{model_id}",
+    tags=["models"],
+    operation_id="patch_model",
+    summary="Change some fields of a model (merge patch)",
+    responses=describe("model_not_found", "path_not_allowed", *_WRITING),
+)
+async def patch_model(changed: Annotated[ModelWritten, Depends(_change)]) -> ModelWritten:
+    """RFC 7396, with `application/merge-patch+json` or `application/json`; it does what PUT does."""
+    return changed
+
+
+@router.delete(
+    "/models/{model_id}",
+    tags=["models"],
+    operation_id="delete_model",
+    summary="Remove a model",
+    responses=describe("model_not_found", *_WRITING),
+)
+async def delete_model(model_id: str, response: Response, writer: Writer, if_match: IfMatch) -> ModelWritten:
+    """Takes the entry out of models.yaml. A running task of the model ends well; waiting ones fail (`model_removed`).
+
+    The model that `default_model` names, and the last one, cannot be removed. No weights are deleted.
+    """
+    _tagged(response, await writer.edit(partial(without_model, model_id=model_id), if_match))
+    return ModelWritten(message=f"'{model_id}' was removed.", model_id=model_id)
+
+
+@router.get("/config/global", tags=["config"], operation_id="get_global_settings", summary="The global settings")
+async def get_global_settings(models: Models, writer: Writer, response: Response) -> GlobalSettings:
+    """The section `global` of models.yaml, defaults filled in."""
+    tag(response, writer.etag)
+    return models.catalog.settings
+
+
+async def _change_settings(
+    fields: SettingsFields, response: Response, writer: Writer, models: Models, if_match: IfMatch
+) -> GlobalSettings:
+    _tagged(response, await writer.edit(partial(with_settings, fields=fields), if_match))
+    return models.catalog.settings
+
+
+@router.put(
+    "/config/global",
+    tags=["config"],
+    operation_id="update_global_settings",
+    summary="Change some global settings",
+    responses=describe(*_WRITING),
+)
+async def update_global_settings(changed: Annotated[GlobalSettings, Depends(_change_settings)]) -> GlobalSettings:
+    """The fields that are given replace those of the file; the others stay. Null brings a field back to its default."""
+    return changed
+
+
+@router.patch(
+    "/config/global",
+    tags=["config"],
+    operation_id="patch_global_settings",
+    summary="Change some global settings (merge patch)",
+    responses=describe(*_WRITING),
+)
+async def patch_global_settings(changed: Annotated[GlobalSettings, Depends(_change_settings)]) -> GlobalSettings:
+    """RFC 7396; it does what PUT does."""
+    return changed
+
+
+@router.get("/config/status", tags=["config"], operation_id="get_config_status", summary="How the configuration stands")
+async def get_config_status(writer: Writer, response: Response) -> ConfigStatusView:
+    """Whether the file is valid, what is wrong with it, and whether it can be edited from here.
+
+    While the file is broken (`ok` is false) the configuration before it stays in force and the service stays ready.
+    """
+    status = await writer.status()
+    tag(response, status.etag)
+    return ConfigStatusView(**status.model_dump())
+
+
+@router.get("/config/versions", tags=["config"], operation_id="list_config_versions", summary="What was in force")
+async def list_config_versions(writer: Writer, response: Response) -> ConfigVersions:
+    """Newest first; the newest hundred are kept."""
+    tag(response, writer.etag)
+    versions = [VersionView(**version.model_dump()) for version in await writer.versions()]
+    return ConfigVersions(versions=versions, total=len(versions))
+
+
+@router.get(
+    "/config/versions/{version}/diff",
+    tags=["config"],
+    operation_id="diff_config_version",
+    summary="What a version changed",
+    responses=describe("version_not_found"),
+)
+async def diff_config_version(
+    version: Annotated[int, Path(ge=1)],
+    writer: Writer,
+    against: Annotated[int | None, Query(ge=1, description="Another version; default: the one before it.")] = None,
+) -> VersionDiff:
+    """As a unified diff."""
+    other, text = await writer.difference(version, against)
+    return VersionDiff(version=version, against=other or None, diff=text)
+
+
+@router.post(
+    "/config/rollback",
+    tags=["config"],
+    operation_id="rollback_config",
+    summary="Bring an older version back",
+    responses=describe("version_not_found", *(code for code in _WRITING if code != "config_broken")),
+)
+async def rollback_config(body: RollbackBody, response: Response, writer: Writer, if_match: IfMatch) -> ConfigWritten:
+    """Writes the text of that version to the file, as a new version. It also mends a file that somebody broke."""
+    written = await writer.rollback(body.version, if_match)
+    _tagged(response, written)
+    return ConfigWritten(message=f"Version {body.version} is in force.", etag=written.etag)
