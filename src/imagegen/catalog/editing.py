@@ -61,7 +61,12 @@ def _checked(text: str, wanted: Any) -> Document:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Equal, and of the same types: True is not 1 here, and 4 is not 4.0. The order of keys counts."""
+    """Equal, and of the same types: True is not 1 here, and 4 is not 4.0. The order of keys counts.
+
+    An empty mapping and none are the same: what block style leaves when its last key goes is nothing.
+    """
+    if one in (None, {}) and other in (None, {}):
+        return True
     if type(one) is not type(other):
         return False
     if isinstance(one, dict):
@@ -73,19 +78,24 @@ def _same(one: Any, other: Any) -> bool:
 
 def _expected(data: Any, change: Change) -> Any:
     """The file's data after a change: what the edited text must read as."""
+    if isinstance(change, Remove) and not _has(data, change.path):
+        return data
     key, *rest = change.path
     known: dict[Any, Any] = dict(data) if isinstance(data, dict) else {}
     if rest:
-        inner = change._replace(path=tuple(rest))
-        return (
-            known
-            if isinstance(change, Remove) and key not in known
-            else known | {key: _expected(known.get(key), inner)}
-        )
+        return known | {key: _expected(known.get(key), change._replace(path=tuple(rest)))}
     if isinstance(change, Put):
         return known | {key: change.value}
-    known.pop(key, None)
-    return known or None
+    del known[key]
+    return known
+
+
+def _has(data: Any, path: Path) -> bool:
+    for key in path:
+        if not isinstance(data, dict) or key not in data:
+            return False
+        data = data[key]
+    return True
 
 
 # -- where things stand ------------------------------------------------------------------------------------------------
@@ -95,8 +105,8 @@ def _splice(text: str, node: Node | None, change: Change) -> str:
     """Find the innermost mapping that the change is about, and change the text there."""
     path = change.path
     while isinstance(node, MappingNode) and len(path) > 1 and (child := _entry(node, path[0])) is not None:
-        if _is_empty(child.value):
-            return _fill(text, child, _nested(path[1:], change))
+        if not isinstance(child.value, MappingNode):
+            return _replace(text, node, child, _nested(path[1:], change))
         node, path = child.value, path[1:]
     if not isinstance(node, MappingNode):
         raise NotEditable
