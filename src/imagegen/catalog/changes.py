@@ -14,9 +14,6 @@ from imagegen.catalog.loading import SECTIONS, Families
 from imagegen.catalog.yaml import read
 from imagegen.core.errors import ConfigInvalid, ModelExists, ModelNotFound, PathNotAllowed
 
-#: Fields of an entry that name a place on this machine.
-PATHS = ("local_path", "base_model")
-
 #: What begins like a URL or a drive, and what only serves to look harmless.
 _SUSPICIOUS = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*:|^~|[\\%\x00-\x1f\x7f]")
 
@@ -36,19 +33,23 @@ class Roots(NamedTuple):
 
     def check(self, fields: Fields) -> None:
         """Raises PathNotAllowed for a path that leads elsewhere."""
-        for name in PATHS:
-            value = fields.get(name)
-            if isinstance(value, str) and not self._allows(value):
-                raise PathNotAllowed(f"{name}: {PathNotAllowed().detail}")
+        local_path, base_model = fields.get("local_path"), fields.get("base_model")
+        if isinstance(local_path, str) and not self._allows(local_path, self.roots):
+            raise PathNotAllowed(f"local_path: {PathNotAllowed().detail}")
+        if isinstance(base_model, str):
+            # `org/name` is looked for below the models directory, and then on the hub.
+            roots = (*self.roots, self.models) if _is_hub_source(base_model) else self.roots
+            if not self._allows(base_model, roots):
+                raise PathNotAllowed(f"base_model: {PathNotAllowed().detail}")
 
-    def _allows(self, value: str) -> bool:
-        if value.startswith(BUILTIN) or _is_hub_source(value):
+    def _allows(self, value: str, roots: tuple[Path, ...]) -> bool:
+        if value.startswith(BUILTIN):
             return True
         if _SUSPICIOUS.search(value):
             return False
         try:
             path = (self.models / value).resolve()
-            return any(path.is_relative_to(root.resolve()) for root in self.roots)
+            return any(path.is_relative_to(root.resolve()) for root in roots)
         except (OSError, RuntimeError):  # links in a circle
             return False
 

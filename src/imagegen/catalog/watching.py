@@ -41,9 +41,11 @@ def trail(path: Path) -> Trail:
     places: set[str] = set()
     rest = list(reversed(path.absolute().parts[1:]))
     here = Path(path.absolute().anchor)
-    while rest and len(places) < 40:  # as many links as Linux follows
+    links = 0
+    while rest and links < 40:  # as many as Linux follows
         here /= rest.pop()
         if here.is_symlink():
+            links += 1
             places.add(str(here))
             target = here.readlink()
             rest += reversed(target.parts[1:] if target.is_absolute() else target.parts)

@@ -1,0 +1,246 @@
+"""The file on disk: whole at every moment, its mode and owner kept, links followed, versions kept."""
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from errno import EBUSY, EIO, ENOSPC, EROFS
+from pathlib import Path
+
+import pytest
+
+from imagegen.builtin import default_config
+from imagegen.catalog.changes import Roots
+from imagegen.catalog.difference import Difference, difference
+from imagegen.catalog.file import ConfigFile
+from imagegen.catalog.versions import Versions
+from imagegen.catalog.watching import is_being_written, trail
+from imagegen.core.errors import (
+    ConfigReadOnly,
+    ImagegenError,
+    PathNotAllowed,
+    StorageFailed,
+    StorageFull,
+    VersionNotFound,
+)
+from tests.conftest import fake_catalog, fake_config
+from tests.unit.test_catalog import catalog, spec
+
+# -- replacing ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "models.yaml"
+    path.write_text("old")
+    return path
+
+
+def test_the_mode_is_kept_and_nothing_is_left_beside(path: Path) -> None:
+    path.chmod(0o640)
+    ConfigFile(path).replace("new")
+    assert path.read_text() == "new"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert os.listdir(path.parent) == ["models.yaml"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only the superuser can give a file away")
+def test_the_owner_is_kept(path: Path) -> None:
+    os.chown(path, 12345, 23456)
+    ConfigFile(path).replace("new")
+    assert (path.stat().st_uid, path.stat().st_gid) == (12345, 23456)
+
+
+def test_a_link_stays_a_link(path: Path, tmp_path: Path) -> None:
+    link = tmp_path / "elsewhere" / "link.yaml"
+    link.parent.mkdir()
+    link.symlink_to("../models.yaml")
+    ConfigFile(link).replace("new")
+    assert link.is_symlink()
+    assert path.read_text() == "new"
+
+
+def test_a_file_that_nobody_may_write_is_read_only_even_for_the_superuser(path: Path) -> None:
+    path.chmod(0o444)
+    with pytest.raises(ConfigReadOnly, match="read-only"):
+        ConfigFile(path).replace("new")
+    assert path.read_text() == "old"
+
+
+def test_the_configuration_that_ships_is_read_only() -> None:
+    assert "copy it" in (ConfigFile(default_config()).read_only() or "")
+
+
+def test_a_file_that_is_gone_is_read_only(tmp_path: Path) -> None:
+    assert ConfigFile(tmp_path / "none.yaml").read_only() == "The file cannot be read."
+
+
+@pytest.mark.parametrize(
+    ("number", "error"), [(EBUSY, ConfigReadOnly), (EROFS, ConfigReadOnly), (ENOSPC, StorageFull), (EIO, StorageFailed)]
+)
+@pytest.mark.parametrize("call", ["fsync", "rename", "open"])
+def test_what_the_disk_refuses_leaves_the_old_file_and_nothing_beside(
+    path: Path, monkeypatch: pytest.MonkeyPatch, number: int, error: type[ImagegenError], call: str
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    if call == "rename":
+        monkeypatch.setattr(Path, "replace", refuse)
+    else:
+        monkeypatch.setattr(os, call, refuse)
+    with pytest.raises(error):
+        ConfigFile(path).replace("new")
+    monkeypatch.undo()
+    assert path.read_text() == "old"
+    assert os.listdir(path.parent) == ["models.yaml"]
+
+
+def test_what_a_killed_write_left_is_swept(path: Path) -> None:
+    left, other = path.with_name(".models.yaml.77.part"), path.with_name(".other.part")
+    left.touch()
+    other.touch()
+    ConfigFile(path).sweep()
+    assert sorted(os.listdir(path.parent)) == [".other.part", "models.yaml"]
+
+
+_WRITE_FOR_EVER = """
+import sys
+from itertools import count
+from pathlib import Path
+from imagegen.catalog.file import ConfigFile
+file = ConfigFile(Path(sys.argv[1]))
+print("ready", flush=True)
+for number in count():
+    file.replace(f"# {number % 2}" + "x" * 50_000 * (1 + number % 3) + "\\n# end\\n")
+"""
+
+
+def rounds_of_kills(path: Path, rounds: int) -> None:
+    """kill -9 at any moment of a write: the file is whole each time."""
+    path.write_text("# end\n")
+    for number in range(rounds):
+        with subprocess.Popen([sys.executable, "-c", _WRITE_FOR_EVER, str(path)], stdout=subprocess.PIPE) as writer:
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == b"ready\n"
+            time.sleep(0.002 * (number % 23))
+            writer.send_signal(signal.SIGKILL)
+        assert path.read_text().endswith("# end\n")
+    ConfigFile(path).sweep()
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_a_write_that_is_killed_leaves_a_whole_file(path: Path) -> None:
+    rounds_of_kills(path, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_150_writes_that_are_killed_leave_150_whole_files(path: Path) -> None:
+    rounds_of_kills(path, 150)
+
+
+# -- versions ----------------------------------------------------------------------------------------------------------
+
+
+def test_versions_count_on_and_the_oldest_go(tmp_path: Path) -> None:
+    versions = Versions(tmp_path / "v", kept=3)
+    for text in "aabcde":
+        versions.add(text, "file")
+    assert [version.version for version in Versions(tmp_path / "v").newest_first()] == [5, 4, 3]
+    assert versions.text(4) == "d"
+    with pytest.raises(VersionNotFound):
+        versions.text(1)
+
+
+def test_a_difference_is_what_a_version_changed(tmp_path: Path) -> None:
+    versions = Versions(tmp_path)
+    for text in ("a\nb\n", "a\nc\n", "a\nc"):
+        versions.add(text, "rest")
+    assert versions.difference(2, None) == (1, "--- version 1\n+++ version 2\n@@ -1,2 +1,2 @@\n a\n-b\n+c\n")
+    assert versions.difference(1, None)[0] == 0
+    assert versions.difference(1, 2)[1].endswith("-c\n+b\n")
+    assert versions.difference(3, None)[1].endswith("-c\n+c\n\\ No newline at end of file\n")
+    with pytest.raises(VersionNotFound):
+        versions.difference(9, None)
+
+
+# -- what changed ------------------------------------------------------------------------------------------------------
+
+
+def test_only_what_a_load_depends_on_makes_a_model_outdated() -> None:
+    old = catalog(a=spec(), b=spec(), c=spec(), d=spec())
+    new = catalog(a=spec(), b=spec(steps=3, description="!"), c=spec(memory_mb=3), e=spec())
+    assert difference(old, new) == Difference(
+        added=("e",), changed=("b", "c"), removed=("d",), settings=(), outdated=("d", "c")
+    )
+
+
+def test_a_global_setting_outdates_the_models_that_take_it_from_there() -> None:
+    old = catalog({"gpu_memory_fraction": 0.9}, a=spec(), b=spec(gpu_memory_fraction=0.5))
+    new = catalog({"gpu_memory_fraction": 0.8, "log_level": "DEBUG"}, a=spec(), b=spec(gpu_memory_fraction=0.5))
+    change = difference(old, new)
+    assert (change.settings, change.outdated) == (("gpu_memory_fraction", "log_level"), ("a",))
+
+
+def test_nothing_is_no_difference() -> None:
+    assert difference(fake_catalog(), fake_catalog()).empty
+    assert fake_config() == fake_config()
+
+
+# -- paths that come over HTTP -----------------------------------------------------------------------------------------
+
+ELSEWHERE = [
+    *("http://h/x", "https://h/x", "HTTP://h/x", "file:///etc", "file:/etc", "ftp://h/x", "gopher://h", "s3://b/k"),
+    *("hf:o/n", "hf:../..", "data:,x", "javascript:1", "C:\\x", "C:/x", "\\\\host\\share", "//host/share", "/etc"),
+    *("/", "..", "../x", "x/../../y", "./../../x", "~", "~root/x", "%2e%2e/x", "..%2fx", "x\x00y", "x\ny", "\\x"),
+    *("../models2/x", "link/x", "link", "loop", "a/link/../../../x", "/proc/self/root/etc", "builtin", "x/../.."),
+]
+
+
+@pytest.mark.parametrize("name", ["local_path", "base_model"])
+@pytest.mark.parametrize("value", [value for value in ELSEWHERE if value != "builtin"])
+def test_a_path_that_leads_elsewhere_is_refused(tmp_path: Path, name: str, value: str) -> None:
+    models = tmp_path / "models"
+    models.mkdir()
+    (models / "link").symlink_to("/etc")
+    (models / "loop").symlink_to("loop")
+    with pytest.raises(PathNotAllowed):
+        Roots(models, (models,)).check({name: value})
+
+
+@pytest.mark.parametrize("value", ["x", "x/y", "./x", "builtin:tiny", "x/../y", "x.gguf", "名/字", None, 3])
+def test_a_path_below_the_roots_is_allowed(tmp_path: Path, value: object) -> None:
+    Roots(tmp_path, (tmp_path,)).check({"local_path": value})
+    Roots(tmp_path / "models", (tmp_path / "a", tmp_path)).check({"local_path": str(tmp_path / "b")})
+
+
+# -- where a file can be exchanged -------------------------------------------------------------------------------------
+
+
+def test_every_link_on_the_way_to_a_file_is_watched(tmp_path: Path) -> None:
+    """A ConfigMap, as kubelet lays it out."""
+    folder = tmp_path.resolve() / "config"
+    (folder / "..2026").mkdir(parents=True)
+    (folder / "..2026" / "models.yaml").touch()
+    (folder / "..data").symlink_to("..2026")
+    (folder / "models.yaml").symlink_to("..data/models.yaml")
+    places = {Path(place).relative_to(folder) for place in trail(folder / "models.yaml").places}
+    assert {str(place) for place in places} == {"models.yaml", "..data", "..2026/models.yaml"}
+
+
+def test_links_in_a_circle_end(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    assert trail(tmp_path / "a").places
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="leases are Linux's")
+def test_it_shows_whether_somebody_is_still_writing(path: Path) -> None:
+    with path.open("a"):
+        writing = is_being_written(path)
+    assert not is_being_written(path)
+    if not writing:
+        pytest.skip("this file system knows no leases")
