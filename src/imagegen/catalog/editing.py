@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
-from imagegen.catalog.yaml import Document, YamlProblem, read
+from imagegen.catalog.yaml import Document, read
 
 Path = tuple[str, ...]
 
@@ -39,7 +39,10 @@ Change = Put | Remove
 
 
 def edited(text: str, changes: Sequence[Change]) -> str:
-    """The text after the changes, made one after the other. Raises NotEditable or YamlProblem; then nothing is."""
+    """The text after the changes, made one after the other.
+
+    Raises NotEditable, or YamlProblem for a value that no file can hold; then nothing is changed.
+    """
     document = read(text)
     for change in changes:
         wanted = _expected(document.data, change)
@@ -51,10 +54,7 @@ def edited(text: str, changes: Sequence[Change]) -> str:
 
 def _checked(text: str, wanted: Any) -> Document:
     """What was written must read as what was meant, whatever the file looks like."""
-    try:
-        document = read(text)
-    except YamlProblem:
-        raise NotEditable from None
+    document = read(text)
     if not _same(document.data, wanted):
         raise NotEditable
     return document
@@ -126,7 +126,7 @@ class _Entry(NamedTuple):
 
 def _entry(node: MappingNode, key: str) -> _Entry | None:
     for place, (name, value) in enumerate(node.value):
-        if isinstance(name, ScalarNode) and name.value == key:
+        if isinstance(name, ScalarNode) and name.value == key and str(name.tag).endswith(":str"):
             return _Entry(name, value, place)
     return None
 

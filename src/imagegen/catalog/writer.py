@@ -14,6 +14,7 @@ from imagegen.catalog.file import ConfigFile, etag_of
 from imagegen.catalog.loading import ConfigError, Families, parse_catalog
 from imagegen.catalog.versions import Version, Versions
 from imagegen.catalog.watching import changes, settled
+from imagegen.catalog.yaml import YamlProblem
 from imagegen.core.errors import (
     ConfigBroken,
     ConfigInvalid,
@@ -195,6 +196,8 @@ class CatalogWriter:
             return self._parse(edit(text))
         except NotEditable:
             raise ConfigReadOnly("The file is written in a way in which this cannot be changed from here.") from None
+        except YamlProblem as problem:
+            raise ConfigInvalid(f"A value cannot be written down: {problem.message}.") from None
         except ConfigError as error:
             problems = [(".".join(map(str, problem.loc)), problem.message) for problem in error.problems]
             words = "; ".join(f"{loc}: {what}" if loc else what for loc, what in problems)
