@@ -148,6 +148,7 @@ class Service:
             self._running = asyncio.create_task(self._tasks.run(), name="tasks")
             self._running.add_done_callback(_log_crash)
             stack.push_async_callback(self._leave)
+            await self._config.begin()
             following = asyncio.create_task(self._config.run(), name="config file")
             following.add_done_callback(_log_crash)
             stack.push_async_callback(_cancel, following)

@@ -11,8 +11,10 @@ import pytest
 from fastapi import FastAPI
 
 from imagegen.app import create_app
+from imagegen.catalog.loading import load_catalog
+from imagegen.loaders import SPECS
 from imagegen.settings import Settings
-from tests.conftest import fake_catalog, fake_config
+from tests.conftest import fake_config
 
 
 class Client(httpx.AsyncClient):
@@ -40,7 +42,7 @@ class Client(httpx.AsyncClient):
             await asyncio.sleep(0.01)
 
 
-#: start(settings..., models={...}) -> the service, running.
+#: start(settings..., models={...}) -> the service, running; `config` names a file of the test's own.
 Start = Callable[..., AbstractAsyncContextManager[Client]]
 
 
@@ -48,11 +50,12 @@ Start = Callable[..., AbstractAsyncContextManager[Client]]
 def start(tmp_path: Path) -> Start:
     @asynccontextmanager
     async def run(models: dict[str, dict[str, Any]] | None = None, **settings: Any) -> AsyncIterator[Client]:
-        catalog = fake_catalog(**(models or {}))
-        config = tmp_path / "models.yaml"
-        config.write_text(fake_config(**(models or {})))
-        defaults = {"data_dir": tmp_path / "data", "config": config, "isolation": "thread", "device": "cpu"}
-        app = create_app(Settings(**(defaults | {"drain_timeout_s": 5} | settings)), catalog)
+        if "config" not in settings:
+            settings["config"] = tmp_path / "models.yaml"
+            settings["config"].write_text(fake_config(**(models or {})))
+        catalog = settings.pop("catalog", None) or load_catalog(settings["config"], SPECS)
+        defaults = {"data_dir": tmp_path / "data", "isolation": "thread", "device": "cpu", "drain_timeout_s": 5}
+        app = create_app(Settings(**(defaults | settings)), catalog)
         async with app.router.lifespan_context(app):
             transport = httpx.ASGITransport(app, raise_app_exceptions=False)
             async with Client(transport=transport, base_url="http://127.0.0.1") as client:

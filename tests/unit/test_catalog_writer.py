@@ -194,7 +194,7 @@ async def test_of_twenty_writers_without_one_none_is_lost(service: Service) -> N
         ({"type": "flx"}, "models.a.type: unknown type 'flx'; did you mean 'flux'?"),
         ({"name": None}, "models.a.name: 'name' is missing"),
         ({"hf_path": "https://h/x"}, "models.a.hf_path"),
-        ({"description": "\ud800"}, "cannot be written down"),
+        ({"description": "\ud800"}, "models.a.description"),
         ({"description": "x" * 10_001}, "longer than 10000 characters"),
     ],
 )

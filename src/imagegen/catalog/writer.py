@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, TypeVar
 
@@ -138,9 +139,14 @@ class CatalogWriter:
         """As `reload`, for those who do not wait."""
         return self._next(lambda: self._reload(source))
 
+    async def begin(self) -> None:
+        """Before the first request: what is in force has a name."""
+        await asyncio.to_thread(self._file.sweep)
+        with suppress(ConfigError):  # `run` says so
+            self._status = self._status.evolve(etag=etag_of(await asyncio.to_thread(self._file.read)))
+
     async def run(self) -> None:
         """Follow the file until `close`."""
-        await asyncio.to_thread(self._file.sweep)
         await self.reload("start")
         async for _ in changes(self._file, self._stop):
             if not await asyncio.to_thread(self._reads):

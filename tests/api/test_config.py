@@ -1,0 +1,387 @@
+"""The configuration over HTTP and by hand: live, one way for all changes, and never broken."""
+
+import asyncio
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from imagegen.builtin import default_config
+from imagegen.catalog.loading import load_catalog
+from imagegen.loaders import SPECS
+from tests.api.conftest import Client, Start
+
+TEXT = """\
+# Mine.
+global:
+  default_model: a  # the first
+
+models:
+  a:
+    name: A
+    type: fake
+    base_size: 64
+    steps: 4
+  b: {name: B, type: fake, base_size: 64, steps: 4}
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "config" / "models.yaml"
+    path.parent.mkdir()
+    path.write_text(TEXT)
+    return path
+
+
+def code(answer: httpx.Response) -> tuple[int, str]:
+    return answer.status_code, str(answer.json().get("code"))
+
+
+async def until(found: Callable[[], Any]) -> None:
+    """Wait for what a file watcher needs its time for."""
+    while not found():
+        await asyncio.sleep(0.01)
+
+
+# -- models ------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_model_is_added_changed_used_and_removed(start: Start, path: Path) -> None:
+    async with start(config=path) as client:
+        added = await client.post(
+            "/models",
+            json={"model_id": "c", "name": "C", "type": "fake", "pipeline_class": "FakePipeline", "base_size": 64},
+        )
+        assert added.status_code == 201, added.text
+        assert added.json() == {"message": "'c' was added.", "model_id": "c"}
+        assert added.headers["Location"] == "/models/c"
+        shown = await client.get("/models/c")
+        assert shown.headers["ETag"] == added.headers["ETag"] == (await client.get("/models")).headers["ETag"]
+        changed = await client.put("/models/c", json={"steps": 3, "description": "Ours."})
+        assert changed.json() == {"message": "'c' was changed.", "model_id": "c"}
+        assert (await client.until(await client.submit(model="c")))["steps"] == 3
+        assert (await client.patch("/models/c", json={"steps": None, "model_id": "c"})).status_code == 200
+        assert (await client.get("/models/c")).json()["config"]["steps"] == 28
+        assert path.read_text().startswith(TEXT)
+        assert (await client.delete("/models/c")).json() == {"message": "'c' was removed.", "model_id": "c"}
+        assert path.read_text() == TEXT
+        assert code(await client.get("/models/c")) == (404, "model_not_found")
+
+
+@pytest.mark.parametrize(
+    ("method", "url", "body", "expected"),
+    [
+        ("POST", "/models", {"model_id": "a", "name": "A", "type": "fake"}, (409, "model_exists")),
+        ("POST", "/models", {"model_id": "current", "name": "A", "type": "fake"}, (422, "config_invalid")),
+        ("POST", "/models", {"model_id": "unload", "name": "A", "type": "fake"}, (422, "config_invalid")),
+        ("POST", "/models", {"model_id": "../a", "name": "A", "type": "fake"}, (422, "config_invalid")),
+        ("POST", "/models", {"model_id": "c", "name": "A", "type": "fake", "stps": 3}, (422, "config_invalid")),
+        ("POST", "/models", {"model_id": "c"}, (422, "config_invalid")),
+        ("POST", "/models", {"name": "A", "type": "fake"}, (422, "invalid_request")),
+        (
+            "POST",
+            "/models",
+            {"model_id": "c", "name": "A", "type": "flux", "local_path": "/etc"},
+            (422, "path_not_allowed"),
+        ),
+        (
+            "POST",
+            "/models",
+            {"model_id": "c", "name": "A", "type": "flux", "hf_path": "http://h/x"},
+            (422, "config_invalid"),
+        ),
+        ("PUT", "/models/a", {"local_path": "../x"}, (422, "path_not_allowed")),
+        ("PUT", "/models/a", {"model_id": "b"}, (422, "config_invalid")),
+        ("PUT", "/models/a", {"steps": 0}, (422, "config_invalid")),
+        ("PUT", "/models/a", [], (422, "invalid_request")),
+        ("PUT", "/models/c", {"steps": 3}, (404, "model_not_found")),
+        ("PATCH", "/models/c", {"steps": 3}, (404, "model_not_found")),
+        ("DELETE", "/models/c", None, (404, "model_not_found")),
+        ("DELETE", "/models/a", None, (422, "config_invalid")),
+        ("PUT", "/config/global", {"max_queu": 3}, (422, "config_invalid")),
+        ("PUT", "/config/global", {"default_model": "c"}, (422, "config_invalid")),
+        ("POST", "/config/rollback", {"version": 77}, (404, "version_not_found")),
+        ("POST", "/config/rollback", {"version": "1"}, (422, "invalid_request")),
+        ("GET", "/config/versions/77/diff", None, (404, "version_not_found")),
+    ],
+)
+async def test_what_cannot_be_done_is_said_and_changes_nothing(
+    start: Start, path: Path, method: str, url: str, body: Any, expected: tuple[int, str]
+) -> None:
+    async with start(config=path) as client:
+        assert code(await client.request(method, url, json=body)) == expected
+        assert path.read_text() == TEXT
+
+
+async def test_every_problem_of_an_edit_has_its_place_and_the_fix(start: Start, path: Path) -> None:
+    async with start(config=path) as client:
+        answer = await client.put("/models/b", json={"stps": 3, "base_size": 1})
+        assert answer.json()["errors"] == [
+            {"loc": "models.b.base_size", "message": "'base_size': input should be greater than or equal to 64"},
+            {"loc": "models.b.stps", "message": "unknown key 'stps'; did you mean 'steps'?"},
+        ]
+
+
+async def test_a_path_below_the_roots_is_allowed(start: Start, path: Path, tmp_path: Path) -> None:
+    async with start(config=path, model_roots=f"{tmp_path / 'weights'}:{tmp_path / 'more'}") as client:
+        fields = {"name": "C", "type": "flux", "pipeline_class": "FluxPipeline"}
+        for number, place in enumerate(("weights/x", "more")):
+            body = {"model_id": f"c{number}", **fields, "local_path": str(tmp_path / place)}
+            assert (await client.post("/models", json=body)).status_code == 201
+        body = {"model_id": "d", **fields, "local_path": str(tmp_path / "data" / "models")}
+        assert code(await client.post("/models", json=body)) == (422, "path_not_allowed")
+
+
+# -- who comes first ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_stale_etag_is_refused_and_without_one_nobody_is(start: Start, path: Path) -> None:
+    async with start(config=path) as client:
+        etag = (await client.get("/models/a")).headers["ETag"]
+        answers = await asyncio.gather(
+            *(client.put("/models/a", json={"steps": n + 5}, headers={"If-Match": etag}) for n in range(20))
+        )
+        assert sorted(answer.status_code for answer in answers) == [200] + [412] * 19
+        assert {answer.json()["code"] for answer in answers if answer.status_code == 412} == {"config_stale"}
+        path.write_text(path.read_text() + "# by hand\n")
+        now = next(answer.headers["ETag"] for answer in answers if answer.status_code == 200)
+        stale = await client.put("/config/global", json={"max_queue": 9}, headers={"If-Match": now})
+        assert code(stale) == (412, "config_stale")
+        assert (await client.put("/models/a", json={"steps": 7}, headers={"If-Match": "*"})).status_code == 200
+        assert path.read_text().endswith("# by hand\n")
+
+
+# -- what a change does ------------------------------------------------------------------------------------------------
+
+
+async def test_a_running_task_ends_on_the_old_entry_and_waiting_ones_of_a_removed_model_fail(
+    start: Start, path: Path
+) -> None:
+    path.write_text(TEXT.replace("b: {name: B,", "b: {name: B, step_seconds: 0.05,"))
+    async with start(config=path) as client:
+        running, waiting = await client.submit(model="b", steps=8), await client.submit(model="b", steps=8)
+        other = await client.submit(model="a")
+        await client.until(running, "processing")
+        assert (await client.delete("/models/b")).status_code == 200
+        assert (await client.until(waiting))["error_code"] == "model_removed"
+        assert (await client.until(running))["status"] == "completed"
+        assert (await client.until(other))["status"] == "completed"
+        assert code(await client.post("/text2image", json={"prompt": "x", "model": "b"})) == (404, "model_not_found")
+        assert (await client.get("/models/current")).json()["current_model"] == "a"
+
+
+async def test_only_what_would_be_loaded_otherwise_leaves_the_memory(start: Start, path: Path) -> None:
+    async with start(config=path) as client:
+        await client.until(await client.submit(model="a"))
+        for url, body, stays in (
+            ("/models/b", {"memory_mb": 1}, True),
+            ("/models/a", {"description": "words", "steps": 5}, True),
+            ("/config/global", {"auto_unload_minutes": 5, "enable_vae_slicing": True}, True),  # fake has no VAE
+            ("/models/a", {"memory_mb": 1}, False),
+        ):
+            assert (await client.put(url, json=body)).status_code == 200
+            assert (await client.get("/models/a")).json()["is_loaded"] == stays, body
+        await client.until(await client.submit(model="a"))
+        assert (await client.put("/config/global", json={"gpu_memory_fraction": 0.5})).status_code == 200
+        assert not (await client.get("/models/a")).json()["is_loaded"]
+
+
+async def test_an_entry_that_is_mended_forgets_its_errors(start: Start, path: Path) -> None:
+    path.write_text(TEXT.replace("b: {name: B,", "b: {name: B, fault: error, fault_at: load,"))
+    async with start(config=path) as client:
+        assert (await client.until(await client.submit(model="b")))["status"] == "failed"
+        assert (await client.get("/models/b")).json()["state"] == "error"
+        await client.put("/models/b", json={"fault": None})
+        assert (await client.get("/models/b")).json()["state"] == "cold"
+        assert (await client.until(await client.submit(model="b")))["status"] == "completed"
+
+
+async def test_global_settings_are_live(start: Start, path: Path) -> None:
+    async with start(config=path) as client:
+        settings = await client.get("/config/global")
+        assert (settings.json()["default_model"], settings.json()["auto_unload_minutes"]) == ("a", 30)
+        assert (await client.get("/models/a")).json()["unloads_at"] is None
+        changed = await client.put(
+            "/config/global",
+            json={"default_model": "b", "auto_unload_minutes": 0, "log_level": "WARNING"},
+            headers={"If-Match": settings.headers["ETag"]},
+        )
+        assert (changed.json()["default_model"], changed.json()["log_level"]) == ("b", "WARNING")
+        assert "  default_model: b  # the first\n" in path.read_text()
+        assert (await client.until(await client.submit()))["model"] == "b"
+        assert (await client.get("/models/b")).json()["unloads_at"] is None
+        await client.patch("/config/global", json={"auto_unload_minutes": None, "log_level": None})
+        assert (await client.get("/models/b")).json()["unloads_at"] is not None
+
+
+async def test_limits_are_live(start: Start, path: Path) -> None:
+    path.write_text(TEXT.replace("b: {name: B,", "b: {name: B, step_seconds: 0.05,"))
+    async with start(config=path, housekeeping_s=0.05) as client:
+        await client.put("/config/global", json={"max_queue": 1})
+        running = await client.submit(model="b", steps=50)
+        await client.until(running, "processing")
+        waiting = await client.submit(model="b")
+        assert code(await client.post("/text2image", json={"prompt": "x", "model": "b"})) == (503, "queue_full")
+        await client.post(f"/task/{running}/cancel")
+        await client.until(waiting)
+        await client.put("/config/global", json={"retention_days": 1e-9})
+        while (await client.get("/tasks")).json()["total"]:
+            await asyncio.sleep(0.01)
+
+
+# -- by hand -----------------------------------------------------------------------------------------------------------
+
+
+def in_place(path: Path, text: str) -> None:
+    path.write_text(text)
+
+
+def renamed_over(path: Path, text: str) -> None:
+    """As vim and many others do it."""
+    backup, new = path.with_name("models.yaml~"), path.with_name("4913")
+    new.write_text(text)
+    path.rename(backup)
+    new.rename(path)
+    backup.unlink()
+
+
+def swapped(path: Path, text: str) -> None:
+    """As kubelet updates a ConfigMap: the file is a link through a folder that is a link."""
+    new = path.parent / f"..{os.urandom(4).hex()}"
+    new.mkdir()
+    (new / path.name).write_text(text)
+    (path.parent / "..tmp").symlink_to(new.name)
+    (path.parent / "..tmp").rename(path.parent / "..data")
+
+
+@pytest.mark.parametrize("write", [in_place, renamed_over, swapped])
+async def test_an_edit_by_hand_is_noticed_however_it_is_written(
+    start: Start, path: Path, write: Callable[[Path, str], None]
+) -> None:
+    if write is swapped:
+        path.unlink()
+        swapped(path, TEXT)
+        path.symlink_to("..data/models.yaml")
+    async with start(config=path) as client:
+        models = client.app.state.services.models
+        for steps in (7, 8):
+            write(path, TEXT.replace("steps: 4", f"steps: {steps}"))
+            await until(lambda steps=steps: models.catalog.model("a").steps == steps)  # type: ignore[misc]
+        status = (await client.get("/config/status")).json()
+        assert (status["ok"], status["source"], status["waiting"]) == (True, "file", False)
+        assert [v["source"] for v in (await client.get("/config/versions")).json()["versions"]] == [
+            "file",
+            "file",
+            "start",
+        ]
+
+
+async def test_a_file_that_is_still_being_written_is_waited_for(start: Start, path: Path) -> None:
+    async with start(config=path) as client:
+        models = client.app.state.services.models
+        task = await client.submit(model="b")
+        await client.until(task)
+        with path.open("w") as file:  # empty now
+            for line in TEXT.replace("steps: 4", "steps: 9").splitlines(keepends=True):
+                file.write(line)
+                file.flush()
+                await asyncio.sleep(0.03)
+                assert set(models.catalog.models) == {"a", "b"}  # its beginning is valid YAML, too
+        await until(lambda: models.catalog.model("a").steps == 9)
+        assert [v["source"] for v in (await client.get("/config/versions")).json()["versions"]] == ["file", "start"]
+
+
+async def test_a_broken_file_keeps_the_old_configuration_and_the_service_ready(start: Start, path: Path) -> None:
+    async with start(config=path) as client:
+        events = asyncio.create_task(client.get("/events", params={"name": ["config_rejected", "config_changed"]}))
+        await until(lambda: client.app.state.services.bus.subscribers)
+        path.write_text(TEXT.replace("steps: 4", "stps: 4", 1))
+        while (status := (await client.get("/config/status")).json())["ok"]:
+            await asyncio.sleep(0.02)
+        assert status["errors"] == ["models.yaml:10:5: unknown key 'stps'; did you mean 'steps'?"]
+        assert (await client.get("/readyz")).status_code == 200
+        assert (await client.until(await client.submit(model="a")))["status"] == "completed"
+        refused = await client.put("/models/a", json={"steps": 3})
+        assert code(refused) == (409, "config_broken")
+        assert status["errors"][0] in refused.json()["detail"]
+        assert str(path.parent) not in refused.text + str(status)
+        assert (await client.post("/config/rollback", json={"version": 1})).status_code == 200
+        assert path.read_text() == TEXT
+        assert (await client.get("/config/status")).json()["ok"]
+        client.app.state.service.begin_drain()
+        assert "event: config_rejected" in (await events).text
+
+
+async def test_what_the_file_said_before_the_service_listened_counts(start: Start, path: Path) -> None:
+    """Between reading it at the start and watching it, somebody may have written."""
+    catalog = load_catalog(path, SPECS)
+    path.write_text(TEXT.replace("steps: 4", "steps: 6"))
+    async with start(config=path, catalog=catalog) as client:
+        await until(lambda: client.app.state.services.models.catalog.model("a").steps == 6)
+
+
+# -- versions, and files that cannot be written ------------------------------------------------------------------------
+
+
+async def test_versions_tell_what_changed_and_bring_it_back(start: Start, path: Path) -> None:
+    async with start(config=path) as client:
+        for steps in (5, 6):
+            await client.put("/models/a", json={"steps": steps})
+        listed = (await client.get("/config/versions")).json()
+        assert [(v["version"], v["source"]) for v in listed["versions"]] == [(3, "rest"), (2, "rest"), (1, "start")]
+        assert (await client.get("/config/versions/2/diff")).json() == {
+            "version": 2,
+            "against": 1,
+            "diff": "--- version 1\n+++ version 2\n@@ -7,5 +7,5 @@\n     name: A\n     type: fake\n     base_size: 64\n"
+            "-    steps: 4\n+    steps: 5\n   b: {name: B, type: fake, base_size: 64, steps: 4}\n",
+        }
+        diff = (await client.get("/config/versions/1/diff", params={"against": 3})).json()["diff"]
+        assert "-    steps: 6\n+    steps: 4\n" in diff
+        back = await client.post("/config/rollback", json={"version": 1})
+        assert back.json() == {"message": "Version 1 is in force.", "etag": listed["versions"][2]["etag"]}
+        assert path.read_text() == TEXT
+        assert (await client.get("/models/a")).json()["config"]["steps"] == 4
+
+
+@pytest.mark.parametrize("kind", ["mode", "shipped"])
+async def test_a_file_that_cannot_be_edited_is_a_clear_conflict_and_all_else_works(
+    start: Start, path: Path, kind: str
+) -> None:
+    if kind == "mode":
+        path.chmod(0o444)
+    config = path if kind == "mode" else default_config()
+    before = config.read_bytes()
+    async with start(config=config) as client:
+        why = (await client.get("/config/status")).json()["read_only"]
+        first = (await client.get("/models")).json()["models"][0]["id"]
+        for method, url, body in (
+            ("POST", "/models", {"model_id": "c", "name": "C", "type": "fake"}),
+            ("PUT", f"/models/{first}", {"steps": 3}),
+            ("DELETE", f"/models/{first}", None),
+            ("PUT", "/config/global", {"max_queue": 3}),
+            ("POST", "/config/rollback", {"version": 1}),
+        ):
+            while not (await client.get("/config/versions")).json()["total"]:
+                await asyncio.sleep(0.01)
+            answer = await client.request(method, url, json=body)
+            assert code(answer) == (409, "config_read_only")
+            assert answer.json()["detail"] == why
+        assert config.read_bytes() == before
+        assert (await client.until(await client.submit()))["status"] == "completed"
+
+
+async def test_every_answer_of_a_write_names_the_configuration_it_led_to(client: Client) -> None:
+    for method, url, body in (
+        ("POST", "/models", {"model_id": "c", "name": "C", "type": "fake"}),
+        ("PUT", "/models/c", {"steps": 3}),
+        ("PUT", "/config/global", {"max_queue": 3}),
+        ("DELETE", "/models/c", None),
+        ("POST", "/config/rollback", {"version": 2}),
+    ):
+        answer = await client.request(method, url, json=body)
+        assert answer.is_success
+        assert answer.headers["ETag"] == (await client.get("/config/status")).headers["ETag"]
