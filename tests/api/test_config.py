@@ -47,6 +47,12 @@ async def until(found: Callable[[], Any]) -> None:
         await asyncio.sleep(0.01)
 
 
+async def settled(client: Client) -> None:
+    """The service has had its first look at the file."""
+    while not (await client.get("/config/versions")).json()["total"]:
+        await asyncio.sleep(0.01)
+
+
 # -- models ------------------------------------------------------------------------------------------------------------
 
 
@@ -268,6 +274,7 @@ async def test_an_edit_by_hand_is_noticed_however_it_is_written(
         path.symlink_to("..data/models.yaml")
     async with start(config=path) as client:
         models = client.app.state.services.models
+        await settled(client)
         for steps in (7, 8):
             write(path, TEXT.replace("steps: 4", f"steps: {steps}"))
             await until(lambda steps=steps: models.catalog.model("a").steps == steps)  # type: ignore[misc]
@@ -283,8 +290,7 @@ async def test_an_edit_by_hand_is_noticed_however_it_is_written(
 async def test_a_file_that_is_still_being_written_is_waited_for(start: Start, path: Path) -> None:
     async with start(config=path) as client:
         models = client.app.state.services.models
-        task = await client.submit(model="b")
-        await client.until(task)
+        await settled(client)
         with path.open("w") as file:  # empty now
             for line in TEXT.replace("steps: 4", "steps: 9").splitlines(keepends=True):
                 file.write(line)
@@ -299,6 +305,7 @@ async def test_a_broken_file_keeps_the_old_configuration_and_the_service_ready(s
     async with start(config=path) as client:
         events = asyncio.create_task(client.get("/events", params={"name": ["config_rejected", "config_changed"]}))
         await until(lambda: client.app.state.services.bus.subscribers)
+        await settled(client)
         path.write_text(TEXT.replace("steps: 4", "stps: 4", 1))
         while (status := (await client.get("/config/status")).json())["ok"]:
             await asyncio.sleep(0.02)
@@ -365,8 +372,7 @@ async def test_a_file_that_cannot_be_edited_is_a_clear_conflict_and_all_else_wor
             ("PUT", "/config/global", {"max_queue": 3}),
             ("POST", "/config/rollback", {"version": 1}),
         ):
-            while not (await client.get("/config/versions")).json()["total"]:
-                await asyncio.sleep(0.01)
+            await settled(client)
             answer = await client.request(method, url, json=body)
             assert code(answer) == (409, "config_read_only")
             assert answer.json()["detail"] == why

@@ -55,9 +55,8 @@ def trail(path: Path) -> Trail:
     return Trail(frozenset({*places, str(here)}))
 
 
-async def changes(file: ConfigFile, stop: asyncio.Event) -> AsyncIterator[None]:
-    """Yields after each change of the file, once it is whole. Ends soon after `stop`."""
-    known = file.stamp()
+async def changes(file: ConfigFile, known: Stamp | None, stop: asyncio.Event) -> AsyncIterator[None]:
+    """Yields after each change since it was `known`, once the file is whole. Ends soon after `stop`."""
     while not stop.is_set():
         try:
             async for _ in _hints(file, stop):
@@ -72,6 +71,7 @@ async def changes(file: ConfigFile, stop: asyncio.Event) -> AsyncIterator[None]:
 async def _hints(file: ConfigFile, stop: asyncio.Event) -> AsyncIterator[None]:
     """That something may have changed; ends when other folders are to be watched."""
     watched = trail(file.path)
+    yield  # it may have changed while nobody watched
     async for _ in awatch(
         *watched.folders,
         watch_filter=watched.concerns,

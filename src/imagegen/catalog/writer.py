@@ -147,8 +147,9 @@ class CatalogWriter:
 
     async def run(self) -> None:
         """Follow the file until `close`."""
+        known = self._file.stamp()
         await self.reload("start")
-        async for _ in changes(self._file, self._stop):
+        async for _ in changes(self._file, known, self._stop):
             if not await asyncio.to_thread(self._reads):
                 await asyncio.sleep(_SECOND_LOOK_S)
                 await settled(self._file, self._stop)
