@@ -1,6 +1,7 @@
 """The `imagegen` command: serve, generate, models, config, version."""
 
 import asyncio
+import json
 import os
 import secrets
 import sys
@@ -29,6 +30,7 @@ import imagegen
 from imagegen import logs
 from imagegen.catalog.catalog import Catalog, HubFiles
 from imagegen.catalog.loading import ConfigError, load_catalog
+from imagegen.catalog.schema import json_schema
 from imagegen.catalog.sources import Folders, missing, weights_here
 from imagegen.core.errors import DataDirInUse, DataDirUnusable, FailureCode, ImagegenError, JournalDamaged
 from imagegen.core.sizes import AspectRatio
@@ -76,7 +78,7 @@ app = typer.Typer(
 )
 models_app = typer.Typer(help="List the models; fetch their weights.")
 app.add_typer(models_app, name="models")
-config_app = typer.Typer(help="Check models.yaml.", no_args_is_help=True)
+config_app = typer.Typer(help="Check models.yaml; its schema for editors.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 
 
@@ -270,6 +272,12 @@ def config_check(file: Annotated[Path, typer.Argument(help="A models.yaml.")]) -
     """Report every problem of a models.yaml as file:line:column: what, and the fix."""
     catalog = _catalog(file)
     typer.echo(f"{file}: {len(catalog.models)} models, default {catalog.default_model}")
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """Print the JSON schema of models.yaml, for editors: `imagegen config schema > models.schema.json` beside it."""
+    typer.echo(json.dumps(json_schema(SPECS), indent=2))
 
 
 @app.command()

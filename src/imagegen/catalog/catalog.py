@@ -66,8 +66,11 @@ class GlobalSettings(Section):
     default_model: str | None = None
     #: Share of the device's memory that this process may take (CUDA only).
     gpu_memory_fraction: float = Field(default=0.9, gt=0, le=1)
+    #: Less memory, slower.
     enable_attention_slicing: bool = False
+    #: Less memory while a batch is decoded.
     enable_vae_slicing: bool = False
+    #: Less memory while a large picture is decoded.
     enable_vae_tiling: bool = False
     #: Keep weights in host memory and bring to the device what runs (CUDA only): whole parts (`model`), single layers
     #: (`sequential`), or layers ahead of their use (`group`). The brief's `enable_cpu_offload: true` is `model`.
@@ -86,6 +89,7 @@ class GlobalSettings(Section):
     quantum_swaps: float = Field(default=45, ge=0, le=100_000)
     #: Minutes of waiting that are worth one step of priority; 0: none are.
     ageing_minutes: float = Field(default=5, ge=0, le=100_000)
+    #: What is logged: this and worse.
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     #: Tasks that may wait; one more is refused. Default: what IMAGEGEN_MAX_QUEUE says.
     max_queue: int | None = Field(default=None, ge=1, le=100_000)
@@ -118,25 +122,33 @@ class ModelSpec(Section):
     name: str = Field(min_length=1, max_length=200)
     #: The family's word; it chooses the loader.
     type: str
+    #: A pipeline class of diffusers, as the model's model_index.json says.
     pipeline_class: str
     #: `org/name[@revision]` on the hub.
     hf_path: HubSource | None = Field(default=None, validation_alias=AliasChoices("hf_path", "huggingface_path"))
     #: A folder, absolute or below the models directory; `builtin:NAME` is one that ships with imagegen.
     local_path: str | None = Field(default=None, min_length=1, max_length=1000)
+    #: `auto` is bfloat16 on a GPU, float32 on a CPU.
     torch_dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    #: A word for people.
     memory_usage: Literal["low", "medium", "high"] = "medium"
+    #: Whether text-to-image may name it; by default what the pipeline class can.
     supports_text2img: bool = True
+    #: Whether image-to-image may name it; by default what the pipeline class can.
     supports_img2img: bool = True
-    #: Image-to-image with a mask.
+    #: Whether image-to-image with a mask may name it; by default what the pipeline class can.
     supports_inpaint: bool = False
+    #: For people.
     description: str = Field(default="", max_length=2000)
     #: Pixels of the short side that the model likes; it scales the table of aspect ratios.
     base_size: int = Field(default=TABLE_BASE, ge=64, le=2048)
-    #: Denoising steps and guidance of a request that names none.
+    #: Denoising steps of a request that names none.
     steps: int = Field(default=28, ge=1, le=200)
+    #: Guidance of a request that names none.
     guidance_scale: float = Field(default=3.5, ge=0, le=50)
-    #: Instead of the global ones.
+    #: Instead of the global one.
     auto_unload_minutes: float | None = Field(default=None, ge=0, le=10_080)
+    #: Instead of the global one.
     gpu_memory_fraction: float | None = Field(default=None, gt=0, le=1)
 
     @field_validator("local_path")

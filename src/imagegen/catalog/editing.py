@@ -103,19 +103,19 @@ def _has(data: Any, path: Path) -> bool:
 
 def _splice(text: str, node: Node | None, change: Change) -> str:
     """Find the innermost mapping that the change is about, and change the text there."""
-    path = change.path
-    while isinstance(node, MappingNode) and len(path) > 1 and (child := _entry(node, path[0])) is not None:
+    key, *rest = change.path
+    while rest and isinstance(node, MappingNode) and (child := _entry(node, key)) is not None:
         if not isinstance(child.value, MappingNode):
-            return _replace(text, node, child, _nested(path[1:], change))
-        node, path = child.value, path[1:]
+            return _replace(text, node, child, _nested(rest, change))
+        node, key, rest = child.value, rest[0], rest[1:]
     if not isinstance(node, MappingNode):
         raise NotEditable
-    entry = _entry(node, path[0])
+    entry = _entry(node, key)
     if isinstance(change, Remove):
         assert entry is not None
         return _remove(text, node, entry)
-    value = _nested(path[1:], change)
-    return _insert(text, node, path[0], value) if entry is None else _replace(text, node, entry, value)
+    value = _nested(rest, change)
+    return _insert(text, node, key, value) if entry is None else _replace(text, node, entry, value)
 
 
 class _Entry(NamedTuple):
@@ -131,7 +131,7 @@ def _entry(node: MappingNode, key: str) -> _Entry | None:
     return None
 
 
-def _nested(path: Path, change: Change) -> Any:
+def _nested(path: Sequence[str], change: Change) -> Any:
     assert isinstance(change, Put)
     value = change.value
     for key in reversed(path):

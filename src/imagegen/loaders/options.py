@@ -33,12 +33,17 @@ _RECOMPILATIONS = 64
 class OptionsSpec(ModelSpec):
     """The options of an entry; None is what `global` says, or off."""
 
+    #: Instead of the global one.
     enable_attention_slicing: bool | None = None
+    #: Instead of the global one.
     enable_vae_slicing: bool | None = None
+    #: Instead of the global one.
     enable_vae_tiling: bool | None = None
+    #: Instead of the global one.
     cpu_offload: CpuOffload | None = None
     #: Keeps the transformer's weights in 8 bits and widens each layer as it runs: half the memory of bfloat16.
     layerwise_casting: Literal["float8_e4m3fn", "float8_e5m2"] | None = None
+    #: One of diffusers' that needs no download; by default torch's own.
     attention_backend: AttentionBackend | None = None
     #: Rounds the transformer's weights to 8 bits at load, by torchao where that is installed.
     quantize: Literal["int8", "float8"] | None = None

@@ -1,0 +1,176 @@
+"""What models.yaml may say, told to editors (a JSON schema) and to people (a reference page), from its classes."""
+
+import inspect
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic.fields import FieldInfo
+
+from imagegen.catalog.catalog import RESERVED_IDS, GlobalSettings, ModelSpec, Section
+from imagegen.catalog.loading import Families
+
+#: What only tests need.
+_HIDDEN = {"fake"}
+
+#: A comment `#: ...` and the field below it.
+_COMMENTED = re.compile(r"((?:^ *#:.*\n)+)^ +(\w+):", re.MULTILINE)
+
+
+def comments(section: type[Section]) -> dict[str, str]:
+    """What the source says about each field, in its `#:` comments: a subclass goes before its bases."""
+    found: dict[str, str] = {}
+    for base in reversed(section.__mro__):
+        if issubclass(base, Section):
+            for comment, name in _COMMENTED.findall(inspect.getsource(base)):
+                found[name] = " ".join(line.strip().removeprefix("#:").strip() for line in comment.splitlines())
+    return found
+
+
+def spellings(name: str, info: FieldInfo) -> list[str]:
+    """The name first, then older ones."""
+    return [name, *(str(it) for it in getattr(info.validation_alias, "choices", ()) if it != name)]
+
+
+# -- for editors -------------------------------------------------------------------------------------------------------
+
+
+def json_schema(families: Families) -> dict[str, Any]:
+    """JSON schema (draft 2020-12) of a models.yaml."""
+    kinds = {word: kind for word, kind in families.items() if word not in _HIDDEN}
+    definitions: dict[str, Any] = {}
+    for kind in {GlobalSettings: None} | dict.fromkeys(kinds.values()):
+        definitions |= _definitions(kind)
+    entry = {
+        "type": "object",
+        "required": ["type"],
+        "properties": {"type": {"enum": sorted(kinds), "description": "The model's family."}},
+        "allOf": [
+            {
+                "if": {"properties": {"type": {"const": word}}, "required": ["type"]},
+                "then": {"$ref": f"#/$defs/{kind.__name__}"},
+            }
+            for word, kind in kinds.items()
+        ],
+    }
+    settings = {"anyOf": [{"$ref": "#/$defs/GlobalSettings"}, {"type": "null"}]}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "models.yaml of imagegen",
+        "type": "object",
+        "required": ["models"],
+        "additionalProperties": False,
+        "properties": {
+            "global": settings,
+            "settings": settings | {"deprecated": True, "description": "The older name of `global`."},
+            "models": {
+                "type": "object",
+                "minProperties": 1,
+                "propertyNames": {
+                    "pattern": r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+                    "not": {"enum": sorted(RESERVED_IDS)},
+                },
+                "additionalProperties": entry,
+            },
+        },
+        "$defs": definitions,
+    }
+
+
+def _definitions(kind: type[Section]) -> dict[str, Any]:
+    """The schema of a section and of those inside it, each under its class's name."""
+    schema = kind.model_json_schema(by_alias=False, ref_template="#/$defs/{model}")
+    inner = schema.pop("$defs", {})
+    told = comments(kind)
+    properties = schema["properties"]
+    for name, info in kind.model_fields.items():
+        shown = properties[name]
+        shown.pop("title", None)
+        if name in told:
+            shown["description"] = told[name]
+        for older in spellings(name, info)[1:]:
+            # A word of ours was a switch there.
+            value = {"anyOf": [shown, {"type": "boolean"}]} if older.startswith("enable_") else shown
+            properties[older] = {**value, "deprecated": True, "description": f"Another name of `{name}`."}
+    # What an older spelling gives is not missing.
+    older_names = {name for name, info in kind.model_fields.items() if len(spellings(name, info)) > 1}
+    schema["required"] = [name for name in schema.get("required", ()) if name not in older_names]
+    return {kind.__name__: schema, **inner}
+
+
+# -- for people --------------------------------------------------------------------------------------------------------
+
+_HEAD = """\
+# models.yaml: every field
+
+Made from the source by `python scripts/reference.py`; the words are those of the comments there. What each is good for:
+[configuration.md](configuration.md). The same for editors: `imagegen config schema`.
+"""
+
+
+def reference(families: Families) -> str:
+    """The reference page, in Markdown."""
+    by_kind: dict[type[ModelSpec], list[str]] = {}
+    for word, kind in families.items():
+        if word not in _HIDDEN:
+            by_kind.setdefault(kind, []).append(word)
+    tables = {"`global`": _rows(GlobalSettings, ()), "`models`: every entry": _rows(ModelSpec, ("type",))}
+    for kind in _bases(by_kind):
+        words = ", ".join(f"`{word}`" for one, names in by_kind.items() if issubclass(one, kind) for word in names)
+        tables.setdefault(f"Entries of type {words}", []).extend(_rows(kind, ("type",)))
+    head = "| field | value | default | |\n|---|---|---|---|"
+    return "\n".join([_HEAD, *(f"## {title}\n\n{head}\n" + "\n".join(rows) + "\n" for title, rows in tables.items())])
+
+
+def _bases(by_kind: Mapping[type[ModelSpec], list[str]]) -> Iterator[type[ModelSpec]]:
+    """Every class between ModelSpec and a family, each after the ones it builds on."""
+    seen: dict[type[ModelSpec], None] = {}
+    for kind in by_kind:
+        for base in reversed(kind.__mro__):
+            if issubclass(base, ModelSpec) and base is not ModelSpec:
+                seen.setdefault(base)
+    yield from seen
+
+
+def _rows(kind: type[Section], without: tuple[str, ...]) -> list[str]:
+    """A row for each field that this class itself brings along."""
+    schema, told = kind.model_json_schema(by_alias=False), comments(kind)
+    own = inspect.get_annotations(kind)
+    rows = []
+    for name, info in kind.model_fields.items():
+        if name in own and name not in without:
+            value = _value(schema["properties"][name])
+            rows.append(f"| {_names(name, info)} | {value} | {_default(info)} | {told.get(name, '')} |")
+    return rows
+
+
+def _names(name: str, info: FieldInfo) -> str:
+    first, *older = (f"`{spelling}`" for spelling in spellings(name, info))
+    return f"{first} (also {', '.join(older)})" if older else first
+
+
+def _default(info: FieldInfo) -> str:
+    if info.is_required():
+        return "required"
+    default = info.get_default(call_default_factory=True)
+    return "" if default in (None, "", ()) else f"`{json.dumps(default)}`".replace('"', "")
+
+
+def _value(schema: Mapping[str, Any]) -> str:
+    """What a value may be, with its bounds."""
+    if "anyOf" in schema:
+        return " or ".join(_value(it) for it in schema["anyOf"] if it.get("type") != "null")
+    if "enum" in schema or "const" in schema:
+        return ", ".join(f"`{word}`" for word in schema.get("enum", [schema.get("const")]))
+    kinds = {"integer": "a whole number", "number": "a number", "boolean": "`true` or `false`", "array": "a list"}
+    return kinds.get(schema.get("type", ""), "text") + _bounds(schema)
+
+
+def _bounds(schema: Mapping[str, Any]) -> str:
+    if "maxLength" in schema:
+        return f", at most {schema['maxLength']} characters"
+    low, high = schema.get("minimum", schema.get("exclusiveMinimum")), schema.get("maximum")
+    if low is None or high is None:
+        return ""
+    return f", {'above ' if 'exclusiveMinimum' in schema else ''}{float(low):g} to {float(high):.10g}"

@@ -1,0 +1,53 @@
+"""What editors and people are told about models.yaml is what the service reads."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imagegen.builtin import default_config
+from imagegen.catalog.catalog import GlobalSettings
+from imagegen.catalog.loading import field_names
+from imagegen.catalog.schema import comments, json_schema
+from imagegen.catalog.yaml import read
+from imagegen.loaders import SPECS
+from scripts.reference import made
+
+SCHEMA = json_schema(SPECS)
+VISIBLE = {word: kind for word, kind in SPECS.items() if word != "fake"}
+
+
+@pytest.mark.parametrize("path", made(), ids=lambda path: path.name)
+def test_what_is_made_from_the_source_is_current(path: Path) -> None:
+    assert path.read_text() == made()[path], "run `python scripts/reference.py`"
+
+
+def test_the_shipped_file_names_its_schema_in_the_first_line() -> None:
+    first = default_config().read_text().splitlines()[0]
+    named = re.fullmatch(r"# yaml-language-server: \$schema=(\S+)", first)
+    assert named is not None
+    assert json.loads((Path(__file__).parents[2] / "config" / named[1]).read_text()) == SCHEMA
+
+
+@pytest.mark.parametrize("kind", {GlobalSettings, *VISIBLE.values()})
+def test_editors_know_every_spelling_and_refuse_all_else(kind: type[Any]) -> None:
+    section = SCHEMA["$defs"][kind.__name__]
+    assert set(field_names(kind)) | set(kind.model_fields) == set(section["properties"])
+    assert section["additionalProperties"] is False
+
+
+@pytest.mark.parametrize("kind", {GlobalSettings, *VISIBLE.values()})
+def test_every_field_is_explained(kind: type[Any]) -> None:
+    assert set(kind.model_fields) - set(comments(kind)) <= {"t5_hf_path"}
+
+
+def test_the_shipped_file_keeps_to_the_schema() -> None:
+    data = read(default_config().read_text()).data
+    assert set(data) <= set(SCHEMA["properties"])
+    assert set(data["global"]) <= set(SCHEMA["$defs"]["GlobalSettings"]["properties"])
+    for entry in data["models"].values():
+        section = SCHEMA["$defs"][SPECS[entry["type"]].__name__]
+        assert set(entry) <= set(section["properties"])
+        assert set(section["required"]) <= set(entry)
