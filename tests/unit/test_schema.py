@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scripts.reference import made
 
 from imagegen.builtin import default_config
 from imagegen.catalog.catalog import GlobalSettings
@@ -13,7 +14,6 @@ from imagegen.catalog.loading import field_names
 from imagegen.catalog.schema import comments, json_schema
 from imagegen.catalog.yaml import read
 from imagegen.loaders import SPECS
-from scripts.reference import made
 
 SCHEMA = json_schema(SPECS)
 VISIBLE = {word: kind for word, kind in SPECS.items() if word != "fake"}
