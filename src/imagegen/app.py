@@ -169,10 +169,9 @@ class Service:
         await self._tasks.between_tasks(lambda: self._models.evict_idle(self._tasks.wanted))
 
     async def _expire(self) -> None:
-        settings, own = self._settings, self._models.catalog.settings
-        days = settings.retention_days if own.retention_days is None else own.retention_days
+        settings = self._models.catalog.settings.over(self._settings)
         kept = Retention(
-            age_s=days * 86_400,
+            age_s=settings.retention_days * 86_400,
             tasks=settings.retention_tasks,
             size=int(settings.retention_gb * 2**30),
         )

@@ -2,12 +2,13 @@
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import structlog
 
 from imagegen.builtin import default_config
 from imagegen.catalog.loading import load_catalog
@@ -27,6 +28,13 @@ models:
     steps: 4
   b: {name: B, type: fake, base_size: 64, steps: 4}
 """
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_before() -> Iterator[None]:
+    """`log_level` is live."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture

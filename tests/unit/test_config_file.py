@@ -10,6 +10,7 @@ from errno import EBUSY, EIO, ENOSPC, EROFS
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from imagegen.builtin import default_config
 from imagegen.catalog.changes import Roots
@@ -17,6 +18,7 @@ from imagegen.catalog.difference import Difference, difference
 from imagegen.catalog.file import ConfigFile
 from imagegen.catalog.versions import Versions
 from imagegen.catalog.watching import is_being_written, trail
+from imagegen.cli import app
 from imagegen.core.errors import (
     ConfigReadOnly,
     ImagegenError,
@@ -27,6 +29,7 @@ from imagegen.core.errors import (
 )
 from tests.conftest import fake_catalog, fake_config
 from tests.unit.test_catalog import catalog, spec
+from tests.unit.test_yaml_loading import BROKEN
 
 # -- replacing ---------------------------------------------------------------------------------------------------------
 
@@ -165,6 +168,18 @@ def test_a_difference_is_what_a_version_changed(tmp_path: Path) -> None:
     assert versions.difference(3, None)[1].endswith("-c\n+c\n\\ No newline at end of file\n")
     with pytest.raises(VersionNotFound):
         versions.difference(9, None)
+
+
+# -- at the start ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", [text for text, _ in BROKEN.values()], ids=BROKEN)
+def test_a_broken_file_ends_the_start_with_every_problem_and_exit_code_78(path: Path, text: str) -> None:
+    path.write_text(text)
+    done = CliRunner().invoke(app, ["serve", "--config", str(path)])
+    assert done.exit_code == 78
+    assert done.stderr.splitlines()
+    assert all(line.startswith(f"{path}:") for line in done.stderr.splitlines())
 
 
 # -- what changed ------------------------------------------------------------------------------------------------------

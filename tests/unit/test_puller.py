@@ -204,3 +204,13 @@ async def test_the_end_of_the_service_ends_the_download(tmp_path: Path, monkeypa
     running.cancel()
     await asyncio.wait([running])
     assert house.downloads.cancelled == 1
+
+
+async def test_the_download_of_a_removed_model_ends_and_says_so(house: House) -> None:
+    house.puller.removed("a")  # nothing is under way
+    house.puller.start("a")
+    await house.downloads.begin()
+    house.puller.removed("a")
+    pull = await house.until("a", PullState.CANCELLED)
+    assert pull.failure is not None
+    assert pull.failure.code is FailureCode.MODEL_REMOVED

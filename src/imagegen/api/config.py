@@ -39,11 +39,11 @@ _WRITING = (
 )
 
 
-def _roots(settings: Config) -> Roots:
+async def _roots(settings: Config) -> Roots:
     return Roots(settings.models_path, settings.root_paths)
 
 
-def _if_match(
+async def _if_match(
     if_match: Annotated[
         str | None,
         Header(description="The ETag of what was read; 412 if the configuration has changed since. Optional."),
@@ -146,8 +146,8 @@ async def delete_model(model_id: str, response: Response, writer: Writer, if_mat
     return ModelWritten(message=f"'{model_id}' was removed.", model_id=model_id)
 
 
-@router.get("/config/global", tags=["config"], operation_id="get_global_settings", summary="The global settings")
-async def get_global_settings(models: Models, writer: Writer, response: Response) -> GlobalSettings:
+@router.get("/config/global", tags=["config"], operation_id="get_settings", summary="The global settings")
+async def get_settings(models: Models, writer: Writer, response: Response) -> GlobalSettings:
     """The section `global` of models.yaml, defaults filled in."""
     tag(response, writer.etag)
     return models.catalog.settings
@@ -163,11 +163,11 @@ async def _change_settings(
 @router.put(
     "/config/global",
     tags=["config"],
-    operation_id="update_global_settings",
+    operation_id="update_settings",
     summary="Change some global settings",
     responses=describe(*_WRITING),
 )
-async def update_global_settings(changed: Annotated[GlobalSettings, Depends(_change_settings)]) -> GlobalSettings:
+async def update_settings(changed: Annotated[GlobalSettings, Depends(_change_settings)]) -> GlobalSettings:
     """The fields that are given replace those of the file; the others stay. Null brings a field back to its default."""
     return changed
 
@@ -175,11 +175,11 @@ async def update_global_settings(changed: Annotated[GlobalSettings, Depends(_cha
 @router.patch(
     "/config/global",
     tags=["config"],
-    operation_id="patch_global_settings",
+    operation_id="patch_settings",
     summary="Change some global settings (merge patch)",
     responses=describe(*_WRITING),
 )
-async def patch_global_settings(changed: Annotated[GlobalSettings, Depends(_change_settings)]) -> GlobalSettings:
+async def patch_settings(changed: Annotated[GlobalSettings, Depends(_change_settings)]) -> GlobalSettings:
     """RFC 7396; it does what PUT does."""
     return changed
 
@@ -206,7 +206,7 @@ async def list_config_versions(writer: Writer, response: Response) -> ConfigVers
 @router.get(
     "/config/versions/{version}/diff",
     tags=["config"],
-    operation_id="diff_config_version",
+    operation_id="diff_config",
     summary="What a version changed",
     responses=describe("version_not_found"),
 )

@@ -57,10 +57,10 @@ async def _bus(services: Annotated[Services, Depends(_services)]) -> EventBus:
 
 
 async def _settings(services: Annotated[Services, Depends(_services)]) -> Settings:
-    return services.settings
+    return services.models.catalog.settings.over(services.settings)
 
 
-def _writer(services: Annotated[Services, Depends(_services)]) -> CatalogWriter:
+async def _writer(services: Annotated[Services, Depends(_services)]) -> CatalogWriter:
     return services.config
 
 

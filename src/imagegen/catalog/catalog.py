@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -18,6 +18,9 @@ from imagegen.builtin import BUILTIN, builtin_models
 from imagegen.core.errors import ModelNotFound
 from imagegen.core.sizes import TABLE_BASE
 from imagegen.core.value import Value
+
+if TYPE_CHECKING:
+    from imagegen.settings import Settings
 
 #: `current` and `unload` are words of the URL space.
 RESERVED_IDS = frozenset({"current", "unload"})
@@ -95,6 +98,16 @@ class GlobalSettings(Section):
     max_queue: int | None = Field(default=None, ge=1, le=100_000)
     #: Days after which finished tasks and their files go; 0 keeps them. Default: what IMAGEGEN_RETENTION_DAYS says.
     retention_days: float | None = Field(default=None, ge=0, le=36_500)
+    #: Finished tasks that are kept; the oldest go first; 0 keeps all. Default: what IMAGEGEN_RETENTION_TASKS says.
+    retention_tasks: int | None = Field(default=None, ge=0, le=1_000_000_000)
+    #: GiB of pictures that are kept; the oldest go first; 0 keeps all. Default: what IMAGEGEN_RETENTION_GB says.
+    retention_gb: float | None = Field(default=None, ge=0, le=1_000_000)
+
+    def over(self, settings: "Settings") -> "Settings":
+        """The process's settings, and instead of them what is said here."""
+        names = ("max_queue", "retention_days", "retention_tasks", "retention_gb")
+        own = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return settings.model_copy(update=own) if own else settings
 
 
 class HubFiles(Value):

@@ -166,7 +166,7 @@ class ModelCooled(Event):
 
     name = "model_cooled"
     model: str
-    #: `idle`, `asked`, `worker_died`, `load_failed`, or `room`: for another one.
+    #: `idle`, `asked`, `config`, `worker_died`, `load_failed`, or `room`: for another one.
     reason: str
 
 

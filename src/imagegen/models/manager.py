@@ -153,7 +153,10 @@ class DynamicModelManager:
     async def check_fits(self, model: str, pixels: int = 0) -> None:
         """Raises DoesNotFit for a model, or a picture of so many pixels by it, that the device can never hold."""
         if not self._fitting.knows(model):
-            await asyncio.to_thread(self._fitting.weigh, model, self._catalog, self._memory)
+            catalog = self._catalog
+            await asyncio.to_thread(self._fitting.weigh, model, catalog, self._memory)
+            if catalog is not self._catalog:  # it may be another entry now, for whose load this is no measure
+                self._fitting.forget(model)
         self._fitting.check(model, pixels, self._catalog, self._memory)
 
     # -- changes: between two tasks, by the run loop ------------------------------------------------------------------
@@ -341,8 +344,7 @@ class DynamicModelManager:
         for model in change.outdated:
             if model in self._residents:
                 await self._unload(model, "config")
-            elif model in self._warm:
-                await self._cool(model)
+            await self._cool(model, "config")
             self._forget(model)
         self._catalog = catalog
         await self._keep_budget()
@@ -359,7 +361,7 @@ class DynamicModelManager:
         budget = int(self._catalog.settings.host_cache_gb * 2**30)
         for kept in sorted(self._warm.values(), key=lambda kept: kept.since):
             if sum(it.weight_bytes for it in self._warm.values()) > budget:
-                await self._cool(kept.model)
+                await self._cool(kept.model, "room")
 
     async def evict_idle(self, wanted: Collection[str] = ()) -> None:
         """Unload what has not been used for its time and is not `wanted` by a task that waits."""

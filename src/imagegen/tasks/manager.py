@@ -274,6 +274,7 @@ class TaskManager:
         waiting = [it for it in removed if self._take_out(it.task.id)]
         failures = (self._failed(it, FailureCode.MODEL_REMOVED, "The model is no longer configured.") for it in waiting)
         await asyncio.gather(*failures)
+        self._outlooks.changed()
         return len(waiting)
 
     async def delete(self, task_id: str) -> None:

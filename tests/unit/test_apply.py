@@ -1,0 +1,109 @@
+"""A catalog is put in force: who leaves, what is forgotten, and what stays."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imagegen.catalog.catalog import Catalog, GlobalSettings
+from imagegen.catalog.sources import Folders
+from imagegen.core.errors import DoesNotFit
+from imagegen.core.events import ModelCooled, ModelUnloaded
+from imagegen.gpu.protocol import Generated
+from imagegen.models.residency import ModelState
+from imagegen.settings import Settings
+from tests.unit.test_models_manager import CRASHED, MISSING, OUT_OF_MEMORY, House, spec, told
+
+
+def catalog(settings: dict[str, Any] | None = None, **models: Any) -> Catalog:
+    return Catalog(settings=GlobalSettings(**(settings or {})), models=models)
+
+
+WARM = {"host_cache_gb": 10}
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> House:
+    return House(catalog(WARM, a=spec(), b=spec(), c=spec()), Folders(tmp_path, tmp_path))
+
+
+async def test_the_resident_model_stays_where_its_entry_did(house: House) -> None:
+    await house.work("a")
+    change = await house.models.apply(catalog(WARM, a=spec(steps=9), b=spec(memory_mb=1), d=spec()))
+    assert (change.added, change.changed, change.removed, change.outdated) == (("d",), ("a", "b"), ("c",), ("c", "b"))
+    assert house.current == "a"
+    assert house.models.catalog.model("a").steps == 9
+    assert house.engine.asked == ["load a", "generate a"]
+
+
+@pytest.mark.parametrize("entries", [{"a": spec(memory_mb=1), "b": spec()}, {"b": spec()}])
+async def test_a_resident_model_leaves_for_good_if_its_entry_changed_or_went(
+    house: House, entries: dict[str, Any]
+) -> None:
+    await house.work("a")
+    (*_, gone) = await told(house, house.models.apply(catalog(WARM, **entries)))
+    assert gone == ModelUnloaded(model="a", reason="config", warm=False)
+    assert house.current is None
+    assert house.models.load_seconds("a") is None
+
+
+async def test_a_warm_model_leaves_host_memory_for_the_same_reasons(house: House) -> None:
+    await house.work("a")
+    await house.work("b")
+    assert house.models.state("a") is ModelState.WARM
+    assert await told(house, house.models.apply(catalog(WARM, a=spec(memory_mb=1), b=spec()))) == [
+        ModelCooled(model="a", reason="config")
+    ]
+    assert house.current == "b"
+
+
+async def test_a_smaller_host_cache_is_kept_to_at_once(house: House) -> None:
+    for model in "abc":
+        await house.work(model)
+    assert [house.models.state(model) for model in "ab"] == [ModelState.WARM] * 2
+    await house.models.apply(catalog({"host_cache_gb": 45 / 2**30}, a=spec(), b=spec(), c=spec()))
+    assert [house.models.state(model) for model in "ab"] == [ModelState.COLD, ModelState.WARM]
+
+
+async def test_what_was_learnt_of_a_changed_entry_is_forgotten(house: House) -> None:
+    house.engine.instead["load"] = OUT_OF_MEMORY.evolve(need_bytes=1)
+    await house.work("a")
+    for _ in range(2):
+        house.engine.instead["load"] = CRASHED
+        await house.work("b")
+    assert house.models.error("a")
+    assert house.models.quarantined("b")
+    await house.models.apply(catalog(WARM, a=spec(memory_mb=1), b=spec(memory_mb=1), c=spec()))
+    assert house.models.error("a") is None
+    assert not house.models.quarantined("b")
+    assert isinstance(await house.work("b"), Generated)
+
+
+async def test_what_was_learnt_of_another_one_is_not(house: House) -> None:
+    for _ in range(2):
+        house.engine.instead["load"] = CRASHED
+        await house.work("b")
+    await house.models.apply(catalog(WARM, a=spec(memory_mb=1), b=spec(), c=spec()))
+    assert house.models.quarantined("b")
+
+
+async def test_what_did_not_fit_may_fit_as_another_entry(tmp_path: Path) -> None:
+    large = spec(memory_mb=2**16)
+    house = House(catalog(a=large), Folders(tmp_path, tmp_path))
+    await house.models.warm_up()
+    with pytest.raises(DoesNotFit):
+        await house.models.check_fits("a")
+    await house.models.apply(catalog(a=spec()))
+    await house.models.check_fits("a")
+
+
+async def test_missing_weights_are_no_state_to_forget(house: House) -> None:
+    house.engine.instead["load"] = MISSING
+    await house.work("a")
+    assert (await house.models.apply(house.models.catalog)).empty
+
+
+def test_what_models_yaml_says_goes_before_the_environment() -> None:
+    process = Settings(max_queue=7, retention_days=3)
+    assert GlobalSettings().over(process) == process
+    assert GlobalSettings(max_queue=9, retention_days=0).over(process) == Settings(max_queue=9, retention_days=0)
