@@ -67,7 +67,7 @@ def test_the_pages_examples_work_as_they_stand(server: Server, config: Path) -> 
 
 def until_ok(server: Server, *, ok: bool) -> None:
     deadline = time.monotonic() + PATIENCE_S
-    while server.http.get("/config/status").json()["ok"] != ok:
+    while (status := server.http.get("/config/status").json())["ok"] != ok or status["waiting"]:
         assert time.monotonic() < deadline
         time.sleep(0.02)
 

@@ -1,5 +1,6 @@
 """The file on disk: whole at every moment, its mode and owner kept, links followed, versions kept."""
 
+import asyncio
 import os
 import signal
 import stat
@@ -13,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from imagegen.builtin import default_config
+from imagegen.catalog import watching
 from imagegen.catalog.changes import Roots
 from imagegen.catalog.difference import Difference, difference
 from imagegen.catalog.file import ConfigFile
@@ -259,3 +261,24 @@ def test_it_shows_whether_somebody_is_still_writing(path: Path) -> None:
     assert not is_being_written(path)
     if not writing:
         pytest.skip("this file system knows no leases")
+
+
+async def test_a_file_is_followed_even_where_there_is_nothing_to_watch_with(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def used_up(*_: object, **__: object) -> None:
+        raise RuntimeError("OS file watch limit reached")
+
+    monkeypatch.setattr(watching, "awatch", used_up)
+    monkeypatch.setattr(watching, "_AGAIN_S", 0)
+    monkeypatch.setattr(watching, "QUIET_S", 0)
+    file, stop = ConfigFile(path), asyncio.Event()
+    seen = watching.changes(file, file.stamp(), stop)
+    for text in ("1", "22"):
+        path.write_text(text)
+        await anext(seen)
+    path.unlink()
+    await anext(seen)
+    stop.set()
+    with pytest.raises(StopAsyncIteration):
+        await anext(seen)

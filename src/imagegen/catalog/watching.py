@@ -4,6 +4,7 @@ import asyncio
 import fcntl
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
@@ -63,7 +64,7 @@ async def changes(file: ConfigFile, known: Stamp | None, stop: asyncio.Event) ->
                 if file.stamp() != known:
                     known = await settled(file, stop)
                     yield
-        except OSError:  # the folder is gone, or there is nothing left to watch with
+        except (OSError, RuntimeError):  # the folder is gone, or there is nothing left to watch with: look now and then
             with suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), _AGAIN_S)
 
@@ -105,6 +106,8 @@ def is_being_written(path: Path) -> bool:
 
     A read lease is granted only where nobody writes; it is given back at once.
     """
+    if sys.platform != "linux":
+        return False
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError:

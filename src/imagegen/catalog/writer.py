@@ -225,8 +225,8 @@ class CatalogWriter:
         except ConfigError as error:
             self._reject(error, source)
             return None
-        self._status = self._status.evolve(ok=True, errors=(), checked_at=datetime.now(UTC))
         if new.etag == self._newest_etag:
+            self._status = self._status.evolve(ok=True, errors=(), checked_at=datetime.now(UTC))
             return None
         await asyncio.to_thread(self._write, new.text, new.text, source)
         return self._accept(new, source).swapping
@@ -254,6 +254,8 @@ class CatalogWriter:
         self._newest, self._newest_etag = new.catalog, new.etag
         swapping = asyncio.create_task(self._put_in_force(new, source, same), name="config swap")
         self._swaps.add(swapping)
+        # In one block with `waiting`: what is ok and does not wait is in force.
+        self._status = self._status.evolve(ok=True, errors=(), checked_at=datetime.now(UTC))
         swapping.add_done_callback(self._swaps.discard)
         swapping.add_done_callback(_told)
         return _Accepted(new.etag, swapping)
@@ -264,10 +266,7 @@ class CatalogWriter:
             change = Difference() if same else await self._swap(new.catalog)
         except Draining:  # the next start reads it
             return Difference()
-        now = datetime.now(UTC)
-        self._status = self._status.evolve(
-            ok=True, errors=(), etag=new.etag, source=source, loaded_at=now, checked_at=now
-        )
+        self._status = self._status.evolve(etag=new.etag, source=source, loaded_at=datetime.now(UTC))
         if not (same and source == "start"):
             fields = change.model_dump(exclude={"outdated"})
             log.info("config_changed", source=source, etag=new.etag, **fields)
