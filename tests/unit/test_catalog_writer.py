@@ -78,6 +78,7 @@ class Service:
 @pytest.fixture
 async def service(tmp_path: Path) -> Service:
     service = Service(tmp_path)
+    await service.writer.begin()
     await service.writer.reload("start")
     return service
 
@@ -119,9 +120,10 @@ async def test_what_says_the_same_is_no_change(service: Service) -> None:
     service.path.write_text(GOOD + "# more words\n")
     await service.writer.reload("file")
     assert (await service.writer.status()).etag == service.writer.etag
-    before = service.path.stat()
+    before, told = service.path.stat(), len(service.events)
     await service.set("a", name="A")
     assert service.path.stat() == before
+    assert len(service.events) == told
 
 
 async def test_what_is_written_waits_for_the_running_task(service: Service) -> None:
@@ -193,6 +195,8 @@ async def test_of_twenty_writers_without_one_none_is_lost(service: Service) -> N
         ({"stps": 3}, "models.a.stps: unknown key 'stps'; did you mean 'steps'?"),
         ({"type": "flx"}, "models.a.type: unknown type 'flx'; did you mean 'flux'?"),
         ({"name": None}, "models.a.name: 'name' is missing"),
+        ({"type": ["fake"]}, "models.a.type: unknown type '['fake']'"),
+        ({"<<": {}}, "models.a.<<: unknown key '<<'"),
         ({"hf_path": "https://h/x"}, "models.a.hf_path"),
         ({"description": "\ud800"}, "models.a.description"),
         ({"description": "x" * 10_001}, "longer than 10000 characters"),
@@ -322,6 +326,7 @@ def as_edit(kind: str, name: str, fields: dict[str, Any]) -> Callable[[str], str
 
 async def follow(steps: list[tuple[str, str, dict[str, Any]]], folder: Path) -> None:
     service = Service(folder)
+    await service.writer.begin()
     await service.writer.reload("start")
     model: Data = {"global": {"log_level": "DEBUG"}, "models": {"a": {"name": "A", "type": "fake"}}}
     models = {1: model}

@@ -131,6 +131,22 @@ def test_what_is_there_or_is_not_there() -> None:
         without_model(SHIPPED, "tinny")
 
 
+def deep(levels: int) -> Any:
+    value: Any = 1
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize("fields", [{"loras": deep(900)}, dict.fromkeys(map(str, range(5000)), 1)])
+def test_an_edit_without_bounds_is_refused_before_the_work_begins(fields: dict[str, Any]) -> None:
+    with pytest.raises(ConfigInvalid):
+        with_changed_model(SHIPPED, "tiny", fields, SPECS)
+    with pytest.raises(ConfigInvalid):
+        with_model(SHIPPED, "new", fields)
+
+
 @pytest.mark.parametrize("key", ["x" * 101, "a\nb", "\ud800"])
 def test_a_key_that_is_no_name_is_refused(key: str) -> None:
     with pytest.raises(ConfigInvalid):

@@ -19,8 +19,10 @@ _SUSPICIOUS = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*:|^~|[\\%\x00-\x1f\x7f]")
 
 _HUB_SOURCE: TypeAdapter[str] = TypeAdapter(HubSource)
 
-#: Longer names are never a field's; YAML has trouble with them.
+#: Longer names are never a field's, and YAML has trouble with them; no entry has so many fields or is so deep.
 _MAX_KEY = 100
+_MAX_FIELDS = 100
+_MAX_DEPTH = 8
 
 Fields = Mapping[str, Any]
 
@@ -66,7 +68,7 @@ def with_model(text: str, model_id: str, fields: Fields) -> str:
     """With a new entry at the end. Raises ModelExists."""
     if model_id in _models(text):
         raise ModelExists
-    _check_keys({model_id: None, **fields})
+    _check({model_id: None, **fields})
     return edited(text, [Put(("models", model_id), {name: it for name, it in fields.items() if it is not None})])
 
 
@@ -76,7 +78,8 @@ def with_changed_model(text: str, model_id: str, fields: Fields, families: Famil
     if model_id not in models:
         raise ModelNotFound
     entry = models[model_id]
-    family = families.get(fields.get("type") or entry.get("type"))
+    word = fields.get("type")
+    family = families.get(word if isinstance(word, str) else entry["type"])
     return edited(text, list(_merged(("models", model_id), entry, fields, family)))
 
 
@@ -100,7 +103,7 @@ def _models(text: str) -> dict[str, Any]:
 
 
 def _merged(path: tuple[str, ...], section: Fields, fields: Fields, kind: type[Section] | None) -> Iterator[Change]:
-    _check_keys(fields)
+    _check(fields)
     for name, value in fields.items():
         key = _spelling(name, section, kind)
         yield Remove((*path, key)) if value is None else Put((*path, key), value)
@@ -115,7 +118,18 @@ def _spelling(name: str, section: Fields, kind: type[Section] | None) -> str:
     return name
 
 
-def _check_keys(fields: Fields) -> None:
-    for name in fields:
+def _check(fields: Fields) -> None:
+    """Bounds, before the work begins: each field is a look at the whole file. Raises ConfigInvalid."""
+    if len(fields) > _MAX_FIELDS:
+        raise ConfigInvalid(f"More than {_MAX_FIELDS} fields.")
+    for name, value in fields.items():
         if len(name) > _MAX_KEY or not name.isprintable():
             raise ConfigInvalid("A key is longer than any name, or not printable.")
+        _check_depth(value, _MAX_DEPTH)
+
+
+def _check_depth(value: Any, left: int) -> None:
+    if not left:
+        raise ConfigInvalid(f"A value is nested deeper than {_MAX_DEPTH} levels.")
+    for inner in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():
+        _check_depth(inner, left - 1)

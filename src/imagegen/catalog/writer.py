@@ -266,11 +266,12 @@ class CatalogWriter:
             change = Difference() if same else await self._swap(new.catalog)
         except Draining:  # the next start reads it
             return Difference()
+        if same and new.etag == self._status.etag:
+            return change
         self._status = self._status.evolve(etag=new.etag, source=source, loaded_at=datetime.now(UTC))
-        if not (same and source == "start"):
-            fields = change.model_dump(exclude={"outdated"})
-            log.info("config_changed", source=source, etag=new.etag, **fields)
-            self._bus.publish(ConfigChanged(source=source, etag=new.etag, **fields))
+        fields = change.model_dump(exclude={"outdated"})
+        log.info("config_changed", source=source, etag=new.etag, **fields)
+        self._bus.publish(ConfigChanged(source=source, etag=new.etag, **fields))
         return change
 
 
