@@ -228,6 +228,26 @@ def test_a_path_that_leads_elsewhere_is_refused(tmp_path: Path, name: str, value
         Roots(models, (models,)).check({name: value})
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"gguf_file": "x/../../y.gguf"},
+        {"filename": "x/../../y.gguf"},
+        {"weight_name": "x/../../y.safetensors"},
+        {"t5_weight_name": "x/../../y.safetensors"},
+        {"base_model": "o/n@.."},
+    ],
+)
+def test_a_file_or_a_revision_that_leads_elsewhere_is_refused(tmp_path: Path, fields: dict[str, str]) -> None:
+    with pytest.raises(PathNotAllowed):
+        Roots(tmp_path, (tmp_path,)).check(fields)
+
+
+@pytest.mark.parametrize("source", ["o/n", "o/n@main", "o/n@refs/pr/1"])
+def test_a_repository_is_no_path(tmp_path: Path, source: str) -> None:
+    Roots(tmp_path / "models", (tmp_path / "weights",)).check({"base_model": source, "gguf_file": "a/b.gguf"})
+
+
 @pytest.mark.parametrize("value", ["x", "x/y", "./x", "builtin:tiny", "x/../y", "x.gguf", "名/字", None, 3])
 def test_a_path_below_the_roots_is_allowed(tmp_path: Path, value: object) -> None:
     Roots(tmp_path, (tmp_path,)).check({"local_path": value})

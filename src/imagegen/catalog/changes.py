@@ -14,6 +14,9 @@ from imagegen.catalog.loading import SECTIONS, Families
 from imagegen.catalog.yaml import read
 from imagegen.core.errors import ConfigInvalid, ModelExists, ModelNotFound, PathNotAllowed
 
+#: Fields of an entry that name a file in such a folder, or in a repository.
+FILES = ("gguf_file", "filename", "weight_name", "t5_weight_name")
+
 #: What begins like a URL or a drive, and what only serves to look harmless.
 _SUSPICIOUS = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*:|^~|[\\%\x00-\x1f\x7f]")
 
@@ -35,13 +38,17 @@ class Roots(NamedTuple):
 
     def check(self, fields: Fields) -> None:
         """Raises PathNotAllowed for a path that leads elsewhere."""
+        for name in FILES:
+            if ".." in str(fields.get(name)):
+                raise PathNotAllowed(f"{name}: {PathNotAllowed().detail}")
         local_path, base_model = fields.get("local_path"), fields.get("base_model")
         if isinstance(local_path, str) and not self._allows(local_path, self.roots):
             raise PathNotAllowed(f"local_path: {PathNotAllowed().detail}")
         if isinstance(base_model, str):
             # `org/name` is looked for below the models directory, and then on the hub.
-            roots = (*self.roots, self.models) if _is_hub_source(base_model) else self.roots
-            if not self._allows(base_model, roots):
+            is_source = _is_hub_source(base_model)
+            roots = (*self.roots, self.models) if is_source else self.roots
+            if not self._allows(base_model, roots) or ("@" in base_model and not is_source):
                 raise PathNotAllowed(f"base_model: {PathNotAllowed().detail}")
 
     def _allows(self, value: str, roots: tuple[Path, ...]) -> bool:
