@@ -213,12 +213,22 @@ ELSEWHERE = [
     *("http://h/x", "https://h/x", "HTTP://h/x", "file:///etc", "file:/etc", "ftp://h/x", "gopher://h", "s3://b/k"),
     *("hf:o/n", "hf:../..", "data:,x", "javascript:1", "C:\\x", "C:/x", "\\\\host\\share", "//host/share", "/etc"),
     *("/", "..", "../x", "x/../../y", "./../../x", "~", "~root/x", "%2e%2e/x", "..%2fx", "x\x00y", "x\ny", "\\x"),
-    *("../models2/x", "link/x", "link", "loop", "a/link/../../../x", "/proc/self/root/etc", "builtin", "x/../.."),
+    *(
+        "../models2/x",
+        "link/x",
+        "link",
+        "loop",
+        "a/link/../../../x",
+        "/proc/self/root/etc",
+        "builtin:../x",
+        "builtin:",
+        "x/../..",
+    ),
 ]
 
 
 @pytest.mark.parametrize("name", ["local_path", "base_model"])
-@pytest.mark.parametrize("value", [value for value in ELSEWHERE if value != "builtin"])
+@pytest.mark.parametrize("value", ELSEWHERE)
 def test_a_path_that_leads_elsewhere_is_refused(tmp_path: Path, name: str, value: str) -> None:
     models = tmp_path / "models"
     models.mkdir()

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
-from imagegen.builtin import BUILTIN
+from imagegen.builtin import BUILTIN, builtin_models
 from imagegen.catalog.catalog import GlobalSettings, HubSource, Section
 from imagegen.catalog.editing import Change, Put, Remove, edited
 from imagegen.catalog.loading import SECTIONS, Families
@@ -53,7 +53,7 @@ class Roots(NamedTuple):
 
     def _allows(self, value: str, roots: tuple[Path, ...]) -> bool:
         if value.startswith(BUILTIN):
-            return True
+            return value.removeprefix(BUILTIN) in builtin_models()
         if _SUSPICIOUS.search(value):
             return False
         try:
