@@ -234,6 +234,34 @@ async def test_a_file_that_somebody_broke_keeps_the_old_catalog_says_why_and_can
     assert (await service.writer.status()).ok
 
 
+async def test_what_a_rollback_replaces_is_kept_even_if_it_is_broken(service: Service) -> None:
+    service.path.write_text("models: [half an hour's work")
+    await service.writer.rollback(1)
+    assert [version.source for version in await service.writer.versions()] == ["rollback", "broken", "start"]
+    assert service.versions.text(2) == "models: [half an hour's work"
+    with pytest.raises(ConfigInvalid):
+        await service.writer.rollback(2)
+
+
+async def test_a_file_that_is_no_text_can_be_rolled_back_and_not_edited(service: Service) -> None:
+    service.path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigBroken):
+        await service.set("a", steps=3)
+    with pytest.raises(ConfigStale):
+        await service.writer.rollback(1, {"some"})
+    await service.writer.rollback(1)
+    assert service.path.read_text() == GOOD
+
+
+async def test_what_was_noticed_counts_only_while_the_file_still_says_so(service: Service) -> None:
+    noticed = GOOD + "    steps: 3\n"
+    service.path.write_text(noticed + "    base_size: 64\n")
+    await service.writer.reload("file", noticed)
+    assert service.catalog.model("a").steps == 28
+    await service.writer.reload("file", service.path.read_text())
+    assert service.catalog.model("a").base_size == 64
+
+
 async def test_a_file_that_is_gone_keeps_the_old_catalog(service: Service) -> None:
     service.path.unlink()
     await service.writer.reload("file")

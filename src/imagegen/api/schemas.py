@@ -425,7 +425,7 @@ class VersionView(BaseModel):
 
     version: int
     etag: str
-    source: str = Field(description="`start`, `file`, `signal`, `rest` or `rollback`.")
+    source: str = Field(description="`start`, `file`, `signal`, `rest`, `rollback`; `broken`: never in force.")
     created_at: datetime
 
 

@@ -23,7 +23,7 @@ class Version(Value):
 
     version: int
     etag: str
-    #: Where it came from: `start`, `file`, `signal`, `rest`, `rollback`.
+    #: Where it came from: `start`, `file`, `signal`, `rest`, `rollback`; `broken` is what a rollback replaced.
     source: str
     created_at: datetime
 

@@ -14,7 +14,7 @@ from imagegen.catalog.editing import NotEditable
 from imagegen.catalog.file import ConfigFile, etag_of
 from imagegen.catalog.loading import ConfigError, Families, parse_catalog
 from imagegen.catalog.versions import Version, Versions
-from imagegen.catalog.watching import changes, settled
+from imagegen.catalog.watching import changes, is_being_written, settled
 from imagegen.catalog.yaml import YamlProblem
 from imagegen.core.errors import (
     ConfigBroken,
@@ -129,15 +129,18 @@ class CatalogWriter:
         text = await asyncio.to_thread(self._versions.text, version)
         return await self._written(self._next(lambda: self._edit(lambda _: text, if_match, "rollback")))
 
-    async def reload(self, source: str) -> None:
-        """Look at the file again; put it in force, or keep what is and say why."""
-        swapping = await asyncio.shield(self.ask_reload(source))
+    async def reload(self, source: str, text: str | None = None) -> None:
+        """Look at the file again; put it in force, or keep what is and say why.
+
+        With a `text`, only if the file still says so: otherwise another change of it is about to be told.
+        """
+        swapping = await asyncio.shield(self._next(lambda: self._reload(source, text)))
         if swapping is not None:
             await asyncio.shield(swapping)
 
     def ask_reload(self, source: str) -> asyncio.Task[asyncio.Task[Difference] | None]:
         """As `reload`, for those who do not wait."""
-        return self._next(lambda: self._reload(source))
+        return self._next(lambda: self._reload(source, None))
 
     async def begin(self) -> None:
         """Before the first request: what is in force has a name."""
@@ -150,10 +153,23 @@ class CatalogWriter:
         known = self._file.stamp()
         await self.reload("start")
         async for _ in changes(self._file, known, self._stop):
-            if not await asyncio.to_thread(self._reads):
+            text = await self._whole_text()
+            if not await asyncio.to_thread(self._reads, text):
                 await asyncio.sleep(_SECOND_LOOK_S)
-                await settled(self._file, self._stop)
-            await self.reload("file")
+                text = await self._whole_text()
+            await self.reload("file", text)
+
+    async def _whole_text(self) -> str | None:
+        """What the file says while nobody writes to it; None: it cannot be read."""
+        while True:
+            stamp = self._file.stamp()
+            try:
+                text = await asyncio.to_thread(self._file.read)
+            except ConfigError:
+                text = None
+            if self._stop.is_set() or (self._file.stamp() == stamp and not is_being_written(self._file.path)):
+                return text
+            await settled(self._file, self._stop)
 
     def close(self) -> None:
         """End `run`."""
@@ -181,22 +197,25 @@ class CatalogWriter:
     async def _edit(self, edit: Edit, if_match: Collection[str] | None, source: str) -> "_Accepted":
         if (reason := await asyncio.to_thread(self._file.read_only)) is not None:
             raise ConfigReadOnly(reason)
-        try:
-            text = await asyncio.to_thread(self._file.read)
-            if source != "rollback":
-                await self._know(text)
-        except ConfigError as error:
-            raise ConfigBroken(f"{ConfigBroken().detail} {error.lines[0]}") from None
+        text, problem = await asyncio.to_thread(self._present)
+        if problem is not None and source != "rollback":
+            raise ConfigBroken(f"{ConfigBroken().detail} {problem}")
         if if_match is not None and etag_of(text) not in if_match:
             raise ConfigStale
         new = await asyncio.to_thread(self._edited, edit, text)
-        await asyncio.to_thread(self._write, text, new.text, source)
+        await asyncio.to_thread(self._write, text, new.text, source, "broken" if problem else "file")
         return self._accept(new, source)
 
-    async def _know(self, text: str) -> None:
-        """Raises ConfigError if the text that is to be edited is broken itself."""
-        if etag_of(text) != self._newest_etag:
-            await asyncio.to_thread(self._parse, text)
+    def _present(self) -> tuple[str, str | None]:
+        """The text that is to be edited, and what is wrong with it."""
+        text = ""
+        try:
+            text = self._file.read()
+            if etag_of(text) != self._newest_etag:
+                self._parse(text)
+        except ConfigError as error:
+            return text, error.lines[0]
+        return text, None
 
     def _edited(self, edit: Edit, text: str) -> "_Text":
         try:
@@ -210,18 +229,21 @@ class CatalogWriter:
             words = "; ".join(f"{loc}: {what}" if loc else what for loc, what in problems)
             raise ConfigInvalid(words or "; ".join(error.lines), problems=problems) from None
 
-    def _write(self, old: str, new: str, source: str) -> None:
+    def _write(self, old: str, new: str, source: str, by_hand: str = "file") -> None:
         if new != old:
-            self._versions.add(old, "file")  # edited by hand a moment ago; usually it is the newest already
+            self._versions.add(old, by_hand)  # what nobody has noticed yet; usually it is the newest already
             self._file.replace(new)
         try:
             self._versions.add(new, source)
         except (StorageFull, StorageFailed) as error:
             log.warning("config_version_lost", code=error.code)
 
-    async def _reload(self, source: str) -> "asyncio.Task[Difference] | None":
+    async def _reload(self, source: str, expected: str | None) -> "asyncio.Task[Difference] | None":
         try:
-            new = await asyncio.to_thread(lambda: self._parse(self._file.read()))
+            text = await asyncio.to_thread(self._file.read)
+            if expected not in (None, text):
+                return None
+            new = await asyncio.to_thread(self._parse, text)
         except ConfigError as error:
             self._reject(error, source)
             return None
@@ -231,12 +253,11 @@ class CatalogWriter:
         await asyncio.to_thread(self._write, new.text, new.text, source)
         return self._accept(new, source).swapping
 
-    def _reads(self) -> bool:
+    def _reads(self, text: str | None) -> bool:
         try:
-            self._parse(self._file.read())
+            return text is not None and bool(self._parse(text))
         except ConfigError:
             return False
-        return True
 
     def _parse(self, text: str) -> "_Text":
         return _Text(text, etag_of(text), parse_catalog(text, self._families, name=self._file.name))
