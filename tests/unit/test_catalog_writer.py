@@ -79,7 +79,7 @@ class Service:
 async def service(tmp_path: Path) -> Service:
     service = Service(tmp_path)
     await service.writer.begin()
-    await service.writer.reload("start")
+    await service.writer.reload("file")
     return service
 
 
@@ -355,7 +355,7 @@ def as_edit(kind: str, name: str, fields: dict[str, Any]) -> Callable[[str], str
 async def follow(steps: list[tuple[str, str, dict[str, Any]]], folder: Path) -> None:
     service = Service(folder)
     await service.writer.begin()
-    await service.writer.reload("start")
+    await service.writer.reload("file")
     model: Data = {"global": {"log_level": "DEBUG"}, "models": {"a": {"name": "A", "type": "fake"}}}
     models = {1: model}
     for kind, name, fields in steps:

@@ -11,7 +11,7 @@ import structlog
 from imagegen.catalog.catalog import Catalog
 from imagegen.catalog.difference import Difference
 from imagegen.catalog.editing import NotEditable
-from imagegen.catalog.file import ConfigFile, etag_of
+from imagegen.catalog.file import ConfigFile, Stamp, etag_of
 from imagegen.catalog.loading import ConfigError, Families, parse_catalog
 from imagegen.catalog.versions import Version, Versions
 from imagegen.catalog.watching import changes, is_being_written, settled
@@ -76,7 +76,7 @@ class CatalogWriter:
     def __init__(
         self, file: ConfigFile, versions: Versions, families: Families, catalog: Catalog, swap: Swap, bus: EventBus
     ) -> None:
-        """`catalog` is in force already; whether the file still says so is found out at the start of `run`."""
+        """`catalog` is in force already; whether the file still says so is found out by `begin`."""
         self._file = file
         self._versions = versions
         self._families = families
@@ -89,6 +89,8 @@ class CatalogWriter:
         self._latest: asyncio.Task[Any] | None = None
         self._swaps: set[asyncio.Task[Difference]] = set()
         self._stop = asyncio.Event()
+        #: The file when it was first looked at.
+        self._known: Stamp | None = None
         now = datetime.now(UTC)
         self._status = ConfigStatus(file=file.name, loaded_at=now, checked_at=now)
 
@@ -143,16 +145,16 @@ class CatalogWriter:
         return self._next(lambda: self._reload(source, None))
 
     async def begin(self) -> None:
-        """Before the first request: what is in force has a name."""
+        """Before the first request: what is in force has a name, and whether the file still says so is asked first."""
         await asyncio.to_thread(self._file.sweep)
-        with suppress(ConfigError):  # `run` says so
+        self._known = self._file.stamp()
+        with suppress(ConfigError):  # the look at it says so
             self._status = self._status.evolve(etag=etag_of(await asyncio.to_thread(self._file.read)))
+        self.ask_reload("start")
 
     async def run(self) -> None:
         """Follow the file until `close`."""
-        known = self._file.stamp()
-        await self.reload("start")
-        async for _ in changes(self._file, known, self._stop):
+        async for _ in changes(self._file, self._known, self._stop):
             text = await self._whole_text()
             if not await asyncio.to_thread(self._reads, text):
                 await asyncio.sleep(_SECOND_LOOK_S)
