@@ -291,4 +291,4 @@ def test_the_process_leaves_nothing_behind(tmp_path: Path, fake_yaml: Path) -> N
         worker = server.worker()
         assert server.terminate() == 0
     assert not worker.is_running()
-    assert sorted(os.listdir(tmp_path / "data")) == ["imagegen.sqlite3", "images", "lock"]
+    assert sorted(os.listdir(tmp_path / "data")) == ["config", "imagegen.sqlite3", "images", "lock"]
