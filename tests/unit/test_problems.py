@@ -14,11 +14,12 @@ from imagegen.core.errors import (
     EngineError,
     FailureCode,
     ImagegenError,
+    JournalDamaged,
     QueueFull,
 )
 
 #: Never raised towards a caller: they end the process, its start, or (flattened to a Failed) a task.
-INWARD = (DeviceFault, DataDirInUse, DataDirUnusable, EngineError)
+INWARD = (DeviceFault, DataDirInUse, DataDirUnusable, JournalDamaged, EngineError)
 
 
 def subclasses(kind: type[ImagegenError]) -> Iterator[type[ImagegenError]]:
