@@ -85,7 +85,7 @@ serve: $(VENV)/.runtime ## Start the service on 127.0.0.1:5050
 
 .PHONY: test
 test: $(VENV)/.dev ## Run the whole suite
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 # Apart from `test`: tracing every worker process takes a third more time.
 .PHONY: coverage

@@ -31,14 +31,14 @@ def test_the_shipped_file_names_its_schema_in_the_first_line() -> None:
     assert json.loads((Path(__file__).parents[2] / "config" / named[1]).read_text()) == SCHEMA
 
 
-@pytest.mark.parametrize("kind", {GlobalSettings, *VISIBLE.values()})
+@pytest.mark.parametrize("kind", dict.fromkeys([GlobalSettings, *VISIBLE.values()]))
 def test_editors_know_every_spelling_and_refuse_all_else(kind: type[Any]) -> None:
     section = SCHEMA["$defs"][kind.__name__]
     assert set(field_names(kind)) | set(kind.model_fields) == set(section["properties"])
     assert section["additionalProperties"] is False
 
 
-@pytest.mark.parametrize("kind", {GlobalSettings, *VISIBLE.values()})
+@pytest.mark.parametrize("kind", dict.fromkeys([GlobalSettings, *VISIBLE.values()]))
 def test_every_field_is_explained(kind: type[Any]) -> None:
     assert set(kind.model_fields) - set(comments(kind)) <= {"t5_hf_path"}
 
