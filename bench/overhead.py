@@ -25,6 +25,7 @@ from tests.server import Server
 from bench._shared import Connection, machine, quantile, table
 from imagegen.api.schemas import Text2ImageBody
 from imagegen.app import create_app
+from imagegen.core.events import TaskStep
 from imagegen.settings import Settings
 from imagegen.storage.images import write_whole
 from imagegen.storage.png import encode_png
@@ -61,7 +62,9 @@ async def in_process(rounds: int, requests: int) -> dict[str, list[Cost]]:
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
     async with AsyncExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(dir=Path.cwd()))
-        settings = Settings(data_dir=Path(folder), isolation="thread", device="cpu")
+        config = Path(folder) / "models.yaml"
+        config.write_text(fake_config())
+        settings = Settings(data_dir=Path(folder), config=config, isolation="thread", device="cpu")
         service, bare = create_app(settings, fake_catalog()), bare_app()
         await stack.enter_async_context(service.router.lifespan_context(service))
 
@@ -70,8 +73,9 @@ async def in_process(rounds: int, requests: int) -> dict[str, list[Cost]]:
             task_id = (await post(service))["task_id"]
             steps = 0
             with service.state.services.bus.subscribe(task_id) as events:
-                async for _, event in events:
-                    steps += event.name == "step"
+                async for published in events:
+                    event = published.event
+                    steps = event.step if isinstance(event, TaskStep) else steps
                     if event.final:
                         break
             assert steps == STEPS
