@@ -27,7 +27,7 @@ from imagegen.api.schemas import Text2ImageBody
 from imagegen.app import create_app
 from imagegen.core.events import TaskStep
 from imagegen.settings import Settings
-from imagegen.storage.images import write_whole
+from imagegen.storage.files import write_whole
 from imagegen.storage.png import encode_png
 
 STEPS = 28

@@ -42,7 +42,7 @@ from imagegen.hub.messages import Progress as Fetching
 from imagegen.hub.process import fetch_in_process
 from imagegen.loaders import SPECS
 from imagegen.settings import Settings
-from imagegen.storage.images import write_whole
+from imagegen.storage.files import write_whole
 from imagegen.storage.png import encode_png
 from imagegen.tasks.admission import Limits, TaskDraft, admit
 from imagegen.tasks.inputs import check_picture

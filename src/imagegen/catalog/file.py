@@ -5,13 +5,14 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from errno import EACCES, EBUSY, EDQUOT, ENOSPC, EPERM, EROFS, ETXTBSY
+from errno import EACCES, EBUSY, EPERM, EROFS, ETXTBSY
 from pathlib import Path
 from typing import NamedTuple
 
 from imagegen.builtin import default_config
 from imagegen.catalog.loading import read_text
-from imagegen.core.errors import ConfigReadOnly, StorageFailed, StorageFull
+from imagegen.core.errors import ConfigReadOnly
+from imagegen.storage.files import storage_error, sync_folder
 
 #: What a folder or a file answers that is not meant to be written to; a file that is a mount of its own is busy.
 _READ_ONLY = (EACCES, EPERM, EROFS, EBUSY, ETXTBSY)
@@ -85,7 +86,7 @@ class ConfigFile:
                 with suppress(OSError):
                     part.unlink(missing_ok=True)
                 raise
-            _sync_folder(target.parent)
+            sync_folder(target.parent)
 
     def sweep(self) -> None:
         """Remove what a killed process left half-written. Only while nothing is being written."""
@@ -102,7 +103,7 @@ def _explained() -> Iterator[None]:
     except OSError as error:
         if error.errno in _READ_ONLY:
             raise ConfigReadOnly(f"{ConfigReadOnly().detail} ({error.strerror})") from error
-        raise (StorageFull if error.errno in (ENOSPC, EDQUOT) else StorageFailed) from error
+        raise storage_error(error) from error
 
 
 def _write(part: Path, data: bytes, like: os.stat_result) -> None:
@@ -114,11 +115,3 @@ def _write(part: Path, data: bytes, like: os.stat_result) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

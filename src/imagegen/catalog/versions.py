@@ -4,13 +4,12 @@ import difflib
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from errno import EDQUOT, ENOSPC
 from pathlib import Path
 
 from imagegen.catalog.file import etag_of
-from imagegen.core.errors import StorageFailed, StorageFull, VersionNotFound
+from imagegen.core.errors import VersionNotFound
 from imagegen.core.value import Value
-from imagegen.storage.images import write_whole
+from imagegen.storage.files import storage_error, write_whole
 
 KEPT = 100
 
@@ -58,7 +57,7 @@ class Versions:
             for old in files[: len(files) + 1 - self._kept]:
                 old.unlink(missing_ok=True)
         except OSError as error:
-            raise (StorageFull if error.errno in (ENOSPC, EDQUOT) else StorageFailed) from error
+            raise storage_error(error) from error
         return number
 
     def difference(self, version: int, against: int | None) -> tuple[int, str]:

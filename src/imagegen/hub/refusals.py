@@ -1,6 +1,5 @@
 """What the hub's refusals, the network's and the disk's mean, in words that may reach a caller."""
 
-import errno
 from collections.abc import Mapping
 
 import httpx2
@@ -18,11 +17,10 @@ from huggingface_hub.utils import parse_ratelimit_headers
 
 from imagegen.core.errors import FailureCode, ImagegenError
 from imagegen.hub.messages import Refused
+from imagegen.storage.files import DISK_FULL
 
 #: What `refused` has words for.
 EXPECTED = (httpx2.HTTPError, OSError, ValueError)
-
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Refusal(ImagegenError):

@@ -5,7 +5,6 @@ import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from errno import ENOSPC
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -14,6 +13,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
 from imagegen.core.errors import JournalDamaged, StorageFailed, StorageFull
+from imagegen.storage.files import storage_error
 from imagegen.storage.migrations import upgrade
 
 T = TypeVar("T")
@@ -144,5 +144,6 @@ def _begin(connection: Connection) -> None:
 
 def _storage_error(error: SQLAlchemyError | OSError) -> StorageFull | StorageFailed:
     cause = error.orig if isinstance(error, DBAPIError) else error
-    full = getattr(cause, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL or getattr(cause, "errno", None) == ENOSPC
-    return StorageFull() if full else StorageFailed()
+    if isinstance(cause, OSError):
+        return storage_error(cause)
+    return StorageFull() if getattr(cause, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL else StorageFailed()

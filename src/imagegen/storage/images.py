@@ -1,17 +1,16 @@
 """ImageStore: finished pictures as files that have their final name only when they are whole."""
 
 import asyncio
-import os
 import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
-from errno import EDQUOT, ENOSPC
 from pathlib import Path
 
-from imagegen.core.errors import ImageNotFound, StorageFailed, StorageFull
+from imagegen.core.errors import ImageNotFound, StorageFailed
 from imagegen.core.task import Pixels, StoredImage
+from imagegen.storage.files import storage_error, write_whole
 from imagegen.storage.png import encode_png
 
 #: What this store names its folders (a day) and its files (task id and picture number); nothing else is ever opened.
@@ -48,7 +47,7 @@ class ImageStore:
         try:
             write_whole(self._root / name, data)
         except OSError as error:
-            raise (StorageFull if error.errno in (ENOSPC, EDQUOT) else StorageFailed) from error
+            raise storage_error(error) from error
         shape = {"width": pixels.width, "height": pixels.height}
         return StoredImage(path=name, **shape, seed=pixels.seed, bytes=len(data))
 
@@ -83,29 +82,3 @@ class ImageStore:
 
     def close(self) -> None:
         self._threads.shutdown()
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write, fsync, rename, fsync the folder: a crash at any moment leaves the whole file or none."""
-    if not path.parent.is_dir():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _sync_folder(path.parent.parent)
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(path: Path) -> None:
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
