@@ -21,7 +21,6 @@ from imagegen.api.schemas import (
 from imagegen.api.views import tag
 from imagegen.catalog.catalog import GlobalSettings
 from imagegen.catalog.changes import Roots, with_changed_model, with_model, with_settings, without_model
-from imagegen.catalog.writer import Written
 from imagegen.core.errors import ConfigInvalid
 from imagegen.loaders import SPECS
 
@@ -67,10 +66,6 @@ SettingsFields = Annotated[
 ]
 
 
-def _tagged(response: Response, written: Written) -> None:
-    tag(response, written.etag)
-
-
 @router.post(
     "/models",
     status_code=201,
@@ -86,36 +81,9 @@ async def create_model(
     fields = body.model_extra or {}
     roots.check(fields)
     written = await writer.edit(partial(with_model, model_id=body.model_id, fields=fields), if_match)
-    _tagged(response, written)
+    tag(response, written.etag)
     response.headers["Location"] = f"/models/{body.model_id}"
     return ModelWritten(message=f"'{body.model_id}' was added.", model_id=body.model_id)
-
-
-async def _change(
-    model_id: str, fields: Fields, response: Response, writer: Writer, roots: AllowedRoots, if_match: IfMatch
-) -> ModelWritten:
-    if fields.pop("model_id", model_id) != model_id:
-        raise ConfigInvalid("model_id: a model keeps its id.")
-    roots.check(fields)
-    edit = partial(with_changed_model, model_id=model_id, fields=fields, families=SPECS)
-    _tagged(response, await writer.edit(edit, if_match))
-    return ModelWritten(message=f"'{model_id}' was changed.", model_id=model_id)
-
-
-@router.put(
-    "/models/{model_id}",
-    tags=["models"],
-    operation_id="update_model",
-    summary="Change some fields of a model",
-    responses=describe("model_not_found", "path_not_allowed", *_WRITING),
-)
-async def update_model(changed: Annotated[ModelWritten, Depends(_change)]) -> ModelWritten:
-    """The fields that are given replace those of the entry; the others stay. Null brings a field back to its default.
-
-    Takes effect between two tasks, and waits for that. A model that is in memory leaves it if the change concerns how
-    it is loaded.
-    """
-    return changed
 
 
 @router.patch(
@@ -125,9 +93,28 @@ async def update_model(changed: Annotated[ModelWritten, Depends(_change)]) -> Mo
     summary="Change some fields of a model (merge patch)",
     responses=describe("model_not_found", "path_not_allowed", *_WRITING),
 )
-async def patch_model(changed: Annotated[ModelWritten, Depends(_change)]) -> ModelWritten:
-    """RFC 7396, with `application/merge-patch+json` or `application/json`; it does what PUT does."""
-    return changed
+@router.put(
+    "/models/{model_id}",
+    tags=["models"],
+    operation_id="update_model",
+    summary="Change some fields of a model",
+    responses=describe("model_not_found", "path_not_allowed", *_WRITING),
+)
+async def update_model(
+    model_id: str, fields: Fields, response: Response, writer: Writer, roots: AllowedRoots, if_match: IfMatch
+) -> ModelWritten:
+    """The fields that are given replace those of the entry; the others stay. Null brings a field back to its default.
+
+    Takes effect between two tasks, and waits for that. A model that is in memory leaves it if the change concerns how
+    it is loaded. PUT, as the brief's clients send it, and PATCH (RFC 7396, `application/merge-patch+json` or
+    `application/json`) do the same.
+    """
+    if fields.pop("model_id", model_id) != model_id:
+        raise ConfigInvalid("model_id: a model keeps its id.")
+    roots.check(fields)
+    edit = partial(with_changed_model, model_id=model_id, fields=fields, families=SPECS)
+    tag(response, (await writer.edit(edit, if_match)).etag)
+    return ModelWritten(message=f"'{model_id}' was changed.", model_id=model_id)
 
 
 @router.delete(
@@ -142,7 +129,7 @@ async def delete_model(model_id: str, response: Response, writer: Writer, if_mat
 
     The model that `default_model` names, and the last one, cannot be removed. No weights are deleted.
     """
-    _tagged(response, await writer.edit(partial(without_model, model_id=model_id), if_match))
+    tag(response, (await writer.edit(partial(without_model, model_id=model_id), if_match)).etag)
     return ModelWritten(message=f"'{model_id}' was removed.", model_id=model_id)
 
 
@@ -153,25 +140,6 @@ async def get_settings(models: Models, writer: Writer, response: Response) -> Gl
     return models.catalog.settings
 
 
-async def _change_settings(
-    fields: SettingsFields, response: Response, writer: Writer, models: Models, if_match: IfMatch
-) -> GlobalSettings:
-    _tagged(response, await writer.edit(partial(with_settings, fields=fields), if_match))
-    return models.catalog.settings
-
-
-@router.put(
-    "/config/global",
-    tags=["config"],
-    operation_id="update_settings",
-    summary="Change some global settings",
-    responses=describe(*_WRITING),
-)
-async def update_settings(changed: Annotated[GlobalSettings, Depends(_change_settings)]) -> GlobalSettings:
-    """The fields that are given replace those of the file; the others stay. Null brings a field back to its default."""
-    return changed
-
-
 @router.patch(
     "/config/global",
     tags=["config"],
@@ -179,9 +147,22 @@ async def update_settings(changed: Annotated[GlobalSettings, Depends(_change_set
     summary="Change some global settings (merge patch)",
     responses=describe(*_WRITING),
 )
-async def patch_settings(changed: Annotated[GlobalSettings, Depends(_change_settings)]) -> GlobalSettings:
-    """RFC 7396; it does what PUT does."""
-    return changed
+@router.put(
+    "/config/global",
+    tags=["config"],
+    operation_id="update_settings",
+    summary="Change some global settings",
+    responses=describe(*_WRITING),
+)
+async def update_settings(
+    fields: SettingsFields, response: Response, writer: Writer, models: Models, if_match: IfMatch
+) -> GlobalSettings:
+    """The fields that are given replace those of the file; the others stay. Null brings a field back to its default.
+
+    PUT and PATCH (RFC 7396) do the same.
+    """
+    tag(response, (await writer.edit(partial(with_settings, fields=fields), if_match)).etag)
+    return models.catalog.settings
 
 
 @router.get("/config/status", tags=["config"], operation_id="get_config_status", summary="How the configuration stands")
@@ -230,5 +211,5 @@ async def diff_config_version(
 async def rollback_config(body: RollbackBody, response: Response, writer: Writer, if_match: IfMatch) -> ConfigWritten:
     """Writes the text of that version to the file, as a new version. It also mends a file that somebody broke."""
     written = await writer.rollback(body.version, if_match)
-    _tagged(response, written)
+    tag(response, written.etag)
     return ConfigWritten(message=f"Version {body.version} is in force.", etag=written.etag)
