@@ -152,9 +152,10 @@ def test_a_cpu_is_told_so(engine: LocalEngine, shelf: Shelf, installed: Any) -> 
     assert failed.message == "Nunchaku models need an NVIDIA GPU; this service runs on a CPU."
 
 
-def test_without_the_engine_it_says_what_to_install(engine: LocalEngine, shelf: Shelf, on_gpu: Any) -> None:
-    if importlib.util.find_spec("nunchaku") is not None:
-        pytest.skip("the engine is installed")
+def test_without_the_engine_it_says_what_to_install(
+    engine: LocalEngine, shelf: Shelf, on_gpu: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "nunchaku", None)  # not there, whatever is installed
     on_gpu(8, 9)
     failed = load(engine, shelf)
     assert isinstance(failed, Failed)
