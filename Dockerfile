@@ -11,15 +11,16 @@ ARG TORCH
 ARG TORCH_INDEX
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
+ENV PIP_CACHE_DIR=/var/cache/pip
 COPY Makefile constraints.txt ./
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/var/cache/pip \
     make torch VENV=/opt/imagegen PYTHON=/usr/local/bin/python3
 COPY pyproject.toml README.md LICENSE ./
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/var/cache/pip \
     /opt/imagegen/bin/pip install --constraint constraints.txt --build-constraint constraints.txt --only-deps .
 COPY config ./config
 COPY src ./src
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=cache,target=/var/cache/pip \
     /opt/imagegen/bin/pip install --constraint constraints.txt --build-constraint constraints.txt --no-deps .
 
 FROM python:3.11.15-slim-trixie
