@@ -49,7 +49,7 @@ DEADLINES_EVERY_S = 1
 Chore = Callable[[], Coroutine[Any, Any, object]]
 
 
-def make_engine(settings: Settings, catalog: Catalog) -> Engine:
+def make_engine(settings: Settings) -> Engine:
     """The engine that the settings ask for."""
     options = EngineOptions(device=settings.device)
     if settings.isolation == "thread":
@@ -64,7 +64,7 @@ class Service:
         self._settings = settings
         # Microseconds of the wall clock: above every id of an earlier run, below what JSON numbers hold.
         self._bus = EventBus(first_id=time.time_ns() // 1000)
-        self._executor = GpuExecutor(lambda: make_engine(settings, catalog))
+        self._executor = GpuExecutor(lambda: make_engine(settings))
         self._journal = TaskJournal(settings.journal_path)
         self._images = ImageStore(settings.data_dir / "images")
         folders = Folders(settings.models_path, settings.loras_path)
