@@ -8,7 +8,7 @@ from typing import Any
 
 from imagegen.catalog.sources import Folders
 from imagegen.core.events import EventBus
-from imagegen.core.task import TaskStatus, TaskType
+from imagegen.core.task import GenerationTask, TaskStatus, TaskType
 from imagegen.gpu.child import ChildEngine
 from imagegen.gpu.engine import Engine, LocalEngine
 from imagegen.gpu.executor import GpuExecutor
@@ -28,9 +28,11 @@ FOR_EVER = {"load_seconds": 60}
 class House:
     """The managers with an engine, and nothing of HTTP."""
 
-    def __init__(self, root: Path, engine: Engine, grace_s: float, models: dict[str, Any]) -> None:
+    def __init__(
+        self, root: Path, engine: Engine, grace_s: float, models: dict[str, Any], journal: TaskJournal | None = None
+    ) -> None:
         self.bus = EventBus(first_id=1)
-        self.journal = TaskJournal(root / "tasks.sqlite3")
+        self.journal = journal or TaskJournal(root / "tasks.sqlite3")
         self.images = ImageStore(root / "images")
         self.executor = GpuExecutor(lambda: engine)
         catalog = fake_catalog(**models)
@@ -53,9 +55,14 @@ class House:
 
 @asynccontextmanager
 async def opened(
-    root: Path, *, grace_s: float = 0, engine: Engine | None = None, **models: Any
+    root: Path,
+    *,
+    grace_s: float = 0,
+    engine: Engine | None = None,
+    journal: TaskJournal | None = None,
+    **models: Any,
 ) -> AsyncIterator[House]:
-    house = House(root, engine or ChildEngine(CPU), grace_s, models)
+    house = House(root, engine or ChildEngine(CPU), grace_s, models, journal)
     running = asyncio.create_task(house.tasks.run())
     try:
         yield house
@@ -113,3 +120,56 @@ async def test_in_a_thread_the_task_ends_at_once_and_the_load_goes_on(tmp_path: 
         assert (await house.tasks.cancel(cancelled)).status is TaskStatus.CANCELLED
         assert house.models.state("slow") is ModelState.LOADING
         assert await house.until_ended(await house.submit("slow")) is TaskStatus.COMPLETED
+
+
+# -- an end is told once it is on disk, and comes once -----------------------------------------------------------------
+
+
+class SlowDisk(TaskJournal):
+    """Writes down nothing that has ended until it is let."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.refused = asyncio.Event()
+        self.let = asyncio.Event()
+
+    async def update(self, *changed: GenerationTask) -> None:
+        if any(task.status.finished for task in changed):
+            self.refused.set()
+            await self.let.wait()
+        await super().update(*changed)
+
+
+@asynccontextmanager
+async def on_a_slow_disk(root: Path, **models: Any) -> AsyncIterator[tuple[House, SlowDisk]]:
+    disk = SlowDisk(root / "slow.sqlite3")
+    async with opened(root, journal=disk, engine=LocalEngine(CPU), grace_s=60, **models) as house:
+        try:
+            yield house, disk
+        finally:
+            disk.let.set()
+
+
+async def test_nobody_hears_of_an_end_before_the_disk_has_it(tmp_path: Path) -> None:
+    async with on_a_slow_disk(tmp_path, quick={}) as (house, disk):
+        task_id = await house.submit("quick")
+        await disk.refused.wait()
+        assert (await house.tasks.get(task_id)).status is TaskStatus.PROCESSING
+        assert "completed" not in [told.event.name for told in house.bus.history(task_id)]
+        disk.let.set()
+        assert await house.until_ended(task_id) is TaskStatus.COMPLETED
+
+
+async def test_a_load_that_ends_while_its_cancelled_task_is_written_down_ends_it_no_second_time(tmp_path: Path) -> None:
+    async with on_a_slow_disk(tmp_path, slow={"load_seconds": 0.5}) as (house, disk):
+        task_id = await house.submit("slow")
+        await house.until_loading("slow")
+        cancelling = asyncio.create_task(house.tasks.cancel(task_id))
+        await disk.refused.wait()
+        assert (await house.tasks.cancel(task_id)).status is TaskStatus.PROCESSING  # once more, and it changes nothing
+        while house.models.state("slow") is not ModelState.RESIDENT:
+            await asyncio.sleep(0.01)
+        await house.tasks.between_tasks(house.models.warm_up)  # the run loop has gone on
+        disk.let.set()
+        assert (await cancelling).status is TaskStatus.CANCELLED
+        assert [told.event.name for told in house.bus.history(task_id)].count("cancelled") == 1
