@@ -95,7 +95,7 @@ def _accepted(task: GenerationTask) -> Response:
     return Response(body.model_dump_json(), 202, headers=headers, media_type="application/json")
 
 
-def _caller(
+async def _caller(
     request: Request,
     tasks: Tasks,
     bus: Bus,

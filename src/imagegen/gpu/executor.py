@@ -2,9 +2,10 @@
 
 import asyncio
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from imagegen.gpu.engine import Engine
 from imagegen.gpu.protocol import (
@@ -46,12 +47,8 @@ class GpuExecutor:
 
     async def generate(self, command: Generate, stop: threading.Event, on_step: OnStep) -> Generated | Stopped | Failed:
         """`on_step` is called on the loop."""
-        loop = asyncio.get_running_loop()
-
-        def tell(step: int, total: int, *preview: bytes) -> None:
-            loop.call_soon_threadsafe(on_step, step, total, *preview)
-
-        return await self._run(lambda: self._engine.generate(command, stop, tell))
+        relay = _Relay(asyncio.get_running_loop(), on_step)
+        return await self._run(lambda: self._engine.generate(command, stop, relay.tell))
 
     def abort(self) -> bool:
         """End the call under way; it then returns as Failed. False: this engine cannot."""
@@ -65,3 +62,23 @@ class GpuExecutor:
 
     async def _run(self, call: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+
+
+class _Relay:
+    """Brings steps from the thread to the loop, in order: it is woken once for all that wait, not for each."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, on_step: OnStep) -> None:
+        self._loop = loop
+        self._on_step = on_step
+        self._waiting: deque[tuple[Any, ...]] = deque()
+
+    def tell(self, *step: Any) -> None:
+        """In the thread."""
+        self._waiting.append(step)
+        # One that is not alone here is taken along by a delivery that is on its way.
+        if len(self._waiting) == 1:
+            self._loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        while self._waiting:
+            self._on_step(*self._waiting.popleft())

@@ -38,7 +38,7 @@ class Database:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._engine: Engine | None = None
+        self._engines: _Engines | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal")
         self._gathered: list[_Asked] = []
         self._committing: asyncio.Task[None] | None = None
@@ -78,17 +78,17 @@ class Database:
 
     def _commit(self, batch: list[_Asked]) -> list[Any]:
         try:
-            if self._engine is None:
-                self._engine = _open(self._path)
-            synchronous = "FULL" if any(asked.durable for asked in batch) else "NORMAL"
-            with self._engine.execution_options(synchronous=synchronous).begin() as connection:
+            if self._engines is None:
+                self._engines = _open(self._path)
+            engine = self._engines.durable if any(asked.durable for asked in batch) else self._engines.quick
+            with engine.begin() as connection:
                 return [asked.work(connection) for asked in batch]
         except (SQLAlchemyError, OSError) as error:
             raise _storage_error(error) from error
 
     def _dispose(self) -> None:
-        if self._engine is not None:
-            self._engine.dispose()
+        if self._engines is not None:
+            self._engines.durable.dispose()
 
 
 def check(path: Path) -> None:
@@ -116,7 +116,14 @@ def _settle(futures: list[asyncio.Future[Any]], commit: asyncio.Future[list[Any]
             future.set_exception(error)
 
 
-def _open(path: Path) -> Engine:
+class _Engines(NamedTuple):
+    """Two views of one connection; made once, since that costs as much as a small transaction."""
+
+    durable: Engine
+    quick: Engine
+
+
+def _open(path: Path) -> _Engines:
     path.parent.mkdir(parents=True, exist_ok=True)
     engine = create_engine(f"sqlite:///{path}", poolclass=StaticPool)
     event.listen(engine, "connect", _configure)
@@ -126,7 +133,7 @@ def _open(path: Path) -> Engine:
         with engine.begin() as connection:
             upgrade(connection)
         unless_ready.pop_all()
-    return engine
+    return _Engines(engine, engine.execution_options(synchronous="NORMAL"))
 
 
 def _configure(connection: sqlite3.Connection, record: object) -> None:
