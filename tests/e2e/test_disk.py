@@ -1,0 +1,46 @@
+"""A disk that refuses every write, and comes back: no restart is needed, and nothing is lost."""
+
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from tests.server import Server
+
+
+@contextmanager
+def refusing_disk(server: Server) -> Iterator[None]:
+    """The kernel lets the service write to no file; pipes and sockets go on."""
+    process = psutil.Process(server.process.pid)
+    before = process.rlimit(psutil.RLIMIT_FSIZE)
+    process.rlimit(psutil.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+    try:
+        yield
+    finally:
+        process.rlimit(psutil.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_refuses_is_told_to_callers_and_forgotten_once_it_is_well(tmp_path: Path, fake_yaml: Path) -> None:
+    data = tmp_path / "data"
+    with Server(data, fake_yaml) as server:
+        done = server.until(server.submit("fine", model="fake", steps=1))
+        running = server.submit("runs", model="fake", steps=40)
+        waiting = server.submit("waits", model="fake", steps=1)
+        server.until(running, "processing")
+        with refusing_disk(server):
+            refused = server.http.post("/text2image", json={"prompt": "now?", "model": "fake"})
+            assert refused.status_code in (503, 507)
+            assert refused.json()["code"] in ("storage_failed", "storage_full")
+            assert server.task(done["task_id"]) == done
+            assert server.pictures(done)
+            assert server.http.get("/livez").status_code == 200
+            assert server.http.get("/tasks").json()["total"] == 3
+            for task_id in (running, waiting):
+                assert server.until(task_id)["error_code"] in ("storage_failed", "storage_full")
+        assert server.until(server.submit("and now?", model="fake", steps=1))["status"] == "completed"
+        assert not list(data.rglob("*.part"))
+        assert server.terminate() == 0
+    with Server(data, fake_yaml) as server:  # what the disk refused at first was written down later
+        assert server.task(running)["error_code"] in ("storage_failed", "storage_full")
