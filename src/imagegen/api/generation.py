@@ -6,6 +6,7 @@ from fastapi import APIRouter, Response
 
 from imagegen.api.bounded import BoundedRoute
 from imagegen.api.dependencies import Config, Tasks
+from imagegen.api.idempotency import REPLAYED_HEADER, Submitter
 from imagegen.api.problems import describe
 from imagegen.api.schemas import (
     GenerationBody,
@@ -19,14 +20,15 @@ from imagegen.api.schemas import (
 from imagegen.api.uploads import decode_image
 from imagegen.api.views import plan_view
 from imagegen.api.waiting import Caller
-from imagegen.core.task import InputPictures, TaskType
+from imagegen.core.task import InputPictures, Output, TaskType
 from imagegen.tasks.admission import TaskDraft
 
 router = APIRouter(tags=["generation"], route_class=BoundedRoute)
 #: Bodies with a picture in them; the composition root gives this one the larger limit.
 upload_router = APIRouter(tags=["generation"], route_class=BoundedRoute)
 
-_PROBLEMS = (
+#: Of all that makes tasks.
+ACCEPTING = (
     "malformed_body",
     "invalid_request",
     "model_not_found",
@@ -48,7 +50,8 @@ _ONLY_ACCEPTING = ("queue_full", "draining", "storage_failed", "storage_full")
 
 #: Also 200, with the ended task, to who waits for it.
 _ANSWERS: dict[int | str, dict[str, Any]] = {
-    200: {"model": TaskView, "description": "With `Prefer: wait=N`: the task has ended within N seconds."}
+    200: {"model": TaskView, "description": "With `Prefer: wait=N`: the task has ended within N seconds."},
+    202: {"headers": {"Idempotency-Replayed": REPLAYED_HEADER}},
 }
 
 
@@ -58,15 +61,15 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
     status_code=202,
     response_model=TaskAccepted,
     summary="Make pictures from words",
-    responses={**_ANSWERS, **describe(*_PROBLEMS)},
+    responses={**_ANSWERS, **describe(*ACCEPTING, "idempotency_key_reused")},
 )
-async def text2image(body: Text2ImageBody, caller: Caller, tasks: Tasks) -> Response:
+async def text2image(body: Text2ImageBody, caller: Caller, submitter: Submitter) -> Response:
     """Accepts a task and answers at once; the task is on disk by then. Follow `links.events`, or poll `links.self`.
 
     With the header `Prefer: wait=N` the answer is the ended task (200) if it ends within N seconds, else the usual 202.
     """
-    task = await tasks.submit(_draft(TaskType.TEXT2IMAGE, body))
-    return await caller.answer(task, cancel=body.cancel_on_disconnect)
+    once = await submitter.submit(_draft(TaskType.TEXT2IMAGE, body), body)
+    return await caller.answer(once, cancel=body.cancel_on_disconnect)
 
 
 @upload_router.post(
@@ -75,9 +78,9 @@ async def text2image(body: Text2ImageBody, caller: Caller, tasks: Tasks) -> Resp
     status_code=202,
     response_model=TaskAccepted,
     summary="Make pictures from words and a picture",
-    responses={**_ANSWERS, **describe(*_PROBLEMS, "invalid_image", "image_too_large")},
+    responses={**_ANSWERS, **describe(*ACCEPTING, "idempotency_key_reused", "invalid_image", "image_too_large")},
 )
-async def image2image(body: Image2ImageBody, caller: Caller, tasks: Tasks, settings: Config) -> Response:
+async def image2image(body: Image2ImageBody, caller: Caller, submitter: Submitter, settings: Config) -> Response:
     """As text2image, starting from an input picture: it is filled to the asked size, its centre kept.
 
     With `mask`, only the white part of that is drawn anew. Models that edit (Kontext) do without `strength`.
@@ -86,15 +89,15 @@ async def image2image(body: Image2ImageBody, caller: Caller, tasks: Tasks, setti
     mask = await decode_image(body.mask, settings.max_input_pixels) if body.mask else None
     pictures = InputPictures(init_image=image, mask_image=mask)
     draft = _draft(TaskType.IMAGE2IMAGE, body).evolve(strength=body.strength, pictures=pictures)
-    task = await tasks.submit(draft)
-    return await caller.answer(task, cancel=body.cancel_on_disconnect)
+    once = await submitter.submit(draft, body)
+    return await caller.answer(once, cancel=body.cancel_on_disconnect)
 
 
 @router.post(
     "/plan",
     operation_id="plan",
     summary="What would become of a request",
-    responses=describe(*(code for code in _PROBLEMS if code not in _ONLY_ACCEPTING)),
+    responses=describe(*(code for code in ACCEPTING if code not in _ONLY_ACCEPTING)),
 )
 async def plan(body: PlanBody, tasks: Tasks) -> PlanView:
     """Takes the body of text2image or image2image and accepts nothing: who would have to leave the device, which
@@ -105,7 +108,8 @@ async def plan(body: PlanBody, tasks: Tasks) -> PlanView:
 
 
 def _draft(kind: TaskType, body: GenerationBody) -> TaskDraft:
-    return TaskDraft(type=kind, loras=body.all_loras(), **body.model_dump(include=_DRAFT_FIELDS))
+    output = Output(format=body.format, quality=body.quality, metadata=body.metadata)
+    return TaskDraft(type=kind, loras=body.all_loras(), output=output, **body.model_dump(include=_DRAFT_FIELDS))
 
 
 #: What a body says in the draft's own words.

@@ -43,6 +43,8 @@ STATUS: Mapping[str, int] = MappingProxyType(
         "version_not_found": 404,
         "task_finished": 409,
         "task_not_finished": 409,
+        "no_receipt": 409,
+        "idempotency_key_reused": 422,
         "model_busy": 409,
         "load_failed": 422,
         "model_quarantined": 503,

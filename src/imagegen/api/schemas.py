@@ -15,8 +15,9 @@ from pydantic import (
 )
 
 from imagegen.catalog.catalog import HubSource, ModelId
+from imagegen.core.receipt import Receipt
 from imagegen.core.sizes import AspectRatio
-from imagegen.core.task import MAX_SEED, Lora, TaskStatus, TaskType
+from imagegen.core.task import MAX_SEED, ImageFormat, Lora, TaskStatus, TaskType
 from imagegen.hub.puller import PullState
 from imagegen.models.residency import ModelState
 
@@ -117,6 +118,11 @@ class GenerationBody(Body):
         strict=True,
         description="Whether a caller that waits (`Prefer: wait=N`) and goes away takes the task along.",
     )
+    format: ImageFormat = Field(ImageFormat.PNG, description="Of the files. JPEG knows no transparency.")
+    quality: int | None = Field(
+        None, strict=True, ge=1, le=100, description="Of jpeg, webp and avif; left out: 90, 90 and 75."
+    )
+    metadata: bool = Field(True, strict=True, description="Whether each file holds its receipt.")
     lora_weights_path: str | None = Field(
         None, min_length=1, max_length=500, description="A .safetensors file below the service's LoRA directory."
     )
@@ -130,6 +136,12 @@ class GenerationBody(Body):
         path = self.lora_weights_path
         own = (Lora(path=path, scale=self.lora_scale),) if path else ()
         return own + tuple(body.lora() for body in self.loras)
+
+    @model_validator(mode="after")
+    def _quality_of_what_has_one(self) -> Self:
+        if self.quality is not None and self.format is ImageFormat.PNG:
+            raise ValueError("png loses nothing and has no quality; leave it out, or ask for another format")
+        return self
 
     @model_validator(mode="after")
     def _width_with_height(self) -> Self:
@@ -203,6 +215,8 @@ class TaskLinks(BaseModel):
     self: str = Field(examples=["/task/0b9c6c5e-3f0a-4b1e-9a55-2f4c6f0f8d11"])
     events: str = Field(examples=["/task/0b9c6c5e-3f0a-4b1e-9a55-2f4c6f0f8d11/events"])
     cancel: str = Field(examples=["/task/0b9c6c5e-3f0a-4b1e-9a55-2f4c6f0f8d11/cancel"])
+    replay: str = Field(examples=["/task/0b9c6c5e-3f0a-4b1e-9a55-2f4c6f0f8d11/replay"])
+    bundle: str = Field(examples=["/task/0b9c6c5e-3f0a-4b1e-9a55-2f4c6f0f8d11/bundle"])
 
 
 class TaskAccepted(BaseModel):
@@ -221,6 +235,9 @@ class ImageView(BaseModel):
     width: int = Field(examples=[128])
     height: int = Field(examples=[128])
     seed: int = Field(description="The seed that makes this picture alone.", examples=[7])
+    pixels_sha256: str = Field(
+        "", description="Of its pixels before they were encoded; empty in tasks of imagegen before 0.2."
+    )
 
 
 class LoraView(BaseModel):
@@ -247,6 +264,18 @@ class PullView(BaseModel):
         return {key: value for key, value in handler(self).items() if value is not None or key in kept}
 
 
+class ReplayView(BaseModel):
+    """How a replay compares with what it repeats."""
+
+    of: str = Field(description="The task that it repeats.", examples=["0b9c6c5e-3f0a-4b1e-9a55-2f4c6f0f8d11"])
+    identical: bool | None = Field(None, description="Once completed: whether every pixel is the same.")
+    differences: list[str] | None = Field(
+        None,
+        description="Once completed: what is not as it was then. Empty: the pixels must be the same.",
+        examples=[["versions.torch: 2.13.0, was 2.12.1"]],
+    )
+
+
 class TaskView(BaseModel):
     """A task as it stands."""
 
@@ -262,6 +291,7 @@ class TaskView(BaseModel):
     guidance_scale: float
     seed: int
     batch_size: int
+    format: ImageFormat
     strength: float | None = None
     loras: list[LoraView] | None = Field(None, description="If any were asked for.")
     priority: int
@@ -281,6 +311,10 @@ class TaskView(BaseModel):
     completed_at: datetime | None
     result_files: list[str] | None = Field(None, description="Once completed: `folder/file` of each picture.")
     images: list[ImageView]
+    receipt: Receipt | None = Field(
+        None, description="Once its pictures are made, here and not in lists: what they follow from."
+    )
+    replay: ReplayView | None = Field(None, description="If it repeats another one.")
     error_code: str | None = Field(None, description="Once failed: a stable word for why.")
     error_message: str | None = Field(None, description="Once failed: why.")
     links: TaskLinks

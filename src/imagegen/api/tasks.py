@@ -5,12 +5,15 @@ from typing import Annotated
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Header, Query, Response
+from pydantic import AwareDatetime
 
 from imagegen.api.dependencies import Bus, Config, Tasks
+from imagegen.api.generation import ACCEPTING
 from imagegen.api.problems import describe
-from imagegen.api.schemas import QueueCleared, TaskPage, TaskView
+from imagegen.api.schemas import QueueCleared, TaskAccepted, TaskPage, TaskView
 from imagegen.api.sse import KEEP_ALIVE, EventStream, events_of, frame
 from imagegen.api.views import task_view
+from imagegen.api.waiting import Caller
 from imagegen.catalog.catalog import ModelId
 from imagegen.core.events import (
     Event,
@@ -22,10 +25,11 @@ from imagegen.core.events import (
     TaskQueued,
     TaskStarted,
 )
+from imagegen.core.receipt import Receipt, receipt_of
 from imagegen.core.task import GenerationTask, TaskStatus
 from imagegen.settings import Settings
 from imagegen.storage.tasks import TaskFilter
-from imagegen.tasks.manager import TaskManager
+from imagegen.tasks.manager import Once, TaskManager
 
 router = APIRouter(tags=["tasks"])
 
@@ -42,7 +46,8 @@ async def get_task(task_id: str, tasks: Tasks, settings: Config) -> TaskView:
 
     While it waits: its `position`, and when it will begin and end as far as the measured times tell.
     """
-    return _view(await tasks.get(task_id), tasks, settings)
+    task = await tasks.get(task_id)
+    return _view(task, tasks, settings, receipt_of(task))
 
 
 @router.delete(
@@ -69,15 +74,22 @@ async def list_tasks(
     response: Response,
     status: Annotated[TaskStatus | None, Query(description="Only tasks of this status.")] = None,
     model: Annotated[ModelId | None, Query(description="Only tasks of this model.")] = None,
+    q: Annotated[
+        str | None, Query(min_length=1, max_length=200, description="Only tasks whose prompt holds this text.")
+    ] = None,
+    since: Annotated[AwareDatetime | None, Query(description="Only tasks accepted at that time or later.")] = None,
+    until: Annotated[AwareDatetime | None, Query(description="Only tasks accepted before that time.")] = None,
     limit: Annotated[int, Query(ge=1, le=1000, description="At most so many.")] = 50,
     cursor: Annotated[
         int | None, Query(ge=0, le=2**63 - 1, description="Where a page ended: as `Link` says, rel=next.")
     ] = None,
 ) -> TaskPage:
     """Newest first. While there are older ones, the header `Link` has the address of the next page (rel="next")."""
-    page = await tasks.page(TaskFilter(status, model), limit, cursor)
+    page = await tasks.page(TaskFilter(status, model, q, since, until), limit, cursor)
     if page.more:
-        asked = {"status": status, "model": model, "limit": limit, "cursor": page.tasks[-1].sequence}
+        times = {name: time.isoformat() if time else None for name, time in (("since", since), ("until", until))}
+        cursor = page.tasks[-1].sequence
+        asked = {"status": status, "model": model, "q": q, **times, "limit": limit, "cursor": cursor}
         query = urlencode({name: value for name, value in asked.items() if value is not None})
         response.headers["Link"] = f'</tasks?{query}>; rel="next"'
     views = [_view(task, tasks, settings) for task in page.tasks]
@@ -96,6 +108,21 @@ async def cancel_task(task_id: str, tasks: Tasks, settings: Config) -> TaskView:
     One that makes its pictures ends after the current denoising step: it then still reads `processing`.
     """
     return _view(await tasks.cancel(task_id), tasks, settings)
+
+
+@router.post(
+    "/task/{task_id}/replay",
+    operation_id="replay_task",
+    status_code=202,
+    response_model=TaskAccepted,
+    summary="Make a task's pictures once more",
+    responses=describe("task_not_found", "no_receipt", *ACCEPTING),
+)
+async def replay_task(task_id: str, caller: Caller, tasks: Tasks) -> Response:
+    """A new task with the same seed, sizes, words and input pictures. Its `replay` says whether every pixel is the
+    same, and what is not as it was: other weights, another version of a library, another device.
+    """
+    return await caller.answer(Once(await tasks.replay(task_id), repeated=False))
 
 
 @router.post("/queue/clear", operation_id="clear_queue", summary="Cancel all waiting tasks")
@@ -148,8 +175,8 @@ async def _story(task_id: str, tasks: TaskManager, bus: EventBus, last_id: int) 
                 return
 
 
-def _view(task: GenerationTask, tasks: TaskManager, settings: Settings) -> TaskView:
-    return task_view(task, tasks.outlook(task), tasks.download(task.id), settings.retention_days)
+def _view(task: GenerationTask, tasks: TaskManager, settings: Settings, receipt: Receipt | None = None) -> TaskView:
+    return task_view(task, tasks.outlook(task), tasks.download(task.id), settings.retention_days, receipt)
 
 
 def current_event(task: GenerationTask, tasks: TaskManager) -> Event:

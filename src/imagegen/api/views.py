@@ -12,13 +12,16 @@ from imagegen.api.schemas import (
     ModelView,
     PlanView,
     PullView,
+    ReplayView,
     TaskLinks,
     TaskView,
     Unloaded,
 )
 from imagegen.catalog.catalog import ModelSpec
 from imagegen.core.events import Event, TaskCompleted, TaskSaved
-from imagegen.core.task import GenerationTask, StoredImage
+from imagegen.core.provenance import differences
+from imagegen.core.receipt import Receipt
+from imagegen.core.task import GenerationTask, StoredImage, TaskStatus
 from imagegen.hub.puller import Pull
 from imagegen.models.manager import DynamicModelManager, UnloadReport
 from imagegen.models.residency import ModelState
@@ -40,11 +43,21 @@ def tag(response: Response, etag: str | None) -> None:
 
 def task_links(task_id: str) -> TaskLinks:
     here = f"/task/{task_id}"
-    return TaskLinks(self=here, events=f"{here}/events", cancel=f"{here}/cancel")
+    return TaskLinks(self=here, **{name: f"{here}/{name}" for name in ("events", "cancel", "replay", "bundle")})
 
 
 def image_view(image: StoredImage) -> ImageView:
-    return ImageView(url=f"/images/{image.path}", width=image.width, height=image.height, seed=image.seed)
+    return ImageView(url=f"/images/{image.path}", **image.model_dump(include=set(ImageView.model_fields)))
+
+
+def replay_view(task: GenerationTask) -> ReplayView | None:
+    replay, made_by = task.replay, task.provenance
+    if replay is None:
+        return None
+    if made_by is None or task.status is not TaskStatus.COMPLETED:
+        return ReplayView(of=replay.of)
+    identical = tuple(image.pixels_sha256 for image in task.images) == replay.pixels_sha256
+    return ReplayView(of=replay.of, identical=identical, differences=differences(replay.provenance, made_by))
 
 
 def pull_view(pull: Pull) -> PullView:
@@ -56,7 +69,11 @@ def pull_view(pull: Pull) -> PullView:
 
 
 def task_view(
-    task: GenerationTask, outlook: Outlook | None, download: Pull | None = None, retention_days: float = 0
+    task: GenerationTask,
+    outlook: Outlook | None,
+    download: Pull | None = None,
+    retention_days: float = 0,
+    receipt: Receipt | None = None,
 ) -> TaskView:
     keeps = timedelta(days=retention_days)
     return TaskView(
@@ -72,6 +89,9 @@ def task_view(
         expires_at=task.completed_at + keeps if task.completed_at and keeps else None,
         download=pull_view(download) if download else None,
         links=task_links(task.id),
+        format=task.output.format,
+        receipt=receipt,
+        replay=replay_view(task),
         **task.model_dump(include=_TASK_FIELDS),
         **task.request.model_dump(exclude={"loras"}),
         loras=[LoraView(**lora.model_dump()) for lora in task.request.loras] or None,

@@ -12,9 +12,10 @@ from imagegen.api.schemas import TaskAccepted
 from imagegen.api.views import task_links, task_view
 from imagegen.core.errors import TaskFinished, TaskNotFound
 from imagegen.core.events import EventBus
-from imagegen.core.task import GenerationTask
+from imagegen.core.receipt import receipt_of
+from imagegen.core.task import GenerationTask, TaskStatus
 from imagegen.settings import Settings
-from imagegen.tasks.manager import TaskManager
+from imagegen.tasks.manager import Once, TaskManager
 
 #: Seconds that a caller can wait at most; proxies give up long before.
 MAX_WAIT_S = 600
@@ -41,8 +42,14 @@ class _Caller:
         self._settings = settings
         self._wait_s = wait_s
 
-    async def answer(self, task: GenerationTask, *, cancel: bool) -> Response:
+    async def answer(self, once: Once, *, cancel: bool = False) -> Response:
         """202, or 200 with the ended task if that comes soon enough. Who goes away may take the task along."""
+        response = await self._answer(once.task, cancel=cancel)
+        if once.repeated:
+            response.headers["Idempotency-Replayed"] = "true"
+        return response
+
+    async def _answer(self, task: GenerationTask, *, cancel: bool) -> Response:
         if not self._wait_s:
             return _accepted(task)
         ended = asyncio.create_task(_end_of(task.id, self._tasks, self._bus))
@@ -63,7 +70,7 @@ class _Caller:
         task = await self._tasks.get(task_id)
         if not task.status.finished:
             return None
-        view = task_view(task, None, None, self._settings.retention_days)
+        view = task_view(task, None, None, self._settings.retention_days, receipt=receipt_of(task))
         headers = {"Content-Location": view.links.self}
         return Response(view.model_dump_json(), media_type="application/json", headers=headers)
 
@@ -90,7 +97,8 @@ async def _cancel(task: GenerationTask, tasks: TaskManager) -> None:
 
 def _accepted(task: GenerationTask) -> Response:
     links = task_links(task.id)
-    body = TaskAccepted(task_id=task.id, status=task.status, message="The task is queued.", links=links)
+    message = "The task is queued." if task.status is TaskStatus.PENDING else f"The task is {task.status}."
+    body = TaskAccepted(task_id=task.id, status=task.status, message=message, links=links)
     headers = {"Location": links.self, "Retry-After": str(FIRST_LOOK_S)}
     return Response(body.model_dump_json(), 202, headers=headers, media_type="application/json")
 

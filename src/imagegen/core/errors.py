@@ -150,6 +150,18 @@ class TaskNotFinished(ImagegenError):
     code = "task_not_finished"
 
 
+class NoReceipt(ImagegenError):
+    """The task has made no pictures that could be made again, or is of an imagegen that kept no receipts."""
+
+    code = "no_receipt"
+
+
+class KeyReused(ImagegenError):
+    """The Idempotency-Key was used for another request; take a new one."""
+
+    code = "idempotency_key_reused"
+
+
 class ImageNotFound(ImagegenError):
     """There is no such image."""
 

@@ -2,11 +2,14 @@
 
 from datetime import datetime
 from enum import StrEnum
+from functools import cached_property
+from hashlib import sha256
 from typing import Any, Self
 
 from pydantic import model_validator
 
 from imagegen.core.errors import FailureCode
+from imagegen.core.provenance import Provenance
 from imagegen.core.sizes import Size
 from imagegen.core.value import Value
 
@@ -91,6 +94,23 @@ class GenerationRequest(Value):
         return tuple((self.seed + i) % (MAX_SEED + 1) for i in range(self.batch_size))
 
 
+class ImageFormat(StrEnum):
+    PNG = "png"
+    JPEG = "jpeg"
+    WEBP = "webp"
+    AVIF = "avif"
+
+
+class Output(Value):
+    """How the pictures of a task are written."""
+
+    format: ImageFormat = ImageFormat.PNG
+    #: 1 to 100, of formats that lose something; None: what is usual there.
+    quality: int | None = None
+    #: Whether each file holds its receipt.
+    metadata: bool = True
+
+
 class Pixels(Value):
     """One finished picture, not yet encoded."""
 
@@ -99,12 +119,21 @@ class Pixels(Value):
     seed: int
     #: height x width x 3 bytes: rows from the top, 8-bit RGB.
     rgb: bytes
+    #: height x width bytes, 255 being opaque, of models that leave parts transparent.
+    alpha: bytes | None = None
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
         if len(self.rgb) != self.width * self.height * 3:
             raise ValueError("rgb is not height x width x 3 bytes")
+        if self.alpha is not None and len(self.alpha) != self.width * self.height:
+            raise ValueError("alpha is not height x width bytes")
         return self
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the pixels themselves, whatever becomes of them: hexadecimal."""
+        return sha256(self.rgb + (self.alpha or b"")).hexdigest()
 
 
 class StoredImage(Value):
@@ -117,6 +146,18 @@ class StoredImage(Value):
     seed: int
     #: Of the file; 0 in records of imagegen before 0.2.
     bytes: int = 0
+    #: Of its pixels, before they were encoded; empty in records of imagegen before 0.2.
+    pixels_sha256: str = ""
+
+
+class Replay(Value):
+    """What a task is to make once more."""
+
+    #: The id of the task that made it first.
+    of: str
+    #: Of its pictures, one after the other.
+    pixels_sha256: tuple[str, ...]
+    provenance: Provenance
 
 
 class Failure(Value):
@@ -141,6 +182,7 @@ class GenerationTask(Value):
     deadline_s: float | None = None
     #: Pictures of its progress that its listeners are to get, of each picture.
     previews: int = 0
+    output: Output = Output()
     status: TaskStatus = TaskStatus.PENDING
     #: How often it was started.
     attempt: int = 0
@@ -149,3 +191,12 @@ class GenerationTask(Value):
     completed_at: datetime | None = None
     images: tuple[StoredImage, ...] = ()
     failure: Failure | None = None
+    #: Of the input pictures, kept with it in the journal.
+    input_bytes: int = 0
+    #: Of the input pictures' files, hexadecimal.
+    init_image_sha256: str | None = None
+    mask_image_sha256: str | None = None
+    #: Once its pictures are made: by what.
+    provenance: Provenance | None = None
+    #: None: it is no replay.
+    replay: Replay | None = None

@@ -191,8 +191,9 @@ class LocalEngine:
         forget_peak(self.device)
         inputs = Inputs(command.init_image, command.mask_image, [Path(file) for file in command.lora_files])
         inputs = inputs._replace(previews=command.previews)
-        images = self._models[command.model].model.generate(command.request, inputs, on_step)
-        return Generated(images=tuple(images), memory=measure(self.device))
+        model = self._models[command.model].model
+        images = model.generate(command.request, inputs, on_step)
+        return Generated(images=tuple(images), memory=measure(self.device), provenance=model.provenance(inputs))
 
     def measure(self) -> Measured | Failed:
         self._parts.let_go()

@@ -8,6 +8,7 @@ from pydantic import Field, TypeAdapter
 from imagegen.catalog.catalog import LOADED_SETTINGS, Catalog
 from imagegen.catalog.sources import Folders
 from imagegen.core.errors import FailureCode
+from imagegen.core.provenance import Provenance
 from imagegen.core.task import GenerationRequest, Pixels
 from imagegen.core.value import Value
 
@@ -158,6 +159,7 @@ class Unloaded(Value):
 class Generated(Outcome):
     kind: Literal["generated"] = "generated"
     images: tuple[Pixels, ...]
+    provenance: Provenance
     memory: DeviceMemory
 
 

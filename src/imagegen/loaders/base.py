@@ -8,6 +8,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 from imagegen.catalog.catalog import GlobalSettings, ModelSpec
 from imagegen.catalog.sources import Folders, cached_snapshot, local_folder
 from imagegen.core.errors import WeightsMissing
+from imagegen.core.provenance import Provenance
 from imagegen.core.task import GenerationRequest, Pixels
 from imagegen.loaders.parts import Part, Parts
 
@@ -64,6 +65,10 @@ class LoadedModel(ABC):
     @abstractmethod
     def weight_bytes(self) -> int:
         """Bytes of all parameters and buffers."""
+
+    @abstractmethod
+    def provenance(self, inputs: Inputs) -> Provenance:
+        """What makes the pictures of a request with these inputs."""
 
     @property
     def parts(self) -> Sequence[Part]:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from math import ceil
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -15,18 +16,20 @@ from imagegen.catalog.hub_cache import paths_in
 from imagegen.catalog.pipeline_files import needed, variant
 from imagegen.catalog.sources import WEIGHTS, lora_files
 from imagegen.core.errors import EngineMissing, LoraNotFound, LoraRefused, WeightsCorrupt
+from imagegen.core.provenance import Provenance
 from imagegen.core.sizes import Size, render_size
 from imagegen.core.task import GenerationRequest, Lora, Pixels
 from imagegen.loaders.adapters import Adapters
 from imagegen.loaders.base import Inputs, LoadedModel, OnStep, Placement
 from imagegen.loaders.folder import check_folder, header_bytes, read_index
 from imagegen.loaders.host_copy import HostCopy, tensor_bytes
-from imagegen.loaders.options import OptionsSpec, attention, compiling, move, quantization, step_cache, switch_on
+from imagegen.loaders.options import OptionsSpec, attention, compiling, move, quantization_config, step_cache, switch_on
 from imagegen.loaders.parts import SHAREABLE, Part, Source
 from imagegen.loaders.pictures import crop, fit_image, fit_mask, paste
 from imagegen.loaders.pipelines import PIPELINES, PipelineKind
 from imagegen.loaders.previews import Lookout
 from imagegen.loaders.prompts import PromptCache
+from imagegen.loaders.provenance import provenance, with_loras
 
 #: Libraries that some pipelines need and imagegen does not bring: torchvision must be of torch's own build.
 _OPTIONAL = ("torchvision", "ftfy", "protobuf")
@@ -143,10 +146,19 @@ def torch_dtype(word: str, device: str) -> Any:
     return getattr(torch, word)
 
 
-def load_model(spec: DiffusersSpec, folder: Path, placement: Placement, **parts: Any) -> LoadedModel:
+def load_model(
+    spec: DiffusersSpec,
+    folder: Path,
+    placement: Placement,
+    parts: Mapping[str, Any] = MappingProxyType({}),
+    *,
+    beside: Sequence[Path] = (),
+    quantization: str | None = None,
+) -> LoadedModel:
     """Check a pipeline's folder, open it on the device and add the entry's LoRAs.
 
-    `parts` take the place of those in the folder. Raises EngineError.
+    `parts` take the place of those in the folder: they come from the files `beside` it, and are quantised like that
+    unless they can tell. Raises EngineError.
     """
     check_folder(folder, spec.pipeline_class, without=parts)
     sources = _sources(spec, folder, placement, without=parts)
@@ -164,8 +176,9 @@ def load_model(spec: DiffusersSpec, folder: Path, placement: Placement, **parts:
             move(pipeline, spec, placement)
         moved = sum(part.enter() or part.bytes for part in own)
         adapters = _entry_adapters(spec, pipeline, placement)
+        made_by = provenance(spec, pipeline, placement, [*beside, folder], quantization)
         undo.pop_all()
-    return DiffusersModel(spec, pipeline, adapters, [*shared.values(), *own], moved)
+    return DiffusersModel(spec, pipeline, adapters, [*shared.values(), *own], moved, made_by)
 
 
 def least_bytes(spec: DiffusersSpec, folder: Path, placement: Placement, without: Collection[str] = ()) -> int | None:
@@ -252,7 +265,7 @@ def open_pipeline(
             use_safetensors=True,
             local_files_only=True,
             variant=variant(paths_in(folder), index, without=parts),
-            quantization_config=quantization(spec, "transformer" if "transformer" in index else "unet"),
+            quantization_config=quantization_config(spec, "transformer" if "transformer" in index else "unet"),
             device_map=device_map(spec, placement),
             **given,
         )
@@ -333,7 +346,13 @@ class DiffusersModel(LoadedModel):
     """A pipeline and its siblings on the same weights."""
 
     def __init__(
-        self, spec: DiffusersSpec, pipeline: Any, adapters: Adapters, parts: Sequence[Part], moved_bytes: int
+        self,
+        spec: DiffusersSpec,
+        pipeline: Any,
+        adapters: Adapters,
+        parts: Sequence[Part],
+        moved_bytes: int,
+        made_by: Provenance,
     ) -> None:
         """Every one of the parts has been entered."""
         self._spec = spec
@@ -342,10 +361,14 @@ class DiffusersModel(LoadedModel):
         self._adapters = adapters
         self._parts = parts
         self._moved_bytes = moved_bytes
+        self._made_by = made_by
         self._on_device = True
         self._prompts = PromptCache()
         for member in {id(sibling): sibling for sibling in self._siblings if sibling is not None}.values():
             self._prompts.attach(member)
+
+    def provenance(self, inputs: Inputs) -> Provenance:
+        return with_loras(self._made_by, inputs.lora_files)
 
     @property
     def weight_bytes(self) -> int:

@@ -11,7 +11,9 @@ from typing import Literal, NoReturn
 from PIL import Image
 from pydantic import Field
 
+import imagegen
 from imagegen.catalog.catalog import ModelSpec
+from imagegen.core.provenance import Provenance
 from imagegen.core.task import GenerationRequest, Pixels
 from imagegen.loaders.base import Inputs, LoadedModel, ModelLoader, OnStep, Placement
 from imagegen.loaders.previews import wanted_steps
@@ -56,6 +58,16 @@ class FakeModel(LoadedModel):
         self._trimmed = False
         # Written once, so that the pages are really resident.
         self._ballast = bytearray(os.urandom(4096) * (256 * spec.memory_mb))
+
+    def provenance(self, inputs: Inputs) -> Provenance:
+        return Provenance(
+            weights=(f"fake:{self._spec.memory_mb}",),
+            loader=self._spec.type,
+            pipeline=self._spec.pipeline_class,
+            dtype="uint8",
+            device="none",
+            versions={"imagegen": imagegen.__version__},
+        )
 
     @property
     def weight_bytes(self) -> int:

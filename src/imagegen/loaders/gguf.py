@@ -110,7 +110,7 @@ class GGUFModelLoader(ModelLoader[GGUFSpec]):
         file = find_gguf(spec, placement.folders)
         base = spec.base_folder(placement.folders)
         transformer = open_transformer(spec, file, base, torch_dtype(spec.torch_dtype, placement.device))
-        return load_model(spec, base, placement, transformer=transformer)
+        return load_model(spec, base, placement, {"transformer": transformer}, beside=[file])
 
     def least_bytes(self, spec: GGUFSpec, placement: Placement) -> int | None:
         file = find_gguf(spec, placement.folders)

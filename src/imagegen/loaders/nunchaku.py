@@ -72,28 +72,31 @@ class NunchakuModelLoader(ModelLoader[NunchakuSpec]):
         engine = find_engine()
         precision = choose_precision(placement.device)
         base = spec.base_folder(placement.folders)
-        parts = {"transformer": open_transformer(engine, spec, precision, placement)}
+        files = [find_file(spec, spec.weight_name, spec.hf_path, precision, placement.folders)]
+        parts = {"transformer": open_transformer(engine, spec, files[0], placement)}
         if spec.t5_weight_name:
-            parts["text_encoder_2"] = open_t5(engine, spec, precision, placement)
-        return load_model(spec, base, placement, **parts)
+            home = spec.t5_hf_path or spec.hf_path
+            files.append(find_file(spec, spec.t5_weight_name, home, precision, placement.folders))
+            parts["text_encoder_2"] = open_t5(engine, spec, files[1], placement)
+        return load_model(spec, base, placement, parts, beside=files, quantization=precision)
 
 
-def open_transformer(engine: Any, spec: NunchakuSpec, precision: str, placement: Placement) -> Any:
-    """The transformer in 4 bits. Raises WeightsMissing or WeightsCorrupt."""
+def open_transformer(engine: Any, spec: NunchakuSpec, file: Path, placement: Placement) -> Any:
+    """The transformer in 4 bits. Raises WeightsCorrupt."""
     return open_file(
         engine.NunchakuFluxTransformer2dModel.from_pretrained,
-        find_file(spec, spec.weight_name, spec.hf_path, precision, placement.folders),
+        file,
         device=placement.device,
         offload=_offloaded(spec, placement),
         torch_dtype=torch_dtype(spec.torch_dtype, placement.device),
     )
 
 
-def open_t5(engine: Any, spec: NunchakuSpec, precision: str, placement: Placement) -> Any:
-    """The T5 encoder in 4 bits. Raises WeightsMissing or WeightsCorrupt."""
+def open_t5(engine: Any, spec: NunchakuSpec, file: Path, placement: Placement) -> Any:
+    """The T5 encoder in 4 bits. Raises WeightsCorrupt."""
     return open_file(
         engine.NunchakuT5EncoderModel.from_pretrained,
-        find_file(spec, spec.t5_weight_name, spec.t5_hf_path or spec.hf_path, precision, placement.folders),
+        file,
         # Left alone, it would go to the first GPU.
         device="cpu" if _offloaded(spec, placement) else placement.device,
         torch_dtype=torch_dtype(spec.torch_dtype, placement.device),

@@ -100,7 +100,7 @@ def _cache(step_cache: float | str) -> Any:
     return TaylorSeerCacheConfig(cache_interval=5, disable_cache_before_step=3, max_order=1, use_lite_mode=True)
 
 
-def quantization(spec: OptionsSpec, denoiser: str) -> Any:
+def quantization_config(spec: OptionsSpec, denoiser: str) -> Any:
     """What makes `from_pretrained` round the weights of the part `denoiser`. Raises EngineMissing without torchao."""
     if spec.quantize is None:
         return None

@@ -56,9 +56,10 @@ def paste(picture: Any, image: Any, mask: Any) -> Any:
 
 
 def crop(picture: Any, size: Size, seed: int) -> Pixels:
-    """The centre of a rendered picture (float, height x width x 3, 0..1) as 8-bit pixels of the asked size."""
-    height, width, _ = picture.shape
+    """The centre of a rendered picture (float, height x width x 3 or 4, 0..1) as 8-bit pixels of the asked size."""
+    height, width, channels = picture.shape
     left, top = (width - size.width) // 2, (height - size.height) // 2
-    centre = picture[top : top + size.height, left : left + size.width, :3]
-    rgb = (centre * 255).round().clip(0, 255).astype("uint8").tobytes()
-    return Pixels(width=size.width, height=size.height, seed=seed, rgb=rgb)
+    centre = picture[top : top + size.height, left : left + size.width]
+    samples = (centre * 255).round().clip(0, 255).astype("uint8")
+    alpha = samples[..., 3].tobytes() if channels == 4 else None
+    return Pixels(width=size.width, height=size.height, seed=seed, rgb=samples[..., :3].tobytes(), alpha=alpha)

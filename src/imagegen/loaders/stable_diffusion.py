@@ -26,7 +26,7 @@ class StableDiffusionModelLoader(ModelLoader[StableDiffusionSpec]):
 
     def load(self, spec: StableDiffusionSpec, placement: Placement) -> LoadedModel:
         parts = _PARTS.get(spec.pipeline_class, {})
-        return load_model(spec, find_weights(spec, placement.folders), placement, **parts)
+        return load_model(spec, find_weights(spec, placement.folders), placement, parts)
 
     def least_bytes(self, spec: StableDiffusionSpec, placement: Placement) -> int | None:
         folder = find_weights(spec, placement.folders)

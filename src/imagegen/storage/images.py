@@ -2,20 +2,19 @@
 
 import asyncio
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from imagegen.core.errors import ImageNotFound, StorageFailed
-from imagegen.core.task import Pixels, StoredImage
+from imagegen.core.task import ImageFormat, Pixels, StoredImage
 from imagegen.storage.files import storage_error, write_whole
-from imagegen.storage.png import encode_png
 
 #: What this store names its folders (a day) and its files (task id and picture number); nothing else is ever opened.
 FOLDER = re.compile(r"\d{8}")
-FILE = re.compile(r"[0-9a-f-]{36}-\d{1,3}\.png")
+FILE = re.compile(rf"[0-9a-f-]{{36}}-\d{{1,3}}\.({'|'.join(ImageFormat)})")
 
 
 class ImageStore:
@@ -25,12 +24,14 @@ class ImageStore:
         self._root = root
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="images")
 
-    async def save(self, task_id: str, images: Iterable[Pixels]) -> tuple[StoredImage, ...]:
-        """Store the pictures of a task. Raises StorageFull or StorageFailed; whole files only, in any case."""
+    async def save(
+        self, task_id: str, images: Iterable[Pixels], suffix: str, encode: Callable[[Pixels], bytes]
+    ) -> tuple[StoredImage, ...]:
+        """Encode and store a task's pictures. Raises StorageFull or StorageFailed; whole files only, in any case."""
         loop = asyncio.get_running_loop()
         folder = f"{datetime.now(UTC):%Y%m%d}"
         saves = [
-            loop.run_in_executor(self._threads, self._save, f"{folder}/{task_id}-{number}.png", pixels)
+            loop.run_in_executor(self._threads, self._save, f"{folder}/{task_id}-{number}.{suffix}", pixels, encode)
             for number, pixels in enumerate(images)
         ]
         outcomes = await asyncio.gather(*saves, return_exceptions=True)
@@ -42,14 +43,14 @@ class ImageStore:
             raise errors[0]
         return tuple(stored)
 
-    def _save(self, name: str, pixels: Pixels) -> StoredImage:
-        data = encode_png(pixels.rgb, pixels.width, pixels.height)
+    def _save(self, name: str, pixels: Pixels, encode: Callable[[Pixels], bytes]) -> StoredImage:
+        data = encode(pixels)
         try:
             write_whole(self._root / name, data)
         except OSError as error:
             raise storage_error(error) from error
         shape = {"width": pixels.width, "height": pixels.height}
-        return StoredImage(path=name, **shape, seed=pixels.seed, bytes=len(data))
+        return StoredImage(path=name, **shape, seed=pixels.seed, bytes=len(data), pixels_sha256=pixels.sha256)
 
     def locate(self, folder: str, file: str) -> Path:
         """The path of a stored image. Raises ImageNotFound for whatever this store did not write."""

@@ -1,6 +1,19 @@
 """The journal's tables, as of the newest migration."""
 
-from sqlalchemy import Column, Float, ForeignKey, Index, Integer, LargeBinary, MetaData, String, Table, Text
+from sqlalchemy import (
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    column,
+    table,
+)
 
 metadata = MetaData()
 
@@ -43,3 +56,19 @@ service = Table(
     Column("id", Integer, primary_key=True),
     Column("seconds", Float, nullable=False),
 )
+
+#: What callers named their requests by (Idempotency-Key), so that a repeated one makes no second task.
+keys = Table(
+    "keys",
+    metadata,
+    Column("key", String(255), primary_key=True),
+    # Of the request, so that another one under the same key is noticed.
+    Column("digest", String(64), nullable=False),
+    Column("task_id", String(36), nullable=False),
+    # On the journal's own clock.
+    Column("made_s", Float, nullable=False),
+    Index("ix_keys_made_s", "made_s"),
+)
+
+#: An FTS5 index of trigrams, by the task's sequence; not in `metadata`, which knows no virtual tables.
+prompts = table("prompts", column("rowid", Integer), column("prompt", Text))

@@ -2,14 +2,15 @@
 
 import time
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Select, bindparam, delete, func, insert, select, update
+from sqlalchemy import Connection, Select, bindparam, delete, func, insert, literal_column, select, update
 
 from imagegen.core.task import GenerationTask, InputPictures, TaskStatus
 from imagegen.storage.database import Database
-from imagegen.storage.schema import inputs, service, tasks
+from imagegen.storage.schema import inputs, keys, prompts, service, tasks
 
 Query = Select[*tuple[Any, ...]]
 
@@ -22,6 +23,14 @@ _UPDATE = update(tasks).where(tasks.c.id == bindparam("of"))
 _GET = select(tasks.c.sequence, tasks.c.record).where(tasks.c.id == bindparam("of"))
 _DROP_INPUTS = delete(inputs).where(inputs.c.task_id == bindparam("of"))
 
+_INDEX = insert(prompts)
+
+#: Characters from which on the index of prompts helps.
+_TRIGRAM = 3
+
+#: Seconds of service for which a key is remembered: a day.
+_KEYS_LAST_S = 86_400
+
 #: Seconds of service that a crash may lose from the count.
 _COUNT_EVERY_S = 60
 
@@ -31,6 +40,26 @@ class TaskFilter(NamedTuple):
 
     status: TaskStatus | None = None
     model: str | None = None
+    #: What the prompt holds, in capitals or not.
+    text: str | None = None
+    #: Accepted at that time or later, and before the other.
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+class Claim(NamedTuple):
+    """What a caller names a request by, so that it can be sent again."""
+
+    key: str
+    #: Of the request.
+    digest: str
+
+
+class Claimed(NamedTuple):
+    """What a key was used for."""
+
+    task_id: str
+    digest: str
 
 
 class Page(NamedTuple):
@@ -69,21 +98,35 @@ class TaskJournal:
         self._before: float | None = None
         self._counted = 0.0
 
-    async def insert(self, task: GenerationTask, pictures: InputPictures) -> GenerationTask:
-        """Store a new task; it comes back with its sequence number."""
+    async def insert(
+        self, task: GenerationTask, pictures: InputPictures, claim: Claim | None = None
+    ) -> GenerationTask | Claimed:
+        """Store a new task; it comes back with its sequence number. If its claim is taken, nothing is stored."""
 
-        def work(connection: Connection) -> int:
+        def work(connection: Connection) -> int | Claimed:
+            if claim is not None and (taken := self._claimed(claim.key, connection)):
+                return taken
             result = connection.execute(_INSERT, _columns(task) | self._end(task, connection))
+            assert result.inserted_primary_key is not None
+            sequence = int(result.inserted_primary_key[0])
+            connection.execute(_INDEX, {"rowid": sequence, "prompt": task.request.prompt})
             if pictures.init_image is not None:
                 row = {"task_id": task.id, "image": pictures.init_image, "mask": pictures.mask_image}
                 connection.execute(insert(inputs).values(**row))
-            assert result.inserted_primary_key is not None
-            return int(result.inserted_primary_key[0])
+            if claim is not None:
+                row = claim._asdict() | {"task_id": task.id, "made_s": self._service_s(connection)}
+                connection.execute(insert(keys).values(**row))
+            return sequence
 
-        return task.evolve(sequence=await self._database.run(work))
+        stored = await self._database.run(work)
+        return stored if isinstance(stored, Claimed) else task.evolve(sequence=stored)
+
+    async def claimed(self, key: str) -> Claimed | None:
+        """What the key was used for within a day of service."""
+        return await self._database.run(lambda connection: self._claimed(key, connection), durable=False)
 
     async def update(self, *changed: GenerationTask) -> None:
-        """Store new states of known tasks in one transaction. The input pictures of a finished one are dropped.
+        """Store new states of known tasks in one transaction. The input pictures of what came to nothing are dropped.
 
         Only an end waits for the disk: a power cut that forgets a beginning has the task begin again.
         """
@@ -92,7 +135,7 @@ class TaskJournal:
             for task in changed:
                 values = _columns(task) | self._end(task, connection)
                 connection.execute(_UPDATE, values | {"of": task.id})
-                if task.status.finished:
+                if _came_to_nothing(task):
                     connection.execute(_DROP_INPUTS, {"of": task.id})
 
         await self._database.run(work, durable=any(task.status.finished for task in changed))
@@ -102,7 +145,7 @@ class TaskJournal:
         return _task(row) if row else None
 
     async def pictures(self, task_id: str) -> InputPictures:
-        """What an unfinished task starts from."""
+        """What a task starts from, unless it has failed or been cancelled."""
         query = select(inputs.c.image, inputs.c.mask).where(inputs.c.task_id == task_id)
         row = await self._database.run(lambda connection: connection.execute(query).one_or_none())
         return InputPictures(init_image=row.image, mask_image=row.mask) if row else InputPictures()
@@ -140,8 +183,13 @@ class TaskJournal:
 
     async def delete(self, task_ids: Sequence[str]) -> None:
         """Forget at most 500 tasks."""
-        statement = delete(tasks).where(tasks.c.id.in_(task_ids[:_CHUNK]))
-        await self._database.run(lambda connection: connection.execute(statement))
+        these = tasks.c.id.in_(task_ids[:_CHUNK])
+
+        def work(connection: Connection) -> None:
+            connection.execute(delete(prompts).where(prompts.c.rowid.in_(select(tasks.c.sequence).where(these))))
+            connection.execute(delete(tasks).where(these))
+
+        await self._database.run(work)
 
     async def count(self) -> int:
         query = select(func.count()).select_from(tasks)
@@ -151,6 +199,12 @@ class TaskJournal:
         await self._database.close()
 
     # -- in the database's thread -------------------------------------------------------------------------------------
+
+    def _claimed(self, key: str, connection: Connection) -> Claimed | None:
+        old = self._service_s(connection) - _KEYS_LAST_S
+        connection.execute(delete(keys).where(keys.c.made_s < old))
+        row = connection.execute(select(keys.c.task_id, keys.c.digest).where(keys.c.key == key)).one_or_none()
+        return None if row is None else Claimed(*row)
 
     def _end(self, task: GenerationTask, connection: Connection) -> dict[str, float]:
         return {"ended_s": self._service_s(connection)} if task.status.finished else {}
@@ -174,9 +228,29 @@ class TaskJournal:
 
 
 def _matching(query: Query, wanted: TaskFilter) -> Query:
-    if wanted.status is not None:
-        query = query.where(tasks.c.status == wanted.status)
-    return query if wanted.model is None else query.where(tasks.c.model == wanted.model)
+    conditions = (
+        (wanted.status, tasks.c.status == wanted.status),
+        (wanted.model, tasks.c.model == wanted.model),
+        (wanted.text, tasks.c.sequence.in_(_holding(wanted.text or ""))),
+        (wanted.since, tasks.c.created_at >= _iso(wanted.since)),
+        (wanted.until, tasks.c.created_at < _iso(wanted.until)),
+    )
+    return query.where(*(condition for asked, condition in conditions if asked is not None))
+
+
+def _holding(text: str) -> Query:
+    """The sequences of the tasks whose prompt holds this text."""
+    if len(text) < _TRIGRAM:
+        condition = prompts.c.prompt.icontains(text, autoescape=True)
+    else:
+        phrase = text.replace('"', '""')
+        condition = literal_column("prompts").match(f'"{phrase}"')
+    return select(prompts.c.rowid).where(condition)
+
+
+def _iso(time: datetime | None) -> str:
+    """As `created_at` is stored."""
+    return time.astimezone(UTC).isoformat() if time else ""
 
 
 def _too_many(kept: Retention, now: float, connection: Connection) -> list[Query]:
@@ -205,8 +279,12 @@ def _columns(task: GenerationTask) -> dict[str, Any]:
         "completed_at": task.completed_at.isoformat() if task.completed_at else None,
         "record": task.model_dump_json(exclude={"sequence"}),
         "model": task.model,
-        "stored_bytes": sum(image.bytes for image in task.images),
+        "stored_bytes": sum(image.bytes for image in task.images) + (0 if _came_to_nothing(task) else task.input_bytes),
     }
+
+
+def _came_to_nothing(task: GenerationTask) -> bool:
+    return task.status in (TaskStatus.FAILED, TaskStatus.CANCELLED)
 
 
 def _task(row: Any) -> GenerationTask:

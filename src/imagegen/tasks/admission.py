@@ -1,11 +1,23 @@
-"""Pure: may this be accepted, and what exactly was asked? Turns a draft into a request that leaves nothing open."""
+"""May this be accepted, and what exactly was asked? Turns a draft into a request that leaves nothing open."""
 
+import uuid
 from collections.abc import Callable
+from datetime import UTC, datetime
+from hashlib import sha256
 
 from imagegen.catalog.catalog import Catalog, ModelSpec
-from imagegen.core.errors import InvalidRequest, ModelNotFound, SizeTooLarge, UnsupportedCapability
+from imagegen.core.errors import InvalidRequest, ModelNotFound, NoReceipt, SizeTooLarge, UnsupportedCapability
 from imagegen.core.sizes import AspectRatio, Size, size_of
-from imagegen.core.task import GenerationRequest, InputPictures, Lora, TaskType
+from imagegen.core.task import (
+    GenerationRequest,
+    GenerationTask,
+    InputPictures,
+    Lora,
+    Output,
+    Replay,
+    TaskStatus,
+    TaskType,
+)
 from imagegen.core.value import Value
 
 
@@ -37,8 +49,11 @@ class TaskDraft(Value):
     priority: int = 0
     deadline_s: float | None = None
     previews: int = 0
+    output: Output = Output()
     #: Already checked.
     pictures: InputPictures = InputPictures()
+    #: What it is to make once more.
+    replay: Replay | None = None
 
 
 def admit(
@@ -100,3 +115,39 @@ def _asked(draft: TaskDraft) -> tuple[str, Callable[[ModelSpec], bool]]:
     if draft.type is TaskType.IMAGE2IMAGE:
         return "image2image", lambda spec: spec.supports_img2img
     return "text2image", lambda spec: spec.supports_text2img
+
+
+def new_task(draft: TaskDraft, model: str, request: GenerationRequest) -> GenerationTask:
+    """The record of what has been admitted."""
+    image, mask = draft.pictures.init_image, draft.pictures.mask_image
+    return GenerationTask(
+        id=str(uuid.uuid4()),
+        type=draft.type,
+        model=model,
+        request=request,
+        priority=draft.priority,
+        deadline_s=draft.deadline_s,
+        previews=draft.previews,
+        output=draft.output,
+        created_at=datetime.now(UTC),
+        input_bytes=len(image or b"") + len(mask or b""),
+        init_image_sha256=None if image is None else sha256(image).hexdigest(),
+        mask_image_sha256=None if mask is None else sha256(mask).hexdigest(),
+        replay=draft.replay,
+    )
+
+
+def draft_of(task: GenerationTask, pictures: InputPictures) -> TaskDraft:
+    """What asks for the same pictures once more. Raises NoReceipt for a task that has not made any."""
+    if task.status is not TaskStatus.COMPLETED or task.provenance is None:
+        raise NoReceipt
+    hashes = tuple(image.pixels_sha256 for image in task.images)
+    return TaskDraft(
+        type=task.type,
+        model=task.model,
+        **dict(task.request),
+        priority=task.priority,
+        output=task.output,
+        pictures=pictures,
+        replay=Replay(of=task.id, pixels_sha256=hashes, provenance=task.provenance),
+    )

@@ -4,11 +4,10 @@ import asyncio
 import base64
 import secrets
 import time
-import uuid
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from itertools import count
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import structlog
 
@@ -16,6 +15,7 @@ from imagegen.core.errors import (
     DeviceFault,
     Draining,
     FailureCode,
+    KeyReused,
     ModelQuarantined,
     QueueFull,
     StorageFailed,
@@ -37,6 +37,7 @@ from imagegen.core.events import (
     TaskStarted,
     TaskStep,
 )
+from imagegen.core.receipt import receipt_of
 from imagegen.core.task import (
     MAX_ATTEMPTS,
     MAX_SEED,
@@ -51,10 +52,11 @@ from imagegen.core.task import (
 from imagegen.gpu.protocol import Failed, Generated, Stopped
 from imagegen.hub.puller import ModelPuller, Pull
 from imagegen.models.manager import DynamicModelManager
+from imagegen.storage.encoding import encode
 from imagegen.storage.images import ImageStore
-from imagegen.storage.tasks import Page, Retention, TaskFilter, TaskJournal
+from imagegen.storage.tasks import Claim, Claimed, Page, Retention, TaskFilter, TaskJournal
 from imagegen.tasks.active import Active
-from imagegen.tasks.admission import Limits, TaskDraft, admit
+from imagegen.tasks.admission import Limits, TaskDraft, admit, draft_of, new_task
 from imagegen.tasks.outlooks import Outlook, Outlooks, Plan
 from imagegen.tasks.parking import Parking
 from imagegen.tasks.queue import ControlTicket, TaskQueue
@@ -62,6 +64,15 @@ from imagegen.tasks.queue import ControlTicket, TaskQueue
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
+
+
+class Once(NamedTuple):
+    """What a request came to that may have been made before."""
+
+    task: GenerationTask
+    #: Whether an earlier one made the task.
+    repeated: bool
+
 
 #: Finished pictures that may be in encoding while the GPU goes on; more would pile up in memory.
 MAX_SAVING = 2
@@ -108,26 +119,39 @@ class TaskManager:
 
     async def submit(self, draft: TaskDraft) -> GenerationTask:
         """Accept a task: once this returns it is on disk and will run. Raises ImagegenError with the reason why not."""
+        stored = await self._submit(draft, None)
+        assert isinstance(stored, GenerationTask)  # nothing was claimed
+        return stored
+
+    async def submit_once(self, draft: TaskDraft, claim: Claim) -> Once:
+        """As `submit`, unless the claim has made a task before. Raises KeyReused as well."""
+        # Asked first: a full queue is no reason to refuse what is in it.
+        stored = await self._journal.claimed(claim.key) or await self._submit(draft, claim)
+        if isinstance(stored, GenerationTask):
+            return Once(stored, repeated=False)
+        if stored.digest != claim.digest:
+            raise KeyReused
+        return Once(await self.get(stored.task_id), repeated=True)
+
+    async def replay(self, task_id: str) -> GenerationTask:
+        """Accept a task that makes another one's pictures once more. Raises TaskNotFound, NoReceipt; as `submit`."""
+        task = await self.get(task_id)
+        return await self.submit(draft_of(task, await self._journal.pictures(task_id)))
+
+    async def _submit(self, draft: TaskDraft, claim: Claim | None) -> GenerationTask | Claimed:
         model, request = await self._admit(draft)
+        # Pictures are hashed: megabytes, and not on the loop.
+        hashing = draft.pictures.init_image is not None
+        task = await asyncio.to_thread(new_task, draft, model, request) if hashing else new_task(draft, model, request)
         if self._draining:
             raise Draining(retry_after=10)
         if self.queue_size >= (self._models.catalog.settings.max_queue or self._limits.max_queue):
             raise QueueFull(retry_after=self._outlooks.retry_after())
         if self._models.quarantined(model):
             raise ModelQuarantined
-        task = GenerationTask(
-            id=str(uuid.uuid4()),
-            type=draft.type,
-            model=model,
-            request=request,
-            priority=draft.priority,
-            deadline_s=draft.deadline_s,
-            previews=draft.previews,
-            created_at=datetime.now(UTC),
-        )
         self._arriving += 1
         # Shielded: a caller that goes away must not leave a stored task outside the queue.
-        return await asyncio.shield(self._accept(task, draft.pictures))
+        return await asyncio.shield(self._accept(task, draft.pictures, claim))
 
     async def _admit(self, draft: TaskDraft) -> tuple[str, GenerationRequest]:
         model, request = admit(draft, self._models.catalog, self._limits, _new_seed)
@@ -135,16 +159,19 @@ class TaskManager:
         await self._models.check_fits(model, request.size.pixels)
         return model, request
 
-    async def _accept(self, task: GenerationTask, pictures: InputPictures) -> GenerationTask:
+    async def _accept(
+        self, task: GenerationTask, pictures: InputPictures, claim: Claim | None
+    ) -> GenerationTask | Claimed:
         since = self._clock()
         try:
-            task = await self._journal.insert(task, pictures)
+            stored = await self._journal.insert(task, pictures, claim)
         finally:
             self._arriving -= 1
-        log.info("task_accepted", task_id=task.id, model=task.model, type=task.type, priority=task.priority)
-        deadline = None if task.deadline_s is None else since + task.deadline_s
-        self._enqueue(Active(task, self._clock(), deadline))
-        return task
+        if isinstance(stored, GenerationTask):
+            log.info("task_accepted", task_id=task.id, model=task.model, type=task.type, priority=task.priority)
+            deadline = None if task.deadline_s is None else since + task.deadline_s
+            self._enqueue(Active(stored, self._clock(), deadline))
+        return stored
 
     def _enqueue(self, active: Active) -> None:
         ticket = active.ticket()
@@ -371,6 +398,7 @@ class TaskManager:
             return  # cancelled while its model was loaded
         match outcome:
             case Generated():
+                active.task = active.task.evolve(provenance=outcome.provenance)
                 await self._save_beside(active, outcome.images, beside)
             case Stopped() if active.put_back:
                 await self._put_back(active, active.task.attempt - active.began)
@@ -463,7 +491,7 @@ class TaskManager:
 
     async def _save(self, active: Active, images: tuple[Pixels, ...]) -> None:
         try:
-            stored = await self._images.save(active.task.id, images)
+            stored = await self._images.save(active.task.id, images, active.task.output.format, _encoder(active.task))
         except StorageFull:
             await self._failed(active, FailureCode.STORAGE_FULL, "The disk is full: the pictures could not be stored.")
         except StorageFailed:
@@ -540,6 +568,17 @@ class TaskManager:
         if self._running is not None:
             self._running.put_back = True
             self._running.stop.set()
+
+
+def _encoder(task: GenerationTask) -> Callable[[Pixels], bytes]:
+    receipt = receipt_of(task)
+    assert receipt is not None  # it has been made
+
+    def encoded(pixels: Pixels) -> bytes:
+        own = receipt.of_picture(pixels.seed, pixels.sha256)
+        return encode(pixels, task.output, own.model_dump(mode="json", exclude_none=True))
+
+    return encoded
 
 
 def _new_seed() -> int:

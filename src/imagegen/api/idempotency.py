@@ -1,0 +1,58 @@
+"""Idempotency-Key: a request that is sent again makes no second task."""
+
+import asyncio
+from hashlib import sha256
+from typing import Annotated
+
+from fastapi import Depends, Header
+from pydantic import BaseModel
+
+from imagegen.api.dependencies import Tasks
+from imagegen.core.task import TaskType
+from imagegen.storage.tasks import Claim
+from imagegen.tasks.admission import TaskDraft
+from imagegen.tasks.manager import Once, TaskManager
+
+REPLAYED_HEADER = {
+    "description": "`true`: an earlier request with the same Idempotency-Key made this task.",
+    "schema": {"type": "string"},
+}
+
+
+class _Submitter:
+    """Accepts drafts under the caller's key, if there is one."""
+
+    def __init__(self, tasks: TaskManager, key: str | None) -> None:
+        self._tasks = tasks
+        self._key = key
+
+    async def submit(self, draft: TaskDraft, body: BaseModel) -> Once:
+        """`body` is what the key stands for."""
+        if self._key is None:
+            return Once(await self._tasks.submit(draft), repeated=False)
+        # A body with a picture in it is megabytes: not on the loop.
+        digest = await asyncio.to_thread(_digest, draft.type, body)
+        return await self._tasks.submit_once(draft, Claim(self._key, digest))
+
+
+def _digest(kind: TaskType, body: BaseModel) -> str:
+    return sha256(f"{kind}:{body.model_dump_json()}".encode()).hexdigest()
+
+
+async def _submitter(
+    tasks: Tasks,
+    idempotency_key: Annotated[
+        str | None,
+        Header(
+            min_length=1,
+            max_length=255,
+            pattern=r"^[!-~]([ -~]*[!-~])?$",
+            description="Any text of yours: within a day, the same key with the same body is the same task, "
+            "answered with `Idempotency-Replayed: true`; with another body it is refused.",
+        ),
+    ] = None,
+) -> _Submitter:
+    return _Submitter(tasks, idempotency_key)
+
+
+Submitter = Annotated[_Submitter, Depends(_submitter)]

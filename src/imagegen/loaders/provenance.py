@@ -1,0 +1,124 @@
+"""What goes into a receipt: which weights were read, and what runs them. docs/results.md tells it to people."""
+
+import platform
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import imagegen
+from imagegen.core.provenance import Provenance
+from imagegen.loaders.base import Placement
+from imagegen.loaders.options import OptionsSpec
+
+#: Fields of an entry, or of `global`, that change pixels and have no place of their own in a receipt.
+_OPTIONS = (
+    *("max_sequence_length", "true_cfg_scale", "attention_backend", "compile", "step_cache", "loras"),
+    *("enable_attention_slicing", "enable_vae_slicing", "enable_vae_tiling"),
+)
+#: The library that reads or runs weights of a kind, beside those that are always there.
+_LIBRARIES = {"gguf": "gguf", "flux_nunchaku": "nunchaku", "nunchaku": "nunchaku"}
+
+#: A large file is known by so many pieces of so many bytes, its first and its last among them: 33 GB would take half a
+#: minute to read, and other weights differ everywhere.
+_PIECES, _PIECE = 16, 2**20
+
+#: A snapshot in the hub's cache, or a file in one.
+_SNAPSHOT = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/([0-9a-f]{40})(/.+)?$")
+
+
+def provenance(
+    spec: OptionsSpec, pipeline: Any, placement: Placement, sources: Iterable[Path], quantization: str | None
+) -> Provenance:
+    """Of what a loaded pipeline makes. `sources` are the folders and files that it was read from."""
+    denoiser = getattr(pipeline, "transformer", None) or pipeline.unet
+    return Provenance(
+        weights=tuple(map(identity, sources)),
+        loader=spec.type,
+        pipeline=spec.pipeline_class,
+        dtype=str(pipeline.dtype).removeprefix("torch."),
+        quantization=quantization or spec.quantize or spec.layerwise_casting or _gguf_kind(denoiser),
+        sampler=type(pipeline.scheduler).__name__,
+        device=_device(placement.device),
+        options=_options(spec, placement),
+        versions=_versions(spec),
+    )
+
+
+def with_loras(made_by: Provenance, files: Sequence[Path]) -> Provenance:
+    """The same with a request's LoRAs."""
+    if not files:
+        return made_by
+    return made_by.evolve(loras=tuple(map(identity, files)), versions=made_by.versions | {"peft": version("peft")})
+
+
+def identity(source: Path) -> str:
+    """What tells these weights from others: `org/name@commit` in the hub's cache, else a hash of the files."""
+    if found := _SNAPSHOT.search(source.as_posix()):
+        org, name, commit, path = found.groups(default="")
+        return f"{org}/{name}@{commit}{path}"
+    files = [source] if source.is_file() else sorted(it for it in source.rglob("*") if it.suffix in _READ)
+    digest = sha256()
+    for file in files:
+        name = file.relative_to(source).as_posix()
+        digest.update(f"{name}:{file.stat().st_size}:".encode())
+        _digest(file, digest.update)
+    return f"sample-sha256:{digest.hexdigest()}"
+
+
+#: Weights, and what says how to read them.
+_READ = (".safetensors", ".json")
+
+
+def _digest(file: Path, update: Any) -> None:
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        if size <= _PIECES * _PIECE:
+            update(stream.read())
+            return
+        for number in range(_PIECES):
+            stream.seek((size - _PIECE) * number // (_PIECES - 1))
+            update(stream.read(_PIECE))
+
+
+def _gguf_kind(denoiser: Any) -> str | None:
+    """How most weights of a GGUF file are packed; None for others."""
+    kinds = Counter(it.quant_type for it in denoiser.parameters() if getattr(it, "quant_type", None) is not None)
+    if not kinds:
+        return None
+    from gguf import GGMLQuantizationType
+
+    return GGMLQuantizationType(kinds.most_common(1)[0][0]).name
+
+
+def _device(device: str) -> str:
+    import torch
+
+    if device != "cpu":
+        return torch.cuda.get_device_name(device)
+    # What decides how sums are cut up, hence rounded.
+    instructions = torch.backends.cpu.get_cpu_capability()
+    return f"cpu, {platform.machine()} {instructions}, threads: {torch.get_num_threads()}"
+
+
+def _options(spec: OptionsSpec, placement: Placement) -> dict[str, Any]:
+    """Left out is what does nothing."""
+    shared = {name: spec.chosen(name, placement.settings) for name in _OPTIONS if hasattr(placement.settings, name)}
+    own = spec.model_dump(mode="json", include=set(_OPTIONS), exclude_defaults=True)
+    return {name: value for name, value in (own | shared).items() if value}
+
+
+def _versions(spec: OptionsSpec) -> dict[str, str]:
+    import diffusers
+    import torch
+    import transformers
+
+    versions = {"imagegen": imagegen.__version__, "torch": torch.__version__}
+    versions |= {"diffusers": diffusers.__version__, "transformers": transformers.__version__}
+    also = [_LIBRARIES[spec.type]] if spec.type in _LIBRARIES else []
+    also += ["torchao"] if spec.quantize else []
+    also += ["peft"] if getattr(spec, "loras", ()) else []
+    return versions | {name: version(name) for name in also}

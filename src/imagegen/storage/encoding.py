@@ -1,0 +1,94 @@
+"""Pictures as files: PNG, JPEG, WebP or AVIF, with a receipt in the place where such files keep notes."""
+
+import io
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from PIL import Image, PngImagePlugin
+
+from imagegen.core.task import ImageFormat, Output, Pixels
+from imagegen.storage.png import encode_png
+
+#: What readers find the receipt by: the keyword of a PNG text, the start of an EXIF comment elsewhere.
+KEYWORD = "imagegen"
+
+#: Of lossy formats, where a request names none. Pillow's own 75 shows in flat colours.
+QUALITY: Mapping[ImageFormat, int] = {ImageFormat.JPEG: 90, ImageFormat.WEBP: 90, ImageFormat.AVIF: 75}
+
+#: UserComment, and how EXIF 2.3 says that one is text.
+_EXIF_IFD, _USER_COMMENT, _UNICODE = 0x8769, 0x9286, b"UNICODE\0"
+#: A JPEG segment holds 64 KiB; prompts of the longest kind in some scripts do not fit with the rest.
+_MAX_JPEG_EXIF = 65_000
+
+
+def encode(pixels: Pixels, output: Output, receipt: Mapping[str, Any]) -> bytes:
+    """The file of a picture, as its request wants it."""
+    note = json.dumps({KEYWORD: receipt}, ensure_ascii=False, separators=(",", ":")) if output.metadata else None
+    if output.format is ImageFormat.PNG:
+        text = {KEYWORD: note} if note else None
+        return encode_png(pixels.rgb, pixels.width, pixels.height, pixels.alpha, text)
+    return _LOSSY[output.format](_image(pixels), output.quality or QUALITY[output.format], note)
+
+
+def _image(pixels: Pixels) -> Image.Image:
+    size = (pixels.width, pixels.height)
+    image = Image.frombytes("RGB", size, pixels.rgb)
+    if pixels.alpha is not None:
+        image.putalpha(Image.frombytes("L", size, pixels.alpha))
+    return image
+
+
+def _jpeg(image: Image.Image, quality: int, note: str | None) -> bytes:
+    if image.mode == "RGBA":  # JPEG knows no alpha: what is transparent becomes white
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image).convert("RGB")
+    exif = _exif(note)
+    return _saved(image, "JPEG", quality=quality, exif=exif if len(exif) <= _MAX_JPEG_EXIF else b"")
+
+
+def _webp(image: Image.Image, quality: int, note: str | None) -> bytes:
+    return _saved(image, "WEBP", quality=quality, exif=_exif(note))
+
+
+def _avif(image: Image.Image, quality: int, note: str | None) -> bytes:
+    # Speed 8 of 10: half the time of Pillow's usual 6 for a file 2 % larger.
+    return _saved(image, "AVIF", quality=quality, speed=8, max_threads=1, exif=_exif(note))
+
+
+_LOSSY: Mapping[ImageFormat, Callable[[Image.Image, int, str | None], bytes]] = {
+    ImageFormat.JPEG: _jpeg,
+    ImageFormat.WEBP: _webp,
+    ImageFormat.AVIF: _avif,
+}
+
+
+def _saved(image: Image.Image, kind: str, **options: Any) -> bytes:
+    image.save(file := io.BytesIO(), kind, **options)
+    return file.getvalue()
+
+
+def _exif(note: str | None) -> bytes:
+    if note is None:
+        return b""
+    exif = Image.Exif()
+    exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = _UNICODE + note.encode("utf-16-be")
+    return exif.tobytes()
+
+
+def read_receipt(data: bytes) -> dict[str, Any] | None:
+    """What `encode` wrote into a file; None if there is nothing of the kind. Raises OSError for what is no picture."""
+    with Image.open(io.BytesIO(data), formats=[word.upper() for word in ImageFormat]) as image:
+        note = image.text.get(KEYWORD) if isinstance(image, PngImagePlugin.PngImageFile) else _comment(image)
+    try:
+        receipt = json.loads(note)[KEYWORD] if note else None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return receipt if isinstance(receipt, dict) else None
+
+
+def _comment(image: Image.Image) -> str | None:
+    comment = image.getexif().get_ifd(_EXIF_IFD).get(_USER_COMMENT)
+    if not isinstance(comment, bytes) or not comment.startswith(_UNICODE):
+        return None
+    return comment.removeprefix(_UNICODE).decode("utf-16-be", errors="replace")
