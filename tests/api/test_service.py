@@ -62,7 +62,7 @@ async def test_a_device_fault_in_thread_mode_ends_the_service_and_the_task_is_tr
 
 
 async def test_a_full_disk_fails_the_task_and_not_the_service(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(self: ImageStore, name: str, pixels: Any) -> Any:
+    def refuse(*_: object) -> Any:
         raise StorageFull
 
     async with start() as client:

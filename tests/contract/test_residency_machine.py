@@ -37,7 +37,7 @@ from imagegen.gpu.protocol import (
 from imagegen.loaders.base import OnStep
 from imagegen.models.manager import DynamicModelManager
 from imagegen.models.residency import ModelState
-from tests.conftest import fake_catalog, request_for
+from tests.conftest import SCRIPTED, fake_catalog, request_for
 
 T = TypeVar("T")
 
@@ -151,7 +151,9 @@ class Engine(GpuExecutor):
         made_room = trouble in SHORT
         if trouble in ("stop", "short_and_stopped"):
             return Stopped(made_room=made_room)
-        return failure(trouble) or Generated(images=(), memory=self._measure(), made_room=made_room)
+        return failure(trouble) or Generated(
+            images=(), memory=self._measure(), provenance=SCRIPTED, made_room=made_room
+        )
 
 
 def failure(trouble: str) -> Failed | None:

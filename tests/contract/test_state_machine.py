@@ -39,7 +39,7 @@ from imagegen.storage.images import ImageStore
 from imagegen.storage.tasks import TaskFilter, TaskJournal
 from imagegen.tasks.admission import Limits, TaskDraft
 from imagegen.tasks.manager import TaskManager
-from tests.conftest import fake_catalog
+from tests.conftest import SCRIPTED, fake_catalog
 
 T = TypeVar("T")
 
@@ -118,7 +118,7 @@ class ScriptedExecutor:
         else:
             request = command.request
             pixels = [Pixels(width=2, height=1, seed=seed, rgb=b"abcdef") for seed in request.seeds]
-            future.set_result(Generated(images=tuple(pixels), memory=DeviceMemory()))
+            future.set_result(Generated(images=tuple(pixels), memory=DeviceMemory(), provenance=SCRIPTED))
 
 
 class Clock:

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from imagegen.core.errors import ImageNotFound, StorageFailed, StorageFull
-from imagegen.core.task import StoredImage
-from imagegen.storage.images import ImageStore, write_whole
+from imagegen.core.task import Pixels, StoredImage
+from imagegen.storage.files import write_whole
+from imagegen.storage.images import ImageStore
+from imagegen.storage.png import encode_png
 from tests.unit.conftest import grey, task_id
 
 FOLDER, FILE = "20261123", f"{task_id(1)}-0.png"
@@ -47,36 +49,40 @@ def failing(number: int) -> Callable[..., NoReturn]:
     return fail
 
 
+async def save(store: ImageStore, task: str, pictures: list[Pixels]) -> tuple[StoredImage, ...]:
+    return await store.save(task, pictures, "png", lambda it: encode_png(it.rgb, it.width, it.height))
+
+
 # -- saving ------------------------------------------------------------------------------------------------------------
 
 
 async def test_a_picture_is_stored_under_its_day_task_and_number(store: ImageStore, root: Path) -> None:
-    stored = await store.save(task_id(1), [grey(7), grey(8)])
+    stored = await save(store, task_id(1), [grey(7), grey(8)])
     assert [(image.width, image.height, image.seed) for image in stored] == [(8, 6, 7), (8, 6, 8)]
     assert [image.path for image in stored] == files(root)
     assert [image.path.split("/")[1] for image in stored] == [f"{task_id(1)}-0.png", f"{task_id(1)}-1.png"]
 
 
 async def test_what_is_stored_is_the_picture(store: ImageStore, root: Path) -> None:
-    (stored,) = await store.save(task_id(1), [grey(width=5, height=3)])
+    (stored,) = await save(store, task_id(1), [grey(width=5, height=3)])
     with Image.open(root / stored.path) as image:
         assert image.size == (5, 3)
         assert image.tobytes() == grey(width=5, height=3).rgb
 
 
 async def test_the_order_of_a_batch_is_kept(store: ImageStore) -> None:
-    stored = await store.save(task_id(1), [grey(seed) for seed in range(20)])
+    stored = await save(store, task_id(1), [grey(seed) for seed in range(20)])
     assert [image.seed for image in stored] == list(range(20))
 
 
 async def test_what_was_stored_is_found_again(store: ImageStore, root: Path) -> None:
-    (stored,) = await store.save(task_id(1), [grey()])
+    (stored,) = await save(store, task_id(1), [grey()])
     assert store.locate(*stored.path.split("/")) == root / stored.path
 
 
 async def test_saving_again_replaces_the_picture(store: ImageStore, root: Path) -> None:
-    await store.save(task_id(1), [grey(width=4)])
-    (stored,) = await store.save(task_id(1), [grey(width=9)])
+    await save(store, task_id(1), [grey(width=4)])
+    (stored,) = await save(store, task_id(1), [grey(width=9)])
     with Image.open(root / stored.path) as image:
         assert image.size == (9, 6)
 
@@ -93,7 +99,7 @@ async def test_a_full_disk_has_its_own_error(
 ) -> None:
     monkeypatch.setattr(os, "fsync", failing(number))
     with pytest.raises(StorageFull):
-        await store.save(task_id(1), [grey()])
+        await save(store, task_id(1), [grey()])
     assert files(root) == []
 
 
@@ -103,7 +109,7 @@ async def test_any_other_refusal_is_a_failed_disk(
 ) -> None:
     monkeypatch.setattr(Path, "replace", failing(number))
     with pytest.raises(StorageFailed):
-        await store.save(task_id(1), [grey()])
+        await save(store, task_id(1), [grey()])
     assert files(root) == []
 
 
@@ -116,12 +122,12 @@ def no_folder(root: Path) -> str:
 @pytest.mark.usefixtures("no_folder")
 async def test_a_folder_that_cannot_be_made_is_a_failed_disk(store: ImageStore) -> None:
     with pytest.raises(StorageFailed):
-        await store.save(task_id(1), [grey()])
+        await save(store, task_id(1), [grey()])
 
 
 async def test_a_failure_tells_no_path(store: ImageStore, no_folder: str) -> None:
     with pytest.raises(StorageFailed) as raised:
-        await store.save(task_id(1), [grey()])
+        await save(store, task_id(1), [grey()])
     assert no_folder not in raised.value.detail
 
 
@@ -137,7 +143,7 @@ async def test_a_batch_that_fails_in_part_leaves_nothing_that_no_record_names(
 
     monkeypatch.setattr(Path, "replace", fail_for_the_last)
     with pytest.raises(StorageFull):
-        await store.save(task_id(1), [grey(), grey(), grey()])
+        await save(store, task_id(1), [grey(), grey(), grey()])
     store.close()
     assert files(root) == []
 
@@ -155,7 +161,7 @@ async def test_a_disk_that_turns_read_only_in_the_middle_of_a_batch_is_a_failed_
 
     monkeypatch.setattr(Path, "replace", turn_read_only)
     with pytest.raises(StorageFailed):
-        await store.save(task_id(1), [grey(), grey()])
+        await save(store, task_id(1), [grey(), grey()])
 
 
 # -- write_whole -------------------------------------------------------------------------------------------------------

@@ -182,8 +182,15 @@ async def test_an_input_image_is_kept_while_it_may_be_needed(journal: TaskJourna
     assert await journal.pictures(task.id) == InputPictures(init_image=bytes(range(256)))
 
 
-@pytest.mark.parametrize("status", [TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED])
-async def test_an_input_image_goes_when_its_task_ends(journal: TaskJournal, status: TaskStatus) -> None:
+async def test_an_input_image_stays_with_what_can_be_made_again(journal: TaskJournal) -> None:
+    pictures = InputPictures(init_image=b"picture", mask_image=b"mask")
+    task = await journal.insert(task_of(1), pictures)
+    await journal.update(task.evolve(status=TaskStatus.COMPLETED))
+    assert await journal.pictures(task.id) == pictures
+
+
+@pytest.mark.parametrize("status", [TaskStatus.FAILED, TaskStatus.CANCELLED])
+async def test_an_input_image_goes_with_what_comes_to_nothing(journal: TaskJournal, status: TaskStatus) -> None:
     task, other = (
         await journal.insert(task_of(1), InputPictures(init_image=b"picture")),
         await journal.insert(task_of(2), InputPictures(init_image=b"other")),
@@ -455,8 +462,9 @@ async def test_the_migrations_make_what_the_schema_says(journal: TaskJournal, pa
     await journal.count()
     engine = create_engine(f"sqlite:///{path}")
     with engine.connect() as connection:
-        context = MigrationContext.configure(connection, opts={"compare_type": True})
-        assert compare_metadata(context, metadata) == []
+        opts = {"compare_type": True, "include_name": lambda name, *_: not str(name).startswith("prompts")}
+        context = MigrationContext.configure(connection, opts=opts)
+        assert compare_metadata(context, metadata) == []  # which knows no virtual tables
     engine.dispose()
 
 
@@ -473,7 +481,7 @@ async def test_the_migrations_make_the_very_tables_that_the_schema_would(journal
         {
             name: " ".join(sql.split())
             for name, sql in in_the_file(database, "SELECT name, sql FROM sqlite_master")
-            if sql
+            if sql and not name.startswith("prompts")
         }
         for database in (path, direct)
     ]
@@ -496,13 +504,15 @@ async def test_a_journal_of_before_is_listed_by_model_and_its_tasks_are_kept_for
     await journal.update(ended(first, days_ago=100))
     with closing(sqlite3.connect(path)) as connection:
         connection.executescript(
-            """DROP INDEX ix_tasks_model; DROP INDEX ix_tasks_ended_s; DROP TABLE service;
+            """DROP TABLE keys; DROP TABLE prompts;
+            DROP INDEX ix_tasks_model; DROP INDEX ix_tasks_ended_s; DROP TABLE service;
             ALTER TABLE tasks DROP COLUMN model; ALTER TABLE tasks DROP COLUMN stored_bytes;
             ALTER TABLE tasks DROP COLUMN ended_s; CREATE INDEX ix_tasks_completed_at ON tasks (completed_at);
             UPDATE alembic_version SET version_num = '0002';"""
         )
     again = await lives.next()
     assert (await again.page(TaskFilter(model="fake"), 10)).filtered == 2
+    assert (await again.page(TaskFilter(text="red circle"), 10)).filtered == 2
     assert await again.surplus(KEEP_A_WEEK) == []
     lives.now += 8 * DAY
     assert ids(await again.surplus(KEEP_A_WEEK)) == [task_id(1)]

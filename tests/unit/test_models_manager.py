@@ -39,12 +39,12 @@ from imagegen.loaders.base import OnStep
 from imagegen.loaders.fake import FakeSpec
 from imagegen.models.manager import DynamicModelManager
 from imagegen.models.residency import ModelState
-from tests.conftest import request_for
+from tests.conftest import SCRIPTED, request_for
 from tests.unit.conftest import grey
 
 FULL = DeviceMemory(gpu_available=True, gpu_name="G", allocated=30, cached=35, total=80, host=5)
 EMPTY = FULL.evolve(allocated=0, cached=0)
-GENERATED = Generated(images=(grey(),), memory=FULL)
+GENERATED = Generated(images=(grey(),), memory=FULL, provenance=SCRIPTED)
 CRASHED = Failed(code=FailureCode.WORKER_CRASHED, message="The worker process died.")
 HUNG = Failed(code=FailureCode.WORKER_HUNG, message="The worker process stopped answering.")
 OUT_OF_MEMORY = Failed(code=FailureCode.OUT_OF_MEMORY, message="Not enough memory.")

@@ -19,7 +19,7 @@ PICTURES = SHAPES.flatmap(lambda shape: arrays.arrays(np.uint8, shape))
 
 def encoded(pixels: Pixels, text: dict[str, str] | None = None) -> bytes:
     height, width, _ = pixels.shape
-    return encode_png(pixels.tobytes(), width, height, text)
+    return encode_png(pixels.tobytes(), width, height, text=text)
 
 
 def decoded(png: bytes) -> Image.Image:

@@ -31,7 +31,7 @@ from imagegen.gpu.protocol import (
     unpack_answer,
     unpack_command,
 )
-from tests.conftest import request_for
+from tests.conftest import SCRIPTED, request_for
 
 MEMORY = DeviceMemory(gpu_available=True, gpu_name="H200", allocated=2**37, cached=2**38, total=2**39, host=2**33)
 
@@ -67,13 +67,14 @@ ANSWERS: list[Value] = [
     Step(step=3, total=28),
     Loaded(seconds=22.7, weight_bytes=33_700_000_000, memory=MEMORY),
     Unloaded(memory=DeviceMemory()),
-    Generated(images=(), memory=MEMORY),
+    Generated(images=(), memory=MEMORY, provenance=SCRIPTED),
     Generated(
         images=(
             Pixels(width=2, height=1, seed=0, rgb=b"\x00\xff\x80\x00\x01\x02"),
-            Pixels(width=1, height=1, seed=1, rgb=b"abc"),
+            Pixels(width=1, height=1, seed=1, rgb=b"abc", alpha=b"\x80"),
         ),
         memory=MEMORY,
+        provenance=SCRIPTED.evolve(weights=("a/b@c",), options={"compile": True, "step_cache": 0.1}),
     ),
     Stopped(),
     *(Failed(code=code, message="It failed.", traceback="Traceback ...") for code in FailureCode),

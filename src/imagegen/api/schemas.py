@@ -17,7 +17,7 @@ from pydantic import (
 from imagegen.catalog.catalog import HubSource, ModelId
 from imagegen.core.receipt import Receipt
 from imagegen.core.sizes import AspectRatio
-from imagegen.core.task import MAX_SEED, ImageFormat, Lora, TaskStatus, TaskType
+from imagegen.core.task import MAX_SEED, MAX_STEPS, ImageFormat, Lora, TaskStatus, TaskType
 from imagegen.hub.puller import PullState
 from imagegen.models.residency import ModelState
 
@@ -88,7 +88,9 @@ class GenerationBody(Body):
     )
     width: Side | None = Field(None, description="Pixels; with `height`, instead of `aspect_ratio`.")
     height: Side | None = Field(None, description="Pixels; with `width`, instead of `aspect_ratio`.")
-    steps: int | None = Field(None, strict=True, ge=1, le=200, description="Denoising steps; default: the model's.")
+    steps: int | None = Field(
+        None, strict=True, ge=1, le=MAX_STEPS, description="Denoising steps; default: the model's."
+    )
     guidance_scale: float | None = Field(
         None, strict=True, ge=0, le=50, allow_inf_nan=False, description="How closely to follow the prompt."
     )

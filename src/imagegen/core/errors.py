@@ -210,6 +210,12 @@ class StorageFailed(ImagegenError):
     code = "storage_failed"
 
 
+class EncodingFailed(ImagegenError):
+    """The pictures cannot be written in this format."""
+
+    code = "encoding_failed"
+
+
 class DeviceFault(ImagegenError):
     """The GPU context is broken for the life of this process, which ends so that a fresh one can take over."""
 
@@ -254,6 +260,7 @@ class FailureCode(StrEnum):
     DEADLINE_EXCEEDED = "deadline_exceeded"
     MODEL_REMOVED = "model_removed"
     MODEL_QUARANTINED = "model_quarantined"
+    ENCODING_FAILED = "encoding_failed"
     STORAGE_FULL = "storage_full"
     STORAGE_FAILED = "storage_failed"
     HUB_GATED = "hub_gated"

@@ -6,7 +6,7 @@ from functools import cached_property
 from hashlib import sha256
 from typing import Any, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from imagegen.core.errors import FailureCode
 from imagegen.core.provenance import Provenance
@@ -18,6 +18,9 @@ MAX_ATTEMPTS = 2
 
 #: torch's generators take 64 bits; what every client can write as a JSON number is 32.
 MAX_SEED = 2**32 - 1
+
+#: More than any sampler gains from.
+MAX_STEPS = 200
 
 
 class TaskStatus(StrEnum):
@@ -65,10 +68,10 @@ class GenerationRequest(Value):
     width: int
     height: int
     #: Denoising steps.
-    steps: int
+    steps: int = Field(ge=1, le=MAX_STEPS)
     guidance_scale: float
     #: Of the first picture; picture i of a batch has seed + i.
-    seed: int
+    seed: int = Field(ge=0, le=MAX_SEED)
     batch_size: int = 1
     #: 0..1, image-to-image only: how much of the input image is replaced by noise.
     strength: float | None = None

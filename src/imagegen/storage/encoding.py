@@ -7,7 +7,9 @@ from typing import Any
 
 from PIL import Image, PngImagePlugin
 
-from imagegen.core.task import ImageFormat, Output, Pixels
+from imagegen.core.errors import EncodingFailed
+from imagegen.core.receipt import receipt_of
+from imagegen.core.task import GenerationTask, ImageFormat, Output, Pixels
 from imagegen.storage.png import encode_png
 
 #: What readers find the receipt by: the keyword of a PNG text, the start of an EXIF comment elsewhere.
@@ -22,8 +24,20 @@ _EXIF_IFD, _USER_COMMENT, _UNICODE = 0x8769, 0x9286, b"UNICODE\0"
 _MAX_JPEG_EXIF = 65_000
 
 
+def encoder_of(task: GenerationTask) -> Callable[[Pixels], bytes]:
+    """What makes files of the task's pictures, each with a receipt of its own."""
+    receipt = receipt_of(task)
+    assert receipt is not None  # it has pictures
+
+    def encoded(pixels: Pixels) -> bytes:
+        own = receipt.of_picture(pixels.seed, pixels.sha256)
+        return encode(pixels, task.output, own.model_dump(mode="json", exclude_none=True))
+
+    return encoded
+
+
 def encode(pixels: Pixels, output: Output, receipt: Mapping[str, Any]) -> bytes:
-    """The file of a picture, as its request wants it."""
+    """The file of a picture, as its request wants it. Raises EncodingFailed."""
     note = json.dumps({KEYWORD: receipt}, ensure_ascii=False, separators=(",", ":")) if output.metadata else None
     if output.format is ImageFormat.PNG:
         text = {KEYWORD: note} if note else None
@@ -64,7 +78,10 @@ _LOSSY: Mapping[ImageFormat, Callable[[Image.Image, int, str | None], bytes]] = 
 
 
 def _saved(image: Image.Image, kind: str, **options: Any) -> bytes:
-    image.save(file := io.BytesIO(), kind, **options)
+    try:
+        image.save(file := io.BytesIO(), kind, **options)
+    except (OSError, ValueError) as error:
+        raise EncodingFailed from error
     return file.getvalue()
 
 

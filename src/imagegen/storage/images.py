@@ -27,7 +27,7 @@ class ImageStore:
     async def save(
         self, task_id: str, images: Iterable[Pixels], suffix: str, encode: Callable[[Pixels], bytes]
     ) -> tuple[StoredImage, ...]:
-        """Encode and store a task's pictures. Raises StorageFull or StorageFailed; whole files only, in any case."""
+        """Encode and store a task's pictures. Raises StorageFull, StorageFailed, EncodingFailed; no half files."""
         loop = asyncio.get_running_loop()
         folder = f"{datetime.now(UTC):%Y%m%d}"
         saves = [

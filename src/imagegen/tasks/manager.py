@@ -14,6 +14,7 @@ import structlog
 from imagegen.core.errors import (
     DeviceFault,
     Draining,
+    EncodingFailed,
     FailureCode,
     KeyReused,
     ModelQuarantined,
@@ -37,7 +38,6 @@ from imagegen.core.events import (
     TaskStarted,
     TaskStep,
 )
-from imagegen.core.receipt import receipt_of
 from imagegen.core.task import (
     MAX_ATTEMPTS,
     MAX_SEED,
@@ -52,7 +52,7 @@ from imagegen.core.task import (
 from imagegen.gpu.protocol import Failed, Generated, Stopped
 from imagegen.hub.puller import ModelPuller, Pull
 from imagegen.models.manager import DynamicModelManager
-from imagegen.storage.encoding import encode
+from imagegen.storage.encoding import encoder_of
 from imagegen.storage.images import ImageStore
 from imagegen.storage.tasks import Claim, Claimed, Page, Retention, TaskFilter, TaskJournal
 from imagegen.tasks.active import Active
@@ -491,9 +491,11 @@ class TaskManager:
 
     async def _save(self, active: Active, images: tuple[Pixels, ...]) -> None:
         try:
-            stored = await self._images.save(active.task.id, images, active.task.output.format, _encoder(active.task))
+            stored = await self._images.save(active.task.id, images, active.task.output.format, encoder_of(active.task))
         except StorageFull:
             await self._failed(active, FailureCode.STORAGE_FULL, "The disk is full: the pictures could not be stored.")
+        except EncodingFailed as error:
+            await self._failed(active, FailureCode.ENCODING_FAILED, error.detail)
         except StorageFailed:
             await self._failed(active, FailureCode.STORAGE_FAILED, "The disk refused to store the pictures.")
         else:
@@ -568,17 +570,6 @@ class TaskManager:
         if self._running is not None:
             self._running.put_back = True
             self._running.stop.set()
-
-
-def _encoder(task: GenerationTask) -> Callable[[Pixels], bytes]:
-    receipt = receipt_of(task)
-    assert receipt is not None  # it has been made
-
-    def encoded(pixels: Pixels) -> bytes:
-        own = receipt.of_picture(pixels.seed, pixels.sha256)
-        return encode(pixels, task.output, own.model_dump(mode="json", exclude_none=True))
-
-    return encoded
 
 
 def _new_seed() -> int:

@@ -1,0 +1,31 @@
+"""The `imagegen` command: serve, generate, inspect, replay, models, config, version."""
+
+import typer
+
+import imagegen
+from imagegen.cli.config import config_app
+from imagegen.cli.models import models_app
+from imagegen.cli.pictures import generate, inspect, replay
+from imagegen.cli.serving import serve
+
+app = typer.Typer(
+    help="Self-hosted image generation: many models, one GPU, an HTTP API that never loses a task.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for command in (serve, generate, inspect, replay):
+    app.command()(command)
+app.add_typer(models_app, name="models")
+app.add_typer(config_app, name="config")
+
+
+def main() -> None:
+    """Entry point."""
+    app()
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(imagegen.__version__)

@@ -1,0 +1,48 @@
+"""What the commands share: settings, the catalog, how a command ends."""
+
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from pydantic import ValidationError
+
+from imagegen.catalog.catalog import Catalog
+from imagegen.catalog.loading import ConfigError, load_catalog
+from imagegen.loaders import SPECS
+from imagegen.settings import Settings
+
+#: A replay whose pixels are not the same.
+EX_DIFFERENT = 1
+
+# sysexits.h
+EX_DATAERR = 65
+EX_UNAVAILABLE = 69
+EX_CANTCREAT = 73
+EX_TEMPFAIL = 75
+EX_NOPERM = 77
+EX_CONFIG = 78
+#: What a shell says of a command that Ctrl-C ended.
+EX_INTERRUPTED = 130
+
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="models.yaml; default: the one that ships.")]
+
+
+def settings_with(**given: Any) -> Settings:
+    """The environment's settings under what the command line says."""
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)]
+        fail("\n".join(lines), EX_CONFIG)
+
+
+def open_catalog(path: Path) -> Catalog:
+    try:
+        return load_catalog(path, SPECS)
+    except ConfigError as error:
+        fail(str(error), EX_CONFIG)
+
+
+def fail(message: str, code: int) -> NoReturn:
+    typer.echo(message, err=True)
+    raise typer.Exit(code)

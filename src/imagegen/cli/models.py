@@ -1,0 +1,107 @@
+"""`imagegen models` and `imagegen models pull`."""
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.table import Column, Table
+
+from imagegen.catalog.catalog import HubFiles
+from imagegen.catalog.sources import missing, weights_here
+from imagegen.cli.common import (
+    EX_CANTCREAT,
+    EX_DATAERR,
+    EX_INTERRUPTED,
+    EX_NOPERM,
+    EX_TEMPFAIL,
+    EX_UNAVAILABLE,
+    ConfigOption,
+    fail,
+    open_catalog,
+    settings_with,
+)
+from imagegen.core.errors import FailureCode
+from imagegen.hub.messages import Fetch, Refused
+from imagegen.hub.messages import Progress as Fetching
+from imagegen.hub.process import fetch_in_process
+
+#: How a download's failures end the command; 69 for the others.
+PULL_EXITS: Mapping[FailureCode, int] = MappingProxyType(
+    {
+        FailureCode.HUB_GATED: EX_NOPERM,
+        FailureCode.HUB_UNAUTHORIZED: EX_NOPERM,
+        FailureCode.HUB_RATE_LIMITED: EX_TEMPFAIL,
+        FailureCode.HUB_UNREACHABLE: EX_TEMPFAIL,
+        FailureCode.CHECKSUM_MISMATCH: EX_TEMPFAIL,
+        FailureCode.STORAGE_FULL: EX_CANTCREAT,
+        FailureCode.STORAGE_FAILED: EX_CANTCREAT,
+    }
+)
+
+models_app = typer.Typer(help="List the models; fetch their weights.")
+
+
+@models_app.callback(invoke_without_command=True)
+def models(context: typer.Context, config: ConfigOption = None) -> None:
+    """List the configured models and whether their weights are in place; `pull` fetches weights."""
+    context.obj = config
+    if context.invoked_subcommand is None:
+        _list_models(config)
+
+
+def _list_models(config: Path | None) -> None:
+    settings = settings_with(config=config)
+    catalog = open_catalog(settings.config)
+    # A name that is broken in two cannot be copied or searched for.
+    names = [Column(title, no_wrap=True) for title in ("id", "type", "weights")]
+    table = Table(*names, "description", box=None)
+    for model_id, spec in catalog.models.items():
+        here = "here" if weights_here(spec, settings.models_path) else "not here"
+        name = f"{model_id} (default)" if model_id == catalog.default_model else model_id
+        table.add_row(name, spec.type, here, spec.description)
+    Console().print(table)
+
+
+@models_app.command("pull")
+def models_pull(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="A model's id, as `imagegen models` lists them.")],
+    config: ConfigOption = None,
+) -> None:
+    """Fetch a model's weights from the hub into its cache (HF_HOME); HF_TOKEN opens gated and private ones.
+
+    What is there already, whole or in part, is not fetched again.
+    """
+    settings = settings_with(config=config or context.obj)
+    spec = open_catalog(settings.config).models.get(name)
+    if spec is None:
+        fail(f"There is no model '{name}'; `imagegen models` lists them.", EX_DATAERR)
+    if weights_here(spec, settings.models_path):
+        typer.echo(f"The weights of {name} are already here.")
+        return
+    if not spec.hub_files():
+        fail(f"The entry of {name} names no repository to fetch weights from.", EX_DATAERR)
+    download(name, missing(spec, settings.models_path))
+    typer.echo(f"The weights of {name} are here.")
+
+
+def download(name: str, files: tuple[HubFiles, ...]) -> None:
+    """Fetch with a progress bar. Ends the command where that fails."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    try:
+        with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+            bar = progress.add_task(f"fetching {name}", total=None)
+
+            def on_progress(now: Fetching) -> None:
+                progress.update(bar, completed=now.bytes_done, total=now.bytes_total)
+
+            outcome = asyncio.run(fetch_in_process(Fetch(files=files), on_progress))
+    except KeyboardInterrupt:
+        fail("Cancelled. What arrived is kept: the same command goes on from there.", EX_INTERRUPTED)
+    if isinstance(outcome, Refused):
+        fail(outcome.message, PULL_EXITS.get(outcome.code, EX_UNAVAILABLE))

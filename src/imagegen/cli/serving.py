@@ -1,0 +1,39 @@
+"""`imagegen serve`."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from imagegen import logs
+from imagegen.cli.common import EX_CANTCREAT, EX_DATAERR, EX_TEMPFAIL, ConfigOption, fail, open_catalog, settings_with
+from imagegen.core.errors import DataDirInUse, DataDirUnusable, JournalDamaged
+
+
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.  [default: 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 chooses one.  [default: 5050]")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Where tasks and pictures are kept.")] = None,
+    config: ConfigOption = None,
+    isolation: Annotated[str | None, typer.Option(help="`process` (default) or `thread`.")] = None,
+) -> None:
+    """Start the HTTP service. Every setting is also an IMAGEGEN_* variable."""
+    settings = settings_with(host=host, port=port, data_dir=data_dir, config=config, isolation=isolation)
+    catalog = open_catalog(settings.config)
+    logs.configure(catalog.settings.log_level)
+    # Imported here: the other commands do not need FastAPI.
+    from imagegen.server import serve as run
+
+    try:
+        code = run(settings, catalog)
+    except DataDirInUse as error:
+        fail(error.detail, EX_TEMPFAIL)
+    except DataDirUnusable as error:
+        fail(error.detail, EX_CANTCREAT)
+    except JournalDamaged as error:
+        fail(error.detail, EX_DATAERR)
+    sys.stderr.flush()
+    # A thread that no one can end (thread mode, a hanging device) must not hold the process.
+    os._exit(code)
