@@ -31,5 +31,5 @@ async def get_image(folder: str, file: str, images: Images) -> FileResponse:
     """The file of a `result_files` entry. Ranges and conditional requests work; it may be cached for ever."""
     path = images.locate(folder, file)
     return FileResponse(
-        path, media_type="image/png", filename=file, content_disposition_type="inline", headers=_HEADERS
+        path, media_type=f"image/{path.suffix[1:]}", filename=file, content_disposition_type="inline", headers=_HEADERS
     )
