@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from imagegen.catalog.catalog import Catalog
 from imagegen.catalog.loading import parse_catalog
+from imagegen.core.provenance import Provenance
 from imagegen.core.task import Lora
 from imagegen.gpu.engine import Engine
 from imagegen.gpu.protocol import Failed, Generate, Generated, Stopped
@@ -131,6 +132,13 @@ def draw(engine: Engine, model: str, task: str = "text2image", lora: Path | None
     assert isinstance(outcome, Generated), outcome
     first = outcome.images[0]
     return np.frombuffer(first.rgb, dtype=np.uint8).reshape(first.height, first.width, 3)
+
+
+def provenance(engine: Engine, model: str) -> Provenance:
+    """What it says of its pictures."""
+    outcome = run(engine, model, steps=1)
+    assert isinstance(outcome, Generated), outcome
+    return outcome.provenance
 
 
 def write_lora(pipeline: Path, file: Path) -> Path:

@@ -15,7 +15,7 @@ from imagegen.core.errors import FailureCode
 from imagegen.gpu.engine import LocalEngine
 from imagegen.gpu.protocol import EngineOptions, Failed, Loaded
 from tests.conftest import load_command
-from tests.contract.families import LIBRARY_WARNINGS, Shelf, catalog_of, draw, shelf_of, small, write_lora
+from tests.contract.families import LIBRARY_WARNINGS, Shelf, catalog_of, draw, provenance, shelf_of, small, write_lora
 from tests.gguf_files import Quantisation, write_gguf, write_tensors
 
 pytestmark = [pytest.mark.filterwarnings(warning) for warning in LIBRARY_WARNINGS]
@@ -79,6 +79,18 @@ def test_a_quantised_transformer_draws_nearly_what_the_whole_one_does(
     assert decibels(np.stack(drawn), np.stack(whole)) >= NEARNESS[quantisation]
     for task in ("image2image", "inpaint"):
         assert draw(engine, "quantised", task).std() > 5
+
+
+def test_a_receipt_tells_how_it_is_packed_and_which_files_it_is_of(engine: LocalEngine, shelf: Shelf) -> None:
+    told = []
+    for quantisation in ("Q4_0", "Q8_0"):
+        write_gguf(shelf.model("flux-dev"), shelf.folder / "same.gguf", quantisation)
+        assert isinstance(load(engine, shelf, local_path="same.gguf", base_model="flux-dev"), Loaded)
+        told.append(provenance(engine, "quantised"))
+    assert [it.quantization for it in told] == ["Q4_0", "Q8_0"]
+    assert told[0].weights[0] != told[1].weights[0]
+    assert told[0].weights[1] == told[1].weights[1]
+    assert "gguf" in told[0].versions
 
 
 def test_it_stays_quantised_in_memory(engine: LocalEngine, shelf: Shelf) -> None:

@@ -61,6 +61,11 @@ def test_a_lora_changes_its_own_picture_and_no_later_one(engine: LocalEngine, tm
     plain = pixels(draw(engine))
     assert len({plain, pixels(draw(engine, (1, file))), pixels(draw(engine, (0.5, file)))}) == 3
     assert pixels(draw(engine)) == plain
+    receipts = [
+        outcome.provenance for outcome in (draw(engine), draw(engine, (1, file))) if isinstance(outcome, Generated)
+    ]
+    assert [len(made_by.loras) for made_by in receipts] == [0, 1]
+    assert ["peft" in made_by.versions for made_by in receipts] == [False, True]
 
 
 def test_several_loras_count_together(engine: LocalEngine, tmp_path: Path) -> None:

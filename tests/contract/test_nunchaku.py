@@ -17,7 +17,7 @@ from imagegen.gpu.engine import LocalEngine
 from imagegen.gpu.protocol import EngineOptions, Failed, Loaded
 from imagegen.loaders import nunchaku
 from tests.conftest import load_command
-from tests.contract.families import LIBRARY_WARNINGS, Shelf, catalog_of, draw, shelf_of, small
+from tests.contract.families import LIBRARY_WARNINGS, Shelf, catalog_of, draw, provenance, shelf_of, small
 from tests.nunchaku_files import write_t5, write_transformer
 
 pytestmark = [pytest.mark.filterwarnings(warning) for warning in LIBRARY_WARNINGS]
@@ -107,6 +107,9 @@ def test_it_draws_with_the_files_transformer(
     assert call["device"] == "cpu"
     assert call["offload"] is False
     assert call["torch_dtype"] is torch.float32
+    made_by = provenance(engine, "four_bits")
+    assert (made_by.loader, made_by.quantization, len(made_by.weights)) == (word, "int4", 2)
+    assert "nunchaku" in made_by.versions
 
 
 @pytest.mark.parametrize(

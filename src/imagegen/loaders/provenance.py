@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -121,4 +121,11 @@ def _versions(spec: OptionsSpec) -> dict[str, str]:
     also = [_LIBRARIES[spec.type]] if spec.type in _LIBRARIES else []
     also += ["torchao"] if spec.quantize else []
     also += ["peft"] if getattr(spec, "loras", ()) else []
-    return versions | {name: version(name) for name in also}
+    return versions | {name: _version(name) for name in also}
+
+
+def _version(library: str) -> str:
+    try:
+        return version(library)
+    except PackageNotFoundError:  # a module that nobody installed as a package
+        return "unknown"
