@@ -1,4 +1,4 @@
-"""The PNG encoder against Pillow, on a picture of the embedded model scaled up and on noise: time, size, pixels.
+"""The PNG encoder against Pillow: time, size, pixels; drawings, soft pictures with more and less grain, extremes.
 
 python -m bench.png [--rounds 7] [--side 1024]
 """
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from imagegen.builtin import default_config
 from imagegen.catalog.loading import load_catalog
@@ -36,10 +36,22 @@ def main() -> None:
 
 
 def pictures(side: int) -> dict[str, Image.Image]:
-    """A drawing with soft edges, and the worst case."""
+    """What models make lies between the drawing and the grain of 4; the last two are the ends of what can be."""
     noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
-    drawing = draw().resize((side, side), Image.Resampling.BICUBIC)
-    return {f"drawing {side}x{side}": drawing, f"noise {side}x{side}": Image.fromarray(noise)}
+    y, x = np.mgrid[0:side, 0:side] * 255 / side
+    gradient = np.stack([x, y, (x + y) / 2], axis=-1).astype(np.uint8)
+    made = {"drawing": draw().resize((side, side), Image.Resampling.BICUBIC)}
+    made |= {f"soft, grain {grain}": soft(side, grain) for grain in (0, 1, 2, 4)}
+    made |= {"gradient": Image.fromarray(gradient), "noise": Image.fromarray(noise)}
+    return {f"{name} {side}x{side}": image for name, image in made.items()}
+
+
+def soft(side: int, grain: float) -> Image.Image:
+    """Blurred spots of all colours, as a decoder leaves them, with normal noise of so many levels."""
+    rng = np.random.default_rng(1)
+    spots = Image.fromarray(rng.integers(0, 256, (side // 32, side // 32, 3), np.uint8))
+    smooth = np.asarray(spots.resize((side, side), Image.Resampling.BICUBIC).filter(ImageFilter.GaussianBlur(4)))
+    return Image.fromarray((smooth + rng.normal(0, grain, smooth.shape)).clip(0, 255).astype(np.uint8))
 
 
 def draw() -> Image.Image:
