@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from datetime import datetime
 from typing import Any
 
 import structlog
@@ -13,10 +14,11 @@ from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
 import imagegen
 from imagegen import logs
-from imagegen.api import config, events, generation, images, models, system, tasks
+from imagegen.api import config, events, generation, images, models, system, tasks, webhooks
 from imagegen.api.dependencies import Services
 from imagegen.api.guard import Guard
 from imagegen.api.problems import TextAsProblem, install
+from imagegen.api.views import task_view, webhook_payload
 from imagegen.catalog.catalog import Catalog
 from imagegen.catalog.difference import Difference
 from imagegen.catalog.file import ConfigFile, etag_of
@@ -25,6 +27,8 @@ from imagegen.catalog.versions import Versions
 from imagegen.catalog.writer import CatalogWriter
 from imagegen.core.errors import Draining, ImagegenError
 from imagegen.core.events import EventBus
+from imagegen.core.task import GenerationTask
+from imagegen.core.webhooks import WebhookEvent
 from imagegen.gpu.child import ChildEngine
 from imagegen.gpu.engine import Engine, LocalEngine
 from imagegen.gpu.executor import GpuExecutor
@@ -37,6 +41,9 @@ from imagegen.storage.images import ImageStore
 from imagegen.storage.tasks import Retention, TaskJournal
 from imagegen.tasks.admission import Limits
 from imagegen.tasks.manager import TaskManager
+from imagegen.webhooks.client import GuardedClient, policy_of
+from imagegen.webhooks.sender import WebhookSender
+from imagegen.webhooks.signing import Signer
 
 log = structlog.get_logger(__name__)
 
@@ -65,7 +72,7 @@ class Service:
         # Microseconds of the wall clock: above every id of an earlier run, below what JSON numbers hold.
         self._bus = EventBus(first_id=time.time_ns() // 1000)
         self._executor = GpuExecutor(lambda: make_engine(settings))
-        self._journal = TaskJournal(settings.journal_path)
+        self._journal = TaskJournal(settings.journal_path, render=self._payload)
         self._images = ImageStore(settings.data_dir / "images")
         folders = Folders(settings.models_path, settings.loras_path)
         self._models = DynamicModelManager(catalog, self._executor, self._bus, folders)
@@ -84,6 +91,12 @@ class Service:
             puller=self._puller,
             cancel_grace_s=settings.cancel_grace_s,
         )
+        self._webhooks = WebhookSender(
+            self._journal.outbox,
+            GuardedClient(policy_of(settings), settings.webhook_timeout_s),
+            Signer(settings.webhook_secrets) if settings.webhook_secrets else None,
+            settings.webhook_delays_s,
+        )
         versions = Versions(settings.data_dir / "config" / etag_of(str(settings.config.absolute())))
         self._config = CatalogWriter(ConfigFile(settings.config), versions, SPECS, catalog, self._swap, self._bus)
         self._running: asyncio.Task[None] | None = None
@@ -92,7 +105,16 @@ class Service:
 
     @property
     def services(self) -> Services:
-        return Services(self._settings, self._tasks, self._models, self._puller, self._images, self._bus, self._config)
+        return Services(
+            self._settings,
+            self._tasks,
+            self._models,
+            self._puller,
+            self._images,
+            self._bus,
+            self._config,
+            self._webhooks,
+        )
 
     @property
     def crashed(self) -> bool:
@@ -121,6 +143,12 @@ class Service:
         """Look at models.yaml again: somebody sent SIGHUP."""
         self._config.ask_reload("signal")
 
+    def _payload(self, task: GenerationTask, event: WebhookEvent, at: datetime) -> str:
+        """The body of a webhook: the task as GET /task/{id} shows it."""
+        kept_days = self._models.catalog.settings.over(self._settings).retention_days
+        view = task_view(task, self._tasks.outlook(task), self._tasks.download(task.id), kept_days)
+        return webhook_payload(event, at, view)
+
     async def _swap(self, catalog: Catalog) -> Difference:
         """Put a catalog in force while no task runs. Raises Draining."""
         return await self._tasks.between_tasks(lambda: self._apply(catalog))
@@ -142,6 +170,9 @@ class Service:
             stack.callback(self._images.close)
             stack.push_async_callback(self._journal.close)
             stack.push_async_callback(self._executor.close, 2 * STOP_GRACE_S)
+            sending = asyncio.create_task(self._webhooks.run(), name="webhooks")
+            sending.add_done_callback(_log_crash)
+            stack.push_async_callback(_cancel, sending)
             pulling = asyncio.create_task(self._puller.run(), name="pulls")
             pulling.add_done_callback(_log_crash)
             stack.push_async_callback(_cancel, pulling)
@@ -242,7 +273,7 @@ def create_app(settings: Settings, catalog: Catalog) -> FastAPI:
     app.state.service = service
     app.state.services = service.services
     app.include_router(generation.upload_router, max_body_size=settings.max_upload_bytes)
-    for room in (generation, tasks, images, models, config, events, system):
+    for room in (generation, tasks, images, models, config, webhooks, events, system):
         app.include_router(room.router)
     install(app)
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)

@@ -1,11 +1,12 @@
 """Process settings, from IMAGEGEN_* variables and the command line. What concerns models is in models.yaml."""
 
+import base64
 import os
 from pathlib import Path
 from typing import Annotated, Literal
 
 from platformdirs import user_data_path
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, IPvAnyNetwork, SecretStr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from imagegen.builtin import default_config
@@ -15,14 +16,49 @@ def _comma_separated(value: object) -> object:
     return [part.strip().lower() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
+def _listed(value: object) -> object:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _secret(secret: SecretStr) -> SecretStr:
+    """As Standard Webhooks has them: `whsec_` and 24 to 64 bytes in base64."""
+    text = secret.get_secret_value()
+    try:
+        size = len(base64.b64decode(text.removeprefix("whsec_"), validate=True))
+    except ValueError:
+        size = 0
+    if not text.startswith("whsec_") or not 24 <= size <= 64:
+        raise ValueError("must be whsec_ and 24 to 64 bytes in base64")
+    return secret
+
+
+def _host_patterns(hosts: frozenset[str]) -> frozenset[str]:
+    from ssrfguard import Policy  # here: few commands need it
+
+    return Policy(allowed_hosts=hosts).allowed_hosts
+
+
+def _networks(networks: tuple[IPvAnyNetwork, ...]) -> tuple[IPvAnyNetwork, ...]:
+    from ssrfguard import Policy
+
+    Policy(allowed_networks=networks)  # refuses some that would let through more than they seem to
+    return networks
+
+
 def _separated_as_in_path(value: object) -> object:
     return [part for part in value.split(os.pathsep) if part] if isinstance(value, str) else value
+
+
+Port = Annotated[int, Field(ge=1, le=65_535)]
+Delay = Annotated[float, Field(ge=0, le=604_800)]
 
 
 class Settings(BaseSettings):
     """Fixed for the life of the process."""
 
-    model_config = SettingsConfigDict(env_prefix="IMAGEGEN_", env_ignore_empty=True, frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(
+        env_prefix="IMAGEGEN_", env_ignore_empty=True, frozen=True, extra="forbid", hide_input_in_errors=True
+    )
 
     host: str = "127.0.0.1"
     #: 0 lets the system choose.
@@ -67,6 +103,37 @@ class Settings(BaseSettings):
     #: Seconds of silence after which a worker is killed: while loading, and between two denoising steps.
     load_timeout_s: float = Field(900, gt=0, le=86_400)
     step_timeout_s: float = Field(300, gt=0, le=86_400)
+    #: `whsec_...`, the newest first; each signs every webhook. Without one webhooks are off.
+    webhook_secrets: Annotated[
+        tuple[Annotated[SecretStr, AfterValidator(_secret)], ...], NoDecode, BeforeValidator(_listed)
+    ] = ()
+    #: Names that webhooks may go to (`*.example.com` too); empty: any. Whatever the name, its address must be public.
+    webhook_hosts: Annotated[
+        frozenset[str], NoDecode, BeforeValidator(_comma_separated), AfterValidator(_host_patterns)
+    ] = frozenset()
+    #: Networks that are not public and that webhooks may go to all the same, as `10.1.0.0/16`.
+    webhook_networks: Annotated[
+        tuple[IPvAnyNetwork, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_networks)
+    ] = ()
+    webhook_ports: Annotated[frozenset[Port], NoDecode, BeforeValidator(_listed), Field(min_length=1)] = frozenset(
+        {80, 443}
+    )
+    #: Whether webhooks may go over plain http.
+    webhook_http: bool = False
+    #: Seconds that one attempt may take.
+    webhook_timeout_s: float = Field(15, ge=0.1, le=60)
+    #: Seconds from one attempt to the next; after the last one a delivery is dead. As Standard Webhooks has it: 75 h.
+    webhook_delays_s: Annotated[tuple[Delay, ...], NoDecode, BeforeValidator(_listed), Field(max_length=50)] = (
+        5,
+        300,
+        1800,
+        7200,
+        18_000,
+        36_000,
+        50_400,
+        72_000,
+        86_400,
+    )
     #: Seconds between two looks for idle models and expired tasks.
     housekeeping_s: float = Field(10, gt=0, le=3600)
 

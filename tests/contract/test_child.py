@@ -269,3 +269,8 @@ def test_pinned_memory_is_neither_rounded_up_nor_kept_unless_the_operator_says_h
     told = child.worker_environment({"PATH": "/bin"} | own)
     assert ("pinned_max_round_threshold_mb:1" in told.get("PYTORCH_ALLOC_CONF", "")) is (not own)
     assert told.items() >= own.items()
+
+
+@pytest.mark.parametrize("name", ["HF_TOKEN", "IMAGEGEN_WEBHOOK_SECRETS"])
+def test_a_worker_is_told_no_secret(name: str) -> None:
+    assert name not in child.worker_environment({name: "secret"})

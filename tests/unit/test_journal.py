@@ -504,7 +504,7 @@ async def test_a_journal_of_before_is_listed_by_model_and_its_tasks_are_kept_for
     await journal.update(ended(first, days_ago=100))
     with closing(sqlite3.connect(path)) as connection:
         connection.executescript(
-            """DROP TABLE keys; DROP TABLE prompts;
+            """DROP TABLE keys; DROP TABLE prompts; DROP TABLE deliveries;
             DROP INDEX ix_tasks_model; DROP INDEX ix_tasks_ended_s; DROP TABLE service;
             ALTER TABLE tasks DROP COLUMN model; ALTER TABLE tasks DROP COLUMN stored_bytes;
             ALTER TABLE tasks DROP COLUMN ended_s; CREATE INDEX ix_tasks_completed_at ON tasks (completed_at);

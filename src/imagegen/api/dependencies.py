@@ -12,6 +12,7 @@ from imagegen.models.manager import DynamicModelManager
 from imagegen.settings import Settings
 from imagegen.storage.images import ImageStore
 from imagegen.tasks.manager import TaskManager
+from imagegen.webhooks.sender import WebhookSender
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Services:
     images: ImageStore
     bus: EventBus
     config: CatalogWriter
+    webhooks: WebhookSender
 
 
 # All are `async def`: FastAPI sends plain functions to a thread, which costs more than all that they do.
@@ -64,6 +66,10 @@ async def _writer(services: Annotated[Services, Depends(_services)]) -> CatalogW
     return services.config
 
 
+async def _webhooks(services: Annotated[Services, Depends(_services)]) -> WebhookSender:
+    return services.webhooks
+
+
 Tasks = Annotated[TaskManager, Depends(_tasks)]
 Models = Annotated[DynamicModelManager, Depends(_models)]
 Puller = Annotated[ModelPuller, Depends(_puller)]
@@ -71,3 +77,4 @@ Images = Annotated[ImageStore, Depends(_images)]
 Bus = Annotated[EventBus, Depends(_bus)]
 Config = Annotated[Settings, Depends(_settings)]
 Writer = Annotated[CatalogWriter, Depends(_writer)]
+Webhooks = Annotated[WebhookSender, Depends(_webhooks)]

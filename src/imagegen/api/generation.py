@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import APIRouter, Response
 
 from imagegen.api.bounded import BoundedRoute
-from imagegen.api.dependencies import Config, Tasks
+from imagegen.api.dependencies import Config, Tasks, Webhooks
 from imagegen.api.idempotency import REPLAYED_HEADER, Submitter
 from imagegen.api.problems import describe
 from imagegen.api.schemas import (
@@ -21,7 +21,9 @@ from imagegen.api.uploads import decode_image
 from imagegen.api.views import plan_view
 from imagegen.api.waiting import Caller
 from imagegen.core.task import InputPictures, Output, TaskType
+from imagegen.core.webhooks import ENDS
 from imagegen.tasks.admission import TaskDraft
+from imagegen.webhooks.sender import WebhookSender
 
 router = APIRouter(tags=["generation"], route_class=BoundedRoute)
 #: Bodies with a picture in them; the composition root gives this one the larger limit.
@@ -35,6 +37,8 @@ ACCEPTING = (
     "unsupported_capability",
     "lora_not_found",
     "size_too_large",
+    "webhooks_off",
+    "url_not_allowed",
     "does_not_fit",
     "body_too_large",
     "model_quarantined",
@@ -63,12 +67,12 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
     summary="Make pictures from words",
     responses={**_ANSWERS, **describe(*ACCEPTING, "idempotency_key_reused")},
 )
-async def text2image(body: Text2ImageBody, caller: Caller, submitter: Submitter) -> Response:
+async def text2image(body: Text2ImageBody, caller: Caller, submitter: Submitter, webhooks: Webhooks) -> Response:
     """Accepts a task and answers at once; the task is on disk by then. Follow `links.events`, or poll `links.self`.
 
     With the header `Prefer: wait=N` the answer is the ended task (200) if it ends within N seconds, else the usual 202.
     """
-    once = await submitter.submit(_draft(TaskType.TEXT2IMAGE, body), body)
+    once = await submitter.submit(_draft(TaskType.TEXT2IMAGE, body, webhooks), body)
     return await caller.answer(once, cancel=body.cancel_on_disconnect)
 
 
@@ -80,7 +84,9 @@ async def text2image(body: Text2ImageBody, caller: Caller, submitter: Submitter)
     summary="Make pictures from words and a picture",
     responses={**_ANSWERS, **describe(*ACCEPTING, "idempotency_key_reused", "invalid_image", "image_too_large")},
 )
-async def image2image(body: Image2ImageBody, caller: Caller, submitter: Submitter, settings: Config) -> Response:
+async def image2image(
+    body: Image2ImageBody, caller: Caller, submitter: Submitter, settings: Config, webhooks: Webhooks
+) -> Response:
     """As text2image, starting from an input picture: it is filled to the asked size, its centre kept.
 
     With `mask`, only the white part of that is drawn anew. Models that edit (Kontext) do without `strength`.
@@ -88,7 +94,7 @@ async def image2image(body: Image2ImageBody, caller: Caller, submitter: Submitte
     image = await decode_image(body.image, settings.max_input_pixels)
     mask = await decode_image(body.mask, settings.max_input_pixels) if body.mask else None
     pictures = InputPictures(init_image=image, mask_image=mask)
-    draft = _draft(TaskType.IMAGE2IMAGE, body).evolve(strength=body.strength, pictures=pictures)
+    draft = _draft(TaskType.IMAGE2IMAGE, body, webhooks).evolve(strength=body.strength, pictures=pictures)
     once = await submitter.submit(draft, body)
     return await caller.answer(once, cancel=body.cancel_on_disconnect)
 
@@ -99,17 +105,22 @@ async def image2image(body: Image2ImageBody, caller: Caller, submitter: Submitte
     summary="What would become of a request",
     responses=describe(*(code for code in ACCEPTING if code not in _ONLY_ACCEPTING)),
 )
-async def plan(body: PlanBody, tasks: Tasks) -> PlanView:
+async def plan(body: PlanBody, tasks: Tasks, webhooks: Webhooks) -> PlanView:
     """Takes the body of text2image or image2image and accepts nothing: who would have to leave the device, which
     position it would get, and when it would begin and end. What never could run is refused as it would be there.
     """
-    draft = _draft(body.task_type, body).evolve(strength=body.strength)
+    draft = _draft(body.task_type, body, webhooks).evolve(strength=body.strength)
     return plan_view(await tasks.plan(draft))
 
 
-def _draft(kind: TaskType, body: GenerationBody) -> TaskDraft:
-    output = Output(format=body.format, quality=body.quality, metadata=body.metadata)
-    return TaskDraft(type=kind, loras=body.all_loras(), output=output, **body.model_dump(include=_DRAFT_FIELDS))
+def _draft(kind: TaskType, body: GenerationBody, webhooks: WebhookSender) -> TaskDraft:
+    return TaskDraft(
+        type=kind,
+        loras=body.all_loras(),
+        output=Output(format=body.format, quality=body.quality, metadata=body.metadata),
+        webhook=webhooks.accept(body.webhook_url, body.webhook_events or ENDS) if body.webhook_url else None,
+        **body.model_dump(include=_DRAFT_FIELDS),
+    )
 
 
 #: What a body says in the draft's own words.

@@ -18,6 +18,7 @@ from imagegen.catalog.catalog import HubSource, ModelId
 from imagegen.core.receipt import Receipt
 from imagegen.core.sizes import AspectRatio
 from imagegen.core.task import MAX_SEED, MAX_STEPS, ImageFormat, Lora, TaskStatus, TaskType
+from imagegen.core.webhooks import DeliveryState, WebhookEvent
 from imagegen.hub.puller import PullState
 from imagegen.models.residency import ModelState
 
@@ -115,6 +116,12 @@ class GenerationBody(Body):
         le=8,
         description="So many times while each picture is made, its event stream shows what it will be like.",
     )
+    webhook_url: str | None = Field(
+        None, min_length=1, max_length=2000, description="Is told of the events below. Never shown again but its host."
+    )
+    webhook_events: list[WebhookEvent] | None = Field(
+        None, min_length=1, max_length=8, description="What `webhook_url` is told; default: the end, whichever it is."
+    )
     cancel_on_disconnect: bool = Field(
         False,
         strict=True,
@@ -149,6 +156,12 @@ class GenerationBody(Body):
     def _width_with_height(self) -> Self:
         if (self.width is None) != (self.height is None):
             raise ValueError("width and height go together")
+        return self
+
+    @model_validator(mode="after")
+    def _events_with_url(self) -> Self:
+        if self.webhook_events is not None and self.webhook_url is None:
+            raise ValueError("webhook_events needs webhook_url")
         return self
 
 
@@ -278,6 +291,13 @@ class ReplayView(BaseModel):
     )
 
 
+class WebhookView(BaseModel):
+    """Who is told of a task. The URL may hold a secret, so it is not shown."""
+
+    host: str = Field(examples=["example.com"])
+    events: list[WebhookEvent]
+
+
 class TaskView(BaseModel):
     """A task as it stands."""
 
@@ -307,6 +327,7 @@ class TaskView(BaseModel):
     expires_at: datetime | None = Field(
         None, description="Once ended: it is not deleted for its age before that. Time without service does not count."
     )
+    webhook: WebhookView | None = Field(None, description="If one was given.")
     download: PullView | None = Field(None, description="While pending: the download of weights that it waits for.")
     created_at: datetime
     started_at: datetime | None
@@ -352,6 +373,36 @@ class TaskPage(BaseModel):
     tasks: list[TaskView]
     total: int = Field(description="Tasks in the history.")
     filtered: int = Field(description="Those of them that match the filter, on this page or not.")
+
+
+class DeliveryView(BaseModel):
+    """One event on its way to a receiver."""
+
+    id: str = Field(description="The `webhook-id` of each attempt.", examples=["msg_0b9c6c5e3f0a4b1e9a552f4c6f0f8d11"])
+    task_id: str
+    event: WebhookEvent
+    host: str = Field(description="The receiver's; the rest of its URL may be secret.", examples=["example.com"])
+    state: DeliveryState
+    attempts: int = Field(description="Those that count; one that a restart brought forward does not if it fails.")
+    error: str | None = Field(
+        description="Why the latest attempt failed: `timeout`, `refused`, `tls_failed`, `broken_off`, "
+        "`url_not_allowed`, `status 500`; `gone` (410), or `outbox_full`: it was never tried."
+    )
+    created_at: datetime
+    attempted_at: datetime | None = Field(description="The latest attempt.")
+    next_attempt_at: datetime | None = Field(description="While it waits for one.")
+
+
+class DeliveryDetails(DeliveryView):
+    """One delivery, with what it says."""
+
+    payload: dict[str, Any] = Field(description="The body, as it was when the event happened.")
+
+
+class DeliveryPage(BaseModel):
+    """The newest deliveries."""
+
+    deliveries: list[DeliveryView]
 
 
 class QueueCleared(BaseModel):

@@ -1,11 +1,14 @@
 """Pure: how values of the core look on the wire."""
 
-from datetime import timedelta
+import json
+from datetime import datetime, timedelta
 from typing import Any
 
 from fastapi import Response
 
 from imagegen.api.schemas import (
+    DeliveryDetails,
+    DeliveryView,
     ImageView,
     LoraView,
     ModelDetails,
@@ -16,12 +19,14 @@ from imagegen.api.schemas import (
     TaskLinks,
     TaskView,
     Unloaded,
+    WebhookView,
 )
 from imagegen.catalog.catalog import ModelSpec
 from imagegen.core.events import Event, TaskCompleted, TaskSaved
 from imagegen.core.provenance import differences
 from imagegen.core.receipt import Receipt
 from imagegen.core.task import GenerationTask, StoredImage, TaskStatus
+from imagegen.core.webhooks import Delivery, Webhook, WebhookEvent
 from imagegen.hub.puller import Pull
 from imagegen.models.manager import DynamicModelManager, UnloadReport
 from imagegen.models.residency import ModelState
@@ -87,6 +92,7 @@ def task_view(
         estimated_start_at=outlook.start_at if outlook else None,
         estimated_finish_at=outlook.finish_at if outlook else None,
         expires_at=task.completed_at + keeps if task.completed_at and keeps else None,
+        webhook=webhook_view(task.webhook) if task.webhook else None,
         download=pull_view(download) if download else None,
         links=task_links(task.id),
         format=task.output.format,
@@ -99,6 +105,29 @@ def task_view(
 
 
 _TASK_FIELDS = {"status", "model", "priority", "deadline_s", "attempt", "created_at", "started_at", "completed_at"}
+
+
+def webhook_view(webhook: Webhook) -> WebhookView:
+    return WebhookView(host=webhook.host, events=list(webhook.events))
+
+
+def webhook_payload(event: WebhookEvent, at: datetime, task: TaskView) -> str:
+    """The body that tells of a task, as Standard Webhooks has it."""
+    data = task.model_dump(mode="json")
+    return json.dumps({"type": f"task.{event}", "timestamp": at.isoformat(), "data": data}, ensure_ascii=False)
+
+
+def delivery_view(delivery: Delivery, next_attempt_at: datetime | None) -> DeliveryView:
+    return DeliveryView(**_delivery_fields(delivery), next_attempt_at=next_attempt_at)
+
+
+def delivery_details(delivery: Delivery, next_attempt_at: datetime | None) -> DeliveryDetails:
+    payload = json.loads(delivery.payload)
+    return DeliveryDetails(**_delivery_fields(delivery), next_attempt_at=next_attempt_at, payload=payload)
+
+
+def _delivery_fields(delivery: Delivery) -> dict[str, Any]:
+    return {"host": delivery.host, **delivery.model_dump(exclude={"sequence", "url", "payload"})}
 
 
 def plan_view(plan: Plan) -> PlanView:

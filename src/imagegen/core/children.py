@@ -1,8 +1,11 @@
-"""What every child process of the service does at its start."""
+"""What every child process of the service does at its start, and what it is not told."""
 
 import os
 import signal
 import threading
+
+#: Variables that no child gets to see.
+OUR_SECRETS = frozenset({"IMAGEGEN_WEBHOOK_SECRETS"})
 
 
 def follow_parent() -> None:

@@ -168,6 +168,24 @@ class ImageNotFound(ImagegenError):
     code = "image_not_found"
 
 
+class WebhooksOff(ImagegenError):
+    """Webhooks are off on this service; its operator turns them on with IMAGEGEN_WEBHOOK_SECRETS."""
+
+    code = "webhooks_off"
+
+
+class UrlNotAllowed(ImagegenError):
+    """This service does not send to this URL."""
+
+    code = "url_not_allowed"
+
+
+class DeliveryNotFound(ImagegenError):
+    """There is no delivery with this id."""
+
+    code = "delivery_not_found"
+
+
 class QueueFull(ImagegenError):
     """The queue is full."""
 

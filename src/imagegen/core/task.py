@@ -12,6 +12,7 @@ from imagegen.core.errors import FailureCode
 from imagegen.core.provenance import Provenance
 from imagegen.core.sizes import Size
 from imagegen.core.value import Value
+from imagegen.core.webhooks import Webhook
 
 #: A task makes pictures at most this often: once, and once more when the worker or the service died under it.
 MAX_ATTEMPTS = 2
@@ -186,6 +187,8 @@ class GenerationTask(Value):
     #: Pictures of its progress that its listeners are to get, of each picture.
     previews: int = 0
     output: Output = Output()
+    #: Who is told when it starts or ends.
+    webhook: Webhook | None = None
     status: TaskStatus = TaskStatus.PENDING
     #: How often it was started.
     attempt: int = 0

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from msgpack.exceptions import UnpackException
 
+from imagegen.core.children import OUR_SECRETS
 from imagegen.core.errors import FailureCode
 from imagegen.core.value import Value
 from imagegen.gpu.protocol import (
@@ -46,7 +47,7 @@ TICK_S = 0.02
 START_DELAYS_S = (0.5, 1, 2, 4)
 
 #: The worker never downloads, so it gets no token and no network.
-HIDDEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACEHUB_API_TOKEN")
+HIDDEN_VARIABLES = OUR_SECRETS | {"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACEHUB_API_TOKEN"}
 WORKER_VARIABLES = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "DIFFUSERS_DISABLE_REMOTE_CODE": "1"}
 
 #: Else torch takes the next power of two for each piece of pinned memory, and keeps what is freed of it.

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from types import MappingProxyType
 
+from imagegen.core.children import OUR_SECRETS
 from imagegen.core.errors import FailureCode
 from imagegen.hub.messages import Fetch, Fetched, Progress, Refused, read_answer
 
@@ -36,7 +37,7 @@ async def fetch_in_process(command: Fetch, on_progress: OnProgress) -> Fetched |
         *(sys.executable, "-P", "-m", "imagegen.hub.child", command.model_dump_json()),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
-        env=os.environ | _VARIABLES,
+        env={name: value for name, value in os.environ.items() if name not in OUR_SECRETS} | dict(_VARIABLES),
     )
     try:
         return await _hear(process, on_progress)

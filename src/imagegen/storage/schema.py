@@ -13,6 +13,7 @@ from sqlalchemy import (
     Text,
     column,
     table,
+    text,
 )
 
 metadata = MetaData()
@@ -72,3 +73,27 @@ keys = Table(
 
 #: An FTS5 index of trigrams, by the task's sequence; not in `metadata`, which knows no virtual tables.
 prompts = table("prompts", column("rowid", Integer), column("prompt", Text))
+
+#: The outbox: what receivers of webhooks are to be told, or were.
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("sequence", Integer, primary_key=True, autoincrement=True),
+    Column("id", String(40), nullable=False, unique=True),
+    # No foreign key: what is on its way outlives the record of its task.
+    Column("task_id", String(36), nullable=False),
+    Column("event", String(16), nullable=False),
+    Column("url", Text, nullable=False),
+    Column("payload", Text, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    Column("error", String(32)),
+    Column("created_at", String(32), nullable=False),
+    Column("attempted_at", String(32)),
+    # 1: its receiver has said 410 to it, and nothing has arrived at that URL since.
+    Column("gone", Integer, nullable=False, server_default="0"),
+    Index("ix_deliveries_task_id", "task_id"),
+    Index("ix_deliveries_state", "state"),
+    Index("ix_deliveries_gone", "url", sqlite_where=text("gone = 1")),
+    sqlite_autoincrement=True,
+)

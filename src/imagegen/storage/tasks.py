@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, Select, bindparam, delete, func, insert, literal_column, select, update
 
 from imagegen.core.task import GenerationTask, InputPictures, TaskStatus
+from imagegen.core.webhooks import Delivery
 from imagegen.storage.database import Database
+from imagegen.storage.outbox import Outbox, Render
 from imagegen.storage.schema import inputs, keys, prompts, service, tasks
 
 Query = Select[*tuple[Any, ...]]
@@ -90,8 +92,11 @@ class TaskJournal:
     Age is counted in seconds of service: the time that a journal was open, over all runs, on a clock that nobody sets.
     """
 
-    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic, render: Render | None = None) -> None:
+        """`render` makes the body of a webhook that tells of a task."""
         self._database = Database(path)
+        #: Written in the transactions of the tasks that there is something to tell of.
+        self.outbox = Outbox(self._database, render)
         self._clock = clock
         self._opened = clock()
         #: Seconds of service of earlier runs; touched by the database's thread only, as the next one.
@@ -130,15 +135,27 @@ class TaskJournal:
 
         Only an end waits for the disk: a power cut that forgets a beginning has the task begin again.
         """
+        ended = [task for task in changed if task.status.finished]
+        await self._store(changed, self.outbox.births(ended), durable=bool(ended))
 
+    async def begin(self, task: GenerationTask) -> None:
+        """As update, of a task that begins to make its pictures: who wants to be told so is."""
+        await self._store([task], self.outbox.births([task], started=True), durable=False)
+
+    async def _store(self, changed: Sequence[GenerationTask], born: Sequence[Delivery], *, durable: bool) -> None:
         def work(connection: Connection) -> None:
             for task in changed:
                 values = _columns(task) | self._end(task, connection)
                 connection.execute(_UPDATE, values | {"of": task.id})
                 if _came_to_nothing(task):
                     connection.execute(_DROP_INPUTS, {"of": task.id})
+            self.outbox.add(born, connection)
 
-        await self._database.run(work, durable=any(task.status.finished for task in changed))
+        try:
+            await self._database.run(work, durable=durable)
+        finally:
+            if born:
+                self.outbox.tell()
 
     async def get(self, task_id: str) -> GenerationTask | None:
         row = await self._database.run(lambda connection: connection.execute(_GET, {"of": task_id}).one_or_none())
@@ -183,11 +200,13 @@ class TaskJournal:
 
     async def delete(self, task_ids: Sequence[str]) -> None:
         """Forget at most 500 tasks."""
-        these = tasks.c.id.in_(task_ids[:_CHUNK])
+        task_ids = task_ids[:_CHUNK]
+        these = tasks.c.id.in_(task_ids)
 
         def work(connection: Connection) -> None:
             connection.execute(delete(prompts).where(prompts.c.rowid.in_(select(tasks.c.sequence).where(these))))
             connection.execute(delete(tasks).where(these))
+            self.outbox.forget(task_ids, connection)
 
         await self._database.run(work)
 

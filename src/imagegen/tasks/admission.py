@@ -19,6 +19,7 @@ from imagegen.core.task import (
     TaskType,
 )
 from imagegen.core.value import Value
+from imagegen.core.webhooks import Webhook
 
 
 class Limits(Value):
@@ -50,7 +51,8 @@ class TaskDraft(Value):
     deadline_s: float | None = None
     previews: int = 0
     output: Output = Output()
-    #: Already checked.
+    #: Already checked, as the pictures are.
+    webhook: Webhook | None = None
     pictures: InputPictures = InputPictures()
     #: What it is to make once more.
     replay: Replay | None = None
@@ -128,6 +130,7 @@ def new_task(draft: TaskDraft, model: str, request: GenerationRequest) -> Genera
         priority=draft.priority,
         deadline_s=draft.deadline_s,
         previews=draft.previews,
+        webhook=draft.webhook,
         output=draft.output,
         created_at=datetime.now(UTC),
         input_bytes=len(image or b"") + len(mask or b""),

@@ -419,7 +419,7 @@ class TaskManager:
         """Count the attempt: from here on the task itself may be what brings the worker or the service down."""
         active.began, active.stage_since = True, self._clock()
         active.task = active.task.evolve(attempt=active.task.attempt + 1)
-        await self._record(active.task)
+        await self._record(active.task, started=True)
 
     async def _generate(self, active: Active) -> Generated | Stopped | Failed:
         task = active.task
@@ -526,10 +526,10 @@ class TaskManager:
         del self._active[active.task.id]
         log.info("task_ended", task_id=active.task.id, status=status, attempt=active.task.attempt)
 
-    async def _record(self, task: GenerationTask) -> bool:
+    async def _record(self, task: GenerationTask, *, started: bool = False) -> bool:
         """Store a new state. If the disk refuses, the older state stays there and a restart repeats the task."""
         try:
-            await self._journal.update(task)
+            await (self._journal.begin(task) if started else self._journal.update(task))
         except (StorageFull, StorageFailed) as error:
             log.error("journal_failed", task_id=task.id, status=task.status, code=error.code)
             return False

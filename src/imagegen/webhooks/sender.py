@@ -1,0 +1,201 @@
+"""WebhookSender: brings what is in the outbox to its receivers; the single writer of how far each delivery is."""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Protocol
+
+import structlog
+
+from imagegen.core.errors import DeliveryNotFound, StorageFailed, StorageFull, WebhooksOff
+from imagegen.core.webhooks import Delivery, DeliveryState, Webhook, WebhookEvent
+from imagegen.storage.outbox import DeliveryFilter, Outbox
+from imagegen.webhooks.client import Answer
+from imagegen.webhooks.schedule import retry_after_s, retry_in_s
+from imagegen.webhooks.signing import Signer
+from imagegen.webhooks.turns import Turn, Turns
+
+log = structlog.get_logger(__name__)
+
+#: What an earlier run left begins again within so many seconds each, and all of it within a minute.
+_RESUME_S = 0.05
+_RESUME_ALL_S = 60.0
+
+#: Seconds until a disk that refused is asked again.
+_DISK_S = 10.0
+
+
+class Client(Protocol):
+    """Sends. GuardedClient is the real one."""
+
+    def check(self, url: str) -> None:
+        """Raises UrlNotAllowed."""
+
+    async def post(self, url: str, body: str, headers: Mapping[str, str]) -> Answer:
+        """One attempt. Raises nothing."""
+        ...
+
+
+class WebhookSender:
+    """Owns `_turns`: what is on its way and when it is next. Durable are state and attempts; times are not.
+
+    So a clock that jumps moves nothing, and after a restart all that is on its way is tried again soon.
+    """
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        client: Client,
+        signer: Signer | None,
+        delays_s: Sequence[float],
+        clock: Callable[[], float] = time.monotonic,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        """Without a signer webhooks are off. `delays_s`: from one attempt to the next; then a delivery is dead."""
+        self._outbox = outbox
+        self._client = client
+        self._signer = signer
+        self._delays_s = delays_s
+        self._clock = clock
+        self._chance = chance
+        self._turns = Turns()
+        #: Set when there may be something to do.
+        self._wake = asyncio.Event()
+        #: Whether there may be deliveries that `_turns` does not know: those with a sequence above `_seen`.
+        self._news = True
+        self._seen = 0
+        self._resumed = False
+        outbox.on_birth(self._look_soon)
+
+    # -- asked by callers ---------------------------------------------------------------------------------------------
+
+    def accept(self, url: str, events: Sequence[WebhookEvent]) -> Webhook:
+        """A receiver, checked. Raises WebhooksOff or UrlNotAllowed."""
+        if self._signer is None:
+            raise WebhooksOff
+        self._client.check(url)
+        return Webhook(url=url, events=tuple(dict.fromkeys(events)))
+
+    async def get(self, delivery_id: str) -> Delivery:
+        """Raises DeliveryNotFound."""
+        delivery = await self._outbox.get(delivery_id)
+        if delivery is None:
+            raise DeliveryNotFound
+        return delivery
+
+    async def page(self, wanted: DeliveryFilter, limit: int, before: int | None = None) -> tuple[list[Delivery], bool]:
+        """The newest deliveries, or the newest before the one with this sequence; and whether there are more."""
+        return await self._outbox.page(wanted, limit, before)
+
+    def next_attempt_at(self, delivery: Delivery) -> datetime | None:
+        """As far as is known; None: there is none, or it is under way."""
+        due = self._turns.due(delivery.id)
+        if due is None or delivery.state is not DeliveryState.PENDING:
+            return None
+        return datetime.now(UTC) + timedelta(seconds=max(0.0, due - self._clock()))
+
+    async def replay(self, delivery_id: str) -> Delivery:
+        """Send it again, with the same id and its attempts counted anew. Raises WebhooksOff or DeliveryNotFound."""
+        if self._signer is None:
+            raise WebhooksOff
+        delivery = await self._outbox.revive(delivery_id)
+        if delivery is None:
+            raise DeliveryNotFound
+        if not self._turns.hasten(delivery_id, self._clock()):
+            self._turns.add(_turn(delivery), self._clock())
+        self._wake.set()
+        return delivery
+
+    # -- running ------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Send what is due, for ever. What is under way when it is cancelled stays on its way."""
+        if self._signer is None:
+            return
+        async with asyncio.TaskGroup() as attempts:
+            while True:
+                self._wake.clear()
+                await self._look()
+                for turn in self._turns.take(self._clock()):
+                    attempts.create_task(self._attempt(turn, self._signer))
+                await self._rest()
+
+    def _look_soon(self) -> None:
+        self._news = True
+        self._wake.set()
+
+    async def _rest(self) -> None:
+        due = self._turns.next_due()
+        try:
+            async with asyncio.timeout(None if due is None else max(0.0, due - self._clock())):
+                await self._wake.wait()
+        except TimeoutError:
+            pass
+
+    async def _look(self) -> None:
+        """Learn of what is new, in the order of birth."""
+        try:
+            while self._news:
+                self._news = False
+                found = await self._outbox.pending(self._seen)
+                self._learn(found)
+                self._news = self._news or bool(found)
+            self._resumed = True
+        except (StorageFull, StorageFailed) as error:
+            log.error("outbox_failed", code=error.code)
+            asyncio.get_running_loop().call_later(_DISK_S, self._look_soon)
+
+    def _learn(self, found: Sequence[Delivery]) -> None:
+        spread_s = 0.0 if self._resumed else min(_RESUME_ALL_S, _RESUME_S * len(found))
+        for delivery in found:
+            self._seen = delivery.sequence
+            early = not self._resumed and delivery.attempts > 0
+            self._turns.add(_turn(delivery, early=early), self._clock() + spread_s * self._chance())
+
+    async def _attempt(self, turn: Turn, signer: Signer) -> None:
+        try:
+            delivery = await self._outbox.get(turn.id)
+            if delivery is None or delivery.state is not DeliveryState.PENDING:
+                self._turns.done(turn)
+            else:
+                await self._settle(turn, delivery, await self._post(delivery, signer))
+        except (StorageFull, StorageFailed) as error:
+            # Perhaps it has arrived, and will once more: at least once is what was promised.
+            log.error("delivery_not_recorded", delivery_id=turn.id, code=error.code)
+            self._turns.again(turn, self._clock() + _DISK_S)
+        self._wake.set()
+
+    async def _post(self, delivery: Delivery, signer: Signer) -> Answer:
+        headers = signer.headers(delivery.id, datetime.now(UTC), delivery.payload)
+        return await self._client.post(delivery.url, delivery.payload, headers)
+
+    async def _settle(self, turn: Turn, delivery: Delivery, answer: Answer) -> None:
+        now = datetime.now(UTC)
+        delivery = delivery.evolve(attempted_at=now, error=answer.word)
+        if answer.arrived:
+            arrived = delivery.evolve(state=DeliveryState.DELIVERED, attempts=turn.attempts + 1)
+            await self._outbox.delivered(arrived)
+            self._turns.done(turn)
+            return
+        turn.attempts, turn.early = turn.attempts + (not turn.early), False
+        wanted_s = retry_after_s(answer.retry_after, now)
+        retry_s = retry_in_s(turn.attempts, self._delays_s, self._chance(), wanted_s)
+        await self._failed(turn, delivery.evolve(attempts=turn.attempts), None if answer.gone else retry_s, answer)
+
+    async def _failed(self, turn: Turn, delivery: Delivery, retry_s: float | None, answer: Answer) -> None:
+        told = {"delivery_id": delivery.id, "task_id": delivery.task_id, "host": turn.host, "error": delivery.error}
+        if retry_s is None:
+            dead = delivery.evolve(state=DeliveryState.DEAD)
+            self._turns.drop(await self._outbox.failed(dead, gone=answer.gone))
+            self._turns.done(turn)
+            log.warning("delivery_dead", attempts=delivery.attempts, **told)
+        else:
+            await self._outbox.failed(delivery)
+            self._turns.again(turn, self._clock() + retry_s)
+            log.info("delivery_failed", attempts=delivery.attempts, retry_in_s=round(retry_s, 1), **told)
+
+
+def _turn(delivery: Delivery, *, early: bool = False) -> Turn:
+    return Turn(delivery.id, delivery.task_id, delivery.host, delivery.attempts, early)
