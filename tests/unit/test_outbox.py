@@ -1,0 +1,295 @@
+"""The outbox: what there is to tell is on disk together with what happened, and bounded."""
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from imagegen.core.errors import DeliveryNotFound, StorageFailed
+from imagegen.core.task import GenerationTask, InputPictures, TaskStatus
+from imagegen.core.webhooks import Delivery, DeliveryState, Webhook, WebhookEvent
+from imagegen.storage import outbox as outbox_module
+from imagegen.storage.outbox import DeliveryFilter
+from imagegen.storage.tasks import TaskJournal
+from imagegen.webhooks.client import Answer
+from imagegen.webhooks.sender import WebhookSender
+from imagegen.webhooks.signing import Signer
+from tests.receiver import SECRET
+from tests.unit.conftest import MORNING, task_of
+
+ALL = tuple(WebhookEvent)
+DELAYS_S = (5, 300, 1800)
+
+
+def told(number: int, url: str = "https://example.com/a", events: tuple[WebhookEvent, ...] = ALL) -> GenerationTask:
+    return task_of(number, webhook=Webhook(url=url, events=events))
+
+
+def ended(task: GenerationTask, status: TaskStatus = TaskStatus.COMPLETED) -> GenerationTask:
+    return task.evolve(status=status, completed_at=MORNING)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "imagegen.sqlite3"
+
+
+def open_journal(path: Path) -> TaskJournal:
+    return TaskJournal(path, render=lambda task, event, at: f'{{"{event}": "{task.id}"}}')
+
+
+@pytest.fixture
+async def journal(path: Path) -> AsyncIterator[TaskJournal]:
+    opened = open_journal(path)
+    yield opened
+    await opened.close()
+
+
+async def all_of(journal: TaskJournal, **wanted: Any) -> list[Delivery]:
+    """Oldest first."""
+    found, _ = await journal.outbox.page(DeliveryFilter(**wanted), 1000)
+    return found[::-1]
+
+
+async def born(journal: TaskJournal, *tasks: GenerationTask) -> list[Delivery]:
+    for task in tasks:
+        await journal.insert(task, InputPictures())
+        await journal.update(ended(task))
+    return await all_of(journal)
+
+
+# -- born with what happened -------------------------------------------------------------------------------------------
+
+
+async def test_an_end_and_its_telling_are_one_transaction(journal: TaskJournal, path: Path) -> None:
+    task = await journal.insert(told(1), InputPictures())
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TRIGGER no BEFORE INSERT ON deliveries BEGIN SELECT RAISE(ABORT, 'no'); END")
+        connection.commit()
+        with pytest.raises(StorageFailed):
+            await journal.update(ended(task))
+        assert await journal.get(task.id) == task
+        connection.execute("DROP TRIGGER no")
+        connection.commit()
+        await journal.update(ended(task))
+        # As a killed process leaves it.
+        rows = connection.execute("SELECT task_id, event, state, attempts FROM deliveries").fetchall()
+    assert rows == [(task.id, "completed", "pending", 0)]
+
+
+async def test_what_was_not_asked_for_is_not_told(journal: TaskJournal) -> None:
+    for number, events in enumerate([(WebhookEvent.FAILED,), ALL, (WebhookEvent.STARTED,)]):
+        task = await journal.insert(told(number, events=events), InputPictures())
+        await journal.update(task.evolve(status=TaskStatus.PROCESSING))  # its model is being loaded
+        await journal.begin(task.evolve(status=TaskStatus.PROCESSING, attempt=1))
+        await journal.update(ended(task))
+    await born(journal, task_of(9))
+    assert [(each.task_id[-1], each.event.value) for each in await all_of(journal)] == [
+        ("1", "started"),
+        ("1", "completed"),
+        ("2", "started"),
+    ]
+
+
+@pytest.mark.parametrize("status", [TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED])
+async def test_each_end_is_told_by_its_own_word(journal: TaskJournal, status: TaskStatus) -> None:
+    task = await journal.insert(told(1), InputPictures())
+    await journal.update(ended(task, status))
+    (delivery,) = await all_of(journal)
+    assert (delivery.event.value, delivery.payload) == (status.value, f'{{"{status}": "{task.id}"}}')
+
+
+async def test_every_delivery_has_an_id_of_its_own(journal: TaskJournal) -> None:
+    found = await born(journal, *(told(number) for number in range(20)))
+    assert len({each.id for each in found}) == 20
+    assert all(each.id.startswith("msg_") for each in found)
+
+
+async def test_more_than_so_many_are_dead_at_birth(journal: TaskJournal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox_module, "MAX_PENDING", 2)
+    found = await born(journal, *(told(number) for number in range(3)))
+    assert [(each.state.value, each.error) for each in found] == [
+        ("pending", None),
+        ("pending", None),
+        ("dead", "outbox_full"),
+    ]
+
+
+# -- gone --------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_url_that_is_gone_gets_nothing_until_something_arrives_there(journal: TaskJournal) -> None:
+    first, second, other = await born(journal, told(1), told(2), told(3, "https://example.com/b"))
+    dead = first.evolve(state=DeliveryState.DEAD, attempts=1, error="gone")
+    assert await journal.outbox.failed(dead, gone=True) == [second.id]
+    *_, third = await born(journal, told(4))
+    assert [each.state.value for each in await all_of(journal)] == ["dead", "dead", "pending", "dead"]
+    assert third.error == "gone"
+    revived = await journal.outbox.revive(third.id)
+    assert revived is not None
+    assert (revived.state, revived.attempts, revived.error) == (DeliveryState.PENDING, 0, None)
+    *_, fifth = await born(journal, told(5))
+    assert fifth.error == "gone"  # a replay alone changes nothing
+    await journal.outbox.delivered(revived.evolve(state=DeliveryState.DELIVERED))
+    *_, sixth = await born(journal, told(6))
+    assert sixth.state is DeliveryState.PENDING
+    assert other.state is DeliveryState.PENDING
+
+
+async def test_an_attempt_that_fails_late_does_not_bring_a_dead_delivery_back(journal: TaskJournal) -> None:
+    first, second = await born(journal, told(1), told(2))
+    await journal.outbox.failed(first.evolve(state=DeliveryState.DEAD), gone=True)
+    await journal.outbox.failed(second.evolve(attempts=1, error="timeout"))
+    assert [each.state.value for each in await all_of(journal)] == ["dead", "dead"]
+
+
+# -- kept as long as the task ------------------------------------------------------------------------------------------
+
+
+async def test_what_has_ended_goes_with_its_task_and_what_is_on_its_way_when_it_has_ended(journal: TaskJournal) -> None:
+    arrived, waiting, dying = await born(journal, told(1), told(2), told(3))
+    await journal.outbox.delivered(arrived.evolve(state=DeliveryState.DELIVERED))
+    assert len(await all_of(journal)) == 3
+    await journal.delete([each.task_id for each in (arrived, waiting, dying)])
+    assert [each.id for each in await all_of(journal)] == [waiting.id, dying.id]
+    await journal.outbox.failed(waiting.evolve(attempts=1, error="timeout"))
+    await journal.outbox.failed(dying.evolve(state=DeliveryState.DEAD))
+    assert [each.id for each in await all_of(journal)] == [waiting.id]
+    await journal.outbox.delivered(waiting.evolve(state=DeliveryState.DELIVERED))
+    assert await all_of(journal) == []
+
+
+async def test_with_a_url_that_is_gone_go_deliveries_whose_tasks_went_before(journal: TaskJournal) -> None:
+    first, second = await born(journal, told(1), told(2))
+    await journal.delete([second.task_id])
+    await journal.outbox.failed(first.evolve(state=DeliveryState.DEAD), gone=True)
+    assert [each.id for each in await all_of(journal)] == [first.id]
+
+
+# -- a sender over it --------------------------------------------------------------------------------------------------
+
+
+class Script:
+    """A client that answers what it is told, and remembers."""
+
+    def __init__(self, *answers: Answer) -> None:
+        self.answers = list(answers)
+        self.posts: list[tuple[str, str]] = []
+
+    def check(self, url: str) -> None:
+        pass
+
+    async def post(self, url: str, body: str, headers: Mapping[str, str]) -> Answer:
+        self.posts.append((url, headers["webhook-id"]))
+        return self.answers.pop(0) if self.answers else Answer(200)
+
+
+class Sending:
+    """A sender on a clock that is set by hand."""
+
+    def __init__(self, journal: TaskJournal, client: Script, chance: Callable[[], float] = lambda: 0.5) -> None:
+        self.now = 1000.0
+        self.sender = WebhookSender(
+            journal.outbox, client, Signer([SecretStr(SECRET)]), DELAYS_S, lambda: self.now, chance
+        )
+        self.client = client
+
+    async def __aenter__(self) -> "Sending":
+        self._running = asyncio.create_task(self.sender.run())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._running.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._running
+
+    async def settled(self, journal: TaskJournal, attempts: int) -> Delivery:
+        """The only delivery, once the script has been followed so far and that is written down."""
+        while len(self.client.posts) < attempts:
+            await asyncio.sleep(0)
+        while True:
+            (delivery,) = await all_of(journal)
+            if delivery.state is not DeliveryState.PENDING or self.sender.next_attempt_at(delivery) is not None:
+                return delivery
+
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+        self.sender._wake.set()
+
+
+async def test_a_failed_attempt_waits_for_its_time(journal: TaskJournal) -> None:
+    client = Script(Answer(500), Answer(error="timeout"), Answer(503, retry_after="4000"), Answer(200))
+    async with Sending(journal, client) as sending:
+        await born(journal, told(1))
+        for attempts, (wait_s, error) in enumerate([(5, "status 500"), (300, "timeout"), (4000, "status 503")], 1):
+            delivery = await sending.settled(journal, attempts)
+            assert (delivery.attempts, delivery.error) == (attempts, error)
+            sending.pass_time(wait_s - 1)
+            await journal.count()
+            assert len(client.posts) == attempts
+            sending.pass_time(1)
+        assert (await sending.settled(journal, 4)).state is DeliveryState.DELIVERED
+    assert len(set(client.posts)) == 1
+
+
+async def test_after_a_restart_it_is_tried_soon_and_that_costs_no_attempt(journal: TaskJournal) -> None:
+    async with Sending(journal, Script(Answer(500), Answer(500))) as sending:
+        await born(journal, told(1))
+        await sending.settled(journal, 1)
+        sending.pass_time(5)
+        assert (await sending.settled(journal, 2)).attempts == 2
+    for _ in range(5):
+        async with Sending(journal, Script(Answer(500)), lambda: 1.0) as sending:
+            sending.pass_time(0)
+            while sending.sender._turns.next_due() is None:
+                await asyncio.sleep(0)
+            sending.pass_time(1)
+            assert (await sending.settled(journal, 1)).attempts == 2
+    async with Sending(journal, Script(Answer(200)), lambda: 0.0) as sending:
+        delivery = await sending.settled(journal, 1)
+    assert (delivery.state, delivery.attempts) == (DeliveryState.DELIVERED, 3)
+
+
+async def test_a_disk_that_refuses_the_outcome_costs_another_attempt_and_not_the_sender(
+    journal: TaskJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_: object) -> None:
+        raise StorageFailed
+
+    client = Script(Answer(200), Answer(200))
+    async with Sending(journal, client) as sending:
+        with monkeypatch.context() as patch:
+            patch.setattr(journal.outbox, "delivered", refuse)
+            await born(journal, told(1))
+            assert (await sending.settled(journal, 1)).state is DeliveryState.PENDING
+        sending.pass_time(10)
+        assert (await sending.settled(journal, 2)).state is DeliveryState.DELIVERED
+    assert len(set(client.posts)) == 1
+
+
+async def test_a_replay_of_what_waits_is_made_at_once(journal: TaskJournal) -> None:
+    async with Sending(journal, Script(Answer(500), Answer(200))) as sending:
+        (delivery,) = await born(journal, told(1))
+        await sending.settled(journal, 1)
+        await sending.sender.replay(delivery.id)
+        delivery = await sending.settled(journal, 2)
+        assert (delivery.state, delivery.attempts) == (DeliveryState.DELIVERED, 1)
+        with pytest.raises(DeliveryNotFound):
+            await sending.sender.replay("msg_unknown")
+
+
+async def test_what_waits_is_read_whole_however_much_it_is(
+    journal: TaskJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox_module, "CHUNK", 3)
+    found = await born(journal, *(told(number, f"https://{number % 4}.example/") for number in range(10)))
+    client = Script()
+    async with Sending(journal, client, lambda: 0.0):
+        while len(client.posts) < 10:
+            await asyncio.sleep(0)
+    assert {delivery_id for _, delivery_id in client.posts} == {each.id for each in found}
