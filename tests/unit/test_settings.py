@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from imagegen.builtin import default_config
 from imagegen.settings import Settings
+from tests.receiver import OLDER_SECRET, SECRET
 
 
 @pytest.fixture(autouse=True)
@@ -104,6 +105,7 @@ BOUNDS: dict[str, tuple[list[str], list[str]]] = {
     "drain_timeout_s": (["0", "3600"], ["-1", "3601", "nan"]),
     "load_timeout_s": (["0.1", "86400"], ["0", "86401", "nan"]),
     "step_timeout_s": (["0.1", "86400"], ["0", "86401", "nan"]),
+    "webhook_timeout_s": (["0.1", "60"], ["0", "61", "nan"]),
     "housekeeping_s": (["0.1", "3600"], ["0", "3601", "nan"]),
 }
 
@@ -130,3 +132,47 @@ def test_a_value_out_of_its_bounds_is_refused(monkeypatch: pytest.MonkeyPatch, n
 def test_the_default_input_picture_fits_the_default_body() -> None:
     # 24 megapixels of JPEG at a byte a pixel, in base64.
     assert Settings().max_input_pixels * 4 / 3 <= Settings().max_upload_bytes
+
+
+# -- webhooks ----------------------------------------------------------------------------------------------------------
+
+
+def test_without_a_secret_there_are_no_webhooks_and_without_a_word_they_stay_outside() -> None:
+    settings = Settings()
+    assert (settings.webhook_secrets, settings.webhook_networks, settings.webhook_http) == ((), (), False)
+    assert settings.webhook_ports == {80, 443}
+
+
+def test_secrets_of_webhooks_are_a_list_and_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMAGEGEN_WEBHOOK_SECRETS", f"{SECRET}, {OLDER_SECRET}")
+    assert [each.get_secret_value() for each in Settings().webhook_secrets] == [SECRET, OLDER_SECRET]
+    assert SECRET[6:] not in repr(Settings())
+
+
+@pytest.mark.parametrize("bad", ["MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "whsec_short", "whsec_", "whsec_!" + "A" * 40])
+def test_what_is_no_secret_is_refused_and_not_repeated(monkeypatch: pytest.MonkeyPatch, bad: str) -> None:
+    monkeypatch.setenv("IMAGEGEN_WEBHOOK_SECRETS", f"{SECRET},{bad}")
+    with pytest.raises(ValidationError) as raised:
+        Settings()
+    assert SECRET not in str(raised.value)
+    assert bad not in str(raised.value).replace("must be whsec_ and", "") or bad == "whsec_"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("webhook_networks", "10.0.0.0/33"),
+        ("webhook_networks", "64:ff9b::/96"),  # stands for all of IPv4
+        ("webhook_hosts", "*"),
+        ("webhook_hosts", "a.*.example.com"),
+        ("webhook_ports", "0"),
+        ("webhook_ports", ","),
+        ("webhook_delays_s", "-1"),
+        ("webhook_delays_s", "soon"),
+    ],
+)
+def test_where_and_when_is_checked_at_the_start(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(f"IMAGEGEN_{name.upper()}", value)
+    with pytest.raises(ValidationError) as raised:
+        Settings()
+    assert raised.value.errors()[0]["loc"][0] == name
