@@ -219,6 +219,21 @@ async def test_a_dead_receiver_delays_neither_tasks_nor_cancels_nor_other_receiv
             assert {each["state"] for each in await deliveries(client, task_id=running)} == {"pending"}
 
 
+async def test_an_attempt_does_not_hold_the_exit_and_is_made_again_after_the_next_start(
+    start: Start, receiver: Receiver
+) -> None:
+    receiver.replies_with("/in", "hang")
+    patient = hooks(receiver, delays_s="600") | {"webhook_timeout_s": "60"}
+    async with start(**patient) as client:
+        await client.until(await client.submit(webhook_url=receiver.url("/in")))
+        await until(lambda: receiver.at("/in"))
+        receiver.replies_with("/in", 200)
+    async with start(**patient) as client:
+        assert (await until_state(client, "delivered"))["attempts"] == 1
+    first, second = receiver.at("/in")
+    assert (first.id, first.body) == (second.id, second.body)
+
+
 async def test_of_one_task_nothing_overtakes(start: Start, receiver: Receiver) -> None:
     receiver.replies_with("/in", 500, 500, 200)
     async with start(**hooks(receiver)) as client:

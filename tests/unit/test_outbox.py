@@ -100,7 +100,9 @@ async def test_what_was_not_asked_for_is_not_told(journal: TaskJournal) -> None:
 async def test_each_end_is_told_by_its_own_word(journal: TaskJournal, status: TaskStatus) -> None:
     task = await journal.insert(told(1), InputPictures())
     await journal.update(ended(task, status))
-    (delivery,) = await all_of(journal)
+    (found,) = await all_of(journal)
+    delivery = await journal.outbox.get(found.id)
+    assert delivery is not None
     assert (delivery.event.value, delivery.payload) == (status.value, f'{{"{status}": "{task.id}"}}')
 
 

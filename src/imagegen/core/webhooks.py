@@ -51,7 +51,8 @@ class Delivery(Value):
     task_id: str
     event: WebhookEvent
     url: str = Field(repr=False)
-    payload: str = Field(repr=False)
+    #: Empty where it is not needed.
+    payload: str = Field("", repr=False)
     state: DeliveryState = DeliveryState.PENDING
     #: Those that count; after a replay they are counted anew.
     attempts: int = 0

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, bindparam, delete, func, insert, select, text, update
+from sqlalchemy import Connection, bindparam, delete, exists, func, insert, select, text, update
 
 from imagegen.core.task import GenerationTask
 from imagegen.core.webhooks import Delivery, DeliveryState, WebhookEvent
@@ -22,6 +22,8 @@ MAX_PENDING = 10_000
 CHUNK = 500
 
 _FIELDS = [deliveries.c[name] for name in Delivery.model_fields]
+#: Without the largest.
+_BRIEF = [field for field in _FIELDS if field is not deliveries.c.payload]
 _ID = deliveries.c.id == bindparam("of")
 _INSERT = insert(deliveries)
 _GET = select(*_FIELDS).where(_ID)
@@ -31,7 +33,7 @@ _IS_GONE = select(deliveries.c.sequence).where(deliveries.c.url == bindparam("at
 _COUNT = select(func.count()).select_from(select(deliveries.c.sequence).where(_PENDING).limit(MAX_PENDING).subquery())
 #: What has ended stays as long as its task does.
 _SWEEP = delete(deliveries).where(
-    deliveries.c.task_id == bindparam("task"), ~_PENDING, deliveries.c.task_id.not_in(select(tasks.c.id))
+    deliveries.c.task_id == bindparam("task"), ~_PENDING, ~exists().where(tasks.c.id == bindparam("task"))
 )
 
 
@@ -91,14 +93,13 @@ class Outbox:
 
     async def pending(self, after: int) -> list[Delivery]:
         """The next ones of those that are on their way, oldest first, without their payloads."""
-        fields = [field for field in _FIELDS if field is not deliveries.c.payload]
-        query = select(*fields).where(_PENDING, deliveries.c.sequence > after).order_by(deliveries.c.sequence)
+        query = select(*_BRIEF).where(_PENDING, deliveries.c.sequence > after).order_by(deliveries.c.sequence)
         rows = await self._database.run(lambda connection: connection.execute(query.limit(CHUNK)).all())
-        return [Delivery(**row._mapping, payload="") for row in rows]
+        return [_delivery(row) for row in rows]
 
     async def page(self, wanted: DeliveryFilter, limit: int, before: int | None = None) -> tuple[list[Delivery], bool]:
-        """The newest, or the newest of those before the one with this sequence; and whether there are more."""
-        query = select(*_FIELDS).order_by(deliveries.c.sequence.desc()).limit(limit + 1)
+        """The newest, or the newest before the one with this sequence, without their payloads; and are there more?"""
+        query = select(*_BRIEF).order_by(deliveries.c.sequence.desc()).limit(limit + 1)
         if before is not None:
             query = query.where(deliveries.c.sequence < before)
         if wanted.task_id is not None:

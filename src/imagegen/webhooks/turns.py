@@ -30,14 +30,14 @@ class Turns:
     #: Attempts that may be under way, and those to one host: a slow receiver must not hold up the others.
     most: int = 16
     most_a_host: int = 2
-    _known: dict[str, Turn] = field(default_factory=dict)
+    _known: dict[str, Turn] = field(init=False, repr=False, default_factory=dict)
     #: By task, in order of birth; only the first of each is tried.
-    _lines: dict[str, deque[Turn]] = field(default_factory=dict)
-    _due: list[tuple[float, int, Turn]] = field(default_factory=list)
+    _lines: dict[str, deque[Turn]] = field(init=False, repr=False, default_factory=dict)
+    _due: list[tuple[float, int, Turn]] = field(init=False, repr=False, default_factory=list)
     #: By host, those that are due.
-    _ready: dict[str, deque[Turn]] = field(default_factory=dict)
-    _under_way: Counter[str] = field(default_factory=Counter)
-    _numbers: Iterator[int] = field(default_factory=count)
+    _ready: dict[str, deque[Turn]] = field(init=False, repr=False, default_factory=dict)
+    _under_way: Counter[str] = field(init=False, repr=False, default_factory=Counter)
+    _numbers: Iterator[int] = field(init=False, repr=False, default_factory=count)
 
     def due(self, delivery_id: str) -> float | None:
         """When it is to be tried, unless something is in its way; None: it does not wait, or not for its time."""
