@@ -137,6 +137,10 @@ async def test_a_url_that_is_gone_gets_nothing_until_something_arrives_there(jou
     assert (revived.state, revived.attempts, revived.error) == (DeliveryState.PENDING, 0, None)
     *_, fifth = await born(journal, told(5))
     assert fifth.error == "gone"  # a replay alone changes nothing
+    assert await journal.outbox.revive(first.id) is not None
+    await journal.outbox.failed(first.evolve(attempts=1, error="timeout"))
+    *_, fifth = await born(journal, told(7))
+    assert fifth.error == "gone"  # nor does one that fails
     await journal.outbox.delivered(revived.evolve(state=DeliveryState.DELIVERED))
     *_, sixth = await born(journal, told(6))
     assert sixth.state is DeliveryState.PENDING

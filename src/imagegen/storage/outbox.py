@@ -133,7 +133,7 @@ class Outbox:
         ended = dying.returning(deliveries.c.id, deliveries.c.task_id)
 
         def work(connection: Connection) -> list[str]:
-            connection.execute(still.values(**_outcome(delivery), gone=int(gone)))
+            connection.execute(still.values(**_outcome(delivery), **({"gone": 1} if gone else {})))
             dead = connection.execute(ended).all() if gone else []
             for task_id in {delivery.task_id, *(row.task_id for row in dead)}:
                 connection.execute(_SWEEP, {"task": task_id})
