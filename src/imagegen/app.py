@@ -27,6 +27,7 @@ from imagegen.catalog.versions import Versions
 from imagegen.catalog.writer import CatalogWriter
 from imagegen.core.errors import Draining, ImagegenError
 from imagegen.core.events import EventBus
+from imagegen.core.receipt import receipt_of
 from imagegen.core.task import GenerationTask
 from imagegen.core.webhooks import WebhookEvent
 from imagegen.gpu.child import ChildEngine
@@ -146,7 +147,8 @@ class Service:
     def _payload(self, task: GenerationTask, event: WebhookEvent, at: datetime) -> str:
         """The body of a webhook: the task as GET /task/{id} shows it."""
         kept_days = self._models.catalog.settings.over(self._settings).retention_days
-        view = task_view(task, self._tasks.outlook(task), self._tasks.download(task.id), kept_days)
+        outlook, download = self._tasks.outlook(task), self._tasks.download(task.id)
+        view = task_view(task, outlook, download, kept_days, receipt_of(task))
         return webhook_payload(event, at, view)
 
     async def _swap(self, catalog: Catalog) -> Difference:
