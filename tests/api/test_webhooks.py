@@ -133,7 +133,7 @@ async def test_an_attempt_that_fails_is_made_again_with_the_same_id(
 ) -> None:
     receiver.replies_with("/in", reply, 200)
     receiver.replies_with("/elsewhere", 200)
-    hurried = hooks(receiver, delays_s="0.1") | {"webhook_timeout_s": "0.3"}
+    hurried = hooks(receiver, delays_s="0.1") | {"webhook_timeout_s": "1" if error == "timeout" else "20"}
     with capture_logs() as logs:
         async with start(**hurried) as client:
             await client.submit(webhook_url=receiver.url("/in"))

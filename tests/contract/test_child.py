@@ -21,6 +21,7 @@ from imagegen.core.errors import FailureCode
 from imagegen.gpu import child
 from imagegen.gpu.child import ChildEngine
 from imagegen.gpu.protocol import EngineOptions, Failed, Generate, Generated, Loaded, Measured, Stopped
+from imagegen.hub.process import downloader_environment
 from tests.conftest import fake_catalog, load_command, request_for
 
 CPU = EngineOptions(device="cpu")
@@ -274,3 +275,9 @@ def test_pinned_memory_is_neither_rounded_up_nor_kept_unless_the_operator_says_h
 @pytest.mark.parametrize("name", ["HF_TOKEN", "IMAGEGEN_WEBHOOK_SECRETS"])
 def test_a_worker_is_told_no_secret(name: str) -> None:
     assert name not in child.worker_environment({name: "secret"})
+
+
+def test_the_process_that_downloads_is_told_the_hubs_token_and_no_other_secret() -> None:
+    told = downloader_environment({"HF_TOKEN": "token", "IMAGEGEN_WEBHOOK_SECRETS": "secret"})
+    assert told["HF_TOKEN"] == "token"
+    assert "secret" not in told.values()

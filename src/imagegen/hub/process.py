@@ -37,7 +37,7 @@ async def fetch_in_process(command: Fetch, on_progress: OnProgress) -> Fetched |
         *(sys.executable, "-P", "-m", "imagegen.hub.child", command.model_dump_json()),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
-        env={name: value for name, value in os.environ.items() if name not in OUR_SECRETS} | dict(_VARIABLES),
+        env=downloader_environment(os.environ),
     )
     try:
         return await _hear(process, on_progress)
@@ -45,6 +45,11 @@ async def fetch_in_process(command: Fetch, on_progress: OnProgress) -> Fetched |
         with suppress(ProcessLookupError):
             process.kill()
         await process.communicate()
+
+
+def downloader_environment(ours: Mapping[str, str]) -> dict[str, str]:
+    """What the process that downloads finds in its environment: the hub's token, and no secret of another kind."""
+    return {name: value for name, value in ours.items() if name not in OUR_SECRETS} | dict(_VARIABLES)
 
 
 async def _hear(process: asyncio.subprocess.Process, on_progress: OnProgress) -> Fetched | Refused:
