@@ -51,6 +51,7 @@ STATUS: Mapping[str, int] = MappingProxyType(
         "weights_here": 409,
         "not_pulling": 409,
         "body_too_large": 413,
+        "range_not_satisfiable": 416,
         "queue_full": 503,
         "draining": 503,
         "storage_failed": 503,

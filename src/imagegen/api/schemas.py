@@ -308,6 +308,9 @@ class TaskView(BaseModel):
         None, description="Once ended: it is not deleted for its age before that. Time without service does not count."
     )
     download: PullView | None = Field(None, description="While pending: the download of weights that it waits for.")
+    storing: bool | None = Field(
+        None, description="While processing: its pictures are made and wait for the bucket, which cannot be reached."
+    )
     created_at: datetime
     started_at: datetime | None
     completed_at: datetime | None
@@ -524,6 +527,7 @@ class Health(BaseModel):
     queue_size: int = Field(description="Tasks that wait.")
     total_tasks: int = Field(description="Tasks in the history, ended or not.")
     current_model: str | None
+    store: Literal["ok", "unreachable"] = Field(description="Whether the files of pictures can be reached.")
     gpu_info: GpuInfo
 
 

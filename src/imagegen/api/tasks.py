@@ -176,7 +176,9 @@ async def _story(task_id: str, tasks: TaskManager, bus: EventBus, last_id: int) 
 
 
 def _view(task: GenerationTask, tasks: TaskManager, settings: Settings, receipt: Receipt | None = None) -> TaskView:
-    return task_view(task, tasks.outlook(task), tasks.download(task.id), settings.retention_days, receipt)
+    view = task_view(task, tasks.outlook(task), tasks.download(task.id), settings.retention_days, receipt)
+    view.storing = tasks.waits_for_store(task.id) or None
+    return view
 
 
 def current_event(task: GenerationTask, tasks: TaskManager) -> Event:

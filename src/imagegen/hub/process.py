@@ -36,7 +36,7 @@ async def fetch_in_process(command: Fetch, on_progress: OnProgress) -> Fetched |
         *(sys.executable, "-P", "-m", "imagegen.hub.child", command.model_dump_json()),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
-        env=os.environ | _VARIABLES,
+        env={name: value for name, value in os.environ.items() if not name.startswith("AWS_")} | dict(_VARIABLES),
     )
     try:
         return await _hear(process, on_progress)

@@ -128,7 +128,8 @@ class TaskJournal:
     async def update(self, *changed: GenerationTask) -> None:
         """Store new states of known tasks in one transaction. The input pictures of what came to nothing are dropped.
 
-        Only an end waits for the disk: a power cut that forgets a beginning has the task begin again.
+        Only an end waits for the disk, and pictures that wait for their store: a power cut that forgets a beginning
+        has the task begin again.
         """
 
         def work(connection: Connection) -> None:
@@ -138,7 +139,7 @@ class TaskJournal:
                 if _came_to_nothing(task):
                     connection.execute(_DROP_INPUTS, {"of": task.id})
 
-        await self._database.run(work, durable=any(task.status.finished for task in changed))
+        await self._database.run(work, durable=any(task.status.finished or task.storing for task in changed))
 
     async def get(self, task_id: str) -> GenerationTask | None:
         row = await self._database.run(lambda connection: connection.execute(_GET, {"of": task_id}).one_or_none())
