@@ -81,6 +81,9 @@ class Once(NamedTuple):
 #: Finished pictures that may be in encoding while the GPU goes on; more would pile up in memory.
 MAX_SAVING = 2
 
+#: Seconds that a store gets to delete what a task left there that ended without pictures.
+CLEAR_AWAY_S = 2
+
 
 class TaskManager:
     """Owns `_active` (every task that has not ended) and the queue; the journal is its memory."""
@@ -585,8 +588,11 @@ class TaskManager:
         """Leave nothing of it in the spool; and nothing in the store, if it ended without pictures."""
         if ended.id not in self._unrecorded:  # else the next run begins where the journal says
             await self._images.unspool(ended.storing or ended.images)
-        with suppress(StorageFailed):  # its record names them: they go with it
-            await self._images.delete(ended.storing)
+        if self._images.reachable:
+            # What the store does not let go now goes with the record, which names it.
+            with suppress(StorageFailed, TimeoutError):
+                async with asyncio.timeout(CLEAR_AWAY_S):
+                    await self._images.delete(ended.storing)
 
     # -- ending -------------------------------------------------------------------------------------------------------
 
