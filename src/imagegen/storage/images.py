@@ -29,6 +29,9 @@ PIECE = 2 * 2**20
 #: Seconds between two attempts to reach a store that is down: the first and the longest pause, doubling.
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 
+#: Seconds after which a store that says nothing counts as one that cannot be reached.
+CHECK_S = 5
+
 
 class FileStore(Protocol):
     """Whole files by name, `folder/file`. Every method may raise StorageFailed, and StoreUnreachable in its place."""
@@ -199,9 +202,13 @@ class ImageStore:
 
     async def check(self) -> None:
         """Find out whether the files can be reached, unless shipping tells that anyway."""
-        if not self._shipping:
-            with suppress(StoreUnreachable):
+        if self._shipping:
+            return
+        try:
+            async with asyncio.timeout(CHECK_S):
                 await self._noting(self._files.check())
+        except (StoreUnreachable, TimeoutError):
+            self._reachable = False
 
     async def _noting(self, operation: Awaitable[T]) -> T:
         """Learn from it whether the files can be reached: that one is not there is an answer, too."""

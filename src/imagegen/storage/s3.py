@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-#: Seconds until a connection stands, and that one request may take: 60 MB at 8 Mbit/s.
-CONNECT_S, REQUEST_S = 3, 60
+#: Seconds until a connection stands, and that one request may take: 30 MB at 8 Mbit/s.
+CONNECT_S, REQUEST_S = 3, 30
 #: A request is repeated so often, and not after so many seconds; beyond, whoever asked decides.
 RETRIES, RETRY_S = 3, 20
 
