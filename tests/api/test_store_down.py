@@ -68,7 +68,7 @@ async def test_tasks_wait_for_the_bucket_and_are_completed_when_it_is_back(
             assert await health(client) == "unreachable"
             assert (await client.get("/livez")).status_code == (await client.get("/readyz")).status_code == 200
             unread = await client.get(before["images"][0]["url"])
-            assert (unread.status_code, unread.json()["code"]) == (503, "storage_failed")
+            assert (unread.status_code, unread.json()["code"]) == (503, "store_unreachable")
         done = await client.until(waiting)
         assert (done["status"], len(done["images"]), "storing" in done) == ("completed", 2, False)
         for image in done["images"]:
@@ -173,7 +173,7 @@ async def test_told_to_fail_tasks_fail_with_a_code_and_leave_nothing(
             assert (failed["status"], failed["error_code"], failed["images"]) == ("failed", "storage_failed", [])
             assert "store of pictures" in failed["error_message"]
             assert SECRET not in failed["error_message"]
-            assert (await client.get("/readyz")).json()["code"] == "storage_failed"
+            assert (await client.get("/readyz")).json()["code"] == "store_unreachable"
             assert (await client.get("/livez")).status_code == 200
             while spooled(tmp_path):
                 await asyncio.sleep(0.01)
@@ -199,7 +199,7 @@ async def test_a_deletion_that_the_bucket_refuses_keeps_the_record_and_can_be_re
         await client.until(task_id)
         async with away(bucket):
             answer = await client.delete(f"/task/{task_id}")
-            assert (answer.status_code, answer.json()["code"]) == (503, "storage_failed")
+            assert (answer.status_code, answer.json()["code"]) == (503, "store_unreachable")
             assert (await client.task(task_id))["status"] == "completed"
         assert (await client.delete(f"/task/{task_id}")).status_code == 204
         assert bucket.names() == []

@@ -173,7 +173,7 @@ async def test_a_bucket_that_is_not_there_is_a_failure_of_storage_that_tells_no_
     for asking in asked:
         with pytest.raises(StoreUnreachable) as raised:
             await asking
-        assert raised.value.code == "storage_failed"
+        assert raised.value.code == "store_unreachable"
         for secret in (SECRET, "somebody", "127.0.0.1", bucket.name, NAME):
             assert secret not in raised.value.detail + caplog.text
         assert raised.value.__suppress_context__

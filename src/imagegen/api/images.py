@@ -27,7 +27,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
     206: {"description": "The parts that `Range` asks for, at most eight."},
     304: {"description": "`If-None-Match` names its `ETag`."},
     307: {"description": "It is in a bucket, and the service is set up to say so: a URL of limited life."},
-    **describe("image_not_found", "range_not_satisfiable", "storage_failed"),
+    **describe("image_not_found", "range_not_satisfiable", "storage_failed", "store_unreachable"),
 }
 
 

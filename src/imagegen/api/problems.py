@@ -55,6 +55,7 @@ STATUS: Mapping[str, int] = MappingProxyType(
         "queue_full": 503,
         "draining": 503,
         "storage_failed": 503,
+        "store_unreachable": 503,
         "storage_full": 507,
     }
 )

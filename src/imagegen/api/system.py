@@ -28,7 +28,7 @@ async def livez() -> Probe:
 
 
 @router.get(
-    "/readyz", operation_id="readyz", summary="Does it take tasks?", responses=describe("draining", "storage_failed")
+    "/readyz", operation_id="readyz", summary="Does it take tasks?", responses=describe("draining", "store_unreachable")
 )
 async def readyz(tasks: Tasks, images: Images) -> Probe:
     """503 while the service is stopping; send no traffic then.

@@ -55,7 +55,7 @@ async def get_task(task_id: str, tasks: Tasks, settings: Config) -> TaskView:
     operation_id="delete_task",
     status_code=204,
     summary="Delete a task",
-    responses=describe("task_not_found", "task_not_finished", "storage_failed", "storage_full"),
+    responses=describe("task_not_found", "task_not_finished", "storage_failed", "storage_full", "store_unreachable"),
 )
 async def delete_task(task_id: str, tasks: Tasks) -> None:
     """Removes the record and the pictures of an ended task; one that has not ended must be cancelled first."""

@@ -219,6 +219,8 @@ class EncodingFailed(ImagegenError):
 class StoreUnreachable(StorageFailed):
     """The store of pictures cannot be reached, or refuses."""
 
+    code = "store_unreachable"
+
 
 class StoreMisconfigured(ImagegenError):
     """The settings of the store of pictures cannot be used."""
