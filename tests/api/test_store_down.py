@@ -11,7 +11,10 @@ from typing import Any
 
 import pytest
 
+from imagegen.core.errors import StorageFull
+from imagegen.core.task import GenerationTask
 from imagegen.storage import folder, images, s3
+from imagegen.storage.tasks import TaskJournal
 from tests.api.conftest import Client, Start
 from tests.api.test_tasks import events
 from tests.s3 import SECRET, Bucket
@@ -139,6 +142,28 @@ async def test_stopping_the_service_waits_for_no_bucket_and_the_next_run_ships_w
         assert (done["status"], done["attempt"]) == ("completed", 1)
         for image in done["images"]:
             assert (await client.get(image["url"])).content == made[image["url"].rpartition("/")[2]]
+    assert spooled(tmp_path) == []
+
+
+async def test_an_end_that_the_disk_refused_leaves_the_spool_for_the_next_run(
+    start: Start, bucket: Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    update = TaskJournal.update
+
+    async def refuse_ends(self: TaskJournal, *tasks: GenerationTask) -> None:
+        if any(task.status.finished for task in tasks):
+            raise StorageFull
+        await update(self, *tasks)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TaskJournal, "update", refuse_ends)
+        async with start(store=bucket.address) as client:
+            task_id = await client.submit()
+            assert (await client.until(task_id))["status"] == "completed"
+    assert len(spooled(tmp_path)) == 1
+    async with start(store=bucket.address) as client:
+        done = await client.until(task_id)
+        assert (done["status"], done["attempt"]) == ("completed", 1)
     assert spooled(tmp_path) == []
 
 

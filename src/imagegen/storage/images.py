@@ -41,9 +41,11 @@ class FileStore(Protocol):
 
     async def read(self, name: str, start: int, stop: int) -> bytes:
         """Some bytes of a file. Raises ImageNotFound."""
+        ...
 
     async def size(self, name: str) -> int:
         """Bytes of a file. Raises ImageNotFound."""
+        ...
 
     async def delete(self, names: Collection[str]) -> None:
         """Remove files; what is not there is no failure."""
