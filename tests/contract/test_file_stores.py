@@ -17,7 +17,7 @@ from imagegen.storage.folder import Folder
 from imagegen.storage.images import FileStore, ImageStore
 from imagegen.storage.s3 import S3
 from tests.s3 import SECRET, Bucket
-from tests.unit.conftest import grey, task_id
+from tests.unit.conftest import grey, save, task_id
 
 NAME = f"20261123/{task_id(1)}-0.png"
 
@@ -98,7 +98,7 @@ async def read(store: ImageStore, image: StoredImage) -> bytes:
 
 
 async def test_records_know_the_size_and_the_digest(store: ImageStore) -> None:
-    stored = await store.save(task_id(1), [grey(1), grey(2)])
+    stored = await save(store, task_id(1), [grey(1), grey(2)])
     await ship(store, stored)
     for image in stored:
         data = await read(store, image)
@@ -109,7 +109,7 @@ async def test_records_know_the_size_and_the_digest(store: ImageStore) -> None:
 
 async def test_records_of_earlier_versions_learn_them(store: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "PIECE", 100)  # in many pieces
-    (stored,) = await store.save(task_id(1), [grey(width=64, height=64)])
+    (stored,) = await save(store, task_id(1), [grey(width=64, height=64)])
     await ship(store, (stored,))
     assert stored.bytes > 100
     assert await store.known(stored.evolve(bytes=0, sha256="")) == stored
@@ -212,7 +212,7 @@ def spool(tmp_path: Path) -> list[str]:
 async def test_pictures_are_whole_here_before_they_are_shipped_and_stay_until_they_are_unspooled(
     spooling: ImageStore, bucket: Bucket, tmp_path: Path
 ) -> None:
-    stored = await spooling.save(task_id(3), [grey(1), grey(2)])
+    stored = await save(spooling, task_id(3), [grey(1), grey(2)])
     assert await spooling.spooled(stored)
     assert not {image.path for image in stored} & set(bucket.names())
     await spooling.ship(stored, lambda: None)
@@ -226,7 +226,7 @@ async def test_pictures_are_whole_here_before_they_are_shipped_and_stay_until_th
 async def test_a_patient_store_waits_until_the_bucket_is_back_and_tells_so(
     spooling: ImageStore, bucket: Bucket
 ) -> None:
-    stored = await spooling.save(task_id(4), [grey(1), grey(2)])
+    stored = await save(spooling, task_id(4), [grey(1), grey(2)])
     waiting = asyncio.Event()
     bucket.stop()
     try:
@@ -243,7 +243,7 @@ async def test_a_patient_store_waits_until_the_bucket_is_back_and_tells_so(
 
 async def test_an_impatient_store_gives_up(bucket: Bucket, refusing: None, impatient: None, tmp_path: Path) -> None:
     store = ImageStore(tmp_path / "spool", S3(bucket.address), patient=False)
-    stored = await store.save(task_id(5), [grey()])
+    stored = await save(store, task_id(5), [grey()])
     with pytest.raises(StoreUnreachable):
         await store.ship(stored, pytest.fail)
     await store.check()
@@ -252,7 +252,7 @@ async def test_an_impatient_store_gives_up(bucket: Bucket, refusing: None, impat
 
 
 async def test_what_is_shipped_once_is_not_shipped_again(spooling: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    stored = await spooling.save(task_id(6), [grey(n) for n in range(3)])
+    stored = await save(spooling, task_id(6), [grey(n) for n in range(3)])
     put, failing, told = S3.put, [stored[1].path, stored[2].path], list[str]()
 
     async def sometimes(self: S3, name: str, data: bytes, media_type: str) -> None:
@@ -268,20 +268,20 @@ async def test_what_is_shipped_once_is_not_shipped_again(spooling: ImageStore, m
 
 
 async def test_a_picture_that_the_spool_has_lost_is_no_reason_to_wait(spooling: ImageStore) -> None:
-    stored = await spooling.save(task_id(7), [grey()])
+    stored = await save(spooling, task_id(7), [grey()])
     await spooling.unspool(stored)
     with pytest.raises(StorageFailed, match="lost"):
         await spooling.ship(stored, pytest.fail)
 
 
 async def test_what_is_cut_short_in_the_spool_is_not_taken_for_whole(spooling: ImageStore, tmp_path: Path) -> None:
-    (stored,) = await spooling.save(task_id(8), [grey()])
+    (stored,) = await save(spooling, task_id(8), [grey()])
     (tmp_path / "spool" / stored.path).write_bytes(b"short")
     assert not await spooling.spooled([stored])
 
 
 async def test_the_spool_is_tidied_of_what_nobody_wants(spooling: ImageStore, tmp_path: Path) -> None:
-    kept, lost = [await spooling.save(task_id(n), [grey()]) for n in (1, 2)]
+    kept, lost = [await save(spooling, task_id(n), [grey()]) for n in (1, 2)]
     spooling.tidy(kept)
     assert spool(tmp_path) == [Path(kept[0].path).name]
     assert not await spooling.spooled(lost)
@@ -289,7 +289,7 @@ async def test_the_spool_is_tidied_of_what_nobody_wants(spooling: ImageStore, tm
 
 async def test_where_pictures_are_kept_nothing_is_tidied_away(tmp_path: Path) -> None:
     store = ImageStore(tmp_path / "spool")
-    stored = await store.save(task_id(1), [grey()])
+    stored = await save(store, task_id(1), [grey()])
     store.tidy([])
     await store.unspool(stored)
     assert len(spool(tmp_path)) == 1

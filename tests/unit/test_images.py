@@ -12,12 +12,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from imagegen.core.errors import ImageNotFound, StorageFailed, StorageFull
-from imagegen.core.task import Pixels, StoredImage
+from imagegen.core.task import StoredImage
 from imagegen.storage.files import write_whole
 from imagegen.storage.folder import Folder
 from imagegen.storage.images import ImageStore, task_of
-from imagegen.storage.png import encode_png
-from tests.unit.conftest import grey, task_id
+from tests.unit.conftest import grey, save, task_id
 
 FOLDER, FILE = "20261123", f"{task_id(1)}-0.png"
 
@@ -48,10 +47,6 @@ def failing(number: int) -> Callable[..., NoReturn]:
         raise OSError(number, os.strerror(number))
 
     return fail
-
-
-async def save(store: ImageStore, task: str, pictures: list[Pixels]) -> tuple[StoredImage, ...]:
-    return await store.save(task, pictures, "png", lambda it: encode_png(it.rgb, it.width, it.height))
 
 
 # -- saving ------------------------------------------------------------------------------------------------------------
