@@ -44,7 +44,7 @@ async def readyz(tasks: Tasks, images: Images) -> Probe:
 
 @router.get("/health", operation_id="health", summary="The state of the service")
 async def health(tasks: Tasks, models: Models, images: Images) -> Health:
-    """Queue, model and device at a glance."""
+    """Queue, model, device and store of pictures at a glance."""
     resident, memory = models.current, models.memory
     return Health(
         status="draining" if tasks.draining else "healthy",

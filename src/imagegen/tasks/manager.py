@@ -204,8 +204,8 @@ class TaskManager:
 
     @property
     def wanted(self) -> set[str]:
-        """Models of the tasks that wait or run."""
-        return {active.task.model for active in self._active.values()}
+        """Models of the tasks that wait or run; not of those whose pictures only wait for their store."""
+        return {active.task.model for active in self._active.values() if not active.task.storing}
 
     def is_running(self, model: str) -> bool:
         """Whether the running task is one of this model's."""
