@@ -39,6 +39,7 @@ from imagegen.loaders import SPECS
 from imagegen.models.manager import DynamicModelManager
 from imagegen.settings import Settings
 from imagegen.storage.images import ImageStore
+from imagegen.storage.s3 import S3
 from imagegen.storage.tasks import Retention, TaskJournal
 from imagegen.tasks.admission import Limits
 from imagegen.tasks.manager import TaskManager
@@ -65,6 +66,12 @@ def make_engine(settings: Settings) -> Engine:
     return ChildEngine(options, load_timeout_s=settings.load_timeout_s, step_timeout_s=settings.step_timeout_s)
 
 
+def make_images(settings: Settings) -> ImageStore:
+    """Where the settings want pictures kept. Raises StoreMisconfigured."""
+    bucket = S3(settings.store, settings.store_url_s) if settings.store else None
+    return ImageStore(settings.images_path, bucket, patient=settings.store_down == "wait")
+
+
 class Service:
     """The running parts, from start to end."""
 
@@ -74,7 +81,7 @@ class Service:
         self._bus = EventBus(first_id=time.time_ns() // 1000)
         self._executor = GpuExecutor(lambda: make_engine(settings))
         self._journal = TaskJournal(settings.journal_path, render=self._payload)
-        self._images = ImageStore(settings.data_dir / "images")
+        self._images = make_images(settings)
         folders = Folders(settings.models_path, settings.loras_path)
         self._models = DynamicModelManager(catalog, self._executor, self._bus, folders)
         limits = Limits(
@@ -194,7 +201,7 @@ class Service:
     def _chores(self) -> list[tuple[Chore, float]]:
         """What is to be done now and then, and every how many seconds."""
         every_s = self._settings.housekeeping_s
-        usual: list[Chore] = [self._evict_idle, self._expire, self._tasks.record_ends]
+        usual: list[Chore] = [self._evict_idle, self._expire, self._tasks.record_ends, self._images.check]
         return [*((chore, every_s) for chore in usual), (self._tasks.fail_late, min(every_s, DEADLINES_EVERY_S))]
 
     async def _evict_idle(self) -> None:

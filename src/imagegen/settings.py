@@ -3,10 +3,10 @@
 import base64
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from platformdirs import user_data_path
-from pydantic import AfterValidator, BeforeValidator, Field, IPvAnyNetwork, SecretStr
+from pydantic import AfterValidator, BeforeValidator, Field, IPvAnyNetwork, SecretStr, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from imagegen.builtin import default_config
@@ -96,6 +96,14 @@ class Settings(BaseSettings):
     #: Ended tasks that are kept, and GiB of their files; beyond, the oldest go. 0 is no limit.
     retention_tasks: int = Field(0, ge=0, le=100_000_000)
     retention_gb: float = Field(0, ge=0, le=1_000_000)
+    #: Where finished pictures are kept: empty is the folder `images` in the data directory, else `s3://bucket/prefix`.
+    store: str = Field("", pattern=r"^(s3://[A-Za-z0-9][A-Za-z0-9._-]{1,254}(/[A-Za-z0-9._/-]{0,500})?)?$")
+    #: How pictures in a bucket reach callers: `proxied` by the service, or by URLs `presigned` for `store_url_s`.
+    store_urls: Literal["proxied", "presigned"] = "proxied"
+    #: Seconds; S3 takes a week at most.
+    store_url_s: float = Field(3600, ge=60, le=604_800)
+    #: While the bucket cannot be reached, finished pictures `wait` on this machine, or their tasks `fail`.
+    store_down: Literal["wait", "fail"] = "wait"
     #: Seconds that the running task gets to finish when the service is told to stop.
     drain_timeout_s: float = Field(30, ge=0, le=3600)
     #: Seconds that a load gets to end by itself once the task that wanted it was cancelled; then its worker is killed.
@@ -136,6 +144,17 @@ class Settings(BaseSettings):
     )
     #: Seconds between two looks for idle models and expired tasks.
     housekeeping_s: float = Field(10, gt=0, le=3600)
+
+    @model_validator(mode="after")
+    def _urls_need_a_bucket(self) -> Self:
+        if self.store_urls == "presigned" and not self.store:
+            raise ValueError("IMAGEGEN_STORE_URLS=presigned needs IMAGEGEN_STORE=s3://bucket/prefix")
+        return self
+
+    @property
+    def images_path(self) -> Path:
+        """Where pictures are kept, or where they wait for the bucket."""
+        return self.data_dir / ("spool" if self.store else "images")
 
     @property
     def journal_path(self) -> Path:

@@ -5,7 +5,9 @@ from typing import Any
 
 from hypothesis import settings
 
-from imagegen.core.task import GenerationTask, Pixels, TaskType
+from imagegen.core.task import GenerationTask, Pixels, StoredImage, TaskType
+from imagegen.storage.images import ImageStore
+from imagegen.storage.png import encode_png
 from tests.conftest import request_for
 
 # The gate must not be a game of chance: the same examples each time. `--hypothesis-profile=default` explores.
@@ -28,3 +30,8 @@ def task_id(number: int) -> str:
 def grey(seed: int = 7, *, width: int = 8, height: int = 6) -> Pixels:
     """A picture of one colour."""
     return Pixels(width=width, height=height, seed=seed, rgb=bytes([128]) * (width * height * 3))
+
+
+async def save(store: ImageStore, task: str, pictures: list[Pixels]) -> tuple[StoredImage, ...]:
+    """Store pictures as PNG."""
+    return await store.save(task, pictures, "png", lambda it: encode_png(it.rgb, it.width, it.height))

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from imagegen.core.errors import ImageNotFound, StorageFailed, StorageFull
-from imagegen.core.task import Pixels, StoredImage
+from imagegen.core.task import StoredImage
 from imagegen.storage.files import write_whole
-from imagegen.storage.images import ImageStore
-from imagegen.storage.png import encode_png
-from tests.unit.conftest import grey, task_id
+from imagegen.storage.folder import Folder
+from imagegen.storage.images import ImageStore, task_of
+from tests.unit.conftest import grey, save, task_id
 
 FOLDER, FILE = "20261123", f"{task_id(1)}-0.png"
 
@@ -49,10 +49,6 @@ def failing(number: int) -> Callable[..., NoReturn]:
     return fail
 
 
-async def save(store: ImageStore, task: str, pictures: list[Pixels]) -> tuple[StoredImage, ...]:
-    return await store.save(task, pictures, "png", lambda it: encode_png(it.rgb, it.width, it.height))
-
-
 # -- saving ------------------------------------------------------------------------------------------------------------
 
 
@@ -77,7 +73,7 @@ async def test_the_order_of_a_batch_is_kept(store: ImageStore) -> None:
 
 async def test_what_was_stored_is_found_again(store: ImageStore, root: Path) -> None:
     (stored,) = await save(store, task_id(1), [grey()])
-    assert store.locate(*stored.path.split("/")) == root / stored.path
+    assert await find(store, *stored.path.split("/")) == (root / stored.path).stat().st_size
 
 
 async def test_saving_again_replaces_the_picture(store: ImageStore, root: Path) -> None:
@@ -231,6 +227,13 @@ def test_the_final_name_appears_after_the_data_is_on_disk_and_is_then_on_disk_it
 # -- locating ----------------------------------------------------------------------------------------------------------
 
 
+async def find(store: ImageStore, folder: str, file: str) -> int:
+    """As TaskManager does, if the records named everything."""
+    path = f"{folder}/{file}"
+    task_of(path)
+    return await store.size(StoredImage(path=path, width=1, height=1, seed=0))
+
+
 def plant(root: Path, folder: str = FOLDER, file: str = FILE) -> Path:
     path = root / folder / file
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -263,36 +266,82 @@ def plant(root: Path, folder: str = FOLDER, file: str = FILE) -> Path:
         ("20261124", FILE),
     ],
 )
-def test_whatever_this_store_did_not_write_is_not_found(store: ImageStore, root: Path, folder: str, file: str) -> None:
+async def test_whatever_this_store_did_not_write_is_not_found(
+    store: ImageStore, root: Path, folder: str, file: str
+) -> None:
     plant(root)
     plant(root, FOLDER, "notes.txt")
     plant(root, FOLDER, FILE + ".part")
     plant(root, "thumbs")
     (root.parent / "secret.txt").write_text("secret")
     with pytest.raises(ImageNotFound):
-        store.locate(folder, file)
+        await find(store, folder, file)
 
 
-def test_a_link_is_not_followed(store: ImageStore, root: Path) -> None:
+async def test_a_link_is_not_followed(store: ImageStore, root: Path) -> None:
     target = plant(root)
     link = root / FOLDER / f"{task_id(2)}-0.png"
     link.symlink_to(target)
     with pytest.raises(ImageNotFound):
-        store.locate(FOLDER, link.name)
+        await find(store, FOLDER, link.name)
 
 
-def test_a_folder_that_is_a_link_is_not_followed(store: ImageStore, root: Path) -> None:
+async def test_a_folder_that_is_a_link_is_not_followed(store: ImageStore, root: Path) -> None:
     elsewhere = plant(root.parent / "elsewhere")
     root.mkdir()
     (root / FOLDER).symlink_to(elsewhere.parent)
     with pytest.raises(ImageNotFound):
-        store.locate(FOLDER, FILE)
+        await find(store, FOLDER, FILE)
 
 
-def test_a_folder_named_like_a_picture_is_no_picture(store: ImageStore, root: Path) -> None:
+async def test_a_folder_named_like_a_picture_is_no_picture(store: ImageStore, root: Path) -> None:
     (root / FOLDER / FILE).mkdir(parents=True)
     with pytest.raises(ImageNotFound):
-        store.locate(FOLDER, FILE)
+        await find(store, FOLDER, FILE)
+
+
+async def test_a_pipe_is_no_picture_and_holds_nobody(store: ImageStore, root: Path) -> None:
+    (root / FOLDER).mkdir(parents=True)
+    os.mkfifo(root / FOLDER / FILE)
+    with pytest.raises(ImageNotFound):
+        await find(store, FOLDER, FILE)
+
+
+async def test_missing_forbidden_and_linked_have_one_answer(store: ImageStore, root: Path) -> None:
+    answers = set()
+    plant(root, FOLDER, f"{task_id(3)}-0.png").chmod(0)
+    (root / FOLDER / f"{task_id(2)}-0.png").symlink_to("/etc/passwd")
+    for number in (1, 2, *([3] if os.getuid() else [])):
+        with pytest.raises(ImageNotFound) as raised:
+            await find(store, FOLDER, f"{task_id(number)}-0.png")
+        answers.add(raised.value.detail)
+    assert len(answers) == 1
+
+
+async def test_a_disk_that_cannot_be_read_is_no_missing_picture(
+    store: ImageStore, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(root)
+    monkeypatch.setattr(os, "open", failing(errno.EIO))
+    with pytest.raises(StorageFailed):
+        await find(store, FOLDER, FILE)
+
+
+def test_a_folder_that_a_deletion_takes_away_is_made_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    took_away = list[Path]()
+    real = Path.open
+
+    def take_away(path: Path, mode: str) -> Any:
+        if not took_away:
+            took_away.append(path.parent)
+            path.parent.rmdir()
+        return real(path, mode)
+
+    monkeypatch.setattr(Path, "open", take_away)
+    Folder(root).write(f"{FOLDER}/{FILE}", b"whole")
+    monkeypatch.undo()
+    assert (root / FOLDER / FILE).read_bytes() == b"whole"
+    assert took_away == [root / FOLDER]
 
 
 NAMES = st.text(max_size=50) | st.from_regex(r"(\.\./|/|\d{8}|[0-9a-f-]{36}-\d|\.png|%2e|\0){1,4}", fullmatch=True)
@@ -300,13 +349,13 @@ NAMES = st.text(max_size=50) | st.from_regex(r"(\.\./|/|\d{8}|[0-9a-f-]{36}-\d|\
 
 @given(NAMES, NAMES)
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_no_name_leads_outside(store: ImageStore, root: Path, folder: str, file: str) -> None:
+async def test_no_name_leads_outside(store: ImageStore, root: Path, folder: str, file: str) -> None:
     plant(root)
     try:
-        path = store.locate(folder, file)
+        await find(store, folder, file)
     except ImageNotFound:
         return
-    assert path == root / FOLDER / FILE
+    assert (folder, file) == (FOLDER, FILE)
 
 
 # -- deleting ----------------------------------------------------------------------------------------------------------

@@ -16,10 +16,11 @@ from imagegen.core.errors import (
     ImagegenError,
     JournalDamaged,
     QueueFull,
+    StoreMisconfigured,
 )
 
 #: Never raised towards a caller: they end the process, its start, or (flattened to a Failed) a task.
-INWARD = (DeviceFault, DataDirInUse, DataDirUnusable, JournalDamaged, EngineError)
+INWARD = (DeviceFault, DataDirInUse, DataDirUnusable, JournalDamaged, StoreMisconfigured, EngineError)
 
 
 def subclasses(kind: type[ImagegenError]) -> Iterator[type[ImagegenError]]:

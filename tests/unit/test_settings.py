@@ -90,12 +90,27 @@ def test_each_folder_can_be_somewhere_else() -> None:
     assert (settings.models_path, settings.loras_path) == (Path("data/models"), Path("styles"))
 
 
+def test_pictures_are_kept_in_a_folder_unless_a_bucket_is_named_then_they_only_pass_through_one() -> None:
+    assert Settings(data_dir=Path("data")).images_path == Path("data/images")
+    assert Settings(data_dir=Path("data"), store="s3://pictures").images_path == Path("data/spool")
+
+
+def test_urls_of_a_bucket_need_one() -> None:
+    with pytest.raises(ValidationError, match="IMAGEGEN_STORE"):
+        Settings(store_urls="presigned")
+    assert Settings(store="s3://pictures", store_urls="presigned").store_url_s == 3600
+
+
 # -- bounds ------------------------------------------------------------------------------------------------------------
 
 BOUNDS: dict[str, tuple[list[str], list[str]]] = {
     "port": (["0", "65535"], ["-1", "65536", "http", "5050.5"]),
     "device": (["auto", "cpu", "cuda", "cuda:0", "cuda:15"], ["gpu", "cuda:", "cuda:100", "cuda:1;x", "CPU"]),
     "isolation": (["process", "thread"], ["none", "Process"]),
+    "store": (["s3://abc", "s3://a-b.c/d/e_f"], ["https://x/y", "s3://", "s3:///x", "pictures", "s3://a b/c"]),
+    "store_urls": (["proxied"], ["public"]),
+    "store_url_s": (["60", "604800"], ["59", "604801", "nan"]),
+    "store_down": (["wait", "fail"], ["retry"]),
     "max_queue": (["1", "100000"], ["0", "100001", "-5"]),
     "max_batch_size": (["1", "64"], ["0", "65"]),
     "max_pixels": (["4096", "67108864"], ["4095", "67108865"]),

@@ -1,19 +1,42 @@
 """GET /images: the finished pictures."""
 
-from fastapi import APIRouter
-from fastapi.responses import FileResponse
+import base64
+import secrets
+from collections.abc import AsyncIterator, Mapping
+from typing import Annotated, Any, NamedTuple
 
-from imagegen.api.dependencies import Images
-from imagegen.api.problems import describe
+from fastapi import APIRouter, Depends, Header, Request
+from fastapi.responses import RedirectResponse, Response, StreamingResponse
+
+from imagegen.api.dependencies import Config, Images, Tasks
+from imagegen.api.problems import describe, problem
+from imagegen.api.ranges import Range, parse_ranges
+from imagegen.core.task import StoredImage
+from imagegen.storage.images import MEDIA_TYPES, ImageStore, media_type
 
 router = APIRouter(tags=["images"])
 
-#: A picture never changes under its name, and is never anything but a picture.
-_HEADERS = {
-    "Cache-Control": "public, max-age=31536000, immutable",
-    "X-Content-Type-Options": "nosniff",
-    "Content-Security-Policy": "default-src 'none'; sandbox",
+#: A picture is never anything but a picture, whatever a browser takes it for.
+_SAFE = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "default-src 'none'; sandbox"}
+#: It never changes under its name.
+_FOR_EVER = "public, max-age=31536000, immutable"
+
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"content": {media: _BINARY for media in MEDIA_TYPES.values()}},
+    206: {"description": "The parts that `Range` asks for, at most eight."},
+    304: {"description": "`If-None-Match` names its `ETag`."},
+    307: {"description": "It is in a bucket, and the service is set up to say so: a URL of limited life."},
+    **describe("image_not_found", "range_not_satisfiable", "storage_failed", "store_unreachable"),
 }
+
+
+async def _conditions(
+    range_: Annotated[str | None, Header(alias="Range", description="`bytes=0-99`, at most eight of them.")] = None,
+    if_range: Annotated[str | None, Header(description="The parts only while this is the `ETag`, else all.")] = None,
+    if_none_match: Annotated[str | None, Header(description="304 if its `ETag` is among them.")] = None,
+) -> Mapping[str, str | None]:
+    return {"range": range_, "if-range": if_range, "if-none-match": if_none_match}
 
 
 @router.head("/images/{folder}/{file}", include_in_schema=False)
@@ -21,15 +44,125 @@ _HEADERS = {
     "/images/{folder}/{file}",
     operation_id="get_image",
     summary="One picture",
-    response_class=FileResponse,
-    responses={
-        200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}},
-        **describe("image_not_found"),
-    },
+    response_class=Response,
+    responses=_RESPONSES,
 )
-async def get_image(folder: str, file: str, images: Images) -> FileResponse:
-    """The file of a `result_files` entry. Ranges and conditional requests work; it may be cached for ever."""
-    path = images.locate(folder, file)
-    return FileResponse(
-        path, media_type=f"image/{path.suffix[1:]}", filename=file, content_disposition_type="inline", headers=_HEADERS
+async def get_image(
+    folder: str,
+    file: str,
+    request: Request,
+    tasks: Tasks,
+    images: Images,
+    settings: Config,
+    asked: Annotated[Mapping[str, str | None], Depends(_conditions)],
+) -> Response:
+    """The file of a `result_files` entry. Ranges and conditional requests work; it may be cached for ever.
+
+    `ETag` and `Repr-Digest` (RFC 9530) are of its bytes. A picture in a bucket comes through the service, or by a
+    redirect to the bucket.
+    """
+    image = await tasks.picture(f"{folder}/{file}")
+    head = request.method == "HEAD"
+    if settings.store_urls == "presigned" and (url := await images.url(image, "HEAD" if head else "GET")):
+        # Whoever follows it from a cache finds at least half of its life left.
+        return RedirectResponse(
+            url, headers=_SAFE | {"Cache-Control": f"private, max-age={settings.store_url_s / 2:.0f}"}
+        )
+    image = await images.known(image)
+    headers = _headers(image)
+    if _matches(asked["if-none-match"], headers["ETag"]):
+        return Response(status_code=304, headers=headers)
+    if head:
+        await images.size(image)  # it is there, or a problem
+        return Response(headers=headers | {"Content-Length": str(image.bytes)}, media_type=media_type(image.path))
+    wanted = asked["range"] if asked["if-range"] in (None, headers["ETag"]) else None
+    return await _content(images, image, headers, parse_ranges(wanted, image.bytes) if wanted else None)
+
+
+def _headers(image: StoredImage) -> dict[str, str]:
+    """What every answer about a picture says."""
+    file = image.path.rpartition("/")[2]
+    return _SAFE | {
+        "Accept-Ranges": "bytes",
+        "Cache-Control": _FOR_EVER,
+        "Content-Disposition": f'inline; filename="{file}"',
+        "ETag": f'"{image.sha256}"',
+        "Repr-Digest": _digest(image),
+    }
+
+
+def _digest(image: StoredImage) -> str:
+    return f"sha-256=:{base64.b64encode(bytes.fromhex(image.sha256)).decode()}:"
+
+
+def _matches(header: str | None, etag: str) -> bool:
+    """Whether If-None-Match names it; weakly, as that header compares."""
+    tags = [tag.strip().removeprefix("W/") for tag in (header or "").split(",")]
+    return etag in tags or tags == ["*"]
+
+
+async def _content(
+    images: ImageStore, image: StoredImage, headers: dict[str, str], ranges: list[Range] | None
+) -> Response:
+    """All of it, or the parts that were asked for."""
+    size, media = image.bytes, media_type(image.path)
+    if ranges is None:
+        # Of what is sent, and so of no part.
+        headers |= {"Content-Digest": headers["Repr-Digest"]}
+        return await _stream(images, image, _Body(200, media, [(b"", Range(0, size))]), headers)
+    if not ranges:
+        headers = _SAFE | {"Content-Range": f"bytes */{size}"}
+        return problem("range_not_satisfiable", "The picture has no such bytes.", headers=headers)
+    if len(ranges) == 1:
+        headers |= {"Content-Range": _content_range(ranges[0], size)}
+        return await _stream(images, image, _Body(206, media, [(b"", ranges[0])]), headers)
+    return await _stream(images, image, _multipart(ranges, size, media), headers)
+
+
+class _Body(NamedTuple):
+    status: int
+    media_type: str
+    #: Each with what goes before it.
+    parts: list[tuple[bytes, Range]]
+    end: bytes = b""
+
+    @property
+    def length(self) -> int:
+        return sum(len(head) + part.stop - part.start for head, part in self.parts) + len(self.end)
+
+
+def _multipart(ranges: list[Range], size: int, media: str) -> _Body:
+    boundary = secrets.token_hex(16)
+    heads = (
+        f"\r\n--{boundary}\r\nContent-Type: {media}\r\nContent-Range: {_content_range(part, size)}\r\n\r\n"
+        for part in ranges
     )
+    parts = [(head.encode(), part) for head, part in zip(heads, ranges, strict=True)]
+    return _Body(206, f"multipart/byteranges; boundary={boundary}", parts, f"\r\n--{boundary}--\r\n".encode())
+
+
+def _content_range(part: Range, size: int) -> str:
+    return f"bytes {part.start}-{part.stop - 1}/{size}"
+
+
+async def _stream(images: ImageStore, image: StoredImage, body: _Body, headers: dict[str, str]) -> Response:
+    """The first bytes are here before the answer begins: what is missing, or cannot be reached, is a problem."""
+    pieces = _pieces(images, image, body)
+    begun = _begun(await anext(pieces), pieces)
+    headers |= {"Content-Length": str(body.length)}
+    return StreamingResponse(begun, body.status, headers, body.media_type)
+
+
+async def _pieces(images: ImageStore, image: StoredImage, body: _Body) -> AsyncIterator[bytes]:
+    for before, part in body.parts:
+        head = before
+        async for piece in images.pieces(image, *part):
+            yield head + piece if head else piece
+            head = b""
+    yield body.end
+
+
+async def _begun(first: bytes, others: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for other in others:
+        yield other

@@ -54,9 +54,11 @@ STATUS: Mapping[str, int] = MappingProxyType(
         "webhooks_off": 422,
         "url_not_allowed": 422,
         "delivery_not_found": 404,
+        "range_not_satisfiable": 416,
         "queue_full": 503,
         "draining": 503,
         "storage_failed": 503,
+        "store_unreachable": 503,
         "storage_full": 507,
     }
 )

@@ -283,9 +283,9 @@ class ReplayView(BaseModel):
     """How a replay compares with what it repeats."""
 
     of: str = Field(description="The task that it repeats.", examples=["0b9c6c5e-3f0a-4b1e-9a55-2f4c6f0f8d11"])
-    identical: bool | None = Field(None, description="Once completed: whether every pixel is the same.")
+    identical: bool | None = Field(default=None, description="Once completed: whether every pixel is the same.")
     differences: list[str] | None = Field(
-        None,
+        default=None,
         description="Once completed: what is not as it was then. Empty: the pixels must be the same.",
         examples=[["versions.torch: 2.13.0, was 2.12.1"]],
     )
@@ -329,6 +329,9 @@ class TaskView(BaseModel):
     )
     webhook: WebhookView | None = Field(None, description="If one was given.")
     download: PullView | None = Field(None, description="While pending: the download of weights that it waits for.")
+    storing: bool | None = Field(
+        None, description="While processing: its pictures are made and wait for the bucket, which cannot be reached."
+    )
     created_at: datetime
     started_at: datetime | None
     completed_at: datetime | None
@@ -575,6 +578,7 @@ class Health(BaseModel):
     queue_size: int = Field(description="Tasks that wait.")
     total_tasks: int = Field(description="Tasks in the history, ended or not.")
     current_model: str | None
+    store: Literal["ok", "unreachable"] = Field(description="Whether the files of pictures can be reached.")
     gpu_info: GpuInfo
 
 

@@ -6,11 +6,11 @@ from fastapi import APIRouter
 from fastapi.responses import RedirectResponse
 
 import imagegen
-from imagegen.api.dependencies import Models, Tasks
+from imagegen.api.dependencies import Images, Models, Tasks
 from imagegen.api.problems import describe
 from imagegen.api.schemas import GpuInfo, Health, Probe
 from imagegen.api.views import gib
-from imagegen.core.errors import Draining
+from imagegen.core.errors import Draining, StoreUnreachable
 
 router = APIRouter(tags=["system"])
 
@@ -27,17 +27,24 @@ async def livez() -> Probe:
     return Probe()
 
 
-@router.get("/readyz", operation_id="readyz", summary="Does it take tasks?", responses=describe("draining"))
-async def readyz(tasks: Tasks) -> Probe:
-    """503 while the service is stopping; send no traffic then."""
+@router.get(
+    "/readyz", operation_id="readyz", summary="Does it take tasks?", responses=describe("draining", "store_unreachable")
+)
+async def readyz(tasks: Tasks, images: Images) -> Probe:
+    """503 while the service is stopping; send no traffic then.
+
+    Also while the bucket for pictures cannot be reached, if tasks are to fail for that.
+    """
     if tasks.draining:
         raise Draining
+    if not (images.reachable or images.patient):
+        raise StoreUnreachable
     return Probe()
 
 
 @router.get("/health", operation_id="health", summary="The state of the service")
-async def health(tasks: Tasks, models: Models) -> Health:
-    """Queue, model and device at a glance."""
+async def health(tasks: Tasks, models: Models, images: Images) -> Health:
+    """Queue, model, device and store of pictures at a glance."""
     resident, memory = models.current, models.memory
     return Health(
         status="draining" if tasks.draining else "healthy",
@@ -45,6 +52,7 @@ async def health(tasks: Tasks, models: Models) -> Health:
         version=imagegen.__version__,
         queue_size=tasks.queue_size,
         total_tasks=await tasks.count(),
+        store="ok" if images.reachable else "unreachable",
         current_model=resident.model if resident else None,
         gpu_info=GpuInfo(
             gpu_available=memory.gpu_available,

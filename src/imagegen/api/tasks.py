@@ -55,7 +55,7 @@ async def get_task(task_id: str, tasks: Tasks, settings: Config) -> TaskView:
     operation_id="delete_task",
     status_code=204,
     summary="Delete a task",
-    responses=describe("task_not_found", "task_not_finished", "storage_failed", "storage_full"),
+    responses=describe("task_not_found", "task_not_finished", "storage_failed", "storage_full", "store_unreachable"),
 )
 async def delete_task(task_id: str, tasks: Tasks) -> None:
     """Removes the record and the pictures of an ended task; one that has not ended must be cancelled first."""
@@ -176,7 +176,9 @@ async def _story(task_id: str, tasks: TaskManager, bus: EventBus, last_id: int) 
 
 
 def _view(task: GenerationTask, tasks: TaskManager, settings: Settings, receipt: Receipt | None = None) -> TaskView:
-    return task_view(task, tasks.outlook(task), tasks.download(task.id), settings.retention_days, receipt)
+    view = task_view(task, tasks.outlook(task), tasks.download(task.id), settings.retention_days, receipt)
+    view.storing = tasks.waits_for_store(task.id) or None
+    return view
 
 
 def current_event(task: GenerationTask, tasks: TaskManager) -> Event:

@@ -8,8 +8,17 @@ from typing import Annotated
 import typer
 
 from imagegen import logs
-from imagegen.cli.common import EX_CANTCREAT, EX_DATAERR, EX_TEMPFAIL, ConfigOption, fail, open_catalog, settings_with
-from imagegen.core.errors import DataDirInUse, DataDirUnusable, JournalDamaged
+from imagegen.cli.common import (
+    EX_CANTCREAT,
+    EX_CONFIG,
+    EX_DATAERR,
+    EX_TEMPFAIL,
+    ConfigOption,
+    fail,
+    open_catalog,
+    settings_with,
+)
+from imagegen.core.errors import DataDirInUse, DataDirUnusable, JournalDamaged, StoreMisconfigured
 
 
 def serve(
@@ -34,6 +43,8 @@ def serve(
         fail(error.detail, EX_CANTCREAT)
     except JournalDamaged as error:
         fail(error.detail, EX_DATAERR)
+    except StoreMisconfigured as error:
+        fail(error.detail, EX_CONFIG)
     sys.stderr.flush()
     # A thread that no one can end (thread mode, a hanging device) must not hold the process.
     os._exit(code)

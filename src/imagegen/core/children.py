@@ -4,8 +4,10 @@ import os
 import signal
 import threading
 
-#: Variables that no child gets to see.
-OUR_SECRETS = frozenset({"IMAGEGEN_WEBHOOK_SECRETS"})
+
+def is_secret(variable: str) -> bool:
+    """Whether no child gets to see it: what signs webhooks, and what opens the bucket for pictures."""
+    return variable == "IMAGEGEN_WEBHOOK_SECRETS" or variable.startswith("AWS_")
 
 
 def follow_parent() -> None:

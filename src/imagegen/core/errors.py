@@ -234,6 +234,18 @@ class EncodingFailed(ImagegenError):
     code = "encoding_failed"
 
 
+class StoreUnreachable(StorageFailed):
+    """The store of pictures cannot be reached, or refuses."""
+
+    code = "store_unreachable"
+
+
+class StoreMisconfigured(ImagegenError):
+    """The settings of the store of pictures cannot be used."""
+
+    code = "store_misconfigured"
+
+
 class DeviceFault(ImagegenError):
     """The GPU context is broken for the life of this process, which ends so that a fresh one can take over."""
 

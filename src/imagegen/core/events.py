@@ -99,8 +99,14 @@ class TaskPreview(TaskEvent):
     image: str
 
 
+class TaskStoring(TaskEvent):
+    """Its pictures are made and wait for the store of pictures, which cannot be reached."""
+
+    name = "storing"
+
+
 class TaskSaved(TaskEvent):
-    """Its pictures are whole on disk; the record of its end comes next."""
+    """Its pictures are whole on disk, or in the store; the record of its end comes next."""
 
     name = "saved"
     images: tuple[StoredImage, ...]

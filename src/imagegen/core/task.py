@@ -150,6 +150,8 @@ class StoredImage(Value):
     seed: int
     #: Of the file; 0 in records of imagegen before 0.2.
     bytes: int = 0
+    #: Of the file's bytes, in hex; empty in older records.
+    sha256: str = ""
     #: Of its pixels, before they were encoded; empty in records of imagegen before 0.2.
     pixels_sha256: str = ""
 
@@ -196,6 +198,9 @@ class GenerationTask(Value):
     started_at: datetime | None = None
     completed_at: datetime | None = None
     images: tuple[StoredImage, ...] = ()
+    #: Pictures that are made, and on their way from this machine's spool into the store. In a task that ended without
+    #: pictures: what may have got there all the same, so that it is deleted with the task.
+    storing: tuple[StoredImage, ...] = ()
     failure: Failure | None = None
     #: Of the input pictures, kept with it in the journal.
     input_bytes: int = 0

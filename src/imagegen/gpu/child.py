@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from msgpack.exceptions import UnpackException
 
-from imagegen.core.children import OUR_SECRETS
+from imagegen.core.children import is_secret
 from imagegen.core.errors import FailureCode
 from imagegen.core.value import Value
 from imagegen.gpu.protocol import (
@@ -47,7 +47,7 @@ TICK_S = 0.02
 START_DELAYS_S = (0.5, 1, 2, 4)
 
 #: The worker never downloads, so it gets no token and no network.
-HIDDEN_VARIABLES = OUR_SECRETS | {"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACEHUB_API_TOKEN"}
+HIDDEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACEHUB_API_TOKEN")
 WORKER_VARIABLES = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "DIFFUSERS_DISABLE_REMOTE_CODE": "1"}
 
 #: Else torch takes the next power of two for each piece of pinned memory, and keeps what is freed of it.
@@ -202,8 +202,12 @@ class _Worker:
 def worker_environment(ours: Mapping[str, str]) -> dict[str, str]:
     """What a worker finds in its environment. What the operator says about torch's memory counts."""
     told = any(name.startswith("PYTORCH_") and name.endswith("ALLOC_CONF") for name in ours)
-    kept = {name: value for name, value in ours.items() if name not in HIDDEN_VARIABLES}
+    kept = {name: value for name, value in ours.items() if not _hidden(name)}
     return ({} if told else ALLOCATOR_VARIABLES) | kept | WORKER_VARIABLES
+
+
+def _hidden(name: str) -> bool:
+    return name in HIDDEN_VARIABLES or is_secret(name)
 
 
 def _describe(status: int) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from types import MappingProxyType
 
-from imagegen.core.children import OUR_SECRETS
+from imagegen.core.children import is_secret
 from imagegen.core.errors import FailureCode
 from imagegen.hub.messages import Fetch, Fetched, Progress, Refused, read_answer
 
@@ -49,7 +49,7 @@ async def fetch_in_process(command: Fetch, on_progress: OnProgress) -> Fetched |
 
 def downloader_environment(ours: Mapping[str, str]) -> dict[str, str]:
     """What the process that downloads finds in its environment: the hub's token, and no secret of another kind."""
-    return {name: value for name, value in ours.items() if name not in OUR_SECRETS} | dict(_VARIABLES)
+    return {name: value for name, value in ours.items() if not is_secret(name)} | dict(_VARIABLES)
 
 
 async def _hear(process: asyncio.subprocess.Process, on_progress: OnProgress) -> Fetched | Refused:

@@ -1,33 +1,111 @@
-"""ImageStore: finished pictures as files that have their final name only when they are whole."""
+"""ImageStore: finished pictures as files that have their final name only when they are whole, here or in a bucket."""
 
 import asyncio
+import hashlib
+import random
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
+from typing import Literal, Protocol, TypeVar
 
-from imagegen.core.errors import ImageNotFound, StorageFailed
+from imagegen.core.errors import ImageNotFound, StorageFailed, StoreUnreachable
 from imagegen.core.task import ImageFormat, Pixels, StoredImage
-from imagegen.storage.files import storage_error, write_whole
+from imagegen.storage.folder import Folder
 
-#: What this store names its folders (a day) and its files (task id and picture number); nothing else is ever opened.
-FOLDER = re.compile(r"\d{8}")
-FILE = re.compile(rf"[0-9a-f-]{{36}}-\d{{1,3}}\.({'|'.join(ImageFormat)})")
+T = TypeVar("T")
+
+#: By suffix; nothing else is ever stored or served.
+MEDIA_TYPES: Mapping[str, str] = MappingProxyType({str(form): f"image/{form}" for form in ImageFormat})
+#: What this store names its files: a day, a task's id and the picture's number.
+NAME = re.compile(rf"\d{{8}}/([0-9a-f-]{{36}})-\d{{1,3}}\.(?:{'|'.join(MEDIA_TYPES)})")
+
+#: Bytes that are read at once: most pictures are one such piece, and a slow reader holds no more than that.
+PIECE = 2 * 2**20
+
+#: Seconds between two attempts to reach a store that is down: the first and the longest pause, doubling.
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
+
+#: Seconds after which a store that says nothing counts as one that cannot be reached.
+CHECK_S = 5
+
+
+class FileStore(Protocol):
+    """Whole files by name, `folder/file`. Every method may raise StorageFailed, and StoreUnreachable in its place."""
+
+    async def put(self, name: str, data: bytes, media_type: str) -> None:
+        """Store or replace a file; where it fails, nothing is there, or what was. Raises StorageFull, too."""
+
+    async def read(self, name: str, start: int, stop: int) -> bytes:
+        """Some bytes of a file. Raises ImageNotFound."""
+        ...
+
+    async def size(self, name: str) -> int:
+        """Bytes of a file. Raises ImageNotFound."""
+        ...
+
+    async def delete(self, names: Collection[str]) -> None:
+        """Remove files; what is not there is no failure."""
+
+    async def check(self) -> None:
+        """Ask whether it can be reached."""
+
+    async def url(self, name: str, method: Literal["GET", "HEAD"]) -> str | None:
+        """Where a caller may fetch a file for a while without the service; None where only the service can."""
+
+
+def media_type(path: str) -> str:
+    """What a file of this store is."""
+    return MEDIA_TYPES[path.rpartition(".")[2]]
+
+
+def task_of(path: str) -> str:
+    """The id of the task that a file belongs to. Raises ImageNotFound for whatever this store did not name."""
+    found = NAME.fullmatch(path)
+    if found is None:
+        raise ImageNotFound
+    return found[1]
 
 
 class ImageStore:
-    """Encodes and writes in threads of its own, so that neither the loop nor the GPU waits."""
+    """Encodes and writes in threads of its own, so that neither the loop nor the GPU waits.
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    Pictures are always whole on this machine first. With a bucket that is their spool, and `ship` brings them there.
+    """
+
+    def __init__(self, root: Path, bucket: FileStore | None = None, *, patient: bool = True) -> None:
+        """`patient`: whether shipping goes on for as long as the bucket is down."""
+        self._here = Folder(root)
+        self._bucket = bucket
+        self._files: FileStore = bucket or self._here
+        self._patient = patient
+        self._shipping = 0
+        self._reachable = True
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="images")
+
+    @property
+    def ships(self) -> bool:
+        """Whether what `save` has stored is only spooled."""
+        return self._bucket is not None
+
+    @property
+    def patient(self) -> bool:
+        return self._patient
+
+    @property
+    def reachable(self) -> bool:
+        """Whether the files could be reached when that was last tried."""
+        return self._reachable
+
+    # -- storing ------------------------------------------------------------------------------------------------------
 
     async def save(
         self, task_id: str, images: Iterable[Pixels], suffix: str, encode: Callable[[Pixels], bytes]
     ) -> tuple[StoredImage, ...]:
-        """Encode and store a task's pictures. Raises StorageFull, StorageFailed, EncodingFailed; no half files."""
+        """Encode a task's pictures and store them here. Raises StorageFull, StorageFailed, EncodingFailed."""
         loop = asyncio.get_running_loop()
         folder = f"{datetime.now(UTC):%Y%m%d}"
         saves = [
@@ -39,47 +117,132 @@ class ImageStore:
         stored = [outcome for outcome in outcomes if isinstance(outcome, StoredImage)]
         if errors:
             with suppress(StorageFailed):
-                await self.delete(stored)  # no record will ever name them
+                await self._here.delete(_names(stored))  # no record will ever name them
             raise errors[0]
         return tuple(stored)
 
     def _save(self, name: str, pixels: Pixels, encode: Callable[[Pixels], bytes]) -> StoredImage:
         data = encode(pixels)
-        try:
-            write_whole(self._root / name, data)
-        except OSError as error:
-            raise storage_error(error) from error
-        shape = {"width": pixels.width, "height": pixels.height}
-        return StoredImage(path=name, **shape, seed=pixels.seed, bytes=len(data), pixels_sha256=pixels.sha256)
+        self._here.write(name, data)
+        shape = {"width": pixels.width, "height": pixels.height, "bytes": len(data)}
+        digest = hashlib.sha256(data).hexdigest()
+        return StoredImage(path=name, **shape, seed=pixels.seed, sha256=digest, pixels_sha256=pixels.sha256)
 
-    def locate(self, folder: str, file: str) -> Path:
-        """The path of a stored image. Raises ImageNotFound for whatever this store did not write."""
-        path = self._root / folder / file
-        if not (FOLDER.fullmatch(folder) and FILE.fullmatch(file)) or not path.is_file():
-            raise ImageNotFound
-        if path.is_symlink() or path.parent.is_symlink():
-            raise ImageNotFound
-        return path
+    async def ship(self, images: Collection[StoredImage], on_wait: Callable[[], None]) -> None:
+        """Bring spooled pictures to the bucket; the spool keeps them until they are unspooled.
+
+        A patient store tells once when it begins to wait, and does so for as long as it takes; another one raises
+        StoreUnreachable. Either raises StorageFailed when the spool has lost a picture.
+        """
+        self._shipping += 1
+        left = list(images)
+        try:
+            for pause in pauses():
+                try:
+                    return await self._ship_all(left)
+                except StoreUnreachable:
+                    if not self._patient:
+                        raise
+                on_wait()
+                await asyncio.sleep(pause)
+        finally:
+            self._shipping -= 1
+
+    async def _ship_all(self, left: list[StoredImage]) -> None:
+        while left:
+            path = left[0].path
+            try:
+                data = await self._here.read(path, 0, left[0].bytes)
+            except ImageNotFound as error:
+                raise StorageFailed("The spool has lost a picture.") from error
+            await self._noting(self._files.put(path, data, media_type(path)))
+            del left[0]
+
+    async def spooled(self, images: Iterable[StoredImage]) -> bool:
+        """Whether all of them are still here, whole, and to be shipped."""
+        try:
+            return self.ships and all([await self._here.size(image.path) == image.bytes for image in images])
+        except (ImageNotFound, StorageFailed):
+            return False
+
+    async def unspool(self, images: Iterable[StoredImage]) -> None:
+        """Forget what was shipped or is not wanted any more; what the disk does not let go goes at the next start."""
+        if self.ships:
+            with suppress(StorageFailed):
+                await self._here.delete(_names(images))
 
     async def delete(self, images: Iterable[StoredImage]) -> None:
-        """Remove files, and folders that this leaves empty. Raises StorageFailed."""
-        names = [image.path for image in images]
-        await asyncio.get_running_loop().run_in_executor(self._threads, self._delete, names)
+        """Remove pictures where they are kept. Raises StorageFailed."""
+        if names := _names(images):
+            await self._noting(self._files.delete(names))
 
-    def _delete(self, names: list[str]) -> None:
+    # -- giving out ---------------------------------------------------------------------------------------------------
+
+    async def known(self, image: StoredImage) -> StoredImage:
+        """With its size and digest, which older records lack. Raises ImageNotFound or StorageFailed."""
+        if image.sha256:
+            return image
+        size, digest = await self.size(image), hashlib.sha256()
+        async for piece in self.pieces(image, 0, size):
+            await asyncio.to_thread(digest.update, piece)
+        return image.evolve(bytes=size, sha256=digest.hexdigest())
+
+    async def size(self, image: StoredImage) -> int:
+        """Of the file that is there. Raises ImageNotFound or StorageFailed."""
+        return await self._noting(self._files.size(image.path))
+
+    async def pieces(self, image: StoredImage, start: int, stop: int) -> AsyncIterator[bytes]:
+        """The bytes of a picture, some at a time. Raises ImageNotFound or StorageFailed."""
+        for begin in range(start, stop, PIECE):
+            yield await self._noting(self._files.read(image.path, begin, min(begin + PIECE, stop)))
+
+    async def url(self, image: StoredImage, method: Literal["GET", "HEAD"]) -> str | None:
+        """Where to fetch it for a while without the service, if that can be. Raises StorageFailed."""
+        return await self._files.url(image.path, method)
+
+    # -- looking after ------------------------------------------------------------------------------------------------
+
+    async def check(self) -> None:
+        """Find out whether the files can be reached, unless shipping tells that anyway."""
+        if self._shipping:
+            return
         try:
-            for name in names:
-                (self._root / name).unlink(missing_ok=True)
-        except OSError as error:
-            raise StorageFailed from error
-        for folder in {(self._root / name).parent for name in names}:
-            with suppress(OSError):  # not empty, or not there
-                folder.rmdir()
+            async with asyncio.timeout(CHECK_S):
+                await self._noting(self._files.check())
+        except (StoreUnreachable, TimeoutError):
+            self._reachable = False
+
+    async def _noting(self, operation: Awaitable[T]) -> T:
+        """Learn from it whether the files can be reached: that one is not there is an answer, too."""
+        try:
+            answer = await operation
+        except StorageFailed as error:
+            self._reachable = self._reachable and not isinstance(error, StoreUnreachable)
+            raise
+        self._reachable = True
+        return answer
+
+    def tidy(self, wanted: Iterable[StoredImage]) -> None:
+        """Remove from the spool what nobody will ship. Only while nothing is being saved."""
+        kept = set(_names(wanted))
+        if self.ships:
+            self._here.remove([name for name in self._here.names() if name not in kept])
 
     def sweep(self) -> None:
         """Remove what a killed process left half-written. Only while nothing is being saved."""
-        for leftover in self._root.glob("*/*.part"):
-            leftover.unlink(missing_ok=True)
+        self._here.sweep()
 
     def close(self) -> None:
         self._threads.shutdown()
+
+
+def pauses() -> Iterator[float]:
+    """Seconds to wait before one attempt after another, for ever; spread, so that not all come back at once."""
+    longest = FIRST_PAUSE_S
+    while True:
+        yield random.uniform(longest / 2, longest)
+        longest = min(2 * longest, LONGEST_PAUSE_S)
+
+
+def _names(images: Iterable[StoredImage]) -> list[str]:
+    return [image.path for image in images]

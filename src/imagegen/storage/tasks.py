@@ -133,10 +133,12 @@ class TaskJournal:
     async def update(self, *changed: GenerationTask) -> None:
         """Store new states of known tasks in one transaction. The input pictures of what came to nothing are dropped.
 
-        Only an end waits for the disk: a power cut that forgets a beginning has the task begin again.
+        Only an end waits for the disk, and pictures that wait for their store: a power cut that forgets a beginning
+        has the task begin again.
         """
         ended = [task for task in changed if task.status.finished]
-        await self._store(changed, self.outbox.births(ended), durable=bool(ended))
+        durable = any(task.status.finished or task.storing for task in changed)
+        await self._store(changed, self.outbox.births(ended), durable=durable)
 
     async def begin(self, task: GenerationTask) -> None:
         """As update, of a task that begins to make its pictures: who wants to be told so is."""

@@ -1,5 +1,6 @@
 """Active: a task that has not ended, as TaskManager and Parking know it."""
 
+import asyncio
 import threading
 from dataclasses import dataclass, field
 
@@ -21,6 +22,10 @@ class Active:
     put_back: bool = False
     #: Whether its end is on its way to the disk: nothing may end it again, and nobody has been told yet.
     ending: bool = False
+    #: Set once its pictures are not to be waited for any more: it was cancelled, or the service leaves.
+    let_go: asyncio.Event = field(default_factory=asyncio.Event)
+    #: Whether its listeners were told that the store of pictures is down.
+    waits_for_store: bool = False
     #: Whether the present attempt has got as far as making pictures; only then does it count.
     began: bool = False
     #: Since when it is at its present stage: loading, or making pictures.

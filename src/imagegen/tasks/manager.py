@@ -4,10 +4,11 @@ import asyncio
 import base64
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import count
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import structlog
 
@@ -16,6 +17,7 @@ from imagegen.core.errors import (
     Draining,
     EncodingFailed,
     FailureCode,
+    ImageNotFound,
     KeyReused,
     ModelQuarantined,
     QueueFull,
@@ -37,6 +39,7 @@ from imagegen.core.events import (
     TaskSaved,
     TaskStarted,
     TaskStep,
+    TaskStoring,
 )
 from imagegen.core.task import (
     MAX_ATTEMPTS,
@@ -46,6 +49,7 @@ from imagegen.core.task import (
     GenerationTask,
     InputPictures,
     Pixels,
+    StoredImage,
     TaskStatus,
     TaskType,
 )
@@ -53,7 +57,7 @@ from imagegen.gpu.protocol import Failed, Generated, Stopped
 from imagegen.hub.puller import ModelPuller, Pull
 from imagegen.models.manager import DynamicModelManager
 from imagegen.storage.encoding import encoder_of
-from imagegen.storage.images import ImageStore
+from imagegen.storage.images import ImageStore, task_of
 from imagegen.storage.tasks import Claim, Claimed, Page, Retention, TaskFilter, TaskJournal
 from imagegen.tasks.active import Active
 from imagegen.tasks.admission import Limits, TaskDraft, admit, draft_of, new_task
@@ -76,6 +80,9 @@ class Once(NamedTuple):
 
 #: Finished pictures that may be in encoding while the GPU goes on; more would pile up in memory.
 MAX_SAVING = 2
+
+#: Seconds that a store gets to delete what a task left there that ended without pictures.
+CLEAR_AWAY_S = 2
 
 
 class TaskManager:
@@ -197,8 +204,8 @@ class TaskManager:
 
     @property
     def wanted(self) -> set[str]:
-        """Models of the tasks that wait or run."""
-        return {active.task.model for active in self._active.values()}
+        """Models of the tasks that wait or run; not of those whose pictures only wait for their store."""
+        return {active.task.model for active in self._active.values() if not active.task.storing}
 
     def is_running(self, model: str) -> bool:
         """Whether the running task is one of this model's."""
@@ -215,6 +222,21 @@ class TaskManager:
         if task is None:
             raise TaskNotFound
         return task
+
+    async def picture(self, path: str) -> StoredImage:
+        """A picture that a task has made: nothing else is one. Raises ImageNotFound."""
+        try:
+            task = await self.get(task_of(path))
+        except TaskNotFound:
+            raise ImageNotFound from None
+        for image in task.images:
+            if image.path == path:
+                return image
+        raise ImageNotFound
+
+    def waits_for_store(self, task_id: str) -> bool:
+        """Whether its pictures are made and the store of pictures cannot be reached."""
+        return task_id in self._active and self._active[task_id].waits_for_store
 
     def outlook(self, task: GenerationTask) -> Outlook | None:
         """What it can expect; None once it has ended."""
@@ -258,6 +280,7 @@ class TaskManager:
         if active is None or active.ending:
             return task
         active.stop.set()
+        active.let_go.set()
         return await self._cancel_load(active) if active is self._running and not active.began else task
 
     async def _cancel_load(self, active: Active) -> GenerationTask:
@@ -313,7 +336,7 @@ class TaskManager:
 
     async def _remove(self, ended: list[GenerationTask]) -> None:
         """Files first: a record without files can be removed again, files without a record by nobody."""
-        await self._images.delete(image for task in ended for image in task.images)
+        await self._images.delete(image for task in ended for image in task.images + task.storing)
         await self._journal.delete([task.id for task in ended])
         for task in ended:
             self._unrecorded.pop(task.id, None)
@@ -324,8 +347,10 @@ class TaskManager:
     async def run(self) -> None:
         """Take tickets until the drain ends, then wait for the last files. If it raises, the service must end."""
         async with asyncio.TaskGroup() as beside:
-            for task in await self._journal.unfinished():
-                await self._recover(task)
+            left = await self._journal.unfinished()
+            self._images.tidy([image for task in left for image in task.storing])
+            for task in left:
+                await self._recover(task, beside)
             await self._models.warm_up()
             while not self._stopped:
                 ticket = await self._queue.get()
@@ -348,10 +373,15 @@ class TaskManager:
         self._queue.put_nowait(ControlTicket(next(self._control_numbers), act))
         return await result
 
-    async def _recover(self, task: GenerationTask) -> None:
+    async def _recover(self, task: GenerationTask, beside: asyncio.TaskGroup) -> None:
         """Queue again what an earlier run left, with its seed; give up on what has used its attempts."""
         if task.id in self._active:
             return  # it arrived while the journal was being read
+        if task.storing:
+            if await self._images.spooled(task.storing):
+                return self._go_on_storing(task, beside)
+            # That attempt did no harm; what it made is lost all the same.
+            task = task.evolve(storing=(), attempt=task.attempt - 1)
         active = Active(task.evolve(status=TaskStatus.PENDING), self._clock(), self._deadline_of(task))
         if task.status is TaskStatus.PROCESSING and task.attempt >= MAX_ATTEMPTS:
             self._active[task.id] = active
@@ -361,6 +391,11 @@ class TaskManager:
             if task.status is not active.task.status:
                 await self._record(active.task)
             self._enqueue(active)
+
+    def _go_on_storing(self, task: GenerationTask, beside: asyncio.TaskGroup) -> None:
+        log.info("task_recovered", task_id=task.id, attempt=task.attempt, pictures=len(task.storing))
+        active = self._active[task.id] = Active(task, self._clock())
+        self._beside(self._store(active, task.storing), beside)
 
     def _deadline_of(self, task: GenerationTask) -> float | None:
         """Of one that an earlier run left: the wall clock may have been set, so no more than it was given."""
@@ -399,7 +434,7 @@ class TaskManager:
         match outcome:
             case Generated():
                 active.task = active.task.evolve(provenance=outcome.provenance)
-                await self._save_beside(active, outcome.images, beside)
+                self._beside(self._save(active, outcome.images), beside)
             case Stopped() if active.put_back:
                 await self._put_back(active, active.task.attempt - active.began)
             case Stopped():
@@ -481,13 +516,20 @@ class TaskManager:
         await self._record(active.task)
         self._enqueue(active)
 
-    async def _save_beside(self, active: Active, images: tuple[Pixels, ...], beside: asyncio.TaskGroup) -> None:
-        """Encode and store while the GPU takes the next task."""
-        saving = beside.create_task(self._save(active, images))
+    def _beside(self, work: Coroutine[Any, Any, None], beside: asyncio.TaskGroup) -> None:
+        """Encode and store while the GPU takes the next task, and not many more."""
+        saving = beside.create_task(work)
         self._saving.add(saving)
-        saving.add_done_callback(self._saving.discard)
-        while len(self._saving) > MAX_SAVING:
-            await asyncio.wait(self._saving, return_when=asyncio.FIRST_COMPLETED)
+        saving.add_done_callback(self._is_saved)
+        self._queue.held = len(self._saving) > MAX_SAVING
+
+    def _is_saved(self, saving: asyncio.Task[None]) -> None:
+        self._saving.discard(saving)
+        if self._queue.held and len(self._saving) <= MAX_SAVING:
+            self._queue.put_nowait(ControlTicket(next(self._control_numbers), self._release))
+
+    async def _release(self) -> None:
+        self._queue.held = len(self._saving) > MAX_SAVING
 
     async def _save(self, active: Active, images: tuple[Pixels, ...]) -> None:
         try:
@@ -499,9 +541,58 @@ class TaskManager:
         except StorageFailed:
             await self._failed(active, FailureCode.STORAGE_FAILED, "The disk refused to store the pictures.")
         else:
-            self._bus.publish(TaskSaved(task_id=active.task.id, images=stored))
-            await self._end(active, TaskStatus.COMPLETED, images=stored)
-            self._bus.publish(TaskCompleted(task_id=active.task.id, images=stored))
+            del images  # pixels take a hundred times as much memory as the rest, and storing may take hours
+            await self._store(active, stored)
+
+    async def _store(self, active: Active, stored: tuple[StoredImage, ...]) -> None:
+        """Bring spooled pictures to where they are kept, and end the task."""
+        try:
+            shipped = await self._ship(active, stored) if self._images.ships else True
+        except StorageFailed as error:
+            await self._failed(active, FailureCode.STORAGE_FAILED, error.detail)
+        else:
+            if shipped:
+                active.task = active.task.evolve(images=stored, storing=())
+                self._bus.publish(TaskSaved(task_id=active.task.id, images=stored))
+                await self._end(active, TaskStatus.COMPLETED)
+                self._bus.publish(TaskCompleted(task_id=active.task.id, images=stored))
+            elif active.stop.is_set():
+                await self._cancelled(active)
+            else:
+                return  # the service leaves; the spool and the journal keep it for the next run
+        await self._clear_away(active.task)
+
+    async def _ship(self, active: Active, stored: tuple[StoredImage, ...]) -> bool:
+        """However long that takes; False if it was let go before. Raises StorageFailed."""
+        if active.task.storing != stored:
+            active.task = active.task.evolve(storing=stored)
+            await self._record(active.task)
+
+        def on_wait() -> None:
+            if not active.waits_for_store:
+                active.waits_for_store = True
+                self._bus.publish(TaskStoring(task_id=active.task.id))
+
+        shipping = asyncio.create_task(self._images.ship(stored, on_wait))
+        letting_go = asyncio.create_task(active.let_go.wait())
+        try:
+            await asyncio.wait([shipping, letting_go], return_when=asyncio.FIRST_COMPLETED)
+            if shipping.done():
+                shipping.result()
+            return shipping.done()
+        finally:
+            shipping.cancel()
+            letting_go.cancel()
+
+    async def _clear_away(self, ended: GenerationTask) -> None:
+        """Leave nothing of it in the spool; and nothing in the store, if it ended without pictures."""
+        if ended.id not in self._unrecorded:  # else the next run begins where the journal says
+            await self._images.unspool(ended.storing or ended.images)
+        if self._images.reachable:
+            # What the store does not let go now goes with the record, which names it.
+            with suppress(StorageFailed, TimeoutError):
+                async with asyncio.timeout(CLEAR_AWAY_S):
+                    await self._images.delete(ended.storing)
 
     # -- ending -------------------------------------------------------------------------------------------------------
 
@@ -560,6 +651,8 @@ class TaskManager:
         if self._draining:
             return
         self._draining = True
+        if not self._images.reachable:
+            self._let_go()
         self._queue.put_nowait(ControlTicket(next(self._control_numbers), self._stop_running))
 
     async def _stop_running(self) -> None:
@@ -567,9 +660,15 @@ class TaskManager:
 
     def hurry(self) -> None:
         """Put the running task back into the queue instead of waiting for it; its next run gives the same pixels."""
+        self._let_go()
         if self._running is not None:
             self._running.put_back = True
             self._running.stop.set()
+
+    def _let_go(self) -> None:
+        """Wait for no store: what is spooled goes there in the next run."""
+        for active in self._active.values():
+            active.let_go.set()
 
 
 def _new_seed() -> int:

@@ -168,6 +168,8 @@ class TaskQueue(asyncio.PriorityQueue[Ticket]):
 
     def _init(self, maxsize: int) -> None:
         self._control: list[ControlTicket] = []
+        #: Whether tasks are to stay. Whoever changes that puts a control ticket in, so that it is noticed.
+        self.held = False
         self._tasks: dict[str, TaskTicket] = {}
         #: The same tickets' places, sorted: each task that comes and each that is looked at asks for its position.
         self._places: list[tuple[int, int]] = []
@@ -192,7 +194,8 @@ class TaskQueue(asyncio.PriorityQueue[Ticket]):
         return ticket
 
     def qsize(self) -> int:
-        return len(self._control) + len(self._tasks)
+        """Tickets that may be taken."""
+        return len(self._control) + (0 if self.held else len(self._tasks))
 
     def empty(self) -> bool:
         return self.qsize() == 0

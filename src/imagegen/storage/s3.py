@@ -1,0 +1,127 @@
+"""S3: whole objects below one prefix of a bucket. Credentials, region and endpoint come from the AWS_* variables."""
+
+import os
+import re
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import TYPE_CHECKING, Literal
+
+import obstore
+import structlog
+from obstore.exceptions import BaseError, PermissionDeniedError
+from obstore.store import S3Store
+
+from imagegen.core.errors import ImageNotFound, StoreMisconfigured, StoreUnreachable
+
+if TYPE_CHECKING:
+    from obstore.store import BackoffConfig, ClientConfig, RetryConfig
+
+log = structlog.get_logger(__name__)
+
+#: Seconds until a connection stands, and that one request may take: 30 MB at 8 Mbit/s.
+CONNECT_S, REQUEST_S = 3, 30
+#: A request is repeated so often, and not after so many seconds; beyond, whoever asked decides.
+RETRIES, RETRY_S = 3, 20
+
+#: What is always so of an object: its name is never used for other bytes.
+CACHE_CONTROL = "public, max-age=31536000, immutable"
+
+#: The store's own word for what is wrong. All else that it says may hold names and keys.
+_CODE = re.compile(r"<Code>(\w{1,60})</Code>")
+
+
+class S3:
+    """A FileStore. What the store answers in words goes nowhere, except for its error codes."""
+
+    def __init__(self, address: str, url_s: float = 3600) -> None:
+        """`address`: `s3://bucket/prefix`. `url_s`: seconds that a URL given out is good for."""
+        bucket, _, prefix = address.removeprefix("s3://").partition("/")
+        self._url_life = timedelta(seconds=url_s)
+        try:
+            self._store = S3Store(
+                bucket, prefix=prefix.strip("/") or None, client_options=_client(), retry_config=_retries()
+            )
+        except (BaseError, ValueError) as error:
+            detail = f"The settings of the store of pictures cannot be used ({_words(error)}); see the AWS_* variables."
+            raise StoreMisconfigured(detail) from None
+
+    async def put(self, name: str, data: bytes, media_type: str) -> None:
+        file = name.rpartition("/")[2]
+        with _refusals("put"):
+            await obstore.put_async(
+                self._store,
+                name,
+                data,
+                attributes={
+                    "Content-Type": media_type,
+                    "Cache-Control": CACHE_CONTROL,
+                    "Content-Disposition": f'inline; filename="{file}"',
+                },
+                # One request: what is cut off leaves nothing behind, not even hidden parts.
+                use_multipart=False,
+            )
+
+    async def read(self, name: str, start: int, stop: int) -> bytes:
+        with _refusals("get"):
+            return bytes(await obstore.get_range_async(self._store, name, start=start, end=stop))
+
+    async def size(self, name: str) -> int:
+        with _refusals("head"):
+            return (await obstore.head_async(self._store, name))["size"]
+
+    async def delete(self, names: Collection[str]) -> None:
+        if names:
+            with _refusals("delete"):
+                await obstore.delete_async(self._store, list(names))
+
+    async def check(self) -> None:
+        with _refusals("head"), suppress(FileNotFoundError, PermissionDeniedError):
+            # That it is missing is an answer; so is "forbidden", to those who may not list what there is.
+            await obstore.head_async(self._store, "reachable")
+
+    async def url(self, name: str, method: Literal["GET", "HEAD"]) -> str | None:
+        with _refusals("sign"):
+            return await obstore.sign_async(self._store, method, name, self._url_life)
+
+
+def _client() -> "ClientConfig":
+    connect, request = timedelta(seconds=CONNECT_S), timedelta(seconds=REQUEST_S)
+    # Only where the operator named such an endpoint.
+    return {"allow_http": _endpoint().startswith("http://"), "connect_timeout": connect, "timeout": request}
+
+
+def _retries() -> "RetryConfig":
+    first, longest = timedelta(milliseconds=100), timedelta(seconds=2)
+    pauses: BackoffConfig = {"init_backoff": first, "max_backoff": longest, "base": 2}
+    return {"max_retries": RETRIES, "retry_timeout": timedelta(seconds=RETRY_S), "backoff": pauses}
+
+
+def _endpoint() -> str:
+    names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+    return next((os.environ[name] for name in names if os.environ.get(name)), "").lower()
+
+
+@contextmanager
+def _refusals(operation: str) -> Iterator[None]:
+    """Raises ImageNotFound or StoreUnreachable; never with the store's own text."""
+    try:
+        yield
+    except (BaseError, OSError, ValueError) as error:
+        reason = _reason(error)
+        if isinstance(error, FileNotFoundError) and operation != "put" and reason != "NoSuchBucket":
+            raise ImageNotFound from None
+    else:
+        return
+    log.warning("store_refused", operation=operation, reason=reason)
+    raise StoreUnreachable(f"The store of pictures cannot be reached, or refuses ({reason}).") from None
+
+
+def _words(error: Exception) -> str:
+    """What is wrong with the settings, which is said before any secret is used: the first line is about names."""
+    return str(error).partition("\n")[0]
+
+
+def _reason(error: Exception) -> str:
+    found = _CODE.search(str(error))
+    return found[1] if found else type(error).__name__

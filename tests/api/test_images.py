@@ -1,0 +1,242 @@
+"""GET /images as callers and browsers meet it; the same headers whether a picture is in a folder or in a bucket."""
+
+import base64
+import hashlib
+import io
+import re
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image, PngImagePlugin
+
+from imagegen.storage import images as store
+from tests.api.conftest import Client, Start
+from tests.s3 import SECRET, Bucket
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Bucket]:
+    with Bucket() as bucket:
+        yield bucket
+
+
+@pytest.fixture
+def bucket(server: Bucket, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    return server
+
+
+@pytest.fixture(params=["folder", "bucket"])
+async def client(request: pytest.FixtureRequest, start: Start) -> AsyncIterator[Client]:
+    settings = {"store": request.getfixturevalue("bucket").address} if request.param == "bucket" else {}
+    async with start(**settings) as running:
+        yield running
+
+
+async def picture(client: Client, **fields: Any) -> str:
+    """The URL of a new one."""
+    task = await client.until(await client.submit(**fields))
+    assert task["status"] == "completed", task
+    return str(task["images"][0]["url"])
+
+
+def digest(data: bytes) -> str:
+    return f"sha-256=:{base64.b64encode(hashlib.sha256(data).digest()).decode()}:"
+
+
+async def test_a_picture_comes_whole_with_what_caches_browsers_and_careful_readers_need(client: Client) -> None:
+    url = await picture(client)
+    answer = await client.get(url)
+    assert answer.content.startswith(b"\x89PNG")
+    assert {name: answer.headers[name] for name in answer.headers if name != "date"} == {
+        "accept-ranges": "bytes",
+        "cache-control": "public, max-age=31536000, immutable",
+        "content-digest": digest(answer.content),
+        "content-disposition": f'inline; filename="{url.rpartition("/")[2]}"',
+        "content-length": str(len(answer.content)),
+        "content-security-policy": "default-src 'none'; sandbox",
+        "content-type": "image/png",
+        "etag": f'"{hashlib.sha256(answer.content).hexdigest()}"',
+        "repr-digest": digest(answer.content),
+        "x-content-type-options": "nosniff",
+    }
+
+
+async def test_head_has_the_same_headers_but_the_digest_of_a_content_that_it_has_not(client: Client) -> None:
+    url = await picture(client)
+    whole, head = await client.get(url), await client.head(url)
+    assert (head.status_code, head.content) == (200, b"")
+    assert dict(head.headers) == {name: whole.headers[name] for name in whole.headers if name != "content-digest"}
+    assert (await client.head(url, headers={"range": "bytes=0-1"})).status_code == 200
+
+
+async def test_who_has_it_is_not_sent_it_again(client: Client) -> None:
+    url = await picture(client)
+    etag = (await client.get(url)).headers["etag"]
+    for tags in (etag, f"W/{etag}", f'"other", {etag}', "*"):
+        for ask in (client.get, client.head):
+            answer = await ask(url, headers={"if-none-match": tags, "range": "bytes=0-1"})
+            assert (answer.status_code, answer.content, answer.headers["etag"]) == (304, b"", etag)
+            assert "immutable" in answer.headers["cache-control"]
+    for tags in ('"other"', "", etag[:-2]):
+        assert (await client.get(url, headers={"if-none-match": tags})).status_code == 200
+
+
+async def test_the_same_picture_has_the_same_etag_and_another_has_another(client: Client) -> None:
+    urls = [await picture(client, seed=seed) for seed in (1, 1, 2)]
+    etags = [(await client.head(url)).headers["etag"] for url in urls]
+    assert etags[0] == etags[1] != etags[2]
+
+
+async def test_a_part_is_sent_as_a_part(client: Client) -> None:
+    url = await picture(client)
+    whole = (await client.get(url)).content
+    for header, part in (("0-7", whole[:8]), ("-5", whole[-5:]), ("10-", whole[10:])):
+        answer = await client.get(url, headers={"range": f"bytes={header}"})
+        assert (answer.status_code, answer.content) == (206, part)
+        begin = whole.index(part)
+        assert answer.headers["content-range"] == f"bytes {begin}-{begin + len(part) - 1}/{len(whole)}"
+        assert answer.headers["repr-digest"] == digest(whole)
+        assert "content-digest" not in answer.headers
+
+
+async def test_several_parts_come_in_one_answer(client: Client) -> None:
+    url = await picture(client)
+    whole = (await client.get(url)).content
+    answer = await client.get(url, headers={"range": "bytes=0-3,10-19,-4"})
+    media_type, boundary = answer.headers["content-type"].split("; boundary=")
+    assert (answer.status_code, media_type) == (206, "multipart/byteranges")
+    begin, *parts, end = answer.content.split(b"--" + boundary.encode())
+    assert (begin.strip(), end.strip()) == (b"", b"--")
+    bodies = [part.split(b"\r\n\r\n", 1) for part in parts]
+    assert [body.removesuffix(b"\r\n") for _, body in bodies] == [whole[:4], whole[10:20], whole[-4:]]
+    assert f"Content-Range: bytes 10-19/{len(whole)}".encode() in bodies[1][0]
+    assert b"Content-Type: image/png" in bodies[1][0]
+    assert int(answer.headers["content-length"]) == len(answer.content)
+
+
+async def test_no_such_bytes_is_416_and_says_how_many_there_are(client: Client) -> None:
+    url = await picture(client)
+    answer = await client.get(url, headers={"range": "bytes=9999999-"})
+    assert (answer.status_code, answer.json()["code"]) == (416, "range_not_satisfiable")
+    assert answer.headers["content-range"] == f"bytes */{(await client.head(url)).headers['content-length']}"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+async def test_abuse_and_nonsense_get_the_whole_picture_once(client: Client) -> None:
+    url = await picture(client)
+    for header in ("bytes=" + ",".join(f"{n}-{n}" for n in range(5000)), "bytes=0-,0-", "bytes=x", "lines=1-2"):
+        answer = await client.get(url, headers={"range": header})
+        assert (answer.status_code, len(answer.content)) == (200, int(answer.headers["content-length"]))
+        assert answer.headers["content-type"] == "image/png"
+
+
+async def test_a_part_of_what_has_changed_is_all_of_it(client: Client) -> None:
+    url = await picture(client)
+    etag = (await client.get(url)).headers["etag"]
+    for condition, status in (
+        (etag, 206),
+        ('"other"', 200),
+        (f"W/{etag}", 200),
+        ("Mon, 23 Nov 2026 00:00:00 GMT", 200),
+    ):
+        answer = await client.get(url, headers={"range": "bytes=0-1", "if-range": condition})
+        assert answer.status_code == status, condition
+
+
+async def test_large_pictures_are_read_piece_by_piece(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = await picture(client)
+    whole = (await client.get(url)).content
+    monkeypatch.setattr(store, "PIECE", 10)
+    assert (await client.get(url)).content == whole
+    assert (await client.get(url, headers={"range": "bytes=3-44"})).content == whole[3:45]
+
+
+async def test_records_of_earlier_versions_have_the_same_headers(client: Client) -> None:
+    url = await picture(client)
+    new = dict((await client.get(url)).headers)
+    service = client.app.state.service
+    task = await service._tasks.get(re.findall(r"[0-9a-f-]{36}", url)[0])
+    old = tuple(image.evolve(sha256="", bytes=0) for image in task.images)
+    await service._journal.update(task.evolve(images=old))
+    assert dict((await client.get(url)).headers) == new
+    assert (await client.get(url, headers={"range": "bytes=0-1"})).status_code == 206
+
+
+async def test_a_picture_that_is_gone_from_where_it_was_is_not_found(client: Client) -> None:
+    url = await picture(client)
+    service = client.app.state.service
+    await service._images.delete((await service._tasks.get(re.findall(r"[0-9a-f-]{36}", url)[0])).images)
+    for ask in (client.get, client.head):
+        assert (await ask(url)).status_code == 404
+
+
+async def test_only_what_a_task_has_made_is_served(client: Client, tmp_path: Path) -> None:
+    url = await picture(client)
+    folder = tmp_path / "data" / "images" / "20260101"
+    folder.mkdir(parents=True)
+    names = [f"{'0' * 36}-0.png", url.rpartition("/")[2], url.rpartition("/")[2].replace("-0.png", "-1.png")]
+    for name in names:
+        (folder / name).write_bytes(b"<script>alert(1)</script>")
+        answer = await client.get(f"/images/20260101/{name}")
+        assert (answer.status_code, answer.json()["code"]) == (404, "image_not_found")
+    unknown = await client.get(url.replace("-0.png", "-1.png"))
+    assert unknown.json() == answer.json()
+
+
+# -- what callers send never comes back as it was ----------------------------------------------------------------------
+
+SCRIPT = b"<script>alert(document.domain)</script>"
+SVG = b'<svg xmlns="http://www.w3.org/2000/svg" onload="alert(1)">' + SCRIPT + b"</svg>"
+
+
+def png(**options: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(buffer, "PNG", **options)
+    return buffer.getvalue()
+
+
+def png_with_text() -> bytes:
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Comment", SCRIPT.decode())
+    return png(pnginfo=text)
+
+
+async def test_markup_in_an_input_picture_is_refused_or_gone_from_the_result(start: Start) -> None:
+    async with start() as client:
+        for refused in (SVG, b"<!doctype html>" + SCRIPT):
+            body = {"prompt": "x", "image": base64.b64encode(refused).decode()}
+            answer = await client.post("/image2image", json=body)
+            assert (answer.status_code, answer.json()["code"]) == (422, "invalid_image")
+            assert b"script" not in answer.content
+        for taken in (png_with_text(), png() + SCRIPT):
+            body = {"prompt": "x", "image": base64.b64encode(taken).decode()}
+            task = await client.until((await client.post("/image2image", json=body)).json()["task_id"])
+            served = await client.get(task["images"][0]["url"])
+            assert served.headers["content-type"] == "image/png"
+            assert b"script" not in served.content
+            # Nothing is behind the picture, and nothing in it but pixels.
+            assert served.content.endswith(b"IEND\xaeB`\x82")
+
+
+# -- presigned ---------------------------------------------------------------------------------------------------------
+
+
+async def test_presigned_the_bucket_itself_serves_the_picture(start: Start, bucket: Bucket) -> None:
+    async with start(store=bucket.address, store_urls="presigned", store_url_s=600) as client:
+        url = await picture(client)
+        answer = await client.get(url)
+        assert (answer.status_code, answer.content) == (307, b"")
+        assert answer.headers["cache-control"] == "private, max-age=300"  # half of the URL's life
+        assert "X-Amz-Expires=600&" in answer.headers["location"]
+        assert SECRET not in answer.headers["location"]
+        head = await client.head(url)
+        assert (head.status_code, head.headers["location"] != answer.headers["location"]) == (307, True)
+        async with httpx.AsyncClient() as anyone:
+            got = await anyone.get(answer.headers["location"])
+        assert (got.content[:4], got.headers["content-type"]) == (b"\x89PNG", "image/png")
+        assert (await client.get(url.replace("-0.png", "-1.png"))).status_code == 404

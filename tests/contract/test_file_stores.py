@@ -1,0 +1,303 @@
+"""Both kinds of FileStore, a folder and a bucket: one suite for both."""
+
+import asyncio
+import hashlib
+import logging
+import socket
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from imagegen.core.errors import ImageNotFound, StorageFailed, StoreMisconfigured, StoreUnreachable
+from imagegen.core.task import StoredImage
+from imagegen.storage import images, s3
+from imagegen.storage.folder import Folder
+from imagegen.storage.images import FileStore, ImageStore
+from imagegen.storage.s3 import S3
+from tests.s3 import SECRET, Bucket
+from tests.unit.conftest import grey, save, task_id
+
+NAME = f"20261123/{task_id(1)}-0.png"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Bucket]:
+    with Bucket() as bucket:
+        yield bucket
+
+
+@pytest.fixture
+def bucket(server: Bucket, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    return server
+
+
+@pytest.fixture(params=["folder", "bucket"])
+async def files(request: pytest.FixtureRequest, tmp_path: Path) -> FileStore:
+    if request.param == "folder":
+        return Folder(tmp_path)
+    return S3(request.getfixturevalue("bucket").address)
+
+
+# -- both --------------------------------------------------------------------------------------------------------------
+
+
+async def test_what_was_put_is_read_whole_or_in_part(files: FileStore) -> None:
+    data = bytes(range(256)) * 100
+    await files.put(NAME, data, "image/png")
+    assert await files.size(NAME) == len(data)
+    assert await files.read(NAME, 0, len(data)) == data
+    assert await files.read(NAME, 300, 310) == data[300:310]
+
+
+async def test_a_second_put_replaces_the_first(files: FileStore) -> None:
+    await files.put(NAME, b"first", "image/png")
+    await files.put(NAME, b"2nd", "image/png")
+    assert await files.read(NAME, 0, await files.size(NAME)) == b"2nd"
+
+
+async def test_what_is_deleted_is_gone_and_deleting_it_again_is_no_failure(files: FileStore) -> None:
+    other = NAME.replace("-0", "-1")
+    for name in (NAME, other):
+        await files.put(name, b"x", "image/png")
+    await files.delete([NAME])
+    await files.delete([NAME, NAME.replace("-0", "-7")])
+    await files.delete([])
+    assert await files.size(other) == 1
+    for looking in (files.size(NAME), files.read(NAME, 0, 1)):
+        with pytest.raises(ImageNotFound):
+            await looking
+
+
+async def test_both_can_be_asked_whether_they_are_there(files: FileStore) -> None:
+    await files.check()
+
+
+# -- an ImageStore in front of either ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["folder", "bucket"])
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[ImageStore]:
+    bucket = None if request.param == "folder" else S3(request.getfixturevalue("bucket").address)
+    made = ImageStore(tmp_path, bucket)
+    yield made
+    made.close()
+
+
+async def ship(store: ImageStore, stored: tuple[StoredImage, ...]) -> None:
+    if store.ships:
+        await store.ship(stored, lambda: None)
+        await store.unspool(stored)
+
+
+async def read(store: ImageStore, image: StoredImage) -> bytes:
+    return b"".join([piece async for piece in store.pieces(image, 0, image.bytes)])
+
+
+async def test_records_know_the_size_and_the_digest(store: ImageStore) -> None:
+    stored = await save(store, task_id(1), [grey(1), grey(2)])
+    await ship(store, stored)
+    for image in stored:
+        data = await read(store, image)
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (image.bytes, image.sha256)
+        assert await store.known(image) is image
+    await store.delete(stored)
+
+
+async def test_records_of_earlier_versions_learn_them(store: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "PIECE", 100)  # in many pieces
+    (stored,) = await save(store, task_id(1), [grey(width=64, height=64)])
+    await ship(store, (stored,))
+    assert stored.bytes > 100
+    assert await store.known(stored.evolve(bytes=0, sha256="")) == stored
+    await store.delete([stored])
+    with pytest.raises(ImageNotFound):
+        await store.known(stored.evolve(bytes=0, sha256=""))
+
+
+# -- a bucket ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_url_for_a_while_needs_no_credentials(bucket: Bucket) -> None:
+    files = S3(bucket.address, url_s=60)
+    await files.put(NAME, b"picture", "image/png")
+    url = await files.url(NAME, "GET")
+    assert url is not None
+    assert "X-Amz-Expires=60&" in url
+    assert SECRET not in url
+    answer = await asyncio.to_thread(httpx.get, url)
+    assert (answer.content, answer.headers["content-type"]) == (b"picture", "image/png")
+    assert answer.headers["cache-control"] == s3.CACHE_CONTROL
+    assert answer.headers["content-disposition"] == f'inline; filename="{task_id(1)}-0.png"'
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3, "RETRIES", 0)
+    monkeypatch.setattr(s3, "REQUEST_S", 0.2)
+    monkeypatch.setattr(images, "FIRST_PAUSE_S", 0.01)
+
+
+@pytest.fixture
+def silent(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The endpoint takes connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{listening.getsockname()[1]}")
+        yield
+
+
+@pytest.fixture
+def refusing(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{listening.getsockname()[1]}")
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("how", ["silent", "refusing", "no bucket"])
+async def test_a_bucket_that_is_not_there_is_a_failure_of_storage_that_tells_no_secret(
+    request: pytest.FixtureRequest, bucket: Bucket, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    if how != "no bucket":
+        request.getfixturevalue(how)
+    files = S3(bucket.address if how != "no bucket" else "s3://nobody-made-this")
+    asked = (
+        files.put(NAME, b"x", "image/png"),
+        files.read(NAME, 0, 1),
+        files.delete([NAME]),
+        *([files.size(NAME), files.check()] if how != "no bucket" else []),  # HEAD has no body to tell by
+    )
+    for asking in asked:
+        with pytest.raises(StoreUnreachable) as raised:
+            await asking
+        assert raised.value.code == "store_unreachable"
+        for secret in (SECRET, "somebody", "127.0.0.1", bucket.name, NAME):
+            assert secret not in raised.value.detail + caplog.text
+        assert raised.value.__suppress_context__
+
+
+async def test_while_a_bucket_hangs_the_loop_does_not(bucket: Bucket, silent: None) -> None:
+    asking = asyncio.ensure_future(S3(bucket.address).put(NAME, bytes(5_000_000), "image/png"))
+    for _ in range(3):
+        await asyncio.sleep(0.01)
+    assert not asking.done()
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+
+
+def test_settings_that_cannot_be_used_are_told_at_the_start(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    with pytest.raises(StoreMisconfigured, match="AccessKeyId"):
+        S3(bucket.address)
+
+
+# -- shipping ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def spooling(bucket: Bucket, impatient: None, tmp_path: Path) -> AsyncIterator[ImageStore]:
+    made = ImageStore(tmp_path / "spool", S3(bucket.address))
+    yield made
+    made.close()
+
+
+def spool(tmp_path: Path) -> list[str]:
+    return sorted(path.name for path in (tmp_path / "spool").rglob("*") if path.is_file())
+
+
+async def test_pictures_are_whole_here_before_they_are_shipped_and_stay_until_they_are_unspooled(
+    spooling: ImageStore, bucket: Bucket, tmp_path: Path
+) -> None:
+    stored = await save(spooling, task_id(3), [grey(1), grey(2)])
+    assert await spooling.spooled(stored)
+    assert not {image.path for image in stored} & set(bucket.names())
+    await spooling.ship(stored, lambda: None)
+    assert {image.path for image in stored} <= set(bucket.names())
+    assert await spooling.spooled(stored)
+    await spooling.unspool(stored)
+    assert not await spooling.spooled(stored)
+    assert spool(tmp_path) == []
+
+
+async def test_a_patient_store_waits_until_the_bucket_is_back_and_tells_so(
+    spooling: ImageStore, bucket: Bucket
+) -> None:
+    stored = await save(spooling, task_id(4), [grey(1), grey(2)])
+    waiting = asyncio.Event()
+    bucket.stop()
+    try:
+        shipping = asyncio.create_task(spooling.ship(stored, waiting.set))
+        await waiting.wait()
+        assert not spooling.reachable
+        await spooling.check()  # shipping tells; nobody else asks
+    finally:
+        bucket.start()
+    await shipping
+    assert spooling.reachable
+    assert {image.path for image in stored} <= set(bucket.names())
+
+
+async def test_an_impatient_store_gives_up(bucket: Bucket, refusing: None, impatient: None, tmp_path: Path) -> None:
+    store = ImageStore(tmp_path / "spool", S3(bucket.address), patient=False)
+    stored = await save(store, task_id(5), [grey()])
+    with pytest.raises(StoreUnreachable):
+        await store.ship(stored, pytest.fail)
+    await store.check()
+    assert not store.reachable
+    store.close()
+
+
+async def test_what_is_shipped_once_is_not_shipped_again(spooling: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = await save(spooling, task_id(6), [grey(n) for n in range(3)])
+    put, failing, told = S3.put, [stored[1].path, stored[2].path], list[str]()
+
+    async def sometimes(self: S3, name: str, data: bytes, media_type: str) -> None:
+        if name in failing:
+            failing.remove(name)
+            raise StoreUnreachable
+        told.append(name)
+        await put(self, name, data, media_type)
+
+    monkeypatch.setattr(S3, "put", sometimes)
+    await spooling.ship(stored, lambda: None)
+    assert told == [image.path for image in stored]
+
+
+async def test_a_picture_that_the_spool_has_lost_is_no_reason_to_wait(spooling: ImageStore) -> None:
+    stored = await save(spooling, task_id(7), [grey()])
+    await spooling.unspool(stored)
+    with pytest.raises(StorageFailed, match="lost"):
+        await spooling.ship(stored, pytest.fail)
+
+
+async def test_what_is_cut_short_in_the_spool_is_not_taken_for_whole(spooling: ImageStore, tmp_path: Path) -> None:
+    (stored,) = await save(spooling, task_id(8), [grey()])
+    (tmp_path / "spool" / stored.path).write_bytes(b"short")
+    assert not await spooling.spooled([stored])
+
+
+async def test_the_spool_is_tidied_of_what_nobody_wants(spooling: ImageStore, tmp_path: Path) -> None:
+    kept, lost = [await save(spooling, task_id(n), [grey()]) for n in (1, 2)]
+    spooling.tidy(kept)
+    assert spool(tmp_path) == [Path(kept[0].path).name]
+    assert not await spooling.spooled(lost)
+
+
+async def test_where_pictures_are_kept_nothing_is_tidied_away(tmp_path: Path) -> None:
+    store = ImageStore(tmp_path / "spool")
+    stored = await save(store, task_id(1), [grey()])
+    store.tidy([])
+    await store.unspool(stored)
+    assert len(spool(tmp_path)) == 1
+    store.close()
+
+
+def test_the_pauses_between_attempts_grow_to_a_bound() -> None:
+    made = images.pauses()
+    told = [next(made) for _ in range(20)]
+    assert images.FIRST_PAUSE_S / 2 <= told[0] <= images.FIRST_PAUSE_S
+    assert all(images.LONGEST_PAUSE_S / 2 <= pause <= images.LONGEST_PAUSE_S for pause in told[8:])
