@@ -14,7 +14,7 @@ from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
 import imagegen
 from imagegen import logs
-from imagegen.api import config, events, generation, images, models, system, tasks, webhooks
+from imagegen.api import bundle, config, events, generation, images, models, system, tasks, webhooks
 from imagegen.api.dependencies import Services
 from imagegen.api.guard import Guard
 from imagegen.api.problems import TextAsProblem, install
@@ -282,7 +282,7 @@ def create_app(settings: Settings, catalog: Catalog) -> FastAPI:
     app.state.service = service
     app.state.services = service.services
     app.include_router(generation.upload_router, max_body_size=settings.max_upload_bytes)
-    for room in (generation, tasks, images, models, config, webhooks, events, system):
+    for room in (generation, tasks, bundle, images, models, config, webhooks, events, system):
         app.include_router(room.router)
     install(app)
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)

@@ -3,6 +3,8 @@
 import asyncio
 import base64
 import io
+import json
+import zipfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -276,3 +278,41 @@ async def test_a_deleted_task_is_not_found(client: Client) -> None:
     await client.delete(f"/task/{task_id}")
     assert await found(client, q="red") == []
     assert await found(client, q="re") == []
+
+
+# -- bundle ------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_bundle_holds_the_task_and_every_picture(client: Client) -> None:
+    task = await client.until(await client.submit("a cat", batch_size=3, format="webp"))
+    answer = await client.get(f"/task/{task['task_id']}/bundle")
+    assert answer.headers["content-type"] == "application/zip"
+    assert answer.headers["content-disposition"] == f'attachment; filename="{task["task_id"]}.zip"'
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        assert archive.testzip() is None
+        assert json.loads(archive.read("task.json")) == task
+        for image in task["images"]:
+            assert archive.read(image["url"].rpartition("/")[2]) == (await client.get(image["url"])).content
+        assert len(archive.namelist()) == 4
+
+
+async def test_a_bundle_of_what_failed_holds_the_reason(start: Start) -> None:
+    async with start(models={"fake": {"fault": "error"}}) as client:
+        task = await client.until(await client.submit())
+        answer = await client.get(f"/task/{task['task_id']}/bundle")
+        with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+            assert archive.namelist() == ["task.json"]
+            assert json.loads(archive.read("task.json"))["error_code"] == "generation_failed"
+
+
+async def test_there_is_no_bundle_before_the_end_nor_of_a_lost_picture(start: Start, tmp_path: Path) -> None:
+    async with start(models={"fake": {}, "slow": {"step_seconds": 0.5}}, drain_timeout_s=0) as client:
+        done = await client.until(await client.submit(model="fake"))
+        for file in (tmp_path / "data" / "images").rglob("*.png"):
+            file.unlink()
+        answer = await client.get(f"/task/{done['task_id']}/bundle")
+        assert (answer.status_code, answer.json()["code"]) == (404, "image_not_found")
+        running = await client.submit(model="slow")
+        answer = await client.get(f"/task/{running}/bundle")
+        assert (answer.status_code, answer.json()["code"]) == (409, "task_not_finished")
+        assert (await client.get("/task/none/bundle")).json()["code"] == "task_not_found"

@@ -11,6 +11,7 @@ from imagegen.core.errors import (
     DataDirInUse,
     DataDirUnusable,
     DeviceFault,
+    EncodingFailed,
     EngineError,
     FailureCode,
     ImagegenError,
@@ -20,7 +21,10 @@ from imagegen.core.errors import (
 )
 
 #: Never raised towards a caller: they end the process, its start, or (flattened to a Failed) a task.
-INWARD = (DeviceFault, DataDirInUse, DataDirUnusable, JournalDamaged, StoreMisconfigured, EngineError)
+INWARD = (
+    *(DeviceFault, DataDirInUse, DataDirUnusable, JournalDamaged),
+    *(StoreMisconfigured, EncodingFailed, EngineError),
+)
 
 
 def subclasses(kind: type[ImagegenError]) -> Iterator[type[ImagegenError]]:

@@ -1,0 +1,80 @@
+"""GET /task/{task_id}/bundle: a task and its pictures in one file."""
+
+import io
+import zipfile
+from collections.abc import AsyncIterator, Sequence
+from datetime import datetime
+
+from fastapi import APIRouter
+from fastapi.responses import StreamingResponse
+
+from imagegen.api.dependencies import Config, Images, Tasks
+from imagegen.api.problems import describe
+from imagegen.api.views import task_view
+from imagegen.core.errors import TaskNotFinished
+from imagegen.core.receipt import receipt_of
+from imagegen.core.task import StoredImage
+from imagegen.storage.images import ImageStore
+
+router = APIRouter(tags=["tasks"])
+
+
+@router.get(
+    "/task/{task_id}/bundle",
+    operation_id="get_bundle",
+    summary="A task with its pictures, as a zip",
+    response_class=StreamingResponse,
+    responses={
+        200: {"content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}}},
+        **describe("task_not_found", "task_not_finished", "image_not_found", "storage_failed", "store_unreachable"),
+    },
+)
+async def get_bundle(task_id: str, tasks: Tasks, images: Images, settings: Config) -> StreamingResponse:
+    """`task.json`, as `GET /task/{task_id}` has it, and the pictures under their own names."""
+    task = await tasks.get(task_id)
+    if not task.status.finished:
+        raise TaskNotFinished("The task has not ended; there is nothing to take along yet.")
+    pictures = [await images.known(image) for image in task.images]
+    for image in pictures:
+        await images.size(image)  # once the answer has begun, there is no status left to say that one is missing
+    view = task_view(task, None, None, settings.retention_days, receipt_of(task))
+    record = view.model_dump_json(indent=2).encode()
+    headers = {"Content-Disposition": f'attachment; filename="{task.id}.zip"', "X-Content-Type-Options": "nosniff"}
+    content = _zipped(record, pictures, images, task.completed_at or task.created_at)
+    return StreamingResponse(content, headers=headers, media_type="application/zip")
+
+
+class _Sink(io.RawIOBase):
+    """Takes what a zip file writes, until it is sent. It cannot seek, so sizes follow what they are of."""
+
+    def __init__(self) -> None:
+        self._written = bytearray()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: "bytes | bytearray | memoryview") -> int:  # type: ignore[override]
+        self._written += data
+        return len(data)
+
+    def take(self) -> bytes:
+        taken = bytes(self._written)
+        self._written.clear()
+        return taken
+
+
+async def _zipped(
+    record: bytes, pictures: Sequence[StoredImage], images: ImageStore, when: datetime
+) -> AsyncIterator[bytes]:
+    """Piece by piece: pictures are compressed already, and are only passed through."""
+    sink, date = _Sink(), when.timetuple()[:6]
+    with zipfile.ZipFile(sink, "w") as archive:
+        archive.writestr(zipfile.ZipInfo("task.json", date), record)
+        for image in pictures:
+            entry = zipfile.ZipInfo(image.path.rpartition("/")[2], date)
+            entry.file_size = image.bytes
+            with archive.open(entry, "w") as file:
+                async for piece in images.pieces(image, 0, image.bytes):
+                    file.write(piece)
+                    yield sink.take()
+    yield sink.take()
