@@ -1,8 +1,13 @@
 """Results through the real service and the real command: formats, receipts, replays, keys that outlive kill -9."""
 
 import json
+import os
+import re
+import subprocess
+import sys
 import threading
 import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +17,7 @@ import pytest
 from PIL import Image
 
 from tests.e2e.test_cli import imagegen
-from tests.server import Server
+from tests.server import PATIENCE_S, Server
 
 PROMPT = "a red circle on a blue background"
 
@@ -114,3 +119,29 @@ def test_fifty_identical_requests_with_a_kill_9_among_them_are_one_task(tmp_path
         assert len(set(answers)) == 1
         assert server.until(answers[0])["status"] == "completed"
         assert server.http.get("/tasks").json()["total"] == 1
+
+
+# -- the page ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_pages_examples_work_as_they_stand(tiny: Server, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "results.md").read_text()
+    script = "set -euo pipefail\n" + "\n".join(re.findall(r"```bash\n(.*?)```", page, re.DOTALL))
+    done = subprocess.run(
+        ["bash", "-c", script.replace("http://127.0.0.1:5050", str(tiny.http.base_url).rstrip("/"))],
+        cwd=tmp_path,
+        env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "'identical': True, 'differences': []" in (tmp_path / "replay.txt").read_text()
+    assert "Every pixel is the same." in done.stdout
+    one, two = (json.loads((tmp_path / f"attempt-{number}.json").read_text())["task_id"] for number in (1, 2))
+    assert one == two
+    assert json.loads((tmp_path / "found.json").read_text())["filtered"] >= 1
+    with zipfile.ZipFile(tmp_path / "bundle.zip") as archive:
+        assert "task.json" in archive.namelist()
+        assert len(archive.namelist()) == 3
