@@ -13,6 +13,7 @@ import pytest
 
 from imagegen.core.errors import StorageFull
 from imagegen.core.task import GenerationTask
+from imagegen.models.manager import DynamicModelManager
 from imagegen.storage import folder, images, s3
 from imagegen.storage.tasks import TaskJournal
 from tests.api.conftest import Client, Start
@@ -143,6 +144,31 @@ async def test_stopping_the_service_waits_for_no_bucket_and_the_next_run_ships_w
         for image in done["images"]:
             assert (await client.get(image["url"])).content == made[image["url"].rpartition("/")[2]]
     assert spooled(tmp_path) == []
+
+
+async def test_what_was_just_made_when_the_service_was_hurried_is_shipped_by_the_next_run(
+    start: Start, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate = DynamicModelManager.generate
+
+    async with start(store=bucket.address, drain_timeout_s=0) as client:
+        tasks = client.app.state.services.tasks
+
+        async def hurried(self: DynamicModelManager, *args: Any) -> Any:
+            outcome = await generate(self, *args)
+            tasks.begin_drain()
+            tasks.hurry()  # too late for a stop between two steps
+            return outcome
+
+        with monkeypatch.context() as patch:
+            patch.setattr(DynamicModelManager, "generate", hurried)
+            task_id = await client.submit()
+            while not client.app.state.service.ended:
+                await asyncio.sleep(0.01)
+            assert (await client.task(task_id))["status"] == "processing"
+    async with start(store=bucket.address) as client:
+        done = await client.until(task_id)
+        assert (done["status"], done["attempt"]) == ("completed", 1)
 
 
 async def test_an_end_that_the_disk_refused_leaves_the_spool_for_the_next_run(

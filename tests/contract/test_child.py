@@ -272,12 +272,14 @@ def test_pinned_memory_is_neither_rounded_up_nor_kept_unless_the_operator_says_h
     assert told.items() >= own.items()
 
 
-@pytest.mark.parametrize("name", ["HF_TOKEN", "IMAGEGEN_WEBHOOK_SECRETS"])
+@pytest.mark.parametrize("name", ["HF_TOKEN", "IMAGEGEN_WEBHOOK_SECRETS", "AWS_SECRET_ACCESS_KEY"])
 def test_a_worker_is_told_no_secret(name: str) -> None:
     assert name not in child.worker_environment({name: "secret"})
 
 
 def test_the_process_that_downloads_is_told_the_hubs_token_and_no_other_secret() -> None:
-    told = downloader_environment({"HF_TOKEN": "token", "IMAGEGEN_WEBHOOK_SECRETS": "secret"})
+    told = downloader_environment(
+        {"HF_TOKEN": "token", "IMAGEGEN_WEBHOOK_SECRETS": "secret", "AWS_SESSION_TOKEN": "secret"}
+    )
     assert told["HF_TOKEN"] == "token"
     assert "secret" not in told.values()

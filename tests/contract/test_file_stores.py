@@ -1,6 +1,7 @@
 """Both kinds of FileStore, a folder and a bucket: one suite for both."""
 
 import asyncio
+import errno
 import hashlib
 import logging
 import socket
@@ -285,6 +286,17 @@ async def test_the_spool_is_tidied_of_what_nobody_wants(spooling: ImageStore, tm
     spooling.tidy(kept)
     assert spool(tmp_path) == [Path(kept[0].path).name]
     assert not await spooling.spooled(lost)
+
+
+async def test_a_spool_that_cannot_be_tidied_is_no_reason_not_to_start(
+    spooling: ImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "read-only")
+
+    await save(spooling, task_id(1), [grey()])
+    monkeypatch.setattr(Path, "unlink", refuse)
+    spooling.tidy([])
 
 
 async def test_where_pictures_are_kept_nothing_is_tidied_away(tmp_path: Path) -> None:

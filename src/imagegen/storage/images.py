@@ -226,7 +226,8 @@ class ImageStore:
         """Remove from the spool what nobody will ship. Only while nothing is being saved."""
         kept = set(_names(wanted))
         if self.ships:
-            self._here.remove([name for name in self._here.names() if name not in kept])
+            with suppress(StorageFailed):  # it lies there until the next start
+                self._here.remove([name for name in self._here.names() if name not in kept])
 
     def sweep(self) -> None:
         """Remove what a killed process left half-written. Only while nothing is being saved."""

@@ -556,7 +556,7 @@ class TaskManager:
                 self._bus.publish(TaskSaved(task_id=active.task.id, images=stored))
                 await self._end(active, TaskStatus.COMPLETED)
                 self._bus.publish(TaskCompleted(task_id=active.task.id, images=stored))
-            elif active.stop.is_set():
+            elif active.stop.is_set() and not active.put_back:
                 await self._cancelled(active)
             else:
                 return  # the service leaves; the spool and the journal keep it for the next run
