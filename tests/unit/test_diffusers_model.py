@@ -188,6 +188,14 @@ def test_the_centre_of_what_was_rendered_is_delivered_in_the_asked_size(width: i
     assert corner.tolist() == [(rendered.width - width) // 2, (rendered.height - height) // 2, 0]
 
 
+def test_what_a_model_leaves_transparent_stays_so() -> None:
+    picture = np.ones((2, 2, 4), np.float32)
+    picture[0, :, 3] = 0
+    pixels = crop(picture, Size(2, 2), seed=7)
+    assert (pixels.rgb, pixels.alpha) == (b"\xff" * 12, b"\0\0\xff\xff")
+    assert crop(picture[..., :3], Size(2, 2), seed=7).alpha is None
+
+
 def test_what_fits_exactly_is_not_cropped() -> None:
     picture = np.random.default_rng(1).random((32, 16, 3))
     rgb = np.frombuffer(crop(picture, Size(16, 32), 0).rgb, np.uint8).reshape(32, 16, 3)

@@ -206,6 +206,14 @@ async def test_an_input_image_goes_with_its_task(journal: TaskJournal, path: Pat
     assert in_the_file(path, "SELECT * FROM inputs") == []
 
 
+async def test_what_a_deleted_task_was_asked_for_is_nowhere_in_the_journal(journal: TaskJournal, path: Path) -> None:
+    await insert(journal, 1, 2)
+    await journal.delete([task_id(1)])
+    assert len(in_the_file(path, "SELECT prompt FROM prompts")) == 1
+    await journal.delete([task_id(2)])
+    assert in_the_file(path, "SELECT prompt FROM prompts") == []
+
+
 # -- pages -------------------------------------------------------------------------------------------------------------
 
 
