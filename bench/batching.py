@@ -25,9 +25,10 @@ from imagegen.core.task import GenerationRequest
 from imagegen.gpu.child import ChildEngine
 from imagegen.gpu.protocol import EngineOptions, Generate, Generated, Loaded
 from imagegen.loaders import SPECS
+from imagegen.settings import Settings
 from imagegen.storage.tasks import TaskFilter, TaskJournal
 
-SIDES = (64, 128, 192, 256)
+SIDES = (64, 128, 256)
 SIZES = (2, 4, 8)
 STEPS = 8
 WORDS = ("a red circle on a blue background", "a green star", "a cat on a table", "three yellow squares in a row")
@@ -35,8 +36,8 @@ WORDS = ("a red circle on a blue background", "a green star", "a cat on a table"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--tasks", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tasks", type=int, default=24)
     options = parser.parse_args()
     print(f"{machine()}, medians of {options.rounds} interleaved rounds, {STEPS} steps:\n")
     head = "picture | one by one, pictures/s | " + " | ".join(f"{pictures} in a call" for pictures in SIZES)
@@ -126,7 +127,7 @@ def burst(server: Server, side: int, tasks: int) -> float:
 
 async def calls_of(data: Path) -> dict[int, Counter[int]]:
     """By the pictures' side and by how many were in the call: how many pictures."""
-    journal = TaskJournal(data / "tasks.sqlite3")
+    journal = TaskJournal(Settings(data_dir=data).journal_path)
     page = await journal.page(TaskFilter(), 1_000_000)
     await journal.close()
     counts: dict[int, Counter[int]] = {side: Counter() for side in SIDES}
