@@ -155,7 +155,7 @@ def test_what_was_declined_is_tried_again_after_many_calls_or_another_load() -> 
 
 def test_a_size_that_the_memory_did_not_hold_is_left_alone_for_long() -> None:
     payoffs = learned(Payoffs(), (1, 1.0), (1, 1.0), (2, 0.5))
-    payoffs.too_large("a", ALIKE.kind, 4)
+    payoffs.failed("a", ALIKE.kind, 4, too_large=True)
     payoffs.loaded("a", NOON)
     assert most(payoffs) == 2
     learned(payoffs, *[(2, 0.5)] * (TRY_AGAIN_IN_MEMORY - 1))
@@ -163,12 +163,20 @@ def test_a_size_that_the_memory_did_not_hold_is_left_alone_for_long() -> None:
     assert most(learned(payoffs, (2, 0.5))) == 4
 
 
+def test_after_a_call_that_failed_in_another_way_smaller_ones_are_made_for_a_while() -> None:
+    payoffs = learned(Payoffs(), (1, 1.0), (1, 1.0), (2, 0.5), (4, 0.25))
+    for expected in (4, 2, 1):  # whatever it is that several cannot do, it is not tried for ever
+        payoffs.failed("a", ALIKE.kind, most(payoffs), too_large=False)
+        assert most(payoffs) == expected
+    assert most(learned(payoffs, *[(1, 1.0)] * TRY_AGAIN)) == 2
+
+
 @given(st.integers(2, 64), st.integers(2, 64))
 def test_a_call_that_was_too_large_is_not_repeated(max_batch: int, pictures: int) -> None:
     """It always shrinks: a task that is put back must not come into the same call again."""
     payoffs = learned(Payoffs(), *[(1, 1.0)] * 2, *[(2**n, 1 / 2**n) for n in range(1, 7)])
     pictures = min(pictures, most(payoffs, max_batch))
-    payoffs.too_large("a", ALIKE.kind, pictures)
+    payoffs.failed("a", ALIKE.kind, pictures, too_large=True)
     assert most(payoffs, max_batch) < pictures
 
 

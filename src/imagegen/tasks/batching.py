@@ -14,7 +14,7 @@ MARGIN = 0.05
 ENOUGH_RUNS = 2
 #: What the latest run counts against the ones before it.
 WEIGHT_OF_LATEST = 0.3
-#: Calls after which a size is tried again that did not pay, and one that the memory did not hold.
+#: Calls after which a size is tried again that did not pay or failed, and one that the memory did not hold.
 TRY_AGAIN, TRY_AGAIN_IN_MEMORY = 200, 1000
 #: Kinds of work that are remembered of each model.
 MAX_KINDS = 64
@@ -122,11 +122,13 @@ class Payoffs:
         if step > 1 and size.runs >= ENOUGH_RUNS and not size.pays(_known(sizes, step // 2)):
             size.bar(TRY_AGAIN)
 
-    def too_large(self, model: str, kind: Kind, pictures: int) -> None:
-        """The memory did not hold a call of so many pictures."""
+    def failed(self, model: str, kind: Kind, pictures: int, *, too_large: bool) -> None:
+        """A call of so many pictures failed: for want of memory, or as none of one might. Smaller ones come next."""
         sizes, step = self._sizes(model, kind), _step(pictures)
         held = pictures > step and _known(sizes, step).runs > 0
-        sizes.setdefault(2 * step if held else step, _Size()).bar(TRY_AGAIN_IN_MEMORY, too_large=True)
+        sizes.setdefault(2 * step if held else step, _Size()).bar(
+            TRY_AGAIN_IN_MEMORY if too_large else TRY_AGAIN, too_large=too_large
+        )
 
     def loaded(self, model: str, at: datetime) -> None:
         """It is resident since then: after another load, what did not pay is tried again."""

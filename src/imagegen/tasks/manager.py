@@ -485,8 +485,8 @@ class TaskManager:
         )
         if isinstance(outcome, Generated):
             self._outlooks.learn(call, self._clock() - began)
-        elif isinstance(outcome, Failed) and outcome.code is FailureCode.OUT_OF_MEMORY and call.together:
-            self._outlooks.too_large(call)
+        elif isinstance(outcome, Failed):
+            self._outlooks.failed(call, outcome.code)
         return outcome
 
     def _gather(self, call: Call) -> None:
@@ -683,7 +683,7 @@ class TaskManager:
         self._stopped = True
 
     def hurry(self) -> None:
-        """Put what runs back into the queue instead of waiting for it; its next run gives the same pixels."""
+        """Put what runs back into the queue instead of waiting for it; its next run gives the same picture."""
         self._let_go()
         for active in self._running.members if self._running is not None else ():
             active.put_back = True

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from math import ceil
 from typing import NamedTuple
 
+from imagegen.core.errors import FailureCode
 from imagegen.core.events import EventBus, TaskMoved
 from imagegen.core.task import GenerationRequest, TaskStatus
 from imagegen.models.manager import DynamicModelManager
@@ -86,10 +87,11 @@ class Outlooks:
             in_call = pictures if call.together else 1
             self._payoffs.learn(model, call.likeness.kind, in_call, seconds / pictures)
 
-    def too_large(self, call: Call) -> None:
-        """The memory did not hold all the pictures of a call."""
-        if call.likeness is not None:
-            self._payoffs.too_large(call.model, call.likeness.kind, call.pictures)
+    def failed(self, call: Call, code: FailureCode) -> None:
+        """A call failed; of several pictures, that may be why."""
+        if call.likeness is not None and call.together:
+            too_large = code is FailureCode.OUT_OF_MEMORY
+            self._payoffs.failed(call.model, call.likeness.kind, call.pictures, too_large=too_large)
 
     def most(self, model: str, alike: Likeness | None) -> int:
         """How many pictures a call may make that begins now, by what has paid so far."""
