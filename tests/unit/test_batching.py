@@ -138,6 +138,15 @@ def test_a_larger_size_must_beat_the_smaller_one_and_not_only_one_by_one() -> No
     assert most(payoffs) == 2
 
 
+def test_where_everything_has_become_slower_all_is_measured_anew() -> None:
+    payoffs = learned(Payoffs(), (1, 1.0), (1, 1.0), *[(2, 0.5)] * 3)
+    assert most(payoffs, 2) == 2
+    learned(payoffs, *[(2, 5.0)] * 2)
+    assert most(payoffs, 2) == 1
+    assert most(learned(payoffs, (1, 10.0), (1, 10.0)), 2) == 2
+    assert most(learned(payoffs, (2, 5.0), (2, 5.0)), 2) == 2
+
+
 def test_what_was_declined_is_tried_again_after_many_calls_or_another_load() -> None:
     declined = [(1, 1.0), (1, 1.0), (2, 1.0), (2, 1.0)]
     payoffs = learned(Payoffs(), *declined, *[(1, 1.0)] * (TRY_AGAIN - 1))

@@ -119,8 +119,13 @@ class Payoffs:
             each.barred = max(0, each.barred - 1)
         size = sizes.setdefault(step, _Size())
         size.learn(pace)
-        if step > 1 and size.runs >= ENOUGH_RUNS and not size.pays(_known(sizes, step // 2)):
+        if step == 1 or size.runs < ENOUGH_RUNS or size.pays(_known(sizes, step // 2)):
+            return
+        if size.runs == ENOUGH_RUNS:
             size.bar(TRY_AGAIN)
+            return
+        for each in sizes.values():  # it did pay: perhaps everything has become slower, so all is measured anew
+            each.runs = 0
 
     def failed(self, model: str, kind: Kind, pictures: int, *, too_large: bool) -> None:
         """A call of so many pictures failed: for want of memory, or as none of one might. Smaller ones come next."""
