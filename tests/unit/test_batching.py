@@ -123,8 +123,8 @@ def test_it_grows_by_doubling_as_long_as_that_pays() -> None:
     assert most(payoffs, 8) == 8
 
 
-def test_a_size_that_does_not_pay_is_declined_after_two_runs() -> None:
-    payoffs = learned(Payoffs(), (1, 1.0), (1, 1.0), (2, 0.98))
+def test_a_size_that_does_not_pay_is_declined_after_three_runs() -> None:
+    payoffs = learned(Payoffs(), (1, 1.0), (1, 1.0), (2, 0.98), (2, 0.98))
     assert most(payoffs) == 2
     assert most(learned(payoffs, (2, 0.98))) == 1
 
@@ -134,21 +134,21 @@ def test_a_first_run_that_had_to_compile_is_forgiven() -> None:
 
 
 def test_a_larger_size_must_beat_the_smaller_one_and_not_only_one_by_one() -> None:
-    payoffs = learned(Payoffs(), (1, 1.0), (1, 1.0), (2, 0.6), (4, 0.59), (4, 0.59))
+    payoffs = learned(Payoffs(), (1, 1.0), (1, 1.0), (2, 0.6), *[(4, 0.59)] * 3)
     assert most(payoffs) == 2
 
 
 def test_where_everything_has_become_slower_all_is_measured_anew() -> None:
     payoffs = learned(Payoffs(), (1, 1.0), (1, 1.0), *[(2, 0.5)] * 3)
-    assert most(payoffs, 2) == 2
-    learned(payoffs, *[(2, 5.0)] * 2)
+    assert most(learned(payoffs, *[(2, 5.0)] * 4), 2) == 2  # a slow run or two are somebody else's doing
+    learned(payoffs, (2, 5.0))
     assert most(payoffs, 2) == 1
     assert most(learned(payoffs, (1, 10.0), (1, 10.0)), 2) == 2
     assert most(learned(payoffs, (2, 5.0), (2, 5.0)), 2) == 2
 
 
 def test_what_was_declined_is_tried_again_after_many_calls_or_another_load() -> None:
-    declined = [(1, 1.0), (1, 1.0), (2, 1.0), (2, 1.0)]
+    declined = [(1, 1.0), (1, 1.0), (2, 1.0), (2, 1.0), (2, 1.0)]
     payoffs = learned(Payoffs(), *declined, *[(1, 1.0)] * (TRY_AGAIN - 1))
     assert most(payoffs) == 1
     assert most(learned(payoffs, (1, 1.0))) == 2
@@ -196,8 +196,8 @@ def test_it_is_never_more_than_asked_for(runs: list[tuple[int, float]], max_batc
 
 
 @given(st.floats(0.1, 10), st.floats(0.1, 10))
-def test_what_is_left_after_two_runs_of_each_is_what_pays(one: float, two: float) -> None:
-    payoffs = learned(Payoffs(), (1, one), (1, one), (2, two), (2, two))
+def test_what_is_left_after_three_runs_is_what_pays(one: float, two: float) -> None:
+    payoffs = learned(Payoffs(), (1, one), (1, one), *[(2, two)] * 3)
     assert (most(payoffs, 2) == 2) == (two <= one * (1 - MARGIN))
 
 

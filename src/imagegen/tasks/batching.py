@@ -1,8 +1,8 @@
 """Batching: which waiting tasks go along in one call of their model, and how many pictures of a call have paid."""
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from imagegen.core.task import GenerationRequest, TaskType
@@ -10,10 +10,12 @@ from imagegen.tasks.queue import Fairness, Kind, Likeness, TaskTicket, foremost
 
 #: What a size must gain over the next smaller one: less is not worth the longer wait for the first picture.
 MARGIN = 0.05
-#: Runs after which a size is judged; of one alone, the first may have had the device to warm up.
-ENOUGH_RUNS = 2
-#: What the latest run counts against the ones before it.
-WEIGHT_OF_LATEST = 0.3
+#: Runs of one picture a call before more are tried: the first may have had the device to warm up.
+ENOUGH_ALONE = 2
+#: Runs after which a size is declined.
+ENOUGH_RUNS = 3
+#: The latest runs of a size, of which the fastest counts: what else a machine does makes runs slower, never faster.
+LATEST = 5
 #: Calls after which a size is tried again that did not pay or failed, and one that the memory did not hold.
 TRY_AGAIN, TRY_AGAIN_IN_MEMORY = 200, 1000
 #: Kinds of work that are remembered of each model.
@@ -70,25 +72,28 @@ def calls(tickets: Iterable[TaskTicket], most: Callable[[TaskTicket], int]) -> I
 class _Size:
     """Calls of so many pictures, up to twice as many."""
 
-    runs: int = 0
-    #: Seconds a picture.
-    pace: float = 0
+    #: Seconds a picture, latest last.
+    paces: deque[float] = field(default_factory=lambda: deque(maxlen=LATEST))
     #: Calls until it is tried again; 0: it may be used.
     barred: int = 0
     #: Whether it was the memory that barred it.
     too_large: bool = False
 
-    def learn(self, pace: float) -> None:
-        self.runs += 1
-        # The second run replaces the first one, which may have compiled, or chosen kernels.
-        smooth = self.runs > ENOUGH_RUNS
-        self.pace = self.pace + WEIGHT_OF_LATEST * (pace - self.pace) if smooth else pace
+    @property
+    def runs(self) -> int:
+        """As far as they are remembered."""
+        return len(self.paces)
+
+    @property
+    def pace(self) -> float:
+        return min(self.paces, default=0)
 
     def pays(self, smaller: "_Size") -> bool:
         return self.pace <= smaller.pace * (1 - MARGIN)
 
     def bar(self, calls: int, *, too_large: bool = False) -> None:
-        self.runs, self.barred, self.too_large = 0, calls, too_large
+        self.paces.clear()
+        self.barred, self.too_large = calls, too_large
 
 
 Sizes = dict[int, _Size]
@@ -104,7 +109,7 @@ class Payoffs:
     def most(self, model: str, kind: Kind, max_batch: int) -> int:
         """Pictures that the next call may make: twice as many as have paid so far, once that is known of them."""
         most, sizes = 1, self._known_sizes(model, kind)
-        if max_batch == 1 or _known(sizes, 1).runs < ENOUGH_RUNS:
+        if max_batch == 1 or _known(sizes, 1).runs < ENOUGH_ALONE:
             return 1
         while 2 * most <= max_batch and not (size := _known(sizes, 2 * most)).barred:
             smaller, most = sizes[most], 2 * most
@@ -118,14 +123,14 @@ class Payoffs:
         for each in sizes.values():
             each.barred = max(0, each.barred - 1)
         size = sizes.setdefault(step, _Size())
-        size.learn(pace)
+        size.paces.append(pace)
         if step == 1 or size.runs < ENOUGH_RUNS or size.pays(_known(sizes, step // 2)):
             return
         if size.runs == ENOUGH_RUNS:
             size.bar(TRY_AGAIN)
             return
         for each in sizes.values():  # it did pay: perhaps everything has become slower, so all is measured anew
-            each.runs = 0
+            each.paces.clear()
 
     def failed(self, model: str, kind: Kind, pictures: int, *, too_large: bool) -> None:
         """A call of so many pictures failed: for want of memory, or as none of one might. Smaller ones come next."""
