@@ -132,7 +132,8 @@ async def calls_of(data: Path) -> dict[int, Counter[int]]:
     await journal.close()
     counts: dict[int, Counter[int]] = {side: Counter() for side in SIDES}
     for task in page.tasks:
-        counts[task.request.width][task.pictures_in_call] += 1
+        assert task.provenance is not None
+        counts[task.request.width][task.provenance.call_pictures] += 1
     return counts
 
 

@@ -38,7 +38,8 @@ async def pictures(client: Client, ids: Sequence[str]) -> list[Any]:
 
 
 async def calls(client: Client, ids: Sequence[str]) -> list[int]:
-    return [(await client.app.state.services.tasks.get(task_id)).pictures_in_call for task_id in ids]
+    tasks = [await client.app.state.services.tasks.get(task_id) for task_id in ids]
+    return [task.provenance.call_pictures for task in tasks]
 
 
 async def test_eight_tasks_in_one_call_get_the_pictures_that_they_get_one_by_one(start: Start, tmp_path: Path) -> None:

@@ -60,6 +60,11 @@ async def ended(house: House, ids: Sequence[str]) -> list[GenerationTask]:
     return [await house.tasks.get(task_id) for task_id in ids]
 
 
+def in_call(task: GenerationTask) -> int | None:
+    """Pictures of the call that made it."""
+    return None if task.provenance is None else task.provenance.call_pictures
+
+
 def steps(house: House, task_id: str) -> list[tuple[int, int]]:
     events = [published.event for published in house.bus.history(task_id)]
     return [(event.step, event.total) for event in events if isinstance(event, TaskStep)]
@@ -80,7 +85,7 @@ async def test_what_waits_shares_a_call_and_each_has_its_own_picture_and_progres
         ids = await submit(house, "abcdef")
         tasks = await ended(house, ids)
         assert [task.status for task in tasks] == [TaskStatus.COMPLETED] * 6
-        assert [task.pictures_in_call for task in tasks] == [4, 4, 4, 4, 2, 2]
+        assert [in_call(task) for task in tasks] == [4, 4, 4, 4, 2, 2]
         for seed, task in enumerate(tasks):
             (image,) = task.images
             assert (image.seed, task.attempt, task.request.seed) == (seed, 1, seed)
@@ -100,13 +105,13 @@ def _first_pixel(house: House, path: str) -> bytes:
 async def test_without_max_batch_each_picture_has_its_own_call(tmp_path: Path) -> None:
     async with batching(tmp_path, max_batch=1) as house:
         tasks = await ended(house, await submit(house, "abc", batch_size=2))
-        assert [task.pictures_in_call for task in tasks] == [1, 1, 1]
+        assert [in_call(task) for task in tasks] == [1, 1, 1]
 
 
 async def test_the_pictures_of_one_task_share_a_call_as_well(tmp_path: Path) -> None:
     async with batching(tmp_path) as house:
         (task,) = await ended(house, ids := await submit(house, "a", batch_size=3))
-        assert (task.pictures_in_call, [image.seed for image in task.images]) == (3, [0, 1, 2])
+        assert (in_call(task), [image.seed for image in task.images]) == (3, [0, 1, 2])
         assert steps(house, ids[0]) == [(3 * k, 12) for k in range(1, 5)]
 
 
@@ -117,7 +122,7 @@ async def test_a_member_that_is_cancelled_ends_at_once_and_the_others_go_on(tmp_
         assert (await house.tasks.cancel(ids[1])).status is TaskStatus.CANCELLED
         cancelled, *others = await ended(house, [ids[1], ids[0], ids[2]])
         assert (cancelled.status, cancelled.images) == (TaskStatus.CANCELLED, ())
-        assert [(task.status, task.pictures_in_call) for task in others] == [(TaskStatus.COMPLETED, 3)] * 2
+        assert [(task.status, in_call(task)) for task in others] == [(TaskStatus.COMPLETED, 3)] * 2
         assert len(steps(house, ids[1])) < 4
         assert len(steps(house, ids[2])) == 4
 
@@ -148,9 +153,7 @@ async def test_who_is_in_a_hurry_to_leave_puts_every_member_back(tmp_path: Path)
 async def test_a_call_that_the_memory_does_not_hold_is_made_in_smaller_ones_and_nobody_fails(tmp_path: Path) -> None:
     async with batching(tmp_path, most_pictures=2) as house:
         tasks = await ended(house, await submit(house, "abcd"))
-        assert [(task.status, task.pictures_in_call, task.attempt) for task in tasks] == [
-            (TaskStatus.COMPLETED, 2, 1)
-        ] * 4
+        assert [(task.status, in_call(task), task.attempt) for task in tasks] == [(TaskStatus.COMPLETED, 2, 1)] * 4
         again = await ended(house, ids := await submit(house, "abcd"))
         assert [task.status for task in again] == [TaskStatus.COMPLETED] * 4
         assert [starts(house, task_id) for task_id in ids] == [[1]] * 4  # nothing is tried that is known not to fit
@@ -160,7 +163,7 @@ async def test_of_a_call_that_breaks_only_the_guilty_one_fails(tmp_path: Path) -
     async with batching(tmp_path, fault="error", fault_prompt="poison") as house:
         tasks = await ended(house, await submit(house, ["a", "poison", "c"]))
         assert [task.status for task in tasks] == [TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.COMPLETED]
-        assert [(task.pictures_in_call, task.attempt) for task in tasks] == [(1, 1)] * 3
+        assert [(in_call(task), task.attempt) for task in tasks] == [(1, 1), (None, 1), (1, 1)]
         assert tasks[1].failure is not None
         assert tasks[1].failure.code is FailureCode.GENERATION_FAILED
 
@@ -171,9 +174,7 @@ async def test_a_request_that_kills_its_worker_does_not_take_its_companions_down
         poison, *others = await ended(house, ids)
         assert poison.failure is not None
         assert (poison.failure.code, poison.attempt) == (FailureCode.WORKER_CRASHED, 2)
-        assert [(task.status, task.attempt, task.pictures_in_call) for task in others] == [
-            (TaskStatus.COMPLETED, 2, 1)
-        ] * 2
+        assert [(task.status, task.attempt, in_call(task)) for task in others] == [(TaskStatus.COMPLETED, 2, 1)] * 2
         assert not house.models.quarantined("a")
 
 
@@ -194,6 +195,6 @@ async def test_who_is_too_late_is_not_taken_along(tmp_path: Path) -> None:
             late = house.tasks._active[ids[1]]
             late.task, late.deadline = late.task.evolve(deadline_s=1.0), 0
         first, second = await ended(house, ids)
-        assert (first.status, first.pictures_in_call) == (TaskStatus.COMPLETED, 1)
+        assert (first.status, in_call(first)) == (TaskStatus.COMPLETED, 1)
         assert second.failure is not None
         assert second.failure.code is FailureCode.DEADLINE_EXCEEDED

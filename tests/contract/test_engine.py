@@ -250,14 +250,14 @@ def test_pictures_of_one_call_are_those_of_calls_of_their_own_but_for_rounding(
     requests.append(requests[0].evolve(seed=9, batch_size=2))
     outcome = engine.generate(together(*requests), threading.Event(), lambda step, total: None)
     assert isinstance(outcome, Generated)
-    assert (outcome.in_call, [image.seed for image in outcome.images]) == (5, [0, 1, 2, 9, 10])
+    assert (outcome.provenance.call_pictures, [image.seed for image in outcome.images]) == (5, [0, 1, 2, 9, 10])
     alone = [run(engine, "tiny", request) for request in requests]
     pictures = [image for each in alone if isinstance(each, Generated) for image in each.images]
     for one, other in zip(outcome.images, pictures, strict=True):
         levels = np.abs(np.frombuffer(one.rgb, np.uint8).astype(int) - np.frombuffer(other.rgb, np.uint8))
         assert levels.max() <= 1
         assert levels.mean() < 0.01
-    assert all(each.in_call == 1 for each in alone if isinstance(each, Generated))
+    assert all(each.provenance.call_pictures == 1 for each in alone if isinstance(each, Generated))
 
 
 def test_a_step_of_a_call_is_one_of_each_picture_and_a_stop_ends_them_all(engine: Engine) -> None:

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagegen.core.task import GenerationRequest, GenerationTask, Lora, TaskType
+from imagegen.core.task import GenerationRequest, GenerationTask, Lora, Replay, TaskType
 from imagegen.tasks.active import Active
 from imagegen.tasks.batching import MARGIN, TRY_AGAIN, TRY_AGAIN_IN_MEMORY, Payoffs, calls, companions, likeness
 from imagegen.tasks.estimates import Known, forecast
 from imagegen.tasks.queue import USUAL, Costs, Current, Fairness, Likeness, TaskTicket
-from tests.conftest import request_for
+from tests.conftest import SCRIPTED, request_for
 
 ALIKE = Likeness(64, 64, 4, 0.0, False)
 OTHER = ALIKE._replace(width=128)
@@ -79,6 +79,7 @@ def test_calls_take_every_ticket_once_and_keep_within_the_most(wanted: list[tupl
         task(request_for(loras=(Lora(path="a.safetensors", scale=1),))),
         task(previews=1),
         task(attempt=1),
+        task(replay=Replay(of="0", pixels_sha256=(), provenance=SCRIPTED)),
     ],
 )
 def test_what_a_call_cannot_share_runs_alone(alone: GenerationTask) -> None:

@@ -45,10 +45,10 @@ class Active:
     def likeness(self) -> Likeness | None:
         """What it must have in common with a companion; None: it runs alone.
 
-        What was attempted before does so, for it may be what brought its worker down.
+        What was attempted before does so, for it may have brought its worker down; a replay does, for the very pixels.
         """
         task = self.task
-        return None if self.alone or task.attempt else likeness(task.type, task.request, task.previews)
+        return None if self.alone or task.attempt or task.replay else likeness(task.type, task.request, task.previews)
 
     def ticket(self) -> TaskTicket:
         task = self.task
