@@ -130,6 +130,19 @@ def test_a_size_that_does_not_pay_is_declined_after_three_runs() -> None:
     assert most(learned(payoffs, (2, 0.98))) == 1
 
 
+def test_tasks_of_several_pictures_are_tried_as_they_are() -> None:
+    payoffs = learned(Payoffs(), (1, 1.0), (1, 1.0))
+    assert payoffs.most("a", ALIKE.kind, 8, pictures=4) == 4
+    assert payoffs.most("a", ALIKE.kind, 8, pictures=3) == 4
+    assert payoffs.most("a", ALIKE.kind, 8, pictures=9) == 8  # which is too few for it: one by one
+    learned(payoffs, (4, 0.5))
+    assert payoffs.most("a", ALIKE.kind, 8, pictures=4) == 8
+    assert most(payoffs) == 2
+    assert payoffs.most("a", ALIKE.kind, 4, pictures=4) == 4
+    learned(payoffs, (8, 0.6), (8, 0.6), (8, 0.6))
+    assert payoffs.most("a", ALIKE.kind, 8, pictures=4) == 4
+
+
 def test_a_first_run_that_had_to_compile_is_forgiven() -> None:
     assert most(learned(Payoffs(), (1, 1.0), (1, 1.0), (2, 30.0), (2, 0.5))) == 4
 

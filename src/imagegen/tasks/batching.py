@@ -106,15 +106,19 @@ class Payoffs:
         self._kinds: dict[str, OrderedDict[Kind, Sizes]] = {}
         self._loaded_at: dict[str, datetime] = {}
 
-    def most(self, model: str, kind: Kind, max_batch: int) -> int:
-        """Pictures that the next call may make: twice as many as have paid so far, once that is known of them."""
+    def most(self, model: str, kind: Kind, max_batch: int, pictures: int = 1) -> int:
+        """Pictures that the next call may make: twice as many as have paid so far, or as the first task has."""
         most, sizes = 1, self._known_sizes(model, kind)
-        if max_batch == 1 or _known(sizes, 1).runs < ENOUGH_ALONE:
+        best = _known(sizes, 1)
+        if best.runs < ENOUGH_ALONE:
             return 1
         while 2 * most <= max_batch and not (size := _known(sizes, 2 * most)).barred:
-            smaller, most = sizes[most], 2 * most
-            if not size.runs or not size.pays(smaller):  # in the second case it is not yet judged
+            most *= 2
+            if not size.runs and most < pictures:
+                continue  # a task is not cut up to try it
+            if not size.runs or not size.pays(best):  # in the second case it is not yet judged
                 return most
+            best = size
         return most if _known(sizes, 2 * most).barred else max_batch
 
     def learn(self, model: str, kind: Kind, pictures: int, pace: float) -> None:
@@ -124,7 +128,7 @@ class Payoffs:
             each.barred = max(0, each.barred - 1)
         size = sizes.setdefault(step, _Size())
         size.paces.append(pace)
-        if step == 1 or size.runs < ENOUGH_RUNS or size.pays(_known(sizes, step // 2)):
+        if step == 1 or size.runs < ENOUGH_RUNS or size.pays(_next_smaller(sizes, step)):
             return
         if size.runs == ENOUGH_RUNS:
             size.bar(TRY_AGAIN)
@@ -168,6 +172,11 @@ class Payoffs:
 
 def _known(sizes: Sizes, step: int) -> _Size:
     return sizes.get(step, _Size())
+
+
+def _next_smaller(sizes: Sizes, step: int) -> _Size:
+    """Of those that were measured."""
+    return sizes[max(smaller for smaller in sizes if smaller < step and (smaller == 1 or sizes[smaller].runs))]
 
 
 def _step(pictures: int) -> int:

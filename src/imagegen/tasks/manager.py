@@ -491,9 +491,10 @@ class TaskManager:
 
     def _gather(self, call: Call) -> None:
         """Who waits and is like the first one goes along, as many as are known to pay; nobody is waited for."""
-        now, most = self._clock(), self._outlooks.most(call.model, call.likeness)
+        now, first = self._clock(), call.first.ticket()
+        most = self._outlooks.most(first)
         waiting = [] if self._draining else [t for t in self._queue.tickets if not self._active[t.task_id].is_late(now)]
-        for ticket in companions(call.first.ticket(), waiting, most, now, self._outlooks.fairness()):
+        for ticket in companions(first, waiting, most, now, self._outlooks.fairness()):
             self._queue.remove(ticket.task_id)
             call.members.append(self._active[ticket.task_id])
             self._start(call.members[-1])

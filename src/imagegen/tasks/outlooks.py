@@ -93,17 +93,15 @@ class Outlooks:
             too_large = code is FailureCode.OUT_OF_MEMORY
             self._payoffs.failed(call.model, call.likeness.kind, call.pictures, too_large=too_large)
 
-    def most(self, model: str, alike: Likeness | None) -> int:
-        """How many pictures a call may make that begins now, by what has paid so far."""
+    def most(self, ticket: TaskTicket) -> int:
+        """How many pictures a call may make that this one is the first of, by what has paid so far."""
+        model, alike = ticket.model, ticket.likeness
         models = self._models.catalog.models
         if alike is None or model not in models or models[model].max_batch == 1:
             return 1
         if (resident := self._models.current) is not None and resident.model == model:
             self._payoffs.loaded(model, resident.loaded_at)
-        return self._payoffs.most(model, alike.kind, models[model].max_batch)
-
-    def _most(self, ticket: TaskTicket) -> int:
-        return self.most(ticket.model, ticket.likeness)
+        return self._payoffs.most(model, alike.kind, models[model].max_batch, ticket.pictures)
 
     def _share(self, ticket: TaskTicket, pictures: int) -> float:
         return self._payoffs.share(ticket.model, ticket.likeness.kind, pictures) if ticket.likeness else 1
@@ -130,10 +128,9 @@ class Outlooks:
         if active is None or active.ending:
             return None
         if active.task.status is TaskStatus.PROCESSING:
-            running = self._running()
-            busy_s = (
-                self._busy_s() if running and active in running.members else 0
-            )  # only its files are left to be written
+            call = self._running()
+            runs = call is not None and active in call.members
+            busy_s = self._busy_s() if runs else 0  # only its files are left to be written
             return Outlook(None, active.task.started_at, _after(busy_s))
         if (told := self._forecasts().get(task_id)) is not None:
             return _outlook(told)
@@ -186,7 +183,7 @@ class Outlooks:
             return self._paces.expect(ticket.model, self._active[ticket.task_id].task.request)
 
         known = Known(current, self.costs(), self._clock(), self.fairness(), self._busy_s(), work_s)
-        return known._replace(most=self._most, share=self._share)
+        return known._replace(most=self.most, share=self._share)
 
     def _forecasts(self) -> dict[str, Forecast]:
         now = self._clock()
