@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import count
@@ -696,7 +696,7 @@ class TaskManager:
             active.let_go.set()
 
 
-async def _all(works: list[Coroutine[Any, Any, None]]) -> None:
+async def _all(works: Sequence[Coroutine[Any, Any, None]]) -> None:
     await asyncio.gather(*works)
 
 
