@@ -37,7 +37,7 @@ class House:
         self.executor = GpuExecutor(lambda: engine)
         catalog = fake_catalog(**models)
         self.models = DynamicModelManager(catalog, self.executor, self.bus, Folders(root, root))
-        limits = Limits(max_queue=9, max_batch_size=1, max_pixels=10_000)
+        limits = Limits(max_queue=9, max_batch_size=4, max_pixels=10_000)
         self.tasks = TaskManager(self.models, self.journal, self.images, self.bus, limits, cancel_grace_s=grace_s)
 
     async def submit(self, model: str) -> str:

@@ -233,6 +233,53 @@ def test_a_picture_of_a_batch_is_the_picture_of_its_seed_alone(engine: Engine, s
     assert batch.images[1] == alone.images[0]
 
 
+def together(*requests: GenerationRequest, model: str = "tiny") -> Generate:
+    return Generate(model=model, request=requests[0], companions=requests[1:], together=True)
+
+
+def test_pictures_of_one_call_are_those_of_calls_of_their_own_but_for_rounding(
+    engine: Engine, shipped: Catalog
+) -> None:
+    loaded(engine, shipped, "tiny")
+    prompts = (
+        "a red circle on a blue background",
+        "a green star",
+        "two yellow squares on a black table, seen from above",
+    )
+    requests = [request_for(prompt, seed=seed, width=171, height=33) for seed, prompt in enumerate(prompts)]
+    requests.append(requests[0].evolve(seed=9, batch_size=2))
+    outcome = engine.generate(together(*requests), threading.Event(), lambda step, total: None)
+    assert isinstance(outcome, Generated)
+    assert (outcome.provenance.call_pictures, [image.seed for image in outcome.images]) == (5, [0, 1, 2, 9, 10])
+    alone = [run(engine, "tiny", request) for request in requests]
+    pictures = [image for each in alone if isinstance(each, Generated) for image in each.images]
+    for one, other in zip(outcome.images, pictures, strict=True):
+        levels = np.abs(np.frombuffer(one.rgb, np.uint8).astype(int) - np.frombuffer(other.rgb, np.uint8))
+        assert levels.max() <= 1
+        assert levels.mean() < 0.01
+    assert all(each.provenance.call_pictures == 1 for each in alone if isinstance(each, Generated))
+
+
+def test_a_step_of_a_call_is_one_of_each_picture_and_a_stop_ends_them_all(engine: Engine) -> None:
+    loaded(engine, fake_catalog(fake={"max_batch": 4}), "fake")
+    steps, stop = list[tuple[int, int]](), threading.Event()
+    command = together(request_for(steps=3), request_for("b", steps=3, batch_size=2), model="fake")
+    outcome = engine.generate(command, stop, lambda step, total: steps.append((step, total)))
+    assert isinstance(outcome, Generated)
+    assert steps == [(1, 3), (2, 3), (3, 3)]
+    stop.set()
+    assert isinstance(engine.generate(command, stop, lambda step, total: None), Stopped)
+
+
+def test_a_call_that_the_memory_does_not_hold_is_told_at_once_and_drops_nothing(engine: Engine) -> None:
+    loaded(engine, fake_catalog(fake={"max_batch": 4, "most_pictures": 1}), "fake")
+    command = together(request_for(), request_for("b"), model="fake")
+    failed = engine.generate(command, threading.Event(), lambda step, total: None)
+    assert isinstance(failed, Failed)
+    assert (failed.code, failed.made_room) == (FailureCode.OUT_OF_MEMORY, False)
+    assert isinstance(run(engine, "fake", request_for()), Generated)
+
+
 def test_the_size_is_exact_where_the_model_cannot_render_it(engine: Engine, shipped: Catalog) -> None:
     loaded(engine, shipped, "tiny")
     outcome = run(engine, "tiny", request_for(width=171, height=33))

@@ -38,6 +38,9 @@ SOME = ("flux-dev", "flux-kontext", "flux2-klein", "sd3.5", "sdxl", "sd15", "qwe
 #: All, of which the rest is left to the slow suite.
 SOME_FIRST = [kind if kind in SOME else pytest.param(kind, marks=pytest.mark.slow) for kind in DRAWN]
 
+#: Those that make one picture at a time.
+ALONE = {"cogview4", "flux-fill", "sdxl-inpaint", "sd15-inpaint"}
+
 #: Distilled models, and pipelines without an argument for it.
 WITHOUT_NEGATIVE_PROMPT = {"flux-fill", "flux2", "flux2-klein", "flux2-klein-base", "sana-sprint"}
 
@@ -297,3 +300,28 @@ def test_a_worker_process_draws_the_same(engine: LocalEngine, shelf: Shelf) -> N
             assert np.array_equal(draw(child, kind), draw(engine, kind)), kind
     finally:
         child.close()
+
+
+#: What both the class and the kind of this house can make several of in a call.
+BATCHING = [kind for kind in SOME_FIRST if (kind if isinstance(kind, str) else kind.values[0]) not in ALONE]
+
+
+@pytest.mark.parametrize("kind", BATCHING)
+def test_in_one_call_each_picture_is_that_of_its_own_words_but_for_rounding(
+    engine: LocalEngine, shelf: Shelf, kind: str
+) -> None:
+    load(engine, shelf, kind, max_batch=4)
+    negative = {} if kind in WITHOUT_NEGATIVE_PROMPT else {"negative_prompt": "a bad picture"}
+    words = ("a red circle", "a much longer prompt about a very blue sky and many green trees in the evening light")
+    requests = [
+        request_for(prompt, steps=2, guidance_scale=3.0, seed=seed, width=72, height=64, **negative)
+        for seed, prompt in enumerate(words)
+    ]
+    command = Generate(model=kind, request=requests[0], companions=(requests[1],), together=True)
+    outcome = engine.generate(command, threading.Event(), lambda *_: None)
+    assert isinstance(outcome, Generated), outcome
+    for request, image in zip(requests, outcome.images, strict=True):
+        alone = engine.generate(Generate(model=kind, request=request), threading.Event(), lambda *_: None)
+        assert isinstance(alone, Generated)
+        levels = np.frombuffer(image.rgb, np.uint8).astype(int) - np.frombuffer(alone.images[0].rgb, np.uint8)
+        assert np.abs(levels).max() <= 2

@@ -38,8 +38,9 @@ from imagegen.models.manager import DynamicModelManager
 from imagegen.storage.images import ImageStore
 from imagegen.storage.tasks import TaskFilter, TaskJournal
 from imagegen.tasks.admission import Limits, TaskDraft
+from imagegen.tasks.batching import likeness
 from imagegen.tasks.manager import TaskManager
-from tests.conftest import SCRIPTED, fake_catalog
+from tests.conftest import SCRIPTED, fake_catalog, request_for
 
 T = TypeVar("T")
 
@@ -47,6 +48,9 @@ MODELS = ("a", "b", "c")
 LIMITS = Limits(max_queue=6, max_batch_size=2, max_pixels=10_000)
 CRASH = Failed(code=FailureCode.WORKER_CRASHED, message="died")
 BROKEN = Failed(code=FailureCode.GENERATION_FAILED, message="broke")
+FULL = Failed(code=FailureCode.OUT_OF_MEMORY, message="full")
+#: Of the one model that makes several pictures in a call.
+MAX_BATCH = 4
 
 
 class ScriptedExecutor:
@@ -88,6 +92,9 @@ class ScriptedExecutor:
     async def generate(self, command: Generate, stop: threading.Event, on_step: OnStep) -> Generated | Stopped | Failed:
         assert command.model in self.loaded, "ran a model that is not resident"
         assert self.asked is None, "two at once"
+        pictures = sum(request.batch_size for request in (command.request, *command.companions))
+        assert command.together or not command.companions
+        assert not command.together or (command.model == "a" and 1 < pictures <= MAX_BATCH)
         self.asked = (command, stop, asyncio.get_running_loop().create_future())
         try:
             return await self.asked[2]
@@ -116,9 +123,10 @@ class ScriptedExecutor:
         elif stop.is_set():
             future.set_result(Stopped())
         else:
-            request = command.request
-            pixels = [Pixels(width=2, height=1, seed=seed, rgb=b"abcdef") for seed in request.seeds]
-            future.set_result(Generated(images=tuple(pixels), memory=DeviceMemory(), provenance=SCRIPTED))
+            seeds = [seed for request in (command.request, *command.companions) for seed in request.seeds]
+            pixels = [Pixels(width=2, height=1, seed=seed, rgb=b"abcdef") for seed in seeds]
+            made_by = SCRIPTED.evolve(call_pictures=len(seeds) if command.together else 1)
+            future.set_result(Generated(images=tuple(pixels), memory=DeviceMemory(), provenance=made_by))
 
 
 class Clock:
@@ -142,7 +150,9 @@ class Service(RuleBasedStateMachine):
         #: Of tasks that have one: when it passes.
         self.deadlines: dict[str, float] = {}
         self.clock = Clock()
-        self.catalog = fake_catalog(**{model: {"auto_unload_minutes": 1} for model in MODELS})
+        entries: dict[str, dict[str, Any]] = {model: {"auto_unload_minutes": 1} for model in MODELS}
+        entries["a"]["max_batch"] = MAX_BATCH
+        self.catalog = fake_catalog(**entries)
         self._open()
 
     def _open(self) -> None:
@@ -154,9 +164,16 @@ class Service(RuleBasedStateMachine):
         folders = Folders(root, root)
         self.models = DynamicModelManager(self.catalog, self.executor, self.bus, folders, self.clock)
         self.tasks = TaskManager(self.models, self.journal, self.images, self.bus, LIMITS, self.clock, cancel_grace_s=0)
+        self._learn_what_pays()
         self.running = self.loop.create_task(self.tasks.run())
         self.do(self.tasks.between_tasks(self.journal.count))  # what an earlier run left is queued by then
         self.settle()
+
+    def _learn_what_pays(self) -> None:
+        alike = likeness(TaskType.TEXT2IMAGE, request_for(guidance_scale=3.5), 0)
+        assert alike is not None
+        for pictures in (1, 1, 2, 2, 4, 4):
+            self.tasks._outlooks._payoffs.learn("a", alike.kind, pictures, 1 / pictures)
 
     def _close(self) -> None:
         self.running.cancel()
@@ -172,7 +189,8 @@ class Service(RuleBasedStateMachine):
 
         def settled() -> bool:
             running, busy = self.tasks._running, self.executor.busy
-            counted = busy and running is not None and not running.task.status.finished
+            members = running.members if busy and running is not None else []
+            counted = sum(not active.task.status.finished for active in members)
             return len(self.tasks._active) == self.tasks.queue_size + counted and (busy or not self.tasks.queue_size)
 
         async def quiet() -> None:
@@ -221,9 +239,11 @@ class Service(RuleBasedStateMachine):
             with pytest.raises(TaskFinished):
                 self.do(self.tasks.cancel(task_id))
             return
-        loading = self.executor.loading is not None and before is TaskStatus.PROCESSING
+        asked = self.executor.asked
+        in_company = asked is not None and bool(asked[0].companions)
+        at_once = before is TaskStatus.PENDING or self.executor.loading is not None or in_company
         self.do(self.tasks.cancel(task_id))
-        if before is TaskStatus.PENDING or loading:
+        if at_once:
             assert self.record(task_id).status is TaskStatus.CANCELLED
         self.settle()
 
@@ -268,7 +288,7 @@ class Service(RuleBasedStateMachine):
         assert not self.models.quarantined(model)
 
     @precondition(lambda self: self.executor.asked)
-    @rule(outcome=st.sampled_from([None, None, None, CRASH, BROKEN]))
+    @rule(outcome=st.sampled_from([None, None, None, CRASH, BROKEN, FULL]))
     def engine_answers(self, outcome: Failed | None) -> None:
         self.executor.answer(outcome)
         self.settle()

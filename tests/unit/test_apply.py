@@ -29,7 +29,7 @@ def house(tmp_path: Path) -> House:
 
 async def test_the_resident_model_stays_where_its_entry_did(house: House) -> None:
     await house.work("a")
-    change = await house.models.apply(catalog(WARM, a=spec(steps=9), b=spec(memory_mb=1), d=spec()))
+    change = await house.models.apply(catalog(WARM, a=spec(steps=9, max_batch=8), b=spec(memory_mb=1), d=spec()))
     assert (change.added, change.changed, change.removed, change.outdated) == (("d",), ("a", "b"), ("c",), ("c", "b"))
     assert house.current == "a"
     assert house.models.catalog.model("a").steps == 9

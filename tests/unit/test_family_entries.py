@@ -143,6 +143,31 @@ WRONG: dict[str, tuple[str, str, str]] = {
         "FLUX.1-Kontext-dev\n    loras: [{path: a.safetensors}]\n",
         "18:3: loras: FluxKontextPipeline of type flux_nunchaku takes none",
     ),
+    "several pictures in a call of a class that pads them": (
+        "QwenImagePipeline\n",
+        "CogView4Pipeline\n    max_batch: 8\n",
+        "25:3: max_batch: CogView4Pipeline makes one picture at a time; leave it out",
+    ),
+    "several pictures in a call of a class that takes no words alone": (
+        "QwenImagePipeline\n",
+        "QwenImageEditPipeline\n    max_batch: 8\n",
+        "25:3: max_batch: QwenImageEditPipeline makes one picture at a time; leave it out",
+    ),
+    "several pictures in a call of an engine that nobody tried": (
+        "FLUX.1-Kontext-dev\n",
+        "FLUX.1-Kontext-dev\n    max_batch: 2\n",
+        "18:3: max_batch: nobody has tried the engine with several pictures in one call; leave it out",
+    ),
+    "several pictures in a call, judged as one": (
+        "guidance_scale: 0\n",
+        "guidance_scale: 0\n    step_cache: 0.1\n    max_batch: 8\n",
+        "2:3: max_batch: the step cache judges all pictures of a call as one; leave it out",
+    ),
+    "more pictures in a call than anything gains by": (
+        "hf_path: Qwen/Qwen-Image\n",
+        "hf_path: Qwen/Qwen-Image\n    max_batch: 65\n",
+        "30:5: 'max_batch': input should be less than or equal to 64",
+    ),
     "a LoRA that is too strong": (
         "hf_path: Qwen/Qwen-Image\n",
         "hf_path: Qwen/Qwen-Image\n    loras:\n      - path: a.safetensors\n        scale: 9\n",

@@ -38,17 +38,22 @@ def test_with_zero_minutes_a_model_is_never_idle() -> None:
 
 
 def test_two_kills_in_a_row_are_a_quarantine() -> None:
-    one, other = request_for("one"), request_for("other")
-    for first, second in ((None, None), (one, other), (None, one), (one, None)):
-        once = Kills().another(first)
+    one, other = (request_for("one"),), (request_for("other"),)
+    for first, second in (((), ()), (one, other), ((), one), (one, ())):
+        once = Kills().another(*first)
         assert not once.quarantined
-        assert once.another(second).quarantined
+        assert once.another(*second).quarantined
 
 
 def test_a_poisonous_request_that_is_tried_again_is_no_fault_of_its_model() -> None:
     once = Kills().another(request_for("poison"))
     assert not once.another(request_for("poison")).quarantined
     assert once.another(request_for("poison")).another(request_for("fine")).quarantined
+
+
+def test_what_killed_its_worker_in_company_and_kills_the_next_one_alone_counts_once() -> None:
+    once = Kills().another(request_for("fine"), request_for("poison"))
+    assert not once.another(request_for("poison")).quarantined
 
 
 def kept(model: str, size: int, since: float) -> Warm:

@@ -12,6 +12,7 @@ from pydantic import (
     Field,
     StringConstraints,
     field_validator,
+    model_validator,
 )
 
 from imagegen.builtin import BUILTIN, builtin_models
@@ -50,6 +51,9 @@ class Section(Value):
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
+
+#: Of `max_batch`: beyond some dozens, nothing is won that was not won before.
+MAX_BATCH = 64
 
 CpuOffload = Literal["none", "model", "sequential", "group"]
 
@@ -163,6 +167,16 @@ class ModelSpec(Section):
     auto_unload_minutes: float | None = Field(default=None, ge=0, le=10_080)
     #: Instead of the global one.
     gpu_memory_fraction: float | None = Field(default=None, gt=0, le=1)
+    #: Pictures that one call of the model may make at most: tasks that wait and are alike then run together, where that
+    #: is measured to pay. Their pictures differ from those made alone by rounding. 1: each picture has its own call.
+    max_batch: int = Field(default=1, ge=1, le=MAX_BATCH)
+
+    @model_validator(mode="after")
+    def _batches_where_it_can(self) -> Self:
+        why_not = self.why_no_batch if self.max_batch > 1 else None
+        if why_not is not None:
+            raise ValueError(f"max_batch: {why_not}; leave it out")
+        return self
 
     @field_validator("local_path")
     @classmethod
@@ -184,6 +198,11 @@ class ModelSpec(Section):
     @property
     def supports_lora(self) -> bool:
         return False
+
+    @property
+    def why_no_batch(self) -> str | None:
+        """Why `max_batch` is not for this entry; None: it is."""
+        return f"models of type {self.type} make one picture at a time"
 
 
 #: What a load asks of `global`; an entry that has a field of the same name goes before it.
@@ -211,6 +230,7 @@ WORDS = frozenset(
         "steps",
         "guidance_scale",
         "auto_unload_minutes",
+        "max_batch",
     }
 )
 

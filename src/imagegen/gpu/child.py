@@ -7,7 +7,6 @@ import socket
 import struct
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
@@ -36,7 +35,7 @@ from imagegen.gpu.protocol import (
     pack,
     unpack_answer,
 )
-from imagegen.loaders.base import OnStep
+from imagegen.loaders.base import OnStep, StopFlag
 
 AnswerT = TypeVar("AnswerT", Loaded, Unloaded, Measured, Generated | Stopped)
 
@@ -78,7 +77,7 @@ class ChildEngine:
     def measure(self) -> Measured | Failed:
         return self._ask(Measure(), Measured, self._load_timeout_s)
 
-    def generate(self, command: Generate, stop: threading.Event, on_step: OnStep) -> Generated | Stopped | Failed:
+    def generate(self, command: Generate, stop: StopFlag, on_step: OnStep) -> Generated | Stopped | Failed:
         asked_to_stop = False
 
         def tick(worker: _Worker) -> None:

@@ -2,7 +2,6 @@
 
 import gc
 import os
-import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -28,7 +27,7 @@ from imagegen.gpu.protocol import (
     Unloaded,
 )
 from imagegen.loaders import FAMILIES
-from imagegen.loaders.base import Family, Inputs, LoadedModel, OnStep, Placement, Stop
+from imagegen.loaders.base import Family, Inputs, LoadedModel, OnStep, Placement, Stop, StopFlag
 from imagegen.loaders.parts import Parts
 
 T = TypeVar("T")
@@ -46,8 +45,8 @@ class Engine(Protocol):
         """Drop a model, or let it stay warm; dropping one that is not there is no failure."""
         ...
 
-    def generate(self, command: Generate, stop: threading.Event, on_step: OnStep) -> Generated | Stopped | Failed:
-        """Run a loaded model. `stop` ends it between two steps; it may be set from any thread."""
+    def generate(self, command: Generate, stop: StopFlag, on_step: OnStep) -> Generated | Stopped | Failed:
+        """Run a loaded model. `stop` ends it between two steps; another thread may set it."""
         ...
 
     def measure(self) -> Measured | Failed:
@@ -148,7 +147,7 @@ class LocalEngine:
         self._give_back()
         return Unloaded(warm=warm, memory=measure(self.device))
 
-    def generate(self, command: Generate, stop: threading.Event, on_step: OnStep) -> Generated | Stopped | Failed:
+    def generate(self, command: Generate, stop: StopFlag, on_step: OnStep) -> Generated | Stopped | Failed:
         self._parts.let_go()
 
         def step(done: int, total: int, *preview: bytes) -> None:
@@ -161,7 +160,8 @@ class LocalEngine:
                 return at_border(lambda: self._generate(command, step), FailureCode.GENERATION_FAILED, self._give_back)
             return Stopped()
 
-        return self._with_room(attempt)
+        # For pictures that can be made one by one, no warm model is dropped.
+        return attempt() if command.together else self._with_room(attempt)
 
     def _with_room(self, attempt: Callable[[], OutcomeT | Failed]) -> OutcomeT | Failed:
         """Once more, with everything given up that is only kept for speed, if the memory did not suffice."""
@@ -192,8 +192,13 @@ class LocalEngine:
         inputs = Inputs(command.init_image, command.mask_image, [Path(file) for file in command.lora_files])
         inputs = inputs._replace(previews=command.previews)
         model = self._models[command.model].model
-        images = model.generate(command.request, inputs, on_step)
-        return Generated(images=tuple(images), memory=measure(self.device), provenance=model.provenance(inputs))
+        if not command.together:
+            images, in_call = model.generate(command.request, inputs, on_step), 1
+        else:
+            images = model.generate_together([command.request, *command.companions], on_step)
+            in_call = len(images)
+        made_by = model.provenance(inputs).evolve(call_pictures=in_call)
+        return Generated(images=tuple(images), memory=measure(self.device), provenance=made_by)
 
     def measure(self) -> Measured | Failed:
         self._parts.let_go()

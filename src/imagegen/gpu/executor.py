@@ -1,7 +1,6 @@
 """GpuExecutor: the only door to the device. One thread runs every engine call, in the order of asking."""
 
 import asyncio
-import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,7 @@ from imagegen.gpu.protocol import (
     Unload,
     Unloaded,
 )
-from imagegen.loaders.base import OnStep
+from imagegen.loaders.base import OnStep, StopFlag
 
 T = TypeVar("T")
 
@@ -45,7 +44,7 @@ class GpuExecutor:
     async def measure(self) -> Measured | Failed:
         return await self._run(self._engine.measure)
 
-    async def generate(self, command: Generate, stop: threading.Event, on_step: OnStep) -> Generated | Stopped | Failed:
+    async def generate(self, command: Generate, stop: StopFlag, on_step: OnStep) -> Generated | Stopped | Failed:
         """`on_step` is called on the loop."""
         relay = _Relay(asyncio.get_running_loop(), on_step)
         return await self._run(lambda: self._engine.generate(command, stop, relay.tell))

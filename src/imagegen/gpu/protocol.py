@@ -62,7 +62,7 @@ class Unload(Value):
 
 
 class Generate(Value):
-    """Make the pictures of a request. Answer: any number of Step, then Generated, Stopped or Failed."""
+    """Make the pictures of a request, or of several. Answer: any number of Step, then Generated, Stopped or Failed."""
 
     kind: Literal["generate"] = "generate"
     model: str
@@ -74,6 +74,10 @@ class Generate(Value):
     lora_files: tuple[str, ...] = ()
     #: Steps of each picture that are to come with a preview.
     previews: int = 0
+    #: Whether all pictures are made in one call of the model; a Step is then one of each of them.
+    together: bool = False
+    #: Only together: further requests, which differ from `request` in words and seeds alone.
+    companions: tuple[GenerationRequest, ...] = ()
 
 
 class StopGenerating(Value):
@@ -158,7 +162,9 @@ class Unloaded(Value):
 
 class Generated(Outcome):
     kind: Literal["generated"] = "generated"
+    #: Those of `request` first, then those of its companions.
     images: tuple[Pixels, ...]
+    #: With the number of pictures in the call.
     provenance: Provenance
     memory: DeviceMemory
 

@@ -22,6 +22,12 @@ class OnStep(Protocol):
         """Steps done, steps in all, and one small JPEG where a preview was asked for. Raises Stop to end the work."""
 
 
+class StopFlag(Protocol):
+    """Whether the work is to end between two steps: a `threading.Event`, or several as one."""
+
+    def is_set(self) -> bool: ...
+
+
 class Stop(Exception):
     """Raised through a pipeline to end it between two steps."""
 
@@ -60,6 +66,14 @@ class LoadedModel(ABC):
         `on_step` may raise Stop, which passes through. Picture i is the same as that of a request with its seed alone,
         and nothing of a request stays behind for the next one.
         """
+
+    def generate_together(self, requests: Sequence[GenerationRequest], on_step: OnStep) -> list[Pixels]:
+        """The pictures of requests that are alike but for words and seeds, in one call and in the order of asking.
+
+        They differ from those of `generate` by rounding. Steps are those of the call: each is one of every picture.
+        Asked only of models whose entry has a `max_batch`.
+        """
+        raise NotImplementedError
 
     @property
     @abstractmethod

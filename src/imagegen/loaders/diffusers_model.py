@@ -118,6 +118,12 @@ class DiffusersSpec(OptionsSpec):
     def supports_lora(self) -> bool:
         return self.kind.lora and self.quantize is None
 
+    @property
+    def why_no_batch(self) -> str | None:
+        if not self.kind.batches or self.kind.text2image is None:
+            return f"{self.pipeline_class} makes one picture at a time"
+        return "the step cache judges all pictures of a call as one" if self.step_cache is not None else None
+
 
 def _capabilities(kind: PipelineKind) -> dict[str, bool]:
     return {
@@ -391,6 +397,19 @@ class DiffusersModel(LoadedModel):
         with compiling(self._spec), attention(self._spec), loras, self._remembering(request):
             return [self._picture(pipeline, call, request.size, seed, steps) for seed in request.seeds]
 
+    def generate_together(self, requests: Sequence[GenerationRequest], on_step: OnStep) -> list[Pixels]:
+        first, seeds = requests[0], [seed for request in requests for seed in request.seeds]
+        size = render_size(first.size, self._spec.kind.multiple)
+        call = self._call(first, size, _BatchSteps(1, on_step, 0, size)) | self._words(requests)
+        with compiling(self._spec), attention(self._spec):
+            pictures = self._run(self._siblings.text2image, call, [_noise(seed) for seed in seeds])
+        return [crop(picture, first.size, seed) for picture, seed in zip(pictures, seeds, strict=True)]
+
+    def _words(self, requests: Sequence[GenerationRequest]) -> dict[str, Any]:
+        """What the requests of one call say, once for each picture."""
+        calls = [self._prompts_of(request) for request in requests for _ in request.seeds]
+        return {name: [call[name] for call in calls] for name in calls[0]}
+
     def _remembering(self, request: GenerationRequest) -> AbstractContextManager[None]:
         return self._prompts.paused() if request.loras else nullcontext()
 
@@ -407,7 +426,6 @@ class DiffusersModel(LoadedModel):
         """Every argument that some pipeline takes for this request."""
         spec = self._spec
         call: dict[str, Any] = {
-            "prompt": request.prompt,
             "width": size.width,
             "height": size.height,
             # Kontext and Sana would rather choose a size of their own.
@@ -417,37 +435,41 @@ class DiffusersModel(LoadedModel):
             "num_inference_steps": request.steps,
             "strength": request.strength,
             "true_cfg_scale": spec.true_cfg_scale,
-            "negative_prompt": request.negative_prompt,
             "max_sequence_length": spec.max_sequence_length,
             "output_type": "np",
             "callback_on_step_end": steps.on_step_end,
             spec.kind.guidance: request.guidance_scale,
         }
-        if spec.kind.guidance == "true_cfg_scale" and request.negative_prompt is None:
-            call["negative_prompt"] = " "  # without one, these pipelines leave guidance out
-        return {name: value for name, value in call.items() if value is not None}
+        return {name: value for name, value in call.items() if value is not None} | self._prompts_of(request)
+
+    def _prompts_of(self, request: GenerationRequest) -> dict[str, str]:
+        negative = request.negative_prompt
+        if negative is None and self._spec.kind.guidance == "true_cfg_scale":
+            negative = " "  # without one, these pipelines leave guidance out
+        return {"prompt": request.prompt} | ({} if negative is None else {"negative_prompt": negative})
 
     def _picture(self, pipeline: Any, call: Mapping[str, Any], size: Size, seed: int, steps: "_BatchSteps") -> Pixels:
-        import torch
+        picture = self._run(pipeline, call, _noise(seed))[0]
+        steps.picture_done()
+        if "mask_image" in call:
+            picture = paste(picture, call["image"], call["mask_image"])
+        return crop(picture, size, seed)
 
+    def _run(self, pipeline: Any, call: Mapping[str, Any], generator: Any) -> Any:
+        """One call: its pictures."""
         takes = inspect.signature(pipeline.__call__).parameters
         arguments = {name: value for name, value in call.items() if name in takes}
         if "strength" in arguments:
             arguments["num_inference_steps"] = _enough_steps(call["num_inference_steps"], call["strength"])
         if "intermediate_timesteps" in takes and arguments["num_inference_steps"] != 2:
             arguments["intermediate_timesteps"] = None  # Sana Sprint's own is for two steps
-        # A CPU generator: the same noise on every device.
-        arguments["generator"] = torch.Generator("cpu").manual_seed(seed)
+        arguments["generator"] = generator
         try:
             with step_cache(self._spec, pipeline):
-                picture = pipeline(**arguments).images[0]
+                return pipeline(**arguments).images
         finally:
             # An interrupted call leaves offload hooks in the middle of their sequence.
             pipeline.maybe_free_model_hooks()
-        steps.picture_done()
-        if "mask_image" in call:
-            picture = paste(picture, call["image"], call["mask_image"])
-        return crop(picture, size, seed)
 
     def to_host(self) -> bool:
         if self._spec.quantize is not None:
@@ -475,6 +497,13 @@ class DiffusersModel(LoadedModel):
         self._pipeline.remove_all_hooks()
         del self._pipeline, self._siblings, self._adapters, self._prompts, self._parts
         gc.collect()
+
+
+def _noise(seed: int) -> Any:
+    """A generator on the CPU: the same noise on every device."""
+    import torch
+
+    return torch.Generator("cpu").manual_seed(seed)
 
 
 def _enough_steps(steps: int, strength: float) -> int:

@@ -4,7 +4,7 @@ import ctypes
 import io
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal, NoReturn
 
@@ -35,6 +35,14 @@ class FakeSpec(ModelSpec):
     fault_at: Literal["load", "step"] = "step"
     #: Only requests whose prompt contains this meet the fault; empty: all.
     fault_prompt: str = ""
+    #: Of a picture's steps, the share that each further picture of a call adds.
+    companion_cost: float = Field(default=0, ge=0, le=10)
+    #: Pictures of one call for which its memory suffices; 0: any number.
+    most_pictures: int = Field(default=0, ge=0)
+
+    @property
+    def why_no_batch(self) -> str | None:
+        return None
 
 
 class FakeModelLoader(ModelLoader[FakeSpec]):
@@ -82,6 +90,17 @@ class FakeModel(LoadedModel):
             wanted = step % request.steps + 1 in wanted_steps(inputs.previews, request.steps)
             on_step(step + 1, total, *([_preview(request)] if wanted else []))
         return [_picture(request, seed) for seed in request.seeds]
+
+    def generate_together(self, requests: Sequence[GenerationRequest], on_step: OnStep) -> list[Pixels]:
+        pictures, steps = [(request, seed) for request in requests for seed in request.seeds], requests[0].steps
+        if 0 < self._spec.most_pictures < len(pictures):
+            commit("out_of_memory")
+        for step in range(steps):
+            time.sleep(self._spec.step_seconds * (1 + self._spec.companion_cost * (len(pictures) - 1)))
+            if self._spec.fault_at == "step" and any(self._spec.fault_prompt in it.prompt for it in requests):
+                self._commit()
+            on_step(step + 1, steps)
+        return [_picture(request, seed) for request, seed in pictures]
 
     def _commit(self) -> None:
         if not (self._spec.fault == "full_cache" and self._trimmed):

@@ -53,6 +53,10 @@ class NunchakuSpec(QuantisedSpec):
     def supports_lora(self) -> bool:
         return False  # the engine has its own way of adding them
 
+    @property
+    def why_no_batch(self) -> str | None:
+        return "nobody has tried the engine with several pictures in one call"
+
     def hub_files(self) -> tuple[HubFiles, ...]:
         own: tuple[HubFiles, ...] = ()
         if self.hf_path and self.weight_name:

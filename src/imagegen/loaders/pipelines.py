@@ -22,6 +22,8 @@ class PipelineKind(NamedTuple):
     guidance: Literal["guidance_scale", "true_cfg_scale"] = "guidance_scale"
     #: Whether the first-block cache of diffusers knows its transformer.
     step_cache: bool = False
+    #: Whether one call takes several prompts, and makes of each what a call of its own does but for rounding.
+    batches: bool = True
     #: What both sides of a rendered picture must be multiples of, in pixels.
     multiple: int = 16
 
@@ -63,7 +65,8 @@ OTHERS: Mapping[str, PipelineKind] = MappingProxyType(
         "BriaPipeline": PipelineKind("BriaPipeline", lora=False),
         # Its inpainting sibling asks the transformer for a setting that Chroma has not (diffusers 0.42.1).
         "ChromaPipeline": PipelineKind("ChromaPipeline", "ChromaImg2ImgPipeline"),
-        "CogView4Pipeline": PipelineKind("CogView4Pipeline"),
+        # It pads all prompts of a call to the longest and has the transformer look at the padding, too.
+        "CogView4Pipeline": PipelineKind("CogView4Pipeline", batches=False),
         "ErnieImagePipeline": PipelineKind("ErnieImagePipeline"),
         "HunyuanDiTPipeline": PipelineKind("HunyuanDiTPipeline", lora=False),
         "KolorsPipeline": PipelineKind("KolorsPipeline", "KolorsImg2ImgPipeline"),

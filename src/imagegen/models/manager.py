@@ -1,9 +1,8 @@
 """DynamicModelManager: the single writer of residency. Its changing methods are awaited by the run loop only."""
 
 import asyncio
-import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
@@ -37,7 +36,7 @@ from imagegen.gpu.protocol import (
     Stopped,
     Unload,
 )
-from imagegen.loaders.base import OnStep
+from imagegen.loaders.base import OnStep, StopFlag
 from imagegen.models.fitting import Fitting
 from imagegen.models.residency import Kills, ModelState, Resident, Warm, is_idle, too_warm, victims_for
 
@@ -271,11 +270,14 @@ class DynamicModelManager:
         model: str,
         request: GenerationRequest,
         pictures: InputPictures,
-        stop: threading.Event,
+        stop: StopFlag,
         on_step: OnStep,
         previews: int = 0,
+        companions: Sequence[GenerationRequest] = (),
+        *,
+        together: bool = False,
     ) -> Generated | Stopped | Failed:
-        """Run a request on the resident model, which `ensure` has made it."""
+        """Run a request on the resident model, which `ensure` has made it; `together` as in Generate."""
         try:
             loras = self.find_loras(request)
         except LoraNotFound as error:
@@ -288,12 +290,14 @@ class DynamicModelManager:
             mask_image=pictures.mask_image,
             lora_files=loras,
             previews=previews,
+            together=together,
+            companions=tuple(companions),
         )
         answer = await self._executor.generate(command, stop, on_step)
         self._heard(answer)
         if isinstance(answer, Failed):
             self._failed(model, answer, request)
-            self._blame(model, answer, request)
+            self._blame(model, answer, request, *companions)
         elif isinstance(answer, Generated):
             self._kills.pop(model, None)
             self._memory = answer.memory
@@ -324,11 +328,11 @@ class DynamicModelManager:
     def _nothing_held(self) -> None:
         self._memory = self._memory.evolve(allocated=0, cached=0, host=0)
 
-    def _blame(self, model: str, failed: Failed, request: GenerationRequest | None = None) -> None:
+    def _blame(self, model: str, failed: Failed, *requests: GenerationRequest) -> None:
         """It killed the worker by its load or by a request. That a worker dies of an unload says nothing of a model."""
         if not failed.worker_died:
             return
-        self._kills[model] = self._kills.get(model, Kills()).another(request)
+        self._kills[model] = self._kills.get(model, Kills()).another(*requests)
         if self.quarantined(model):
             self._quarantine(model)
 

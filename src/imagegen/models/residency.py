@@ -71,16 +71,16 @@ class Kills(Value):
     """Workers that a model has killed in a row, without a picture in between."""
 
     count: int = 0
-    #: What ran; None: its load.
-    by: GenerationRequest | None = None
+    #: What ran; empty: its load.
+    by: tuple[GenerationRequest, ...] = ()
 
     @property
     def quarantined(self) -> bool:
         return self.count >= QUARANTINE_AFTER
 
-    def another(self, by: GenerationRequest | None) -> "Kills":
+    def another(self, *by: GenerationRequest) -> "Kills":
         """One more. A request that comes again does not count again: a poisonous one is no fault of its model."""
-        repeated = by is not None and by == self.by
+        repeated = any(request in self.by for request in by)
         return Kills(count=max(1, self.count + (not repeated)), by=by)
 
 

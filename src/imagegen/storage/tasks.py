@@ -140,9 +140,9 @@ class TaskJournal:
         durable = any(task.status.finished or task.storing for task in changed)
         await self._store(changed, self.outbox.births(ended), durable=durable)
 
-    async def begin(self, task: GenerationTask) -> None:
-        """As update, of a task that begins to make its pictures: who wants to be told so is."""
-        await self._store([task], self.outbox.births([task], started=True), durable=False)
+    async def begin(self, *tasks: GenerationTask) -> None:
+        """As update, of tasks that begin to make their pictures: who wants to be told so is."""
+        await self._store(tasks, self.outbox.births(tasks, started=True), durable=False)
 
     async def _store(self, changed: Sequence[GenerationTask], born: Sequence[Delivery], *, durable: bool) -> None:
         def work(connection: Connection) -> None:

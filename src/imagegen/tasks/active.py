@@ -5,7 +5,8 @@ import threading
 from dataclasses import dataclass, field
 
 from imagegen.core.task import GenerationTask
-from imagegen.tasks.queue import TaskTicket
+from imagegen.tasks.batching import likeness
+from imagegen.tasks.queue import Likeness, TaskTicket
 
 
 @dataclass(slots=True)
@@ -32,15 +33,27 @@ class Active:
     stage_since: float = 0
     #: Steps done and steps in all, of the present attempt.
     steps: tuple[int, int] = (0, 0)
+    #: Whether a call that it shared has failed, perhaps because of it.
+    alone: bool = False
     #: Whether its model's weights were fetched while it waited; if the loader still misses some, it says so.
     fetched: bool = False
     #: The position that it had when it was queued, and the one that its listeners were told last.
     queued_at: int = 0
     told: int = 0
 
+    @property
+    def likeness(self) -> Likeness | None:
+        """What it must have in common with a companion; None: it runs alone.
+
+        What was attempted before does so, for it may have brought its worker down; a replay does, for the very pixels.
+        """
+        task = self.task
+        return None if self.alone or task.attempt or task.replay else likeness(task.type, task.request, task.previews)
+
     def ticket(self) -> TaskTicket:
         task = self.task
-        return TaskTicket(task.priority, task.sequence, task.id, task.model, self.since)
+        place = (task.priority, task.sequence, task.id, task.model, self.since)
+        return TaskTicket(*place, self.likeness, task.request.batch_size)
 
     def is_late(self, now: float) -> bool:
         """Whether it is too late for it to begin; what has begun once is past that."""

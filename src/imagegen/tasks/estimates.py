@@ -1,11 +1,12 @@
 """Estimates: how long pictures take, as measured, and when which waiting task will run. Pure but for `Paces`."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
 from imagegen.core.task import GenerationRequest
+from imagegen.tasks.batching import calls
 from imagegen.tasks.queue import Costs, Current, Fairness, TaskTicket, foremost, lanes, next_model
 
 #: Sizes that are remembered of each model.
@@ -40,6 +41,12 @@ class Paces:
         if len(sizes) > MAX_SIZES:
             sizes.popitem(last=False)
         self._work_s[model] = _smooth(self._work_s.get(model), seconds)
+
+    def learn_together(self, model: str, requests: Sequence[GenerationRequest], seconds: float) -> None:
+        """Tasks took so long in one call. That says nothing of a step alone."""
+        pictures = sum(request.batch_size for request in requests)
+        for request in requests:
+            self._work_s[model] = _smooth(self._work_s.get(model), seconds * request.batch_size / pictures)
 
     def expect(self, model: str, request: GenerationRequest) -> float | None:
         """How long a task will take: by its size, or in proportion to the nearest one; None for a model without any."""
@@ -86,24 +93,35 @@ class Known(NamedTuple):
     fairness: Fairness
     #: Until the running task ends; None: nobody knows.
     busy_s: float | None
-    #: How long a waiting task will take; None: nobody knows.
+    #: How long a waiting task will take by itself; None: nobody knows.
     work_s: Callable[[TaskTicket], float | None]
+    #: How many pictures its call may make.
+    most: Callable[[TaskTicket], int] = lambda ticket: 1
+    #: What a call of so many pictures takes, as a share of what they take one by one.
+    share: Callable[[TaskTicket, int], float] = lambda ticket, pictures: 1.0
+
+    def call_s(self, call: Sequence[TaskTicket]) -> float | None:
+        """How long tasks take that run together."""
+        alone_s = [work_s for ticket in call if (work_s := self.work_s(ticket)) is not None]
+        share = self.share(call[0], sum(ticket.pictures for ticket in call))
+        return sum(alone_s) * share if len(alone_s) == len(call) else None
 
 
 def forecast(ready: Iterable[TaskTicket], known: Known) -> dict[str, Forecast]:
     """By task id, for all that wait: the order in which `choose` would take them, and what that takes."""
     told: dict[str, Forecast] = {}
     clock, measured, resident = known.busy_s or 0.0, known.busy_s is not None, known.current.model
-    for ticket in order(ready, known):
-        work_s = known.work_s(ticket)
+    for call in calls(order(ready, known), known.most):
+        ticket, work_s = call[0], known.call_s(call)
         if ticket.model != resident:
             clock += known.costs.swap(ticket.model)
             measured = measured and ticket.model in known.costs.load_s
             resident = ticket.model
         start_s, started = clock, measured
-        clock += known.costs.work(ticket.model) if work_s is None else work_s
+        clock += known.costs.work(ticket.model) * len(call) if work_s is None else work_s
         measured = measured and work_s is not None
-        told[ticket.task_id] = Forecast(len(told), start_s, clock, started and measured)
+        for ticket in call:
+            told[ticket.task_id] = Forecast(len(told), start_s, clock, started and measured)
     return told
 
 

@@ -1,10 +1,9 @@
-"""TaskManager: the single writer of task records. Accepts, runs and ends tasks; one at a time is on the GPU."""
+"""TaskManager: the single writer of task records. Accepts, runs and ends tasks; one call at a time is on the GPU."""
 
 import asyncio
-import base64
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import count
@@ -34,11 +33,9 @@ from imagegen.core.events import (
     TaskFailed,
     TaskLoaded,
     TaskLoading,
-    TaskPreview,
     TaskQueued,
     TaskSaved,
     TaskStarted,
-    TaskStep,
     TaskStoring,
 )
 from imagegen.core.task import (
@@ -61,6 +58,8 @@ from imagegen.storage.images import ImageStore, task_of
 from imagegen.storage.tasks import Claim, Claimed, Page, Retention, TaskFilter, TaskJournal
 from imagegen.tasks.active import Active
 from imagegen.tasks.admission import Limits, TaskDraft, admit, draft_of, new_task
+from imagegen.tasks.batching import companions, likeness
+from imagegen.tasks.call import Call
 from imagegen.tasks.outlooks import Outlook, Outlooks, Plan
 from imagegen.tasks.parking import Parking
 from imagegen.tasks.queue import ControlTicket, TaskQueue
@@ -78,7 +77,7 @@ class Once(NamedTuple):
     repeated: bool
 
 
-#: Finished pictures that may be in encoding while the GPU goes on; more would pile up in memory.
+#: Calls whose pictures may be in encoding while the GPU goes on; more would pile up in memory.
 MAX_SAVING = 2
 
 #: Seconds that a store gets to delete what a task left there that ended without pictures.
@@ -114,7 +113,7 @@ class TaskManager:
         self._parking = Parking(models, puller, bus, self._go_on)
         #: Tasks that are being written to the journal and will then be queued.
         self._arriving = 0
-        self._running: Active | None = None
+        self._running: Call | None = None
         #: Ended tasks whose end the disk has refused so far; it is true all the same.
         self._unrecorded: dict[str, GenerationTask] = {}
         #: Finished pictures on their way to disk.
@@ -193,7 +192,7 @@ class TaskManager:
         model, request = await self._admit(draft)
         if self._models.quarantined(model):
             raise ModelQuarantined
-        return self._outlooks.plan(model, request, draft.priority)
+        return self._outlooks.plan(model, request, draft.priority, likeness(draft.type, request, draft.previews))
 
     # -- telling ------------------------------------------------------------------------------------------------------
 
@@ -208,8 +207,8 @@ class TaskManager:
         return {active.task.model for active in self._active.values() if not active.task.storing}
 
     def is_running(self, model: str) -> bool:
-        """Whether the running task is one of this model's."""
-        return self._running is not None and self._running.task.model == model
+        """Whether what runs is of this model."""
+        return self._running is not None and self._running.model == model
 
     @property
     def draining(self) -> bool:
@@ -281,7 +280,12 @@ class TaskManager:
             return task
         active.stop.set()
         active.let_go.set()
-        return await self._cancel_load(active) if active is self._running and not active.began else task
+        if self._running is None or active not in self._running.members:
+            return task
+        if not active.began:
+            return await self._cancel_load(active)
+        # The others want their pictures: the call goes on, and this one's are thrown away.
+        return await self._cancelled(active) if len(self._running.members) > 1 else task
 
     async def _cancel_load(self, active: Active) -> GenerationTask:
         """It ends at once; a load that nobody else wants is given some time to end by itself."""
@@ -290,7 +294,8 @@ class TaskManager:
 
     def _abandon_load(self, active: Active) -> None:
         model = active.task.model
-        if self._running is active and all(it is active or it.task.model != model for it in self._active.values()):
+        running = self._running is not None and self._running.first is active
+        if running and all(it is active or it.task.model != model for it in self._active.values()):
             self._models.abandon_load(model)
 
     def _take_out(self, task_id: str) -> bool:
@@ -422,25 +427,31 @@ class TaskManager:
             await self._failed(active, failure.code, failure.message)
 
     async def _execute(self, active: Active, beside: asyncio.TaskGroup) -> None:
-        """One attempt at one task."""
-        self._running = active
+        """One attempt at one task, and at those that go along."""
+        self._running = call = Call(active, self._bus)
         try:
             self._start(active)
-            outcome = await self._generate(active)
+            outcome = await self._generate(call)
         finally:
             self._running = None
-        if active.ending:
-            return  # cancelled while its model was loaded
-        match outcome:
-            case Generated():
-                active.task = active.task.evolve(provenance=outcome.provenance)
-                self._beside(self._save(active, outcome.images), beside)
-            case Stopped() if active.put_back:
-                await self._put_back(active, active.task.attempt - active.began)
-            case Stopped():
-                await self._cancelled(active)
-            case Failed():
-                await self._attempt_failed(active, outcome)
+        if isinstance(outcome, Generated):
+            for member, _ in call.deal(outcome.images):
+                member.task = member.task.evolve(provenance=outcome.provenance)
+            # Each lets go of its own pictures once they are written.
+            saving = [self._save(member, images) for member, images in call.deal(outcome.images)]
+            self._beside(_all(saving), beside)
+            return
+        for member in call.members:
+            if not member.ending:  # else it was cancelled meanwhile
+                await self._attempt_ended(member, outcome, together=call.together)
+
+    async def _attempt_ended(self, active: Active, outcome: Stopped | Failed, *, together: bool) -> None:
+        if isinstance(outcome, Failed):
+            await self._attempt_failed(active, outcome, together=together)
+        elif active.put_back:
+            await self._put_back(active, active.task.attempt - active.began)
+        else:
+            await self._cancelled(active)
 
     # -- one attempt --------------------------------------------------------------------------------------------------
 
@@ -450,35 +461,45 @@ class TaskManager:
         active.task = task.evolve(status=TaskStatus.PROCESSING, started_at=datetime.now(UTC))
         self._bus.publish(TaskStarted(task_id=task.id, attempt=task.attempt + 1))
 
-    async def _begin(self, active: Active) -> None:
-        """Count the attempt: from here on the task itself may be what brings the worker or the service down."""
-        active.began, active.stage_since = True, self._clock()
-        active.task = active.task.evolve(attempt=active.task.attempt + 1)
-        await self._record(active.task, started=True)
+    async def _begin(self, *members: Active) -> None:
+        """Count the attempt: from here on a task itself may be what brings the worker or the service down."""
+        for active in members:
+            active.began, active.stage_since = True, self._clock()
+            active.task = active.task.evolve(attempt=active.task.attempt + 1)
+        await self._record(*(active.task for active in members), started=True)
 
-    async def _generate(self, active: Active) -> Generated | Stopped | Failed:
-        task = active.task
-        failed = None if active.stop.is_set() else await self._load_for(active)
+    async def _generate(self, call: Call) -> Generated | Stopped | Failed:
+        task = call.first.task
+        failed = None if call.is_set() else await self._load_for(call.first)
         if failed is not None:
             return failed
-        if active.stop.is_set():
+        if call.is_set():
             return Stopped()
-        await self._begin(active)
+        self._gather(call)
+        await self._begin(*call.members)
         image2image = task.type is TaskType.IMAGE2IMAGE
         pictures = await self._journal.pictures(task.id) if image2image else InputPictures()
-        began = self._clock()
-
-        def on_step(step: int, total: int, *preview: bytes) -> None:
-            active.steps = (step, total)
-            self._bus.publish(TaskStep(task_id=task.id, step=step, total=total))
-            for jpeg in preview:
-                image = base64.b64encode(jpeg).decode()
-                self._bus.publish(TaskPreview(task_id=task.id, step=step, total=total, image=image))
-
-        outcome = await self._models.generate(task.model, task.request, pictures, active.stop, on_step, task.previews)
+        began, (request, *others) = self._clock(), call.requests
+        outcome = await self._models.generate(
+            task.model, request, pictures, call, call.on_step, task.previews, others, together=call.together
+        )
         if isinstance(outcome, Generated):
-            self._outlooks.learn(task.model, task.request, self._clock() - began)
+            self._outlooks.learn(call, self._clock() - began)
+        elif isinstance(outcome, Failed):
+            self._outlooks.failed(call, outcome.code)
         return outcome
+
+    def _gather(self, call: Call) -> None:
+        """Who waits and is like the first one goes along, as many as are known to pay; nobody is waited for."""
+        now, first = self._clock(), call.first.ticket()
+        most = self._outlooks.most(first)
+        waiting = [] if self._draining else [t for t in self._queue.tickets if not self._active[t.task_id].is_late(now)]
+        for ticket in companions(first, waiting, most, now, self._outlooks.fairness()):
+            self._queue.remove(ticket.task_id)
+            call.members.append(self._active[ticket.task_id])
+            self._start(call.members[-1])
+        call.together = 1 < call.pictures <= most
+        self._outlooks.changed()
 
     async def _load_for(self, active: Active) -> Failed | None:
         """Make its model the resident one, and tell so."""
@@ -495,7 +516,7 @@ class TaskManager:
             self._bus.publish(TaskLoaded(task_id=task.id, model=task.model, seconds=self._clock() - began))
         return failed
 
-    async def _attempt_failed(self, active: Active, failed: Failed) -> None:
+    async def _attempt_failed(self, active: Active, failed: Failed, *, together: bool) -> None:
         if not active.began:
             await self._begin(active)  # a load that kills the worker must not be tried for ever
         if failed.code is FailureCode.DEVICE_FAULT:
@@ -507,6 +528,9 @@ class TaskManager:
             await self._cancelled(active)
         elif failed.worker_died and active.task.attempt < MAX_ATTEMPTS:
             await self._put_back(active, active.task.attempt)
+        elif together:  # it comes again, alone or with fewer: only the guilty one fails
+            active.alone = failed.code is not FailureCode.OUT_OF_MEMORY
+            await self._put_back(active, active.task.attempt - 1)
         else:
             await self._failed(active, failed.code, failed.message)
 
@@ -617,12 +641,13 @@ class TaskManager:
         del self._active[active.task.id]
         log.info("task_ended", task_id=active.task.id, status=status, attempt=active.task.attempt)
 
-    async def _record(self, task: GenerationTask, *, started: bool = False) -> bool:
-        """Store a new state. If the disk refuses, the older state stays there and a restart repeats the task."""
+    async def _record(self, *tasks: GenerationTask, started: bool = False) -> bool:
+        """Store new states. If the disk refuses, the older ones stay there and a restart repeats the tasks."""
         try:
-            await (self._journal.begin(task) if started else self._journal.update(task))
+            await (self._journal.begin(*tasks) if started else self._journal.update(*tasks))
         except (StorageFull, StorageFailed) as error:
-            log.error("journal_failed", task_id=task.id, status=task.status, code=error.code)
+            for task in tasks:
+                log.error("journal_failed", task_id=task.id, status=task.status, code=error.code)
             return False
         return True
 
@@ -659,16 +684,20 @@ class TaskManager:
         self._stopped = True
 
     def hurry(self) -> None:
-        """Put the running task back into the queue instead of waiting for it; its next run gives the same pixels."""
+        """Put what runs back into the queue instead of waiting for it; its next run gives the same picture."""
         self._let_go()
-        if self._running is not None:
-            self._running.put_back = True
-            self._running.stop.set()
+        for active in self._running.members if self._running is not None else ():
+            active.put_back = True
+            active.stop.set()
 
     def _let_go(self) -> None:
         """Wait for no store: what is spooled goes there in the next run."""
         for active in self._active.values():
             active.let_go.set()
+
+
+async def _all(works: Sequence[Coroutine[Any, Any, None]]) -> None:
+    await asyncio.gather(*works)
 
 
 def _new_seed() -> int:

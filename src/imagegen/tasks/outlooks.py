@@ -6,13 +6,16 @@ from datetime import UTC, datetime, timedelta
 from math import ceil
 from typing import NamedTuple
 
+from imagegen.core.errors import FailureCode
 from imagegen.core.events import EventBus, TaskMoved
 from imagegen.core.task import GenerationRequest, TaskStatus
 from imagegen.models.manager import DynamicModelManager
 from imagegen.models.residency import victims_for
 from imagegen.tasks.active import Active
+from imagegen.tasks.batching import Payoffs
+from imagegen.tasks.call import Call
 from imagegen.tasks.estimates import Forecast, Known, Paces, forecast, remaining_s
-from imagegen.tasks.queue import Costs, Current, Fairness, TaskQueue, TaskTicket
+from imagegen.tasks.queue import Costs, Current, Fairness, Likeness, TaskQueue, TaskTicket
 
 #: A forecast of the queue is made anew when it is older, in seconds, or the queue has changed.
 FORECAST_LASTS_S = 1
@@ -51,7 +54,7 @@ class Outlooks:
     def __init__(
         self,
         active: Mapping[str, Active],
-        running: Callable[[], Active | None],
+        running: Callable[[], Call | None],
         queue: Callable[[], TaskQueue],
         models: DynamicModelManager,
         bus: EventBus,
@@ -65,14 +68,43 @@ class Outlooks:
         self._bus = bus
         self._clock = clock
         self._paces = Paces()
+        self._payoffs = Payoffs()
         #: When it was made, and by task.
         self._forecast: tuple[float, dict[str, Forecast]] | None = None
         #: The look at positions that is due.
         self._look: asyncio.TimerHandle | None = None
 
-    def learn(self, model: str, request: GenerationRequest, seconds: float) -> None:
-        """A task took so long."""
-        self._paces.learn(model, request, seconds)
+    # -- what was measured --------------------------------------------------------------------------------------------
+
+    def learn(self, call: Call, seconds: float) -> None:
+        """A call took so long."""
+        model, first, pictures = call.model, call.first.task.request, call.pictures
+        if call.together:
+            self._paces.learn_together(model, call.requests, seconds)
+        else:
+            self._paces.learn(model, first, seconds)
+        if call.likeness is not None:
+            in_call = pictures if call.together else 1
+            self._payoffs.learn(model, call.likeness.kind, in_call, seconds / pictures)
+
+    def failed(self, call: Call, code: FailureCode) -> None:
+        """A call failed; of several pictures, that may be why."""
+        if call.likeness is not None and call.together:
+            too_large = code is FailureCode.OUT_OF_MEMORY
+            self._payoffs.failed(call.model, call.likeness.kind, call.pictures, too_large=too_large)
+
+    def most(self, ticket: TaskTicket) -> int:
+        """How many pictures a call may make that this one is the first of, by what has paid so far."""
+        model, alike = ticket.model, ticket.likeness
+        models = self._models.catalog.models
+        if alike is None or model not in models or models[model].max_batch == 1:
+            return 1
+        if (resident := self._models.current) is not None and resident.model == model:
+            self._payoffs.loaded(model, resident.loaded_at)
+        return self._payoffs.most(model, alike.kind, models[model].max_batch, ticket.pictures)
+
+    def _share(self, ticket: TaskTicket, pictures: int) -> float:
+        return self._payoffs.share(ticket.model, ticket.likeness.kind, pictures) if ticket.likeness else 1
 
     # -- what ordering is decided by ----------------------------------------------------------------------------------
 
@@ -96,13 +128,15 @@ class Outlooks:
         if active is None or active.ending:
             return None
         if active.task.status is TaskStatus.PROCESSING:
-            busy_s = self._busy_s() if active is self._running() else 0  # only its files are left to be written
+            call = self._running()
+            runs = call is not None and active in call.members
+            busy_s = self._busy_s() if runs else 0  # only its files are left to be written
             return Outlook(None, active.task.started_at, _after(busy_s))
         if (told := self._forecasts().get(task_id)) is not None:
             return _outlook(told)
         return Outlook(self._queue().position(active.ticket()))
 
-    def plan(self, model: str, request: GenerationRequest, priority: int) -> Plan:
+    def plan(self, model: str, request: GenerationRequest, priority: int, alike: Likeness | None) -> Plan:
         """Of a request that nobody made."""
         resident = self._models.current
         here = resident is not None and resident.model == model
@@ -111,7 +145,7 @@ class Outlooks:
             request=request,
             evicts=victims_for(model, [resident] if resident else []),
             load_s=0 if here else self._models.switch_seconds(model),
-            outlook=_outlook(self._forecast_with(model, request, priority)),
+            outlook=_outlook(self._forecast_with(model, request, priority, alike)),
         )
 
     def retry_after(self) -> int:
@@ -120,26 +154,36 @@ class Outlooks:
         return min(MAX_RETRY_AFTER_S, max(1, ceil(last / 10)))
 
     def _busy_s(self) -> float | None:
-        """Seconds until the running task ends; None: nobody knows."""
-        active = self._running()
-        if active is None:
+        """Seconds until the running call ends; None: nobody knows."""
+        call = self._running()
+        if call is None:
             return 0
-        task, spent_s = active.task, self._clock() - active.stage_since
-        expected_s = self._paces.expect(task.model, task.request)
+        active, model = call.first, call.model
+        spent_s, expected_s = self._clock() - active.stage_since, self._expect(call)
         if active.began:
             return remaining_s(expected_s, active.steps, spent_s)
-        load_s = self._models.switch_seconds(task.model)
+        load_s = self._models.switch_seconds(model)
         return None if load_s is None or expected_s is None else max(0.0, load_s - spent_s) + expected_s
+
+    def _expect(self, call: Call) -> float | None:
+        model, alike = call.model, call.likeness
+        one_s = self._paces.expect(model, call.first.task.request)
+        if one_s is None or not call.together or alike is None:
+            return one_s
+        pictures = call.pictures
+        all_s = one_s * pictures / call.first.task.request.batch_size
+        return all_s * self._payoffs.share(model, alike.kind, pictures)
 
     def _known(self) -> Known:
         running, current = self._running(), self.current()
-        if running is not None and running.task.model != current.model:
-            current = Current(running.task.model)
+        if running is not None and running.model != current.model:
+            current = Current(running.model)
 
         def work_s(ticket: TaskTicket) -> float | None:
             return self._paces.expect(ticket.model, self._active[ticket.task_id].task.request)
 
-        return Known(current, self.costs(), self._clock(), self.fairness(), self._busy_s(), work_s)
+        known = Known(current, self.costs(), self._clock(), self.fairness(), self._busy_s(), work_s)
+        return known._replace(most=self.most, share=self._share)
 
     def _forecasts(self) -> dict[str, Forecast]:
         now = self._clock()
@@ -147,10 +191,10 @@ class Outlooks:
             self._forecast = (now, forecast(self._queue().tickets, self._known()))
         return self._forecast[1]
 
-    def _forecast_with(self, model: str, request: GenerationRequest, priority: int) -> Forecast:
+    def _forecast_with(self, model: str, request: GenerationRequest, priority: int, alike: Likeness | None) -> Forecast:
         known, own_s = self._known(), self._paces.expect(model, request)
         last = max((ticket.sequence for ticket in self._queue().tickets), default=0) + 1
-        ticket = TaskTicket(priority, last, "", model, known.now)
+        ticket = TaskTicket(priority, last, "", model, known.now, alike, request.batch_size)
 
         def work_s(other: TaskTicket) -> float | None:
             return own_s if other is ticket else known.work_s(other)

@@ -19,6 +19,25 @@ class ControlTicket:
     action: Callable[[], Awaitable[object]] = field(compare=False)
 
 
+#: Pixels of a picture, steps, whether guidance runs the model twice, whether there is a negative prompt.
+Kind = tuple[int, int, bool, bool]
+
+
+class Likeness(NamedTuple):
+    """What the tasks of one call have in common beside their model."""
+
+    width: int
+    height: int
+    steps: int
+    guidance_scale: float
+    negative_prompt: bool
+
+    @property
+    def kind(self) -> Kind:
+        """As far as it decides how long a picture takes."""
+        return self.width * self.height, self.steps, self.guidance_scale > 1, self.negative_prompt
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class TaskTicket:
     """A waiting task's place in the queue: by priority, then by arrival."""
@@ -31,6 +50,10 @@ class TaskTicket:
     model: str = field(compare=False)
     #: When it was accepted, in seconds on the clock that `choose` is given.
     since: float = field(compare=False)
+    #: What a companion in one call must have in common with it; None: it has none.
+    likeness: Likeness | None = field(default=None, compare=False)
+    #: How many it makes.
+    pictures: int = field(default=1, compare=False)
 
     @property
     def place(self) -> tuple[int, int]:
