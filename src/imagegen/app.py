@@ -201,7 +201,7 @@ class Service:
     def _chores(self) -> list[tuple[Chore, float]]:
         """What is to be done now and then, and every how many seconds."""
         every_s = self._settings.housekeeping_s
-        usual: list[Chore] = [self._evict_idle, self._expire, self._tasks.record_ends, self._images.check]
+        usual: list[Chore] = [self._evict_idle, self._expire, self._tasks.records.write_ends, self._images.check]
         return [*((chore, every_s) for chore in usual), (self._tasks.fail_late, min(every_s, DEADLINES_EVERY_S))]
 
     async def _evict_idle(self) -> None:
@@ -216,14 +216,14 @@ class Service:
             size=int(settings.retention_gb * 2**30),
         )
         if any(kept):
-            await self._tasks.expire(kept)
+            await self._tasks.records.expire(kept)
 
     async def _leave(self) -> None:
         self.begin_drain()
         assert self._leaving is not None
         await self._leaving
         with suppress(ImagegenError):  # what the disk still refuses runs once more after the next start
-            await self._tasks.record_ends()
+            await self._tasks.records.write_ends()
 
     async def _drain(self, running: asyncio.Task[None]) -> None:
         """The running task finishes in time, or goes back to the queue; at the worst its worker is killed."""

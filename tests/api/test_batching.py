@@ -38,7 +38,7 @@ async def pictures(client: Client, ids: Sequence[str]) -> list[Any]:
 
 
 async def calls(client: Client, ids: Sequence[str]) -> list[int]:
-    tasks = [await client.app.state.services.tasks.get(task_id) for task_id in ids]
+    tasks = [await client.app.state.services.tasks.records.get(task_id) for task_id in ids]
     return [task.provenance.call_pictures for task in tasks]
 
 

@@ -160,7 +160,7 @@ async def test_records_of_earlier_versions_have_the_same_headers(client: Client)
     url = await picture(client)
     new = dict((await client.get(url)).headers)
     service = client.app.state.service
-    task = await service._tasks.get(re.findall(r"[0-9a-f-]{36}", url)[0])
+    task = await service._tasks.records.get(re.findall(r"[0-9a-f-]{36}", url)[0])
     old = tuple(image.evolve(sha256="", bytes=0) for image in task.images)
     await service._journal.update(task.evolve(images=old))
     assert dict((await client.get(url)).headers) == new
@@ -170,7 +170,7 @@ async def test_records_of_earlier_versions_have_the_same_headers(client: Client)
 async def test_a_picture_that_is_gone_from_where_it_was_is_not_found(client: Client) -> None:
     url = await picture(client)
     service = client.app.state.service
-    await service._images.delete((await service._tasks.get(re.findall(r"[0-9a-f-]{36}", url)[0])).images)
+    await service._images.delete((await service._tasks.records.get(re.findall(r"[0-9a-f-]{36}", url)[0])).images)
     for ask in (client.get, client.head):
         assert (await ask(url)).status_code == 404
 

@@ -59,7 +59,7 @@ async def submit(house: House, prompts: Sequence[str], **fields: Any) -> list[st
 async def ended(house: House, ids: Sequence[str]) -> list[GenerationTask]:
     for task_id in ids:
         await house.until_ended(task_id)
-    return [await house.tasks.get(task_id) for task_id in ids]
+    return [await house.tasks.records.get(task_id) for task_id in ids]
 
 
 def in_call(task: GenerationTask) -> int | None:
@@ -184,7 +184,7 @@ async def test_while_the_service_leaves_nobody_else_is_begun(tmp_path: Path) -> 
         await house.until_loading("a")
         house.tasks.begin_drain()
         await ended(house, ids[:1])
-        tasks = [await house.tasks.get(task_id) for task_id in ids]
+        tasks = [await house.tasks.records.get(task_id) for task_id in ids]
         assert [task.status for task in tasks] == [TaskStatus.COMPLETED, TaskStatus.PENDING, TaskStatus.PENDING]
 
 

@@ -48,7 +48,7 @@ class House:
             await asyncio.sleep(0.01)
 
     async def until_ended(self, task_id: str) -> TaskStatus:
-        while not (task := await self.tasks.get(task_id)).status.finished:
+        while not (task := await self.tasks.records.get(task_id)).status.finished:
             await asyncio.sleep(0.01)
         return task.status
 
@@ -82,7 +82,7 @@ async def test_a_cancelled_load_ends_its_task_at_once_and_its_model_is_no_worse_
             assert (await house.tasks.cancel(stuck)).status is TaskStatus.CANCELLED
             assert (await house.tasks.cancel(stuck)).status is TaskStatus.CANCELLED
             assert await house.until_ended(good) is TaskStatus.COMPLETED
-            assert (await house.tasks.get(stuck)).attempt == 0
+            assert (await house.tasks.records.get(stuck)).attempt == 0
             await house.tasks.between_tasks(house.models.unload_all)
         assert not house.models.quarantined("stuck")
         assert house.models.state("stuck") is ModelState.COLD
@@ -154,7 +154,7 @@ async def test_nobody_hears_of_an_end_before_the_disk_has_it(tmp_path: Path) -> 
     async with on_a_slow_disk(tmp_path, quick={}) as (house, disk):
         task_id = await house.submit("quick")
         await disk.refused.wait()
-        assert (await house.tasks.get(task_id)).status is TaskStatus.PROCESSING
+        assert (await house.tasks.records.get(task_id)).status is TaskStatus.PROCESSING
         assert "completed" not in [told.event.name for told in house.bus.history(task_id)]
         disk.let.set()
         assert await house.until_ended(task_id) is TaskStatus.COMPLETED

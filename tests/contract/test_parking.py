@@ -64,7 +64,7 @@ class House:
     async def until(self, task_id: str, *, downloading: bool = False) -> GenerationTask:
         """The task once it has ended, or once its weights are on their way."""
         while True:
-            task, pull = await self.tasks.get(task_id), self.tasks.download(task_id)
+            task, pull = await self.tasks.records.get(task_id), self.tasks.download(task_id)
             on_its_way = self.fetching and pull is not None and pull.state is PullState.DOWNLOADING
             if on_its_way if downloading else task.status.finished:
                 return task
@@ -175,7 +175,7 @@ async def test_a_task_that_waits_for_weights_can_be_cancelled(tmp_path: Path, st
         far = await house.submit("far")
         await house.until(far, downloading=True)
         await stop(house, far)
-        assert (await house.tasks.get(far)).status is TaskStatus.CANCELLED
+        assert (await house.tasks.records.get(far)).status is TaskStatus.CANCELLED
         assert house.tasks.queue_size == 0
         late = await house.submit("far")
         await house.until(late, downloading=True)

@@ -261,9 +261,9 @@ class Service(RuleBasedStateMachine):
         assert all(file.is_file() for file in files)
         if not self.known[task_id].finished:
             with pytest.raises(TaskNotFinished):
-                self.do(self.tasks.delete(task_id))
+                self.do(self.tasks.records.delete(task_id))
             return
-        self.do(self.tasks.delete(task_id))
+        self.do(self.tasks.records.delete(task_id))
         assert not any(file.exists() for file in files)
         del self.known[task_id]
         self.deleted.append(task_id)
@@ -333,7 +333,7 @@ class Service(RuleBasedStateMachine):
     # -- what must hold -----------------------------------------------------------------------------------------------
 
     def record(self, task_id: str) -> GenerationTask:
-        return self.do(self.tasks.get(task_id))
+        return self.do(self.tasks.records.get(task_id))
 
     @invariant()
     def no_task_is_lost_and_an_end_is_final(self) -> None:

@@ -31,7 +31,7 @@ router = APIRouter(tags=["tasks"])
 )
 async def get_bundle(task_id: str, tasks: Tasks, images: Images, settings: Config) -> StreamingResponse:
     """`task.json`, as `GET /task/{task_id}` has it, and the pictures under their own names."""
-    task = await tasks.get(task_id)
+    task = await tasks.records.get(task_id)
     if not task.status.finished:
         raise TaskNotFinished("The task has not ended; there is nothing to take along yet.")
     pictures = [await images.known(image) for image in task.images]

@@ -61,7 +61,7 @@ async def get_image(
     `ETag` and `Repr-Digest` (RFC 9530) are of its bytes. A picture in a bucket comes through the service, or by a
     redirect to the bucket.
     """
-    image = await tasks.picture(f"{folder}/{file}")
+    image = await tasks.records.picture(f"{folder}/{file}")
     head = request.method == "HEAD"
     if settings.store_urls == "presigned" and (url := await images.url(image, "HEAD" if head else "GET")):
         # Whoever follows it from a cache finds at least half of its life left.

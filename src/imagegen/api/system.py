@@ -51,7 +51,7 @@ async def health(tasks: Tasks, models: Models, images: Images) -> Health:
         timestamp=datetime.now(UTC),
         version=imagegen.__version__,
         queue_size=tasks.queue_size,
-        total_tasks=await tasks.count(),
+        total_tasks=await tasks.records.count(),
         store="ok" if images.reachable else "unreachable",
         current_model=resident.model if resident else None,
         gpu_info=GpuInfo(

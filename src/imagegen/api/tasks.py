@@ -46,7 +46,7 @@ async def get_task(task_id: str, tasks: Tasks, settings: Config) -> TaskView:
 
     While it waits: its `position`, and when it will begin and end as far as the measured times tell.
     """
-    task = await tasks.get(task_id)
+    task = await tasks.records.get(task_id)
     return _view(task, tasks, settings, receipt_of(task))
 
 
@@ -59,7 +59,7 @@ async def get_task(task_id: str, tasks: Tasks, settings: Config) -> TaskView:
 )
 async def delete_task(task_id: str, tasks: Tasks) -> None:
     """Removes the record and the pictures of an ended task; one that has not ended must be cancelled first."""
-    await tasks.delete(task_id)
+    await tasks.records.delete(task_id)
 
 
 @router.get(
@@ -85,7 +85,7 @@ async def list_tasks(
     ] = None,
 ) -> TaskPage:
     """Newest first. While there are older ones, the header `Link` has the address of the next page (rel="next")."""
-    page = await tasks.page(TaskFilter(status, model, q, since, until), limit, cursor)
+    page = await tasks.records.page(TaskFilter(status, model, q, since, until), limit, cursor)
     if page.more:
         times = {name: time.isoformat() if time else None for name, time in (("since", since), ("until", until))}
         cursor = page.tasks[-1].sequence
@@ -153,7 +153,7 @@ async def follow_task(
     first; after a restart of the service the stream begins with the current one. In silence there is a comment every
     15 seconds.
     """
-    await tasks.get(task_id)  # once the stream has begun, there is no status code left to say 404 with
+    await tasks.records.get(task_id)  # once the stream has begun, there is no status code left to say 404 with
     return EventStream(_story(task_id, tasks, bus, last_event_id))
 
 
@@ -164,7 +164,7 @@ async def _story(task_id: str, tasks: TaskManager, bus: EventBus, last_id: int) 
         if past and past[-1].event.final and past[-1].id <= last_id:
             return  # the listener has heard it all
         if not past:
-            now = Published(bus.last_id, current_event(await tasks.get(task_id), tasks))
+            now = Published(bus.last_id, current_event(await tasks.records.get(task_id), tasks))
             yield now.encoded(frame)
             if now.event.final:
                 return

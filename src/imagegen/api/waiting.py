@@ -67,7 +67,7 @@ class _Caller:
 
     async def _present(self, task_id: str) -> Response | None:
         """The task, if it has ended."""
-        task = await self._tasks.get(task_id)
+        task = await self._tasks.records.get(task_id)
         if not task.status.finished:
             return None
         view = task_view(task, None, None, self._settings.retention_days, receipt=receipt_of(task))
@@ -78,7 +78,7 @@ class _Caller:
 async def _end_of(task_id: str, tasks: TaskManager, bus: EventBus) -> None:
     """Returns when the task has ended, or the service stops telling."""
     with bus.subscribe(task_id) as events:
-        if (await tasks.get(task_id)).status.finished:
+        if (await tasks.records.get(task_id)).status.finished:
             return
         async for published in events:
             if published.event.final:

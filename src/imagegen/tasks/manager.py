@@ -1,42 +1,30 @@
-"""TaskManager: the single writer of task records. Accepts, runs and ends tasks; one call at a time is on the GPU."""
+"""TaskManager: accepts, orders, runs and stops tasks; one call at a time is on the GPU."""
 
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from itertools import count
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import structlog
 
 from imagegen.core.errors import (
     DeviceFault,
     Draining,
-    EncodingFailed,
     FailureCode,
-    ImageNotFound,
     KeyReused,
     ModelQuarantined,
     QueueFull,
-    StorageFailed,
-    StorageFull,
     TaskFinished,
-    TaskNotFinished,
-    TaskNotFound,
 )
 from imagegen.core.events import (
     EventBus,
-    TaskCancelled,
-    TaskCompleted,
-    TaskFailed,
     TaskLoaded,
     TaskLoading,
     TaskQueued,
-    TaskSaved,
     TaskStarted,
-    TaskStoring,
 )
 from imagegen.core.task import (
     MAX_ATTEMPTS,
@@ -45,17 +33,14 @@ from imagegen.core.task import (
     GenerationRequest,
     GenerationTask,
     InputPictures,
-    Pixels,
-    StoredImage,
     TaskStatus,
     TaskType,
 )
 from imagegen.gpu.protocol import Failed, Generated, Stopped
 from imagegen.hub.puller import ModelPuller, Pull
 from imagegen.models.manager import DynamicModelManager
-from imagegen.storage.encoding import encoder_of
-from imagegen.storage.images import ImageStore, task_of
-from imagegen.storage.tasks import Claim, Claimed, Page, Retention, TaskFilter, TaskJournal
+from imagegen.storage.images import ImageStore
+from imagegen.storage.tasks import Claim, Claimed, TaskJournal
 from imagegen.tasks.active import Active
 from imagegen.tasks.admission import Limits, TaskDraft, admit, draft_of, new_task
 from imagegen.tasks.batching import companions, likeness
@@ -63,6 +48,8 @@ from imagegen.tasks.call import Call
 from imagegen.tasks.outlooks import Outlook, Outlooks, Plan
 from imagegen.tasks.parking import Parking
 from imagegen.tasks.queue import ControlTicket, TaskQueue
+from imagegen.tasks.records import Records
+from imagegen.tasks.saving import Saving
 
 log = structlog.get_logger(__name__)
 
@@ -77,15 +64,8 @@ class Once(NamedTuple):
     repeated: bool
 
 
-#: Calls whose pictures may be in encoding while the GPU goes on; more would pile up in memory.
-MAX_SAVING = 2
-
-#: Seconds that a store gets to delete what a task left there that ended without pictures.
-CLEAR_AWAY_S = 2
-
-
 class TaskManager:
-    """Owns `_active` (every task that has not ended) and the queue; the journal is its memory."""
+    """Owns the queue, and what becomes of each task; `records` are what is known of them."""
 
     def __init__(
         self,
@@ -106,7 +86,9 @@ class TaskManager:
         self._limits = limits
         self._clock = clock
         self._cancel_grace_s = cancel_grace_s
-        self._active: dict[str, Active] = {}
+        self.records = Records(journal, images, bus)
+        self._active = self.records.active
+        self._saving = Saving(images, self.records, bus, self._release_soon)
         self._outlooks = Outlooks(self._active, lambda: self._running, lambda: self._queue, models, bus, clock)
         self._queue = TaskQueue(self._outlooks.current, self._outlooks.costs, clock, self._outlooks.fairness)
         self._control_numbers = count()
@@ -114,10 +96,6 @@ class TaskManager:
         #: Tasks that are being written to the journal and will then be queued.
         self._arriving = 0
         self._running: Call | None = None
-        #: Ended tasks whose end the disk has refused so far; it is true all the same.
-        self._unrecorded: dict[str, GenerationTask] = {}
-        #: Finished pictures on their way to disk.
-        self._saving: set[asyncio.Task[None]] = set()
         self._draining = False
         self._stopped = False
 
@@ -137,11 +115,11 @@ class TaskManager:
             return Once(stored, repeated=False)
         if stored.digest != claim.digest:
             raise KeyReused
-        return Once(await self.get(stored.task_id), repeated=True)
+        return Once(await self.records.get(stored.task_id), repeated=True)
 
     async def replay(self, task_id: str) -> GenerationTask:
         """Accept a task that makes another one's pictures once more. Raises TaskNotFound, NoReceipt; as `submit`."""
-        task = await self.get(task_id)
+        task = await self.records.get(task_id)
         return await self.submit(draft_of(task, await self._journal.pictures(task_id)))
 
     async def _submit(self, draft: TaskDraft, claim: Claim | None) -> GenerationTask | Claimed:
@@ -214,25 +192,6 @@ class TaskManager:
     def draining(self) -> bool:
         return self._draining
 
-    async def get(self, task_id: str) -> GenerationTask:
-        """A task's record now. Raises TaskNotFound."""
-        active = self._active.get(task_id)
-        task = active.task if active else self._unrecorded.get(task_id) or await self._journal.get(task_id)
-        if task is None:
-            raise TaskNotFound
-        return task
-
-    async def picture(self, path: str) -> StoredImage:
-        """A picture that a task has made: nothing else is one. Raises ImageNotFound."""
-        try:
-            task = await self.get(task_of(path))
-        except TaskNotFound:
-            raise ImageNotFound from None
-        for image in task.images:
-            if image.path == path:
-                return image
-        raise ImageNotFound
-
     def waits_for_store(self, task_id: str) -> bool:
         """Whether its pictures are made and the store of pictures cannot be reached."""
         return task_id in self._active and self._active[task_id].waits_for_store
@@ -258,21 +217,13 @@ class TaskManager:
         """The download that a waiting task waits for."""
         return self._parking.download(task_id)
 
-    async def page(self, wanted: TaskFilter, limit: int, before: int | None = None) -> Page:
-        """The newest tasks, or the newest before the one with this sequence."""
-        return await self._journal.page(wanted, limit, before)
-
-    async def count(self) -> int:
-        """Tasks in the history, ended or not."""
-        return await self._journal.count()
-
     # -- stopping -----------------------------------------------------------------------------------------------------
 
     async def cancel(self, task_id: str) -> GenerationTask:
         """End a task: at once if it waits, between two steps if it runs. Raises TaskNotFound, TaskFinished."""
         if self._take_out(task_id):
-            return await self._cancelled(self._active[task_id])
-        task = await self.get(task_id)
+            return await self.records.cancel(self._active[task_id])
+        task = await self.records.get(task_id)
         if task.status.finished and task.status is not TaskStatus.CANCELLED:
             raise TaskFinished(f"The task has already {task.status}.")
         active = self._active.get(task_id)
@@ -285,12 +236,12 @@ class TaskManager:
         if not active.began:
             return await self._cancel_load(active)
         # The others want their pictures: the call goes on, and this one's are thrown away.
-        return await self._cancelled(active) if len(self._running.members) > 1 else task
+        return await self.records.cancel(active) if len(self._running.members) > 1 else task
 
     async def _cancel_load(self, active: Active) -> GenerationTask:
         """It ends at once; a load that nobody else wants is given some time to end by itself."""
         asyncio.get_running_loop().call_later(self._cancel_grace_s, self._abandon_load, active)
-        return await self._cancelled(active)
+        return await self.records.cancel(active)
 
     def _abandon_load(self, active: Active) -> None:
         model = active.task.model
@@ -308,7 +259,7 @@ class TaskManager:
         """Cancel everything that waits; how many that were."""
         ids = self._queue.remove_all() + self._parking.remove_all()
         self._outlooks.changed()
-        await asyncio.gather(*(self._cancelled(self._active[task_id]) for task_id in ids))
+        await asyncio.gather(*(self.records.cancel(self._active[task_id]) for task_id in ids))
         return len(ids)
 
     async def fail_late(self) -> int:
@@ -320,32 +271,19 @@ class TaskManager:
 
     async def _too_late(self, active: Active) -> None:
         message = f"It could not begin within the {active.task.deadline_s:g} s that it was given."
-        await self._failed(active, FailureCode.DEADLINE_EXCEEDED, message)
+        await self.records.fail(active, FailureCode.DEADLINE_EXCEEDED, message)
 
     async def fail_removed(self) -> int:
         """Fail what waits for a model that is no longer configured; how many tasks that were."""
         known = self._models.catalog.models
         removed = [active for active in self._active.values() if active.task.model not in known]
         waiting = [it for it in removed if self._take_out(it.task.id)]
-        failures = (self._failed(it, FailureCode.MODEL_REMOVED, "The model is no longer configured.") for it in waiting)
+        failures = (
+            self.records.fail(it, FailureCode.MODEL_REMOVED, "The model is no longer configured.") for it in waiting
+        )
         await asyncio.gather(*failures)
         self._outlooks.changed()
         return len(waiting)
-
-    async def delete(self, task_id: str) -> None:
-        """Remove an ended task with its files. Raises TaskNotFound, TaskNotFinished, StorageFailed."""
-        task = await self.get(task_id)
-        if not task.status.finished:
-            raise TaskNotFinished
-        await self._remove([task])
-
-    async def _remove(self, ended: list[GenerationTask]) -> None:
-        """Files first: a record without files can be removed again, files without a record by nobody."""
-        await self._images.delete(image for task in ended for image in task.images + task.storing)
-        await self._journal.delete([task.id for task in ended])
-        for task in ended:
-            self._unrecorded.pop(task.id, None)
-            self._bus.forget(task.id)
 
     # -- running ------------------------------------------------------------------------------------------------------
 
@@ -390,17 +328,18 @@ class TaskManager:
         active = Active(task.evolve(status=TaskStatus.PENDING), self._clock(), self._deadline_of(task))
         if task.status is TaskStatus.PROCESSING and task.attempt >= MAX_ATTEMPTS:
             self._active[task.id] = active
-            await self._failed(active, FailureCode.INTERRUPTED, "The service ended twice while it ran this task.")
+            await self.records.fail(active, FailureCode.INTERRUPTED, "The service ended twice while it ran this task.")
         else:
             log.info("task_recovered", task_id=task.id, attempt=task.attempt)
             if task.status is not active.task.status:
-                await self._record(active.task)
+                await self.records.write(active.task)
             self._enqueue(active)
 
     def _go_on_storing(self, task: GenerationTask, beside: asyncio.TaskGroup) -> None:
         log.info("task_recovered", task_id=task.id, attempt=task.attempt, pictures=len(task.storing))
         active = self._active[task.id] = Active(task, self._clock())
-        self._beside(self._store(active, task.storing), beside)
+        self._saving.resume(active, beside)
+        self._queue.held = self._saving.crowded
 
     def _deadline_of(self, task: GenerationTask) -> float | None:
         """Of one that an earlier run left: the wall clock may have been set, so no more than it was given."""
@@ -424,7 +363,7 @@ class TaskManager:
         if failure is None:
             self._enqueue(active)
         else:
-            await self._failed(active, failure.code, failure.message)
+            await self.records.fail(active, failure.code, failure.message)
 
     async def _execute(self, active: Active, beside: asyncio.TaskGroup) -> None:
         """One attempt at one task, and at those that go along."""
@@ -437,9 +376,8 @@ class TaskManager:
         if isinstance(outcome, Generated):
             for member, _ in call.deal(outcome.images):
                 member.task = member.task.evolve(provenance=outcome.provenance)
-            # Each lets go of its own pictures once they are written.
-            saving = [self._save(member, images) for member, images in call.deal(outcome.images)]
-            self._beside(_all(saving), beside)
+            self._saving.take(call.deal(outcome.images), beside)
+            self._queue.held = self._saving.crowded
             return
         for member in call.members:
             if not member.ending:  # else it was cancelled meanwhile
@@ -451,7 +389,7 @@ class TaskManager:
         elif active.put_back:
             await self._put_back(active, active.task.attempt - active.began)
         else:
-            await self._cancelled(active)
+            await self.records.cancel(active)
 
     # -- one attempt --------------------------------------------------------------------------------------------------
 
@@ -466,7 +404,7 @@ class TaskManager:
         for active in members:
             active.began, active.stage_since = True, self._clock()
             active.task = active.task.evolve(attempt=active.task.attempt + 1)
-        await self._record(*(active.task for active in members), started=True)
+        await self.records.write(*(active.task for active in members), started=True)
 
     async def _generate(self, call: Call) -> Generated | Stopped | Failed:
         task = call.first.task
@@ -506,7 +444,7 @@ class TaskManager:
         task, resident = active.task, self._models.current
         if resident is not None and resident.model == task.model:
             return None
-        await self._record(task)  # otherwise `_begin` does so in a moment
+        await self.records.write(task)  # otherwise `_begin` does so in a moment
         if active.stop.is_set():
             return None
         self._bus.publish(TaskLoading(task_id=task.id, model=task.model))
@@ -525,149 +463,27 @@ class TaskManager:
         if active.put_back:
             await self._put_back(active, active.task.attempt - 1)
         elif active.stop.is_set():
-            await self._cancelled(active)
+            await self.records.cancel(active)
         elif failed.worker_died and active.task.attempt < MAX_ATTEMPTS:
             await self._put_back(active, active.task.attempt)
         elif together:  # it comes again, alone or with fewer: only the guilty one fails
             active.alone = failed.code is not FailureCode.OUT_OF_MEMORY
             await self._put_back(active, active.task.attempt - 1)
         else:
-            await self._failed(active, failed.code, failed.message)
+            await self.records.fail(active, failed.code, failed.message)
 
     async def _put_back(self, active: Active, attempt: int) -> None:
         """Wait again, at its old place."""
         active.task = active.task.evolve(status=TaskStatus.PENDING, attempt=attempt, started_at=None)
-        await self._record(active.task)
+        await self.records.write(active.task)
         self._enqueue(active)
 
-    def _beside(self, work: Coroutine[Any, Any, None], beside: asyncio.TaskGroup) -> None:
-        """Encode and store while the GPU takes the next task, and not many more."""
-        saving = beside.create_task(work)
-        self._saving.add(saving)
-        saving.add_done_callback(self._is_saved)
-        self._queue.held = len(self._saving) > MAX_SAVING
-
-    def _is_saved(self, saving: asyncio.Task[None]) -> None:
-        self._saving.discard(saving)
-        if self._queue.held and len(self._saving) <= MAX_SAVING:
-            self._queue.put_nowait(ControlTicket(next(self._control_numbers), self._release))
+    def _release_soon(self) -> None:
+        """The GPU may go on: pictures have been stored that it waited for."""
+        self._queue.put_nowait(ControlTicket(next(self._control_numbers), self._release))
 
     async def _release(self) -> None:
-        self._queue.held = len(self._saving) > MAX_SAVING
-
-    async def _save(self, active: Active, images: tuple[Pixels, ...]) -> None:
-        try:
-            stored = await self._images.save(active.task.id, images, active.task.output.format, encoder_of(active.task))
-        except StorageFull:
-            await self._failed(active, FailureCode.STORAGE_FULL, "The disk is full: the pictures could not be stored.")
-        except EncodingFailed as error:
-            await self._failed(active, FailureCode.ENCODING_FAILED, error.detail)
-        except StorageFailed:
-            await self._failed(active, FailureCode.STORAGE_FAILED, "The disk refused to store the pictures.")
-        else:
-            del images  # pixels take a hundred times as much memory as the rest, and storing may take hours
-            await self._store(active, stored)
-
-    async def _store(self, active: Active, stored: tuple[StoredImage, ...]) -> None:
-        """Bring spooled pictures to where they are kept, and end the task."""
-        try:
-            shipped = await self._ship(active, stored) if self._images.ships else True
-        except StorageFailed as error:
-            await self._failed(active, FailureCode.STORAGE_FAILED, error.detail)
-        else:
-            if shipped:
-                active.task = active.task.evolve(images=stored, storing=())
-                self._bus.publish(TaskSaved(task_id=active.task.id, images=stored))
-                await self._end(active, TaskStatus.COMPLETED)
-                self._bus.publish(TaskCompleted(task_id=active.task.id, images=stored))
-            elif active.stop.is_set() and not active.put_back:
-                await self._cancelled(active)
-            else:
-                return  # the service leaves; the spool and the journal keep it for the next run
-        await self._clear_away(active.task)
-
-    async def _ship(self, active: Active, stored: tuple[StoredImage, ...]) -> bool:
-        """However long that takes; False if it was let go before. Raises StorageFailed."""
-        if active.task.storing != stored:
-            active.task = active.task.evolve(storing=stored)
-            await self._record(active.task)
-
-        def on_wait() -> None:
-            if not active.waits_for_store:
-                active.waits_for_store = True
-                self._bus.publish(TaskStoring(task_id=active.task.id))
-
-        shipping = asyncio.create_task(self._images.ship(stored, on_wait))
-        letting_go = asyncio.create_task(active.let_go.wait())
-        try:
-            await asyncio.wait([shipping, letting_go], return_when=asyncio.FIRST_COMPLETED)
-            if shipping.done():
-                shipping.result()
-            return shipping.done()
-        finally:
-            shipping.cancel()
-            letting_go.cancel()
-
-    async def _clear_away(self, ended: GenerationTask) -> None:
-        """Leave nothing of it in the spool; and nothing in the store, if it ended without pictures."""
-        if ended.id not in self._unrecorded:  # else the next run begins where the journal says
-            await self._images.unspool(ended.storing or ended.images)
-        if self._images.reachable:
-            # What the store does not let go now goes with the record, which names it.
-            with suppress(StorageFailed, TimeoutError):
-                async with asyncio.timeout(CLEAR_AWAY_S):
-                    await self._images.delete(ended.storing)
-
-    # -- ending -------------------------------------------------------------------------------------------------------
-
-    async def _failed(self, active: Active, code: FailureCode, message: str) -> None:
-        failure = Failure(code=code, message=message)
-        await self._end(active, TaskStatus.FAILED, failure=failure)
-        self._bus.publish(TaskFailed(task_id=active.task.id, failure=failure))
-
-    async def _cancelled(self, active: Active) -> GenerationTask:
-        await self._end(active, TaskStatus.CANCELLED)
-        self._bus.publish(TaskCancelled(task_id=active.task.id))
-        return active.task
-
-    async def _end(self, active: Active, status: TaskStatus, **changes: object) -> None:
-        active.ending = True
-        ended = active.task.evolve(status=status, completed_at=datetime.now(UTC), **changes)
-        # On disk before anyone is told: after a kill -9 it must not come back to life.
-        recorded = await self._record(ended)
-        active.task = ended
-        if not recorded:
-            self._unrecorded[ended.id] = ended
-        del self._active[active.task.id]
-        log.info("task_ended", task_id=active.task.id, status=status, attempt=active.task.attempt)
-
-    async def _record(self, *tasks: GenerationTask, started: bool = False) -> bool:
-        """Store new states. If the disk refuses, the older ones stay there and a restart repeats the tasks."""
-        try:
-            await (self._journal.begin(*tasks) if started else self._journal.update(*tasks))
-        except (StorageFull, StorageFailed) as error:
-            for task in tasks:
-                log.error("journal_failed", task_id=task.id, status=task.status, code=error.code)
-            return False
-        return True
-
-    # -- housekeeping -------------------------------------------------------------------------------------------------
-
-    async def record_ends(self) -> None:
-        """Store the ends that the disk refused when they came. Raises StorageFull or StorageFailed if it still does."""
-        ended = list(self._unrecorded.values())
-        if ended:
-            await self._journal.update(*ended)
-        for task in ended:
-            del self._unrecorded[task.id]
-
-    async def expire(self, kept: Retention) -> int:
-        """Delete the ended tasks that are more than is to be kept; how many that were."""
-        deleted = 0
-        while surplus := await self._journal.surplus(kept):
-            await self._remove(surplus)
-            deleted += len(surplus)
-        return deleted
+        self._queue.held = self._saving.crowded
 
     # -- leaving ------------------------------------------------------------------------------------------------------
 
@@ -694,10 +510,6 @@ class TaskManager:
         """Wait for no store: what is spooled goes there in the next run."""
         for active in self._active.values():
             active.let_go.set()
-
-
-async def _all(works: Sequence[Coroutine[Any, Any, None]]) -> None:
-    await asyncio.gather(*works)
 
 
 def _new_seed() -> int:
