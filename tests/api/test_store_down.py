@@ -154,8 +154,8 @@ async def test_what_was_just_made_when_the_service_was_hurried_is_shipped_by_the
     async with start(store=bucket.address, drain_timeout_s=0) as client:
         tasks = client.app.state.services.tasks
 
-        async def hurried(self: DynamicModelManager, *args: Any) -> Any:
-            outcome = await generate(self, *args)
+        async def hurried(self: DynamicModelManager, *args: Any, **options: Any) -> Any:
+            outcome = await generate(self, *args, **options)
             tasks.begin_drain()
             tasks.hurry()  # too late for a stop between two steps
             return outcome
