@@ -18,8 +18,8 @@ COLOUR_TYPES = {3: 2, 4: 6}
 
 #: Rows that share a filter: as many as stay in a core's cache.
 _BAND = 64
-#: Of these, one in eight is looked at to choose it.
-_SAMPLE = 8
+#: Of these, one in sixteen is looked at to choose it.
+_SAMPLE = 16
 
 #: Bits that a filtered byte holds. Below the first a picture is flat or a gradient, and patterns repeat; between them
 #: runs of one value are all there is to find; above the second nothing repeats. docs/benchmarks.md has the figures.
