@@ -29,45 +29,52 @@ class Services:
     webhooks: WebhookSender
 
 
-# All are `async def`: FastAPI sends plain functions to a thread, which costs more than all that they do.
-
-
-async def _services(request: Request) -> Services:
+def services_of(request: Request) -> Services:
+    """Of the application that was asked."""
     services = request.app.state.services
     assert isinstance(services, Services)
     return services
 
 
-async def _tasks(services: Annotated[Services, Depends(_services)]) -> TaskManager:
-    return services.tasks
-
-
-async def _models(services: Annotated[Services, Depends(_services)]) -> DynamicModelManager:
-    return services.models
-
-
-async def _puller(services: Annotated[Services, Depends(_services)]) -> ModelPuller:
-    return services.puller
-
-
-async def _images(services: Annotated[Services, Depends(_services)]) -> ImageStore:
-    return services.images
-
-
-async def _bus(services: Annotated[Services, Depends(_services)]) -> EventBus:
-    return services.bus
-
-
-async def _settings(services: Annotated[Services, Depends(_services)]) -> Settings:
+def settings_of(services: Services) -> Settings:
+    """Those in force: some of them are live."""
     return services.models.catalog.settings.over(services.settings)
 
 
-async def _writer(services: Annotated[Services, Depends(_services)]) -> CatalogWriter:
-    return services.config
+# All are `async def`: FastAPI sends plain functions to a thread, which costs more than all that they do. And none asks
+# for another: each that FastAPI resolves costs a request as much as a small query.
 
 
-async def _webhooks(services: Annotated[Services, Depends(_services)]) -> WebhookSender:
-    return services.webhooks
+async def _tasks(request: Request) -> TaskManager:
+    return services_of(request).tasks
+
+
+async def _models(request: Request) -> DynamicModelManager:
+    return services_of(request).models
+
+
+async def _puller(request: Request) -> ModelPuller:
+    return services_of(request).puller
+
+
+async def _images(request: Request) -> ImageStore:
+    return services_of(request).images
+
+
+async def _bus(request: Request) -> EventBus:
+    return services_of(request).bus
+
+
+async def _settings(request: Request) -> Settings:
+    return settings_of(services_of(request))
+
+
+async def _writer(request: Request) -> CatalogWriter:
+    return services_of(request).config
+
+
+async def _webhooks(request: Request) -> WebhookSender:
+    return services_of(request).webhooks
 
 
 Tasks = Annotated[TaskManager, Depends(_tasks)]

@@ -4,10 +4,10 @@ import asyncio
 from hashlib import sha256
 from typing import Annotated
 
-from fastapi import Depends, Header
+from fastapi import Depends, Header, Request
 from pydantic import BaseModel
 
-from imagegen.api.dependencies import Tasks
+from imagegen.api.dependencies import services_of
 from imagegen.core.task import TaskType
 from imagegen.storage.tasks import Claim
 from imagegen.tasks.admission import TaskDraft
@@ -40,7 +40,7 @@ def _digest(kind: TaskType, body: BaseModel) -> str:
 
 
 async def _submitter(
-    tasks: Tasks,
+    request: Request,
     idempotency_key: Annotated[
         str | None,
         Header(
@@ -52,7 +52,7 @@ async def _submitter(
         ),
     ] = None,
 ) -> _Submitter:
-    return _Submitter(tasks, idempotency_key)
+    return _Submitter(services_of(request).tasks, idempotency_key)
 
 
 Submitter = Annotated[_Submitter, Depends(_submitter)]

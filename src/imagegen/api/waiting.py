@@ -7,14 +7,13 @@ from typing import Annotated
 
 from fastapi import Depends, Header, Request, Response
 
-from imagegen.api.dependencies import Bus, Config, Tasks
+from imagegen.api.dependencies import Services, services_of, settings_of
 from imagegen.api.schemas import TaskAccepted
 from imagegen.api.views import task_links, task_view
 from imagegen.core.errors import TaskFinished, TaskNotFound
 from imagegen.core.events import EventBus
 from imagegen.core.receipt import receipt_of
 from imagegen.core.task import GenerationTask, TaskStatus
-from imagegen.settings import Settings
 from imagegen.tasks.manager import Once, TaskManager
 
 #: Seconds that a caller can wait at most; proxies give up long before.
@@ -35,11 +34,11 @@ def preferred_wait(prefer: str | None) -> int:
 class _Caller:
     """Whoever has just had a task accepted."""
 
-    def __init__(self, request: Request, tasks: TaskManager, bus: EventBus, settings: Settings, wait_s: int) -> None:
+    def __init__(self, request: Request, services: Services, wait_s: int) -> None:
         self._request = request
-        self._tasks = tasks
-        self._bus = bus
-        self._settings = settings
+        self._tasks = services.tasks
+        self._bus = services.bus
+        self._services = services
         self._wait_s = wait_s
 
     async def answer(self, once: Once, *, cancel: bool = False) -> Response:
@@ -70,7 +69,7 @@ class _Caller:
         task = await self._tasks.records.get(task_id)
         if not task.status.finished:
             return None
-        view = task_view(task, None, None, self._settings.retention_days, receipt=receipt_of(task))
+        view = task_view(task, None, None, settings_of(self._services).retention_days, receipt=receipt_of(task))
         headers = {"Content-Location": view.links.self}
         return Response(view.model_dump_json(), media_type="application/json", headers=headers)
 
@@ -105,15 +104,12 @@ def _accepted(task: GenerationTask) -> Response:
 
 async def _caller(
     request: Request,
-    tasks: Tasks,
-    bus: Bus,
-    settings: Config,
     prefer: Annotated[
         str | None,
         Header(max_length=1000, description="`wait=N`: answer with the ended task if that takes at most N seconds."),
     ] = None,
 ) -> _Caller:
-    return _Caller(request, tasks, bus, settings, preferred_wait(prefer))
+    return _Caller(request, services_of(request), preferred_wait(prefer))
 
 
 Caller = Annotated[_Caller, Depends(_caller)]
