@@ -73,7 +73,7 @@ class LoadedModel(ABC):
         They differ from those of `generate` by rounding. Steps are those of the call: each is one of every picture.
         Asked only of models whose entry has a `max_batch`.
         """
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} makes one picture at a time")
 
     @property
     @abstractmethod
