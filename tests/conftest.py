@@ -1,8 +1,9 @@
 """Shared by all tests: catalogs of fake models, and the embedded model's commands."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -14,6 +15,9 @@ from imagegen.core.provenance import Provenance
 from imagegen.core.task import GenerationRequest
 from imagegen.gpu.protocol import Load
 from imagegen.loaders import SPECS
+
+if TYPE_CHECKING:
+    from tests.s3 import Bucket
 
 #: What a scripted engine says.
 SCRIPTED = Provenance(loader="fake", pipeline="FakePipeline", dtype="uint8", device="none", versions={"imagegen": "0"})
@@ -48,3 +52,20 @@ def request_for(prompt: str = "a red circle on a blue background", **changes: An
     """A small, complete request."""
     fields = {"width": 64, "height": 64, "steps": 4, "guidance_scale": 0.0, "seed": 7} | changes
     return GenerationRequest(prompt=prompt, **fields)
+
+
+@pytest.fixture(scope="module")
+def bucket_server() -> Iterator["Bucket"]:
+    """An S3 server with an empty bucket."""
+    from tests.s3 import Bucket  # a second that few tests need
+
+    with Bucket() as bucket:
+        yield bucket
+
+
+@pytest.fixture
+def bucket(bucket_server: "Bucket", monkeypatch: pytest.MonkeyPatch) -> "Bucket":
+    """The same, with what opens it in this process's environment."""
+    for name, value in bucket_server.environment.items():
+        monkeypatch.setenv(name, value)
+    return bucket_server

@@ -4,7 +4,7 @@ import base64
 import hashlib
 import io
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +15,6 @@ from PIL import Image, PngImagePlugin
 from imagegen.storage import images as store
 from tests.api.conftest import Client, Start
 from tests.s3 import SECRET, Bucket
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Bucket]:
-    with Bucket() as bucket:
-        yield bucket
-
-
-@pytest.fixture
-def bucket(server: Bucket, monkeypatch: pytest.MonkeyPatch) -> Bucket:
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    return server
 
 
 @pytest.fixture(params=["folder", "bucket"])

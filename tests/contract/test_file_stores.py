@@ -23,19 +23,6 @@ from tests.unit.conftest import grey, save, task_id
 NAME = f"20261123/{task_id(1)}-0.png"
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Bucket]:
-    with Bucket() as bucket:
-        yield bucket
-
-
-@pytest.fixture
-def bucket(server: Bucket, monkeypatch: pytest.MonkeyPatch) -> Bucket:
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    return server
-
-
 @pytest.fixture(params=["folder", "bucket"])
 async def files(request: pytest.FixtureRequest, tmp_path: Path) -> FileStore:
     if request.param == "folder":
