@@ -1,4 +1,4 @@
-"""Active: a task that has not ended, as TaskManager and Parking know it."""
+"""Active: a task that has not ended, as this room passes it on."""
 
 import asyncio
 import threading
