@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imagegen.core.errors import FailureCode, WeightsMissing, WeightsRefused
-from imagegen.gpu.memory import classify, measure, peak
+from imagegen.gpu.memory import classify, forget_peak, limit, measure, peak
 
 LOADING, WORKING = FailureCode.LOAD_FAILED, FailureCode.GENERATION_FAILED
 SECRET = "/srv/models/private token=hf_secret"
@@ -131,3 +131,23 @@ def test_what_a_failure_would_have_taken_is_the_peak_and_what_was_tried(monkeypa
     assert peak("cuda", "CUDA out of memory. Tried to allocate 20.00 MiB.") == 2**30 + 20 * 2**20
     assert peak("cuda", "CUDA error: out of memory") == 0
     assert peak("cpu", "Tried to allocate 1.50 GiB") == 0
+
+
+@pytest.mark.parametrize(("device", "index"), [("cuda", None), ("cuda:1", 1)])
+def test_a_limit_names_the_device_by_its_index(monkeypatch: pytest.MonkeyPatch, device: str, index: int | None) -> None:
+    import torch
+
+    asked: list[object] = []
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *how: asked.append(how))
+    limit(device, 0.5)
+    assert asked == [(0.5, index)]
+
+
+def test_cuda_is_initialised_before_its_peak_is_reset(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    calls: list[str] = []
+    monkeypatch.setattr(torch.cuda, "init", lambda: calls.append("init"))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", calls.append)
+    forget_peak("cuda:0")
+    assert calls == ["init", "cuda:0"]

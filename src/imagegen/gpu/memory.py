@@ -57,7 +57,8 @@ def limit(device: str, fraction: float) -> None:
     if device.startswith("cuda"):
         import torch
 
-        torch.cuda.set_per_process_memory_fraction(fraction, torch.device(device))
+        # The index: of a torch.device without one it says "Expected a torch.device with a specified index".
+        torch.cuda.set_per_process_memory_fraction(fraction, torch.device(device).index)
 
 
 def forget_peak(device: str) -> None:
@@ -65,6 +66,7 @@ def forget_peak(device: str) -> None:
     if device.startswith("cuda"):
         import torch
 
+        torch.cuda.init()  # before it, the device counts as an invalid argument
         torch.cuda.reset_peak_memory_stats(device)
 
 
