@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, IPvAnyNetwork, Secr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from imagegen.builtin import default_config
+from imagegen.core.limits import MaxQueue, RetentionDays, RetentionGb, RetentionTasks
 
 
 def _comma_separated(value: object) -> object:
@@ -81,7 +82,7 @@ class Settings(BaseSettings):
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d{1,2})?)$")
 
     #: Tasks that may wait; one more is refused with 503.
-    max_queue: int = Field(1000, ge=1, le=100_000)
+    max_queue: MaxQueue = 1000
     max_batch_size: int = Field(8, ge=1, le=64)
     #: Pixels of one generated picture: 2048 x 2048.
     max_pixels: int = Field(4_194_304, ge=4096, le=67_108_864)
@@ -92,10 +93,10 @@ class Settings(BaseSettings):
     #: Bytes of one with a picture in it: base64 of a 24 megapixel JPEG with room to spare.
     max_upload_bytes: int = Field(33_554_432, ge=1024, le=268_435_456)
     #: Days of service after which ended tasks and their files go; 0 keeps them.
-    retention_days: float = Field(7, ge=0, le=36_500)
+    retention_days: RetentionDays = 7
     #: Ended tasks that are kept, and GiB of their files; beyond, the oldest go. 0 is no limit.
-    retention_tasks: int = Field(0, ge=0, le=100_000_000)
-    retention_gb: float = Field(0, ge=0, le=1_000_000)
+    retention_tasks: RetentionTasks = 0
+    retention_gb: RetentionGb = 0
     #: Where finished pictures are kept: empty is the folder `images` in the data directory, else `s3://bucket/prefix`.
     store: str = Field("", pattern=r"^(s3://[A-Za-z0-9][A-Za-z0-9._-]{1,254}(/[A-Za-z0-9._/-]{0,500})?)?$")
     #: How pictures in a bucket reach callers: `proxied` by the service, or by URLs `presigned` for `store_url_s`.

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagegen.catalog.catalog import Catalog
-from imagegen.catalog.changes import with_changed_model, with_model, with_settings, without_model
+from imagegen.catalog.changes import Roots, with_changed_model, with_model, with_settings, without_model
 from imagegen.catalog.difference import Difference, difference
 from imagegen.catalog.file import ConfigFile
 from imagegen.catalog.loading import ConfigError, parse_catalog
@@ -72,7 +72,11 @@ class Service:
         return change
 
     async def set(self, model: str, **fields: Any) -> None:
-        await self.writer.edit(lambda text: with_changed_model(text, model, fields, SPECS))
+        await self.writer.edit(lambda text: with_changed_model(text, model, fields, SPECS, ANYWHERE))
+
+
+#: No path is refused.
+ANYWHERE = Roots(Path("/"), (Path("/"),))
 
 
 @pytest.fixture
@@ -166,7 +170,7 @@ async def test_an_edit_while_the_service_stops_is_for_the_next_start(service: Se
 async def test_of_twenty_writers_with_one_etag_one_wins(service: Service) -> None:
     etag = {service.writer.etag or ""}
     edits = [
-        service.writer.edit(lambda text, n=n: with_changed_model(text, "a", {"steps": n + 1}, SPECS), etag)  # type: ignore[misc]
+        service.writer.edit(lambda text, n=n: with_changed_model(text, "a", {"steps": n + 1}, SPECS, ANYWHERE), etag)  # type: ignore[misc]
         for n in range(20)
     ]
     outcomes = await asyncio.gather(*edits, return_exceptions=True)
@@ -177,7 +181,7 @@ async def test_of_twenty_writers_with_one_etag_one_wins(service: Service) -> Non
 async def test_of_twenty_writers_without_one_none_is_lost(service: Service) -> None:
     fields = {"name": "N", "type": "fake"}
     edits = [
-        service.writer.edit(lambda text, n=n: with_model(text, f"m{n}", fields))  # type: ignore[misc]
+        service.writer.edit(lambda text, n=n: with_model(text, f"m{n}", fields, SPECS, ANYWHERE))  # type: ignore[misc]
         for n in range(20)
     ]
     await asyncio.gather(*edits)
@@ -343,9 +347,9 @@ def as_edit(kind: str, name: str, fields: dict[str, Any]) -> Callable[[str], str
     """The same, on the text."""
     match kind:
         case "add":
-            return lambda text: with_model(text, name, fields)
+            return lambda text: with_model(text, name, fields, SPECS, ANYWHERE)
         case "change":
-            return lambda text: with_changed_model(text, name, fields, SPECS)
+            return lambda text: with_changed_model(text, name, fields, SPECS, ANYWHERE)
         case "remove":
             return lambda text: without_model(text, name)
         case _:

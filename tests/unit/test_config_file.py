@@ -29,6 +29,7 @@ from imagegen.core.errors import (
     StorageFull,
     VersionNotFound,
 )
+from imagegen.loaders import SPECS
 from tests.conftest import fake_catalog, fake_config
 from tests.unit.test_catalog import catalog, spec
 from tests.unit.test_yaml_loading import BROKEN
@@ -235,33 +236,40 @@ def test_a_path_that_leads_elsewhere_is_refused(tmp_path: Path, name: str, value
     (models / "link").symlink_to("/etc")
     (models / "loop").symlink_to("loop")
     with pytest.raises(PathNotAllowed):
-        Roots(models, (models,)).check({name: value})
+        Roots(models, (models,)).check(SPECS["gguf"], {name: value})
 
 
 @pytest.mark.parametrize(
-    "fields",
+    ("family", "fields"),
     [
-        {"gguf_file": "x/../../y.gguf"},
-        {"filename": "x/../../y.gguf"},
-        {"weight_name": "x/../../y.safetensors"},
-        {"t5_weight_name": "x/../../y.safetensors"},
-        {"base_model": "o/n@.."},
+        ("gguf", {"gguf_file": "x/../../y.gguf"}),
+        ("gguf", {"filename": "x/../../y.gguf"}),
+        ("gguf", {"weight_name": "/etc/y.gguf"}),
+        ("nunchaku", {"weight_name": "x/../../y.safetensors"}),
+        ("nunchaku", {"t5_weight_name": "x/../../y.safetensors"}),
+        ("flux", {"loras": [{"path": "style.safetensors"}, {"path": "x/../../y.safetensors"}]}),
+        ("gguf", {"base_model": "o/n@.."}),
+        ("gguf", {"base_model": "o/n@/dev/zero"}),
     ],
 )
-def test_a_file_or_a_revision_that_leads_elsewhere_is_refused(tmp_path: Path, fields: dict[str, str]) -> None:
+def test_a_file_or_a_revision_that_leads_elsewhere_is_refused(
+    tmp_path: Path, family: str, fields: dict[str, object]
+) -> None:
     with pytest.raises(PathNotAllowed):
-        Roots(tmp_path, (tmp_path,)).check(fields)
+        Roots(tmp_path, (tmp_path,)).check(SPECS[family], fields)
 
 
 @pytest.mark.parametrize("source", ["o/n", "o/n@main", "o/n@refs/pr/1"])
 def test_a_repository_is_no_path(tmp_path: Path, source: str) -> None:
-    Roots(tmp_path / "models", (tmp_path / "weights",)).check({"base_model": source, "gguf_file": "a/b.gguf"})
+    Roots(tmp_path / "models", (tmp_path / "weights",)).check(
+        SPECS["gguf"], {"base_model": source, "gguf_file": "a/b.gguf"}
+    )
 
 
 @pytest.mark.parametrize("value", ["x", "x/y", "./x", "builtin:tiny", "x/../y", "x.gguf", "名/字", None, 3])
 def test_a_path_below_the_roots_is_allowed(tmp_path: Path, value: object) -> None:
-    Roots(tmp_path, (tmp_path,)).check({"local_path": value})
-    Roots(tmp_path / "models", (tmp_path / "a", tmp_path)).check({"local_path": str(tmp_path / "b")})
+    Roots(tmp_path, (tmp_path,)).check(SPECS["flux"], {"local_path": value})
+    Roots(tmp_path / "models", (tmp_path / "a", tmp_path)).check(SPECS["flux"], {"local_path": str(tmp_path / "b")})
 
 
 # -- where a file can be exchanged -------------------------------------------------------------------------------------

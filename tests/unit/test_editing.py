@@ -2,6 +2,7 @@
 
 import difflib
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,11 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagegen.builtin import default_config
-from imagegen.catalog.changes import with_changed_model, with_model, with_settings, without_model
+from imagegen.catalog.changes import Roots, with_changed_model, with_model, with_settings, without_model
 from imagegen.catalog.editing import NotEditable, Put, Remove, edited
 from imagegen.catalog.yaml import YamlProblem, read
 from imagegen.core.errors import ConfigInvalid, ModelExists, ModelNotFound
 from imagegen.loaders import SPECS
+
+#: No path is refused.
+ANYWHERE = Roots(Path("/"), (Path("/"),))
 
 SHIPPED = default_config().read_text()
 
@@ -35,13 +39,15 @@ def test_a_changed_value_is_one_line_and_its_comment_stays() -> None:
 
 
 def test_a_new_field_is_one_line_at_the_end_of_its_entry() -> None:
-    assert lines_changed(SHIPPED, with_changed_model(SHIPPED, "tiny", {"compile": True}, SPECS)) == [
+    assert lines_changed(SHIPPED, with_changed_model(SHIPPED, "tiny", {"compile": True}, SPECS, ANYWHERE)) == [
         "+    compile: true"
     ]
 
 
 def test_a_new_model_stands_at_the_end_like_the_others() -> None:
-    assert lines_changed(SHIPPED, with_model(SHIPPED, "mine", {"name": "Mine: #1", "type": "fake", "steps": 3})) == [
+    assert lines_changed(
+        SHIPPED, with_model(SHIPPED, "mine", {"name": "Mine: #1", "type": "fake", "steps": 3}, SPECS, ANYWHERE)
+    ) == [
         "+",
         "+  mine:",
         "+    name: 'Mine: #1'",
@@ -72,9 +78,9 @@ def test_every_way_of_writing_a_file_is_kept(ends: str, bom: str, last: str) -> 
     text = ends.join([*lines, "    c:", "        description: |", "            two", "            lines"]) % bom
     text += "\n        name: C\n        type: fake".replace("\n", ends) + last.replace("\n", ends)
     after = text
-    after = with_changed_model(after, "a", {"steps": 3, "name": "AA"}, SPECS)
-    after = with_changed_model(after, "b", {"steps": 4}, SPECS)
-    after = with_changed_model(after, "c", {"description": "one line", "steps": 5}, SPECS)
+    after = with_changed_model(after, "a", {"steps": 3, "name": "AA"}, SPECS, ANYWHERE)
+    after = with_changed_model(after, "b", {"steps": 4}, SPECS, ANYWHERE)
+    after = with_changed_model(after, "c", {"description": "one line", "steps": 5}, SPECS, ANYWHERE)
     assert lines_changed(text, after) == [
         '-        name:    "A"',
         "+        name:    AA",
@@ -93,7 +99,13 @@ def test_every_way_of_writing_a_file_is_kept(ends: str, bom: str, last: str) -> 
 
 def test_json_stays_json() -> None:
     text = json.dumps({"models": {"a": {"name": "A", "type": "fake"}}}, indent=2)
-    after = with_model(with_changed_model(text, "a", {"steps": 3}, SPECS), "b", {"name": "ö", "type": "fake"})
+    after = with_model(
+        with_changed_model(text, "a", {"steps": 3}, SPECS, ANYWHERE),
+        "b",
+        {"name": "ö", "type": "fake"},
+        SPECS,
+        ANYWHERE,
+    )
     after = without_model(with_settings(after, {"max_queue": 9}), "a")
     assert json.loads(after) == {"models": {"b": {"name": "ö", "type": "fake"}}, "global": {"max_queue": 9}}
 
@@ -106,7 +118,7 @@ def test_a_section_that_is_missing_or_empty_is_filled() -> None:
 
 def test_a_value_that_is_the_same_touches_nothing() -> None:
     odd = "models:\n  a: {name: 'A' , type:   fake, steps: 0x10}\n"
-    assert with_changed_model(odd, "a", {"name": "A", "steps": 16}, SPECS) == odd
+    assert with_changed_model(odd, "a", {"name": "A", "steps": 16}, SPECS, ANYWHERE) == odd
 
 
 # -- older names -------------------------------------------------------------------------------------------------------
@@ -114,9 +126,9 @@ def test_a_value_that_is_the_same_touches_nothing() -> None:
 
 def test_the_files_own_spelling_is_kept() -> None:
     old = "settings:\n  auto_unload_timeout: 45\nmodels:\n  a:\n    type: flux\n    huggingface_path: o/n\n"
-    after = with_settings(with_changed_model(old, "a", {"hf_path": "o/m"}, SPECS), {"auto_unload_minutes": 5})
+    after = with_settings(with_changed_model(old, "a", {"hf_path": "o/m"}, SPECS, ANYWHERE), {"auto_unload_minutes": 5})
     assert after == old.replace("o/n", "o/m").replace("45", "5")
-    assert "huggingface_path" not in with_changed_model(old, "a", {"hf_path": None}, SPECS)
+    assert "huggingface_path" not in with_changed_model(old, "a", {"hf_path": None}, SPECS, ANYWHERE)
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------------
@@ -124,9 +136,9 @@ def test_the_files_own_spelling_is_kept() -> None:
 
 def test_what_is_there_or_is_not_there() -> None:
     with pytest.raises(ModelExists):
-        with_model(SHIPPED, "tiny", {})
+        with_model(SHIPPED, "tiny", {}, SPECS, ANYWHERE)
     with pytest.raises(ModelNotFound):
-        with_changed_model(SHIPPED, "tinny", {}, SPECS)
+        with_changed_model(SHIPPED, "tinny", {}, SPECS, ANYWHERE)
     with pytest.raises(ModelNotFound):
         without_model(SHIPPED, "tinny")
 
@@ -142,15 +154,15 @@ def deep(levels: int) -> Any:
 @pytest.mark.parametrize("fields", [{"loras": deep(900)}, dict.fromkeys(map(str, range(5000)), 1)])
 def test_an_edit_without_bounds_is_refused_before_the_work_begins(fields: dict[str, Any]) -> None:
     with pytest.raises(ConfigInvalid):
-        with_changed_model(SHIPPED, "tiny", fields, SPECS)
+        with_changed_model(SHIPPED, "tiny", fields, SPECS, ANYWHERE)
     with pytest.raises(ConfigInvalid):
-        with_model(SHIPPED, "new", fields)
+        with_model(SHIPPED, "new", fields, SPECS, ANYWHERE)
 
 
 @pytest.mark.parametrize("key", ["x" * 101, "a\nb", "\ud800"])
 def test_a_key_that_is_no_name_is_refused(key: str) -> None:
     with pytest.raises(ConfigInvalid):
-        with_changed_model(SHIPPED, "tiny", {key: 1}, SPECS)
+        with_changed_model(SHIPPED, "tiny", {key: 1}, SPECS, ANYWHERE)
 
 
 def test_an_edit_that_would_read_as_something_else_is_not_made() -> None:

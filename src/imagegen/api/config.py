@@ -79,8 +79,8 @@ async def create_model(
 ) -> ModelWritten:
     """Writes a new entry at the end of models.yaml; it can be used at once. All fields of an entry may be given."""
     fields = body.model_extra or {}
-    roots.check(fields)
-    written = await writer.edit(partial(with_model, model_id=body.model_id, fields=fields), if_match)
+    edit = partial(with_model, model_id=body.model_id, fields=fields, families=SPECS, roots=roots)
+    written = await writer.edit(edit, if_match)
     tag(response, written.etag)
     response.headers["Location"] = f"/models/{body.model_id}"
     return ModelWritten(message=f"'{body.model_id}' was added.", model_id=body.model_id)
@@ -111,8 +111,7 @@ async def update_model(
     """
     if fields.pop("model_id", model_id) != model_id:
         raise ConfigInvalid("model_id: a model keeps its id.")
-    roots.check(fields)
-    edit = partial(with_changed_model, model_id=model_id, fields=fields, families=SPECS)
+    edit = partial(with_changed_model, model_id=model_id, fields=fields, families=SPECS, roots=roots)
     tag(response, (await writer.edit(edit, if_match)).etag)
     return ModelWritten(message=f"'{model_id}' was changed.", model_id=model_id)
 

@@ -14,7 +14,8 @@ from pydantic import (
     model_validator,
 )
 
-from imagegen.catalog.catalog import HubSource, ModelId
+from imagegen.catalog.catalog import ModelId
+from imagegen.catalog.fields import HubSource
 from imagegen.core.receipt import Receipt
 from imagegen.core.sizes import AspectRatio
 from imagegen.core.task import MAX_SEED, MAX_STEPS, ImageFormat, Lora, TaskStatus, TaskType

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -16,7 +16,18 @@ from pydantic import (
 )
 
 from imagegen.builtin import BUILTIN, builtin_models
+from imagegen.catalog.fields import (
+    HubSource,
+    Loads,
+    Receipt,
+    Request,
+    Text,
+    WeightsPath,
+    marked,
+    refuse_bare_text,
+)
 from imagegen.core.errors import ModelNotFound
+from imagegen.core.limits import MaxQueue, RetentionDays, RetentionGb, RetentionTasks
 from imagegen.core.sizes import TABLE_BASE
 from imagegen.core.value import Value
 
@@ -29,27 +40,14 @@ RESERVED_IDS = frozenset({"current", "unload"})
 ModelId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
-def _as_the_hub_names(source: str) -> str:
-    repo = source.partition("@")[0]
-    if len(repo) > 96 or "--" in repo or ".." in source or repo.endswith(("-", ".", ".git")):
-        raise ValueError("not a name that the hub allows")
-    return source
-
-
-#: `org/name`, optionally at a revision. Never a URL.
-HubSource = Annotated[
-    str,
-    StringConstraints(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*(@[A-Za-z0-9_./-]+)?$", max_length=320
-    ),
-    AfterValidator(_as_the_hub_names),
-]
-
-
 class Section(Value):
-    """A part of the file: strict about names, open to the brief's older spellings."""
+    """A part of the file. It refuses unknown names and reads the older spellings of the original API."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        refuse_bare_text(cls)
 
 
 #: Of `max_batch`: beyond some dozens, nothing is won that was not won before.
@@ -70,22 +68,22 @@ class GlobalSettings(Section):
         default=30, ge=0, le=10_080, validation_alias=AliasChoices("auto_unload_minutes", "auto_unload_timeout")
     )
     #: The model of a request that names none. Default: the first entry.
-    default_model: str | None = None
+    default_model: Text | None = None
     #: Share of the device's memory that this process may take (CUDA only).
-    gpu_memory_fraction: float = Field(default=0.9, gt=0, le=1)
+    gpu_memory_fraction: Annotated[float, Loads] = Field(default=0.9, gt=0, le=1)
     #: Less memory, slower.
-    enable_attention_slicing: bool = False
+    enable_attention_slicing: Annotated[bool, Loads, Receipt] = False
     #: Less memory while a batch is decoded.
-    enable_vae_slicing: bool = False
+    enable_vae_slicing: Annotated[bool, Loads, Receipt] = False
     #: Less memory while a large picture is decoded.
-    enable_vae_tiling: bool = False
+    enable_vae_tiling: Annotated[bool, Loads, Receipt] = False
     #: Keep weights in host memory and bring to the device what runs (CUDA only): whole parts (`model`), single layers
     #: (`sequential`), or layers ahead of their use (`group`). The brief's `enable_cpu_offload: true` is `model`.
-    cpu_offload: Annotated[CpuOffload, BeforeValidator(_offload_word)] = Field(
+    cpu_offload: Annotated[CpuOffload, Loads, BeforeValidator(_offload_word)] = Field(
         default="none", validation_alias=AliasChoices("cpu_offload", "enable_cpu_offload")
     )
     #: Host memory in which models that left the device stay warm, in GiB; 0 keeps none.
-    host_cache_gb: float = Field(default=0, ge=0, le=100_000)
+    host_cache_gb: Annotated[float, Loads] = Field(default=0, ge=0, le=100_000)
     #: Device memory, in MiB, that may stay behind once nothing is loaded; beyond that the worker process is replaced.
     residual_limit_mb: int = Field(default=1024, ge=1, le=1_000_000)
     #: Fetch a model's weights from the hub when a request names it and they are not on this machine.
@@ -99,18 +97,18 @@ class GlobalSettings(Section):
     #: What is logged: this and worse.
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     #: Tasks that may wait; one more is refused. Default: what IMAGEGEN_MAX_QUEUE says.
-    max_queue: int | None = Field(default=None, ge=1, le=100_000)
+    max_queue: MaxQueue | None = None
     #: Days after which finished tasks and their files go; 0 keeps them. Default: what IMAGEGEN_RETENTION_DAYS says.
-    retention_days: float | None = Field(default=None, ge=0, le=36_500)
+    retention_days: RetentionDays | None = None
     #: Finished tasks that are kept; the oldest go first; 0 keeps all. Default: what IMAGEGEN_RETENTION_TASKS says.
-    retention_tasks: int | None = Field(default=None, ge=0, le=1_000_000_000)
+    retention_tasks: RetentionTasks | None = None
     #: GiB of pictures that are kept; the oldest go first; 0 keeps all. Default: what IMAGEGEN_RETENTION_GB says.
-    retention_gb: float | None = Field(default=None, ge=0, le=1_000_000)
+    retention_gb: RetentionGb | None = None
 
     def over(self, settings: "Settings") -> "Settings":
-        """The process's settings, and instead of them what is said here."""
-        names = ("max_queue", "retention_days", "retention_tasks", "retention_gb")
-        own = {name: value for name in names if (value := getattr(self, name)) is not None}
+        """The process's settings, with what this section says instead of them."""
+        both = type(self).model_fields.keys() & type(settings).model_fields.keys()
+        own = {name: value for name in both if (value := getattr(self, name)) is not None}
         return settings.model_copy(update=own) if own else settings
 
 
@@ -135,41 +133,44 @@ class HubFiles(Value):
 class ModelSpec(Section):
     """One entry of `models`: the fields that every family has. A family adds its own in a subclass."""
 
+    #: Packages that read or run its weights, beside diffusers: receipts name their versions.
+    libraries: ClassVar[tuple[str, ...]] = ()
+
     #: Display name.
-    name: str = Field(min_length=1, max_length=200)
+    name: Annotated[Text, Request] = Field(min_length=1, max_length=200)
     #: The family's word; it chooses the loader.
-    type: str
+    type: Text
     #: A pipeline class of diffusers, as the model's model_index.json says.
-    pipeline_class: str
+    pipeline_class: Text
     #: `org/name[@revision]` on the hub.
     hf_path: HubSource | None = Field(default=None, validation_alias=AliasChoices("hf_path", "huggingface_path"))
     #: A folder, absolute or below the models directory; `builtin:NAME` is one that ships with imagegen.
-    local_path: str | None = Field(default=None, min_length=1, max_length=1000)
+    local_path: WeightsPath | None = None
     #: `auto` is bfloat16 on a GPU, float32 on a CPU.
     torch_dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     #: A word for people.
-    memory_usage: Literal["low", "medium", "high"] = "medium"
+    memory_usage: Annotated[Literal["low", "medium", "high"], Request] = "medium"
     #: Whether text-to-image may name it; by default what the pipeline class can.
-    supports_text2img: bool = True
+    supports_text2img: Annotated[bool, Request] = True
     #: Whether image-to-image may name it; by default what the pipeline class can.
-    supports_img2img: bool = True
+    supports_img2img: Annotated[bool, Request] = True
     #: Whether image-to-image with a mask may name it; by default what the pipeline class can.
-    supports_inpaint: bool = False
+    supports_inpaint: Annotated[bool, Request] = False
     #: For people.
-    description: str = Field(default="", max_length=2000)
+    description: Annotated[Text, Request] = Field(default="", max_length=2000)
     #: Pixels of the short side that the model likes; it scales the table of aspect ratios.
-    base_size: int = Field(default=TABLE_BASE, ge=64, le=2048)
+    base_size: Annotated[int, Request] = Field(default=TABLE_BASE, ge=64, le=2048)
     #: Denoising steps of a request that names none.
-    steps: int = Field(default=28, ge=1, le=200)
+    steps: Annotated[int, Request] = Field(default=28, ge=1, le=200)
     #: Guidance of a request that names none.
-    guidance_scale: float = Field(default=3.5, ge=0, le=50)
+    guidance_scale: Annotated[float, Request] = Field(default=3.5, ge=0, le=50)
     #: Instead of the global one.
-    auto_unload_minutes: float | None = Field(default=None, ge=0, le=10_080)
+    auto_unload_minutes: Annotated[float | None, Request] = Field(default=None, ge=0, le=10_080)
     #: Instead of the global one.
     gpu_memory_fraction: float | None = Field(default=None, gt=0, le=1)
     #: Pictures that one call of the model may make at most: tasks that wait and are alike then run together, where that
     #: is measured to pay. Their pictures differ from those made alone by rounding. 1: each picture has its own call.
-    max_batch: int = Field(default=1, ge=1, le=MAX_BATCH)
+    max_batch: Annotated[int, Request] = Field(default=1, ge=1, le=MAX_BATCH)
 
     @model_validator(mode="after")
     def _batches_where_it_can(self) -> Self:
@@ -205,36 +206,6 @@ class ModelSpec(Section):
         return f"models of type {self.type} make one picture at a time"
 
 
-#: What a load asks of `global`; an entry that has a field of the same name goes before it.
-LOADED_SETTINGS = frozenset(
-    {
-        "gpu_memory_fraction",
-        "enable_attention_slicing",
-        "enable_vae_slicing",
-        "enable_vae_tiling",
-        "cpu_offload",
-        "host_cache_gb",
-    }
-)
-
-#: What an entry tells people and those who accept requests, not the loader: a change of these moves nothing.
-WORDS = frozenset(
-    {
-        "name",
-        "memory_usage",
-        "supports_text2img",
-        "supports_img2img",
-        "supports_inpaint",
-        "description",
-        "base_size",
-        "steps",
-        "guidance_scale",
-        "auto_unload_minutes",
-        "max_batch",
-    }
-)
-
-
 def _freeze(models: Mapping[str, ModelSpec]) -> Mapping[str, ModelSpec]:
     return MappingProxyType(dict(models))
 
@@ -258,8 +229,9 @@ class Catalog(Value):
 
     def loaded_as(self, model_id: str) -> dict[str, Any]:
         """All that a load of this model depends on: where two catalogs differ here, it must be loaded again."""
-        entry = self.model(model_id).model_dump(exclude=set(WORDS))
-        for name in LOADED_SETTINGS & entry.keys():
+        model = self.model(model_id)
+        entry = model.model_dump(exclude=set(marked(type(model), Request)))
+        for name in marked(GlobalSettings, Loads) & entry.keys():
             entry[name] = getattr(self.settings, name) if entry[name] is None else entry[name]
         return entry
 

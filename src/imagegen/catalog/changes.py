@@ -8,19 +8,18 @@ from typing import Any, NamedTuple
 from pydantic import TypeAdapter, ValidationError
 
 from imagegen.builtin import BUILTIN, builtin_models
-from imagegen.catalog.catalog import GlobalSettings, HubSource, Section
+from imagegen.catalog.catalog import GlobalSettings, Section
 from imagegen.catalog.editing import Change, Put, Remove, edited
+from imagegen.catalog.fields import HubSource, Mark, WeightsFile, spellings, texts
 from imagegen.catalog.loading import SECTIONS, Families
 from imagegen.catalog.yaml import read
 from imagegen.core.errors import ConfigInvalid, ModelExists, ModelNotFound, PathNotAllowed
 
-#: Fields of an entry that name a file in such a folder, or in a repository.
-FILES = ("gguf_file", "filename", "weight_name", "t5_weight_name")
-
 #: What begins like a URL or a drive, and what only serves to look harmless.
 _SUSPICIOUS = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*:|^~|[\\%\x00-\x1f\x7f]")
 
-_HUB_SOURCE: TypeAdapter[str] = TypeAdapter(HubSource)
+HUB_SOURCE: TypeAdapter[str] = TypeAdapter(HubSource)
+WEIGHTS_FILE: TypeAdapter[str] = TypeAdapter(WeightsFile)
 
 #: Longer names are never a field's, and YAML has trouble with them; no entry has so many fields or is so deep.
 _MAX_KEY = 100
@@ -31,25 +30,29 @@ Fields = Mapping[str, Any]
 
 
 class Roots(NamedTuple):
-    """Where weights may lie that a caller names."""
+    """Where weights may lie that a caller names. The operator's own file may name any place."""
 
     models: Path
     roots: tuple[Path, ...]
 
-    def check(self, fields: Fields) -> None:
-        """Raises PathNotAllowed for a path that leads elsewhere."""
-        for name in FILES:
-            if ".." in str(fields.get(name)):
-                raise PathNotAllowed(f"{name}: {PathNotAllowed().detail}")
-        local_path, base_model = fields.get("local_path"), fields.get("base_model")
-        if isinstance(local_path, str) and not self._allows(local_path, self.roots):
-            raise PathNotAllowed(f"local_path: {PathNotAllowed().detail}")
-        if isinstance(base_model, str):
-            # `org/name` is looked for below the models directory, and then on the hub.
-            is_source = _is_hub_source(base_model)
-            roots = (*self.roots, self.models) if is_source else self.roots
-            if not self._allows(base_model, roots) or ("@" in base_model and not is_source):
-                raise PathNotAllowed(f"base_model: {PathNotAllowed().detail}")
+    def check(self, kind: type[Section] | None, fields: Fields) -> None:
+        """Raises PathNotAllowed for a path that leads elsewhere. `kind` says which fields are paths; None: unknown."""
+        for key, mark, value in texts(kind, fields) if kind else ():
+            if not self._may_name(mark, value):
+                raise PathNotAllowed(f"{key}: {PathNotAllowed().detail}")
+
+    def _may_name(self, mark: Mark, value: str) -> bool:
+        match mark:
+            case Mark.PATH:
+                return self._allows(value, self.roots)
+            case Mark.FILE:
+                return _is(WEIGHTS_FILE, value)
+            case Mark.SOURCE_OR_PATH if _is(HUB_SOURCE, value):
+                # `org/name` is looked for below the models directory, and then on the hub.
+                return self._allows(value, (*self.roots, self.models))
+            case Mark.SOURCE_OR_PATH:
+                return "@" not in value and self._allows(value, self.roots)
+        return True
 
     def _allows(self, value: str, roots: tuple[Path, ...]) -> bool:
         if value.startswith(BUILTIN):
@@ -63,31 +66,36 @@ class Roots(NamedTuple):
             return False
 
 
-def _is_hub_source(value: str) -> bool:
+def _is(kind: TypeAdapter[str], value: str) -> bool:
     try:
-        _HUB_SOURCE.validate_python(value)
+        kind.validate_python(value)
     except ValidationError:
         return False
     return True
 
 
-def with_model(text: str, model_id: str, fields: Fields) -> str:
-    """With a new entry at the end. Raises ModelExists."""
+def with_model(text: str, model_id: str, fields: Fields, families: Families, roots: Roots) -> str:
+    """With a new entry at the end. Raises ModelExists, PathNotAllowed."""
+    _check({model_id: None, **fields})
+    roots.check(_family(fields.get("type"), families), fields)
     if model_id in _models(text):
         raise ModelExists
-    _check({model_id: None, **fields})
     return edited(text, [Put(("models", model_id), {name: it for name, it in fields.items() if it is not None})])
 
 
-def with_changed_model(text: str, model_id: str, fields: Fields, families: Families) -> str:
-    """With some fields of an entry replaced; None takes a field out. Raises ModelNotFound."""
+def with_changed_model(text: str, model_id: str, fields: Fields, families: Families, roots: Roots) -> str:
+    """With some fields of an entry replaced; None takes a field out. Raises ModelNotFound, PathNotAllowed."""
     models = _models(text)
     if model_id not in models:
         raise ModelNotFound
     entry = models[model_id]
-    word = fields.get("type")
-    family = families.get(word if isinstance(word, str) else entry["type"])
+    family = _family(fields.get("type", entry["type"]), families)
+    roots.check(family, fields)
     return edited(text, list(_merged(("models", model_id), entry, fields, family)))
+
+
+def _family(word: object, families: Families) -> type[Section] | None:
+    return families.get(word) if isinstance(word, str) else None
 
 
 def without_model(text: str, model_id: str) -> str:
@@ -119,9 +127,8 @@ def _merged(path: tuple[str, ...], section: Fields, fields: Fields, kind: type[S
 def _spelling(name: str, section: Fields, kind: type[Section] | None) -> str:
     """As the file spells the field already; a second spelling of it would be an error."""
     for field, info in kind.model_fields.items() if kind else ():
-        spellings = {field, *map(str, getattr(info.validation_alias, "choices", ()))}
-        if name in spellings:
-            return next((key for key in section if key in spellings), name)
+        if name in (known := spellings(field, info)):
+            return next((key for key in section if key in known), name)
     return name
 
 

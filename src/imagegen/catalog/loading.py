@@ -3,12 +3,13 @@
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from imagegen.catalog.catalog import RESERVED_IDS, Catalog, GlobalSettings, ModelId, ModelSpec, Section
+from imagegen.catalog.fields import sections, spellings
 from imagegen.catalog.yaml import MAX_BYTES, Document, Loc, Position, YamlProblem, read
 
 #: Type word -> the spec class of its family.
@@ -180,26 +181,19 @@ def _inner(section: type[Section], loc: Loc) -> type[Section]:
     """The section that holds the last key of `loc`: this one, or the one that an item of a list is."""
     for part in loc[:-1]:
         field = section.model_fields.get(str(part))
-        parts = get_args(field.annotation) if field is not None else ()
-        section = next((part for part in parts if isinstance(part, type) and issubclass(part, Section)), section)
+        inner = sections(field) if field is not None else iter(())
+        section = next((it for it in inner if issubclass(it, Section)), section)
     return section
 
 
 def field_names(section: type[Section]) -> list[str]:
     """Every spelling that a section reads."""
-    names: list[str] = []
-    for name, field in section.model_fields.items():
-        alias = field.validation_alias
-        names += [str(choice) for choice in getattr(alias, "choices", ())] or [name]
-    return names
+    return [key for name, info in section.model_fields.items() for key in spellings(name, info)]
 
 
 def _other_spelling(key: str, section: type[Section]) -> str | None:
     """The field that `key` is a spelling of."""
-    for name, field in section.model_fields.items():
-        if key == name or key in getattr(field.validation_alias, "choices", ()):
-            return name
-    return None
+    return next((name for name, info in section.model_fields.items() if key in spellings(name, info)), None)
 
 
 def _nearest(word: Any, known: Any) -> str:

@@ -7,8 +7,11 @@ from typing import Any, NamedTuple
 #: What names a pipeline's parts. It is linked into a snapshot last.
 INDEX = "model_index.json"
 
-#: How the names of classes without weights end.
-WEIGHTLESS = ("Tokenizer", "TokenizerFast", "Scheduler", "Processor", "ProcessorFast", "Extractor")
+#: How the names of classes without weights end. transformers 5 saves tokenizers and processors under new names.
+_WEIGHTLESS = (
+    *("Tokenizer", "TokenizerFast", "TokenizersBackend", "Scheduler"),
+    *("Processor", "ProcessorFast", "ProcessorPil", "Extractor"),
+)
 
 #: Configurations, vocabularies, chat templates: everything small that a part is made of.
 _COMPANIONS = (".json", ".txt", ".model", ".jinja", ".tiktoken")
@@ -47,7 +50,7 @@ def needed(paths: Iterable[str], index: Mapping[str, Any], without: Collection[s
     chosen = [INDEX]
     for part, cls in parts_of(index).items():
         names = folders.get(part, set())
-        weights = _chosen_weights(names) if part not in without and _has_weights(cls) else []
+        weights = _chosen_weights(names) if part not in without and has_weights(cls) else []
         chosen += [f"{part}/{name}" for name in sorted(_companions(names) | {w.name for w in weights})]
     return chosen
 
@@ -57,7 +60,7 @@ def lacking(paths: Iterable[str], index: Mapping[str, Any], without: Collection[
     folders = _by_folder(paths)
     for part, cls in parts_of(index).items():
         names = folders.get(part, set())
-        if part not in without and not (_is_whole(names) if _has_weights(cls) else _companions(names)):
+        if part not in without and not (_is_whole(names) if has_weights(cls) else _companions(names)):
             return part
     return None
 
@@ -79,8 +82,9 @@ def _by_folder(paths: Iterable[str]) -> dict[str, set[str]]:
     return folders
 
 
-def _has_weights(cls: str) -> bool:
-    return not cls.endswith(WEIGHTLESS)
+def has_weights(cls: str) -> bool:
+    """Whether a part of this class is read from weights, beside its configuration."""
+    return not cls.endswith(_WEIGHTLESS)
 
 
 def _companions(names: Collection[str]) -> set[str]:

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from imagegen.catalog.catalog import RESERVED_IDS, GlobalSettings, ModelSpec, Section
+from imagegen.catalog.fields import spellings
 from imagegen.catalog.loading import Families
 
 #: What only tests need.
@@ -25,12 +26,7 @@ def comments(section: type[Section]) -> dict[str, str]:
         if issubclass(base, Section):
             for comment, name in _COMMENTED.findall(inspect.getsource(base)):
                 found[name] = " ".join(line.strip().removeprefix("#:").strip() for line in comment.splitlines())
-    return found
-
-
-def spellings(name: str, info: FieldInfo) -> list[str]:
-    """The name first, then older ones."""
-    return [name, *(str(it) for it in getattr(info.validation_alias, "choices", ()) if it != name)]
+    return found | {name: info.description for name, info in section.model_fields.items() if info.description}
 
 
 # -- for editors -------------------------------------------------------------------------------------------------------

@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal, Self
 import msgpack
 from pydantic import Field, TypeAdapter
 
-from imagegen.catalog.catalog import LOADED_SETTINGS, Catalog
+from imagegen.catalog.catalog import Catalog, GlobalSettings
+from imagegen.catalog.fields import Loads, marked
 from imagegen.catalog.sources import Folders
 from imagegen.core.errors import FailureCode
 from imagegen.core.provenance import Provenance
@@ -43,7 +44,7 @@ class Load(Value):
         return cls(
             model=model,
             spec=catalog.model(model).model_dump(mode="json"),
-            settings=catalog.settings.model_dump(mode="json", include=set(LOADED_SETTINGS)),
+            settings=catalog.settings.model_dump(mode="json", include=set(marked(GlobalSettings, Loads))),
             models_dir=str(folders.models),
             loras_dir=str(folders.loras),
             memory_fraction=catalog.memory_fraction(model),

@@ -7,11 +7,12 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from math import ceil
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, Self
+from typing import Annotated, Any, NamedTuple, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from imagegen.catalog.catalog import HubFiles, HubSource, Section
+from imagegen.catalog.catalog import HubFiles, Section
+from imagegen.catalog.fields import HubSource, Receipt, WeightsFile
 from imagegen.catalog.hub_cache import paths_in
 from imagegen.catalog.pipeline_files import needed, variant
 from imagegen.catalog.sources import WEIGHTS, lora_files
@@ -50,7 +51,7 @@ class EntryLora(Section):
     """A LoRA that an entry always has."""
 
     #: A .safetensors file: below the LoRA directory, or in `repo`.
-    path: str = Field(min_length=1, max_length=500)
+    path: WeightsFile
     repo: HubSource | None = None
     scale: float = Field(default=1, ge=-4, le=4)
 
@@ -59,11 +60,11 @@ class DiffusersSpec(OptionsSpec):
     """An entry that runs a diffusers pipeline."""
 
     #: Tokens that a prompt is padded or cut to, where the pipeline asks for it.
-    max_sequence_length: int | None = Field(default=None, ge=16, le=4096)
+    max_sequence_length: Annotated[int | None, Receipt] = Field(default=None, ge=16, le=4096)
     #: FLUX and its like: above 1, a negative prompt counts, and each step takes twice as long.
-    true_cfg_scale: float = Field(default=1, ge=1, le=20)
+    true_cfg_scale: Annotated[float, Receipt] = Field(default=1, ge=1, le=20)
     #: Added to the weights at load.
-    loras: tuple[EntryLora, ...] = Field(default=(), max_length=8)
+    loras: Annotated[tuple[EntryLora, ...], Receipt] = Field(default=(), max_length=8)
 
     def hub_files(self) -> tuple[HubFiles, ...]:
         return super().hub_files() + self.lora_files()

@@ -13,6 +13,7 @@ from pydantic import Field
 
 import imagegen
 from imagegen.catalog.catalog import ModelSpec
+from imagegen.catalog.fields import Text
 from imagegen.core.provenance import Provenance
 from imagegen.core.task import GenerationRequest, Pixels
 from imagegen.loaders.base import Inputs, LoadedModel, ModelLoader, OnStep, Placement
@@ -25,7 +26,7 @@ class FakeSpec(ModelSpec):
     """Pictures of one colour, made by waiting."""
 
     type: Literal["fake"]
-    pipeline_class: str = "FakePipeline"
+    pipeline_class: Literal["FakePipeline"] = "FakePipeline"
     load_seconds: float = Field(default=0, ge=0, le=3600)
     step_seconds: float = Field(default=0, ge=0, le=3600)
     #: Host memory that the loaded model holds.
@@ -34,7 +35,7 @@ class FakeSpec(ModelSpec):
     fault: Fault = "none"
     fault_at: Literal["load", "step"] = "step"
     #: Only requests whose prompt contains this meet the fault; empty: all.
-    fault_prompt: str = ""
+    fault_prompt: Text = ""
     #: Of a picture's steps, the share that each further picture of a call adds.
     companion_cost: float = Field(default=0, ge=0, le=10)
     #: Pictures of one call for which its memory suffices; 0: any number.

@@ -6,6 +6,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from imagegen.catalog.pipeline_files import has_weights
 from imagegen.core.errors import WeightsCorrupt, WeightsMissing, WeightsRefused
 
 #: What a model_index.json may name; anything else would be imported by diffusers from wherever it lies.
@@ -18,12 +19,6 @@ TRUSTED_PARTS = frozenset(
         ("kolors", "ChatGLMModel"),
         ("kolors", "ChatGLMTokenizer"),
     }
-)
-
-#: How the names of classes without weights end.
-_WEIGHTLESS = (
-    *("Tokenizer", "TokenizerFast", "TokenizersBackend", "Scheduler"),
-    *("Processor", "ProcessorFast", "ProcessorPil", "Extractor"),
 )
 
 #: Bytes of the elements that stay as narrow as they are; the others become what the entry says, or less.
@@ -39,7 +34,7 @@ def check_folder(folder: Path, pipeline_class: str, without: Collection[str] = (
     `without`: parts that come from elsewhere. Raises WeightsMissing, WeightsRefused or WeightsCorrupt.
     """
     for name, part in read_index(folder, pipeline_class).items():
-        if name in without or part == [None, None] or part[1].endswith(_WEIGHTLESS):
+        if name in without or part == [None, None] or not has_weights(part[1]):
             continue
         for file in weight_files(folder, name):
             check_safetensors(file, file.relative_to(folder))

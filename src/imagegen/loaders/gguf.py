@@ -1,11 +1,12 @@
 """Quantised transformers in GGUF files, inside the pipeline of their base model."""
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AliasChoices, Field, field_validator, model_validator
+from pydantic import AliasChoices, Field, StringConstraints, field_validator, model_validator
 
 from imagegen.catalog.catalog import HubFiles
+from imagegen.catalog.fields import HubSourceOrPath, WeightsFile
 from imagegen.catalog.sources import Folders, cached_file, cached_snapshot, local
 from imagegen.core.errors import WeightsCorrupt, WeightsMissing
 from imagegen.loaders.base import LoadedModel, ModelLoader, Placement, advice
@@ -31,7 +32,7 @@ class QuantisedSpec(DiffusersSpec):
     """A quantised transformer; everything else comes from `base_model`."""
 
     #: `org/name[@revision]` on the hub, or a folder like `local_path`: where it exists, the network is not needed.
-    base_model: str = Field(min_length=1, max_length=1000)
+    base_model: HubSourceOrPath
 
     @field_validator("base_model")
     @classmethod
@@ -68,6 +69,8 @@ class QuantisedSpec(DiffusersSpec):
 class GGUFSpec(QuantisedSpec):
     """A GGUF file: `local_path` (the file, or its folder), or `gguf_file` in the repository `hf_path`."""
 
+    libraries: ClassVar[tuple[str, ...]] = ("gguf",)
+
     type: Literal["gguf"]
     pipeline_class: Literal[
         "FluxPipeline",
@@ -85,10 +88,8 @@ class GGUFSpec(QuantisedSpec):
         "ZImagePipeline",
     ] = "FluxPipeline"
     #: The file's name in `hf_path`, or in the folder `local_path`.
-    gguf_file: str | None = Field(
+    gguf_file: Annotated[WeightsFile, StringConstraints(pattern=r"\.gguf$", max_length=300)] | None = Field(
         default=None,
-        pattern=r"^[\w][\w.\-/]*\.gguf$",
-        max_length=300,
         validation_alias=AliasChoices("gguf_file", "filename", "weight_name"),
     )
 

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import StringConstraints, model_validator
 
-from imagegen.catalog.catalog import HubFiles, HubSource
+from imagegen.catalog.catalog import HubFiles
+from imagegen.catalog.fields import HubSource, WeightsFile
 from imagegen.catalog.sources import Folders, cached_file, local
 from imagegen.core.errors import EngineMissing, UnsupportedDevice, WeightsCorrupt, WeightsMissing
 from imagegen.loaders.base import LoadedModel, ModelLoader, Placement, advice
@@ -24,17 +25,20 @@ FP4 = frozenset({(12, 0), (12, 1)})
 INSTALL = "install the wheel for your torch and Python from the releases of nunchaku-ai/nunchaku on GitHub"
 
 
+SafetensorsFile = Annotated[WeightsFile, StringConstraints(pattern=r"\.safetensors$", max_length=300)]
+
+
 class NunchakuSpec(QuantisedSpec):
     """A 4-bit transformer: `local_path` (the file, or its folder), or `weight_name` in the repository `hf_path`."""
+
+    libraries: ClassVar[tuple[str, ...]] = ("nunchaku",)
 
     type: Literal["flux_nunchaku", "nunchaku"]
     pipeline_class: Literal["FluxPipeline", "FluxKontextPipeline"] = "FluxPipeline"
     #: The file in `hf_path` or `local_path`; `{precision}` becomes int4 or fp4, whichever the GPU runs.
-    weight_name: str | None = Field(
-        default=None, pattern=r"^(\w|\{precision\})([\w.\-/]|\{precision\})*\.safetensors$", max_length=300
-    )
+    weight_name: Annotated[SafetensorsFile, StringConstraints(pattern=r"^([^{}]|\{precision\})+$")] | None = None
     #: A quantised T5 encoder: its file, and the repository unless it lies beside the transformer.
-    t5_weight_name: str | None = Field(default=None, pattern=r"^[\w][\w.\-/]*\.safetensors$", max_length=300)
+    t5_weight_name: SafetensorsFile | None = None
     t5_hf_path: HubSource | None = None
 
     @model_validator(mode="after")

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from imagegen.catalog.catalog import CpuOffload, GlobalSettings, ModelSpec
+from imagegen.catalog.fields import Receipt
 from imagegen.core.errors import EngineMissing
 from imagegen.loaders.base import Placement
 
@@ -44,14 +45,14 @@ class OptionsSpec(ModelSpec):
     #: Keeps the transformer's weights in 8 bits and widens each layer as it runs: half the memory of bfloat16.
     layerwise_casting: Literal["float8_e4m3fn", "float8_e5m2"] | None = None
     #: One of diffusers' that needs no download; by default torch's own.
-    attention_backend: AttentionBackend | None = None
+    attention_backend: Annotated[AttentionBackend | None, Receipt] = None
     #: Rounds the transformer's weights to 8 bits at load, by torchao where that is installed.
     quantize: Literal["int8", "float8"] | None = None
     #: Compiles the transformer's repeated blocks at the first picture; other models and later loads use the same code.
-    compile: bool = False
+    compile: Annotated[bool, Receipt] = False
     #: A share: a step whose first block changes by less takes the rest from the step before (first-block cache).
     #: `taylorseer`: four steps of five are extrapolated from the ones before.
-    step_cache: Annotated[float, Field(gt=0, le=1)] | Literal["taylorseer"] | None = None
+    step_cache: Annotated[Annotated[float, Field(gt=0, le=1)] | Literal["taylorseer"] | None, Receipt] = None
 
     @model_validator(mode="after")
     def _no_contradiction(self) -> Self:

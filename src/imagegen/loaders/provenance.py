@@ -10,17 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import imagegen
+from imagegen.catalog.catalog import GlobalSettings
+from imagegen.catalog.fields import Receipt, marked
 from imagegen.core.provenance import Provenance
 from imagegen.loaders.base import Placement
 from imagegen.loaders.options import OptionsSpec
-
-#: Fields of an entry, or of `global`, that change pixels and have no place of their own in a receipt.
-_OPTIONS = (
-    *("max_sequence_length", "true_cfg_scale", "attention_backend", "compile", "step_cache", "loras"),
-    *("enable_attention_slicing", "enable_vae_slicing", "enable_vae_tiling"),
-)
-#: The library that reads or runs weights of a kind, beside those that are always there.
-_LIBRARIES = {"gguf": "gguf", "flux_nunchaku": "nunchaku", "nunchaku": "nunchaku"}
 
 #: A large file is known by so many pieces of so many bytes, its first and its last among them: 33 GB would take half a
 #: minute to read, and other weights differ everywhere.
@@ -106,8 +100,8 @@ def _device(device: str) -> str:
 
 def _options(spec: OptionsSpec, placement: Placement) -> dict[str, Any]:
     """Left out is what does nothing."""
-    shared = {name: spec.chosen(name, placement.settings) for name in _OPTIONS if hasattr(placement.settings, name)}
-    own = spec.model_dump(mode="json", include=set(_OPTIONS), exclude_defaults=True)
+    shared = {name: spec.chosen(name, placement.settings) for name in marked(GlobalSettings, Receipt)}
+    own = spec.model_dump(mode="json", include=set(marked(type(spec), Receipt)), exclude_defaults=True)
     return {name: value for name, value in (own | shared).items() if value}
 
 
@@ -118,9 +112,7 @@ def _versions(spec: OptionsSpec) -> dict[str, str]:
 
     versions = {"imagegen": imagegen.__version__, "torch": torch.__version__}
     versions |= {"diffusers": diffusers.__version__, "transformers": transformers.__version__}
-    also = [_LIBRARIES[spec.type]] if spec.type in _LIBRARIES else []
-    also += ["torchao"] if spec.quantize else []
-    also += ["peft"] if getattr(spec, "loras", ()) else []
+    also = [*spec.libraries, *(["torchao"] if spec.quantize else []), *(["peft"] if getattr(spec, "loras", ()) else [])]
     return versions | {name: _version(name) for name in also}
 
 

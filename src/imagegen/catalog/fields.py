@@ -1,0 +1,149 @@
+"""The types of the fields of models.yaml. What a field is stands in its annotation, and everything else reads it there.
+
+    vae_file: WeightsFile | None = None             a file in the entry's folder or repository; a change reloads
+    steps: Annotated[int, Request] = 28             read when a request is admitted; a change reloads nothing
+
+The allowed roots, the JSON schema, the difference of two catalogs, receipts and the reference page walk these marks.
+A field of an entry without `Request` counts as loaded. A bare `str` is refused: it could be a path.
+"""
+
+from collections.abc import Iterator, Mapping
+from enum import Enum, auto
+from types import NoneType
+from typing import Annotated, Any, Final, Literal, get_args, get_origin
+
+from pydantic import AfterValidator, BaseModel, StringConstraints
+from pydantic.fields import FieldInfo
+
+
+class Mark(Enum):
+    """What an annotation says of a field, beside its type and bounds."""
+
+    #: Of `global`: a load reads it, unless the entry has a field of the same name; a change reloads models.
+    LOADS = auto()
+    #: Of an entry: only people and requests read it; a change reloads nothing.
+    REQUEST = auto()
+    #: It changes pixels: receipts name it.
+    RECEIPT = auto()
+    #: Words: it names no file.
+    TEXT = auto()
+    #: A file or folder, absolute or below the models directory.
+    PATH = auto()
+    #: A file in a folder or repository; it cannot lead out of it.
+    FILE = auto()
+    #: A repository on the hub.
+    SOURCE = auto()
+    #: A repository on the hub, or a folder as in PATH.
+    SOURCE_OR_PATH = auto()
+
+
+Loads: Final = Mark.LOADS
+Request: Final = Mark.REQUEST
+Receipt: Final = Mark.RECEIPT
+
+#: The marks that say what a text is; every text of an entry has one.
+_TEXTS = frozenset({Mark.TEXT, Mark.PATH, Mark.FILE, Mark.SOURCE, Mark.SOURCE_OR_PATH})
+
+
+def _inside(file: str) -> str:
+    parts = file.split("/")
+    if any(part in ("", ".", "..") for part in parts) or "\\" in file or file.startswith("~") or not file.isprintable():
+        raise ValueError("must be a file below its folder or repository: no '..', no leading '/'")
+    return file
+
+
+def _as_the_hub_names(source: str) -> str:
+    repo = source.partition("@")[0]
+    if len(repo) > 96 or "--" in repo or ".." in source or repo.endswith(("-", ".", ".git")):
+        raise ValueError("not a name that the hub allows")
+    return source
+
+
+#: Words for people, or one of a family's own words.
+Text = Annotated[str, Mark.TEXT]
+
+#: A file or folder: absolute, or below the models directory. Over HTTP it must lie below the allowed roots.
+WeightsPath = Annotated[str, Mark.PATH, StringConstraints(min_length=1, max_length=1000)]
+
+#: A file, relative to the folder or repository that holds it. No value of this type leads out of it.
+WeightsFile = Annotated[str, Mark.FILE, StringConstraints(min_length=1, max_length=500), AfterValidator(_inside)]
+
+#: `org/name`, optionally `@` a branch, tag or commit. Never a URL, never a path.
+HubSource = Annotated[
+    str,
+    Mark.SOURCE,
+    StringConstraints(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*(@[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*)?$",
+        max_length=320,
+    ),
+    AfterValidator(_as_the_hub_names),
+]
+
+#: `org/name[@revision]`, or a folder as in WeightsPath, which goes first where it exists.
+HubSourceOrPath = Annotated[str, Mark.SOURCE_OR_PATH, StringConstraints(min_length=1, max_length=1000)]
+
+
+def marks(info: FieldInfo) -> frozenset[Mark]:
+    """All marks of a field, those inside a union or a list included."""
+    return frozenset(mark for it in (*info.metadata, info.annotation) for mark in _marks(it))
+
+
+def _marks(annotation: Any) -> Iterator[Mark]:
+    if isinstance(annotation, Mark):
+        yield annotation
+    elif get_origin(annotation) is not Literal:
+        for part in get_args(annotation):
+            yield from _marks(part)
+
+
+def marked(kind: type[BaseModel], mark: Mark) -> frozenset[str]:
+    """The names of a section's fields that have a mark."""
+    return frozenset(name for name, info in kind.model_fields.items() if mark in marks(info))
+
+
+def spellings(name: str, info: FieldInfo) -> list[str]:
+    """Every key that a field is read from: its name first, then older ones."""
+    return [name, *(str(it) for it in getattr(info.validation_alias, "choices", ()) if it != name)]
+
+
+def sections(info: FieldInfo) -> Iterator[type[BaseModel]]:
+    """The sections that a field's value is made of: a LoRA of a list of LoRAs."""
+    yield from _sections(info.annotation)
+
+
+def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _sections(part)
+
+
+def texts(kind: type[BaseModel], fields: Mapping[str, Any]) -> Iterator[tuple[str, Mark, str]]:
+    """Key, mark and value of each text among unchecked `fields` of a section, those of inner sections included."""
+    for name, info in kind.model_fields.items():
+        mark = next(iter(marks(info) & _TEXTS), None)
+        for key in spellings(name, info):
+            value = fields.get(key)
+            if mark is not None and isinstance(value, str):
+                yield key, mark, value
+            for inner in sections(info):
+                for item in value if isinstance(value, list) else [value]:
+                    if isinstance(item, Mapping):
+                        yield from ((f"{key}.{below}", *rest) for below, *rest in texts(inner, item))  # type: ignore[misc]
+
+
+def refuse_bare_text(kind: type[BaseModel]) -> None:
+    """Raises TypeError for a field that may be any text without saying what it names."""
+    for name, info in kind.model_fields.items():
+        if _is_bare(info.annotation) and not marks(info) & _TEXTS:
+            raise TypeError(
+                f"{kind.__name__}.{name} is a bare str: annotate it as Text, WeightsPath, WeightsFile, HubSource "
+                "or HubSourceOrPath of imagegen.catalog.fields"
+            )
+
+
+def _is_bare(annotation: Any) -> bool:
+    if annotation is str:
+        return True
+    parts = () if get_origin(annotation) is Literal else get_args(annotation)
+    return any(_is_bare(part) for part in parts if part is not NoneType and not isinstance(part, Mark))
