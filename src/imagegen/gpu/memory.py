@@ -66,7 +66,8 @@ def forget_peak(device: str) -> None:
     if device.startswith("cuda"):
         import torch
 
-        torch.cuda.init()  # before it, the device counts as an invalid argument
+        # Before it, the device counts as an invalid argument.
+        torch.cuda.init()  # type: ignore[no-untyped-call]
         torch.cuda.reset_peak_memory_stats(device)
 
 
