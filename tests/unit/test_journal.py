@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, inspect
 from imagegen.core.errors import FailureCode, StorageFailed, StorageFull
 from imagegen.core.task import Failure, GenerationTask, InputPictures, StoredImage, TaskStatus, TaskType
 from imagegen.storage.schema import metadata
-from imagegen.storage.tasks import Retention, TaskFilter, TaskJournal
+from imagegen.storage.tasks import Claim, Claimed, Retention, TaskFilter, TaskJournal
 from tests.conftest import request_for
 from tests.unit.conftest import MORNING, task_id, task_of
 
@@ -513,6 +513,7 @@ async def test_a_journal_of_before_is_listed_by_model_and_its_tasks_are_kept_for
     with closing(sqlite3.connect(path)) as connection:
         connection.executescript(
             """DROP TABLE keys; DROP TABLE prompts; DROP TABLE deliveries;
+            DROP INDEX ix_tasks_owner; ALTER TABLE tasks DROP COLUMN owner;
             DROP INDEX ix_tasks_model; DROP INDEX ix_tasks_ended_s; DROP TABLE service;
             ALTER TABLE tasks DROP COLUMN model; ALTER TABLE tasks DROP COLUMN stored_bytes;
             ALTER TABLE tasks DROP COLUMN ended_s; CREATE INDEX ix_tasks_completed_at ON tasks (completed_at);
@@ -524,3 +525,45 @@ async def test_a_journal_of_before_is_listed_by_model_and_its_tasks_are_kept_for
     assert await again.surplus(KEEP_A_WEEK) == []
     lives.now += 8 * DAY
     assert ids(await again.surplus(KEEP_A_WEEK)) == [task_id(1)]
+
+
+async def test_a_journal_without_owners_keeps_its_tasks_and_their_keys(
+    journal: TaskJournal, lives: Lives, path: Path
+) -> None:
+    claim = Claim(key="k", digest="d" * 64)
+    await journal.insert(task_of(1), InputPictures(), claim)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(
+            """DROP INDEX ix_tasks_owner; ALTER TABLE tasks DROP COLUMN owner;
+            CREATE TABLE before (key VARCHAR(255) NOT NULL, digest VARCHAR(64) NOT NULL, task_id VARCHAR(36) NOT NULL,
+                made_s FLOAT NOT NULL, PRIMARY KEY (key));
+            INSERT INTO before SELECT key, digest, task_id, made_s FROM keys; DROP TABLE keys;
+            ALTER TABLE before RENAME TO keys; CREATE INDEX ix_keys_made_s ON keys (made_s);
+            UPDATE tasks SET record = json_remove(record, '$.owner');
+            UPDATE alembic_version SET version_num = '0005';"""
+        )
+    again = await lives.next()
+    assert await again.claimed("k") == Claimed(task_id(1), claim.digest)
+    (found,) = (await again.page(TaskFilter(owner=""), 10)).tasks
+    assert (found.id, found.owner) == (task_id(1), "")
+
+
+# -- owners ------------------------------------------------------------------------------------------------------------
+
+
+async def test_tasks_are_listed_by_owner(journal: TaskJournal) -> None:
+    for number, owner in ((1, "alice"), (2, "bob"), (3, "alice"), (4, "")):
+        await journal.insert(task_of(number, owner=owner), InputPictures())
+    assert ids((await journal.page(TaskFilter(owner="alice"), 10)).tasks) == [task_id(3), task_id(1)]
+    assert (await journal.page(TaskFilter(owner=""), 10)).filtered == 1
+    assert (await journal.page(TaskFilter(), 10)).filtered == 4
+
+
+async def test_two_owners_may_use_the_same_key(journal: TaskJournal) -> None:
+    claims = {owner: Claim(key="k", digest="d" * 64, owner=owner) for owner in ("", "alice", "bob")}
+    for number, (owner, claim) in enumerate(claims.items()):
+        stored = await journal.insert(task_of(number, owner=owner), InputPictures(), claim)
+        assert isinstance(stored, GenerationTask)
+    for number, (owner, claim) in enumerate(claims.items()):
+        repeated = await journal.insert(task_of(9, owner=owner), InputPictures(), claim)
+        assert repeated == await journal.claimed("k", owner) == Claimed(task_id(number), claim.digest)

@@ -182,6 +182,8 @@ class GenerationTask(Value):
     type: TaskType
     model: str
     request: GenerationRequest
+    #: Whose it is: the name of an API key; empty: nobody's in particular.
+    owner: str = Field(default="", max_length=64)
     #: Lower runs first.
     priority: int = 0
     #: Seconds after its acceptance within which it must have begun to run.

@@ -35,6 +35,9 @@ tasks = Table(
     Column("stored_bytes", Integer, nullable=False, server_default="0"),
     # Empty until the end; on the journal's own clock, which nobody sets.
     Column("ended_s", Float),
+    # Whose it is: the name of an API key; empty: nobody's in particular.
+    Column("owner", String(64), nullable=False, server_default=""),
+    Index("ix_tasks_owner", "owner"),
     Index("ix_tasks_status", "status"),
     Index("ix_tasks_model", "model"),
     Index("ix_tasks_ended_s", "ended_s", "stored_bytes"),
@@ -58,10 +61,11 @@ service = Table(
     Column("seconds", Float, nullable=False),
 )
 
-#: What callers named their requests by (Idempotency-Key), so that a repeated one makes no second task.
+#: The Idempotency-Key of each request, so that a retry makes no second task. Each owner has names of its own.
 keys = Table(
     "keys",
     metadata,
+    Column("owner", String(64), primary_key=True, server_default=""),
     Column("key", String(255), primary_key=True),
     # Of the request, so that another one under the same key is noticed.
     Column("digest", String(64), nullable=False),

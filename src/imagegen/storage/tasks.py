@@ -38,7 +38,7 @@ _COUNT_EVERY_S = 60
 
 
 class TaskFilter(NamedTuple):
-    """Which tasks are asked for; None is any."""
+    """Which tasks are listed; None is any."""
 
     status: TaskStatus | None = None
     model: str | None = None
@@ -47,14 +47,17 @@ class TaskFilter(NamedTuple):
     #: Accepted at that time or later, and before the other.
     since: datetime | None = None
     until: datetime | None = None
+    owner: str | None = None
 
 
 class Claim(NamedTuple):
-    """What a caller names a request by, so that it can be sent again."""
+    """The name that a caller gives a request, so that a retry makes no second task."""
 
     key: str
-    #: Of the request.
+    #: SHA-256 of the request, hexadecimal.
     digest: str
+    #: Whose name it is: two owners may use the same key.
+    owner: str = ""
 
 
 class Claimed(NamedTuple):
@@ -109,7 +112,7 @@ class TaskJournal:
         """Store a new task; it comes back with its sequence number. If its claim is taken, nothing is stored."""
 
         def work(connection: Connection) -> int | Claimed:
-            if claim is not None and (taken := self._claimed(claim.key, connection)):
+            if claim is not None and (taken := self._claimed(claim.key, claim.owner, connection)):
                 return taken
             result = connection.execute(_INSERT, _columns(task) | self._end(task, connection))
             assert result.inserted_primary_key is not None
@@ -126,9 +129,9 @@ class TaskJournal:
         stored = await self._database.run(work)
         return stored if isinstance(stored, Claimed) else task.evolve(sequence=stored)
 
-    async def claimed(self, key: str) -> Claimed | None:
-        """What the key was used for within a day of service."""
-        return await self._database.run(lambda connection: self._claimed(key, connection), durable=False)
+    async def claimed(self, key: str, owner: str = "") -> Claimed | None:
+        """The task that the owner's key made within a day of service."""
+        return await self._database.run(lambda connection: self._claimed(key, owner, connection), durable=False)
 
     async def update(self, *changed: GenerationTask) -> None:
         """Store new states of known tasks in one transaction. The input pictures of what came to nothing are dropped.
@@ -221,10 +224,11 @@ class TaskJournal:
 
     # -- in the database's thread -------------------------------------------------------------------------------------
 
-    def _claimed(self, key: str, connection: Connection) -> Claimed | None:
+    def _claimed(self, key: str, owner: str, connection: Connection) -> Claimed | None:
         old = self._service_s(connection) - _KEYS_LAST_S
         connection.execute(delete(keys).where(keys.c.made_s < old))
-        row = connection.execute(select(keys.c.task_id, keys.c.digest).where(keys.c.key == key)).one_or_none()
+        query = select(keys.c.task_id, keys.c.digest).where(keys.c.owner == owner, keys.c.key == key)
+        row = connection.execute(query).one_or_none()
         return None if row is None else Claimed(*row)
 
     def _end(self, task: GenerationTask, connection: Connection) -> dict[str, float]:
@@ -252,6 +256,7 @@ def _matching(query: Query, wanted: TaskFilter) -> Query:
     conditions = (
         (wanted.status, tasks.c.status == wanted.status),
         (wanted.model, tasks.c.model == wanted.model),
+        (wanted.owner, tasks.c.owner == wanted.owner),
         (wanted.text, tasks.c.sequence.in_(_holding(wanted.text or ""))),
         (wanted.since, tasks.c.created_at >= _iso(wanted.since)),
         (wanted.until, tasks.c.created_at < _iso(wanted.until)),
@@ -300,6 +305,7 @@ def _columns(task: GenerationTask) -> dict[str, Any]:
         "completed_at": task.completed_at.isoformat() if task.completed_at else None,
         "record": task.model_dump_json(exclude={"sequence"}),
         "model": task.model,
+        "owner": task.owner,
         "stored_bytes": sum(image.bytes for image in task.images) + (0 if _came_to_nothing(task) else task.input_bytes),
     }
 

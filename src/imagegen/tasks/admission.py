@@ -34,6 +34,8 @@ class TaskDraft(Value):
     """What a caller asked for; None is "as the model likes it"."""
 
     type: TaskType
+    #: Whose task it becomes.
+    owner: str = ""
     model: str | None = None
     prompt: str
     negative_prompt: str | None = None
@@ -127,6 +129,7 @@ def new_task(draft: TaskDraft, model: str, request: GenerationRequest) -> Genera
         type=draft.type,
         model=model,
         request=request,
+        owner=draft.owner,
         priority=draft.priority,
         deadline_s=draft.deadline_s,
         previews=draft.previews,
@@ -147,6 +150,7 @@ def draft_of(task: GenerationTask, pictures: InputPictures) -> TaskDraft:
     hashes = tuple(image.pixels_sha256 for image in task.images)
     return TaskDraft(
         type=task.type,
+        owner=task.owner,
         model=task.model,
         **dict(task.request),
         priority=task.priority,
