@@ -15,6 +15,7 @@ import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -134,7 +135,7 @@ async def cancel(client: httpx.AsyncClient, walk: Walk) -> list[list[Place]]:
 
 def row(what: str, ways: list[list[Place]]) -> tuple[object, ...]:
     places = [place for way in ways for place in way]
-    changes = sum(one.room != other.room for way in ways for one, other in zip(way, way[1:], strict=False))
+    changes = sum(one.room != other.room for way in ways for one, other in pairwise(way))
     return what, len(places), len(set(places)), len({place.file for place in places}), changes
 
 
