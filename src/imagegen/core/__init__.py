@@ -1,1 +1,1 @@
-"""Values that every room speaks of: tasks, events, errors, sizes. Standard library and pydantic only."""
+"""Values that every package uses: tasks, events, errors, sizes. Standard library and pydantic only."""

@@ -1,4 +1,4 @@
-"""What every child process of the service does at its start, and what it is not told."""
+"""What every child process of the service does at its start, and which variables it does not get."""
 
 import os
 import signal
@@ -6,12 +6,12 @@ import threading
 
 
 def is_secret(variable: str) -> bool:
-    """Whether no child gets to see it: what signs webhooks, and what opens the bucket for pictures."""
+    """Whether a variable is hidden from every child: the secrets of webhooks and of the bucket for pictures."""
     return variable == "IMAGEGEN_WEBHOOK_SECRETS" or variable.startswith("AWS_")
 
 
 def follow_parent() -> None:
-    """Leave when the parent does, however that ends: stdin, which it holds open, closes then."""
+    """Exit when the parent exits for any reason: it holds our stdin open, which closes then."""
     threading.Thread(target=_leave_with_parent, name="lifeline", daemon=True).start()
 
 
@@ -21,7 +21,7 @@ def _leave_with_parent() -> None:
 
 
 def ignore_signals() -> None:
-    """Ctrl-C and a service manager's SIGTERM reach the whole process group; when to end is the parent's decision."""
+    """Leave the decision to exit to the parent: Ctrl-C and a service manager's SIGTERM reach the whole process group."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)

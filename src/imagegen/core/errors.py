@@ -1,4 +1,4 @@
-"""What can go wrong, by stable code: errors a caller is told at once, and failure codes that a task ends with."""
+"""Errors by stable code: those that answer a request, and the codes that a failed task ends with."""
 
 import inspect
 from collections.abc import Sequence
@@ -151,7 +151,7 @@ class TaskNotFinished(ImagegenError):
 
 
 class NoReceipt(ImagegenError):
-    """The task has made no pictures that could be made again, or is of an imagegen that kept no receipts."""
+    """The task has no receipt: it made no pictures, or an older imagegen made them."""
 
     code = "no_receipt"
 
@@ -247,7 +247,7 @@ class StoreMisconfigured(ImagegenError):
 
 
 class DeviceFault(ImagegenError):
-    """The GPU context is broken for the life of this process, which ends so that a fresh one can take over."""
+    """The GPU context is broken until this process exits; it exits so that a new one can take over."""
 
     code = "device_fault"
 

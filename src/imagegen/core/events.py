@@ -1,4 +1,4 @@
-"""What happens, as frozen events, and the one bus that tells it to whoever listens."""
+"""Events as frozen values, and the bus that publishes them to subscribers."""
 
 import asyncio
 from collections import OrderedDict, deque
@@ -16,11 +16,11 @@ from imagegen.core.value import Value
 class Event(Value):
     """Something that happened."""
 
-    #: The word on the wire.
+    #: Its name in an event stream.
     name: ClassVar[str]
-    #: Whether nothing follows it for its task.
+    #: Whether it is the last event of its task.
     final: ClassVar[bool] = False
-    #: Whether it is remembered for late listeners. What is not, only a task's own listeners hear, as it happens.
+    #: Whether late subscribers get it. Events that are not remembered go to the subscribers of their task only.
     lasting: ClassVar[bool] = True
 
 
@@ -31,7 +31,7 @@ class TaskEvent(Event):
 
 
 class TaskQueued(TaskEvent):
-    """Accepted and stored, or put back after its worker died."""
+    """The task was accepted and stored, or put back after its worker died."""
 
     name = "queued"
     #: Tasks that are to run before it.
@@ -39,13 +39,13 @@ class TaskQueued(TaskEvent):
 
 
 class TaskMoved(TaskEvent):
-    """Other tasks went, or came before it."""
+    """The task's position changed: tasks before it ended, or tasks with a higher priority arrived."""
 
     name = "position"
     lasting = False
     #: Tasks that are to run before it.
     position: int
-    #: Null while the times that it depends on are unknown.
+    #: None while the times that it depends on have not been measured.
     estimated_start_at: datetime | None
     estimated_finish_at: datetime | None
 
@@ -56,14 +56,14 @@ class TaskStarted(TaskEvent):
 
 
 class TaskLoading(TaskEvent):
-    """Waits for its model to be loaded."""
+    """The task waits for its model to be loaded."""
 
     name = "loading"
     model: str
 
 
 class TaskLoaded(TaskEvent):
-    """Its model was loaded for it."""
+    """The task's model is loaded."""
 
     name = "loaded"
     model: str
@@ -71,7 +71,7 @@ class TaskLoaded(TaskEvent):
 
 
 class TaskDownloading(TaskEvent):
-    """Waits for its model's weights to be fetched. Bytes; the total is None until the hub has said."""
+    """The task waits for the weights of its model. In bytes; `total` is None until the hub has said."""
 
     name = "downloading"
     model: str
@@ -88,25 +88,25 @@ class TaskStep(TaskEvent):
 
 
 class TaskPreview(TaskEvent):
-    """What the picture will be like, by what the model has made out so far."""
+    """A small preview of the unfinished picture."""
 
     name = "preview"
     lasting = False
     step: int
     total: int
     media_type: str = "image/jpeg"
-    #: In base64.
+    #: JPEG, in base64.
     image: str
 
 
 class TaskStoring(TaskEvent):
-    """Its pictures are made and wait for the store of pictures, which cannot be reached."""
+    """The task's pictures are finished and wait, because the store of pictures cannot be reached."""
 
     name = "storing"
 
 
 class TaskSaved(TaskEvent):
-    """Its pictures are whole on disk, or in the store; the record of its end comes next."""
+    """The task's pictures are on disk or in the store; its record is written next."""
 
     name = "saved"
     images: tuple[StoredImage, ...]
@@ -142,7 +142,7 @@ class ModelLoaded(Event):
 
 
 class ModelFailed(Event):
-    """It could not be loaded, or has been quarantined."""
+    """The model could not be loaded, or was quarantined."""
 
     name = "model_failed"
     model: str
@@ -157,7 +157,7 @@ class ModelUnloading(Event):
 
 
 class ModelUnloaded(Event):
-    """It has left the device."""
+    """The model left the device."""
 
     name = "model_unloaded"
     model: str
@@ -168,16 +168,16 @@ class ModelUnloaded(Event):
 
 
 class ModelCooled(Event):
-    """A warm model has left host memory."""
+    """A warm model left host memory."""
 
     name = "model_cooled"
     model: str
-    #: `idle`, `asked`, `config`, `worker_died`, `load_failed`, or `room`: for another one.
+    #: `idle`, `asked`, `config`, `worker_died`, `load_failed`, or `room`: to make room for another model.
     reason: str
 
 
 class ModelPulling(Event):
-    """A download of weights began, went on by a percent, or ended."""
+    """A download of weights began, progressed by a percent, or ended."""
 
     name = "model_pulling"
     model: str
@@ -185,12 +185,12 @@ class ModelPulling(Event):
     state: str
     bytes_done: int
     bytes_total: int | None
-    #: Why it failed or was cancelled.
+    #: Why it failed.
     failure: Failure | None
 
 
 class ConfigChanged(Event):
-    """Another configuration is in force."""
+    """A new configuration is in force."""
 
     name = "config_changed"
     #: `start`, `file`, `signal`, `rest`, `rollback`.
@@ -205,7 +205,7 @@ class ConfigChanged(Event):
 
 
 class ConfigRejected(Event):
-    """The configuration file cannot be used; the one before stays in force."""
+    """The configuration file is invalid; the configuration before it stays in force."""
 
     name = "config_rejected"
     source: str
@@ -222,14 +222,14 @@ class Published:
     _encoded: bytes | None = field(default=None, compare=False, repr=False)
 
     def encoded(self, encode: Callable[[int, Event], bytes]) -> bytes:
-        """What `encode` makes of it: made once, for all listeners."""
+        """The event encoded by `encode`. All subscribers share one encoding."""
         if self._encoded is None:
             self._encoded = encode(self.id, self.event)
         return self._encoded
 
 
 class Subscription:
-    """One listener's events, oldest first; iteration ends when the bus closes or the listener is too slow."""
+    """The events of one subscriber, oldest first. Iteration ends when the bus closes or the subscriber is too slow."""
 
     def __init__(self, backlog: list[Published], limit: int) -> None:
         self._waiting: asyncio.Queue[Published | None] = asyncio.Queue(limit + len(backlog) + 1)
@@ -249,7 +249,7 @@ class Subscription:
         return await self._waiting.get()
 
     def offer(self, published: Published) -> None:
-        """Deliver, or end a listener that is `limit` events behind: it comes back with Last-Event-ID."""
+        """Deliver an event, or end a subscriber that is `limit` events behind; it reconnects with Last-Event-ID."""
         if self._waiting.qsize() < self._limit:
             self._waiting.put_nowait(published)
         else:
@@ -261,17 +261,17 @@ class Subscription:
 
 
 class EventBus:
-    """Tells each event to every subscriber and remembers the latest tasks' events for late ones. Loop thread only."""
+    """Publishes each event to every subscriber, and remembers the events of the latest tasks. Event loop only."""
 
     def __init__(self, first_id: int, *, kept_tasks: int = 1000, kept_events: int = 256, backlog: int = 256) -> None:
-        """`first_id` must be above every id of earlier runs (microseconds of the wall clock serve well)."""
+        """`first_id` must be above every id of earlier runs; the wall clock in microseconds usually is."""
         self._ids = count(first_id)
         self._last_id = first_id - 1
         self._kept_tasks = kept_tasks
         self._kept_events = kept_events
         self._backlog = backlog
         self._history: OrderedDict[str, deque[Published]] = OrderedDict()
-        #: By task, None being everything.
+        #: By task; None: subscribers of everything.
         self._subscribers: dict[str | None, dict[Subscription, None]] = {}
         self._closed = False
 
@@ -285,7 +285,7 @@ class EventBus:
 
     @property
     def followed(self) -> list[str]:
-        """Tasks with listeners of their own."""
+        """Tasks that have subscribers."""
         return [task_id for task_id in self._subscribers if task_id is not None]
 
     def publish(self, event: Event) -> None:
@@ -306,16 +306,16 @@ class EventBus:
         self._history[task_id].append(published)
 
     def history(self, task_id: str, after: int = 0) -> list[Published]:
-        """This run's remembered events of a task with an id above `after`."""
+        """The remembered events of a task with an id above `after`."""
         return [published for published in self._history.get(task_id, ()) if published.id > after]
 
     def forget(self, task_id: str) -> None:
-        """The task's events are not remembered any more."""
+        """Drop the remembered events of a task."""
         self._history.pop(task_id, None)
 
     @contextmanager
     def subscribe(self, task_id: str | None = None, *, after: int = 0) -> Iterator[Subscription]:
-        """Events of one task (remembered ones first), or of everything from now on."""
+        """The events of one task, remembered ones first; without a task, all events from now on."""
         backlog = self.history(task_id, after) if task_id is not None else []
         subscription = Subscription(backlog, self._backlog)
         self._subscribers.setdefault(task_id, {})[subscription] = None
@@ -329,7 +329,7 @@ class EventBus:
                 del self._subscribers[task_id]
 
     def close(self) -> None:
-        """End every subscription, now and later. Publishing stays harmless."""
+        """End every subscription, now and in future. Publishing stays allowed and does nothing."""
         self._closed = True
         for subscriptions in self._subscribers.values():
             for subscription in subscriptions:

@@ -1,4 +1,4 @@
-"""Provenance: what made a picture, as far as its pixels depend on it."""
+"""Provenance: everything beside the request that the pixels of a picture depend on."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -9,33 +9,33 @@ from imagegen.core.value import Value
 
 
 class Provenance(Value):
-    """What made the pictures of a call. Where all of it is the same, so are the pixels."""
+    """What made the pictures of a call. Equal provenance and an equal request give equal pixels."""
 
-    #: What was read: `org/name@commit` of the hub's cache, or `sample-sha256:...` of files (docs/results.md).
+    #: The weights: `org/name@commit` from the hub's cache, or `sample-sha256:...` of files (docs/results.md).
     weights: tuple[str, ...] = ()
-    #: The same for the request's LoRAs.
+    #: The LoRAs of the request, in the same form.
     loras: tuple[str, ...] = ()
-    #: The family's word in models.yaml.
+    #: The `type` of the model's entry.
     loader: str
     pipeline: str
-    #: What the weights compute in: `bfloat16`.
+    #: The dtype that the weights compute in: `bfloat16`.
     dtype: str
-    #: `Q4_K`, `int4`, `float8`; None: the weights are as they were published.
+    #: `Q4_K`, `int4`, `float8`; None: the weights are not quantised.
     quantization: str | None = None
     #: The scheduler's class.
     sampler: str | None = None
-    #: The GPU's name, or what of a CPU decides how it rounds.
+    #: The GPU's name, or the features of a CPU that decide how it rounds.
     device: str
     #: Fields of the model's entry that change pixels, where they are not the default.
     options: dict[str, Any] = Field(default_factory=dict)
-    #: Of imagegen and the libraries that did the work.
+    #: Versions of imagegen and of the libraries that did the work.
     versions: dict[str, str]
-    #: Pictures in the call. More than one of different tasks differ by rounding from those made alone.
+    #: Pictures in the call. Pictures of several tasks in one call differ by rounding from pictures made alone.
     call_pictures: int = Field(default=1, ge=1)
 
 
 def differences(then: Provenance, now: Provenance) -> list[str]:
-    """Why the pixels may differ, in words: each thing that is not what it was."""
+    """Each difference in words: the reasons why pixels may differ."""
     before, after = (dict(_flat(it.model_dump(mode="json"))) for it in (then, now))
     names = sorted(before.keys() | after.keys())
     return [

@@ -1,4 +1,4 @@
-"""Receipts: what a picture was made of and by: enough to make it again, and to know whether it must be the same."""
+"""Receipts: all that is needed to make a picture again, and to know whether the pixels must be equal."""
 
 from typing import Self
 
@@ -8,28 +8,28 @@ from imagegen.core.value import Value
 
 
 class Receipt(Value):
-    """One picture's, or one task's."""
+    """The receipt of one picture, or of one task."""
 
-    #: Of this form.
+    #: Version of this format.
     version: int = 1
     model: str
     type: TaskType
     request: GenerationRequest
-    #: Of the input pictures' files, hexadecimal.
+    #: SHA-256 of the input pictures' files, hexadecimal.
     init_image_sha256: str | None = None
     mask_image_sha256: str | None = None
     provenance: Provenance
-    #: Of the picture's pixels, hexadecimal; None in a task's receipt, which may be for several.
+    #: SHA-256 of the pixels, hexadecimal; None in the receipt of a task, which may have several pictures.
     pixels_sha256: str | None = None
 
     def of_picture(self, seed: int, pixels_sha256: str) -> Self:
-        """Of one picture alone: that seed makes it."""
+        """The receipt of the one picture with this seed."""
         request = self.request.evolve(seed=seed, batch_size=1)
         return self.evolve(request=request, pixels_sha256=pixels_sha256)
 
 
 def receipt_of(task: GenerationTask) -> Receipt | None:
-    """None before it has made anything, and for a task of imagegen before 0.2."""
+    """The receipt of a task; None before it has made its pictures."""
     if task.provenance is None:
         return None
     return Receipt(

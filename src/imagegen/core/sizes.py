@@ -1,4 +1,4 @@
-"""Picture sizes: the table of aspect ratios, and what to render so that exactly the asked size can be delivered."""
+"""Picture sizes: the table of aspect ratios, and the size to render so that the requested size can be cropped from it."""
 
 import math
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 AspectRatio = Literal["1:1", "16:9", "9:16", "4:3", "3:4", "21:9", "9:21"]
 
-#: The base that the table below is written for; a model's `base_size` scales it.
+#: The `base_size` of the table below; a model's own one scales it.
 TABLE_BASE = 768
 
 #: FLUX and Stable Diffusion 3 pack 2x2 latents of 8x8 pixels: a side must be a multiple of 16.
@@ -45,5 +45,5 @@ def size_of(aspect_ratio: AspectRatio, base_size: int) -> Size:
 
 
 def render_size(size: Size, multiple: int = SIDE_MULTIPLE) -> Size:
-    """The smallest renderable size that holds `size`; its centre is what the caller gets."""
+    """The smallest size that a model can render and that holds `size`; the caller gets its centre."""
     return Size(*(math.ceil(side / multiple) * multiple for side in size))

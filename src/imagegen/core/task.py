@@ -17,7 +17,7 @@ from imagegen.core.webhooks import Webhook
 #: A task makes pictures at most this often: once, and once more when the worker or the service died under it.
 MAX_ATTEMPTS = 2
 
-#: torch's generators take 64 bits; what every client can write as a JSON number is 32.
+#: torch's generators take 64 bits. 32 bits fit into a JSON number in every language.
 MAX_SEED = 2**32 - 1
 
 #: More than any sampler gains from.
@@ -52,29 +52,29 @@ class Lora(Value):
 
 
 class InputPictures(Value):
-    """The encoded pictures (PNG, JPEG, WebP) that a request starts from."""
+    """The encoded input pictures of a request (PNG, JPEG, WebP)."""
 
     init_image: bytes | None = None
-    #: Its white part is drawn anew, the black part stays.
+    #: The model repaints its white part; the black part stays.
     mask_image: bytes | None = None
 
 
 class GenerationRequest(Value):
-    """Everything that decides the pixels but the weights and the input image. No field is left open."""
+    """Everything that decides the pixels, except weights and input pictures. No value is left to be chosen later."""
 
     prompt: str
-    #: None: the model takes none, or none was given.
+    #: None: not given, or the model takes none.
     negative_prompt: str | None = None
-    #: Pixels, exactly as delivered.
+    #: Pixels of the delivered picture.
     width: int
     height: int
     #: Denoising steps.
     steps: int = Field(ge=1, le=MAX_STEPS)
     guidance_scale: float
-    #: Of the first picture; picture i of a batch has seed + i.
+    #: Seed of the first picture; picture i of a batch has seed + i.
     seed: int = Field(ge=0, le=MAX_SEED)
     batch_size: int = 1
-    #: 0..1, image-to-image only: how much of the input image is replaced by noise.
+    #: Image-to-image only, 0 to 1: the share of the input picture that noise replaces.
     strength: float | None = None
     #: Added to the weights in this order, for this request only.
     loras: tuple[Lora, ...] = ()
@@ -82,7 +82,7 @@ class GenerationRequest(Value):
     @model_validator(mode="before")
     @classmethod
     def _older_journals(cls, data: Any) -> Any:
-        """Until 0.1 there was one `lora`."""
+        """Records of older journals have one `lora`."""
         if isinstance(data, dict) and "lora" in data:
             lora = data["lora"]
             return {key: value for key, value in data.items() if key != "lora"} | {"loras": [lora] if lora else []}
@@ -94,7 +94,7 @@ class GenerationRequest(Value):
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """One for each picture, wrapping at the largest seed."""
+        """The seed of each picture. They wrap at the largest seed."""
         return tuple((self.seed + i) % (MAX_SEED + 1) for i in range(self.batch_size))
 
 
@@ -109,7 +109,7 @@ class Output(Value):
     """How the pictures of a task are written."""
 
     format: ImageFormat = ImageFormat.PNG
-    #: 1 to 100, of formats that lose something; None: what is usual there.
+    #: 1 to 100, for lossy formats; None: the format's default.
     quality: int | None = None
     #: Whether each file holds its receipt.
     metadata: bool = True
@@ -121,9 +121,9 @@ class Pixels(Value):
     width: int
     height: int
     seed: int
-    #: height x width x 3 bytes: rows from the top, 8-bit RGB.
+    #: Shape (height, width, 3): 8-bit RGB, rows from the top.
     rgb: bytes
-    #: height x width bytes, 255 being opaque, of models that leave parts transparent.
+    #: Shape (height, width), 255 is opaque; None: the model makes no transparency.
     alpha: bytes | None = None
 
     @model_validator(mode="after")
@@ -136,7 +136,7 @@ class Pixels(Value):
 
     @cached_property
     def sha256(self) -> str:
-        """Of the pixels themselves, whatever becomes of them: hexadecimal."""
+        """SHA-256 of the pixels before they are encoded, hexadecimal."""
         return sha256(self.rgb + (self.alpha or b"")).hexdigest()
 
 
@@ -148,20 +148,20 @@ class StoredImage(Value):
     width: int
     height: int
     seed: int
-    #: Of the file; 0 in records of imagegen before 0.2.
+    #: Size of the file; 0 in older records.
     bytes: int = 0
-    #: Of the file's bytes, in hex; empty in older records.
+    #: SHA-256 of the file, hexadecimal; empty in older records.
     sha256: str = ""
-    #: Of its pixels, before they were encoded; empty in records of imagegen before 0.2.
+    #: SHA-256 of the pixels before they were encoded, hexadecimal; empty in older records.
     pixels_sha256: str = ""
 
 
 class Replay(Value):
-    """What a task is to make once more."""
+    """The pictures that a task makes a second time."""
 
-    #: The id of the task that made it first.
+    #: The id of the task that made them first.
     of: str
-    #: Of its pictures, one after the other.
+    #: SHA-256 of the pixels of its pictures, in order.
     pixels_sha256: tuple[str, ...]
     provenance: Provenance
 
@@ -177,39 +177,39 @@ class GenerationTask(Value):
     """The record of one accepted request. TaskManager is its only writer."""
 
     id: str
-    #: Arrival order, over restarts; the journal gives it.
+    #: Order of arrival, also over restarts. The journal assigns it.
     sequence: int = 0
     type: TaskType
     model: str
     request: GenerationRequest
-    #: Whose it is: the name of an API key; empty: nobody's in particular.
+    #: The name of the API key that submitted it; empty: submitted without a key.
     owner: str = Field(default="", max_length=64)
     #: Lower runs first.
     priority: int = 0
     #: Seconds after its acceptance within which it must have begun to run.
     deadline_s: float | None = None
-    #: Pictures of its progress that its listeners are to get, of each picture.
+    #: Previews of each picture in its event stream.
     previews: int = 0
     output: Output = Output()
-    #: Who is told when it starts or ends.
+    #: The receiver of its webhooks.
     webhook: Webhook | None = None
     status: TaskStatus = TaskStatus.PENDING
-    #: How often it was started.
+    #: Attempts so far.
     attempt: int = 0
     created_at: datetime
     started_at: datetime | None = None
     completed_at: datetime | None = None
     images: tuple[StoredImage, ...] = ()
-    #: Pictures that are made, and on their way from this machine's spool into the store. In a task that ended without
-    #: pictures: what may have got there all the same, so that it is deleted with the task.
+    #: Finished pictures that are uploaded from the spool to the store. Of a task that ended without pictures: files
+    #: that may be in the store all the same, so that they are deleted with the task.
     storing: tuple[StoredImage, ...] = ()
     failure: Failure | None = None
-    #: Of the input pictures, kept with it in the journal.
+    #: Bytes of the input pictures that the journal keeps.
     input_bytes: int = 0
-    #: Of the input pictures' files, hexadecimal.
+    #: SHA-256 of the input pictures' files, hexadecimal.
     init_image_sha256: str | None = None
     mask_image_sha256: str | None = None
-    #: Once its pictures are made: by what.
+    #: What made its pictures; None until they are made.
     provenance: Provenance | None = None
-    #: None: it is no replay.
+    #: None: not a replay.
     replay: Replay | None = None

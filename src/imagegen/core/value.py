@@ -1,4 +1,4 @@
-"""`Value`: the base of everything that is passed between rooms, stored, or sent over a pipe."""
+"""`Value`: the base class of all values that are passed between packages, stored, or sent over a pipe."""
 
 from typing import Any, Self
 
@@ -11,5 +11,5 @@ class Value(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     def evolve(self, **changes: Any) -> Self:
-        """A copy with the given fields replaced. The caller vouches for their types: nothing is validated again."""
+        """A copy with the given fields replaced. The new values are not validated."""
         return self.model_copy(update=changes)

@@ -1,4 +1,4 @@
-"""Webhooks as values: what a caller wants to be told, and each telling of it."""
+"""Webhooks as values: which events a receiver wants, and each delivery."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -10,7 +10,7 @@ from imagegen.core.value import Value
 
 
 class WebhookEvent(StrEnum):
-    """What a task's receiver can be told."""
+    """The events of a task that a webhook can deliver."""
 
     STARTED = "started"
     COMPLETED = "completed"
@@ -18,14 +18,14 @@ class WebhookEvent(StrEnum):
     CANCELLED = "cancelled"
 
 
-#: What a receiver is told unless its caller says otherwise.
+#: The events that are delivered by default.
 ENDS = (WebhookEvent.COMPLETED, WebhookEvent.FAILED, WebhookEvent.CANCELLED)
 
 
 class Webhook(Value):
-    """Who wants to be told of a task, and what."""
+    """The receiver of a task's webhooks, and the events that it wants."""
 
-    #: May hold a secret: it is shown to nobody but its receiver.
+    #: May hold a secret: no answer and no log line shows it.
     url: str = Field(repr=False)
     events: tuple[WebhookEvent, ...] = ENDS
 
@@ -35,7 +35,7 @@ class Webhook(Value):
 
 
 class DeliveryState(StrEnum):
-    """How far a delivery is."""
+    """The state of a delivery."""
 
     PENDING = "pending"
     DELIVERED = "delivered"
@@ -43,20 +43,20 @@ class DeliveryState(StrEnum):
 
 
 class Delivery(Value):
-    """One event of a task, on its way to a receiver. The same id goes with each attempt."""
+    """One event of a task for one receiver. Every attempt carries the same id."""
 
     id: str
-    #: Order of birth, over restarts; the outbox gives it.
+    #: Order of creation, also over restarts. The outbox assigns it.
     sequence: int = 0
     task_id: str
     event: WebhookEvent
     url: str = Field(repr=False)
-    #: Empty where it is not needed.
+    #: Empty where the caller did not ask for it.
     payload: str = Field("", repr=False)
     state: DeliveryState = DeliveryState.PENDING
-    #: Those that count; after a replay they are counted anew.
+    #: Attempts since it was created or last replayed.
     attempts: int = 0
-    #: Why the latest attempt failed: a stable word.
+    #: Why the latest attempt failed: a stable code.
     error: str | None = None
     created_at: datetime
     attempted_at: datetime | None = None

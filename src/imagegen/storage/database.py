@@ -1,4 +1,4 @@
-"""One SQLite connection, one thread, and commits that concurrent callers share."""
+"""One SQLite connection in one thread. Concurrent callers share commits."""
 
 import asyncio
 import sqlite3
@@ -21,19 +21,19 @@ Work = Callable[[Connection], Any]
 
 
 class _Asked(NamedTuple):
-    """A piece of work that waits for its commit."""
+    """Work that waits for its commit."""
 
     work: Work
     result: asyncio.Future[Any]
-    #: Whether it must survive a power cut, and not only the end of this process.
+    #: Whether it must survive a power cut; otherwise it survives the end of this process.
     durable: bool
 
 
 class Database:
-    """Runs pieces of work in transactions.
+    """Runs work in transactions.
 
-    While one commit is under way the next callers gather; they then share one transaction and one fsync. So the rate
-    of durable writes is bounded by their number, not by that of fsyncs. All state but the connection lives on the loop.
+    Callers that arrive during a commit share the next transaction and its fsync, so that the rate of durable writes is
+    not bounded by the rate of fsyncs. All state except the connection lives on the event loop.
     """
 
     def __init__(self, path: Path) -> None:
@@ -45,7 +45,7 @@ class Database:
         self._closed = False
 
     async def run(self, work: Callable[[Connection], T], *, durable: bool = True) -> T:
-        """The result of `work`, once it is on disk; if it need not be `durable`, once the kernel has it.
+        """The result of `work`, once it is on disk; without `durable`, once the kernel has it.
 
         Raises StorageFull or StorageFailed; then nothing was written.
         """
@@ -58,7 +58,7 @@ class Database:
         return await future
 
     async def close(self) -> None:
-        """Finish what was asked, then close the connection."""
+        """Finish the waiting work, then close the connection."""
         self._closed = True
         if self._committing is not None:
             await self._committing
@@ -92,7 +92,7 @@ class Database:
 
 
 def check(path: Path) -> None:
-    """Read all of a database that is there. Raises JournalDamaged; what is not there yet is whole."""
+    """Check an existing database for damage by reading all of it. Raises JournalDamaged."""
     if not path.exists():
         return
     try:
@@ -117,7 +117,7 @@ def _settle(futures: list[asyncio.Future[Any]], commit: asyncio.Future[list[Any]
 
 
 class _Engines(NamedTuple):
-    """Two views of one connection; made once, since that costs as much as a small transaction."""
+    """Two views of one connection. Creating one costs as much as a small transaction, so they are kept."""
 
     durable: Engine
     quick: Engine
@@ -137,7 +137,7 @@ def _open(path: Path) -> _Engines:
 
 
 def _configure(connection: sqlite3.Connection, record: object) -> None:
-    # The driver's own transaction handling leaves DDL and reads outside; `_begin` does it instead.
+    # The driver's own transactions exclude DDL and reads, so `_begin` begins them.
     connection.isolation_level = None
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA foreign_keys = ON")

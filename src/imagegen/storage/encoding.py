@@ -1,4 +1,4 @@
-"""Pictures as files: PNG, JPEG, WebP or AVIF, with a receipt in the place where such files keep notes."""
+"""Encodes pictures as PNG, JPEG, WebP or AVIF files, with the receipt in their metadata."""
 
 import io
 import json
@@ -12,20 +12,20 @@ from imagegen.core.receipt import receipt_of
 from imagegen.core.task import GenerationTask, ImageFormat, Output, Pixels
 from imagegen.storage.png import encode_png
 
-#: What readers find the receipt by: the keyword of a PNG text, the start of an EXIF comment elsewhere.
+#: Marks the receipt: the keyword of a PNG text chunk, or the beginning of an EXIF comment.
 KEYWORD = "imagegen"
 
-#: Of lossy formats, where a request names none. Pillow's own 75 shows in flat colours.
+#: Default quality of lossy formats. Pillow's default of 75 is visible in flat colours.
 QUALITY: Mapping[ImageFormat, int] = {ImageFormat.JPEG: 90, ImageFormat.WEBP: 90, ImageFormat.AVIF: 75}
 
-#: UserComment, and how EXIF 2.3 says that one is text.
+#: The tag UserComment, and the prefix that marks ASCII text in it (EXIF 2.3).
 _EXIF_IFD, _USER_COMMENT, _UNICODE = 0x8769, 0x9286, b"UNICODE\0"
-#: A JPEG segment holds 64 KiB; prompts of the longest kind in some scripts do not fit with the rest.
+#: A JPEG segment holds 64 KiB. The longest prompts do not fit in some scripts.
 _MAX_JPEG_EXIF = 65_000
 
 
 def encoder_of(task: GenerationTask) -> Callable[[Pixels], bytes]:
-    """What makes files of the task's pictures, each with a receipt of its own."""
+    """The function that encodes the task's pictures, each with its own receipt."""
     receipt = receipt_of(task)
     assert receipt is not None  # it has pictures
 
@@ -37,7 +37,7 @@ def encoder_of(task: GenerationTask) -> Callable[[Pixels], bytes]:
 
 
 def encode(pixels: Pixels, output: Output, receipt: Mapping[str, Any]) -> bytes:
-    """The file of a picture, as its request wants it. Raises EncodingFailed."""
+    """The bytes of a picture's file, in the requested format. Raises EncodingFailed."""
     note = json.dumps({KEYWORD: receipt}, ensure_ascii=False, separators=(",", ":")) if output.metadata else None
     if output.format is ImageFormat.PNG:
         text = {KEYWORD: note} if note else None
@@ -54,7 +54,7 @@ def _image(pixels: Pixels) -> Image.Image:
 
 
 def _jpeg(image: Image.Image, quality: int, note: str | None) -> bytes:
-    if image.mode == "RGBA":  # JPEG knows no alpha: what is transparent becomes white
+    if image.mode == "RGBA":  # JPEG has no alpha channel: transparent parts become white
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image).convert("RGB")
     exif = _exif(note)
@@ -66,7 +66,7 @@ def _webp(image: Image.Image, quality: int, note: str | None) -> bytes:
 
 
 def _avif(image: Image.Image, quality: int, note: str | None) -> bytes:
-    # Speed 8 of 10: half the time of Pillow's usual 6 for a file 2 % larger.
+    # Speed 8 of 10 takes half the time of Pillow's default of 6; the file is 2 % larger.
     return _saved(image, "AVIF", quality=quality, speed=8, max_threads=1, exif=_exif(note))
 
 
@@ -94,7 +94,7 @@ def _exif(note: str | None) -> bytes:
 
 
 def read_receipt(data: bytes) -> dict[str, Any] | None:
-    """What `encode` wrote into a file; None if there is nothing of the kind. Raises OSError for what is no picture."""
+    """The receipt that `encode` wrote into a file; None if there is none. Raises OSError if it is not a picture."""
     with Image.open(io.BytesIO(data), formats=[word.upper() for word in ImageFormat]) as image:
         note = image.text.get(KEYWORD) if isinstance(image, PngImagePlugin.PngImageFile) else _comment(image)
     try:

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and what a disk's refusal is called."""
+"""Writes files atomically, and maps errors of the disk to ours."""
 
 import os
 from errno import EDQUOT, ENOSPC
@@ -6,17 +6,17 @@ from pathlib import Path
 
 from imagegen.core.errors import StorageFailed, StorageFull
 
-#: What a full disk answers, and a user's used-up share of one.
+#: The errors of a full disk and of an exhausted quota.
 DISK_FULL = (ENOSPC, EDQUOT)
 
 
 def storage_error(error: OSError) -> StorageFull | StorageFailed:
-    """What it means to a caller."""
+    """StorageFull or StorageFailed for an error of the disk."""
     return StorageFull() if error.errno in DISK_FULL else StorageFailed()
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write, fsync, rename, fsync the folder: a crash at any moment leaves the whole file or none."""
+    """Write, fsync, rename, fsync the folder: a crash leaves the whole file or no file."""
     if not path.parent.is_dir():
         path.parent.mkdir(parents=True, exist_ok=True)
         sync_folder(path.parent.parent)
@@ -34,7 +34,7 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """The names in it are on disk from here on."""
+    """Flush the names in a folder to disk."""
     folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -1,4 +1,4 @@
-"""Folder: whole files below one folder of this machine; no link in it is followed."""
+"""Folder: a FileStore below one folder of this machine. It follows no links."""
 
 import asyncio
 import errno
@@ -13,7 +13,7 @@ from imagegen.storage.files import storage_error, write_whole
 
 
 class Folder:
-    """A FileStore, in threads of the loop's own."""
+    """A FileStore that runs in the event loop's default threads."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -22,7 +22,7 @@ class Folder:
         await asyncio.to_thread(self.write, name, data)
 
     def write(self, name: str, data: bytes) -> None:
-        """Store a whole file. Raises StorageFull or StorageFailed; then there is none."""
+        """Store a file atomically. Raises StorageFull or StorageFailed; then there is no file."""
         try:
             self._write(self._root / name, data)
         except OSError as error:
@@ -31,7 +31,7 @@ class Folder:
     def _write(self, path: Path, data: bytes) -> None:
         try:
             write_whole(path, data)
-        except FileNotFoundError:  # its folder was empty for a moment, and a deletion took it away
+        except FileNotFoundError:  # a deletion removed the folder while it was empty
             write_whole(path, data)
 
     async def read(self, name: str, start: int, stop: int) -> bytes:
@@ -49,39 +49,39 @@ class Folder:
             return os.fstat(file).st_size
 
     async def delete(self, names: Collection[str]) -> None:
-        """Remove files, and folders that this leaves empty."""
+        """Remove files, and the folders that become empty."""
         await asyncio.to_thread(self.remove, names)
 
     def remove(self, names: Collection[str]) -> None:
-        """The same, in the caller's thread."""
+        """Like `delete`, in the caller's thread."""
         try:
             for name in names:
                 (self._root / name).unlink(missing_ok=True)
         except OSError as error:
             raise StorageFailed from error
         for folder in {(self._root / name).parent for name in names}:
-            with suppress(OSError):  # not empty, or not there
+            with suppress(OSError):  # not empty, or missing
                 folder.rmdir()
 
     async def check(self) -> None:
-        """A disk tells when it is asked to store something."""
+        """Nothing to check: a disk reports its errors when something is stored."""
 
     async def url(self, name: str, method: str) -> str | None:
-        """Nobody but the service has these files."""
+        """None: only the service can read these files."""
         return None
 
     def names(self) -> list[str]:
-        """Of all files, as far as they are in a folder."""
+        """The names of all files in folders."""
         return [str(path.relative_to(self._root)) for path in self._root.glob("*/*")]
 
     def sweep(self) -> None:
-        """Remove what a killed process left half-written. Only while nothing is being saved."""
+        """Remove the partial files of a killed process. Only while nothing is saved."""
         for leftover in self._root.glob("*/*.part"):
             leftover.unlink(missing_ok=True)
 
     @contextmanager
     def _opened(self, name: str) -> Iterator[int]:
-        """Raises ImageNotFound for all that is not a plain file in a plain folder, StorageFailed for a failing disk."""
+        """Raises ImageNotFound unless it is a regular file in a real folder, and StorageFailed for a failing disk."""
         folder, file = name.split("/")
         try:
             with _descriptor(self._root / folder, os.O_DIRECTORY) as place, _descriptor(file, dir_fd=place) as opened:
@@ -89,17 +89,17 @@ class Folder:
                     raise ImageNotFound
                 yield opened
         except OSError as error:
-            # What is missing, forbidden, a link or no folder has one answer: nobody learns which.
+            # One answer for missing, forbidden, a link and no folder: a caller does not learn which.
             raise (StorageFailed if error.errno in _DISK_ERRORS else ImageNotFound) from error
 
 
-#: What a disk says that does not work.
+#: The errors of a failing disk.
 _DISK_ERRORS = (errno.EIO, errno.ESTALE)
 
 
 @contextmanager
 def _descriptor(path: Path | str, flags: int = 0, dir_fd: int | None = None) -> Iterator[int]:
-    # Not blocking: somebody may have put a pipe there.
+    # Non-blocking: it could be a pipe.
     opened = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | flags, dir_fd=dir_fd)
     try:
         yield opened

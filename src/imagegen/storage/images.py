@@ -1,4 +1,4 @@
-"""ImageStore: finished pictures as files that have their final name only when they are whole, here or in a bucket."""
+"""ImageStore: keeps finished pictures in a folder or a bucket. A file has its final name only when it is whole."""
 
 import asyncio
 import hashlib
@@ -18,52 +18,52 @@ from imagegen.storage.folder import Folder
 
 T = TypeVar("T")
 
-#: By suffix; nothing else is ever stored or served.
+#: Media types by suffix. No other file is stored or served.
 MEDIA_TYPES: Mapping[str, str] = MappingProxyType({str(form): f"image/{form}" for form in ImageFormat})
-#: What this store names its files: a day, a task's id and the picture's number.
+#: The names of this store's files: day, task id and number of the picture.
 NAME = re.compile(rf"\d{{8}}/([0-9a-f-]{{36}})-\d{{1,3}}\.(?:{'|'.join(MEDIA_TYPES)})")
 
-#: Bytes that are read at once: most pictures are one such piece, and a slow reader holds no more than that.
+#: Bytes that are read at once. Most pictures are one piece; a slow reader holds no more than one.
 PIECE = 2 * 2**20
 
-#: Seconds between two attempts to reach a store that is down: the first and the longest pause, doubling.
+#: Seconds between two attempts to reach a store that is down: the first pause and the longest; each one doubles.
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 
-#: Seconds after which a store that says nothing counts as one that cannot be reached.
+#: Seconds after which a silent store counts as unreachable.
 CHECK_S = 5
 
 
 class FileStore(Protocol):
-    """Whole files by name, `folder/file`. Every method may raise StorageFailed, and StoreUnreachable in its place."""
+    """Stores whole files by name, `folder/file`. Every method may raise StorageFailed or StoreUnreachable."""
 
     async def put(self, name: str, data: bytes, media_type: str) -> None:
-        """Store or replace a file; where it fails, nothing is there, or what was. Raises StorageFull, too."""
+        """Store or replace a file. If it fails, the old file or no file is there. Also raises StorageFull."""
 
     async def read(self, name: str, start: int, stop: int) -> bytes:
-        """Some bytes of a file. Raises ImageNotFound."""
+        """A range of a file's bytes. Raises ImageNotFound."""
         ...
 
     async def size(self, name: str) -> int:
-        """Bytes of a file. Raises ImageNotFound."""
+        """The size of a file in bytes. Raises ImageNotFound."""
         ...
 
     async def delete(self, names: Collection[str]) -> None:
-        """Remove files; what is not there is no failure."""
+        """Remove files. A missing file is no error."""
 
     async def check(self) -> None:
-        """Ask whether it can be reached."""
+        """Check that the store can be reached."""
 
     async def url(self, name: str, method: Literal["GET", "HEAD"]) -> str | None:
-        """Where a caller may fetch a file for a while without the service; None where only the service can."""
+        """A short-lived URL from which a caller can fetch a file directly; None: only the service can read it."""
 
 
 def media_type(path: str) -> str:
-    """What a file of this store is."""
+    """The media type of a file of this store."""
     return MEDIA_TYPES[path.rpartition(".")[2]]
 
 
 def task_of(path: str) -> str:
-    """The id of the task that a file belongs to. Raises ImageNotFound for whatever this store did not name."""
+    """The id of the task that a file belongs to. Raises ImageNotFound for any other name."""
     found = NAME.fullmatch(path)
     if found is None:
         raise ImageNotFound
@@ -71,13 +71,13 @@ def task_of(path: str) -> str:
 
 
 class ImageStore:
-    """Encodes and writes in threads of its own, so that neither the loop nor the GPU waits.
+    """Encodes and writes in its own threads, so that neither the event loop nor the GPU waits.
 
-    Pictures are always whole on this machine first. With a bucket that is their spool, and `ship` brings them there.
+    Pictures are written to this machine first. With a bucket, that is the spool, and `ship` uploads them.
     """
 
     def __init__(self, root: Path, bucket: FileStore | None = None, *, patient: bool = True) -> None:
-        """`patient`: whether shipping goes on for as long as the bucket is down."""
+        """`patient`: whether uploads wait for as long as the bucket is down."""
         self._here = Folder(root)
         self._bucket = bucket
         self._files: FileStore = bucket or self._here
@@ -88,7 +88,7 @@ class ImageStore:
 
     @property
     def ships(self) -> bool:
-        """Whether what `save` has stored is only spooled."""
+        """Whether saved pictures must be uploaded to a bucket."""
         return self._bucket is not None
 
     @property
@@ -97,7 +97,7 @@ class ImageStore:
 
     @property
     def reachable(self) -> bool:
-        """Whether the files could be reached when that was last tried."""
+        """Whether the last attempt to reach the files succeeded."""
         return self._reachable
 
     # -- storing ------------------------------------------------------------------------------------------------------
@@ -117,7 +117,7 @@ class ImageStore:
         stored = [outcome for outcome in outcomes if isinstance(outcome, StoredImage)]
         if errors:
             with suppress(StorageFailed):
-                await self._here.delete(_names(stored))  # no record will ever name them
+                await self._here.delete(_names(stored))  # no record will name them
             raise errors[0]
         return tuple(stored)
 
@@ -129,10 +129,10 @@ class ImageStore:
         return StoredImage(path=name, **shape, seed=pixels.seed, sha256=digest, pixels_sha256=pixels.sha256)
 
     async def ship(self, images: Collection[StoredImage], on_wait: Callable[[], None]) -> None:
-        """Bring spooled pictures to the bucket; the spool keeps them until they are unspooled.
+        """Upload spooled pictures to the bucket. The spool keeps them until `unspool`.
 
-        A patient store tells once when it begins to wait, and does so for as long as it takes; another one raises
-        StoreUnreachable. Either raises StorageFailed when the spool has lost a picture.
+        A patient store reports once that it waits, and waits until the bucket is back; another one raises
+        StoreUnreachable. Both raise StorageFailed when the spool has lost a picture.
         """
         self._shipping += 1
         left = list(images)
@@ -159,27 +159,27 @@ class ImageStore:
             del left[0]
 
     async def spooled(self, images: Iterable[StoredImage]) -> bool:
-        """Whether all of them are still here, whole, and to be shipped."""
+        """Whether all pictures are still whole in the spool."""
         try:
             return self.ships and all([await self._here.size(image.path) == image.bytes for image in images])
         except (ImageNotFound, StorageFailed):
             return False
 
     async def unspool(self, images: Iterable[StoredImage]) -> None:
-        """Forget what was shipped or is not wanted any more; what the disk does not let go goes at the next start."""
+        """Remove pictures from the spool. What the disk does not remove is removed at the next start."""
         if self.ships:
             with suppress(StorageFailed):
                 await self._here.delete(_names(images))
 
     async def delete(self, images: Iterable[StoredImage]) -> None:
-        """Remove pictures where they are kept. Raises StorageFailed."""
+        """Delete pictures from the store. Raises StorageFailed."""
         if names := _names(images):
             await self._noting(self._files.delete(names))
 
-    # -- giving out ---------------------------------------------------------------------------------------------------
+    # -- reading ------------------------------------------------------------------------------------------------------
 
     async def known(self, image: StoredImage) -> StoredImage:
-        """With its size and digest, which older records lack. Raises ImageNotFound or StorageFailed."""
+        """The picture with size and digest, which older records lack. Raises ImageNotFound or StorageFailed."""
         if image.sha256:
             return image
         size, digest = await self.size(image), hashlib.sha256()
@@ -188,22 +188,22 @@ class ImageStore:
         return image.evolve(bytes=size, sha256=digest.hexdigest())
 
     async def size(self, image: StoredImage) -> int:
-        """Of the file that is there. Raises ImageNotFound or StorageFailed."""
+        """The size of the file in bytes. Raises ImageNotFound or StorageFailed."""
         return await self._noting(self._files.size(image.path))
 
     async def pieces(self, image: StoredImage, start: int, stop: int) -> AsyncIterator[bytes]:
-        """The bytes of a picture, some at a time. Raises ImageNotFound or StorageFailed."""
+        """The bytes of a picture in pieces. Raises ImageNotFound or StorageFailed."""
         for begin in range(start, stop, PIECE):
             yield await self._noting(self._files.read(image.path, begin, min(begin + PIECE, stop)))
 
     async def url(self, image: StoredImage, method: Literal["GET", "HEAD"]) -> str | None:
-        """Where to fetch it for a while without the service, if that can be. Raises StorageFailed."""
+        """As FileStore.url. Raises StorageFailed."""
         return await self._files.url(image.path, method)
 
-    # -- looking after ------------------------------------------------------------------------------------------------
+    # -- maintenance --------------------------------------------------------------------------------------------------
 
     async def check(self) -> None:
-        """Find out whether the files can be reached, unless shipping tells that anyway."""
+        """Check whether the files can be reached, unless an upload is about to tell."""
         if self._shipping:
             return
         try:
@@ -213,7 +213,7 @@ class ImageStore:
             self._reachable = False
 
     async def _noting(self, operation: Awaitable[T]) -> T:
-        """Learn from it whether the files can be reached: that one is not there is an answer, too."""
+        """Note whether the files can be reached. "Not found" is an answer as well."""
         try:
             answer = await operation
         except StorageFailed as error:
@@ -223,14 +223,14 @@ class ImageStore:
         return answer
 
     def tidy(self, wanted: Iterable[StoredImage]) -> None:
-        """Remove from the spool what nobody will ship. Only while nothing is being saved."""
+        """Remove pictures from the spool that no task will upload. Only while nothing is saved."""
         kept = set(_names(wanted))
         if self.ships:
-            with suppress(StorageFailed):  # it lies there until the next start
+            with suppress(StorageFailed):  # removed at the next start
                 self._here.remove([name for name in self._here.names() if name not in kept])
 
     def sweep(self) -> None:
-        """Remove what a killed process left half-written. Only while nothing is being saved."""
+        """Remove the partial files of a killed process. Only while nothing is saved."""
         self._here.sweep()
 
     def close(self) -> None:
@@ -238,7 +238,7 @@ class ImageStore:
 
 
 def pauses() -> Iterator[float]:
-    """Seconds to wait before one attempt after another, for ever; spread, so that not all come back at once."""
+    """Seconds to wait before each attempt, without end; randomised so that not all retry at once."""
     longest = FIRST_PAUSE_S
     while True:
         yield random.uniform(longest / 2, longest)

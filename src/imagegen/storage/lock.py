@@ -11,7 +11,7 @@ from imagegen.core.errors import DataDirInUse, DataDirUnusable
 
 @contextmanager
 def exclusive(data_dir: Path) -> Iterator[None]:
-    """Hold the directory while the context lasts. The kernel lets go when the process ends, however it ends.
+    """Lock the directory for the duration of the context. The kernel releases the lock when the process ends.
 
     Raises DataDirInUse or DataDirUnusable.
     """
@@ -27,7 +27,7 @@ def exclusive(data_dir: Path) -> Iterator[None]:
             file.seek(0)
             holder = file.read().strip() or "unknown"
             raise DataDirInUse(f"Another instance (process {holder}) uses this data directory.") from None
-        with suppress(OSError):  # a full disk: the lock holds, it only does not say whose it is
+        with suppress(OSError):  # a full disk: the lock holds, without the holder's name
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()

@@ -1,4 +1,4 @@
-"""Outbox: what receivers of webhooks are to be told, written in one transaction with what there is to tell."""
+"""Outbox: webhook deliveries, created in the transaction of the state that they report."""
 
 import secrets
 from collections.abc import Callable, Sequence
@@ -12,17 +12,17 @@ from imagegen.core.webhooks import Delivery, DeliveryState, WebhookEvent
 from imagegen.storage.database import Database
 from imagegen.storage.schema import deliveries, tasks
 
-#: The body that tells of a task.
+#: Renders the body of a webhook for a task.
 Render = Callable[[GenerationTask, WebhookEvent, datetime], str]
 
-#: Deliveries that may be on their way at once; one more is dead at birth. It bounds the disk and the sender's memory.
+#: Pending deliveries; one more is created dead. This bounds the disk and the sender's memory.
 MAX_PENDING = 10_000
 
-#: So many rows are read at a time.
+#: Rows that are read at a time.
 CHUNK = 500
 
 _FIELDS = [deliveries.c[name] for name in Delivery.model_fields]
-#: Without the largest.
+#: All columns except the largest one.
 _BRIEF = [field for field in _FIELDS if field is not deliveries.c.payload]
 _ID = deliveries.c.id == bindparam("of")
 _INSERT = insert(deliveries)
@@ -31,32 +31,32 @@ _PENDING = deliveries.c.state == DeliveryState.PENDING.value
 _GONE = text("gone = 1")
 _IS_GONE = select(deliveries.c.sequence).where(deliveries.c.url == bindparam("at"), _GONE).limit(1)
 _COUNT = select(func.count()).select_from(select(deliveries.c.sequence).where(_PENDING).limit(MAX_PENDING).subquery())
-#: What has ended stays as long as its task does.
+#: Ended deliveries are kept as long as their task.
 _SWEEP = delete(deliveries).where(
     deliveries.c.task_id == bindparam("task"), ~_PENDING, ~exists().where(tasks.c.id == bindparam("task"))
 )
 
 
 class DeliveryFilter(NamedTuple):
-    """Which deliveries are asked for; None is any."""
+    """Which deliveries are listed; None is any."""
 
     task_id: str | None = None
     state: DeliveryState | None = None
 
 
 class Outbox:
-    """Stores and finds deliveries. What waits for the disk raises StorageFull or StorageFailed when that refuses."""
+    """Stores and finds deliveries. Durable writes raise StorageFull or StorageFailed when the disk refuses."""
 
     def __init__(self, database: Database, render: Render | None = None) -> None:
-        """Without `render` nobody is told anything."""
+        """Without `render` no deliveries are created."""
         self._database = database
         self._render = render
         self._tell: Callable[[], None] = _nobody
 
-    # -- beside the records of tasks ----------------------------------------------------------------------------------
+    # -- creating -----------------------------------------------------------------------------------------------------
 
     def births(self, told: Sequence[GenerationTask], *, started: bool = False) -> list[Delivery]:
-        """What these states of tasks give birth to."""
+        """The new deliveries for these states of tasks."""
         events = ((task, WebhookEvent.STARTED if started else WebhookEvent(task.status)) for task in told)
         return [born for task, event in events if (born := self._born(task, event)) is not None]
 
@@ -74,12 +74,12 @@ class Outbox:
         )
 
     def add(self, born: Sequence[Delivery], connection: Connection) -> None:
-        """Write what was born. In the database's thread, in the transaction of the tasks' states."""
+        """Write new deliveries. In the database's thread, in the transaction of the tasks' states."""
         for delivery in born:
             connection.execute(_INSERT, _columns(_dead_at_birth(delivery, connection)))
 
     def on_birth(self, tell: Callable[[], None]) -> None:
-        """Whom to tell, once, that something new may be there."""
+        """Call `listener` once when there may be new deliveries."""
         self._tell = tell
 
     def tell(self) -> None:
@@ -92,13 +92,13 @@ class Outbox:
         return _delivery(row) if row else None
 
     async def pending(self, after: int) -> list[Delivery]:
-        """The next ones of those that are on their way, oldest first, without their payloads."""
+        """The next pending deliveries, oldest first, without their payloads."""
         query = select(*_BRIEF).where(_PENDING, deliveries.c.sequence > after).order_by(deliveries.c.sequence)
         rows = await self._database.run(lambda connection: connection.execute(query.limit(CHUNK)).all())
         return [_delivery(row) for row in rows]
 
     async def page(self, wanted: DeliveryFilter, limit: int, before: int | None = None) -> tuple[list[Delivery], bool]:
-        """The newest, or the newest before the one with this sequence, without their payloads; and are there more?"""
+        """A page of deliveries, newest first, without their payloads, and whether there are more."""
         query = select(*_BRIEF).order_by(deliveries.c.sequence.desc()).limit(limit + 1)
         if before is not None:
             query = query.where(deliveries.c.sequence < before)
@@ -112,7 +112,7 @@ class Outbox:
     # -- changing -----------------------------------------------------------------------------------------------------
 
     async def delivered(self, delivery: Delivery) -> None:
-        """It has arrived; so its URL is not gone."""
+        """Mark a delivery as delivered; its URL is not gone then."""
         opened = update(deliveries).where(deliveries.c.url == delivery.url, _GONE).values(gone=0)
 
         def work(connection: Connection) -> None:
@@ -123,9 +123,9 @@ class Outbox:
         await self._database.run(work, durable=False)
 
     async def failed(self, delivery: Delivery, *, gone: bool = False) -> list[str]:
-        """An attempt failed: it waits for the next one, or is dead. With `gone` its whole URL is.
+        """Record a failed attempt: the delivery waits for the next one, or is dead. `gone` ends all of its URL.
 
-        The ids of the others that this has ended.
+        Returns the ids of the other deliveries that this ended.
         """
         still = update(deliveries).where(deliveries.c.id == delivery.id, _PENDING)
         others = update(deliveries).where(deliveries.c.url == delivery.url, _PENDING)
@@ -142,7 +142,7 @@ class Outbox:
         return await self._database.run(work, durable=False)
 
     async def revive(self, delivery_id: str) -> Delivery | None:
-        """Send it again, as if for the first time; None if there is no such delivery."""
+        """Make a delivery pending again, with no attempts; None if there is no such delivery."""
         anew = update(deliveries).where(deliveries.c.id == delivery_id)
 
         def work(connection: Connection) -> Any:
@@ -153,7 +153,7 @@ class Outbox:
         return _delivery(row) if row else None
 
     def forget(self, task_ids: Sequence[str], connection: Connection) -> None:
-        """With their tasks, those that are not on their way. In the database's thread."""
+        """Delete the ended deliveries of deleted tasks. In the database's thread."""
         connection.execute(delete(deliveries).where(deliveries.c.task_id.in_(task_ids), ~_PENDING))
 
 
@@ -162,7 +162,7 @@ def _nobody() -> None:
 
 
 def _dead_at_birth(delivery: Delivery, connection: Connection) -> Delivery:
-    """The delivery, dead if nobody wants it or too many are on their way."""
+    """The delivery; dead if its URL is gone or too many are pending."""
     if connection.scalar(_IS_GONE, {"at": delivery.url}) is not None:
         return delivery.evolve(state=DeliveryState.DEAD, error="gone")
     if (connection.scalar(_COUNT) or 0) >= MAX_PENDING:

@@ -1,4 +1,4 @@
-"""A PNG encoder for 8-bit RGB and RGBA: as small as Pillow's, in a fraction of its time."""
+"""A PNG encoder for 8-bit RGB and RGBA. Its files are as small as Pillow's; it is several times faster."""
 
 import struct
 import zlib
@@ -13,16 +13,16 @@ from zlib_ng import zlib_ng
 Bytes = NDArray[np.uint8]
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-#: By channels: the colour type of the PNG specification.
+#: The colour type of the PNG specification, by number of channels.
 COLOUR_TYPES = {3: 2, 4: 6}
 
-#: Rows that share a filter: as many as stay in a core's cache.
+#: Rows that share a filter: as many as fit into a core's cache.
 _BAND = 64
-#: Of these, one in sixteen is looked at to choose it.
+#: One row in sixteen is looked at to choose the filter.
 _SAMPLE = 16
 
-#: Bits that a filtered byte holds. Below the first a picture is flat or a gradient, and patterns repeat; between them
-#: runs of one value are all there is to find; above the second nothing repeats. docs/benchmarks.md has the figures.
+#: Entropy of a filtered byte, in bits. Below the first value the picture is flat or a gradient, and patterns repeat;
+#: between the two, only runs of one value do; above the second, nothing repeats. Figures: docs/benchmarks.md.
 _FLAT, _BUSY = 0.4, 4
 
 
@@ -55,11 +55,11 @@ def _text(key: str, value: str) -> bytes:
     return key.encode("latin-1") + b"\0\0\0\0\0" + value.encode()
 
 
-# -- filters (PNG specification, 9.2): each byte minus what its neighbours foretell ------------------------------------
+# -- filters (PNG specification, 9.2): each byte minus the prediction from its neighbours ------------------------------
 
 
 class _Band(NamedTuple):
-    """Some rows, the rows above them, and bytes of a pixel."""
+    """Some rows, the rows above them, and the bytes of a pixel."""
 
     rows: Bytes
     above: Bytes
@@ -82,14 +82,14 @@ def _up(band: _Band, out: Bytes) -> None:
 def _average(band: _Band, out: Bytes) -> None:
     rows, above, step = band
     left, up = rows[:, :-step], above[:, step:]
-    # Half the sum, without a ninth bit.
+    # Half the sum, without overflow to a ninth bit.
     mean = ((left ^ up) >> 1) + (left & up)
     np.subtract(rows[:, :step], above[:, :step] >> 1, out=out[:, :step])
     np.subtract(rows[:, step:], mean, out=out[:, step:])
 
 
 def _paeth(band: _Band, out: Bytes) -> None:
-    """The neighbour that is nearest to left + up - corner; in bytes alone, ten times as fast as in wider numbers."""
+    """The neighbour nearest to left + up - corner. In 8-bit arithmetic: ten times as fast as in wider integers."""
     rows, above, step = band
     left, up, corner = rows[:, :-step], above[:, step:], above[:, :-step]
     from_left, from_up = _distance(up, corner), _distance(left, corner)
@@ -106,7 +106,7 @@ def _distance(one: Bytes, other: Bytes) -> Bytes:
 
 
 def _mask(condition: NDArray[np.bool_]) -> Bytes:
-    """255 where it holds."""
+    """255 where the condition holds."""
     return np.negative(condition.view(np.uint8))
 
 
@@ -121,7 +121,7 @@ _FILTERS: Mapping[int, Callable[[_Band, Bytes], None]] = {1: _sub, 2: _up, 3: _a
 
 
 def _compressed(pixels: Bytes) -> bytes:
-    """Filtered band by band, deflated."""
+    """The picture, filtered band by band and deflated."""
     bands = list(_bands(pixels))
     chosen = [_choose(band.sample()) for band in bands]
     stream = _deflater(sum(bits for bits, _ in chosen) / sum(band.sample().rows.size for band in bands))
@@ -135,7 +135,7 @@ def _compressed(pixels: Bytes) -> bytes:
 
 
 def _deflater(bits: float) -> Any:
-    """As quick as may be for what takes so many bits a byte."""
+    """The fastest compressor that pays for data of this entropy."""
     if bits < _FLAT:
         return zlib_ng.compressobj(level=6)
     if bits < _BUSY:
@@ -153,7 +153,7 @@ def _bands(pixels: Bytes) -> Iterator[_Band]:
 
 
 def _choose(sample: _Band) -> tuple[float, int]:
-    """The filter that leaves the fewest bits, and these."""
+    """The filter with the lowest entropy, and that entropy in bits a byte."""
     filtered = np.empty_like(sample.rows)
     bits = []
     for kind, apply in _FILTERS.items():
@@ -163,7 +163,7 @@ def _choose(sample: _Band) -> tuple[float, int]:
 
 
 def _bits(filtered: Bytes) -> float:
-    """What an ideal code for single bytes would take (Shannon's entropy)."""
+    """Shannon's entropy of single bytes, in bits a byte."""
     counts = np.bincount(filtered.ravel(), minlength=256)
     counts = counts[counts > 0]
     total = filtered.size

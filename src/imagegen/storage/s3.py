@@ -19,23 +19,23 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-#: Seconds until a connection stands, and that one request may take: 30 MB at 8 Mbit/s.
+#: Timeouts in seconds, of connecting and of one request: 30 MB at 8 Mbit/s.
 CONNECT_S, REQUEST_S = 3, 30
-#: A request is repeated so often, and not after so many seconds; beyond, whoever asked decides.
+#: Retries of one request, and the seconds after which it is not retried. Beyond that, the caller decides.
 RETRIES, RETRY_S = 3, 20
 
-#: What is always so of an object: its name is never used for other bytes.
+#: The bytes of an object never change: its name is used once.
 CACHE_CONTROL = "public, max-age=31536000, immutable"
 
-#: The store's own word for what is wrong. All else that it says may hold names and keys.
+#: The error code in the store's answer. The rest of the answer may hold names and keys.
 _CODE = re.compile(r"<Code>(\w{1,60})</Code>")
 
 
 class S3:
-    """A FileStore. What the store answers in words goes nowhere, except for its error codes."""
+    """A FileStore in a bucket. Of the store's error messages only the codes are passed on."""
 
     def __init__(self, address: str, url_s: float = 3600) -> None:
-        """`address`: `s3://bucket/prefix`. `url_s`: seconds that a URL given out is good for."""
+        """`address`: `s3://bucket/prefix`. `url_s`: seconds for which a presigned URL is valid."""
         bucket, _, prefix = address.removeprefix("s3://").partition("/")
         self._url_life = timedelta(seconds=url_s)
         try:
@@ -58,7 +58,7 @@ class S3:
                     "Cache-Control": CACHE_CONTROL,
                     "Content-Disposition": f'inline; filename="{file}"',
                 },
-                # One request: what is cut off leaves nothing behind, not even hidden parts.
+                # A single request: an aborted upload leaves nothing behind, not even parts of a multipart upload.
                 use_multipart=False,
             )
 
@@ -77,7 +77,7 @@ class S3:
 
     async def check(self) -> None:
         with _refusals("head"), suppress(FileNotFoundError, PermissionDeniedError):
-            # That it is missing is an answer; so is "forbidden", to those who may not list what there is.
+            # "Not found" shows that it can be reached; "forbidden" is the answer to those who may not list the bucket.
             await obstore.head_async(self._store, "reachable")
 
     async def url(self, name: str, method: Literal["GET", "HEAD"]) -> str | None:
@@ -87,7 +87,7 @@ class S3:
 
 def _client() -> "ClientConfig":
     connect, request = timedelta(seconds=CONNECT_S), timedelta(seconds=REQUEST_S)
-    # Only where the operator named such an endpoint.
+    # Only if the operator configured an http endpoint.
     return {"allow_http": _endpoint().startswith("http://"), "connect_timeout": connect, "timeout": request}
 
 
@@ -104,7 +104,7 @@ def _endpoint() -> str:
 
 @contextmanager
 def _refusals(operation: str) -> Iterator[None]:
-    """Raises ImageNotFound or StoreUnreachable; never with the store's own text."""
+    """Raises ImageNotFound or StoreUnreachable, never with the store's own message."""
     try:
         yield
     except (BaseError, OSError, ValueError) as error:
@@ -118,7 +118,7 @@ def _refusals(operation: str) -> Iterator[None]:
 
 
 def _words(error: Exception) -> str:
-    """What is wrong with the settings, which is said before any secret is used: the first line is about names."""
+    """What is wrong with the settings: the first line of the message, which holds names and no secrets."""
     return str(error).partition("\n")[0]
 
 

@@ -1,4 +1,4 @@
-"""The journal's tables, as of the newest migration."""
+"""The journal's tables after the newest migration."""
 
 from sqlalchemy import (
     Column,
@@ -21,21 +21,21 @@ metadata = MetaData()
 tasks = Table(
     "tasks",
     metadata,
-    # Arrival order; SQLite never hands an AUTOINCREMENT value out twice.
+    # Order of arrival. SQLite never reuses an AUTOINCREMENT value.
     Column("sequence", Integer, primary_key=True, autoincrement=True),
     Column("id", String(36), nullable=False, unique=True),
     Column("status", String(16), nullable=False),
     Column("created_at", String(32), nullable=False),
-    # Empty until the end; UTC in ISO 8601, so that text order is time order.
+    # NULL until the task ends. UTC in ISO 8601, so that text order is time order.
     Column("completed_at", String(32)),
-    # The GenerationTask without its sequence, as JSON.
+    # The GenerationTask as JSON, without its sequence.
     Column("record", Text, nullable=False),
     Column("model", String(64), nullable=False, server_default=""),
-    # Of its files.
+    # Bytes of its files.
     Column("stored_bytes", Integer, nullable=False, server_default="0"),
-    # Empty until the end; on the journal's own clock, which nobody sets.
+    # NULL until the task ends. In seconds of service: no change of the wall clock affects it.
     Column("ended_s", Float),
-    # Whose it is: the name of an API key; empty: nobody's in particular.
+    # The name of the API key that submitted it; empty: submitted without a key.
     Column("owner", String(64), nullable=False, server_default=""),
     Index("ix_tasks_owner", "owner"),
     Index("ix_tasks_status", "status"),
@@ -53,7 +53,7 @@ inputs = Table(
     Column("mask", LargeBinary),
 )
 
-#: One row: how long the service has run, over all its runs, as far as was written down.
+#: One row: seconds of service so far, over all runs.
 service = Table(
     "service",
     metadata,
@@ -67,24 +67,24 @@ keys = Table(
     metadata,
     Column("owner", String(64), primary_key=True, server_default=""),
     Column("key", String(255), primary_key=True),
-    # Of the request, so that another one under the same key is noticed.
+    # SHA-256 of the request: another request with the same key is refused.
     Column("digest", String(64), nullable=False),
     Column("task_id", String(36), nullable=False),
-    # On the journal's own clock.
+    # In seconds of service.
     Column("made_s", Float, nullable=False),
     Index("ix_keys_made_s", "made_s"),
 )
 
-#: An FTS5 index of trigrams, by the task's sequence; not in `metadata`, which knows no virtual tables.
+#: An FTS5 index of trigrams, by the task's sequence. Not in `metadata`: SQLAlchemy has no virtual tables.
 prompts = table("prompts", column("rowid", Integer), column("prompt", Text))
 
-#: The outbox: what receivers of webhooks are to be told, or were.
+#: The outbox: webhook deliveries, pending and ended.
 deliveries = Table(
     "deliveries",
     metadata,
     Column("sequence", Integer, primary_key=True, autoincrement=True),
     Column("id", String(40), nullable=False, unique=True),
-    # No foreign key: what is on its way outlives the record of its task.
+    # No foreign key: a pending delivery outlives the record of its task.
     Column("task_id", String(36), nullable=False),
     Column("event", String(16), nullable=False),
     Column("url", Text, nullable=False),
@@ -94,7 +94,7 @@ deliveries = Table(
     Column("error", String(32)),
     Column("created_at", String(32), nullable=False),
     Column("attempted_at", String(32)),
-    # 1: its receiver has said 410 to it, and nothing has arrived at that URL since.
+    # 1: the receiver answered 410, and nothing has been delivered to that URL since.
     Column("gone", Integer, nullable=False, server_default="0"),
     Index("ix_deliveries_task_id", "task_id"),
     Index("ix_deliveries_state", "state"),

@@ -1,4 +1,4 @@
-"""TaskJournal: the records of all tasks, on disk before anyone hears of them."""
+"""TaskJournal: the records of all tasks. A record is on disk before its caller gets an answer."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -16,10 +16,10 @@ from imagegen.storage.schema import inputs, keys, prompts, service, tasks
 
 Query = Select[*tuple[Any, ...]]
 
-#: Statements stay well below SQLite's bound on parameters.
+#: Parameters of one statement, well below SQLite's limit.
 _CHUNK = 500
 
-# Written once: building a statement takes several times as long as SQLite takes to run it.
+# Built once: building a statement takes several times as long as running it.
 _INSERT = insert(tasks)
 _UPDATE = update(tasks).where(tasks.c.id == bindparam("of"))
 _GET = select(tasks.c.sequence, tasks.c.record).where(tasks.c.id == bindparam("of"))
@@ -27,13 +27,13 @@ _DROP_INPUTS = delete(inputs).where(inputs.c.task_id == bindparam("of"))
 
 _INDEX = insert(prompts)
 
-#: Characters from which on the index of prompts helps.
+#: Shorter texts are not in the index of trigrams.
 _TRIGRAM = 3
 
-#: Seconds of service for which a key is remembered: a day.
+#: Seconds of service for which an idempotency key is kept: a day.
 _KEYS_LAST_S = 86_400
 
-#: Seconds of service that a crash may lose from the count.
+#: Seconds of service that a crash may lose.
 _COUNT_EVERY_S = 60
 
 
@@ -42,9 +42,9 @@ class TaskFilter(NamedTuple):
 
     status: TaskStatus | None = None
     model: str | None = None
-    #: What the prompt holds, in capitals or not.
+    #: Text in the prompt, in any case.
     text: str | None = None
-    #: Accepted at that time or later, and before the other.
+    #: Accepted at `since` or later, and before `until`.
     since: datetime | None = None
     until: datetime | None = None
     owner: str | None = None
@@ -61,55 +61,56 @@ class Claim(NamedTuple):
 
 
 class Claimed(NamedTuple):
-    """What a key was used for."""
+    """The task that a key made."""
 
     task_id: str
     digest: str
 
 
 class Page(NamedTuple):
-    """A part of the history, newest first."""
+    """A page of the history, newest first."""
 
     tasks: list[GenerationTask]
     #: Tasks in the journal.
     total: int
-    #: Those of them that match the filter.
+    #: Tasks that match the filter.
     filtered: int
-    #: Whether older ones match, too.
+    #: Whether older tasks match.
     more: bool = False
 
 
 class Retention(NamedTuple):
-    """How much of what has ended is kept; 0 is without a limit."""
+    """How many ended tasks are kept; 0 is no limit."""
 
-    #: Seconds of service since the end.
+    #: Seconds of service since the task ended.
     age_s: float = 0
     tasks: int = 0
-    #: Bytes of all files.
+    #: Bytes of all files together.
     size: int = 0
 
 
 class TaskJournal:
     """Stores and finds task records. Every method raises StorageFull or StorageFailed when the disk refuses.
 
-    Age is counted in seconds of service: the time that a journal was open, over all runs, on a clock that nobody sets.
+    Age is counted in seconds of service: the time for which the journal was open, over all runs, by a monotonic
+    clock.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic, render: Render | None = None) -> None:
-        """`render` makes the body of a webhook that tells of a task."""
+        """`render` renders the body of a webhook."""
         self._database = Database(path)
-        #: Written in the transactions of the tasks that there is something to tell of.
+        #: Its deliveries are written in the transactions of their tasks.
         self.outbox = Outbox(self._database, render)
         self._clock = clock
         self._opened = clock()
-        #: Seconds of service of earlier runs; touched by the database's thread only, as the next one.
+        #: Seconds of service of earlier runs. Only the database's thread uses this and the next attribute.
         self._before: float | None = None
         self._counted = 0.0
 
     async def insert(
         self, task: GenerationTask, pictures: InputPictures, claim: Claim | None = None
     ) -> GenerationTask | Claimed:
-        """Store a new task; it comes back with its sequence number. If its claim is taken, nothing is stored."""
+        """Store a new task; returns it with its sequence number. If its claim is taken, nothing is stored."""
 
         def work(connection: Connection) -> int | Claimed:
             if claim is not None and (taken := self._claimed(claim.key, claim.owner, connection)):
@@ -134,17 +135,17 @@ class TaskJournal:
         return await self._database.run(lambda connection: self._claimed(key, owner, connection), durable=False)
 
     async def update(self, *changed: GenerationTask) -> None:
-        """Store new states of known tasks in one transaction. The input pictures of what came to nothing are dropped.
+        """Store new states of known tasks in one transaction, and drop the input pictures of failed and cancelled ones.
 
-        Only an end waits for the disk, and pictures that wait for their store: a power cut that forgets a beginning
-        has the task begin again.
+        Only ends, and pictures that wait for their store, wait for the disk: if a power cut loses a start, the task
+        starts again.
         """
         ended = [task for task in changed if task.status.finished]
         durable = any(task.status.finished or task.storing for task in changed)
         await self._store(changed, self.outbox.births(ended), durable=durable)
 
     async def begin(self, *tasks: GenerationTask) -> None:
-        """As update, of tasks that begin to make their pictures: who wants to be told so is."""
+        """Like update(), for tasks that start; also queues their `started` webhooks."""
         await self._store(tasks, self.outbox.births(tasks, started=True), durable=False)
 
     async def _store(self, changed: Sequence[GenerationTask], born: Sequence[Delivery], *, durable: bool) -> None:
@@ -167,19 +168,19 @@ class TaskJournal:
         return _task(row) if row else None
 
     async def pictures(self, task_id: str) -> InputPictures:
-        """What a task starts from, unless it has failed or been cancelled."""
+        """The input pictures of a task, unless it failed or was cancelled."""
         query = select(inputs.c.image, inputs.c.mask).where(inputs.c.task_id == task_id)
         row = await self._database.run(lambda connection: connection.execute(query).one_or_none())
         return InputPictures(init_image=row.image, mask_image=row.mask) if row else InputPictures()
 
     async def unfinished(self) -> list[GenerationTask]:
-        """What an earlier run left, in order of arrival."""
+        """The unfinished tasks of an earlier run, in order of arrival."""
         states = (TaskStatus.PENDING, TaskStatus.PROCESSING)
         query = select(tasks.c.sequence, tasks.c.record).where(tasks.c.status.in_(states)).order_by(tasks.c.sequence)
         return _tasks(await self._database.run(lambda connection: connection.execute(query).all()))
 
     async def page(self, wanted: TaskFilter, limit: int, before: int | None = None) -> Page:
-        """The newest tasks that match, or the newest of those that arrived before the one with this sequence."""
+        """A page of matching tasks, newest first; with `before`, those that arrived before that sequence."""
         query, older = _matching(select(tasks.c.sequence, tasks.c.record), wanted), tasks.c.sequence < (before or 0)
         query = (query.where(older) if before is not None else query).order_by(tasks.c.sequence.desc())
         count = select(func.count()).select_from(tasks)
@@ -192,7 +193,7 @@ class TaskJournal:
         return Page(_tasks(rows[:limit]), total, filtered, more=len(rows) > limit)
 
     async def surplus(self, kept: Retention) -> list[GenerationTask]:
-        """Some of the ended tasks that are to go, oldest first."""
+        """Some of the ended tasks beyond the limits, oldest first."""
 
         def work(connection: Connection) -> Sequence[Any]:
             now = self._count(connection)
@@ -204,7 +205,7 @@ class TaskJournal:
         return _tasks(await self._database.run(work))
 
     async def delete(self, task_ids: Sequence[str]) -> None:
-        """Forget at most 500 tasks."""
+        """Delete the records of at most 500 tasks."""
         task_ids = task_ids[:_CHUNK]
         these = tasks.c.id.in_(task_ids)
 
@@ -244,7 +245,7 @@ class TaskJournal:
         return before + self._clock() - self._opened
 
     def _count(self, connection: Connection) -> float:
-        """Seconds of service until now, written down every minute."""
+        """Seconds of service until now, stored every minute."""
         now = self._service_s(connection)
         if now - self._counted >= _COUNT_EVERY_S:
             connection.execute(update(service).values(seconds=now))
@@ -265,7 +266,7 @@ def _matching(query: Query, wanted: TaskFilter) -> Query:
 
 
 def _holding(text: str) -> Query:
-    """The sequences of the tasks whose prompt holds this text."""
+    """The sequences of the tasks whose prompt contains this text."""
     if len(text) < _TRIGRAM:
         condition = prompts.c.prompt.icontains(text, autoescape=True)
     else:
@@ -275,12 +276,12 @@ def _holding(text: str) -> Query:
 
 
 def _iso(time: datetime | None) -> str:
-    """As `created_at` is stored."""
+    """A time in the format of `created_at`."""
     return time.astimezone(UTC).isoformat() if time else ""
 
 
 def _too_many(kept: Retention, now: float, connection: Connection) -> list[Query]:
-    """For each limit that is exceeded, the tasks beyond it: the newest are kept."""
+    """For each exceeded limit, the tasks beyond it; the newest are kept."""
     query, ended = select(tasks.c.sequence, tasks.c.record), tasks.c.ended_s.is_not(None)
     newest_first = (tasks.c.ended_s.desc(), tasks.c.sequence.desc())
     queries = [query.where(tasks.c.ended_s < now - kept.age_s)] if kept.age_s else []

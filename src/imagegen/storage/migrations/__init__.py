@@ -8,8 +8,8 @@ from imagegen.core.errors import StorageFailed
 
 
 def upgrade(connection: Connection) -> None:
-    """Run what is missing, in the connection's transaction. Raises StorageFailed for a database of a newer imagegen."""
-    # Imported here: it costs a third of a second, in the journal's thread instead of before the first answer.
+    """Run the missing migrations in the connection's transaction. Raises StorageFailed for a newer imagegen's database."""
+    # Imported here: it takes a third of a second, which the journal's thread spends instead of the first request.
     from alembic import command
     from alembic.config import Config
     from alembic.util import CommandError
