@@ -21,7 +21,7 @@ def _leave_with_parent() -> None:
 
 
 def ignore_signals() -> None:
-    """Leave the decision to exit to the parent: Ctrl-C and a service manager's SIGTERM reach the whole process group."""
+    """Let the parent decide when to exit: Ctrl-C and a service manager's SIGTERM reach the whole process group."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Picture sizes: the table of aspect ratios, and the size to render so that the requested size can be cropped from it."""
+"""Picture sizes: the table of aspect ratios, and the size to render for a requested size."""
 
 import math
 from collections.abc import Mapping

@@ -8,7 +8,7 @@ from imagegen.core.errors import StorageFailed
 
 
 def upgrade(connection: Connection) -> None:
-    """Run the missing migrations in the connection's transaction. Raises StorageFailed for a newer imagegen's database."""
+    """Run the missing migrations in the connection's transaction. Raises StorageFailed for a newer database."""
     # Imported here: it takes a third of a second, which the journal's thread spends instead of the first request.
     from alembic import command
     from alembic.config import Config
