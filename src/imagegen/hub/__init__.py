@@ -1,1 +1,1 @@
-"""Getting weights from the hub: what to fetch, the process that fetches it, and who decides when."""
+"""Pulls weights from the hub: which files, in which process, and when."""

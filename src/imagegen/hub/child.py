@@ -1,6 +1,6 @@
-"""The process that downloads: one command on its command line, JSON lines on stdout. It alone uses HF_TOKEN.
+"""The download process: one command in its arguments, JSON lines on stdout. Only this process uses HF_TOKEN.
 
-A process, because the threads of a hub library cannot be stopped: killing it is how a download is cancelled.
+It is a process because the threads of the hub's library cannot be stopped: a download is cancelled by killing it.
 """
 
 import os
@@ -23,21 +23,21 @@ from imagegen.hub.repository import RemoteFile, Repository
 
 Tell = Callable[[Answer], None]
 
-#: Files that are fetched at the same time.
+#: Concurrent downloads of files.
 CONNECTIONS = 4
 
-#: Seconds between two looks at how far it is.
+#: Seconds between two reports of progress.
 TICK_S = 0.25
 
-#: Seconds that the library may sleep where the hub asks it to wait; what takes longer is told instead.
+#: Seconds that the library may sleep when the hub asks it to wait. A longer wait is reported instead.
 MAX_WAIT_S = 30
 
-#: Bytes between two writes. The library's 10 MiB are lost with every cut and make progress jump.
+#: Bytes between two writes. The library's 10 MiB are lost with every broken connection and make progress jump.
 WRITE_BYTES = 2**18
 
 
 class _Wanted(NamedTuple):
-    """Files of a repository, and which wish they fulfil."""
+    """Files of a repository, and the request that they belong to."""
 
     repository: Repository
     wish: HubFiles
@@ -53,7 +53,7 @@ class _Wanted(NamedTuple):
 
 
 def fetch(command: Fetch, tell: Tell) -> None:
-    """Do what the command says. Raises Refusal."""
+    """Run the command. Raises Refusal."""
     wanted = [_choose(wish) for wish in command.files]
     _check_space(wanted, command.reserve_bytes)
     _download(wanted, tell)
@@ -93,9 +93,9 @@ def _gb(size: int) -> str:
 
 
 def _download(wanted: list[_Wanted], tell: Tell) -> None:
-    """Fetch all files, telling how far it is. Raises Refusal; threads that still run then end with the process."""
+    """Download all files and report progress. Raises Refusal; threads that still run end with the process."""
     pool = ThreadPoolExecutor(CONNECTIONS)
-    # The largest first: they decide how long it takes.
+    # The largest first: they decide the total time.
     files = [(each.repository, file) for each in wanted for file in each.files]
     files.sort(key=lambda pair: -pair[1].size)
     waiting = {pool.submit(_fetch_one, repository, file) for repository, file in files}
@@ -125,7 +125,7 @@ def _progress(wanted: list[_Wanted]) -> Progress:
 
 
 def adjust_library() -> None:
-    """Let the library write often, and not sleep for minutes where the hub is busy."""
+    """Make the library write often, and not sleep for minutes when the hub is busy."""
     constants.DOWNLOAD_CHUNK_SIZE = WRITE_BYTES
     hooks = {**get_session().event_hooks, "response": [_refuse_long_waits]}
     set_client_factory(lambda: httpx2.Client(event_hooks=hooks, follow_redirects=True, timeout=None))
@@ -143,7 +143,7 @@ def tell(answer: Answer) -> None:
 
 
 def main(command: Fetch) -> None:
-    """Fetch and leave, with threads that still wait for bytes, if need be."""
+    """Download and exit, even if threads still wait for bytes."""
     follow_parent()
     adjust_library()
     try:

@@ -1,4 +1,4 @@
-"""All that passes between the service and the process that downloads: one command, then a JSON line for each answer."""
+"""All messages between the service and the download process: one command, then a JSON line for each answer."""
 
 from typing import Annotated, Literal
 
@@ -8,19 +8,19 @@ from imagegen.catalog.catalog import HubFiles
 from imagegen.core.errors import FailureCode
 from imagegen.core.value import Value
 
-#: Bytes of disk that a download leaves to others: 1 GiB.
+#: Bytes of disk that a download leaves free: 1 GiB.
 RESERVE_BYTES = 2**30
 
 
 class Fetch(Value):
-    """Bring these files into the hub's cache. Answers: any number of Progress, then Fetched or Refused."""
+    """Download these files into the hub's cache. Answers: any number of Progress, then Fetched or Refused."""
 
     files: tuple[HubFiles, ...]
     reserve_bytes: int = RESERVE_BYTES
 
 
 class Progress(Value):
-    """So much of all that is needed is on disk, whoever brought it there. Bytes."""
+    """Bytes on disk, of the bytes that are needed."""
 
     kind: Literal["progress"] = "progress"
     bytes_done: int
@@ -28,19 +28,19 @@ class Progress(Value):
 
 
 class Fetched(Value):
-    """Everything is there and its checksums are right."""
+    """All files are on disk, and their checksums are right."""
 
     kind: Literal["fetched"] = "fetched"
 
 
 class Refused(Value):
-    """It could not be done. What arrived is kept, and the next attempt goes on from there."""
+    """The download failed. What arrived is kept, and the next attempt resumes it."""
 
     kind: Literal["refused"] = "refused"
     code: FailureCode
-    #: May reach a caller: no path, no secret.
+    #: For the caller: no path, no secret.
     message: str
-    #: Seconds after which asking again makes sense, where the hub said so.
+    #: Seconds until a retry makes sense, if the hub said so.
     retry_after: int | None = None
 
 
@@ -50,5 +50,5 @@ _ANSWERS: TypeAdapter[Answer] = TypeAdapter(Answer)
 
 
 def read_answer(line: bytes) -> Answer:
-    """Raises ValueError for what is no answer."""
+    """Parse one line. Raises ValueError if it is not an answer."""
     return _ANSWERS.validate_json(line)

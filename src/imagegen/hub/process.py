@@ -1,4 +1,4 @@
-"""The service's side of a download: starts the process, hears what it says, kills it to cancel."""
+"""The service's side of a download: starts the process, reads its answers, kills it to cancel."""
 
 import asyncio
 import os
@@ -13,10 +13,10 @@ from imagegen.hub.messages import Fetch, Fetched, Progress, Refused, read_answer
 
 OnProgress = Callable[[Progress], None]
 
-#: How a download is done: `fetch_in_process`, or what tests put in its place. Cancelling it ends the download.
+#: Runs a download: `fetch_in_process`, or a test's replacement. Cancelling it ends the download.
 Fetcher = Callable[[Fetch, OnProgress], Awaitable[Fetched | Refused]]
 
-#: Plain HTTP: the other way of the hub, Xet, keeps nothing of what had arrived when it is interrupted.
+#: Plain HTTP: Xet, the hub's other protocol, keeps nothing of an interrupted download.
 _VARIABLES: Mapping[str, str] = MappingProxyType(
     {
         "HF_HUB_DISABLE_XET": "1",
@@ -31,9 +31,9 @@ _CRASHED = Refused(code=FailureCode.PULL_CRASHED, message="The process that down
 
 
 async def fetch_in_process(command: Fetch, on_progress: OnProgress) -> Fetched | Refused:
-    """Download in a process of its own. Cancelled, it ends that process; what arrived is kept."""
+    """Download in a separate process. Cancelling kills the process; what arrived is kept."""
     process = await asyncio.create_subprocess_exec(
-        # -P: no module is taken from the folder that the service happens to start in.
+        # -P: import no module from the current folder.
         *(sys.executable, "-P", "-m", "imagegen.hub.child", command.model_dump_json()),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
@@ -48,13 +48,13 @@ async def fetch_in_process(command: Fetch, on_progress: OnProgress) -> Fetched |
 
 
 def downloader_environment(ours: Mapping[str, str]) -> dict[str, str]:
-    """What the process that downloads finds in its environment: the hub's token, and no secret of another kind."""
+    """The environment of the download process: the hub's token and no other secret."""
     return {name: value for name, value in ours.items() if not is_secret(name)} | dict(_VARIABLES)
 
 
 async def _hear(process: asyncio.subprocess.Process, on_progress: OnProgress) -> Fetched | Refused:
     assert process.stdout is not None
-    with suppress(ValueError):  # a line that is no answer, or longer than any
+    with suppress(ValueError):  # not an answer, or too long a line
         async for line in process.stdout:
             answer = read_answer(line)
             if not isinstance(answer, Progress):

@@ -1,4 +1,4 @@
-"""ModelPuller: the single writer of what is being fetched. One download at a time; the others wait their turn."""
+"""ModelPuller: the only writer of downloads. One runs at a time; the others wait in order."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -28,7 +28,7 @@ _REMOVED = Failure(code=FailureCode.MODEL_REMOVED, message="The model is no long
 
 
 class PullState(StrEnum):
-    """How far a download is."""
+    """The state of a download."""
 
     WAITING = "waiting"
     DOWNLOADING = "downloading"
@@ -42,13 +42,13 @@ class Pull(Value):
 
     model: str
     state: PullState = PullState.WAITING
-    #: Of all that the model needs, what is on disk.
+    #: Bytes on disk, of all that the model needs.
     bytes_done: int = 0
-    #: None until the hub has said.
+    #: Bytes that the model needs; None until the hub has said.
     bytes_total: int | None = None
     #: Why it failed or was cancelled.
     failure: Failure | None = None
-    #: Whole seconds after which another attempt makes sense, where the hub said so.
+    #: Whole seconds until a retry makes sense, if the hub said so.
     retry_after: int | None = None
 
     @property
@@ -57,12 +57,12 @@ class Pull(Value):
 
     @property
     def percent(self) -> int | None:
-        """Whole percents that are on disk; None while the total is unknown."""
+        """Whole percent on disk; None while the total is unknown."""
         return 100 * self.bytes_done // self.bytes_total if self.bytes_total else None
 
 
 class ModelPuller:
-    """Owns `_pulls`, the latest download of each model, and the process that downloads. Loop thread only."""
+    """Owns `_pulls`, the latest download of each model, and the download process. Event loop only."""
 
     def __init__(
         self,
@@ -77,28 +77,28 @@ class ModelPuller:
         self._fetch = fetch
         self._pulls: dict[str, Pull] = {}
         self._turns: asyncio.Queue[str] = asyncio.Queue()
-        #: The download that runs, and its model.
+        #: The running download, and its model.
         self._running: tuple[str, asyncio.Future[Fetched | Refused]] | None = None
-        #: Set, and replaced, when a model's download changes.
+        #: Set and replaced when a model's download changes.
         self._news: dict[str, asyncio.Event] = {}
         self._draining = False
 
     # -- reads --------------------------------------------------------------------------------------------------------
 
     def pull(self, model: str) -> Pull | None:
-        """The latest download of a model; None if there was none since the service started."""
+        """The latest download of a model; None: none since the service started."""
         return self._pulls.get(model)
 
     def is_here(self, model: str) -> bool:
-        """Whether the model can be loaded without a download. Looks at the disk. Raises ModelNotFound."""
+        """Whether the model can be loaded without a download. Reads the disk. Raises ModelNotFound."""
         return self.has(self._catalog().model(model))
 
     def has(self, spec: ModelSpec) -> bool:
-        """As is_here, for an entry that may have changed meanwhile."""
+        """Like is_here(), for an entry instead of an id."""
         return weights_here(spec, self._models_dir)
 
     async def follow(self, model: str) -> AsyncIterator[Pull]:
-        """The download as it is and as it changes, until it has ended or the service stops. A slow listener skips."""
+        """The download now and at each change, until it ends or the service stops. A slow listener skips changes."""
         while not self._draining and model in self._pulls:
             news = self._news.setdefault(model, asyncio.Event())
             yield self._pulls[model]
@@ -109,7 +109,7 @@ class ModelPuller:
     # -- changes ------------------------------------------------------------------------------------------------------
 
     def start(self, model: str) -> Pull:
-        """Fetch a model's weights, in turn. Raises ModelNotFound, NoRepository, WeightsHere or Draining."""
+        """Queue a download of a model's weights. Raises ModelNotFound, NoRepository, WeightsHere or Draining."""
         spec = self._catalog().model(model)
         if self._draining:
             raise Draining
@@ -124,12 +124,12 @@ class ModelPuller:
         return self._set(Pull(model=model))
 
     def cancel(self, model: str) -> Pull:
-        """End a download; what arrived is kept. Raises ModelNotFound or NotPulling."""
+        """Cancel a download; what arrived is kept. Raises ModelNotFound or NotPulling."""
         self._catalog().model(model)
         return self._cancel(model, _CANCELLED)
 
     def removed(self, model: str) -> None:
-        """The model is no longer configured: nobody waits for its weights."""
+        """Cancel the download of a model that is no longer configured."""
         with suppress(NotPulling):
             self._cancel(model, _REMOVED)
 
@@ -156,7 +156,7 @@ class ModelPuller:
     # -- running ------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Fetch whose turn it is, for ever."""
+        """Run the downloads one after the other, without end."""
         while True:
             model = await self._turns.get()
             if self._pulls[model].state is PullState.WAITING:
@@ -186,10 +186,10 @@ class ModelPuller:
 
     def _ended(self, model: str, downloading: asyncio.Future[Fetched | Refused]) -> None:
         if self._pulls[model].state is not PullState.DOWNLOADING:
-            return  # cancelled in its last moment
+            return  # cancelled just before it ended
         try:
             answer = downloading.result()
-        except OSError as error:  # no process to be had
+        except OSError as error:  # the process could not be started
             log.warning("pull_not_started", reason=str(error))
             answer = Refused(code=FailureCode.PULL_CRASHED, message="The process that downloads could not be started.")
         if isinstance(answer, Refused):
@@ -203,7 +203,7 @@ class ModelPuller:
         self._set(self._pulls[model].evolve(**changes))
 
     def begin_drain(self) -> None:
-        """Start nothing more and let all followers go; what runs ends with `run`."""
+        """Start no more downloads and end all followers. The running download ends with `run`."""
         self._draining = True
         for news in self._news.values():
             news.set()

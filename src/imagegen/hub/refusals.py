@@ -1,4 +1,4 @@
-"""What the hub's refusals, the network's and the disk's mean, in words that may reach a caller."""
+"""Maps errors of the hub, the network and the disk to messages for the caller."""
 
 from collections.abc import Mapping
 
@@ -19,12 +19,12 @@ from imagegen.core.errors import FailureCode, ImagegenError
 from imagegen.hub.messages import Refused
 from imagegen.storage.files import DISK_FULL
 
-#: What `refused` has words for.
+#: The errors that `refused` maps.
 EXPECTED = (httpx2.HTTPError, OSError, ValueError)
 
 
 class Refusal(ImagegenError):
-    """The files could not be fetched."""
+    """The files could not be downloaded."""
 
     def __init__(self, answer: Refused) -> None:
         super().__init__(answer.message)
@@ -36,7 +36,7 @@ def refusal(code: FailureCode, message: str, retry_after: int | None = None) -> 
 
 
 def refused(error: Exception, repo: str) -> Refusal:
-    """One of EXPECTED as a refusal. Neither URLs nor headers are repeated: they may hold secrets."""
+    """The refusal for one of EXPECTED. It repeats no URL and no header: they may hold secrets."""
     match error:
         case HfHubHTTPError():
             return _answered(error, repo)
@@ -110,7 +110,7 @@ def rate_limited(seconds: int | None) -> Refusal:
 
 
 def retry_after(headers: Mapping[str, str]) -> int | None:
-    """Seconds that the hub asks to wait; None if it does not say."""
+    """Seconds that the hub asks to wait; None: it does not say."""
     limits = parse_ratelimit_headers(headers)
     if limits is not None and limits.remaining == 0:
         return int(limits.reset_in_seconds)

@@ -1,4 +1,4 @@
-"""One repository on the hub at one commit: what is in it, what is wanted of it, and bringing that to disk."""
+"""One repository on the hub at one commit: lists its files, chooses the needed ones, and downloads them."""
 
 import fcntl
 import hashlib
@@ -25,13 +25,13 @@ from imagegen.catalog.pipeline_files import INDEX, lacking, needed
 from imagegen.core.errors import FailureCode
 from imagegen.hub.refusals import refusal
 
-#: Seconds for one answer of the hub's API.
+#: Timeout of one request to the hub's API, in seconds.
 API_TIMEOUT_S = 30
 
-#: How often http_get, which itself asks six times, may end without a byte more having arrived.
+#: Calls of http_get in a row without a new byte. Each of them tries six times.
 ATTEMPTS = 2
 
-#: Bytes that are hashed at a time.
+#: Bytes that are hashed at once.
 _CHUNK = 2**20
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -42,14 +42,14 @@ class RemoteFile(NamedTuple):
     """A file as the hub describes it."""
 
     path: str
-    #: Bytes.
+    #: In bytes.
     size: int
-    #: sha256 of a large file, git's sha1 of a small one: the name of the blob, and what it must hash to.
+    #: SHA-256 of a large file, git's SHA-1 of a small one. It is the name of the blob and its checksum.
     digest: str
 
 
 class Repository:
-    """A repository at the commit that its revision meant when it was opened."""
+    """A repository at the commit of its revision when it was opened."""
 
     def __init__(self, repo: str, commit: str, files: dict[str, RemoteFile]) -> None:
         self.repo = repo
@@ -59,7 +59,7 @@ class Repository:
 
     @classmethod
     def open(cls, wanted: HubFiles) -> "Repository":
-        """Ask the hub. Raises one of refusals.EXPECTED."""
+        """Ask the hub for the commit and its files. Raises one of refusals.EXPECTED."""
         api = HfApi(library_name="imagegen", library_version=imagegen.__version__)
         try:
             info = api.model_info(wanted.repo, revision=wanted.revision, files_metadata=True, timeout=API_TIMEOUT_S)
@@ -71,7 +71,7 @@ class Repository:
         return cls(wanted.repo, info.sha, files)
 
     def choose(self, wanted: HubFiles) -> list[RemoteFile]:
-        """The files that are wanted. Fetches model_index.json, which names them. Raises Refusal."""
+        """The files to download. Downloads model_index.json, which names them. Raises Refusal."""
         paths = list(wanted.files) or self._pipeline(wanted)
         for path in paths:
             if path not in self.files:
@@ -91,12 +91,12 @@ class Repository:
         return needed(self.files, index, wanted.without)
 
     def on_disk(self, file: RemoteFile) -> int:
-        """Bytes of it that are there."""
+        """The bytes of a file that are on disk."""
         sizes = (_size(place) for place in (self.cache.blob(file.digest), self.cache.part(file.digest)))
         return min(file.size, max(0, *sizes))
 
     def fetch(self, file: RemoteFile) -> None:
-        """Bring a file to disk, from where an earlier attempt stopped, and verify it. Raises one of EXPECTED."""
+        """Download a file, resuming an earlier attempt, and verify it. Raises one of EXPECTED."""
         blob, part = self.cache.blob(file.digest), self.cache.part(file.digest)
         if _size(blob) == file.size:
             return
@@ -108,11 +108,11 @@ class Repository:
             part.replace(blob)
 
     def _receive(self, file: RemoteFile, out: BinaryIO) -> None:
-        """Append what is missing. http_get itself goes on after a cut, as long as something arrives now and then."""
+        """Append the missing bytes. http_get resumes after a broken connection as long as bytes arrive."""
         if out.seek(0, os.SEEK_END) > file.size:
             out.truncate(0)
         url = hf_hub_url(self.repo, file.path, revision=self.commit)
-        # Compressed answers know no ranges.
+        # Compressed answers have no ranges.
         headers = build_hf_headers(library_name="imagegen", library_version=imagegen.__version__)
         headers["Accept-Encoding"] = "identity"
         failures = 0
@@ -120,14 +120,14 @@ class Repository:
             fault = _get(url, out, had, headers)
             grown = out.seek(0, os.SEEK_END) > had
             if fault is None and not grown:
-                return  # there is no more of it: `_verify` says so
+                return  # the file is complete: `_verify` checks it
             failures = 0 if grown else failures + 1
             if fault is not None and failures == ATTEMPTS:
                 raise fault
             time.sleep(failures)
 
     def _verify(self, file: RemoteFile, part: Path, out: BinaryIO) -> None:
-        """Remove what is not what the hub described, so that the next attempt begins anew."""
+        """Remove a file whose checksum is wrong, so that the next attempt starts from zero."""
         out.flush()
         os.fsync(out.fileno())
         if _digest_of(out, file) != file.digest:
@@ -136,7 +136,7 @@ class Repository:
             raise refusal(FailureCode.CHECKSUM_MISMATCH, message)
 
     def publish(self, wanted: HubFiles, files: list[RemoteFile]) -> None:
-        """Let loaders find the files, all at once: the branch's name comes last, and model_index.json before it."""
+        """Make the files visible to loaders at once: model_index.json is linked last, then the name of the branch."""
         revision = wanted.revision or "main"
         known = {file.path: file for file in [*self._unchanged(revision), *files]}
         for file in sorted(known.values(), key=lambda file: file.path == INDEX):
@@ -144,7 +144,7 @@ class Repository:
         self.cache.set_ref(revision, self.commit)
 
     def _unchanged(self, revision: str) -> list[RemoteFile]:
-        """What an earlier commit's snapshot holds and this commit still has: other models may use it."""
+        """The files of an earlier snapshot that this commit still has: other models may use them."""
         snapshot = self.cache.snapshot(revision)
         paths = paths_in(snapshot) if snapshot else ()
         files = [self.files[path] for path in paths if path in self.files]
@@ -152,7 +152,7 @@ class Repository:
 
 
 def _described(file: Any) -> RemoteFile:
-    """Raises ValueError for what no repository can hold: paths that lead out of it, digests that are none."""
+    """The file as the hub describes it. Raises ValueError for a path that leads out, or a malformed digest."""
     large = file.lfs is not None
     digest, form = (file.lfs.sha256, _SHA256) if large else (file.blob_id, _SHA1)
     size = file.lfs.size if large else file.size
@@ -165,7 +165,7 @@ def _described(file: Any) -> RemoteFile:
 
 
 def _size(path: Path) -> int:
-    """Bytes; -1 of what is not there."""
+    """The size in bytes; -1 for a missing file."""
     try:
         return path.stat().st_size
     except OSError:
@@ -173,7 +173,7 @@ def _size(path: Path) -> int:
 
 
 def _get(url: str, out: BinaryIO, had: int, headers: dict[str, str]) -> Exception | None:
-    """Append what follows the first `had` bytes. Returns what asking again may mend; raises the rest of EXPECTED."""
+    """Append what follows the first `had` bytes. Returns an error that a retry may solve; raises the others."""
     try:
         http_get(url, out, resume_size=had, headers=headers)
     except httpx2.TransportError as fault:
@@ -185,14 +185,14 @@ def _get(url: str, out: BinaryIO, had: int, headers: dict[str, str]) -> Exceptio
         if error.response.status_code != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             raise
     except OSError as error:
-        if error.errno is not None:  # without one it is http_get that counts other bytes than it was promised
+        if error.errno is not None:  # without an error, http_get counted other bytes than the hub had announced
             raise
     return None
 
 
 def _digest_of(out: BinaryIO, file: RemoteFile) -> str:
     size = out.seek(0, os.SEEK_END)
-    # git hashes a header along with the content.
+    # git hashes a header before the content.
     digest = hashlib.sha256() if _SHA256.fullmatch(file.digest) else hashlib.sha1(b"blob %d\0" % size)
     out.seek(0)
     while chunk := out.read(_CHUNK):
@@ -202,12 +202,12 @@ def _digest_of(out: BinaryIO, file: RemoteFile) -> str:
 
 @contextmanager
 def _alone(part: Path) -> Iterator[BinaryIO]:
-    """Open a half file for this process alone: the service and `imagegen models pull` may want it at the same time."""
+    """Open and lock a partial file: the service and `imagegen models pull` may download it at the same time."""
     part.parent.mkdir(parents=True, exist_ok=True)
     while True:
         with part.open("a+b") as out:
             fcntl.flock(out, fcntl.LOCK_EX)
             if not part.exists() or not os.path.samestat(os.fstat(out.fileno()), part.stat()):
-                continue  # whoever had it has finished it or thrown it away
+                continue  # the other process finished or removed it
             yield out
             return

@@ -1,1 +1,1 @@
-"""Telling receivers over HTTP what became of tasks."""
+"""Delivers webhooks: the events of tasks, sent to receivers over HTTP."""

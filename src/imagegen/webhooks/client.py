@@ -1,4 +1,4 @@
-"""GuardedClient: sends to where it may, at the address that it has checked, and with nothing that was not given."""
+"""GuardedClient: posts only to allowed addresses, and connects to the address that it checked."""
 
 import asyncio
 import socket
@@ -20,12 +20,12 @@ from imagegen.settings import Settings
 USER_AGENT = f"imagegen/{imagegen.__version__}"
 
 
-#: As getaddrinfo gives it: family, type, protocol, canonical name, address.
+#: A result of getaddrinfo: family, type, protocol, canonical name, address.
 Found = tuple[int, int, int, str, tuple[object, ...]]
 
 
 class Answer(NamedTuple):
-    """What became of an attempt: the receiver's status, or 0 and a stable word for why there is none."""
+    """The result of an attempt: the receiver's status, or 0 and a stable code."""
 
     status: int = 0
     error: str | None = None
@@ -37,19 +37,19 @@ class Answer(NamedTuple):
 
     @property
     def gone(self) -> bool:
-        """Whether the receiver wants nothing more at this URL."""
+        """Whether the receiver answered 410 Gone."""
         return self.status == HTTPStatus.GONE
 
     @property
     def word(self) -> str | None:
-        """Why the attempt failed; None: it did not."""
+        """Why the attempt failed; None: it succeeded."""
         if self.error is not None or self.arrived:
             return self.error
         return "gone" if self.gone else f"status {self.status}"
 
 
 def policy_of(settings: Settings) -> Policy:
-    """Where the settings let us send to."""
+    """The addresses that the settings allow."""
     return Policy(
         allowed_schemes=frozenset({"https", "http"} if settings.webhook_http else {"https"}),
         allowed_ports=settings.webhook_ports,
@@ -59,36 +59,36 @@ def policy_of(settings: Settings) -> Policy:
 
 
 class GuardedClient:
-    """Posts. It looks a name up once, checks every address that it has, and connects to one of those.
+    """Posts webhooks. It resolves a name once, checks every address, and connects to one of those.
 
-    Each attempt has a connection of its own: no cookie, and nothing else, passes from one to the next. Neither proxies
-    nor credentials are taken from the environment, and redirects are not followed.
+    Each attempt uses a new connection, so that no cookie passes from one to the next. It takes neither proxies
+    nor credentials from the environment, and follows no redirects.
     """
 
     def __init__(self, policy: Policy, timeout_s: float, resolver: Resolver = socket.getaddrinfo) -> None:
         self._policy = policy
         self._timeout_s = timeout_s
         self._resolver = resolver
-        # The usual authorities, and what the system trusts (SSL_CERT_FILE names another file of those).
+        # certifi's authorities, and those that the system trusts (SSL_CERT_FILE names another file).
         self._tls = httpx.create_ssl_context(trust_env=False)
         self._tls.load_default_certs()
 
     def check(self, url: str) -> None:
-        """Whether one may send there, as far as can be told without the network. Raises UrlNotAllowed."""
+        """Check a URL without the network. Raises UrlNotAllowed."""
         try:
             self._checked(url)
         except (SSRFGuardError, httpx.InvalidURL, ValueError):
             raise UrlNotAllowed from None
 
     async def post(self, url: str, body: str, headers: Mapping[str, str]) -> Answer:
-        """One attempt, within the timeout. Nothing of the answer's body is read."""
+        """Make one attempt within the timeout. The body of the answer is not read."""
         try:
             async with asyncio.timeout(self._timeout_s):
                 return await self._post(self._checked(url), body, headers)
         except (TimeoutError, httpx.TimeoutException):
             return Answer(error="timeout")
         except (SSRFGuardError, socket.gaierror, httpx.InvalidURL, ValueError):
-            # One word for a forbidden address and for none at all: it is no telling what names there are.
+            # The same code for a forbidden address and for none: it must not tell which names exist.
             return Answer(error="url_not_allowed")
         except httpx.ConnectError as error:
             return Answer(error="tls_failed" if _is_tls(error) else "refused")
@@ -96,7 +96,7 @@ class GuardedClient:
             return Answer(error="broken_off")
 
     def _checked(self, url: str) -> httpx.URL:
-        """The URL as the client reads it: what is checked must be what is sent to."""
+        """The URL as the HTTP client parses it, so that the checked host is the host that is used."""
         parsed = httpx.URL(url)
         self._policy.check_url(str(parsed))
         return parsed
@@ -105,7 +105,7 @@ class GuardedClient:
         target = self._policy.check_url(str(url))
         found = await _look_up(self._resolver, target.host, target.port)
         own = {"content-type": "application/json", "user-agent": USER_AGENT}
-        timeouts = httpx.Timeout(self._timeout_s, connect=self._timeout_s / 3).as_dict()  # room for a second address
+        timeouts = httpx.Timeout(self._timeout_s, connect=self._timeout_s / 3).as_dict()  # time for a second address
         request = httpx.Request(
             "POST", url, headers=own | dict(headers), content=body.encode(), extensions={"timeout": timeouts}
         )
@@ -119,15 +119,15 @@ class GuardedClient:
 
 
 async def _look_up(resolver: Resolver, host: str, port: int) -> list[Found]:
-    """The addresses of a host.
+    """Resolve a host.
 
-    In a thread that nobody waits for: a lookup cannot be cancelled, and must hold neither an attempt nor the exit.
+    In a daemon thread: a lookup cannot be cancelled, and must delay neither the attempt nor the exit.
     """
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[list[Found]] = loop.create_future()
 
     def settle(found: Iterable[Found], error: Exception | None) -> None:
-        if answer.done():  # nobody wants it any more
+        if answer.done():  # the attempt has timed out
             return
         if error is None:
             answer.set_result(list(found))
@@ -141,7 +141,7 @@ async def _look_up(resolver: Resolver, host: str, port: int) -> list[Found]:
             found = resolver(host, port, 0, socket.SOCK_STREAM)
         except (OSError, ValueError) as raised:
             error = raised
-        with suppress(RuntimeError):  # the service has left meanwhile
+        with suppress(RuntimeError):  # the event loop is closed
             loop.call_soon_threadsafe(settle, found, error)
 
     threading.Thread(target=work, name="webhook lookup", daemon=True).start()

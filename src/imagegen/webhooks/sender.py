@@ -1,4 +1,4 @@
-"""WebhookSender: brings what is in the outbox to its receivers; the single writer of how far each delivery is."""
+"""WebhookSender: sends the deliveries of the outbox; the only writer of their states."""
 
 import asyncio
 import random
@@ -19,29 +19,29 @@ from imagegen.webhooks.turns import Turn, Turns
 
 log = structlog.get_logger(__name__)
 
-#: What an earlier run left begins again within so many seconds each, and all of it within a minute.
+#: Deliveries of an earlier run start within this many seconds each, and all of them within a minute.
 _RESUME_S = 0.05
 _RESUME_ALL_S = 60.0
 
-#: Seconds until a disk that refused is asked again.
+#: Seconds until a write that the disk refused is retried.
 _DISK_S = 10.0
 
 
 class Client(Protocol):
-    """Sends. GuardedClient is the real one."""
+    """Sends webhooks. GuardedClient implements it."""
 
     def check(self, url: str) -> None:
         """Raises UrlNotAllowed."""
 
     async def post(self, url: str, body: str, headers: Mapping[str, str]) -> Answer:
-        """One attempt. Raises nothing."""
+        """Make one attempt. Raises nothing."""
         ...
 
 
 class WebhookSender:
-    """Owns `_turns`: what is on its way and when it is next. Durable are state and attempts; times are not.
+    """Owns `_turns`: the pending deliveries and their next attempts. State and attempts are durable, times are not.
 
-    So a clock that jumps moves nothing, and after a restart all that is on its way is tried again soon.
+    So a jump of the clock changes nothing, and after a restart all pending deliveries are retried soon.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class WebhookSender:
         clock: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = random.random,
     ) -> None:
-        """Without a signer webhooks are off. `delays_s`: from one attempt to the next; then a delivery is dead."""
+        """Without a signer webhooks are off. `delays_s`: seconds between attempts; after the last one it is dead."""
         self._outbox = outbox
         self._client = client
         self._signer = signer
@@ -61,18 +61,18 @@ class WebhookSender:
         self._clock = clock
         self._chance = chance
         self._turns = Turns()
-        #: Set when there may be something to do.
+        #: Set when there may be work.
         self._wake = asyncio.Event()
-        #: Whether there may be deliveries that `_turns` does not know: those with a sequence above `_seen`.
+        #: Whether there may be deliveries that `_turns` does not know: with a sequence above `_seen`.
         self._news = True
         self._seen = 0
         self._resumed = False
         outbox.on_birth(self._look_soon)
 
-    # -- asked by callers ---------------------------------------------------------------------------------------------
+    # -- for the API --------------------------------------------------------------------------------------------------
 
     def accept(self, url: str, events: Sequence[WebhookEvent]) -> Webhook:
-        """A receiver, checked. Raises WebhooksOff or UrlNotAllowed."""
+        """Check a receiver. Raises WebhooksOff or UrlNotAllowed."""
         if self._signer is None:
             raise WebhooksOff
         self._client.check(url)
@@ -86,18 +86,18 @@ class WebhookSender:
         return delivery
 
     async def page(self, wanted: DeliveryFilter, limit: int, before: int | None = None) -> tuple[list[Delivery], bool]:
-        """The newest deliveries, or the newest before the one with this sequence; and whether there are more."""
+        """A page of deliveries, newest first, and whether there are more."""
         return await self._outbox.page(wanted, limit, before)
 
     def next_attempt_at(self, delivery: Delivery) -> datetime | None:
-        """As far as is known; None: there is none, or it is under way."""
+        """When the next attempt is due; None: there is none, or it runs."""
         due = self._turns.due(delivery.id)
         if due is None or delivery.state is not DeliveryState.PENDING:
             return None
         return datetime.now(UTC) + timedelta(seconds=max(0.0, due - self._clock()))
 
     async def replay(self, delivery_id: str) -> Delivery:
-        """Send it again, with the same id and its attempts counted anew. Raises WebhooksOff or DeliveryNotFound."""
+        """Send a delivery again, with the same id and no attempts. Raises WebhooksOff or DeliveryNotFound."""
         if self._signer is None:
             raise WebhooksOff
         delivery = await self._outbox.revive(delivery_id)
@@ -111,7 +111,7 @@ class WebhookSender:
     # -- running ------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Send what is due, for ever. What is under way when it is cancelled stays on its way."""
+        """Send due deliveries, without end. When cancelled, running attempts stay pending."""
         if self._signer is None:
             return
         async with asyncio.TaskGroup() as attempts:
@@ -135,7 +135,7 @@ class WebhookSender:
             pass
 
     async def _look(self) -> None:
-        """Learn of what is new, in the order of birth."""
+        """Read new deliveries from the outbox, in order of creation."""
         try:
             while self._news:
                 self._news = False
@@ -162,7 +162,7 @@ class WebhookSender:
             else:
                 await self._settle(turn, delivery, await self._post(delivery, signer))
         except (StorageFull, StorageFailed) as error:
-            # Perhaps it has arrived, and will once more: at least once is what was promised.
+            # It may have arrived and be sent twice: the promise is "at least once".
             log.error("delivery_not_recorded", delivery_id=turn.id, code=error.code)
             self._turns.again(turn, self._clock() + _DISK_S)
         self._wake.set()

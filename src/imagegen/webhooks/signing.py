@@ -1,4 +1,4 @@
-"""Signer: the three headers by which a receiver knows that a delivery is ours (Standard Webhooks 1.0)."""
+"""Signer: the three headers that authenticate a delivery (Standard Webhooks 1.0)."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -8,13 +8,13 @@ from standardwebhooks import Webhook
 
 
 class Signer:
-    """Signs with every secret, so that receivers can change from one to the next in their own time."""
+    """Signs with every secret, so that receivers can rotate secrets when they like."""
 
     def __init__(self, secrets: Sequence[SecretStr]) -> None:
         self._keys = [Webhook(secret.get_secret_value()) for secret in secrets]
 
     def headers(self, delivery_id: str, at: datetime, body: str) -> dict[str, str]:
-        """`at` is the time of this attempt: receivers refuse what is older than some minutes."""
+        """`at` is the time of this attempt: receivers refuse signatures that are some minutes old."""
         return {
             "webhook-id": delivery_id,
             "webhook-timestamp": str(int(at.timestamp())),

@@ -1,4 +1,4 @@
-"""Turns: whose turn it is. Pure: it is told the time, and does nothing but decide."""
+"""Turns: decides which delivery is tried next. Pure: the time is an argument."""
 
 import heapq
 from collections import Counter, deque
@@ -9,47 +9,47 @@ from itertools import count
 
 @dataclass(slots=True, eq=False)
 class Turn:
-    """A delivery that waits for its next attempt. Times are on the sender's clock."""
+    """A delivery that waits for its next attempt. Times are those of the sender's clock."""
 
     id: str
     task_id: str
     host: str
-    #: Attempts that count, so far.
+    #: Attempts so far that count.
     attempts: int = 0
-    #: Whether a restart has brought the next attempt forward; then that one does not count.
+    #: Whether a restart moved the next attempt forward; that attempt does not count.
     early: bool = False
     due: float = 0
-    #: Whether it is in a host's line or under way.
+    #: Whether it is in its host's line, or its attempt runs.
     taken: bool = False
 
 
 @dataclass(slots=True)
 class Turns:
-    """Deliveries of one task go in the order of their birth; hosts take turns, each with a few attempts at a time."""
+    """Deliveries of one task are sent in order of creation; hosts take turns, each with a few attempts at a time."""
 
-    #: Attempts that may be under way, and those to one host: a slow receiver must not hold up the others.
+    #: Concurrent attempts, in all and to one host: a slow receiver must not delay the others.
     most: int = 16
     most_a_host: int = 2
     _known: dict[str, Turn] = field(init=False, repr=False, default_factory=dict)
-    #: By task, in order of birth; only the first of each is tried.
+    #: By task, in order of creation; only the first of each is tried.
     _lines: dict[str, deque[Turn]] = field(init=False, repr=False, default_factory=dict)
     _due: list[tuple[float, int, Turn]] = field(init=False, repr=False, default_factory=list)
-    #: By host, those that are due.
+    #: The due deliveries, by host.
     _ready: dict[str, deque[Turn]] = field(init=False, repr=False, default_factory=dict)
     _under_way: Counter[str] = field(init=False, repr=False, default_factory=Counter)
     _numbers: Iterator[int] = field(init=False, repr=False, default_factory=count)
 
     def due(self, delivery_id: str) -> float | None:
-        """When it is to be tried, unless something is in its way; None: it does not wait, or not for its time."""
+        """When the delivery is tried next; None: it does not wait for a time."""
         turn = self._known.get(delivery_id)
         return turn.due if turn and not turn.taken else None
 
     def next_due(self) -> float | None:
-        """When `take` may have something again, if no attempt ends before."""
+        """When `take` may return something again, unless an attempt ends before."""
         return self._due[0][0] if self._due else None
 
     def add(self, turn: Turn, due: float) -> None:
-        """It waits from now on, behind the earlier ones of its task. One that waits already changes nothing."""
+        """Add a delivery behind the earlier ones of its task. One that waits already is left as it is."""
         if turn.id in self._known:
             return
         self._known[turn.id], turn.due = turn, due
@@ -59,7 +59,7 @@ class Turns:
             self._push(turn)
 
     def hasten(self, delivery_id: str, due: float) -> bool:
-        """Have one that waits tried sooner, its attempts counted anew; False if it is not known."""
+        """Move the next attempt of a waiting delivery forward and reset its attempts; False: not known."""
         turn = self._known.get(delivery_id)
         if turn is None:
             return False
@@ -71,7 +71,7 @@ class Turns:
         return True
 
     def take(self, now: float) -> list[Turn]:
-        """Those whose attempt begins now."""
+        """Remove and return the deliveries whose attempts start now."""
         while self._due and self._due[0][0] <= now:
             due, _, turn = heapq.heappop(self._due)
             if self._known.get(turn.id) is turn and turn.due == due and not turn.taken:
@@ -85,7 +85,7 @@ class Turns:
             yield turn
 
     def _next_ready(self) -> Turn | None:
-        """Of the first host that may have one more; that host then goes behind the others."""
+        """The next delivery of the first host with a free slot; that host moves to the back."""
         free = (host for host in self._ready if self._under_way[host] < self.most_a_host)
         if (host := next(free, None)) is None:
             return None
@@ -96,20 +96,20 @@ class Turns:
         return turn
 
     def again(self, turn: Turn, due: float) -> None:
-        """Its attempt failed; the next one is due then."""
+        """Its attempt failed; the next one is due at `due`."""
         self._ended(turn)
         if self._known.get(turn.id) is turn:
             turn.due, turn.taken = due, False
             self._push(turn)
 
     def done(self, turn: Turn) -> None:
-        """Its attempt was its last one."""
+        """It had its last attempt."""
         self._ended(turn)
         if self._known.get(turn.id) is turn:
             self._leave(turn)
 
     def drop(self, delivery_ids: Iterable[str]) -> None:
-        """These are not to be tried any more; what is under way ends by itself."""
+        """Remove deliveries. A running attempt ends by itself."""
         for delivery_id in delivery_ids:
             if (turn := self._known.get(delivery_id)) is not None:
                 self._leave(turn)
