@@ -1,1 +1,1 @@
-"""models.yaml and the frozen, typed Catalog that it becomes."""
+"""models.yaml, and the frozen, typed Catalog that is read from it."""

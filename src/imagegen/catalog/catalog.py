@@ -1,4 +1,4 @@
-"""The Catalog: what models.yaml says, typed and frozen. The current one is swapped, never changed."""
+"""The Catalog: the typed, frozen content of models.yaml. A change of the file makes a new Catalog."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -34,7 +34,7 @@ from imagegen.core.value import Value
 if TYPE_CHECKING:
     from imagegen.settings import Settings
 
-#: `current` and `unload` are words of the URL space.
+#: `/models/current` and `/models/unload` are routes.
 RESERVED_IDS = frozenset({"current", "unload"})
 
 ModelId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -50,7 +50,7 @@ class Section(Value):
         refuse_bare_text(cls)
 
 
-#: Of `max_batch`: beyond some dozens, nothing is won that was not won before.
+#: The largest `max_batch`. Larger batches gain nothing.
 MAX_BATCH = 64
 
 CpuOffload = Literal["none", "model", "sequential", "group"]
@@ -106,21 +106,21 @@ class GlobalSettings(Section):
     retention_gb: RetentionGb | None = None
 
     def over(self, settings: "Settings") -> "Settings":
-        """The process's settings, with what this section says instead of them."""
+        """The process's settings, overridden by the fields that this section sets."""
         both = type(self).model_fields.keys() & type(settings).model_fields.keys()
         own = {name: value for name in both if (value := getattr(self, name)) is not None}
         return settings.model_copy(update=own) if own else settings
 
 
 class HubFiles(Value):
-    """What an entry needs of one hub repository."""
+    """The files that an entry needs from one repository on the hub."""
 
     repo: str
     #: A branch, tag or commit; None is the repository's default branch.
     revision: str | None = None
-    #: These files and nothing else. Empty: a diffusers pipeline, i.e. model_index.json and the folders that it names.
+    #: The files. Empty: a diffusers pipeline, that is model_index.json and the folders that it names.
     files: tuple[str, ...] = ()
-    #: Parts of the pipeline that are not needed because they come from elsewhere.
+    #: Parts of the pipeline that are not needed, because they come from elsewhere.
     without: tuple[str, ...] = ()
 
     @classmethod
@@ -131,7 +131,7 @@ class HubFiles(Value):
 
 
 class ModelSpec(Section):
-    """One entry of `models`: the fields that every family has. A family adds its own in a subclass."""
+    """One entry of `models`: the fields of every family. A family adds fields in a subclass."""
 
     #: Packages that read or run its weights, beside diffusers: receipts name their versions.
     libraries: ClassVar[tuple[str, ...]] = ()
@@ -188,7 +188,7 @@ class ModelSpec(Section):
         return local_path
 
     def hub_files(self) -> tuple[HubFiles, ...]:
-        """What to fetch where `local_path` is not there; empty if the entry names no repository."""
+        """The files to pull where `local_path` does not exist; empty if the entry names no repository."""
         return (HubFiles.of(self.hf_path),) if self.hf_path else ()
 
     @property
@@ -202,7 +202,7 @@ class ModelSpec(Section):
 
     @property
     def why_no_batch(self) -> str | None:
-        """Why `max_batch` is not for this entry; None: it is."""
+        """Why this entry cannot have a `max_batch`; None: it can."""
         return f"models of type {self.type} make one picture at a time"
 
 
@@ -218,7 +218,7 @@ class Catalog(Value):
 
     @property
     def default_model(self) -> str:
-        """The id of the model that runs a request which names none."""
+        """The model of a request that names none."""
         return self.settings.default_model or next(iter(self.models))
 
     def model(self, model_id: str) -> ModelSpec:
@@ -228,7 +228,7 @@ class Catalog(Value):
         return self.models[model_id]
 
     def loaded_as(self, model_id: str) -> dict[str, Any]:
-        """All that a load of this model depends on: where two catalogs differ here, it must be loaded again."""
+        """Everything that a load of this model depends on. If it differs in two catalogs, the model is reloaded."""
         model = self.model(model_id)
         entry = model.model_dump(exclude=set(marked(type(model), Request)))
         for name in marked(GlobalSettings, Loads) & entry.keys():
@@ -236,10 +236,10 @@ class Catalog(Value):
         return entry
 
     def memory_fraction(self, model_id: str) -> float:
-        """Share of the device's memory that this model may take (CUDA only)."""
+        """The share of the device's memory that this model may take (CUDA only)."""
         return self.model(model_id).gpu_memory_fraction or self.settings.gpu_memory_fraction
 
     def idle_minutes(self, model_id: str) -> float:
-        """Minutes after which this model counts as idle; 0 is never."""
+        """Minutes without use after which this model is idle; 0: never."""
         own = self.model(model_id).auto_unload_minutes
         return self.settings.auto_unload_minutes if own is None else own

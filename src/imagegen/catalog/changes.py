@@ -1,4 +1,4 @@
-"""Pure but for a look at links: from what a caller asks to the text of models.yaml with that change in it."""
+"""Changes of models.yaml that a caller asks for: the new text, or why not. Pure, except that it resolves links."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -15,13 +15,13 @@ from imagegen.catalog.loading import SECTIONS, Families
 from imagegen.catalog.yaml import read
 from imagegen.core.errors import ConfigInvalid, ModelExists, ModelNotFound, PathNotAllowed
 
-#: What begins like a URL or a drive, and what only serves to look harmless.
+#: URLs, drives, home folders, and characters that disguise a path.
 _SUSPICIOUS = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*:|^~|[\\%\x00-\x1f\x7f]")
 
 HUB_SOURCE: TypeAdapter[str] = TypeAdapter(HubSource)
 WEIGHTS_FILE: TypeAdapter[str] = TypeAdapter(WeightsFile)
 
-#: Longer names are never a field's, and YAML has trouble with them; no entry has so many fields or is so deep.
+#: Bounds of a key's length, of the fields of one change, and of nesting. No real entry comes near.
 _MAX_KEY = 100
 _MAX_FIELDS = 100
 _MAX_DEPTH = 8
@@ -30,13 +30,13 @@ Fields = Mapping[str, Any]
 
 
 class Roots(NamedTuple):
-    """Where weights may lie that a caller names. The operator's own file may name any place."""
+    """The folders below which a caller may name weights. The operator's own file may name any place."""
 
     models: Path
     roots: tuple[Path, ...]
 
     def check(self, kind: type[Section] | None, fields: Fields) -> None:
-        """Raises PathNotAllowed for a path that leads elsewhere. `kind` says which fields are paths; None: unknown."""
+        """Raises PathNotAllowed for a path outside the roots. `kind` says which fields are paths; None: unknown."""
         for key, mark, value in texts(kind, fields) if kind else ():
             if not self._may_name(mark, value):
                 raise PathNotAllowed(f"{key}: {PathNotAllowed().detail}")
@@ -62,7 +62,7 @@ class Roots(NamedTuple):
         try:
             path = (self.models / value).resolve()
             return any(path.is_relative_to(root.resolve()) for root in roots)
-        except (OSError, RuntimeError):  # links in a circle
+        except (OSError, RuntimeError):  # a cycle of links
             return False
 
 
@@ -75,7 +75,7 @@ def _is(kind: TypeAdapter[str], value: str) -> bool:
 
 
 def with_model(text: str, model_id: str, fields: Fields, families: Families, roots: Roots) -> str:
-    """With a new entry at the end. Raises ModelExists, PathNotAllowed."""
+    """The text with a new entry at the end. Raises ModelExists, PathNotAllowed."""
     _check({model_id: None, **fields})
     roots.check(_family(fields.get("type"), families), fields)
     if model_id in _models(text):
@@ -84,7 +84,7 @@ def with_model(text: str, model_id: str, fields: Fields, families: Families, roo
 
 
 def with_changed_model(text: str, model_id: str, fields: Fields, families: Families, roots: Roots) -> str:
-    """With some fields of an entry replaced; None takes a field out. Raises ModelNotFound, PathNotAllowed."""
+    """The text with some fields of an entry replaced; None removes one. Raises ModelNotFound, PathNotAllowed."""
     models = _models(text)
     if model_id not in models:
         raise ModelNotFound
@@ -99,14 +99,14 @@ def _family(word: object, families: Families) -> type[Section] | None:
 
 
 def without_model(text: str, model_id: str) -> str:
-    """Without an entry. Raises ModelNotFound."""
+    """The text without an entry. Raises ModelNotFound."""
     if model_id not in _models(text):
         raise ModelNotFound
     return edited(text, [Remove(("models", model_id))])
 
 
 def with_settings(text: str, fields: Fields) -> str:
-    """With some fields of `global` replaced; None takes a field out."""
+    """The text with some fields of `global` replaced; None removes one."""
     data = read(text).data
     name = next((key for key in data if SECTIONS.get(key) == "global"), "global")
     return edited(text, list(_merged((name,), data.get(name) or {}, fields, GlobalSettings)))
@@ -125,7 +125,7 @@ def _merged(path: tuple[str, ...], section: Fields, fields: Fields, kind: type[S
 
 
 def _spelling(name: str, section: Fields, kind: type[Section] | None) -> str:
-    """As the file spells the field already; a second spelling of it would be an error."""
+    """The spelling that the file uses for a field: a second spelling in it would be an error."""
     for field, info in kind.model_fields.items() if kind else ():
         if name in (known := spellings(field, info)):
             return next((key for key in section if key in known), name)
@@ -133,7 +133,7 @@ def _spelling(name: str, section: Fields, kind: type[Section] | None) -> str:
 
 
 def _check(fields: Fields) -> None:
-    """Bounds, before the work begins: each field is a look at the whole file. Raises ConfigInvalid."""
+    """Check the bounds first: each field costs a pass over the whole file. Raises ConfigInvalid."""
     if len(fields) > _MAX_FIELDS:
         raise ConfigInvalid(f"More than {_MAX_FIELDS} fields.")
     for name, value in fields.items():

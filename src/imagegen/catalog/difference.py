@@ -1,11 +1,11 @@
-"""Pure: what changes from one Catalog to the next, and which models must be loaded again for it."""
+"""The difference of two Catalogs, and which models must be reloaded for it. Pure."""
 
 from imagegen.catalog.catalog import Catalog
 from imagegen.core.value import Value
 
 
 class Difference(Value):
-    """From the catalog that was to the one that is."""
+    """The difference between an old and a new catalog."""
 
     added: tuple[str, ...] = ()
     #: Models whose entry differs.
@@ -13,7 +13,7 @@ class Difference(Value):
     removed: tuple[str, ...] = ()
     #: Fields of `global` that differ.
     settings: tuple[str, ...] = ()
-    #: Models that are not loaded as before: removed, or changed in something that a load depends on.
+    #: Models to reload or drop: removed, or changed in something that a load depends on.
     outdated: tuple[str, ...] = ()
 
     @property
@@ -22,7 +22,7 @@ class Difference(Value):
 
 
 def difference(old: Catalog, new: Catalog) -> Difference:
-    """In the order of the files."""
+    """The difference of two catalogs, in the order of the files."""
     kept = [model for model in old.models if model in new.models]
     removed = tuple(model for model in old.models if model not in new.models)
     return Difference(

@@ -1,7 +1,7 @@
-"""Pure: edits of a models.yaml's text that touch the lines they are about and no other.
+"""Edits the text of a models.yaml and leaves all other lines as they are. Pure.
 
-ruamel says where each key and value stands and writes the new ones. Its own round trip would keep comments and order,
-too, but lay the whole file out anew: indentation, quotes, the space before a comment, the ends of long lines.
+ruamel gives the position of each key and value, and writes the new ones. Its own round trip keeps comments and order,
+but changes the layout of the whole file: indentation, quotes, the space before a comment, the breaks of long lines.
 """
 
 import re
@@ -19,18 +19,18 @@ Path = tuple[str, ...]
 
 
 class NotEditable(Exception):
-    """The file is written in a way in which this edit cannot be made."""
+    """The layout of the file does not allow this edit."""
 
 
 class Put(NamedTuple):
-    """Give a key a value; whatever is missing on the way there is made."""
+    """Set a key, and create the missing mappings above it."""
 
     path: Path
     value: Any
 
 
 class Remove(NamedTuple):
-    """Take a key out, if it is there."""
+    """Remove a key if it is there."""
 
     path: Path
 
@@ -39,7 +39,7 @@ Change = Put | Remove
 
 
 def edited(text: str, changes: Sequence[Change]) -> str:
-    """The text after the changes, made one after the other.
+    """The text after the changes, applied one after the other.
 
     Raises NotEditable, or YamlProblem for a value that no file can hold; then nothing is changed.
     """
@@ -53,7 +53,7 @@ def edited(text: str, changes: Sequence[Change]) -> str:
 
 
 def _checked(text: str, wanted: Any) -> Document:
-    """What was written must read as what was meant, whatever the file looks like."""
+    """The text, after a check that it reads as intended. Raises NotEditable."""
     document = read(text)
     if not _same(document.data, wanted):
         raise NotEditable
@@ -61,9 +61,9 @@ def _checked(text: str, wanted: Any) -> Document:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Equal, and of the same types: True is not 1 here, and 4 is not 4.0. The order of keys counts.
+    """Whether two values are equal, with the same types and order of keys: True is not 1, and 4 is not 4.0.
 
-    An empty mapping and none are the same: what block style leaves when its last key goes is nothing.
+    An empty mapping equals None: in block style, nothing is left when the last key is removed.
     """
     if one in (None, {}) and other in (None, {}):
         return True
@@ -77,7 +77,7 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _expected(data: Any, change: Change) -> Any:
-    """The file's data after a change: what the edited text must read as."""
+    """The file's data after a change, which the edited text must read as."""
     if isinstance(change, Remove) and not _has(data, change.path):
         return data
     key, *rest = change.path
@@ -98,11 +98,11 @@ def _has(data: Any, path: Path) -> bool:
     return True
 
 
-# -- where things stand ------------------------------------------------------------------------------------------------
+# -- positions ---------------------------------------------------------------------------------------------------------
 
 
 def _splice(text: str, node: Node | None, change: Change) -> str:
-    """Find the innermost mapping that the change is about, and change the text there."""
+    """Find the innermost mapping of the change, and change the text there."""
     key, *rest = change.path
     while rest and isinstance(node, MappingNode) and (child := _entry(node, key)) is not None:
         if not isinstance(child.value, MappingNode):
@@ -140,19 +140,19 @@ def _nested(path: Sequence[str], change: Change) -> Any:
 
 
 def _is_empty(node: Node) -> bool:
-    """Whether nothing is written where a value could be."""
+    """Whether the value is empty in the text."""
     return isinstance(node, ScalarNode) and node.start_mark.index == node.end_mark.index
 
 
 def _end(text: str, node: Node) -> int:
-    """Where the last character of a node's own stands; the marks of block collections lie behind what follows them."""
+    """The end of a node's own text: the end mark of a block collection lies after the comments that follow it."""
     if isinstance(node, MappingNode) and not node.flow_style:
         key, value = node.value[-1]
         return _after_colon(text, key) if _is_empty(value) else _end(text, value)
     if isinstance(node, SequenceNode) and not node.flow_style and node.value:
         return _end(text, node.value[-1])
     end: int = node.end_mark.index
-    return len(text[:end].rstrip())  # a block scalar's mark lies behind its line end
+    return len(text[:end].rstrip())  # a block scalar's end mark lies after its line end
 
 
 def _after_colon(text: str, key: Node) -> int:
@@ -160,7 +160,7 @@ def _after_colon(text: str, key: Node) -> int:
 
 
 def _line_end(text: str, index: int) -> int:
-    """Behind the line end of the line that `index` is on."""
+    """The index after the end of the line of `index`."""
     found = text.find("\n", index)
     return len(text) if found < 0 else found + 1
 
@@ -169,7 +169,7 @@ def _line_start(text: str, index: int) -> int:
     return text.rfind("\n", 0, index) + 1
 
 
-# -- changing it -------------------------------------------------------------------------------------------------------
+# -- changes -----------------------------------------------------------------------------------------------------------
 
 
 def _replace(text: str, node: MappingNode, entry: _Entry, value: Any) -> str:
@@ -186,7 +186,7 @@ def _is_block(node: Node) -> bool:
 
 
 def _fill(text: str, entry: _Entry, value: Any, *, flow: bool = False) -> str:
-    """A value right behind its key, instead of what stands there."""
+    """Replace the value after a key."""
     start = _after_colon(text, entry.key)
     end = start if _is_empty(entry.value) else _end(text, entry.value)
     return f"{text[:start]} {_inline(value, flow=flow)}{text[end:]}"
@@ -207,7 +207,7 @@ def _insert(text: str, node: MappingNode, key: str, value: Any) -> str:
 
 
 def _step(node: MappingNode) -> int:
-    """By how much the file indents, as far as this mapping shows it."""
+    """The indentation of this mapping's children."""
     for key, value in node.value:
         if isinstance(value, MappingNode) and not value.flow_style:
             return int(value.value[0][0].start_mark.column - key.start_mark.column)
@@ -215,7 +215,7 @@ def _step(node: MappingNode) -> int:
 
 
 def _apart(text: str, node: MappingNode) -> bool:
-    """Whether an empty line stands before the last entry's lines or the comments above them."""
+    """Whether an empty line precedes the last entry and its comments."""
     if len(node.value) < 2:
         return False
     between = text[
@@ -231,7 +231,7 @@ def _insert_inline(text: str, node: MappingNode, key: str, value: Any) -> str:
         return text[:place] + added + text[place:]
     last, place = node.value[-1][0].start_mark.index, _end(text, node.value[-1][1])
     indent = text[_line_start(text, last) : last]
-    # Pretty JSON has each key on a line of its own.
+    # Indented JSON has one key a line.
     separator = ", " if indent.strip() or "\n" not in text[node.start_mark.index : last] else f",\n{indent}"
     return text[:place] + separator + added + text[place:]
 
@@ -243,7 +243,7 @@ def _remove(text: str, node: MappingNode, entry: _Entry) -> str:
     value_end = _after_colon(text, entry.key) if _is_empty(entry.value) else _end(text, entry.value)
     start, end = _line_start(text, entry.key.start_mark.index), _line_end(text, value_end)
     if _blank_line_at(text, end) and re.search(r"\n[ \t\r]*\n\Z", text[:start]):
-        end = _line_end(text, end)  # one empty line of the two that would meet
+        end = _line_end(text, end)  # one of the two empty lines that would meet
     return text[:start] + text[end:]
 
 
@@ -262,14 +262,14 @@ def _inline_extent(text: str, node: MappingNode, entry: _Entry) -> tuple[int, in
 
 
 def _block(key: str, value: Any, step: int) -> list[str]:
-    """A key in block style, what is inside it inline; its lines."""
+    """The lines of a key in block style, with inline values."""
     if not isinstance(value, Mapping) or not value:
         return [f"{_inline(key)}: {_inline(value)}"]
     return [f"{_inline(key)}:", *(" " * step + f"{_inline(name)}: {_inline(inner)}" for name, inner in value.items())]
 
 
 def _inline(value: Any, *, flow: bool = False) -> str:
-    """A value on one line; inside of braces strings are in quotes, so that JSON stays JSON."""
+    """A value on one line. Inside braces, strings are quoted, so that JSON stays JSON."""
     if isinstance(value, Mapping):
         return f"{{{', '.join(f'{_inline(key, flow=True)}: {_inline(it, flow=True)}' for key, it in value.items())}}}"
     if isinstance(value, list):

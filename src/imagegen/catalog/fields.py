@@ -1,4 +1,4 @@
-"""The types of the fields of models.yaml. What a field is stands in its annotation, and everything else reads it there.
+"""The types of the fields of models.yaml. A field's annotation says what it is, and everything else reads it there.
 
     vae_file: WeightsFile | None = None             a file in the entry's folder or repository; a change reloads
     steps: Annotated[int, Request] = 28             read when a request is admitted; a change reloads nothing

@@ -1,4 +1,4 @@
-"""ConfigFile: models.yaml on disk. Replaced whole or not at all, its mode and owner kept; links are followed."""
+"""ConfigFile: models.yaml on disk. It is replaced atomically and keeps its mode and owner; links are followed."""
 
 import hashlib
 import os
@@ -14,12 +14,12 @@ from imagegen.catalog.loading import read_text
 from imagegen.core.errors import ConfigReadOnly
 from imagegen.storage.files import storage_error, sync_folder
 
-#: What a folder or a file answers that is not meant to be written to; a file that is a mount of its own is busy.
+#: Errors of a folder or file that must not be written to. A file that is a mount point is busy.
 _READ_ONLY = (EACCES, EPERM, EROFS, EBUSY, ETXTBSY)
 
 
 class Stamp(NamedTuple):
-    """What changes when a file does."""
+    """Values that change when the file changes."""
 
     inode: int
     size: int
@@ -28,27 +28,27 @@ class Stamp(NamedTuple):
 
 
 def etag_of(text: str) -> str:
-    """The name of these very bytes."""
+    """The ETag of a text."""
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
 class ConfigFile:
-    """Reads and replaces one file. Blocks; whoever writes calls from one place."""
+    """Reads and replaces one file. Blocks; only one caller writes at a time."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
 
     @property
     def name(self) -> str:
-        """What it is called towards callers, who do not learn where it lies."""
+        """The file's name without its folder, for callers."""
         return self.path.name
 
     def read(self) -> str:
-        """The text as it stands. Raises ConfigError."""
+        """The text of the file. Raises ConfigError."""
         return read_text(self.path, name=self.name)
 
     def stamp(self) -> Stamp | None:
-        """None while it is not there."""
+        """The file's stamp; None if there is no file."""
         try:
             it = self.path.stat()
         except OSError:
@@ -56,7 +56,7 @@ class ConfigFile:
         return Stamp(it.st_ino, it.st_size, it.st_mtime_ns, it.st_ctime_ns)
 
     def read_only(self) -> str | None:
-        """Why it cannot be edited, as far as that shows before trying; None: it can."""
+        """Why the file cannot be edited, as far as this can be told before a write; None: it can."""
         if self.path == default_config().absolute():
             return "This is the configuration that ships with imagegen: copy it and start with --config."
         try:
@@ -64,15 +64,15 @@ class ConfigFile:
             mode = target.stat().st_mode
         except OSError:
             return "The file cannot be read."
-        # The superuser may write everything; the mode says what is wished for.
+        # root can write everything, so the mode decides.
         if not mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH) or not os.access(target, os.W_OK):
             return "The file is read-only."
         return None if os.access(target.parent, os.W_OK) else "The file's folder is read-only."
 
     def replace(self, text: str) -> None:
-        """Write beside it, fsync, rename over it, fsync the folder: a crash at any moment leaves the old or the new.
+        """Write a temporary file, fsync, rename, fsync the folder: a crash leaves the old text or the new one.
 
-        Raises ConfigReadOnly, StorageFull or StorageFailed; then the old one stands.
+        Raises ConfigReadOnly, StorageFull or StorageFailed; then the old text is unchanged.
         """
         if (reason := self.read_only()) is not None:
             raise ConfigReadOnly(reason)
@@ -89,7 +89,7 @@ class ConfigFile:
             sync_folder(target.parent)
 
     def sweep(self) -> None:
-        """Remove what a killed process left half-written. Only while nothing is being written."""
+        """Remove the temporary files of a killed process. Only while nothing is written."""
         with suppress(OSError):
             target = self.path.resolve(strict=True)
             for leftover in target.parent.glob(f".{target.name}.*.part"):

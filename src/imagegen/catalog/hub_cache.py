@@ -1,4 +1,4 @@
-"""The hub's cache on this machine (HF_HOME), in the layout that huggingface_hub documents.
+"""The hub's cache on this machine (HF_HOME), in the documented layout of huggingface_hub.
 
 models--ORG--NAME/blobs/<sha256 or git's sha1>      the contents
                   snapshots/<commit>/<path>         links to them
@@ -19,8 +19,8 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def cache_root() -> Path:
-    """Where HF_HUB_CACHE, or HF_HOME, says that the cache is."""
-    # Imported here: 30 ms that most processes do not need.
+    """The cache's folder, from HF_HUB_CACHE or HF_HOME."""
+    # Imported here: it takes 30 ms, and most processes do not need it.
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)
@@ -36,11 +36,11 @@ class HubCache:
         return self.folder / "blobs" / digest
 
     def part(self, digest: str) -> Path:
-        """What has arrived of a blob so far."""
+        """The partial file of a blob."""
         return self.folder / "blobs" / f"{digest}.imagegen.incomplete"
 
     def snapshot(self, revision: str | None) -> Path | None:
-        """The folder of a branch, tag or commit, whole or not, as loaders find it; None if there is none."""
+        """The folder of a branch, tag or commit, whether complete or not; None if there is none."""
         commit = self._commit(revision or "main")
         folder = self.folder / "snapshots" / commit if commit else None
         return folder if folder is not None and folder.is_dir() else None
@@ -55,7 +55,7 @@ class HubCache:
         return commit if _COMMIT.fullmatch(commit) else None
 
     def link(self, commit: str, path: str, digest: str) -> None:
-        """Let `path` of a snapshot be that blob."""
+        """Link `path` of a snapshot to a blob."""
         place = self.folder / "snapshots" / commit / path
         place.parent.mkdir(parents=True, exist_ok=True)
         new = place.with_name(f"{place.name}.{os.getpid()}.new")
@@ -64,7 +64,7 @@ class HubCache:
         new.replace(place)
 
     def set_ref(self, revision: str, commit: str) -> None:
-        """From here on loaders find this commit's snapshot under `revision`."""
+        """Make `revision` refer to a commit: loaders find its snapshot from now on."""
         if revision == commit:
             return
         ref = self.folder / "refs" / revision
@@ -75,7 +75,7 @@ class HubCache:
 
 
 def is_here(files: HubFiles, root: Path | None = None) -> bool:
-    """Whether the cache holds all of it, so that a loader needs no network."""
+    """Whether the cache holds all the files, so that a load needs no network."""
     folder = HubCache(files.repo, root).snapshot(files.revision)
     if folder is None:
         return False
@@ -86,7 +86,7 @@ def is_here(files: HubFiles, root: Path | None = None) -> bool:
 
 
 def paths_in(folder: Path) -> Iterable[str]:
-    """The files of a snapshot whose contents are there, as the repository names them."""
+    """The files of a folder that exist, by their paths in the repository."""
     return [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
 
 

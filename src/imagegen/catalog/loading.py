@@ -1,4 +1,4 @@
-"""From a models.yaml to a Catalog, or to every problem in it with line, column and the fix."""
+"""Reads a models.yaml into a Catalog, or lists every problem in it with line, column and fix."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
@@ -12,27 +12,27 @@ from imagegen.catalog.catalog import RESERVED_IDS, Catalog, GlobalSettings, Mode
 from imagegen.catalog.fields import sections, spellings
 from imagegen.catalog.yaml import MAX_BYTES, Document, Loc, Position, YamlProblem, read
 
-#: Type word -> the spec class of its family.
+#: The spec class of each family, by `type`.
 Families = Mapping[str, type[ModelSpec]]
 
-#: The brief's older names of the sections.
+#: The sections, by their names here and in the original API.
 SECTIONS = {"global": "global", "settings": "global", "models": "models"}
 
 _MODEL_ID: TypeAdapter[str] = TypeAdapter(ModelId)
 
 
 class Problem(NamedTuple):
-    """One thing to mend."""
+    """One problem of the file."""
 
     loc: Loc
     message: str
 
 
 class ConfigError(Exception):
-    """A configuration file that cannot be used: one line for each problem."""
+    """The configuration file is invalid. Its message has one line for each problem."""
 
     def __init__(self, lines: list[str], problems: Sequence[Problem] = ()) -> None:
-        """`problems`: the same for who did not write the file; empty where it could not be read at all."""
+        """`problems`: the problems without file and line, for callers over HTTP; empty if the file is not readable."""
         self.lines = lines
         self.problems = tuple(problems)
         super().__init__("\n".join(lines))
@@ -44,10 +44,10 @@ def load_catalog(path: Path, families: Families) -> Catalog:
 
 
 def read_text(path: Path, *, name: str) -> str:
-    """The text of a file as it stands, line ends included. Raises ConfigError, in which it goes by `name`."""
+    """The text of a file, with its line ends. Raises ConfigError, which calls the file `name`."""
     try:
         with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)  # one byte more, and `read` says that it is too large
+            data = file.read(MAX_BYTES + 1)  # one byte more than allowed: `read` refuses it
         return data.decode("utf-8", "replace" if len(data) > MAX_BYTES else "strict")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
@@ -55,7 +55,7 @@ def read_text(path: Path, *, name: str) -> str:
 
 
 def parse_catalog(text: str, families: Families, *, name: str = "models.yaml") -> Catalog:
-    """As load_catalog, from text."""
+    """Like load_catalog, for a text."""
     try:
         document = read(text)
     except YamlProblem as problem:
@@ -69,12 +69,12 @@ def parse_catalog(text: str, families: Families, *, name: str = "models.yaml") -
 
 
 def _line(name: str, position: Position, message: str) -> str:
-    # What the file says may hold line breaks; a problem is one line.
+    # A value of the file may hold line breaks; a problem is one line.
     return f"{name}:{position.line}:{position.column}: {' '.join(message.splitlines())}"
 
 
 class _Reading:
-    """One pass over a document, gathering values and problems."""
+    """One pass over a document that collects values and problems."""
 
     def __init__(self, document: Document, families: Families) -> None:
         self.data = document.data
@@ -139,7 +139,7 @@ class _Reading:
             yield from _explain(error, loc, family)
 
     def _whole(self) -> Iterator[Problem]:
-        """What only shows once all parts are read."""
+        """The problems that concern several sections."""
         if "models" not in self.data:
             yield Problem((), "there is no model; add one under 'models'")
             return
@@ -178,7 +178,7 @@ def _message(details: ErrorDetails, section: type[Section]) -> str:
 
 
 def _inner(section: type[Section], loc: Loc) -> type[Section]:
-    """The section that holds the last key of `loc`: this one, or the one that an item of a list is."""
+    """The section that holds the last key of `loc`: `section`, or one inside it."""
     for part in loc[:-1]:
         field = section.model_fields.get(str(part))
         inner = sections(field) if field is not None else iter(())

@@ -1,24 +1,24 @@
-"""Pure: which files of a repository a diffusers pipeline needs, and whether a set of files is enough to load it."""
+"""Which files of a repository a diffusers pipeline needs, and whether a set of files is complete. Pure."""
 
 import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
-#: What names a pipeline's parts. It is linked into a snapshot last.
+#: Names the parts of a pipeline. It is linked into a snapshot last.
 INDEX = "model_index.json"
 
-#: How the names of classes without weights end. transformers 5 saves tokenizers and processors under new names.
+#: Suffixes of classes without weights. transformers 5 saves tokenizers and processors under new names.
 _WEIGHTLESS = (
     *("Tokenizer", "TokenizerFast", "TokenizersBackend", "Scheduler"),
     *("Processor", "ProcessorFast", "ProcessorPil", "Extractor"),
 )
 
-#: Configurations, vocabularies, chat templates: everything small that a part is made of.
+#: Suffixes of a part's small files: configurations, vocabularies, chat templates.
 _COMPANIONS = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 
 _STEM = r"(?P<stem>model|diffusion_pytorch_model)"
 _SHARD = r"(?:-(?P<number>\d{5})-of-(?P<count>\d{5}))"
-#: model.safetensors, model.fp16.safetensors, model-00001-of-00002.safetensors, and both ways of combining the two.
+#: model.safetensors, model.fp16.safetensors, model-00001-of-00002.safetensors, and both combinations of these.
 _WEIGHTS = re.compile(
     rf"{_STEM}(?:\.(?P<early>fp16))?{_SHARD}?(?:\.(?P<late>fp16))?\.safetensors(?P<index>\.index(?:\.(?P<last>fp16))?\.json)?"
 )
@@ -26,17 +26,17 @@ _ANY_INDEX = re.compile(r"\.index(\.[a-z0-9]+)?\.json$")
 
 
 class _Weights(NamedTuple):
-    """What the name of a weights file says."""
+    """The parts of a weights file's name."""
 
     name: str
     stem: str
     variant: str | None
-    #: (i, n) of the i-th of n shards; (0, 0) of the list of shards; None of a file that is whole.
+    #: (i, n) for shard i of n; (0, 0) for the index of shards; None for a single file.
     shard: tuple[int, int] | None
 
 
 def parts_of(index: Mapping[str, Any]) -> dict[str, str]:
-    """The parts that a model_index.json names, with their classes. Parts that are null are none."""
+    """The parts in a model_index.json, with their classes. Parts that are null are left out."""
     return {
         name: part[1]
         for name, part in index.items()
@@ -45,7 +45,7 @@ def parts_of(index: Mapping[str, Any]) -> dict[str, str]:
 
 
 def needed(paths: Iterable[str], index: Mapping[str, Any], without: Collection[str] = ()) -> list[str]:
-    """The paths of a repository that the pipeline needs. Of the parts `without`, the configuration alone."""
+    """The paths of a repository that the pipeline needs. Of the parts in `without`, only the configuration."""
     folders = _by_folder(paths)
     chosen = [INDEX]
     for part, cls in parts_of(index).items():
@@ -56,7 +56,7 @@ def needed(paths: Iterable[str], index: Mapping[str, Any], without: Collection[s
 
 
 def lacking(paths: Iterable[str], index: Mapping[str, Any], without: Collection[str] = ()) -> str | None:
-    """The first part of the pipeline that these paths do not suffice for."""
+    """The first part of the pipeline whose files are incomplete; None: all are complete."""
     folders = _by_folder(paths)
     for part, cls in parts_of(index).items():
         names = folders.get(part, set())
@@ -66,7 +66,7 @@ def lacking(paths: Iterable[str], index: Mapping[str, Any], without: Collection[
 
 
 def variant(paths: Iterable[str], index: Mapping[str, Any], without: Collection[str] = ()) -> str | None:
-    """`fp16` where some part has no other weights: the libraries must then be told."""
+    """`fp16` if some part has no other weights: from_pretrained must be told so. Else None."""
     folders = _by_folder(paths)
     weights = (w for part in parts_of(index) if part not in without for w in _chosen_weights(folders.get(part, set())))
     return next((w.variant for w in weights if w.variant), None)
@@ -103,9 +103,9 @@ def _parse(name: str) -> _Weights | None:
 
 
 def _chosen_weights(names: Collection[str]) -> list[_Weights]:
-    """The files that the libraries would open: plain rather than fp16, and one of cut and whole where both are there.
+    """The weights files that the libraries open: full precision before fp16; of shards and a single file, one.
 
-    diffusers prefers the shards, transformers the whole file.
+    diffusers prefers the shards, transformers the single file.
     """
     known = [weights for weights in map(_parse, names) if weights]
     plain = [weights for weights in known if weights.variant is None]
@@ -118,7 +118,7 @@ def _chosen_weights(names: Collection[str]) -> list[_Weights]:
 
 
 def _is_whole(names: Collection[str]) -> bool:
-    """Whether a part's folder holds its weights, with all shards."""
+    """Whether a part's folder holds all its weights."""
     shards = {weights.shard for weights in _chosen_weights(names)}
     counts = {shard[1] for shard in shards if shard and shard != (0, 0)}
     if not counts:

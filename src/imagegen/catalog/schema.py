@@ -1,4 +1,4 @@
-"""What models.yaml may say, told to editors (a JSON schema) and to people (a reference page), from its classes."""
+"""Generates the JSON schema of models.yaml, for editors, and the reference page, from the classes."""
 
 import inspect
 import json
@@ -86,10 +86,10 @@ def _definitions(kind: type[Section]) -> dict[str, Any]:
         if name in told:
             shown["description"] = told[name]
         for older in spellings(name, info)[1:]:
-            # A word of ours was a switch there.
+            # Here a word, there a switch.
             value = {"anyOf": [shown, {"type": "boolean"}]} if older.startswith("enable_") else shown
             properties[older] = {**value, "deprecated": True, "description": f"Another name of `{name}`."}
-    # What an older spelling gives is not missing.
+    # An older spelling fulfils the requirement as well.
     older_names = {name for name, info in kind.model_fields.items() if len(spellings(name, info)) > 1}
     schema["required"] = [name for name in schema.get("required", ()) if name not in older_names]
     return {kind.__name__: schema, **inner}
@@ -120,7 +120,7 @@ def reference(families: Families) -> str:
 
 
 def _bases(by_kind: Mapping[type[ModelSpec], list[str]]) -> Iterator[type[ModelSpec]]:
-    """Every class between ModelSpec and a family, each after the ones it builds on."""
+    """Every class between ModelSpec and a family, base classes first."""
     seen: dict[type[ModelSpec], None] = {}
     for kind in by_kind:
         for base in reversed(kind.__mro__):
@@ -130,7 +130,7 @@ def _bases(by_kind: Mapping[type[ModelSpec], list[str]]) -> Iterator[type[ModelS
 
 
 def _rows(kind: type[Section], without: tuple[str, ...]) -> list[str]:
-    """A row for each field that this class itself brings along."""
+    """One row for each field that this class itself declares."""
     schema, told = kind.model_json_schema(by_alias=False), comments(kind)
     own = inspect.get_annotations(kind)
     rows = []
@@ -154,7 +154,7 @@ def _default(info: FieldInfo) -> str:
 
 
 def _value(schema: Mapping[str, Any]) -> str:
-    """What a value may be, with its bounds."""
+    """The type of a value, with its bounds."""
     if "anyOf" in schema:
         return " or ".join(_value(it) for it in schema["anyOf"] if it.get("type") != "null")
     if "enum" in schema or "const" in schema:

@@ -1,4 +1,4 @@
-"""Where weights lie on this machine: an entry's folder or file, the hub's cache, LoRA files."""
+"""Finds weights on this machine: an entry's folder or file, the hub's cache, LoRA files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,33 +14,33 @@ WEIGHTS = ".safetensors"
 
 
 class Folders(NamedTuple):
-    """Where weights are looked for."""
+    """The folders of models and of LoRAs."""
 
     models: Path
     loras: Path
 
 
 def local_folder(spec: ModelSpec, models_dir: Path) -> Path | None:
-    """What `local_path` names, whether or not it exists; None where the entry names nothing."""
+    """The path of `local_path`, whether or not it exists; None: the entry has none."""
     return None if spec.local_path is None else local(spec.local_path, models_dir)
 
 
 def local(path: str, models_dir: Path) -> Path:
-    """A path of models.yaml: an embedded model, an absolute path, or one below the models directory."""
+    """Resolve a path of models.yaml: an embedded model, an absolute path, or one below the models directory."""
     if path.startswith(BUILTIN):
         return builtin_model(path.removeprefix(BUILTIN))
     return models_dir / Path(path).expanduser()
 
 
 def missing(spec: ModelSpec, models_dir: Path) -> tuple[HubFiles, ...]:
-    """What must be fetched before an entry can be loaded."""
+    """The files that must be pulled before an entry can be loaded."""
     return tuple(files for files in spec.hub_files() if not (_replaced(spec, files, models_dir) or is_here(files)))
 
 
 def weights_here(spec: ModelSpec, models_dir: Path) -> bool:
     """Whether an entry can be loaded without a download. An entry that names no place needs no weights.
 
-    What may not be looked at counts as not here; whoever opens it hears why.
+    Files that cannot be read count as missing; the load says why.
     """
     try:
         folder = local_folder(spec, models_dir)
@@ -52,7 +52,7 @@ def weights_here(spec: ModelSpec, models_dir: Path) -> bool:
 
 
 def _replaced(spec: ModelSpec, files: HubFiles, models_dir: Path) -> bool:
-    """Whether something local stands in: `local_path` for `hf_path`, a folder of its name for another pipeline."""
+    """Whether a local folder replaces the repository: `local_path` for `hf_path`, a folder of its name otherwise."""
     if spec.hf_path is not None and spec.hf_path.partition("@")[0] == files.repo:
         folder = local_folder(spec, models_dir)
         return folder is not None and folder.exists()
@@ -60,13 +60,13 @@ def _replaced(spec: ModelSpec, files: HubFiles, models_dir: Path) -> bool:
 
 
 def cached_snapshot(source: str) -> Path | None:
-    """The folder in the hub's cache that holds `org/name[@revision]`, whole or not."""
+    """The folder of `org/name[@revision]` in the hub's cache, complete or not."""
     repo, _, revision = source.partition("@")
     return HubCache(repo).snapshot(revision or None)
 
 
 def cached_file(source: str, name: str) -> Path | None:
-    """One file of `org/name[@revision]` in the hub's cache."""
+    """The file `name` of `org/name[@revision]` in the hub's cache; None if it is not there."""
     try:
         folder = cached_snapshot(source)
         return folder / name if folder is not None and (folder / name).is_file() else None
@@ -91,7 +91,7 @@ def _lora_file(lora: Lora, loras_dir: Path) -> Path:
 
 
 def _below(path: str, loras_dir: Path) -> Path:
-    """One error for all that is not a safetensors file below `loras_dir`, whatever it is."""
+    """A safetensors file below `loras_dir`. Everything else raises the same LoraNotFound."""
     root = loras_dir.resolve()
     try:
         file = (root / path).resolve(strict=True)

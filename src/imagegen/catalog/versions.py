@@ -1,4 +1,4 @@
-"""Versions: every configuration that was in force, as files in the data directory; the newest are kept."""
+"""Versions: the newest configurations that were in force, as files in the data directory."""
 
 import difflib
 import re
@@ -13,7 +13,7 @@ from imagegen.storage.files import storage_error, write_whole
 
 KEPT = 100
 
-#: Number and source.
+#: The name of a version's file: number and source.
 _FILE = re.compile(r"(\d{6,})\.([a-z]+)\.yaml")
 
 
@@ -22,31 +22,31 @@ class Version(Value):
 
     version: int
     etag: str
-    #: Where it came from: `start`, `file`, `signal`, `rest`, `rollback`; `broken` is what a rollback replaced.
+    #: `start`, `file`, `signal`, `rest` or `rollback`; `broken`: the broken file that a rollback replaced.
     source: str
     created_at: datetime
 
 
 class Versions:
-    """Owns a folder. Blocks; whoever adds calls from one place."""
+    """Owns a folder. Blocks; only one caller adds at a time."""
 
     def __init__(self, folder: Path, kept: int = KEPT) -> None:
         self._folder = folder
         self._kept = kept
 
     def newest_first(self) -> list[Version]:
-        """Newest first."""
+        """All versions, newest first."""
         return [self._version(path) for path in reversed(self._files())]
 
     def text(self, version: int) -> str:
-        """Raises VersionNotFound."""
+        """The text of a version. Raises VersionNotFound."""
         for path in self._files():
             if _number(path) == version:
                 return _read(path)
         raise VersionNotFound
 
     def add(self, text: str, source: str) -> int:
-        """Keep a text as the newest version, unless it is that; its number. Raises StorageFull or StorageFailed."""
+        """Store a text as the newest version unless it already is; its number. Raises StorageFull or StorageFailed."""
         files = self._files()
         newest = files[-1] if files else None
         if newest is not None and _read(newest) == text:
@@ -61,9 +61,9 @@ class Versions:
         return number
 
     def difference(self, version: int, against: int | None) -> tuple[int, str]:
-        """What a version changed, as a unified diff, and the number of the one that it is held against.
+        """A unified diff of a version against another one, and the number of the other one.
 
-        That is the one before it where none is named; 0 is the empty file. Raises VersionNotFound.
+        By default that is the version before it; 0 is the empty file. Raises VersionNotFound.
         """
         if against is None:
             against = max((number for number in map(_number, self._files()) if number < version), default=0)

@@ -1,4 +1,4 @@
-"""Notices that a file changed, however it was changed, and waits until whoever writes it is done."""
+"""Watches a file for changes of any kind, and waits until its writer is done."""
 
 import asyncio
 import fcntl
@@ -14,18 +14,18 @@ from watchfiles import Change, awatch
 
 from imagegen.catalog.file import ConfigFile, Stamp
 
-#: Milliseconds after which a look is taken even if nothing was told: not every file system tells.
+#: Milliseconds after which the file is checked without a notification: not every file system sends them.
 _LOOK_MS = 5000
-#: Seconds between two tries where the folder itself is gone.
+#: Seconds between two attempts while the folder is missing.
 _AGAIN_S = 1.0
-#: A file is whole once it has not changed for so long, and nobody has it open for writing ...
+#: A file is whole once it has not changed for this many seconds and no process has it open for writing ...
 QUIET_S = 0.2
-#: ... for which nobody is waited for longer than this.
+#: ... which is waited for this many seconds at most.
 _PATIENCE_S = 30.0
 
 
 class Trail(NamedTuple):
-    """The places at which a file can be exchanged for another: its own, and each link on the way to it."""
+    """The places where a file can be replaced: its own path, and each link that leads to it."""
 
     places: frozenset[str]
 
@@ -43,7 +43,7 @@ def trail(path: Path) -> Trail:
     rest = list(reversed(path.absolute().parts[1:]))
     here = Path(path.absolute().anchor)
     links = 0
-    while rest and links < 40:  # as many as Linux follows
+    while rest and links < 40:  # Linux follows as many
         here /= rest.pop()
         if here.is_symlink():
             links += 1
@@ -57,22 +57,22 @@ def trail(path: Path) -> Trail:
 
 
 async def changes(file: ConfigFile, known: Stamp | None, stop: asyncio.Event) -> AsyncIterator[None]:
-    """Yields after each change since it was `known`, once the file is whole. Ends soon after `stop`."""
+    """Yield after each change since `known`, once the file is whole. Ends soon after `stop` is set."""
     while not stop.is_set():
         try:
             async for _ in _hints(file, stop):
                 if file.stamp() != known:
                     known = await settled(file, stop)
                     yield
-        except (OSError, RuntimeError):  # the folder is gone, or there is nothing left to watch with: look now and then
+        except (OSError, RuntimeError):  # the folder is missing, or no watch can be had: poll
             with suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), _AGAIN_S)
 
 
 async def _hints(file: ConfigFile, stop: asyncio.Event) -> AsyncIterator[None]:
-    """That something may have changed; ends when other folders are to be watched."""
+    """Yield when something may have changed; end when other folders must be watched."""
     watched = trail(file.path)
-    yield  # it may have changed while nobody watched
+    yield  # it may have changed before the watch began
     async for _ in awatch(
         *watched.folders,
         watch_filter=watched.concerns,
@@ -89,7 +89,7 @@ async def _hints(file: ConfigFile, stop: asyncio.Event) -> AsyncIterator[None]:
 
 
 async def settled(file: ConfigFile, stop: asyncio.Event) -> Stamp | None:
-    """Wait until the file is left alone; what it is then."""
+    """Wait until the file does not change any more; its stamp then."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + _PATIENCE_S
     stamp = file.stamp()
@@ -102,9 +102,9 @@ async def settled(file: ConfigFile, stop: asyncio.Event) -> Stamp | None:
 
 
 def is_being_written(path: Path) -> bool:
-    """Whether some process has the file open for writing, where the system tells: Linux, for the file's owner.
+    """Whether some process has the file open for writing. Known on Linux only, and to the file's owner.
 
-    A read lease is granted only where nobody writes; it is given back at once.
+    The kernel grants a read lease only while no process writes. The lease is given back at once.
     """
     if sys.platform != "linux":
         return False
@@ -113,7 +113,7 @@ def is_being_written(path: Path) -> bool:
     except OSError:
         return False
     try:
-        # Should somebody open it at this very moment, the signal must not be SIGIO, which ends the process.
+        # If a process opens the file at this moment, the signal must not be SIGIO, which ends this process.
         fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)

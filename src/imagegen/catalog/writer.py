@@ -1,4 +1,4 @@
-"""CatalogWriter: owns models.yaml and which Catalog is in force. Every change, however it comes, goes one way."""
+"""CatalogWriter: owns models.yaml and which Catalog is in force. All changes take the same way."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection
@@ -32,69 +32,69 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-#: Puts a catalog in force between two tasks, and says what that changed. Raises Draining.
+#: Puts a catalog in force between two tasks; returns the difference. Raises Draining.
 Swap = Callable[[Catalog], Awaitable[Difference]]
 
-#: From the file's text to the text with an edit in it.
+#: An edit: from the file's text to the new text.
 Edit = Callable[[str], str]
 
-#: Seconds that a file which does not read gets to become whole: some write it in two goes.
+#: Seconds after which an invalid file is read a second time: some editors write in two steps.
 _SECOND_LOOK_S = 1.0
 
 
 class ConfigStatus(Value):
-    """How the configuration stands."""
+    """The status of the configuration."""
 
     #: The file's name.
     file: str
     #: Why it cannot be edited over HTTP; None: it can.
     read_only: str | None = None
-    #: Names the text in force; None until the file was read.
+    #: The ETag of the text in force; None until the file was read.
     etag: str | None = None
-    #: Where the configuration in force came from, and when.
+    #: The source of the configuration in force, and when it was loaded.
     source: str = "start"
     loaded_at: datetime
-    #: What the latest look at the file found; False: it is broken, and an older configuration is in force.
+    #: Whether the file is valid; False: an older configuration is in force.
     ok: bool = True
     checked_at: datetime
     #: `file:line:column: what, and the fix`.
     errors: tuple[str, ...] = ()
-    #: Whether a newer configuration waits for the running task to end.
+    #: Whether a newer configuration waits for the running task.
     waiting: bool = False
 
 
 class Written(NamedTuple):
-    """What an edit led to."""
+    """The result of an edit."""
 
     etag: str
     difference: Difference
 
 
 class CatalogWriter:
-    """Makes one change at a time, in the order of asking. Loop thread only."""
+    """Makes one change at a time, in order. Event loop only."""
 
     def __init__(
         self, file: ConfigFile, versions: Versions, families: Families, catalog: Catalog, swap: Swap, bus: EventBus
     ) -> None:
-        """`catalog` is in force already; whether the file still says so is found out by `begin`."""
+        """`catalog` is in force already. `begin` checks whether the file still says so."""
         self._file = file
         self._versions = versions
         self._families = families
         self._swap = swap
         self._bus = bus
-        #: What is in force once all swaps are through, and the name of its text.
+        #: The catalog that is in force after all pending swaps, and the ETag of its text.
         self._newest = catalog
         self._newest_etag: str | None = None
-        #: The change that was asked for last.
+        #: The latest change.
         self._latest: asyncio.Task[Any] | None = None
         self._swaps: set[asyncio.Task[Difference]] = set()
         self._stop = asyncio.Event()
-        #: The file when it was first looked at.
+        #: The stamp of the file at the start.
         self._known: Stamp | None = None
         now = datetime.now(UTC)
         self._status = ConfigStatus(file=file.name, loaded_at=now, checked_at=now)
 
-    # -- reads that only inform; anyone may ask -----------------------------------------------------------------------
+    # -- reads --------------------------------------------------------------------------------------------------------
 
     @property
     def etag(self) -> str | None:
@@ -102,12 +102,12 @@ class CatalogWriter:
         return self._status.etag
 
     async def status(self) -> ConfigStatus:
-        """How the configuration stands."""
+        """The status of the configuration."""
         read_only = await asyncio.to_thread(self._file.read_only)
         return self._status.evolve(read_only=read_only, waiting=bool(self._swaps))
 
     async def versions(self) -> list[Version]:
-        """Newest first."""
+        """The kept versions, newest first."""
         return await asyncio.to_thread(self._versions.newest_first)
 
     async def difference(self, version: int, against: int | None) -> tuple[int, str]:
@@ -124,31 +124,31 @@ class CatalogWriter:
         return await self._written(self._next(lambda: self._edit(edit, if_match, "rest")))
 
     async def rollback(self, version: int, if_match: Collection[str] | None = None) -> Written:
-        """Write an older version to the file and put it in force. Raises VersionNotFound and whatever `edit` does.
+        """Write an older version to the file and put it in force. Raises VersionNotFound, and all that `edit` raises.
 
-        The one edit that a file can be mended with that somebody broke.
+        It is the only edit that a broken file allows.
         """
         text = await asyncio.to_thread(self._versions.text, version)
         return await self._written(self._next(lambda: self._edit(lambda _: text, if_match, "rollback")))
 
     async def reload(self, source: str, text: str | None = None) -> None:
-        """Look at the file again; put it in force, or keep what is and say why.
+        """Read the file again and put it in force; if it is invalid, keep the old configuration and report why.
 
-        With a `text`, only if the file still says so: otherwise another change of it is about to be told.
+        With a `text`, only if the file still has it; otherwise another change of the file follows.
         """
         swapping = await asyncio.shield(self._next(lambda: self._reload(source, text)))
         if swapping is not None:
             await asyncio.shield(swapping)
 
     def ask_reload(self, source: str) -> asyncio.Task[asyncio.Task[Difference] | None]:
-        """As `reload`, for those who do not wait."""
+        """Like `reload`, without waiting."""
         return self._next(lambda: self._reload(source, None))
 
     async def begin(self) -> None:
-        """Before the first request: what is in force has a name, and whether the file still says so is asked first."""
+        """Before the first request: read the ETag of the configuration in force, and reload the file first."""
         await asyncio.to_thread(self._file.sweep)
         self._known = self._file.stamp()
-        with suppress(ConfigError):  # the look at it says so
+        with suppress(ConfigError):  # the reload reports it
             self._status = self._status.evolve(etag=etag_of(await asyncio.to_thread(self._file.read)))
         self.ask_reload("start")
 
@@ -162,7 +162,7 @@ class CatalogWriter:
             await self.reload("file", text)
 
     async def _whole_text(self) -> str | None:
-        """What the file says while nobody writes to it; None: it cannot be read."""
+        """The text of the file once no process writes to it; None: it cannot be read."""
         while True:
             stamp = self._file.stamp()
             try:
@@ -177,10 +177,10 @@ class CatalogWriter:
         """End `run`."""
         self._stop.set()
 
-    # -- one after the other ------------------------------------------------------------------------------------------
+    # -- changes, one after the other ---------------------------------------------------------------------------------
 
     def _next(self, action: Callable[[], Awaitable[T]]) -> "asyncio.Task[T]":
-        """Do this after all that was asked before. Its caller may go away meanwhile."""
+        """Queue an action behind the earlier ones. It runs even if its caller goes away."""
         before = self._latest
 
         async def act() -> T:
@@ -209,7 +209,7 @@ class CatalogWriter:
         return self._accept(new, source)
 
     def _present(self) -> tuple[str, str | None]:
-        """The text that is to be edited, and what is wrong with it."""
+        """The text to edit, and what is wrong with it."""
         text = ""
         try:
             text = self._file.read()
@@ -233,7 +233,7 @@ class CatalogWriter:
 
     def _write(self, old: str, new: str, source: str, by_hand: str = "file") -> None:
         if new != old:
-            self._versions.add(old, by_hand)  # what nobody has noticed yet; usually it is the newest already
+            self._versions.add(old, by_hand)  # an edit by hand that was not noticed yet; usually stored already
             self._file.replace(new)
         try:
             self._versions.add(new, source)
@@ -272,22 +272,22 @@ class CatalogWriter:
         self._status = self._status.evolve(ok=False, errors=errors, checked_at=datetime.now(UTC))
 
     def _accept(self, new: "_Text", source: str) -> "_Accepted":
-        """It is valid, and it is on disk: nothing is in its way any more."""
+        """Start to put a valid text that is on disk in force."""
         same = new.catalog == self._newest and not self._swaps
         self._newest, self._newest_etag = new.catalog, new.etag
         swapping = asyncio.create_task(self._put_in_force(new, source, same), name="config swap")
         self._swaps.add(swapping)
-        # In one block with `waiting`: what is ok and does not wait is in force.
+        # Without an await after `_swaps.add`: a reader of the status sees both changes or none.
         self._status = self._status.evolve(ok=True, errors=(), checked_at=datetime.now(UTC))
         swapping.add_done_callback(self._swaps.discard)
         swapping.add_done_callback(_told)
         return _Accepted(new.etag, swapping)
 
     async def _put_in_force(self, new: "_Text", source: str, same: bool) -> Difference:
-        """Between two tasks, where it makes a difference."""
+        """Put a catalog in force: between two tasks, unless nothing changes."""
         try:
             change = Difference() if same else await self._swap(new.catalog)
-        except Draining:  # the next start reads it
+        except Draining:  # the next start reads the file
             return Difference()
         if same and new.etag == self._status.etag:
             return change
@@ -299,7 +299,7 @@ class CatalogWriter:
 
 
 class _Text(NamedTuple):
-    """A text that reads, and what it reads as."""
+    """A valid text and its catalog."""
 
     text: str
     etag: str
@@ -307,13 +307,13 @@ class _Text(NamedTuple):
 
 
 class _Accepted(NamedTuple):
-    """A text that is on disk, and its way into force."""
+    """A text that is on disk, and the task that puts it in force."""
 
     etag: str
     swapping: "asyncio.Task[Difference]"
 
 
 def _told(done: "asyncio.Task[Any]") -> None:
-    """Whoever asked hears of an error; if nobody waits any more, nobody needs to."""
+    """Retrieve the exception, so that asyncio does not log it when no caller waits any more."""
     if not done.cancelled():
         done.exception()

@@ -1,4 +1,4 @@
-"""Reads one YAML document safely and remembers where each key stands."""
+"""Reads one YAML document safely and remembers the position of each key."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -21,21 +21,21 @@ from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 MAX_BYTES = 1024 * 1024
 MAX_DEPTH = 32
 MAX_VALUE = 10_000
-#: Pure Python reads some 5,000 values a second; a catalog of a hundred models has two thousand.
+#: The largest number of values. Pure Python reads 5,000 a second; a catalog of 100 models has 2,000.
 MAX_EVENTS = 50_000
 
 Loc = tuple[Any, ...]
 
 
 class Position(NamedTuple):
-    """Counted from 1, as editors do."""
+    """Line and column, counted from 1."""
 
     line: int
     column: int
 
 
 class YamlProblem(Exception):
-    """The text is not YAML that we read."""
+    """The text is not YAML, or uses a feature that is refused."""
 
     def __init__(self, position: Position, message: str) -> None:
         self.position = position
@@ -44,13 +44,13 @@ class YamlProblem(Exception):
 
 
 class Document(NamedTuple):
-    """The data of a file and the node tree it came from."""
+    """The data of a file, and the tree of nodes with their positions."""
 
     data: Any
     root: Node | None
 
     def position(self, loc: Loc) -> Position:
-        """Where the key or value at `loc` stands, or else its nearest parent that exists."""
+        """The position of the key or value at `loc`, or of its nearest existing parent."""
         position, node, data = Position(1, 1), self.root, self.data
         for part in loc:
             found = _child(node, data, part)
@@ -84,7 +84,7 @@ def _mark(mark: Any) -> Position:
 
 
 def _child(node: Node | None, data: Any, part: object) -> tuple[Position, Node, Any] | None:
-    """Node and data go down together: a key may be written `yes` and mean True."""
+    """Find a child in the nodes and in the data: a key may be written `yes` and mean True."""
     if isinstance(node, SequenceNode) and isinstance(part, int) and part < len(node.value):
         item = node.value[part]
         return _mark(item.start_mark), item, data[part]
@@ -95,7 +95,7 @@ def _child(node: Node | None, data: Any, part: object) -> tuple[Position, Node, 
 
 
 def _refuse_dangers(events: Iterator[Event]) -> None:
-    # Before anything is built from the text: a 300-byte alias bomb builds at once and then never ends being walked.
+    # Before data is built from the text: a 300-byte alias bomb builds at once, and walking it never ends.
     depth, documents = 0, 0
     for number, event in enumerate(events):
         if number > MAX_EVENTS:

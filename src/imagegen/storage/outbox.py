@@ -79,7 +79,7 @@ class Outbox:
             connection.execute(_INSERT, _columns(_dead_at_birth(delivery, connection)))
 
     def on_birth(self, tell: Callable[[], None]) -> None:
-        """Call `listener` once when there may be new deliveries."""
+        """Call `tell` whenever there may be new deliveries."""
         self._tell = tell
 
     def tell(self) -> None:

@@ -12,7 +12,7 @@ SPREAD = 0.1
 
 
 def retry_in_s(attempts: int, delays_s: Sequence[float], chance: float, retry_after_s: float = 0) -> float | None:
-    """Seconds until the next attempt, after `failed` failures; None: no more attempts. `chance` is 0 to 1."""
+    """Seconds until the next attempt after so many `attempts`; None: it was the last one. `chance` is 0 to 1."""
     if attempts > len(delays_s):
         return None
     delay_s = delays_s[attempts - 1] * (1 - SPREAD + 2 * SPREAD * chance)
