@@ -31,6 +31,7 @@ from imagegen.core.receipt import receipt_of
 from imagegen.core.task import GenerationTask
 from imagegen.core.webhooks import WebhookEvent
 from imagegen.gpu.child import ChildEngine
+from imagegen.gpu.devices import see_only_card
 from imagegen.gpu.engine import Engine, LocalEngine
 from imagegen.gpu.executor import GpuExecutor
 from imagegen.gpu.protocol import EngineOptions
@@ -60,9 +61,9 @@ Chore = Callable[[], Coroutine[Any, Any, object]]
 
 def make_engine(settings: Settings) -> Engine:
     """The engine that the settings ask for."""
-    options = EngineOptions(device=settings.device)
     if settings.isolation == "thread":
-        return LocalEngine(options)
+        return LocalEngine(EngineOptions(device=see_only_card(settings.device)))
+    options = EngineOptions(device=settings.device)
     return ChildEngine(options, load_timeout_s=settings.load_timeout_s, step_timeout_s=settings.step_timeout_s)
 
 

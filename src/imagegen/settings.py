@@ -78,8 +78,10 @@ class Settings(BaseSettings):
     model_roots: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_separated_as_in_path)] = ()
     #: `process` runs models in a worker process; `thread` in a thread of the service.
     isolation: Literal["process", "thread"] = "process"
-    #: `auto`, `cpu`, `cuda`, `cuda:1`.
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d{1,2})?)$")
+    #: `auto`, `cpu`, `cuda` (the first card), `cuda:1` (the second one), or the UUID that `nvidia-smi -L` shows.
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|cuda(:\d{1,2})?|GPU-[0-9A-Fa-f-]{4,36}|MIG-[0-9A-Za-z-]{4,50}(/\d{1,2}){0,2})$"
+    )
 
     #: Tasks that may wait; one more is refused with 503.
     max_queue: MaxQueue = 1000

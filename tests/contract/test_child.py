@@ -265,11 +265,66 @@ def test_no_module_is_taken_from_the_folder_that_the_service_starts_in(
     assert not (tmp_path / "marker").exists()
 
 
-@pytest.mark.parametrize("own", [{}, {"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}])
-def test_pinned_memory_is_neither_rounded_up_nor_kept_unless_the_operator_says_how(own: dict[str, str]) -> None:
-    told = child.worker_environment({"PATH": "/bin"} | own)
-    assert ("pinned_max_round_threshold_mb:1" in told.get("PYTORCH_ALLOC_CONF", "")) is (not own)
-    assert told.items() >= own.items()
+ROUND, CACHE = "pinned_max_round_threshold_mb:1", "pinned_max_cached_size_mb:1"
+
+
+@pytest.mark.parametrize(
+    ("own", "told"),
+    [
+        ({}, {"PYTORCH_ALLOC_CONF": f"{ROUND},{CACHE}"}),
+        ({"PYTORCH_ALLOC_CONF": ""}, {"PYTORCH_ALLOC_CONF": f"{ROUND},{CACHE}"}),
+        # Alone, it would bring back what torch rounds up.
+        (
+            {"PYTORCH_ALLOC_CONF": "expandable_segments:True"},
+            {"PYTORCH_ALLOC_CONF": f"{ROUND},{CACHE},expandable_segments:True"},
+        ),
+        (
+            {"PYTORCH_ALLOC_CONF": "pinned_max_round_threshold_mb : 64, backend:native"},
+            {"PYTORCH_ALLOC_CONF": f"{CACHE},pinned_max_round_threshold_mb : 64, backend:native"},
+        ),
+        (
+            {"PYTORCH_CUDA_ALLOC_CONF": "roundup_power2_divisions:[256:1,>:4]"},
+            {"PYTORCH_CUDA_ALLOC_CONF": f"{ROUND},{CACHE},roundup_power2_divisions:[256:1,>:4]"},
+        ),
+        (
+            {"PYTORCH_HIP_ALLOC_CONF": "max_split_size_mb:1", "PYTORCH_CUDA_ALLOC_CONF": CACHE},
+            {
+                "PYTORCH_HIP_ALLOC_CONF": f"{ROUND},{CACHE},max_split_size_mb:1",
+                "PYTORCH_CUDA_ALLOC_CONF": f"{ROUND},{CACHE}",
+            },
+        ),
+    ],
+)
+def test_the_operators_settings_of_torchs_allocator_win_key_by_key_over_ours(
+    own: dict[str, str], told: dict[str, str]
+) -> None:
+    environment = child.worker_environment({"PATH": "/bin"} | own)
+    assert {name: value for name, value in environment.items() if name.endswith("ALLOC_CONF")} == told
+
+
+def test_a_torch_that_does_not_know_our_allocator_settings_gets_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child.metadata, "version", lambda name: "2.11.1+cu130")
+    own = {"PYTORCH_ALLOC_CONF": "backend:native"}
+    assert child.worker_environment(own)["PYTORCH_ALLOC_CONF"] == "backend:native"
+    assert "PYTORCH_ALLOC_CONF" not in child.worker_environment({})
+
+
+def test_a_worker_sees_the_chosen_card_alone_and_says_why_it_cannot_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "98,99")
+    engine = ChildEngine(EngineOptions(device="cuda:1"))
+    try:
+        answer = engine.measure()
+        assert isinstance(answer, Measured)
+        assert answer.memory.cuda_problem
+        assert answer.memory.host > 0
+        assert engine.pid
+        assert b"\0CUDA_VISIBLE_DEVICES=99\0" in Path(f"/proc/{engine.pid}/environ").read_bytes()
+        failed = engine.load(load_command(fake_catalog(), "fake"))
+        assert isinstance(failed, Failed)
+        assert failed.code is FailureCode.UNSUPPORTED_DEVICE
+        assert answer.memory.cuda_problem in failed.message
+    finally:
+        engine.close()
 
 
 @pytest.mark.parametrize("name", ["HF_TOKEN", "IMAGEGEN_WEBHOOK_SECRETS", "AWS_SECRET_ACCESS_KEY"])

@@ -73,7 +73,7 @@ async def test_what_was_learnt_of_a_changed_entry_is_forgotten(house: House) -> 
         await house.work("b")
     assert house.models.error("a")
     assert house.models.quarantined("b")
-    await house.models.apply(catalog(WARM, a=spec(memory_mb=1), b=spec(memory_mb=1), c=spec()))
+    await house.models.apply(catalog(WARM, a=spec(load_seconds=1), b=spec(load_seconds=1), c=spec()))
     assert house.models.error("a") is None
     assert not house.models.quarantined("b")
     assert isinstance(await house.work("b"), Generated)

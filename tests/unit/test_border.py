@@ -121,3 +121,51 @@ def test_a_failure_can_cross_the_pipe_whatever_it_says() -> None:
     failed = at_border(lambda: raising(OSError("no such file: 'a\udcff'")), LOADING, Cleaning())
     assert isinstance(failed, Failed)
     assert pack(failed)
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), RuntimeError("CUDA error: invalid argument"), MemoryError()])
+def test_whatever_was_raised_a_context_that_no_longer_works_is_a_broken_device(error: Exception) -> None:
+    cleaning = Cleaning()
+    failed = at_border(lambda: raising(error), LOADING, cleaning, context_works=lambda: False)
+    assert isinstance(failed, Failed)
+    assert failed.code is FailureCode.DEVICE_FAULT
+    assert type(error).__name__ in failed.traceback
+    assert cleaning.times == 0
+
+
+def test_a_context_is_tried_when_the_failed_work_has_let_go_of_its_memory_and_before_any_is_given_back() -> None:
+    alive: list[weakref.ref[Tensor]] = []
+    order: list[object] = []
+
+    def work() -> NoReturn:
+        tensor = Tensor()
+        alive.append(weakref.ref(tensor))
+        raise MemoryError
+
+    def context_works() -> bool:
+        order.append(alive[0]())
+        return True
+
+    at_border(work, LOADING, lambda: order.append("cleaned"), context_works)
+    assert order == [None, "cleaned"]
+
+
+def test_not_even_the_cause_of_an_exception_that_someone_keeps_holds_a_tensor() -> None:
+    alive: list[weakref.ref[Tensor]] = []
+    kept: list[Exception] = []
+
+    def inner() -> NoReturn:
+        tensor = Tensor()
+        alive.append(weakref.ref(tensor))
+        raise MemoryError
+
+    def work() -> NoReturn:
+        try:
+            inner()
+        except MemoryError as error:
+            kept.append(error)
+            raise RuntimeError("outer") from error
+
+    at_border(work, LOADING, gc.collect)
+    assert kept
+    assert alive[0]() is None

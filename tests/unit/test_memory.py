@@ -4,8 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagegen.core.errors import FailureCode, WeightsMissing, WeightsRefused
-from imagegen.gpu.memory import classify, forget_peak, limit, measure, peak
+from imagegen.core.errors import FailureCode, WeightsCorrupt, WeightsMissing, WeightsRefused
+from imagegen.gpu import memory as gpu_memory
+from imagegen.gpu.memory import causes, classify, context_works, forget_peak, give_back, limit, measure, peak
+from imagegen.gpu.protocol import CONTEXT_BYTES
 
 LOADING, WORKING = FailureCode.LOAD_FAILED, FailureCode.GENERATION_FAILED
 SECRET = "/srv/models/private token=hf_secret"
@@ -38,6 +40,11 @@ def test_a_lack_of_memory_is_told_with_a_way_out(error: Exception) -> None:
         "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: "
         "you tried to allocate 4000000000000000 bytes. Error code 12 (Cannot allocate memory)",
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_NOT_INITIALIZED",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
+        "GET was unable to find an engine to execute this computation",
     ],
 )
 def test_a_lack_of_memory_is_known_in_the_words_of_each_allocator(words: str) -> None:
@@ -68,6 +75,7 @@ def test_a_broken_device_is_known_by_the_words_of_cuda(words: str) -> None:
         "CUDA error: hardware stack error",
         "CUDA error: operation not supported on global/shared address space",
         "CUDA error: invalid program counter",
+        "CUDA error: unknown error",
     ],
 )
 def test_a_broken_device_is_known_by_the_rarer_words_of_cuda(words: str) -> None:
@@ -83,6 +91,47 @@ def test_what_the_engine_knows_to_be_wrong_is_told_in_its_own_words(
     error: WeightsMissing | WeightsRefused, code: FailureCode
 ) -> None:
     assert classify(error, LOADING) == (code, "a")
+
+
+def wrapped(cause: Exception, *, plainly: bool) -> Exception:
+    """What a library raises that catches an exception and raises its own, with `from` or without."""
+    try:
+        try:
+            raise cause
+        except Exception as error:
+            if plainly:
+                raise WeightsCorrupt from error
+            raise WeightsCorrupt  # noqa: B904
+    except WeightsCorrupt as outer:
+        return outer
+
+
+@pytest.mark.parametrize("plainly", [True, False])
+@pytest.mark.parametrize(
+    ("cause", "code"),
+    [
+        (OutOfMemoryError(SECRET), FailureCode.OUT_OF_MEMORY),
+        (MemoryError(), FailureCode.OUT_OF_MEMORY),
+        (RuntimeError("CUDA error: device-side assert triggered"), FailureCode.DEVICE_FAULT),
+        (RuntimeError("size mismatch"), FailureCode.WEIGHTS_CORRUPT),
+    ],
+)
+def test_what_the_device_said_counts_however_a_library_wraps_it(
+    cause: Exception, code: FailureCode, plainly: bool
+) -> None:
+    assert classify(wrapped(cause, plainly=plainly), LOADING)[0] is code
+
+
+def test_an_exception_that_was_raised_from_none_counts_alone() -> None:
+    error = KeyError("x")
+    error.__context__, error.__suppress_context__ = OutOfMemoryError(), True
+    assert classify(error, LOADING)[0] is LOADING
+
+
+def test_exceptions_that_were_raised_from_one_another_come_to_an_end() -> None:
+    one, other = KeyError("one"), KeyError("other")
+    one.__cause__, other.__cause__ = other, one
+    assert list(causes(one)) == [one, other]
 
 
 @pytest.mark.parametrize("during", [LOADING, WORKING])
@@ -151,3 +200,63 @@ def test_cuda_is_initialised_before_its_peak_is_reset(monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", calls.append)
     forget_peak("cuda:0")
     assert calls == ["init", "cuda:0"]
+
+
+# -- torch.cuda, patched -----------------------------------------------------------------------------------------------
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize(("free", "foreign"), [(20 * GIB, 0), (20 * GIB - CONTEXT_BYTES, 0), (7 * GIB, 12.5 * GIB)])
+def test_what_others_hold_of_a_card_is_what_is_neither_free_nor_held_here(
+    monkeypatch: pytest.MonkeyPatch, free: int, foreign: float
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "G")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 24 * GIB))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 3 * GIB)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 4 * GIB)
+    now = measure("cuda")
+    assert (now.free, now.total, now.cached) == (free, 24 * GIB, 4 * GIB)
+    assert now.foreign == foreign
+
+
+def test_without_a_card_nobody_holds_any_of_it() -> None:
+    assert measure("cpu").foreign == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "works"),
+    [
+        ("", True),
+        ("CUDA error: out of memory", True),  # it says nothing of the context
+        ("CUDA error: an illegal memory access was encountered", False),
+        ("CUDA error: no CUDA-capable device is detected", False),
+    ],
+)
+def test_a_context_works_that_runs_a_kernel(monkeypatch: pytest.MonkeyPatch, words: str, works: bool) -> None:
+    def run_kernel(device: str) -> None:
+        assert device == "cuda"
+        if words:
+            raise RuntimeError(words)
+
+    monkeypatch.setattr(gpu_memory, "run_kernel", run_kernel)
+    assert context_works("cuda") is works
+    assert context_works("cpu")
+
+
+@pytest.mark.parametrize(
+    ("switching", "calls"), [(False, ["synchronize", "empty_cache", "empty_host_cache"]), (True, [])]
+)
+def test_memory_goes_back_to_the_device_unless_the_next_model_takes_it(
+    monkeypatch: pytest.MonkeyPatch, switching: bool, calls: list[str]
+) -> None:
+    import torch
+
+    made: list[str] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: made.append("synchronize"))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: made.append("empty_cache"))
+    monkeypatch.setattr(torch.accelerator, "empty_host_cache", lambda: made.append("empty_host_cache"))
+    give_back("cuda", switching=switching)
+    assert made == calls

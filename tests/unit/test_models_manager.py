@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from imagegen.catalog.catalog import Catalog, GlobalSettings
 from imagegen.catalog.sources import Folders
@@ -345,11 +346,51 @@ async def test_a_worker_that_gives_too_little_back_is_replaced(house: House, lef
 
 async def test_nor_does_it_stay_when_the_next_model_does_not_load(house: House) -> None:
     await house.models.ensure("a")
-    house.engine.instead["unload"] = Unloaded(memory=EMPTY.evolve(cached=2**40))
     house.engine.instead["load"] = OUT_OF_MEMORY
+    house.engine.instead["measure"] = Measured(memory=EMPTY.evolve(cached=2**40))
     assert await house.models.ensure("b") == OUT_OF_MEMORY
     assert house.engine.asked[-1] == "recycle"
     assert house.models.memory == EMPTY
+
+
+async def test_memory_that_was_only_kept_for_a_load_that_failed_does_not_replace_the_worker(house: House) -> None:
+    await house.models.ensure("a")
+    house.engine.instead["unload"] = Unloaded(memory=EMPTY.evolve(cached=2**40))
+    house.engine.instead["load"] = OUT_OF_MEMORY
+    assert await house.models.ensure("b") == OUT_OF_MEMORY
+    assert "recycle" not in house.engine.asked
+    assert house.models.memory == EMPTY
+
+
+async def test_a_card_that_cannot_be_used_is_logged_once_with_the_reason(house: House) -> None:
+    memory = DeviceMemory(cuda_problem="The driver is too old.")
+    house.engine.instead |= {"measure": Measured(memory=memory), "unload": Unloaded(memory=memory)}
+    with structlog.testing.capture_logs() as logged:
+        await house.models.warm_up()
+        house.engine.instead["load"] = Loaded(seconds=1, weight_bytes=1, memory=memory)
+        await house.models.ensure("a")
+        await house.models.unload("a")
+    (line,) = [line for line in logged if line["event"] == "cuda_not_usable"]
+    assert (line["log_level"], line["reason"]) == ("warning", "The driver is too old.")
+
+
+async def test_a_worker_that_lost_its_card_is_logged_as_well(house: House) -> None:
+    await house.models.warm_up()
+    lost = DeviceMemory(cuda_problem="No CUDA GPUs are available")
+    house.engine.instead["load"] = Loaded(seconds=1, weight_bytes=1, memory=lost)
+    with structlog.testing.capture_logs() as logged:
+        await house.models.ensure("a")
+    assert [line["event"] for line in logged] == ["cuda_not_usable", "model_loaded"]
+
+
+async def test_what_others_hold_of_the_card_outlives_the_worker(house: House) -> None:
+    card = DeviceMemory(gpu_available=True, cached=4 * 2**30, free=7 * 2**30, total=24 * 2**30)
+    house.engine.instead["load"] = Loaded(seconds=1, weight_bytes=1, memory=card)
+    await house.models.ensure("a")
+    house.engine.instead["generate"] = CRASHED
+    await house.work("a")
+    now = house.models.memory
+    assert (now.cached, now.free) == (0, 24 * 2**30 - card.foreign)
 
 
 async def test_a_worker_that_does_not_come_back_holds_nothing(house: House) -> None:

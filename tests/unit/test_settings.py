@@ -105,7 +105,13 @@ def test_urls_of_a_bucket_need_one() -> None:
 
 BOUNDS: dict[str, tuple[list[str], list[str]]] = {
     "port": (["0", "65535"], ["-1", "65536", "http", "5050.5"]),
-    "device": (["auto", "cpu", "cuda", "cuda:0", "cuda:15"], ["gpu", "cuda:", "cuda:100", "cuda:1;x", "CPU"]),
+    "device": (
+        [
+            *("auto", "cpu", "cuda", "cuda:0", "cuda:15", "GPU-8932f937", "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6"),
+            *("MIG-6de6a9a3-9b07-5b0c-a5a2-1e1a1d9ad1f5", "MIG-GPU-8932f937-d72c-4106-c12f-20bd9faed9f6/1/0"),
+        ],
+        ["gpu", "cuda:", "cuda:100", "cuda:1;x", "CPU", "GPU-", "GPU-x,1", "MIG-1/2", "MIG-6de6a9a3,0", "0"],
+    ),
     "isolation": (["process", "thread"], ["none", "Process"]),
     "store": (["s3://abc", "s3://a-b.c/d/e_f"], ["https://x/y", "s3://", "s3:///x", "pictures", "s3://a b/c"]),
     "store_urls": (["proxied"], ["public"]),

@@ -565,8 +565,15 @@ class GpuInfo(BaseModel):
     gpu_available: bool
     gpu_name: str | None
     gpu_memory_allocated: float
-    gpu_memory_cached: float
+    gpu_memory_cached: float = Field(description="What torch's allocator of this service holds, in use or not.")
+    gpu_memory_free: float = Field(description="Of the whole device: what no process has taken.")
+    gpu_memory_foreign: float = Field(
+        description="About what other processes hold: what is neither free nor held, less 0.5 GiB for CUDA's own needs."
+    )
     gpu_memory_total: float
+    cuda_problem: str | None = Field(
+        description="Why models run on the CPU although a GPU was asked for, or there are signs of one."
+    )
     host_memory: float = Field(description="Resident host memory of the process that holds the models.")
 
 

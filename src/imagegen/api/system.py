@@ -59,7 +59,10 @@ async def health(tasks: Tasks, models: Models, images: Images) -> Health:
             gpu_name=memory.gpu_name,
             gpu_memory_allocated=gib(memory.allocated),
             gpu_memory_cached=gib(memory.cached),
+            gpu_memory_free=gib(memory.free),
+            gpu_memory_foreign=gib(memory.foreign),
             gpu_memory_total=gib(memory.total),
+            cuda_problem=memory.cuda_problem,
             host_memory=gib(memory.host),
         ),
     )

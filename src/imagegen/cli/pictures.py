@@ -29,6 +29,7 @@ from imagegen.core.provenance import differences
 from imagegen.core.receipt import Receipt
 from imagegen.core.sizes import AspectRatio
 from imagegen.core.task import MAX_SEED, MAX_STEPS, GenerationTask, ImageFormat, InputPictures, Output, Pixels, TaskType
+from imagegen.gpu.devices import see_only_card
 from imagegen.gpu.engine import LocalEngine
 from imagegen.gpu.protocol import EngineOptions, Failed, Generate, Generated, Load
 from imagegen.settings import Settings
@@ -187,7 +188,7 @@ def _run(
         def on_step(step: int, total: int, *preview: bytes) -> None:
             progress.update(bar, completed=step, total=total, description=task.model)
 
-        engine = LocalEngine(EngineOptions(device=settings.device))
+        engine = LocalEngine(EngineOptions(device=see_only_card(settings.device)))
         loaded = engine.load(Load.entry(catalog, task.model, Folders(settings.models_path, settings.loras_path)))
         command = Generate(
             model=task.model,

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import signal
 import socket
 import struct
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from importlib import metadata
 from multiprocessing.connection import Connection
 from typing import TypeVar
 
@@ -17,6 +19,7 @@ from msgpack.exceptions import UnpackException
 from imagegen.core.children import is_secret
 from imagegen.core.errors import FailureCode
 from imagegen.core.value import Value
+from imagegen.gpu.devices import only_card
 from imagegen.gpu.protocol import (
     Answer,
     EngineOptions,
@@ -49,8 +52,14 @@ START_DELAYS_S = (0.5, 1, 2, 4)
 HIDDEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACEHUB_API_TOKEN")
 WORKER_VARIABLES = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "DIFFUSERS_DISABLE_REMOTE_CODE": "1"}
 
-#: Else torch takes the next power of two for each piece of pinned memory, and keeps what is freed of it.
-ALLOCATOR_VARIABLES = {"PYTORCH_ALLOC_CONF": "pinned_max_round_threshold_mb:1,pinned_max_cached_size_mb:1"}
+#: Else torch takes the next power of two for each piece of pinned memory, and keeps what is freed of it. An older torch
+#: does not know them, and refuses to start for that.
+ALLOCATOR_SETTINGS = {"pinned_max_round_threshold_mb": "1", "pinned_max_cached_size_mb": "1"}
+
+ALLOCATOR_SETTINGS_SINCE = (2, 13)
+
+#: Where torch looks for them. It reads one of those that are set, so each gets all settings.
+ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 
 
 class ChildEngine:
@@ -153,12 +162,14 @@ class _Worker:
         for direction in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
             # A worker that stops in the middle of a frame is as dead as one whose pipe is closed.
             ours.setsockopt(socket.SOL_SOCKET, direction, struct.pack("@ll", math.ceil(io_timeout_s), 0))
+        device, card = only_card(options.device, os.environ)
+        told = options.evolve(device=device).model_dump_json()
         with ours, theirs:
             # -P: no module is taken from the folder that the service happens to start in.
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "imagegen.gpu.worker", str(theirs.fileno()), options.model_dump_json()],
+                [sys.executable, "-P", "-m", "imagegen.gpu.worker", str(theirs.fileno()), told],
                 pass_fds=[theirs.fileno()],
-                env=worker_environment(os.environ),
+                env=worker_environment(os.environ) | card,
                 # Closes with this process, however it ends: the worker then leaves, even in the middle of a load.
                 stdin=subprocess.PIPE,
             )
@@ -199,10 +210,19 @@ class _Worker:
 
 
 def worker_environment(ours: Mapping[str, str]) -> dict[str, str]:
-    """What a worker finds in its environment. What the operator says about torch's memory counts."""
-    told = any(name.startswith("PYTORCH_") and name.endswith("ALLOC_CONF") for name in ours)
+    """What a worker finds in its environment. Of the settings of torch's allocator, the operator's own win."""
     kept = {name: value for name, value in ours.items() if not _hidden(name)}
-    return ({} if told else ALLOCATOR_VARIABLES) | kept | WORKER_VARIABLES
+    if tuple(map(int, metadata.version("torch").split(".")[:2])) < ALLOCATOR_SETTINGS_SINCE:
+        return kept | WORKER_VARIABLES
+    told = {name: kept[name] for name in ALLOCATOR_VARIABLES if name in kept} or {ALLOCATOR_VARIABLES[0]: ""}
+    return kept | {name: _with_ours(settings) for name, settings in told.items()} | WORKER_VARIABLES
+
+
+def _with_ours(settings: str) -> str:
+    """`settings` are `key:value,key:value`; a value may be a list in brackets, whose parts look alike."""
+    known = set(re.findall(r"(\w+)\s*:", settings))
+    ours = [f"{key}:{value}" for key, value in ALLOCATOR_SETTINGS.items() if key not in known]
+    return ",".join([*ours, *filter(None, [settings])])
 
 
 def _hidden(name: str) -> bool:

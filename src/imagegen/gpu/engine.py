@@ -11,9 +11,21 @@ from typing import NamedTuple, Protocol, TypeVar
 
 from imagegen.catalog.catalog import GlobalSettings
 from imagegen.catalog.sources import Folders, missing
-from imagegen.core.errors import FailureCode, WeightsMissing
-from imagegen.gpu.memory import classify, forget_peak, give_back, limit, measure, peak
+from imagegen.core.errors import FailureCode, UnsupportedDevice, WeightsMissing
+from imagegen.gpu.devices import Device, choose
+from imagegen.gpu.memory import (
+    BROKEN_CONTEXT,
+    causes,
+    classify,
+    context_works,
+    forget_peak,
+    give_back,
+    limit,
+    measure,
+    peak,
+)
 from imagegen.gpu.protocol import (
+    DeviceMemory,
     EngineOptions,
     Failed,
     Generate,
@@ -29,6 +41,9 @@ from imagegen.gpu.protocol import (
 from imagegen.loaders import FAMILIES
 from imagegen.loaders.base import Family, Inputs, LoadedModel, OnStep, Placement, Stop, StopFlag
 from imagegen.loaders.parts import Parts
+
+#: Below it, `foreign` may be the error of its own estimate.
+LEAST_FOREIGN_BYTES = 2**30
 
 T = TypeVar("T")
 OutcomeT = TypeVar("OutcomeT", bound=Outcome)
@@ -79,20 +94,30 @@ class LocalEngine:
         #: Those that left the device and stayed in host memory.
         self._warm: dict[str, _Kept] = {}
         self._parts = Parts()
-        self._device: str | None = None
+        self._chosen: Device | None = None
+        #: Whether the garbage collector was told to leave the libraries' objects alone.
+        self._libraries_frozen = False
 
     @property
     def device(self) -> str:
         """The device's name, found out at the first use: it takes an import of torch."""
-        if self._device is None:
-            self._device = _choose_device(self._options)
-        return self._device
+        return self._choose().name
+
+    def _choose(self) -> Device:
+        if self._chosen is None:
+            self._chosen = choose(self._options.device)
+            if self._chosen.name == "cpu":
+                _share_cores()
+        return self._chosen
 
     def load(self, command: Load) -> Loaded | Failed:
-        return self._with_room(lambda: at_border(lambda: self._load(command), FailureCode.LOAD_FAILED, self._give_back))
+        return self._with_room(lambda: self._at_border(lambda: self._load(command), FailureCode.LOAD_FAILED))
 
     def _load(self, command: Load) -> Loaded:
         began = time.monotonic()
+        problem = self._choose().problem
+        if problem is not None and self._options.device != "auto":
+            raise UnsupportedDevice(f"The card that IMAGEGEN_DEVICE names cannot be used: {problem}")
         forget_peak(self.device)
         limit(self.device, command.memory_fraction)
         entry = command.model_dump_json()
@@ -107,7 +132,7 @@ class LocalEngine:
             warm=warm is not None,
             weight_bytes=model.weight_bytes,
             moved_bytes=model.moved_bytes,
-            memory=measure(self.device),
+            memory=self._measure(),
         )
 
     def _come_back(self, model: str, entry: str) -> LoadedModel | None:
@@ -122,7 +147,8 @@ class LocalEngine:
         family = self._families[command.spec["type"]]
         spec = family.spec.model_validate(command.spec)
         folders = Folders(Path(command.models_dir), Path(command.loras_dir))
-        placement = Placement(self.device, GlobalSettings.model_validate(command.settings), folders, self._parts)
+        settings = GlobalSettings.model_validate(command.settings)
+        placement = Placement(self.device, settings, folders, self._parts, self._freeze_libraries)
         try:
             return family.loader.load(spec, placement)
         except WeightsMissing as error:
@@ -132,7 +158,7 @@ class LocalEngine:
             raise WeightsMissing(f"{error.detail.rstrip('.')}. {advice}") from None
 
     def unload(self, command: Unload) -> Unloaded | Failed:
-        return at_border(lambda: self._unload(command), FailureCode.GENERATION_FAILED, self._give_back)
+        return self._at_border(lambda: self._unload(command), FailureCode.GENERATION_FAILED)
 
     def _unload(self, command: Unload) -> Unloaded:
         kept = self._models.pop(command.model, None) or self._warm.pop(command.model, None)
@@ -144,8 +170,8 @@ class LocalEngine:
         elif kept is not None:
             kept.model.close()
         del kept
-        self._give_back()
-        return Unloaded(warm=warm, memory=measure(self.device))
+        give_back(self.device, switching=command.switching)
+        return Unloaded(warm=warm, memory=self._measure())
 
     def generate(self, command: Generate, stop: StopFlag, on_step: OnStep) -> Generated | Stopped | Failed:
         self._parts.let_go()
@@ -157,7 +183,7 @@ class LocalEngine:
 
         def attempt() -> Generated | Stopped | Failed:
             with suppress(Stop):
-                return at_border(lambda: self._generate(command, step), FailureCode.GENERATION_FAILED, self._give_back)
+                return self._at_border(lambda: self._generate(command, step), FailureCode.GENERATION_FAILED)
             return Stopped()
 
         # For pictures that can be made one by one, no warm model is dropped.
@@ -179,11 +205,16 @@ class LocalEngine:
         return outcome.evolve(made_room=True)
 
     def _with_numbers(self, failed: Failed) -> Failed:
-        memory = measure(self.device)
-        if failed.code is not FailureCode.OUT_OF_MEMORY or not memory.total:
+        if failed.code is not FailureCode.OUT_OF_MEMORY:
             return failed
-        used, total = (size / 2**30 for size in (memory.allocated, memory.total))
-        numbers = f"The weights take {used:.1f} of {total:.1f} GiB, and the rest did not suffice."
+        memory = measure(self.device)
+        if not memory.total:
+            return failed
+        held, total, free, foreign = (
+            f"{size / 2**30:.1f}" for size in (memory.cached, memory.total, memory.free, memory.foreign)
+        )
+        others = f" other processes hold about {foreign}," if memory.foreign >= LEAST_FOREIGN_BYTES else ""
+        numbers = f"Of the card's {total} GiB, this process holds {held},{others} and {free} are free."
         need = peak(self.device, failed.traceback)
         return failed.evolve(message=f"{failed.message} {numbers}", need_bytes=need)
 
@@ -198,11 +229,15 @@ class LocalEngine:
             images = model.generate_together([command.request, *command.companions], on_step)
             in_call = len(images)
         made_by = model.provenance(inputs).evolve(call_pictures=in_call)
-        return Generated(images=tuple(images), memory=measure(self.device), provenance=made_by)
+        return Generated(images=tuple(images), memory=self._measure(), provenance=made_by)
 
     def measure(self) -> Measured | Failed:
         self._parts.let_go()
-        return at_border(lambda: Measured(memory=measure(self.device)), FailureCode.GENERATION_FAILED, gc.collect)
+        return self._at_border(lambda: Measured(memory=self._measure()), FailureCode.GENERATION_FAILED)
+
+    def _measure(self) -> DeviceMemory:
+        device = self._choose()
+        return measure(device.name).evolve(cuda_problem=device.problem)
 
     def abort(self) -> bool:
         """A thread cannot be ended from outside; the stop flag is all there is."""
@@ -217,12 +252,34 @@ class LocalEngine:
         gc.collect()
 
     def _give_back(self) -> None:
-        if self._device is not None:
-            give_back(self._device)
+        if self._chosen is not None:
+            give_back(self._chosen.name)
+
+    def _context_works(self) -> bool:
+        return self._chosen is None or context_works(self._chosen.name)
+
+    def _at_border(self, work: Callable[[], T], during: FailureCode) -> T | Failed:
+        return at_border(work, during, self._give_back, self._context_works)
+
+    def _freeze_libraries(self) -> None:
+        """Take what is in memory now out of every later garbage collection, if that is no model: 431,000 objects of
+        torch, diffusers and transformers, which take 0.3 s or more to look through (measured on a CPU).
+        """
+        if not (self._libraries_frozen or self._models or self._warm):
+            self._libraries_frozen = True
+            gc.freeze()
 
 
-def at_border(work: Callable[[], T], during: FailureCode, clean_up: Callable[[], object]) -> T | Failed:
-    """Run `work`; flatten what it raises (but Stop) to a Failed that keeps no frame, hence no tensor, alive."""
+def at_border(
+    work: Callable[[], T],
+    during: FailureCode,
+    clean_up: Callable[[], object],
+    context_works: Callable[[], bool] = lambda: True,
+) -> T | Failed:
+    """Run `work`; flatten what it raises (but Stop) to a Failed that keeps no frame, hence no tensor, alive.
+
+    After any failure `context_works` is asked: where it says no, the device is broken, whatever was raised.
+    """
     try:
         return work()
     except Stop:
@@ -230,19 +287,17 @@ def at_border(work: Callable[[], T], during: FailureCode, clean_up: Callable[[],
     except Exception as error:  # noqa: BLE001 - the GPU border is the one place that catches everything
         code, message = classify(error, during)
         failed = Failed(code=code, message=message, traceback="".join(traceback.format_exception(error)))
-        traceback.clear_frames(error.__traceback__)
+        for cause in causes(error):
+            traceback.clear_frames(cause.__traceback__)
+    if failed.code is not FailureCode.DEVICE_FAULT and not context_works():
+        failed = failed.evolve(code=FailureCode.DEVICE_FAULT, message=BROKEN_CONTEXT)
     if failed.code is not FailureCode.DEVICE_FAULT:
         clean_up()
     return failed
 
 
-def _choose_device(options: EngineOptions) -> str:
+def _share_cores() -> None:
+    """One core stays free for the API. Threads that share a core spin for each other: measured 35 times slower."""
     import torch
 
-    device = options.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if not device.startswith("cuda"):
-        # One core stays free for the API. Threads that share a core spin for each other: measured 35 times slower.
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) - 1))
-    return device
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) - 1))

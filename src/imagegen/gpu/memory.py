@@ -6,6 +6,7 @@ import os
 import re
 import resource
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,10 +25,23 @@ STICKY = (
     "hardware stack error",
     "invalid program counter",
     "operation not supported on global/shared address space",
+    "cuda error: unknown error",
 )
 
-#: Words of allocators that found no memory: torch's on the GPU and on the CPU, cuBLAS's.
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "alloc_failed")
+#: Words of libraries that found no memory: torch's allocators on the GPU and on the CPU, then cuBLAS and cuDNN, which
+#: need some of their own (cublas_v2.h, cudnn_graph.h, ATen/native/cudnn). Where it was no lack of memory, the context
+#: is broken, which `context_works` finds out, or the second attempt fails with more memory free.
+OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "alloc_failed",
+    "allocation_failed",
+    "cublas_status_not_initialized",
+    "cudnn_status_not_initialized",
+    "unable to find an engine",
+)
+
+BROKEN_CONTEXT = "The GPU reported a fault that only a new process can clear."
 
 #: How torch's allocator says what it did not get.
 _TRIED = re.compile(r"Tried to allocate ([\d.]+) ([KMG]iB)")
@@ -40,13 +54,14 @@ def measure(device: str) -> DeviceMemory:
         return DeviceMemory(host=_resident_bytes(), host_total=_machine_bytes())
     import torch
 
-    properties = torch.cuda.get_device_properties(device)
+    free, total = torch.cuda.mem_get_info(device)
     return DeviceMemory(
         gpu_available=True,
-        gpu_name=properties.name,
+        gpu_name=torch.cuda.get_device_name(device),
         allocated=torch.cuda.memory_allocated(device),
         cached=torch.cuda.memory_reserved(device),
-        total=properties.total_memory,
+        free=free,
+        total=total,
         host=_resident_bytes(),
         host_total=_machine_bytes(),
     )
@@ -97,10 +112,14 @@ def _resident_bytes() -> int:
     return pages * resource.getpagesize()
 
 
-def give_back(device: str) -> None:
-    """Return freed memory to the device and to the operating system."""
+def give_back(device: str, *, switching: bool = False) -> None:
+    """Return freed memory to the device and to the operating system.
+
+    `switching`: the next model takes the device memory, so torch's allocator keeps it. Where it does not suffice, the
+    allocator itself returns what it keeps and tries again.
+    """
     gc.collect()
-    if device.startswith("cuda"):
+    if device.startswith("cuda") and not switching:
         import torch
 
         torch.cuda.synchronize(device)
@@ -113,21 +132,54 @@ def give_back(device: str) -> None:
             trim(0)
 
 
+def run_kernel(device: str) -> None:
+    """Run one tiny kernel and wait for everything on the device. Raises RuntimeError, also for what failed earlier."""
+    import torch
+
+    torch.ones(1, device=device).add_(1)
+    torch.cuda.synchronize(device)
+
+
+def context_works(device: str) -> bool:
+    """Whether the device still runs a kernel: after some errors every later call in the process fails."""
+    if not device.startswith("cuda"):
+        return True
+    try:
+        run_kernel(device)
+    except RuntimeError as error:
+        return any(map(_out_of_memory, causes(error)))
+    return True
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """The exception, then those that it was raised from or while handling: libraries wrap CUDA's errors."""
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        yield link
+        seen.add(id(link))
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+
+
 def classify(error: BaseException, during: FailureCode) -> tuple[FailureCode, str]:
     """The code of an exception and a message that may reach a caller; `during` is the code of an unknown one."""
-    if isinstance(error, EngineError):
-        return error.failure, error.detail
-    text = str(error).lower()
-    if (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or any(w in text for w in OUT_OF_MEMORY)
-    ):
+    if any(words in str(cause).lower() for cause in causes(error) for words in STICKY):
+        return FailureCode.DEVICE_FAULT, BROKEN_CONTEXT
+    if any(map(_out_of_memory, causes(error))):
         return (
             FailureCode.OUT_OF_MEMORY,
             "Not enough memory: ask for a smaller picture or batch, or use a smaller model.",
         )
-    if any(words in text for words in STICKY):
-        return FailureCode.DEVICE_FAULT, "The GPU reported a fault that only a new process can clear."
+    if isinstance(error, EngineError):
+        return error.failure, error.detail
     what = "loading the model" if during is FailureCode.LOAD_FAILED else "making the picture"
     return during, f"An unexpected {type(error).__name__} while {what}; the log has the details."
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    text = str(error).lower()
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or any(words in text for words in OUT_OF_MEMORY)
+    )

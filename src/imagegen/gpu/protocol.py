@@ -17,7 +17,7 @@ from imagegen.core.value import Value
 class EngineOptions(Value):
     """What an engine is told once, at its start."""
 
-    #: `auto`, `cpu`, `cuda`, `cuda:1`.
+    #: `auto`, `cpu`, `cuda`, `cuda:1`; a UUID (`GPU-...`, `MIG-...`) for a worker process only.
     device: str = "auto"
 
 
@@ -99,6 +99,11 @@ Command = Annotated[Load | Unload | Generate | StopGenerating | Measure, Field(d
 # -- answers -----------------------------------------------------------------------------------------------------------
 
 
+#: Device memory that a process takes beside what torch's allocator holds: its CUDA context and the loaded kernels. An
+#: estimate: nothing tells a process its own share, and it depends on the card and on what has run.
+CONTEXT_BYTES = 512 * 2**20
+
+
 class DeviceMemory(Value):
     """Measured by the engine's process. Bytes."""
 
@@ -107,7 +112,11 @@ class DeviceMemory(Value):
     allocated: int = 0
     #: Held by torch's allocator, in use or not.
     cached: int = 0
+    #: Of the whole device: what no process has taken.
+    free: int = 0
     total: int = 0
+    #: Why models run on the CPU although a card was asked for, or there are signs of one. None: they should, or do not.
+    cuda_problem: str | None = None
     #: Resident host memory of the engine's process.
     host: int = 0
     #: Of the machine, as far as this process may use it.
@@ -117,6 +126,11 @@ class DeviceMemory(Value):
     def held(self) -> int:
         """What models take: device memory, or host memory where there is no device."""
         return self.cached if self.gpu_available else self.host
+
+    @property
+    def foreign(self) -> int:
+        """About what other processes hold of the device: what is neither free nor this process's own."""
+        return max(0, self.total - self.free - self.cached - CONTEXT_BYTES) if self.gpu_available else 0
 
     def capacity(self, fraction: float) -> int:
         """What models may take: that share of the device's memory, or the machine's where there is none; 0: unknown."""

@@ -1,7 +1,7 @@
 """What a model family is: a spec (its fields in models.yaml) and a ModelLoader. Nothing here imports torch."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -41,6 +41,9 @@ class Placement(NamedTuple):
     folders: Folders
     #: What other models have in memory; a loader may use some of it and must then tell it to let go of the rest.
     parts: Parts
+    #: To be called when the libraries are imported and nothing of the model is in memory: the engine has the garbage
+    #: collector leave alone what is there.
+    libraries_imported: Callable[[], None] = lambda: None
 
 
 class Inputs(NamedTuple):

@@ -3,7 +3,7 @@
 import gc
 import inspect
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from math import ceil
 from pathlib import Path
 from types import MappingProxyType
@@ -144,6 +144,16 @@ def quiet_libraries() -> None:
         logging.disable_progress_bar()
 
 
+def import_pipeline(spec: DiffusersSpec, placement: Placement) -> None:
+    """Import what the entry's pipeline is made of, before anything of the model is in memory."""
+    quiet_libraries()
+    import diffusers
+
+    with suppress(ImportError):  # open_pipeline says what is missing
+        getattr(diffusers, spec.pipeline_class)
+    placement.libraries_imported()
+
+
 def torch_dtype(word: str, device: str) -> Any:
     """The torch dtype for a word of models.yaml; `auto` is bfloat16 on a GPU and float32 on a CPU."""
     import torch
@@ -168,6 +178,8 @@ def load_model(
     unless they can tell. Raises EngineError.
     """
     check_folder(folder, spec.pipeline_class, without=parts)
+    if not parts:  # else their loader has done that, before it read them
+        import_pipeline(spec, placement)
     sources = _sources(spec, folder, placement, without=parts)
     with ExitStack() as undo:
         shared = {name: part for name, source in sources.items() if (part := placement.parts.find(source))}
@@ -259,7 +271,6 @@ def open_pipeline(
     spec: DiffusersSpec, folder: Path, placement: Placement, parts: Mapping[str, Any], shared: Mapping[str, Part]
 ) -> Any:
     """Read all parts but those that are given. Raises WeightsCorrupt where they do not fit together."""
-    quiet_libraries()
     import diffusers
     from safetensors import SafetensorError
 

@@ -10,7 +10,7 @@ from imagegen.catalog.fields import HubSourceOrPath, WeightsFile
 from imagegen.catalog.sources import Folders, cached_file, cached_snapshot, local
 from imagegen.core.errors import WeightsCorrupt, WeightsMissing
 from imagegen.loaders.base import LoadedModel, ModelLoader, Placement, advice
-from imagegen.loaders.diffusers_model import DiffusersSpec, least_bytes, load_model, quiet_libraries, torch_dtype
+from imagegen.loaders.diffusers_model import DiffusersSpec, import_pipeline, least_bytes, load_model, torch_dtype
 from imagegen.loaders.folder import read_index
 
 #: Transformer classes that diffusers reads from GGUF files.
@@ -110,6 +110,7 @@ class GGUFModelLoader(ModelLoader[GGUFSpec]):
     def load(self, spec: GGUFSpec, placement: Placement) -> LoadedModel:
         file = find_gguf(spec, placement.folders)
         base = spec.base_folder(placement.folders)
+        import_pipeline(spec, placement)
         transformer = open_transformer(spec, file, base, torch_dtype(spec.torch_dtype, placement.device))
         return load_model(spec, base, placement, {"transformer": transformer}, beside=[file])
 
@@ -134,7 +135,6 @@ def find_gguf(spec: GGUFSpec, folders: Folders) -> Path:
 
 def open_transformer(spec: GGUFSpec, file: Path, base: Path, dtype: Any) -> Any:
     """The transformer, still quantised; it computes in `dtype`. Raises WeightsCorrupt."""
-    quiet_libraries()
     import diffusers
 
     library, name = read_index(base, spec.pipeline_class).get("transformer", ["", ""])

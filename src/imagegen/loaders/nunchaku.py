@@ -11,7 +11,7 @@ from imagegen.catalog.fields import HubSource, WeightsFile
 from imagegen.catalog.sources import Folders, cached_file, local
 from imagegen.core.errors import EngineMissing, UnsupportedDevice, WeightsCorrupt, WeightsMissing
 from imagegen.loaders.base import LoadedModel, ModelLoader, Placement, advice
-from imagegen.loaders.diffusers_model import load_model, quiet_libraries, torch_dtype
+from imagegen.loaders.diffusers_model import import_pipeline, load_model, quiet_libraries, torch_dtype
 from imagegen.loaders.folder import check_safetensors
 from imagegen.loaders.gguf import QuantisedSpec
 
@@ -81,6 +81,7 @@ class NunchakuModelLoader(ModelLoader[NunchakuSpec]):
         precision = choose_precision(placement.device)
         base = spec.base_folder(placement.folders)
         files = [find_file(spec, spec.weight_name, spec.hf_path, precision, placement.folders)]
+        import_pipeline(spec, placement)
         parts = {"transformer": open_transformer(engine, spec, files[0], placement)}
         if spec.t5_weight_name:
             home = spec.t5_hf_path or spec.hf_path

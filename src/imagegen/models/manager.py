@@ -169,7 +169,13 @@ class DynamicModelManager:
             log.error("worker_start_failed", code=answer.code, traceback=answer.traceback)
             self._nothing_held()
         else:
-            self._memory, self._floor = answer.memory, answer.memory.held
+            self._measured(answer.memory)
+            self._floor = answer.memory.held
+
+    def _measured(self, memory: DeviceMemory) -> None:
+        if memory.cuda_problem is not None and memory.cuda_problem != self._memory.cuda_problem:
+            log.warning("cuda_not_usable", reason=memory.cuda_problem)
+        self._memory = memory
 
     async def ensure(self, model: str) -> Failed | None:
         """Make `model` the resident one. Returns why that was not possible."""
@@ -230,9 +236,19 @@ class DynamicModelManager:
             self._cooled(model, "load_failed")  # if it was warm, it did not survive the attempt
             failure = Failure(code=answer.code, message=answer.message)
             self._bus.publish(ModelFailed(model=model, failure=failure))
+            if not answer.worker_died:
+                await self._measure_again(model)
             return answer
         self._arrived(model, answer)
         return None
+
+    async def _measure_again(self, model: str) -> None:
+        """What was last measured, at the unload before, still held the memory that was kept for the load of `model`."""
+        answer = await self._executor.measure()
+        if isinstance(answer, Failed):
+            self._failed(model, answer)
+        else:
+            self._measured(answer.memory)
 
     @contextmanager
     def _on_its_way(self, model: str, state: ModelState) -> Iterator[None]:
@@ -253,7 +269,7 @@ class DynamicModelManager:
         )
         self._errors.pop(model, None)
         self._warm.pop(model, None)
-        self._memory = loaded.memory
+        self._measured(loaded.memory)
         self._fitting.loaded(model, loaded.weight_bytes)
         (self._warm_seconds if loaded.warm else self._load_seconds)[model] = loaded.seconds
         log.info(
@@ -300,7 +316,7 @@ class DynamicModelManager:
             self._blame(model, answer, request, *companions)
         elif isinstance(answer, Generated):
             self._kills.pop(model, None)
-            self._memory = answer.memory
+            self._measured(answer.memory)
         self._used(model, self._clock() - began)
         return answer
 
@@ -326,7 +342,8 @@ class DynamicModelManager:
             self._nothing_held()
 
     def _nothing_held(self) -> None:
-        self._memory = self._memory.evolve(allocated=0, cached=0, host=0)
+        left = self._memory.total - self._memory.foreign
+        self._memory = self._memory.evolve(allocated=0, cached=0, free=left, host=0)
 
     def _blame(self, model: str, failed: Failed, *requests: GenerationRequest) -> None:
         """It killed the worker by its load or by a request. That a worker dies of an unload says nothing of a model."""
@@ -399,7 +416,7 @@ class DynamicModelManager:
         if isinstance(answer, Failed):
             self._failed(model, answer)
         else:
-            self._memory = answer.memory
+            self._measured(answer.memory)
         await self._replace_if_much_stays()
 
     def _cooled(self, model: str, reason: str) -> None:
@@ -438,7 +455,7 @@ class DynamicModelManager:
         if isinstance(answer, Failed):
             self._failed(model, answer)
         else:
-            self._memory = answer.memory
+            self._measured(answer.memory)
             if answer.warm:
                 self._warm[model] = Warm(model=model, weight_bytes=resident.weight_bytes, since=self._clock())
         if model in self._residents:

@@ -1,0 +1,60 @@
+"""The libraries' objects are taken out of garbage collection, and never a model's."""
+
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from imagegen.gpu.engine import LocalEngine
+from imagegen.gpu.protocol import EngineOptions, Loaded, Unload
+from tests.conftest import load_command
+from tests.contract.families import LIBRARY_WARNINGS, Shelf, catalog_of, shelf_of, small
+from tests.gguf_files import write_gguf
+
+pytestmark = [pytest.mark.filterwarnings(warning) for warning in LIBRARY_WARNINGS]
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shelf]:
+    with shelf_of(tmp_path_factory.mktemp("models"), ("flux-dev",)) as shelf:
+        write_gguf(shelf.model("flux-dev"), shelf.folder / "dev.gguf", "Q8_0")
+        yield shelf
+
+
+def transformers() -> int:
+    """How many are alive, as far as the garbage collector looks."""
+    return sum(type(it).__name__ == "FluxTransformer2DModel" for it in gc.get_objects())
+
+
+@pytest.mark.parametrize("family", ["flux", "gguf"])
+def test_what_is_there_before_the_first_model_is_frozen_once(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    gguf = small(type="gguf", local_path="dev.gguf", base_model="flux-dev")
+    catalog = catalog_of(model=gguf if family == "gguf" else shelf.entry("flux-dev"))
+    engine = LocalEngine(EngineOptions(device="cpu"))
+    gc.collect()
+    before, frozen = transformers(), []
+    monkeypatch.setattr(gc, "freeze", lambda: frozen.append(transformers()))
+    for _ in range(2):
+        assert isinstance(engine.load(load_command(catalog, "model", shelf.folder)), Loaded)
+        assert transformers() == before + 1
+        engine.unload(Unload(model="model"))
+        assert transformers() == before
+    assert frozen == [before]
+    engine.close()
+
+
+def test_a_model_is_collected_after_what_came_before_it_was_frozen(shelf: Shelf, tmp_path: Path) -> None:
+    catalog = catalog_of(model=shelf.entry("flux-dev"))
+    engine = LocalEngine(EngineOptions(device="cpu"))
+    try:
+        assert isinstance(engine.load(load_command(catalog, "model", shelf.folder)), Loaded)
+        assert gc.get_freeze_count() > 100_000
+        assert transformers() == 1
+        engine.unload(Unload(model="model"))
+        assert transformers() == 0
+    finally:
+        engine.close()
+        gc.unfreeze()
