@@ -6,6 +6,7 @@ import re
 import httpx
 
 from imagegen.gpu.memory import measure
+from imagegen.gpu.protocol import DeviceMemory
 from tests.api.conftest import Client, Start
 
 
@@ -166,8 +167,29 @@ async def test_health_tells_queue_model_and_device(client: Client) -> None:
     assert (health["queue_size"], health["total_tasks"], health["current_model"]) == (0, 1, "fake")
     assert health["gpu_info"]["gpu_available"] is False
     assert health["gpu_info"]["host_memory"] > 0
+    assert health["gpu_info"]["cuda_problem"] is None
     assert (await client.get("/livez")).json() == {"status": "ok"}
     assert (await client.get("/readyz")).status_code == 200
+
+
+async def test_health_tells_who_holds_the_card_and_why_there_is_none(start: Start) -> None:
+    async with start() as client:
+        await client.until(await client.submit())  # the engine has been measured
+        gib, models = 2**30, client.app.state.services.models
+        models._memory = DeviceMemory(
+            gpu_available=True, gpu_name="G", allocated=3 * gib, cached=4 * gib, free=7 * gib, total=24 * gib
+        )
+        info = (await client.get("/health")).json()["gpu_info"]
+        assert {name: size for name, size in info.items() if name.startswith("gpu_memory_")} == {
+            "gpu_memory_allocated": 3,
+            "gpu_memory_cached": 4,
+            "gpu_memory_free": 7,
+            "gpu_memory_foreign": 12.5,
+            "gpu_memory_total": 24,
+        }
+        models._memory = DeviceMemory(cuda_problem="The driver is too old.")
+        info = (await client.get("/health")).json()["gpu_info"]
+        assert (info["gpu_available"], info["cuda_problem"]) == (False, "The driver is too old.")
 
 
 async def test_what_can_never_fit_is_refused_before_it_is_queued(start: Start) -> None:

@@ -110,7 +110,7 @@ class Engine(GpuExecutor):
         self.loaded.clear()
         self.warm.clear()
         self.residue = 0
-        self.told = self.told.evolve(allocated=0, cached=0, host=0)
+        self.told = self.told.evolve(allocated=0, cached=0, free=self.told.total, host=0)
 
     async def measure(self) -> Measured | Failed:
         failed = failure(self._trouble("measure"))
