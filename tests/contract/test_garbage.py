@@ -46,6 +46,17 @@ def test_what_is_there_before_the_first_model_is_frozen_once(
     engine.close()
 
 
+def test_nothing_is_frozen_once_a_loader_has_read_a_part(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imagegen.loaders.gguf.import_pipeline", lambda *_: None)  # a family that forgets it
+    frozen: list[int] = []
+    monkeypatch.setattr(gc, "freeze", lambda: frozen.append(transformers()))
+    engine = LocalEngine(EngineOptions(device="cpu"))
+    catalog = catalog_of(model=small(type="gguf", local_path="dev.gguf", base_model="flux-dev"))
+    assert isinstance(engine.load(load_command(catalog, "model", shelf.folder)), Loaded)
+    assert frozen == []
+    engine.close()
+
+
 def test_a_model_is_collected_after_what_came_before_it_was_frozen(shelf: Shelf, tmp_path: Path) -> None:
     catalog = catalog_of(model=shelf.entry("flux-dev"))
     engine = LocalEngine(EngineOptions(device="cpu"))
