@@ -200,15 +200,6 @@ class TaskManager:
         """What it can expect; None once it has ended."""
         return self._outlooks.of(task.id)
 
-    def positions(self) -> dict[str, int]:
-        """How many tasks are to run before each of those that wait, by id."""
-        outlooks = {task_id: self._outlooks.of(task_id) for task_id in self._active}
-        return {
-            task_id: outlook.position
-            for task_id, outlook in outlooks.items()
-            if outlook is not None and outlook.position is not None
-        }
-
     def tell_position(self, task_id: str) -> None:
         """To a listener that has just come, if the task has moved since it was queued."""
         self._outlooks.tell(task_id)
