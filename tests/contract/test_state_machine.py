@@ -26,6 +26,7 @@ from imagegen.storage.images import ImageStore
 from imagegen.storage.tasks import TaskFilter, TaskJournal
 from imagegen.tasks.admission import Limits, TaskDraft
 from imagegen.tasks.batching import likeness
+from imagegen.tasks.life import Loading, Running
 from imagegen.tasks.manager import TaskManager
 from tests.conftest import fake_catalog, request_for
 from tests.scripted import BROKEN, CRASH, FULL, MAX_BATCH, Clock, ScriptedExecutor
@@ -86,10 +87,9 @@ class Service(RuleBasedStateMachine):
         """Until the run loop waits: for the engine, or, with nothing left to do, for a task."""
 
         def settled() -> bool:
-            running, busy = self.tasks._running, self.executor.busy
-            members = running.members if busy and running is not None else []
-            counted = sum(not active.task.status.finished for active in members)
-            return len(self.tasks._active) == self.tasks.queue_size + counted and (busy or not self.tasks.queue_size)
+            live, busy = self.tasks.records.live.values(), self.executor.busy
+            on_gpu = sum(isinstance(it.stage, Loading | Running) for it in live)
+            return len(live) == self.tasks.queue_size + (on_gpu if busy else 0) and (busy or not self.tasks.queue_size)
 
         async def quiet() -> None:
             await self.journal.count()  # behind everything that was written before

@@ -661,6 +661,20 @@ async def test_a_completed_task_cannot_be_cancelled(tmp_path: Path) -> None:
             await house.tasks.cancel(task_id)
 
 
+async def test_a_task_that_goes_back_to_the_queue_can_be_cancelled_before_that_is_written(tmp_path: Path) -> None:
+    async with opened(tmp_path) as house:
+        house.journal.holds = lambda task: task.status is TaskStatus.PENDING
+        task_id = await house.submit()
+        await house.fail_call(CRASH)
+        await house.journal.waiting.wait()
+        assert (await house.tasks.cancel(task_id)).status is TaskStatus.CANCELLED
+        house.journal.gate.set()
+        other = await house.submit("b")
+        await house.make()
+        await house.ended(other)
+        assert house.names(task_id).count("started") == 1
+
+
 # -- stopping: those that wait -----------------------------------------------------------------------------------------
 
 
@@ -800,6 +814,22 @@ async def test_a_hurried_drain_puts_a_loading_task_back(tmp_path: Path) -> None:
         task = await house.journal.get(task_id)
         assert task is not None
         assert (task.status, task.attempt) == (TaskStatus.PENDING, 0)
+
+
+@pytest.mark.parametrize("cancel_first", [True, False])
+async def test_a_cancelled_task_is_not_put_back_by_a_hurried_drain(tmp_path: Path, cancel_first: bool) -> None:
+    async with closed_house(tmp_path) as house, running(house) as loop:
+        task_id = await house.submit()
+        await house.engine.until_generating()
+        if cancel_first:
+            await house.tasks.cancel(task_id)
+        house.tasks.begin_drain()
+        house.tasks.hurry()
+        if not cancel_first:
+            await house.tasks.cancel(task_id)
+        house.engine.answer(None)
+        await asyncio.wait([loop])
+        assert (await house.record(task_id)).status is TaskStatus.CANCELLED
 
 
 async def test_a_hurried_drain_does_not_wait_for_the_store(tmp_path: Path) -> None:
