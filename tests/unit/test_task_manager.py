@@ -448,6 +448,9 @@ async def test_what_is_asked_between_two_tasks_runs_before_those_that_wait(tmp_p
     async with opened(tmp_path) as house:
         first, second = await house.submit("b"), await house.submit("b")
         await house.engine.until_generating()
+        assert repr(house.tasks) == (
+            "<TaskManager [OPEN, Waiting: 1, Live: 2, <Call [RUNNING, Model: b, Tasks: 1, Step: 0/0]>]>"
+        )
         assert house.tasks.is_running("b")
         assert not house.tasks.is_running("a")
         assert house.tasks.wanted == {"b"}

@@ -37,7 +37,7 @@ class Once(NamedTuple):
 
 
 class Intake:
-    """The only part that puts tasks into the queue. Belongs to TaskManager."""
+    """The only part that puts tasks into the queue. Belongs to TaskManager, which documents the public methods."""
 
     def __init__(
         self,

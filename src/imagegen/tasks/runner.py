@@ -21,13 +21,13 @@ from imagegen.tasks.outlooks import Outlooks
 from imagegen.tasks.parking import Parking
 from imagegen.tasks.queue import ControlTicket, TaskQueue
 from imagegen.tasks.records import Records
-from imagegen.tasks.saving import Saving
+from imagegen.tasks.saving import Saver
 
 T = TypeVar("T")
 
 
 class Runner:
-    """Runs one call at a time. Belongs to TaskManager."""
+    """Runs one call at a time. Belongs to TaskManager, which documents the public methods."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class Runner:
         self._journal = journal
         self._bus = bus
         self._clock = clock
-        self._saving = Saving(images, records, bus, self._on_room)
+        self._saving = Saver(images, records, bus, self._on_room)
         self._control_numbers = count()
         self._call: Call | None = None
         self._stopped = False

@@ -1,4 +1,4 @@
-"""Saving: encodes, writes and uploads the pictures of a task while the GPU runs the next one."""
+"""Saver: encodes, writes and uploads the pictures of a task while the GPU runs the next one."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable
@@ -20,7 +20,7 @@ MAX_SAVING = 2
 CLEAR_AWAY_S = 2
 
 
-class Saving:
+class Saver:
     """Ends every task whose pictures are made. Belongs to Runner."""
 
     def __init__(self, images: ImageStore, records: Records, bus: EventBus, on_room: Callable[[], None]) -> None:
@@ -32,7 +32,7 @@ class Saving:
         self._under_way: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
-        return f"<Saving [Calls: {len(self._under_way)}]>"
+        return f"<Saver [Calls: {len(self._under_way)}]>"
 
     @property
     def crowded(self) -> bool:

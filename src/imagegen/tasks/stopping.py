@@ -17,7 +17,7 @@ from imagegen.tasks.runner import Runner
 
 
 class Stopping:
-    """Cancels tasks, fails those that can no longer run, and drains. Belongs to TaskManager."""
+    """Cancels, fails what can no longer run, and drains. Belongs to TaskManager, which documents the public methods."""
 
     def __init__(
         self,
