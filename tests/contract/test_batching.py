@@ -138,7 +138,7 @@ async def test_a_call_that_nobody_wants_any_more_is_stopped(tmp_path: Path) -> N
         assert after.status is TaskStatus.COMPLETED
 
 
-async def test_who_is_in_a_hurry_to_leave_puts_every_member_back(tmp_path: Path) -> None:
+async def test_a_hurried_drain_puts_every_member_of_a_call_back(tmp_path: Path) -> None:
     async with batching(tmp_path, step_seconds=0.05) as house:
         ids = await submit(house, "abc", steps=4)
         await until_step(house, ids[0])
@@ -178,7 +178,7 @@ async def test_a_request_that_kills_its_worker_does_not_take_its_companions_down
         assert not house.models.quarantined("a")
 
 
-async def test_while_the_service_leaves_nobody_else_is_begun(tmp_path: Path) -> None:
+async def test_while_the_service_drains_no_task_joins_a_call(tmp_path: Path) -> None:
     async with batching(tmp_path, load_seconds=0.3) as house:
         ids = await submit(house, "abc")
         await house.until_loading("a")
@@ -188,12 +188,11 @@ async def test_while_the_service_leaves_nobody_else_is_begun(tmp_path: Path) -> 
         assert [task.status for task in tasks] == [TaskStatus.COMPLETED, TaskStatus.PENDING, TaskStatus.PENDING]
 
 
-async def test_who_is_too_late_is_not_taken_along(tmp_path: Path) -> None:
+async def test_a_task_that_missed_its_deadline_does_not_join_a_call(tmp_path: Path) -> None:
     async with batching(tmp_path) as house:
         async with held(house):
-            ids = [await house.submit("a") for _ in range(2)]
-            late = house.tasks._active[ids[1]]
-            late.task, late.deadline = late.task.evolve(deadline_s=1.0), 0
+            draft = TaskDraft(type=TaskType.TEXT2IMAGE, model="a", prompt="x")
+            ids = [(await house.tasks.submit(draft.evolve(deadline_s=seconds))).id for seconds in (None, 0.0)]
         first, second = await ended(house, ids)
         assert (first.status, in_call(first)) == (TaskStatus.COMPLETED, 1)
         assert second.failure is not None

@@ -7,7 +7,6 @@ after each of them stands in the invariants.
 
 import asyncio
 import tempfile
-import threading
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,122 +19,22 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from imagegen.catalog.sources import Folders
 from imagegen.core.errors import FailureCode, ModelQuarantined, QueueFull, TaskFinished, TaskNotFinished, TaskNotFound
 from imagegen.core.events import EventBus
-from imagegen.core.task import MAX_ATTEMPTS, GenerationTask, Pixels, TaskStatus, TaskType
-from imagegen.gpu.protocol import (
-    DeviceMemory,
-    Failed,
-    Generate,
-    Generated,
-    Load,
-    Loaded,
-    Measured,
-    Stopped,
-    Unload,
-    Unloaded,
-)
-from imagegen.loaders.base import OnStep
+from imagegen.core.task import MAX_ATTEMPTS, GenerationTask, TaskStatus, TaskType
+from imagegen.gpu.protocol import Failed
 from imagegen.models.manager import DynamicModelManager
 from imagegen.storage.images import ImageStore
 from imagegen.storage.tasks import TaskFilter, TaskJournal
 from imagegen.tasks.admission import Limits, TaskDraft
 from imagegen.tasks.batching import likeness
+from imagegen.tasks.life import Loading, Running
 from imagegen.tasks.manager import TaskManager
-from tests.conftest import SCRIPTED, fake_catalog, request_for
+from tests.conftest import fake_catalog, request_for
+from tests.scripted import BROKEN, CRASH, FULL, MAX_BATCH, Clock, ScriptedExecutor
 
 T = TypeVar("T")
 
 MODELS = ("a", "b", "c")
 LIMITS = Limits(max_queue=6, max_batch_size=2, max_pixels=10_000)
-CRASH = Failed(code=FailureCode.WORKER_CRASHED, message="died")
-BROKEN = Failed(code=FailureCode.GENERATION_FAILED, message="broke")
-FULL = Failed(code=FailureCode.OUT_OF_MEMORY, message="full")
-#: Of the one model that makes several pictures in a call.
-MAX_BATCH = 4
-
-
-class ScriptedExecutor:
-    """In the place of GpuExecutor: loads and generates what and when it is told."""
-
-    def __init__(self) -> None:
-        self.loaded: set[str] = set()
-        self.most_loaded = 0
-        self.asked: tuple[Generate, threading.Event, asyncio.Future[Generated | Stopped | Failed]] | None = None
-        #: Whether the next load is to wait for its answer; what waits.
-        self.holds = False
-        self.loading: asyncio.Future[Failed | None] | None = None
-
-    @property
-    def busy(self) -> bool:
-        return self.asked is not None or self.loading is not None
-
-    async def measure(self) -> Measured:
-        return Measured(memory=DeviceMemory())
-
-    async def load(self, command: Load) -> Loaded | Failed:
-        if self.holds:
-            self.holds, self.loading = False, asyncio.get_running_loop().create_future()
-            try:
-                failed = await self.loading
-            finally:
-                self.loading = None
-            if failed is not None:
-                return failed
-        self.loaded.add(command.model)
-        self.most_loaded = max(self.most_loaded, len(self.loaded))
-        return Loaded(seconds=1, weight_bytes=1, memory=DeviceMemory())
-
-    async def unload(self, command: Unload) -> Unloaded:
-        assert not self.busy, "unloaded under a running task"
-        self.loaded.discard(command.model)
-        return Unloaded(memory=DeviceMemory())
-
-    async def generate(self, command: Generate, stop: threading.Event, on_step: OnStep) -> Generated | Stopped | Failed:
-        assert command.model in self.loaded, "ran a model that is not resident"
-        assert self.asked is None, "two at once"
-        pictures = sum(request.batch_size for request in (command.request, *command.companions))
-        assert command.together or not command.companions
-        assert not command.together or (command.model == "a" and 1 < pictures <= MAX_BATCH)
-        self.asked = (command, stop, asyncio.get_running_loop().create_future())
-        try:
-            return await self.asked[2]
-        finally:
-            self.asked = None
-
-    def end_load(self, outcome: Failed | None) -> None:
-        assert self.loading is not None
-        if outcome is CRASH:
-            self.loaded.clear()
-        self.loading.set_result(outcome)
-
-    def abort(self) -> bool:
-        assert self.loading is not None, "killed a worker that was not loading"
-        self.end_load(CRASH)
-        return True
-
-    def answer(self, outcome: Failed | None) -> None:
-        """Let the running request end: stopped if it was told to, else as given, else well."""
-        assert self.asked is not None
-        command, stop, future = self.asked
-        if outcome is CRASH:
-            self.loaded.clear()
-        if outcome is not None:
-            future.set_result(outcome)
-        elif stop.is_set():
-            future.set_result(Stopped())
-        else:
-            seeds = [seed for request in (command.request, *command.companions) for seed in request.seeds]
-            pixels = [Pixels(width=2, height=1, seed=seed, rgb=b"abcdef") for seed in seeds]
-            made_by = SCRIPTED.evolve(call_pictures=len(seeds) if command.together else 1)
-            future.set_result(Generated(images=tuple(pixels), memory=DeviceMemory(), provenance=made_by))
-
-
-class Clock:
-    """Passes when told."""
-
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Service(RuleBasedStateMachine):
@@ -157,7 +56,7 @@ class Service(RuleBasedStateMachine):
 
     def _open(self) -> None:
         root = Path(self.folder.name)
-        self.executor: Any = ScriptedExecutor()
+        self.executor = ScriptedExecutor()
         self.bus = EventBus(first_id=1)
         self.journal = TaskJournal(root / "tasks.sqlite3")
         self.images = ImageStore(root / "images")
@@ -188,10 +87,9 @@ class Service(RuleBasedStateMachine):
         """Until the run loop waits: for the engine, or, with nothing left to do, for a task."""
 
         def settled() -> bool:
-            running, busy = self.tasks._running, self.executor.busy
-            members = running.members if busy and running is not None else []
-            counted = sum(not active.task.status.finished for active in members)
-            return len(self.tasks._active) == self.tasks.queue_size + counted and (busy or not self.tasks.queue_size)
+            live, busy = self.tasks.records.live.values(), self.executor.busy
+            on_gpu = sum(isinstance(it.stage, Loading | Running) for it in live)
+            return len(live) == self.tasks.queue_size + (on_gpu if busy else 0) and (busy or not self.tasks.queue_size)
 
         async def quiet() -> None:
             await self.journal.count()  # behind everything that was written before
@@ -355,7 +253,9 @@ class Service(RuleBasedStateMachine):
     def the_queue_is_what_is_pending(self) -> None:
         pending = [task_id for task_id, status in self.known.items() if status is TaskStatus.PENDING]
         assert self.tasks.queue_size == len(pending)
-        assert sorted(self.tasks.positions()) == sorted(pending)
+        for task_id in self.known:
+            outlook = self.tasks.outlook(self.record(task_id))
+            assert (outlook is not None and outlook.position is not None) == (task_id in pending)
 
     @invariant()
     def the_journal_says_the_same(self) -> None:

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imagegen.core.task import GenerationRequest, GenerationTask, Lora, Replay, TaskType
-from imagegen.tasks.active import Active
 from imagegen.tasks.batching import MARGIN, TRY_AGAIN, TRY_AGAIN_IN_MEMORY, Payoffs, calls, companions, likeness
 from imagegen.tasks.estimates import Known, forecast
+from imagegen.tasks.life import LiveTask
 from imagegen.tasks.queue import USUAL, Costs, Current, Fairness, Likeness, TaskTicket
 from tests.conftest import SCRIPTED, request_for
 
@@ -83,13 +83,13 @@ def test_calls_take_every_ticket_once_and_keep_within_the_most(wanted: list[tupl
     ],
 )
 def test_what_a_call_cannot_share_runs_alone(alone: GenerationTask) -> None:
-    assert Active(alone, 0).likeness is None
+    assert LiveTask(alone, 0).likeness is None
 
 
 def test_words_and_seeds_may_differ_and_nothing_else() -> None:
-    first = Active(task(), 0).likeness
+    first = LiveTask(task(), 0).likeness
     assert first is not None
-    assert Active(task(request_for("else", seed=1, batch_size=3)), 0).likeness == first
+    assert LiveTask(task(request_for("else", seed=1, batch_size=3)), 0).likeness == first
     for other in ({"width": 128}, {"steps": 5}, {"guidance_scale": 1.0}, {"negative_prompt": "blur"}):
         assert likeness(TaskType.TEXT2IMAGE, request_for(**other), 0) != first
 

@@ -174,7 +174,7 @@ class Failure(Value):
 
 
 class GenerationTask(Value):
-    """The record of one accepted request. TaskManager is its only writer."""
+    """The record of one accepted request. While the task has not ended, only its LiveTask makes new versions of it."""
 
     id: str
     #: Order of arrival, also over restarts. The journal assigns it.

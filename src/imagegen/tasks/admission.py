@@ -1,4 +1,4 @@
-"""May this be accepted, and what exactly was asked? Turns a draft into a request that leaves nothing open."""
+"""Admission: checks a draft against the catalog and the limits, and fills in the model's defaults."""
 
 import uuid
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from imagegen.core.webhooks import Webhook
 
 
 class Limits(Value):
-    """What one request may ask for, and how many may wait."""
+    """The limits of one request, and of the queue."""
 
     max_queue: int
     max_batch_size: int
@@ -31,7 +31,7 @@ class Limits(Value):
 
 
 class TaskDraft(Value):
-    """What a caller asked for; None is "as the model likes it"."""
+    """What a caller asked for. None: the model's default."""
 
     type: TaskType
     #: Whose task it becomes.
@@ -40,7 +40,7 @@ class TaskDraft(Value):
     prompt: str
     negative_prompt: str | None = None
     aspect_ratio: AspectRatio = "1:1"
-    #: Both or neither; instead of the aspect ratio.
+    #: Pixels: both or neither. They replace the aspect ratio.
     width: int | None = None
     height: int | None = None
     steps: int | None = None
@@ -53,17 +53,20 @@ class TaskDraft(Value):
     deadline_s: float | None = None
     previews: int = 0
     output: Output = Output()
-    #: Already checked, as the pictures are.
+    #: Its URL was checked by the caller of `admit`, as were the pictures.
     webhook: Webhook | None = None
     pictures: InputPictures = InputPictures()
-    #: What it is to make once more.
+    #: The task whose pictures this one makes again.
     replay: Replay | None = None
 
 
 def admit(
     draft: TaskDraft, catalog: Catalog, limits: Limits, new_seed: Callable[[], int]
 ) -> tuple[str, GenerationRequest]:
-    """The model's id and the complete request. Raises ImagegenError with the reason why not."""
+    """The model's id and the complete request. Raises ImagegenError if the request is refused.
+
+    `new_seed` is called if the draft has no seed.
+    """
     model = draft.model or catalog.default_model
     spec = _spec(model, catalog)
     _check_capabilities(model, spec, draft, catalog)
@@ -113,7 +116,7 @@ def _check_capabilities(model: str, spec: ModelSpec, draft: TaskDraft, catalog: 
 
 
 def _asked(draft: TaskDraft) -> tuple[str, Callable[[ModelSpec], bool]]:
-    """What the draft needs of its model, in a word and as a question to an entry."""
+    """The capability that the draft needs: its name, and whether an entry has it."""
     if draft.pictures.mask_image is not None:
         return "inpainting", lambda spec: spec.supports_inpaint
     if draft.type is TaskType.IMAGE2IMAGE:
@@ -122,7 +125,7 @@ def _asked(draft: TaskDraft) -> tuple[str, Callable[[ModelSpec], bool]]:
 
 
 def new_task(draft: TaskDraft, model: str, request: GenerationRequest) -> GenerationTask:
-    """The record of what has been admitted."""
+    """The record of an admitted draft: `pending`, with a new id."""
     image, mask = draft.pictures.init_image, draft.pictures.mask_image
     return GenerationTask(
         id=str(uuid.uuid4()),
@@ -144,7 +147,7 @@ def new_task(draft: TaskDraft, model: str, request: GenerationRequest) -> Genera
 
 
 def draft_of(task: GenerationTask, pictures: InputPictures) -> TaskDraft:
-    """What asks for the same pictures once more. Raises NoReceipt for a task that has not made any."""
+    """A draft that asks for the pictures of a task again. Raises NoReceipt if the task is not completed."""
     if task.status is not TaskStatus.COMPLETED or task.provenance is None:
         raise NoReceipt
     hashes = tuple(image.pixels_sha256 for image in task.images)

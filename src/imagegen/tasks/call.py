@@ -1,65 +1,82 @@
-"""Call: the tasks that are on the GPU in one call of their model, and what is told of them while it lasts."""
+"""Call: the tasks that are on the GPU in one call of their model, and the progress of that call."""
 
 import base64
 from collections.abc import Iterator, Sequence
 
 from imagegen.core.events import EventBus, TaskPreview, TaskStep
 from imagegen.core.task import GenerationRequest, Pixels
-from imagegen.tasks.active import Active
+from imagegen.tasks.life import LiveTask
 
 
 class Call:
-    """One task, or several that are alike. It is a stop flag as well: set once nobody wants its pictures any more."""
+    """One task, or several that are alike. Also the stop flag of the call, which is set once all of them should stop.
 
-    def __init__(self, first: Active, bus: EventBus) -> None:
+    Belongs to Runner.
+    """
+
+    def __init__(self, first: LiveTask, bus: EventBus, now: float) -> None:
         self.members = [first]
-        #: Of the first one before its attempt counted; None: it runs alone.
-        self.likeness = first.likeness
-        #: Whether all pictures are made at once; else it is one task, and its pictures come one by one.
+        #: What tasks must have in common with the first one to join; None: none may.
+        self.likeness = first.likeness  # asked here, because it changes once the attempt counts
+        #: Whether all pictures are made at once; otherwise it is one task, whose pictures are made one by one.
         self.together = False
+        #: Whether the pictures are being made; before, the model is loaded.
+        self.began = False
+        #: When the load began or, once it `began`, the pictures. Seconds of the manager's clock.
+        self.since = now
+        #: Steps done, and steps in all.
+        self.steps = (0, 0)
         self._bus = bus
 
+    def __repr__(self) -> str:
+        stage = "RUNNING" if self.began else "LOADING"
+        return (
+            f"<Call [{stage}, Model: {self.model}, Tasks: {len(self.members)}, Step: {self.steps[0]}/{self.steps[1]}]>"
+        )
+
     @property
-    def first(self) -> Active:
-        """The one that the others joined; it alone is there while the model is loaded."""
+    def first(self) -> LiveTask:
+        """The task that was taken from the queue; the others join it once the model is loaded."""
         return self.members[0]
 
     @property
     def model(self) -> str:
-        return self.first.task.model
+        return self.first.record.model
 
     @property
     def requests(self) -> list[GenerationRequest]:
-        return [member.task.request for member in self.members]
+        return [member.record.request for member in self.members]
 
     @property
     def pictures(self) -> int:
         return sum(request.batch_size for request in self.requests)
 
+    def begin(self, now: float) -> None:
+        """From here on the pictures are made, and no task joins."""
+        self.began, self.since = True, now
+
     def is_set(self) -> bool:
-        """Read in the GPU's thread between two steps, while nothing but the members' own flags changes."""
-        return all(member.stop.is_set() for member in self.members)
+        """Read by the GPU's thread between two steps. Members do not change then, only their stop requests do."""
+        return all(member.told_to_stop for member in self.members)
 
     def on_step(self, step: int, total: int, *preview: bytes) -> None:
-        """Together, a step is one of each picture."""
+        """Tell each member that has not ended. In a call that makes all pictures together, a step is one of each."""
+        self.steps = (step, total)
         for member in self.members:
-            pictures = member.task.request.batch_size if self.together else 1
-            member.steps = (step * pictures, total * pictures)
-            if not member.ending:
-                self._tell(member, *member.steps, *preview)
+            if member.ending:
+                continue
+            pictures = member.record.request.batch_size if self.together else 1
+            task_id, done, of = member.record.id, step * pictures, total * pictures
+            self._bus.publish(TaskStep(task_id=task_id, step=done, total=of))
+            for jpeg in preview:
+                image = base64.b64encode(jpeg).decode()
+                self._bus.publish(TaskPreview(task_id=task_id, step=done, total=of, image=image))
 
-    def _tell(self, member: Active, step: int, total: int, *preview: bytes) -> None:
-        task_id = member.task.id
-        self._bus.publish(TaskStep(task_id=task_id, step=step, total=total))
-        for jpeg in preview:
-            image = base64.b64encode(jpeg).decode()
-            self._bus.publish(TaskPreview(task_id=task_id, step=step, total=total, image=image))
-
-    def deal(self, images: Sequence[Pixels]) -> Iterator[tuple[Active, tuple[Pixels, ...]]]:
-        """To each member that still wants them, its pictures."""
+    def deal(self, images: Sequence[Pixels]) -> Iterator[tuple[LiveTask, tuple[Pixels, ...]]]:
+        """Each member that has not ended, with its pictures."""
         begin = 0
         for member in self.members:
-            end = begin + member.task.request.batch_size
+            end = begin + member.record.request.batch_size
             if not member.ending:
                 yield member, tuple(images[begin:end])
             begin = end

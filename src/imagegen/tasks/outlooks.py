@@ -11,10 +11,10 @@ from imagegen.core.events import EventBus, TaskMoved
 from imagegen.core.task import GenerationRequest, TaskStatus
 from imagegen.models.manager import DynamicModelManager
 from imagegen.models.residency import victims_for
-from imagegen.tasks.active import Active
 from imagegen.tasks.batching import Payoffs
 from imagegen.tasks.call import Call
 from imagegen.tasks.estimates import Forecast, Known, Paces, forecast, remaining_s
+from imagegen.tasks.life import LiveTask, Queued
 from imagegen.tasks.queue import Costs, Current, Fairness, Likeness, TaskQueue, TaskTicket
 
 #: A forecast of the queue is made anew when it is older, in seconds, or the queue has changed.
@@ -53,7 +53,7 @@ class Outlooks:
 
     def __init__(
         self,
-        active: Mapping[str, Active],
+        active: Mapping[str, LiveTask],
         running: Callable[[], Call | None],
         queue: Callable[[], TaskQueue],
         models: DynamicModelManager,
@@ -78,7 +78,7 @@ class Outlooks:
 
     def learn(self, call: Call, seconds: float) -> None:
         """A call took so long."""
-        model, first, pictures = call.model, call.first.task.request, call.pictures
+        model, first, pictures = call.model, call.first.record.request, call.pictures
         if call.together:
             self._paces.learn_together(model, call.requests, seconds)
         else:
@@ -127,11 +127,11 @@ class Outlooks:
         active = self._active.get(task_id)
         if active is None or active.ending:
             return None
-        if active.task.status is TaskStatus.PROCESSING:
+        if active.record.status is TaskStatus.PROCESSING:
             call = self._running()
             runs = call is not None and active in call.members
             busy_s = self._busy_s() if runs else 0  # only its files are left to be written
-            return Outlook(None, active.task.started_at, _after(busy_s))
+            return Outlook(None, active.record.started_at, _after(busy_s))
         if (told := self._forecasts().get(task_id)) is not None:
             return _outlook(told)
         return Outlook(self._queue().position(active.ticket()))
@@ -158,20 +158,19 @@ class Outlooks:
         call = self._running()
         if call is None:
             return 0
-        active, model = call.first, call.model
-        spent_s, expected_s = self._clock() - active.stage_since, self._expect(call)
-        if active.began:
-            return remaining_s(expected_s, active.steps, spent_s)
-        load_s = self._models.switch_seconds(model)
+        spent_s, expected_s = self._clock() - call.since, self._expect(call)
+        if call.began:
+            return remaining_s(expected_s, call.steps, spent_s)
+        load_s = self._models.switch_seconds(call.model)
         return None if load_s is None or expected_s is None else max(0.0, load_s - spent_s) + expected_s
 
     def _expect(self, call: Call) -> float | None:
         model, alike = call.model, call.likeness
-        one_s = self._paces.expect(model, call.first.task.request)
+        one_s = self._paces.expect(model, call.first.record.request)
         if one_s is None or not call.together or alike is None:
             return one_s
         pictures = call.pictures
-        all_s = one_s * pictures / call.first.task.request.batch_size
+        all_s = one_s * pictures / call.first.record.request.batch_size
         return all_s * self._payoffs.share(model, alike.kind, pictures)
 
     def _known(self) -> Known:
@@ -180,7 +179,7 @@ class Outlooks:
             current = Current(running.model)
 
         def work_s(ticket: TaskTicket) -> float | None:
-            return self._paces.expect(ticket.model, self._active[ticket.task_id].task.request)
+            return self._paces.expect(ticket.model, self._active[ticket.task_id].record.request)
 
         known = Known(current, self.costs(), self._clock(), self.fairness(), self._busy_s(), work_s)
         return known._replace(most=self.most, share=self._share)
@@ -214,14 +213,14 @@ class Outlooks:
         self._look = None
         told = self._forecasts()
         for task_id in self._bus.followed:
-            if task_id in told and told[task_id].position != self._active[task_id].told:
-                self._active[task_id].told = told[task_id].position
+            if task_id in told and self._active[task_id].tell_position(told[task_id].position):
                 self._bus.publish(_moved(task_id, _outlook(told[task_id])))
 
     def tell(self, task_id: str) -> None:
         """To a listener that has just come, if the task has moved since it was queued."""
         active, told = self._active.get(task_id), self._forecasts().get(task_id)
-        if active is not None and told is not None and told.position != active.queued_at:
+        stage = active.stage if active is not None else None
+        if isinstance(stage, Queued) and told is not None and told.position != stage.position:
             self._bus.publish(_moved(task_id, _outlook(told)))
 
 

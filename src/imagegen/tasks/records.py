@@ -1,4 +1,4 @@
-"""Records: what is known of every task, on disk before anyone is told; the single writer of their states."""
+"""Records: finds every task, and writes the end of each to disk before anyone is told of it."""
 
 from datetime import UTC, datetime
 
@@ -13,37 +13,40 @@ from imagegen.core.errors import (
     TaskNotFound,
 )
 from imagegen.core.events import EventBus, TaskCancelled, TaskCompleted, TaskFailed, TaskSaved
-from imagegen.core.task import Failure, GenerationTask, StoredImage, TaskStatus
+from imagegen.core.task import Failure, GenerationTask, StoredImage
 from imagegen.storage.images import ImageStore, task_of
 from imagegen.storage.tasks import Page, Retention, TaskFilter, TaskJournal
-from imagegen.tasks.active import Active
+from imagegen.tasks.life import LiveTask
 
 log = structlog.get_logger(__name__)
 
 
 class Records:
-    """Owns `active`, every task that has not ended; the journal remembers all."""
+    """Owns `live`, the tasks that have not ended. The journal has all tasks."""
 
     def __init__(self, journal: TaskJournal, images: ImageStore, bus: EventBus) -> None:
-        self.active: dict[str, Active] = {}
+        self.live: dict[str, LiveTask] = {}
         self._journal = journal
         self._images = images
         self._bus = bus
-        #: Ended tasks whose end the disk has refused so far; it is true all the same.
+        #: Ended tasks whose end the disk has refused so far. They have ended all the same.
         self._unwritten: dict[str, GenerationTask] = {}
+
+    def __repr__(self) -> str:
+        return f"<Records [Live: {len(self.live)}, Unwritten: {len(self._unwritten)}]>"
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
     async def get(self, task_id: str) -> GenerationTask:
         """A task's record now. Raises TaskNotFound."""
-        active = self.active.get(task_id)
-        task = active.task if active else self._unwritten.get(task_id) or await self._journal.get(task_id)
+        live = self.live.get(task_id)
+        task = live.record if live else self._unwritten.get(task_id) or await self._journal.get(task_id)
         if task is None:
             raise TaskNotFound
         return task
 
     async def picture(self, path: str) -> StoredImage:
-        """A picture that a task has made: nothing else is one. Raises ImageNotFound."""
+        """A picture of a task, by its path. Raises ImageNotFound for any other file."""
         try:
             task = await self.get(task_of(path))
         except TaskNotFound:
@@ -54,7 +57,7 @@ class Records:
         raise ImageNotFound
 
     async def page(self, wanted: TaskFilter, limit: int, before: int | None = None) -> Page:
-        """The newest tasks, or the newest before the one with this sequence."""
+        """The newest tasks, or the newest of those that arrived before the one with this sequence."""
         return await self._journal.page(wanted, limit, before)
 
     async def count(self) -> int:
@@ -62,13 +65,16 @@ class Records:
         return await self._journal.count()
 
     def is_written(self, task: GenerationTask) -> bool:
-        """Whether the journal knows of its end, too."""
+        """Whether the end of this task is in the journal."""
         return task.id not in self._unwritten
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
     async def write(self, *tasks: GenerationTask, started: bool = False) -> bool:
-        """Store new states. If the disk refuses, the older ones stay there and a restart repeats the tasks."""
+        """Write records to the journal. `started`: their attempt counts now, which queues `started` webhooks.
+
+        False: the disk refused. The journal then keeps the older records, and a restart repeats the tasks.
+        """
         try:
             await (self._journal.begin(*tasks) if started else self._journal.update(*tasks))
         except (StorageFull, StorageFailed) as error:
@@ -77,36 +83,43 @@ class Records:
             return False
         return True
 
-    async def complete(self, active: Active, images: tuple[StoredImage, ...]) -> None:
-        """Its pictures are where they are kept."""
-        self._bus.publish(TaskSaved(task_id=active.task.id, images=images))
-        active.task = active.task.evolve(images=images, storing=())
-        await self._end(active, TaskStatus.COMPLETED)
-        self._bus.publish(TaskCompleted(task_id=active.task.id, images=images))
+    async def complete(self, live: LiveTask, images: tuple[StoredImage, ...]) -> None:
+        """End a task whose pictures are in their store."""
+        ended = live.complete(images, datetime.now(UTC))
+        self._bus.publish(TaskSaved(task_id=ended.id, images=images))
+        await self._end(live, ended)
+        self._bus.publish(TaskCompleted(task_id=ended.id, images=images))
 
-    async def fail(self, active: Active, code: FailureCode, message: str) -> None:
+    async def fail(self, live: LiveTask, code: FailureCode, message: str) -> None:
+        """End a task as failed."""
         failure = Failure(code=code, message=message)
-        await self._end(active, TaskStatus.FAILED, failure=failure)
-        self._bus.publish(TaskFailed(task_id=active.task.id, failure=failure))
+        ended = live.fail(failure, datetime.now(UTC))
+        await self._end(live, ended)
+        self._bus.publish(TaskFailed(task_id=ended.id, failure=failure))
 
-    async def cancel(self, active: Active) -> GenerationTask:
-        await self._end(active, TaskStatus.CANCELLED)
-        self._bus.publish(TaskCancelled(task_id=active.task.id))
-        return active.task
+    async def fail_late(self, live: LiveTask) -> None:
+        """End a task that has missed its deadline."""
+        message = f"It could not begin within the {live.record.deadline_s:g} s that it was given."
+        await self.fail(live, FailureCode.DEADLINE_EXCEEDED, message)
 
-    async def _end(self, active: Active, status: TaskStatus, **changes: object) -> None:
-        active.ending = True
-        ended = active.task.evolve(status=status, completed_at=datetime.now(UTC), **changes)
-        # On disk before anyone is told: after a kill -9 it must not come back to life.
+    async def cancel(self, live: LiveTask) -> GenerationTask:
+        """End a task as cancelled."""
+        ended = live.cancel(datetime.now(UTC))
+        await self._end(live, ended)
+        self._bus.publish(TaskCancelled(task_id=ended.id))
+        return ended
+
+    async def _end(self, live: LiveTask, ended: GenerationTask) -> None:
+        # On disk before anyone is told: after a kill -9 the task must not run again.
         written = await self.write(ended)
-        active.task = ended
+        live.finish()
         if not written:
             self._unwritten[ended.id] = ended
-        del self.active[ended.id]
-        log.info("task_ended", task_id=ended.id, status=status, attempt=ended.attempt)
+        del self.live[ended.id]
+        log.info("task_ended", task_id=ended.id, status=ended.status, attempt=ended.attempt)
 
     async def write_ends(self) -> None:
-        """Store the ends that the disk refused when they came. Raises StorageFull or StorageFailed if it still does."""
+        """Write the ends that the disk has refused. Raises StorageFull or StorageFailed if it still does."""
         ended = list(self._unwritten.values())
         if ended:
             await self._journal.update(*ended)
@@ -123,7 +136,7 @@ class Records:
         await self._remove([task])
 
     async def expire(self, kept: Retention) -> int:
-        """Delete the ended tasks that are more than is to be kept; how many that were."""
+        """Delete the ended tasks that exceed what is kept; returns their number."""
         deleted = 0
         while surplus := await self._journal.surplus(kept):
             await self._remove(surplus)
@@ -131,7 +144,7 @@ class Records:
         return deleted
 
     async def _remove(self, ended: list[GenerationTask]) -> None:
-        """Files first: a record without files can be removed again, files without a record by nobody."""
+        """Files first: a record without files can be deleted later, but nothing names files without a record."""
         await self._images.delete(image for task in ended for image in task.images + task.storing)
         await self._journal.delete([task.id for task in ended])
         for task in ended:

@@ -1,0 +1,187 @@
+"""Intake: accepts tasks and enqueues them, and enqueues again the tasks that an earlier run left."""
+
+import asyncio
+import secrets
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+import structlog
+
+from imagegen.core.errors import Draining, FailureCode, KeyReused, ModelQuarantined, QueueFull
+from imagegen.core.events import EventBus, TaskQueued
+from imagegen.core.task import MAX_ATTEMPTS, MAX_SEED, GenerationRequest, GenerationTask, InputPictures
+from imagegen.models.manager import DynamicModelManager
+from imagegen.storage.images import ImageStore
+from imagegen.storage.tasks import Claim, Claimed, TaskJournal
+from imagegen.tasks.admission import Limits, TaskDraft, admit, draft_of, new_task
+from imagegen.tasks.batching import likeness
+from imagegen.tasks.life import LiveTask, Saving
+from imagegen.tasks.outlooks import Outlooks, Plan
+from imagegen.tasks.parking import Parking
+from imagegen.tasks.queue import TaskQueue
+from imagegen.tasks.records import Records
+
+log = structlog.get_logger(__name__)
+
+#: Seconds after which a caller whom a drain turned away may ask again.
+RETRY_AFTER_DRAIN_S = 10
+
+
+class Once(NamedTuple):
+    """The task of a request that may have been sent before."""
+
+    task: GenerationTask
+    #: Whether an earlier request with the same key made the task.
+    repeated: bool
+
+
+class Intake:
+    """The only part that puts tasks into the queue. Belongs to TaskManager, which documents the public methods."""
+
+    def __init__(
+        self,
+        queue: TaskQueue,
+        parking: Parking,
+        records: Records,
+        outlooks: Outlooks,
+        models: DynamicModelManager,
+        journal: TaskJournal,
+        images: ImageStore,
+        bus: EventBus,
+        limits: Limits,
+        clock: Callable[[], float],
+    ) -> None:
+        self._queue = queue
+        self._parking = parking
+        self._records = records
+        self._outlooks = outlooks
+        self._models = models
+        self._journal = journal
+        self._images = images
+        self._bus = bus
+        self._limits = limits
+        self._clock = clock
+        #: Tasks that are being written to the journal, and will then be enqueued.
+        self._arriving = 0
+        self._closed = False
+
+    @property
+    def closed(self) -> bool:
+        """Whether it accepts no more tasks."""
+        return self._closed
+
+    def close(self) -> None:
+        """Accept no more tasks. Tasks that are put back are still enqueued."""
+        self._closed = True
+
+    @property
+    def waiting(self) -> int:
+        """Tasks that wait: in the queue, for weights, and on their way to the journal."""
+        return self._queue.waiting + self._arriving + len(self._parking)
+
+    # -- new tasks ----------------------------------------------------------------------------------------------------
+
+    async def submit(self, draft: TaskDraft) -> GenerationTask:
+        stored = await self._submit(draft, None)
+        assert isinstance(stored, GenerationTask)  # without a claim nothing can be claimed already
+        return stored
+
+    async def submit_once(self, draft: TaskDraft, claim: Claim) -> Once:
+        # The key is looked up first, so that a full queue does not refuse a task that is in it already.
+        stored = await self._journal.claimed(claim.key) or await self._submit(draft, claim)
+        if isinstance(stored, GenerationTask):
+            return Once(stored, repeated=False)
+        if stored.digest != claim.digest:
+            raise KeyReused
+        return Once(await self._records.get(stored.task_id), repeated=True)
+
+    async def replay(self, task_id: str) -> GenerationTask:
+        task = await self._records.get(task_id)
+        return await self.submit(draft_of(task, await self._journal.pictures(task_id)))
+
+    async def plan(self, draft: TaskDraft) -> Plan:
+        model, request = await self._admit(draft)
+        if self._models.quarantined(model):
+            raise ModelQuarantined
+        return self._outlooks.plan(model, request, draft.priority, likeness(draft.type, request, draft.previews))
+
+    async def _submit(self, draft: TaskDraft, claim: Claim | None) -> GenerationTask | Claimed:
+        model, request = await self._admit(draft)
+        # Input pictures are hashed: megabytes, so in a thread.
+        hashing = draft.pictures.init_image is not None
+        task = await asyncio.to_thread(new_task, draft, model, request) if hashing else new_task(draft, model, request)
+        if self._closed:
+            raise Draining(retry_after=RETRY_AFTER_DRAIN_S)
+        if self.waiting >= (self._models.catalog.settings.max_queue or self._limits.max_queue):
+            raise QueueFull(retry_after=self._outlooks.retry_after())
+        if self._models.quarantined(model):
+            raise ModelQuarantined
+        self._arriving += 1
+        # Shielded: a caller that disconnects must not leave a task that is in the journal and not in the queue.
+        return await asyncio.shield(self._accept(task, draft.pictures, claim))
+
+    async def _admit(self, draft: TaskDraft) -> tuple[str, GenerationRequest]:
+        """The model and the complete request. Raises ImagegenError if this could never run."""
+        model, request = admit(draft, self._models.catalog, self._limits, lambda: secrets.randbelow(MAX_SEED + 1))
+        self._models.find_loras(request)
+        await self._models.check_fits(model, request.size.pixels)
+        return model, request
+
+    async def _accept(
+        self, task: GenerationTask, pictures: InputPictures, claim: Claim | None
+    ) -> GenerationTask | Claimed:
+        since = self._clock()
+        try:
+            stored = await self._journal.insert(task, pictures, claim)
+        finally:
+            self._arriving -= 1
+        if isinstance(stored, GenerationTask):
+            log.info("task_accepted", task_id=task.id, model=task.model, type=task.type, priority=task.priority)
+            deadline = None if task.deadline_s is None else since + task.deadline_s
+            self.enqueue(LiveTask(stored, self._clock(), deadline))
+        return stored
+
+    def enqueue(self, live: LiveTask) -> None:
+        """Put a task into the queue: a new one, or one that was there before, at its old place."""
+        ticket = live.ticket()
+        position = self._queue.position(ticket)
+        live.enqueue(position)
+        self._records.live[live.record.id] = live
+        self._queue.put_nowait(ticket)
+        self._bus.publish(TaskQueued(task_id=live.record.id, position=position))
+        self._outlooks.changed()
+
+    # -- tasks that an earlier run left -------------------------------------------------------------------------------
+
+    async def recover(self) -> list[LiveTask]:
+        """Queue them again, with their seeds; fail those without an attempt left.
+
+        Returns those whose pictures are made and wait in the spool: they only have to be uploaded.
+        """
+        left, made = await self._journal.unfinished(), []
+        self._images.tidy([image for task in left for image in task.storing])
+        for task in left:
+            if task.id in self._records.live:
+                continue  # it was submitted while the journal was read
+            spooled = bool(task.storing) and await self._images.spooled(task.storing)
+            live = LiveTask.recovered(task, self._clock(), self._deadline_of(task), spooled=spooled)
+            self._records.live[task.id] = live
+            log.info("task_recovered", task_id=task.id, attempt=live.record.attempt, pictures=len(live.record.storing))
+            if isinstance(live.stage, Saving):
+                made.append(live)
+            elif live.record.attempt >= MAX_ATTEMPTS:
+                message = "The service ended twice while it ran this task."
+                await self._records.fail(live, FailureCode.INTERRUPTED, message)
+            else:
+                if live.record != task:
+                    await self._records.write(live.record)
+                self.enqueue(live)
+        return made
+
+    def _deadline_of(self, task: GenerationTask) -> float | None:
+        """By the wall clock, which may have been set since: no later than if the task were accepted now."""
+        if task.deadline_s is None:
+            return None
+        waited_s = (datetime.now(UTC) - task.created_at).total_seconds()
+        return self._clock() + min(task.deadline_s, max(0.0, task.deadline_s - waited_s))

@@ -1,0 +1,245 @@
+"""Runner: the run loop. It takes the next task, runs it, and decides what becomes of an attempt that failed."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from itertools import count
+from typing import TypeVar
+
+from imagegen.core.errors import DeviceFault, Draining, FailureCode
+from imagegen.core.events import EventBus, TaskLoaded, TaskLoading, TaskStarted
+from imagegen.core.task import MAX_ATTEMPTS, InputPictures, TaskType
+from imagegen.gpu.protocol import Failed, Generated, Stopped
+from imagegen.models.manager import DynamicModelManager
+from imagegen.storage.images import ImageStore
+from imagegen.storage.tasks import TaskJournal
+from imagegen.tasks.batching import companions
+from imagegen.tasks.call import Call
+from imagegen.tasks.intake import Intake
+from imagegen.tasks.life import LiveTask, Loading, StopRequest
+from imagegen.tasks.outlooks import Outlooks
+from imagegen.tasks.parking import Parking
+from imagegen.tasks.queue import ControlTicket, TaskQueue
+from imagegen.tasks.records import Records
+from imagegen.tasks.saving import Saver
+
+T = TypeVar("T")
+
+
+class Runner:
+    """Runs one call at a time. Belongs to TaskManager, which documents the public methods."""
+
+    def __init__(
+        self,
+        intake: Intake,
+        queue: TaskQueue,
+        parking: Parking,
+        records: Records,
+        outlooks: Outlooks,
+        models: DynamicModelManager,
+        journal: TaskJournal,
+        images: ImageStore,
+        bus: EventBus,
+        clock: Callable[[], float],
+    ) -> None:
+        self._intake = intake
+        self._queue = queue
+        self._parking = parking
+        self._records = records
+        self._outlooks = outlooks
+        self._models = models
+        self._journal = journal
+        self._bus = bus
+        self._clock = clock
+        self._saving = Saver(images, records, bus, self._on_room)
+        self._control_numbers = count()
+        self._call: Call | None = None
+        self._stopped = False
+
+    @property
+    def call(self) -> Call | None:
+        """The call under way."""
+        return self._call
+
+    # -- the run loop -------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as beside:
+            for live in await self._intake.recover():
+                self._saving.resume(live, beside)
+            self._queue.held = self._saving.crowded
+            await self._models.warm_up()
+            while not self._stopped:
+                ticket = await self._queue.get()
+                if isinstance(ticket, ControlTicket):
+                    await ticket.action()
+                    continue
+                self._outlooks.changed()
+                live = self._records.live[ticket.task_id]
+                if live.is_late(self._clock()):
+                    await self._records.fail_late(live)
+                elif not self._parking.lacks_weights(live):
+                    await self._attempt(live, beside)
+                elif self._parking.park(live):
+                    beside.create_task(self._fetch(live.record.model))
+
+    async def between_tasks(self, action: Callable[[], Awaitable[T]]) -> T:
+        if self._intake.closed:
+            raise Draining
+        result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+        async def act() -> None:
+            value = await action()
+            if not result.done():  # the caller may have gone away
+                result.set_result(value)
+
+        self._control(act)
+        return await result
+
+    def stop(self) -> None:
+        """End the run loop once the task that runs has ended."""
+        self._control(self._stop)
+
+    async def _stop(self) -> None:
+        self._stopped = True
+
+    def _on_room(self) -> None:
+        self._control(self._hold_or_release)
+
+    async def _hold_or_release(self) -> None:
+        self._queue.held = self._saving.crowded
+
+    def _control(self, action: Callable[[], Awaitable[object]]) -> None:
+        self._queue.put_nowait(ControlTicket(next(self._control_numbers), action))
+
+    async def _fetch(self, model: str) -> None:
+        """Queue the model's parked tasks again once the weights are here, or fail them as the download failed."""
+        pull = await self._parking.fetch(model)
+        if pull is None:
+            return
+        parked, failure = self._parking.release(model), pull.failure
+        if failure is not None:
+            await asyncio.gather(*(self._records.fail(live, failure.code, failure.message) for live in parked))
+            return
+        for live in parked:
+            live.unpark()
+            self._intake.enqueue(live)
+
+    # -- one attempt --------------------------------------------------------------------------------------------------
+
+    async def _attempt(self, first: LiveTask, beside: asyncio.TaskGroup) -> None:
+        """Run a task, together with similar ones that wait; then save the pictures, or apply the rules of `_failed`."""
+        self._call = call = Call(first, self._bus, self._clock())
+        try:
+            self._start(first)
+            outcome = await self._generate(call)
+        finally:
+            self._call = None
+        if isinstance(outcome, Generated):
+            for live, _ in call.deal(outcome.images):
+                live.save(outcome.provenance)
+            self._saving.take(call.deal(outcome.images), beside)
+            self._queue.held = self._saving.crowded
+            return
+        for live in call.members:
+            if not live.ending:  # a member that was cancelled has ended already
+                await self._failed(live, outcome, together=call.together)
+
+    def _start(self, live: LiveTask) -> None:
+        live.start(datetime.now(UTC))
+        self._bus.publish(TaskStarted(task_id=live.record.id, attempt=live.record.attempt + 1))
+
+    async def _begin(self, *members: LiveTask) -> None:
+        for live in members:
+            live.begin()
+        await self._records.write(*(live.record for live in members), started=True)
+
+    async def _generate(self, call: Call) -> Generated | Stopped | Failed:
+        """Load the model, let similar tasks join, and make the pictures."""
+        first, model = call.first, call.model
+        if not call.is_set() and (failed := await self._load_for(first)) is not None:
+            return failed
+        if call.is_set():
+            return Stopped()
+        self._let_others_join(call)
+        call.begin(self._clock())
+        await self._begin(*call.members)
+        task, (request, *others) = first.record, call.requests
+        image2image = task.type is TaskType.IMAGE2IMAGE
+        pictures = await self._journal.pictures(task.id) if image2image else InputPictures()
+        began = self._clock()
+        outcome = await self._models.generate(
+            model, request, pictures, call, call.on_step, task.previews, others, together=call.together
+        )
+        if isinstance(outcome, Generated):
+            self._outlooks.learn(call, self._clock() - began)
+        elif isinstance(outcome, Failed):
+            self._outlooks.failed(call, outcome.code)
+        return outcome
+
+    async def _load_for(self, live: LiveTask) -> Failed | None:
+        """Make the model of a task the resident one. Returns why that was not possible."""
+        model, resident = live.record.model, self._models.current
+        if resident is not None and resident.model == model:
+            return None
+        await self._records.write(live.record)  # if there is nothing to load, `_begin` writes it in a moment
+        if live.told_to_stop:
+            return None
+        self._bus.publish(TaskLoading(task_id=live.record.id, model=model))
+        began = self._clock()
+        failed = await self._models.ensure(model)
+        if failed is None and not live.ending:
+            self._bus.publish(TaskLoaded(task_id=live.record.id, model=model, seconds=self._clock() - began))
+        return failed
+
+    def _let_others_join(self, call: Call) -> None:
+        """Add waiting tasks that are similar to the first, as many as make the call faster. The call waits for none."""
+        now, first = self._clock(), call.first.ticket()
+        most = self._outlooks.most(first)
+        live = self._records.live
+        # While the service drains no further task starts.
+        waiting = [] if self._intake.closed else [t for t in self._queue.tickets if not live[t.task_id].is_late(now)]
+        for ticket in companions(first, waiting, most, now, self._outlooks.fairness()):
+            self._queue.remove(ticket.task_id)
+            call.members.append(live[ticket.task_id])
+            self._start(live[ticket.task_id])
+        call.together = 1 < call.pictures <= most
+        self._outlooks.changed()
+
+    # -- an attempt without pictures ----------------------------------------------------------------------------------
+
+    async def _failed(self, live: LiveTask, outcome: Stopped | Failed, *, together: bool) -> None:
+        """Decide what becomes of a task whose call failed or was stopped. The first rule that applies decides.
+
+        A load that failed counts as an attempt: one that kills the worker must not be repeated for ever.
+
+        1. The device is broken (only without a worker process): this process ends. The journal says `processing`, so
+           the next run repeats the task.
+        2. The task was cancelled: it ends as cancelled.
+        3. The service is ending: the task returns to the queue, and the attempt does not count.
+        4. The worker died and the task has an attempt left: it returns to the queue, and the attempt counts.
+        5. The task shared the call: it returns to the queue, and the attempt does not count. If the memory was too
+           small, the next call is smaller; after any other failure the task runs alone, so that only the task that
+           causes the failure fails.
+        6. Otherwise the task fails.
+        """
+        if isinstance(outcome, Failed) and isinstance(live.stage, Loading):
+            await self._begin(live)
+        if isinstance(outcome, Failed) and outcome.code is FailureCode.DEVICE_FAULT:
+            raise DeviceFault
+        if live.stop_request is StopRequest.CANCEL:
+            await self._records.cancel(live)
+        elif live.stop_request is StopRequest.PUT_BACK or isinstance(outcome, Stopped):
+            await self._put_back(live, counts=False)
+        elif outcome.worker_died and live.record.attempt < MAX_ATTEMPTS:
+            await self._put_back(live, counts=True)
+        elif together:
+            await self._put_back(live, counts=False, alone=outcome.code is not FailureCode.OUT_OF_MEMORY)
+        else:
+            await self._records.fail(live, outcome.code, outcome.message)
+
+    async def _put_back(self, live: LiveTask, *, counts: bool, alone: bool = False) -> None:
+        live.put_back(counts=counts, alone=alone)
+        # Before the write, so that the task is always in the queue or in a call: a cancel finds it there.
+        self._intake.enqueue(live)
+        await self._records.write(live.record)
