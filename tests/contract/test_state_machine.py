@@ -8,7 +8,7 @@ after each of them stands in the invariants.
 import asyncio
 import tempfile
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -71,7 +71,7 @@ class ScriptedExecutor:
     async def measure(self) -> Measured:
         return Measured(memory=DeviceMemory())
 
-    async def load(self, command: Load) -> Loaded | Failed:
+    async def load(self, command: Load, on_read: Callable[[int], object]) -> Loaded | Failed:
         if self.holds:
             self.holds, self.loading = False, asyncio.get_running_loop().create_future()
             try:

@@ -23,6 +23,7 @@ from imagegen.core.events import (
     EventBus,
     TaskLoaded,
     TaskLoading,
+    TaskLoadingProgress,
     TaskQueued,
     TaskStarted,
 )
@@ -38,7 +39,7 @@ from imagegen.core.task import (
 )
 from imagegen.gpu.protocol import Failed, Generated, Stopped
 from imagegen.hub.puller import ModelPuller, Pull
-from imagegen.models.manager import DynamicModelManager
+from imagegen.models.manager import DynamicModelManager, LoadProgress
 from imagegen.storage.images import ImageStore
 from imagegen.storage.tasks import Claim, Claimed, TaskJournal
 from imagegen.tasks.active import Active
@@ -449,7 +450,12 @@ class TaskManager:
             return None
         self._bus.publish(TaskLoading(task_id=task.id, model=task.model))
         began = self._clock()
-        failed = await self._models.ensure(task.model)
+
+        def tell(progress: LoadProgress) -> None:
+            if not active.ending:
+                self._bus.publish(TaskLoadingProgress(task_id=task.id, model=task.model, **progress._asdict()))
+
+        failed = await self._models.ensure(task.model, tell)
         if failed is None and not active.ending:
             self._bus.publish(TaskLoaded(task_id=task.id, model=task.model, seconds=self._clock() - began))
         return failed
