@@ -36,6 +36,7 @@ class GpuExecutor:
     async def load(self, command: Load, on_read: Callable[[int], object]) -> Loaded | Failed:
         """`on_read` is called on the loop with the bytes read so far, every LOOK_EVERY_S."""
         loop = asyncio.get_running_loop()
+        timer: asyncio.TimerHandle
 
         def look() -> None:
             nonlocal timer
