@@ -1,6 +1,7 @@
 """For tests of the managers without a device: an executor that answers when it is told to, and a clock."""
 
 import asyncio
+from collections.abc import Callable
 
 from imagegen.core.errors import FailureCode
 from imagegen.core.task import Pixels
@@ -55,7 +56,7 @@ class ScriptedExecutor(GpuExecutor):
     async def measure(self) -> Measured:
         return Measured(memory=DeviceMemory())
 
-    async def load(self, command: Load) -> Loaded | Failed:
+    async def load(self, command: Load, on_read: Callable[[int], object]) -> Loaded | Failed:
         if self.holds:
             self.holds, self.loading = False, asyncio.get_running_loop().create_future()
             self._called.set()

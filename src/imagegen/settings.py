@@ -111,7 +111,7 @@ class Settings(BaseSettings):
     drain_timeout_s: float = Field(30, ge=0, le=3600)
     #: Seconds that a load gets to end by itself once the task that wanted it was cancelled; then its worker is killed.
     cancel_grace_s: float = Field(5, ge=0, le=3600)
-    #: Seconds of silence after which a worker is killed: while loading, and between two denoising steps.
+    #: Seconds after which a worker is killed that neither answers nor reads: while loading, and between two steps.
     load_timeout_s: float = Field(900, gt=0, le=86_400)
     step_timeout_s: float = Field(300, gt=0, le=86_400)
     #: `whsec_...`, the newest first; each signs every webhook. Without one webhooks are off.

@@ -2,9 +2,12 @@
 
 import asyncio
 import re
+from pathlib import Path
 
 import httpx
+import pytest
 
+from imagegen.gpu import executor
 from imagegen.gpu.memory import measure
 from imagegen.gpu.protocol import DeviceMemory
 from tests.api.conftest import Client, Start
@@ -124,6 +127,38 @@ async def test_everything_that_happens_can_be_followed_and_filtered(start: Start
         assert names(await some) == ["model_loaded", "completed"] * 2
         assert names(await one) == ["loading", "model_loading", "model_loaded", "loaded"]
         assert {"queued", "started", "step", "completed", "model_unloaded"} <= set(names(await everything))
+
+
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+async def test_how_far_a_load_is_can_be_asked_and_followed(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, isolation: str
+) -> None:
+    monkeypatch.setattr(executor, "LOOK_EVERY_S", 0.02)
+    size = 8 * 2**20
+    (tmp_path / "weights").write_bytes(bytes(size))
+    models = {"slow": {"local_path": str(tmp_path / "weights"), "read_seconds_per_mib": 0.05}}
+    async with start(models=models, isolation=isolation) as client:
+        assert (await client.get("/models/slow")).json()["load_progress"] is None
+        everything = asyncio.create_task(client.get("/events", params={"name": "model_loading"}))
+        while not client.app.state.services.bus.subscribers:
+            await asyncio.sleep(0.01)
+        task_id = await client.submit()
+        its_own = asyncio.create_task(client.get(f"/task/{task_id}/events"))
+        shown: list[dict[str, int]] = []
+        while (model := (await client.get("/models/slow")).json())["state"] != "resident":
+            shown.extend(filter(None, [model["load_progress"]]))
+            await asyncio.sleep(0.02)
+        await its_own
+        client.app.state.service.begin_drain()
+        assert model["load_progress"] is None
+        assert {progress["bytes_total"] for progress in shown} == {size}
+        assert any(0 < progress["bytes_done"] < size for progress in shown)
+        for answer, name in ((its_own, "loading"), (everything, "model_loading")):
+            read = [
+                int(done) for done in re.findall(rf"event: {name}\ndata: .*\"bytes_done\":(\d+)", (await answer).text)
+            ]
+            assert read == sorted(set(read))
+            assert len(read) > 3
 
 
 async def test_an_idle_model_leaves_and_comes_back_when_it_is_named(start: Start) -> None:

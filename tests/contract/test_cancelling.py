@@ -1,14 +1,17 @@
 """Cancelling while a model is loaded, with a real worker process: the task ends at once, the worker after a grace."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from imagegen.catalog.sources import Folders
-from imagegen.core.events import EventBus
+from imagegen.core.events import Event, EventBus, Subscription
 from imagegen.core.task import GenerationTask, TaskStatus, TaskType
+from imagegen.gpu import executor
 from imagegen.gpu.child import ChildEngine
 from imagegen.gpu.engine import Engine, LocalEngine
 from imagegen.gpu.executor import GpuExecutor
@@ -23,6 +26,8 @@ from tests.conftest import fake_catalog
 
 CPU = EngineOptions(device="cpu")
 FOR_EVER = {"load_seconds": 60}
+#: Bytes of a file of weights.
+SIZE = 8 * 2**20
 
 
 class House:
@@ -120,6 +125,59 @@ async def test_in_a_thread_the_task_ends_at_once_and_the_load_goes_on(tmp_path: 
         assert (await house.tasks.cancel(cancelled)).status is TaskStatus.CANCELLED
         assert house.models.state("slow") is ModelState.LOADING
         assert await house.until_ended(await house.submit("slow")) is TaskStatus.COMPLETED
+
+
+# -- how far a load is -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [ChildEngine, LocalEngine])
+async def test_a_task_and_a_model_tell_how_far_their_load_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[EngineOptions], Engine]
+) -> None:
+    monkeypatch.setattr(executor, "LOOK_EVERY_S", 0.02)
+    (tmp_path / "weights").write_bytes(bytes(SIZE))
+    slow = {"local_path": "weights", "read_seconds_per_mib": 0.05}
+    async with opened(tmp_path, engine=make(CPU), slow=slow) as house:
+        with house.bus.subscribe() as everything:
+            task_id = await house.submit("slow")
+            with house.bus.subscribe(task_id) as its_own:
+                await house.until_loading("slow")
+                while (progress := house.models.load_progress("slow")) is None or not progress.percent:
+                    await asyncio.sleep(0.01)
+                assert await house.until_ended(task_id) is TaskStatus.COMPLETED
+        assert progress.bytes_total == SIZE
+        for name, listener in (("loading", its_own), ("model_loading", everything)):
+            told = [event for event in await all_of(listener) if event.name == name]
+            done = [event.bytes_done for event in told]  # type: ignore[attr-defined]
+            assert len(done) > 3
+            assert done[0] == 0
+            assert done == sorted(set(done))
+            assert done[-1] <= SIZE
+            assert {event.bytes_total for event in told[1:]} == {SIZE}  # type: ignore[attr-defined]
+        remembered = [published.event.name for published in house.bus.history(task_id)]
+        assert remembered.count("loading") == 1
+
+
+async def all_of(listener: Subscription) -> list[Event]:
+    listener.end()
+    return [published.event async for published in listener]
+
+
+async def test_a_cancelled_task_is_not_told_how_far_its_load_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executor, "LOOK_EVERY_S", 0.02)
+    (tmp_path / "weights").write_bytes(bytes(SIZE))
+    slow = {"local_path": "weights", "read_seconds_per_mib": 0.05}
+    async with opened(tmp_path, grace_s=60, slow=slow) as house:
+        task_id = await house.submit("slow")
+        with house.bus.subscribe(task_id) as its_own:
+            while not house.models.load_progress("slow"):
+                await asyncio.sleep(0.01)
+            await house.tasks.cancel(task_id)
+            while house.models.state("slow") is ModelState.LOADING:
+                await asyncio.sleep(0.01)
+        assert (await all_of(its_own))[-1].name == "cancelled"
 
 
 # -- an end is told once it is on disk, and comes once -----------------------------------------------------------------

@@ -16,6 +16,7 @@ from typing import Any
 import msgpack
 import psutil
 import pytest
+from structlog.testing import capture_logs
 
 from imagegen.core.errors import FailureCode
 from imagegen.gpu import child
@@ -84,17 +85,128 @@ def test_a_silent_worker_is_killed_and_replaced() -> None:
     engine.close()
 
 
+@pytest.mark.parametrize("fault", ["hang", "spin"])
 def test_a_load_that_hangs_is_killed_and_the_next_one_succeeds(
-    engine: ChildEngine, monkeypatch: pytest.MonkeyPatch
+    engine: ChildEngine, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     assert isinstance(engine.measure(), Measured)  # it has started, which takes its time
-    catalog = fake_catalog(fake={"fault": "hang", "fault_at": "load"}, good={})
+    catalog = fake_catalog(fake={"fault": fault, "fault_at": "load"}, good={})
     with monkeypatch.context() as patch:
         patch.setattr(engine, "_load_timeout_s", 0.2)
         failed = engine.load(load_command(catalog, "fake"))
     assert isinstance(failed, Failed)
     assert failed.code is FailureCode.WORKER_HUNG
     assert isinstance(engine.load(load_command(catalog, "good")), Loaded)
+
+
+def test_a_load_that_takes_longer_than_its_timeout_goes_on_as_long_as_it_reads(
+    engine: ChildEngine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert isinstance(engine.measure(), Measured)
+    (tmp_path / "weights").write_bytes(bytes(12 * 2**20))
+    catalog = fake_catalog(slow={"local_path": "weights", "read_seconds_per_mib": 0.25})
+    monkeypatch.setattr(engine, "_load_timeout_s", 1)
+    loaded = engine.load(load_command(catalog, "slow", tmp_path))
+    assert isinstance(loaded, Loaded)
+    assert loaded.seconds > 2
+
+
+def test_a_load_that_stops_reading_is_killed(
+    engine: ChildEngine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert isinstance(engine.measure(), Measured)
+    (tmp_path / "weights").write_bytes(bytes(4 * 2**20))
+    fields = {"local_path": "weights", "read_seconds_per_mib": 0.25, "fault": "hang", "fault_at": "load"}
+    monkeypatch.setattr(engine, "_load_timeout_s", 1)
+    failed = engine.load(load_command(fake_catalog(slow=fields), "slow", tmp_path))
+    assert isinstance(failed, Failed)
+    assert failed.code is FailureCode.WORKER_HUNG
+
+
+# -- a worker that is killed and does not die: it waits in the kernel, for a driver or a disk -----------------------
+
+
+def never(process: object, timeout: float | None = None) -> int:
+    assert timeout is not None, "waits without bound"
+    raise subprocess.TimeoutExpired("worker", timeout)
+
+
+def until_dead() -> None:
+    """All children are dead, and nobody has taken their status."""
+    for process in psutil.Process().children():
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+
+
+@pytest.mark.parametrize("closes", [False, True])
+def test_a_worker_that_does_not_die_is_told_and_replaced_and_leaves_no_zombie_when_it_dies(
+    engine: ChildEngine, monkeypatch: pytest.MonkeyPatch, closes: bool
+) -> None:
+    assert isinstance(engine.measure(), Measured)
+    pid = engine.pid
+    with monkeypatch.context() as patch, capture_logs() as logs:
+        patch.setattr(subprocess.Popen, "wait", never)
+        patch.setattr(engine, "_load_timeout_s", 0.2)
+        failed = engine.load(load_command(fake_catalog(fake={"fault": "hang", "fault_at": "load"}), "fake"))
+    assert isinstance(failed, Failed)
+    assert failed.code is FailureCode.WORKER_HUNG
+    assert f"({pid}) was killed and does not end: it may still hold device memory" in failed.message
+    assert [(told["event"], told["pid"]) for told in logs] == [("worker_does_not_end", pid)]
+    until_dead()
+    if closes:
+        engine.close()
+    else:
+        assert isinstance(engine.measure(), Measured)
+    assert [child.pid for child in psutil.Process().children()] == ([] if closes else [engine.pid])
+
+
+def test_a_worker_that_is_aborted_and_does_not_die_is_not_waited_for(
+    engine: ChildEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(engine.measure(), Measured)
+    with monkeypatch.context() as patch:
+        patch.setattr(child, "KILL_PATIENCE_S", 0.2)
+        patch.setattr(subprocess.Popen, "kill", lambda process: None)
+        timer = threading.Timer(0.2, engine.abort)
+        timer.start()
+        failed = engine.load(load_command(fake_catalog(slow={"load_seconds": 600}), "slow"))
+    assert isinstance(failed, Failed)
+    assert "does not end" in failed.message
+    (left,) = psutil.Process().children()
+    left.kill()
+    until_dead()
+    assert isinstance(engine.measure(), Measured)
+    assert [child.pid for child in psutil.Process().children()] == [engine.pid]
+
+
+# -- a worker that somebody has stopped --------------------------------------------------------------------------------
+
+
+def test_a_worker_that_was_stopped_goes_on_when_it_is_needed(engine: ChildEngine) -> None:
+    assert isinstance(engine.measure(), Measured)
+    pid = engine.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    assert isinstance(engine.measure(), Measured)
+    assert engine.pid == pid
+
+
+def test_a_worker_that_is_stopped_while_it_runs_does_not_hold_a_stop() -> None:
+    engine = ChildEngine(CPU, load_timeout_s=60, step_timeout_s=5)
+    assert isinstance(engine.load(load_command(fake_catalog(fake={"step_seconds": 0.02}), "fake")), Loaded)
+    stop, seen = threading.Event(), threading.Event()
+    pid = engine.pid
+    assert pid is not None
+
+    def on_step(step: int, total: int) -> None:
+        if not seen.is_set():
+            os.kill(pid, signal.SIGSTOP)
+            stop.set()
+        seen.set()
+
+    command = Generate(model="fake", request=request_for(steps=200, batch_size=8))
+    assert isinstance(engine.generate(command, stop, on_step), Stopped)
+    assert engine.pid == pid
+    engine.close()
 
 
 def test_a_full_memory_costs_no_worker(engine: ChildEngine) -> None:

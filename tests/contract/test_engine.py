@@ -2,7 +2,10 @@
 
 import io
 import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -159,6 +162,21 @@ def test_a_failing_load_is_an_answer(engine: Engine) -> None:
     failed = engine.load(load_command(fake_catalog(bad={"fault": "error", "fault_at": "load"}), "bad"))
     assert isinstance(failed, Failed)
     assert failed.code is FailureCode.LOAD_FAILED
+
+
+def test_how_much_a_load_has_read_can_be_asked_from_another_thread(engine: Engine, tmp_path: Path) -> None:
+    (tmp_path / "weights").write_bytes(bytes(8 * 2**20))
+    catalog = fake_catalog(slow={"local_path": "weights", "read_seconds_per_mib": 0.05}, fake={})
+    assert isinstance(engine.load(load_command(catalog, "fake")), Loaded)
+    seen: list[int] = []
+    with ThreadPoolExecutor(1) as thread:
+        loading = thread.submit(engine.load, load_command(catalog, "slow", tmp_path))
+        while not loading.done():
+            seen.append(engine.bytes_read)
+            time.sleep(0.01)
+    assert isinstance(loading.result(), Loaded)
+    assert any(2 * 2**20 <= read <= 6 * 2**20 for read in seen)
+    assert 8 * 2**20 <= engine.bytes_read < 16 * 2**20
 
 
 def test_missing_weights_say_what_to_do_and_name_no_absolute_path(engine: Engine, shipped: Catalog) -> None:

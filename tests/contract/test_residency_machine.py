@@ -8,7 +8,7 @@ import asyncio
 import tempfile
 import threading
 from collections import Counter, deque
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -120,7 +120,7 @@ class Engine(GpuExecutor):
         self._die()
         return await self.measure()
 
-    async def load(self, command: Load) -> Loaded | Failed:
+    async def load(self, command: Load, on_read: Callable[[int], object]) -> Loaded | Failed:
         model = command.model
         assert model not in self.loaded, "loaded twice"
         assert not self.loaded or (model == "bare" and model not in self.warm), "two at once"

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
+from imagegen.gpu import executor
 from imagegen.gpu.executor import GpuExecutor
-from imagegen.gpu.protocol import DeviceMemory, Generate, Generated
+from imagegen.gpu.protocol import DeviceMemory, Generate, Generated, Load, Loaded
 from imagegen.loaders.base import OnStep
-from tests.conftest import SCRIPTED, request_for
+from tests.conftest import SCRIPTED, fake_catalog, load_command, request_for
 
 
 class Stepping:
@@ -46,3 +47,43 @@ async def test_every_step_is_heard_in_order_before_the_end(steps: int, at_once: 
         await executor.generate(Generate(model="m", request=request_for()), threading.Event(), on_step)
         assert heard == [(n, steps, b"jpeg") if n == 2 else (n, steps) for n in range(1, steps + 1)]
         await executor.close(1)
+
+
+class Reading:
+    """An engine whose load reads a byte with each look, and ends once it is let."""
+
+    def __init__(self) -> None:
+        self.let = threading.Event()
+        self._bytes = 0
+
+    @property
+    def bytes_read(self) -> int:
+        self._bytes += 1
+        return self._bytes
+
+    def load(self, command: Load) -> Loaded:
+        self.let.wait()
+        return Loaded(seconds=1, weight_bytes=1, memory=DeviceMemory())
+
+    def close(self) -> None:
+        """Nothing to drop."""
+
+
+async def test_what_a_load_has_read_is_told_while_it_lasts_and_not_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executor, "LOOK_EVERY_S", 0)
+    engine, told = Reading(), list[int]()
+    gpu = GpuExecutor(lambda: engine)  # type: ignore[arg-type,return-value]
+
+    def on_read(read: int) -> None:
+        told.append(read)
+        if read == 3:
+            engine.let.set()
+
+    async with asyncio.timeout(60):
+        assert isinstance(await gpu.load(load_command(fake_catalog(), "fake"), on_read), Loaded)
+        heard = list(told)
+        assert heard[:3] == [1, 2, 3]
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert told == heard
+        await gpu.close(1)

@@ -1,7 +1,7 @@
 """DynamicModelManager with a scripted engine: who is resident, who must leave, and what is said about it."""
 
 import threading
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from imagegen.gpu.protocol import (
 )
 from imagegen.loaders.base import OnStep
 from imagegen.loaders.fake import FakeSpec
-from imagegen.models.manager import DynamicModelManager
+from imagegen.models.manager import DynamicModelManager, LoadProgress
 from imagegen.models.residency import ModelState
 from tests.conftest import SCRIPTED, request_for
 from tests.unit.conftest import grey
@@ -73,13 +73,17 @@ class ScriptedExecutor(GpuExecutor):
         self.commands: list[Load | Unload | Generate] = []
         #: What to answer to the next call of a kind, instead of what succeeds.
         self.instead: dict[str, Any] = {}
+        #: What a load tells of the bytes that it has read.
+        self.reads: list[int] = []
 
     def _answer(self, kind: str, command: Load | Unload | Generate, usual: Any) -> Any:
         self.asked.append(f"{kind} {command.model}")
         self.commands.append(command)
         return self.instead.pop(kind, usual)
 
-    async def load(self, command: Load) -> Loaded | Failed:
+    async def load(self, command: Load, on_read: Callable[[int], object]) -> Loaded | Failed:
+        for read in self.reads:
+            on_read(read)
         answer: Loaded | Failed = self._answer("load", command, Loaded(seconds=3.5, weight_bytes=30, memory=FULL))
         return answer
 
@@ -235,6 +239,60 @@ async def test_a_failed_load_can_be_tried_again(house: House) -> None:
     await house.models.ensure("a")
     assert await house.models.ensure("a") is None
     assert house.current == "a"
+
+
+# -- how far a load is -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def file(house: House, tmp_path: Path) -> House:
+    """The model `a` is a file of 1000 bytes."""
+    (tmp_path / "models" / "a.bin").write_bytes(bytes(1000))
+    house.models._catalog = CATALOG.model_copy(update={"models": {"a": spec(local_path="a.bin")}})
+    return house
+
+
+async def test_each_percent_that_a_load_reads_is_told_once_and_never_more_than_there_is(file: House) -> None:
+    file.engine.reads = [4, 9, 10, 505, 509, 500, 3000]
+    seen, shown = list[LoadProgress](), list[LoadProgress | None]()
+
+    def on_progress(progress: LoadProgress) -> None:
+        seen.append(progress)
+        shown.append(file.models.load_progress("a"))
+
+    events = await told(file, file.models.ensure("a", on_progress))
+    assert seen == shown == [LoadProgress(10, 1000), LoadProgress(505, 1000), LoadProgress(1000, 1000)]
+    assert [(e.bytes_done, e.bytes_total) for e in events if isinstance(e, ModelLoading)] == [
+        (0, 1000),
+        (10, 1000),
+        (505, 1000),
+        (1000, 1000),
+    ]
+    assert file.models.load_progress("a") is None
+
+
+async def test_a_load_whose_files_are_unknown_tells_bytes_and_no_percents(house: House) -> None:
+    house.engine.reads = [10, 20]
+    shown = list[LoadProgress | None]()
+    progress = house.models.load_progress
+    house.engine._answer = lambda *_: shown.append(progress("a")) or CRASHED  # type: ignore[method-assign,func-returns-value]
+    events = await told(house, house.models.ensure("a"))
+    assert shown == [LoadProgress(20, None)]
+    assert [type(event) for event in events] == [ModelLoading, ModelFailed]
+    assert house.models.load_progress("a") is None
+
+
+async def test_a_model_that_comes_from_host_memory_reads_nothing(file: House) -> None:
+    settings = CATALOG.settings.model_copy(update={"host_cache_gb": 1})
+    file.models._catalog = file.models.catalog.model_copy(update={"settings": settings})
+    await file.models.ensure("a")
+    await file.models.evict_idle()
+    file.clock.now += 10**6
+    await file.models.evict_idle()
+    assert file.models.state("a") is ModelState.WARM
+    file.engine.reads = [500]
+    events = await told(file, file.models.ensure("a"))
+    assert [event for event in events if isinstance(event, ModelLoading)] == [ModelLoading(model="a")]
 
 
 # -- work --------------------------------------------------------------------------------------------------------------

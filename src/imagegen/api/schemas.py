@@ -441,10 +441,20 @@ class ModelView(BaseModel):
     description: str
 
 
+class LoadProgressView(BaseModel):
+    """How far a load is."""
+
+    bytes_done: int = Field(
+        description="Bytes read so far. What is in memory already is not read: a load may end before all are."
+    )
+    bytes_total: int | None = Field(description="Bytes of the model's files. Null: unknown.")
+
+
 class ModelDetails(ModelView):
     """A configured model with its configuration."""
 
     weights_here: bool = Field(description="Whether it can be loaded without a download.")
+    load_progress: LoadProgressView | None = Field(description="While it is loaded from disk: how far that is.")
     pull: PullView | None = Field(description="The latest download since the service started.")
     config: dict[str, Any] = Field(description="The entry of models.yaml, defaults filled in.")
 

@@ -149,9 +149,9 @@ async def follow_task(
     """`queued`, `started`, `loading`, `loaded`, `step` (k of n), `saved`; `completed`, `failed` or `cancelled` ends it.
 
     While the task waits, `position` tells when others went; a task whose model's weights are being fetched gets
-    `downloading`, with bytes; one that asked for previews gets `preview`. Every other state is sent once, past ones
-    first; after a restart of the service the stream begins with the current one. In silence there is a comment every
-    15 seconds.
+    `downloading`, with bytes; while its model is loaded, `loading` comes again for each percent that is read; one that
+    asked for previews gets `preview`. Every other state is sent once, past ones first; after a restart of the service
+    the stream begins with the current one. In silence there is a comment every 15 seconds.
     """
     await tasks.records.get(task_id)  # once the stream has begun, there is no status code left to say 404 with
     return EventStream(_story(task_id, tasks, bus, last_event_id))

@@ -10,6 +10,7 @@ from imagegen.api.schemas import (
     DeliveryDetails,
     DeliveryView,
     ImageView,
+    LoadProgressView,
     LoraView,
     ModelDetails,
     ModelView,
@@ -166,9 +167,11 @@ def unloaded(report: UnloadReport) -> Unloaded:
 def model_details(
     model_id: str, spec: ModelSpec, models: DynamicModelManager, pull: Pull | None, *, weights_here: bool
 ) -> ModelDetails:
+    progress = models.load_progress(model_id)
     return ModelDetails(
         **_model_fields(model_id, spec, models, pull, weights_here),
         weights_here=weights_here,
+        load_progress=LoadProgressView(**progress._asdict()) if progress else None,
         pull=pull_view(pull) if pull else None,
         config=spec.model_dump(mode="json"),
     )

@@ -56,10 +56,18 @@ class TaskStarted(TaskEvent):
 
 
 class TaskLoading(TaskEvent):
-    """The task waits for its model to be loaded."""
+    """The task waits for its model to be loaded. Bytes; the total is None until it is known."""
 
     name = "loading"
     model: str
+    bytes_done: int = 0
+    bytes_total: int | None = None
+
+
+class TaskLoadingProgress(TaskLoading):
+    """The load went on by a percent."""
+
+    lasting = False
 
 
 class TaskLoaded(TaskEvent):
@@ -130,8 +138,12 @@ class TaskCancelled(TaskEvent):
 
 
 class ModelLoading(Event):
+    """A load began, or went on by a percent. Bytes read, of the bytes of the model's files; None: unknown."""
+
     name = "model_loading"
     model: str
+    bytes_done: int = 0
+    bytes_total: int | None = None
 
 
 class ModelLoaded(Event):

@@ -10,10 +10,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib import metadata
 from multiprocessing.connection import Connection
 from typing import TypeVar
 
+import structlog
 from msgpack.exceptions import UnpackException
 
 from imagegen.core.children import is_secret
@@ -38,7 +40,10 @@ from imagegen.gpu.protocol import (
     pack,
     unpack_answer,
 )
+from imagegen.gpu.reading import Reading
 from imagegen.loaders.base import OnStep, StopFlag
+
+log = structlog.get_logger(__name__)
 
 AnswerT = TypeVar("AnswerT", Loaded, Unloaded, Measured, Generated | Stopped)
 
@@ -47,6 +52,13 @@ TICK_S = 0.02
 
 #: Seconds between attempts to start a worker.
 START_DELAYS_S = (0.5, 1, 2, 4)
+
+#: A worker that is waited for is looked at so many times within its timeout: whether it reads.
+LOOKS = 10
+
+#: Seconds that a killed worker may take to die. It gives its memory back first: 0.5 s for each GiB on two busy cores,
+#: measured. One that waits in the kernel for a driver or a disk may never die.
+KILL_PATIENCE_S = 30
 
 #: The worker never downloads, so it gets no token and no network.
 HIDDEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACEHUB_API_TOKEN")
@@ -66,16 +78,26 @@ class ChildEngine:
     """An Engine whose models die with its worker, not with the service. A dead worker is replaced at the next call."""
 
     def __init__(self, options: EngineOptions, *, load_timeout_s: float = 900, step_timeout_s: float = 300) -> None:
-        """The timeouts bound the silence while loading and between two steps; a worker that exceeds one is killed."""
+        """The timeouts bound the silence while loading and between two steps; a worker that exceeds one is killed.
+
+        Silence: the worker neither answers nor reads.
+        """
         self._options = options
         self._load_timeout_s = load_timeout_s
         self._step_timeout_s = step_timeout_s
         self._worker: _Worker | None = None
+        #: Killed, and not dead yet.
+        self._lingering: list[subprocess.Popen[bytes]] = []
 
     @property
     def pid(self) -> int | None:
         """The worker's process id while there is one."""
         return self._worker.process.pid if self._worker else None
+
+    @property
+    def bytes_read(self) -> int:
+        worker = self._worker
+        return worker.reading.bytes if worker else 0
 
     def load(self, command: Load) -> Loaded | Failed:
         return self._ask(command, Loaded, self._load_timeout_s)
@@ -101,14 +123,13 @@ class ChildEngine:
     def abort(self) -> bool:
         worker = self._worker
         if worker is not None:
-            # The thread that waits for an answer sees the pipe close and cleans up.
-            worker.process.kill()
+            worker.abort()
         return worker is not None
 
     def close(self) -> None:
         if self._worker is not None:
-            self._worker.end()
-            self._worker = None
+            self._forget(self._worker.end())
+        self._reap()
 
     def _ask(self, command: Value, expected: type[AnswerT], timeout_s: float) -> AnswerT | Failed:
         answer = self._converse(command, timeout_s, lambda worker: None, lambda step, total, *preview: None)
@@ -121,6 +142,7 @@ class ChildEngine:
         except OSError:  # no descriptor, no process, no memory to be had
             return Failed(code=FailureCode.WORKER_CRASHED, message="The worker process could not be started.")
         try:
+            worker.reading = Reading(worker.process.pid)
             worker.send(command)
             while True:
                 answer = worker.receive(timeout_s, tick)
@@ -139,6 +161,7 @@ class ChildEngine:
 
     def _start(self) -> "_Worker":
         """A new worker; what the system refuses now it may grant a little later."""
+        self._reap()
         for delay_s in START_DELAYS_S:
             try:
                 return _Worker(self._options, self._step_timeout_s)
@@ -148,10 +171,27 @@ class ChildEngine:
 
     def _bury(self, code: FailureCode, traceback: str = "") -> Failed:
         assert self._worker is not None
+        pid = self._worker.process.pid
         status = self._worker.kill() if code is FailureCode.WORKER_HUNG else self._worker.end(patience_s=1)
+        self._forget(status)
+        if status is None:
+            how = f"({pid}) was killed and does not end: it may still hold device memory. It"
+        else:
+            how = "stopped answering and" if code is FailureCode.WORKER_HUNG else f"died ({_describe(status)}) and"
+        return Failed(code=code, message=f"The worker process {how} was replaced.", traceback=traceback)
+
+    def _forget(self, status: int | None) -> None:
+        """The worker has ended with this status; None: it was killed and lives."""
+        assert self._worker is not None
+        if status is None:
+            process = self._worker.process
+            log.error("worker_does_not_end", pid=process.pid, waited_s=KILL_PATIENCE_S, may_hold="device memory")
+            self._lingering.append(process)
         self._worker = None
-        how = "stopped answering" if code is FailureCode.WORKER_HUNG else f"died ({_describe(status)})"
-        return Failed(code=code, message=f"The worker process {how} and was replaced.", traceback=traceback)
+
+    def _reap(self) -> None:
+        """Take the status of those that have died meanwhile, so that no zombie stays."""
+        self._lingering = [process for process in self._lingering if process.poll() is None]
 
 
 class _Worker:
@@ -174,21 +214,42 @@ class _Worker:
                 stdin=subprocess.PIPE,
             )
             self._connection = Connection(ours.detach())
+        #: Since the last command was sent.
+        self.reading = Reading(self.process.pid)
+        #: On the monotonic clock: when it must be gone.
+        self._gone_by = math.inf
 
     def send(self, command: Value) -> None:
+        self._wake()
         self._connection.send_bytes(pack(command))
 
     def receive(self, timeout_s: float, tick: "Callable[[_Worker], None]") -> Answer:
-        """The next answer. Raises TimeoutError after so much silence, EOFError or OSError when the worker is gone."""
-        deadline = time.monotonic() + timeout_s
+        """The next answer. Raises TimeoutError after so much silence, EOFError or OSError when the worker is gone.
+
+        Also raises TimeoutError if the worker was aborted and does not end.
+        """
+        began = time.monotonic()
+        deadline, look_at = began + timeout_s, began + timeout_s / LOOKS
         tick(self)  # also when steps come so fast that nobody ever waits for one
         while not self._connection.poll(TICK_S):
             tick(self)
-            if time.monotonic() > deadline:
+            self._wake()
+            now = time.monotonic()
+            if now > min(look_at, deadline):
+                look_at = now + timeout_s / LOOKS
+                deadline = now + timeout_s if self.reading.grew() else deadline
+            if now > min(deadline, self._gone_by):
                 raise TimeoutError
         return unpack_answer(self._connection.recv_bytes())
 
-    def end(self, patience_s: float = 5) -> int:
+    def _wake(self) -> None:
+        """Let it go on if somebody has stopped it (SIGSTOP): it can neither answer nor be told to stop."""
+        with suppress(ChildProcessError):  # it has ended
+            if os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WNOHANG) is not None:
+                log.warning("worker_woken", pid=self.process.pid)
+                self.process.send_signal(signal.SIGCONT)
+
+    def end(self, patience_s: float = 5) -> int | None:
         """Ask to leave, by closing both pipes; kill what does not. Its exit status, as in `kill`."""
         self._close_pipes()
         try:
@@ -196,12 +257,20 @@ class _Worker:
         except subprocess.TimeoutExpired:
             return self.kill()
 
-    def kill(self) -> int:
-        """End it now; its exit status (negative: the signal)."""
+    def kill(self) -> int | None:
+        """End it now; its exit status (negative: the signal). None: after KILL_PATIENCE_S it is still there."""
+        self.abort()
+        try:
+            return self.process.wait(timeout=max(0, self._gone_by - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            self._close_pipes()
+
+    def abort(self) -> None:
+        """From any thread: kill it. The thread that waits for an answer sees the pipe close and cleans up."""
+        self._gone_by = min(self._gone_by, time.monotonic() + KILL_PATIENCE_S)
         self.process.kill()
-        status = self.process.wait()
-        self._close_pipes()
-        return status
 
     def _close_pipes(self) -> None:
         self._connection.close()

@@ -38,6 +38,7 @@ from imagegen.gpu.protocol import (
     Unload,
     Unloaded,
 )
+from imagegen.gpu.reading import Reading
 from imagegen.loaders import FAMILIES
 from imagegen.loaders.base import Family, Inputs, LoadedModel, OnStep, Placement, Stop, StopFlag
 from imagegen.loaders.parts import Parts
@@ -72,6 +73,11 @@ class Engine(Protocol):
         """From any thread: end what is running at the price of everything loaded. False: this engine cannot."""
         ...
 
+    @property
+    def bytes_read(self) -> int:
+        """From any thread: bytes that its process has read since the load under way began."""
+        ...
+
     def close(self) -> None:
         """Drop everything, and the process where the engine has one."""
         ...
@@ -97,6 +103,12 @@ class LocalEngine:
         self._chosen: Device | None = None
         #: Whether the garbage collector was told to leave the libraries' objects alone.
         self._libraries_frozen = False
+        #: Since the last load began.
+        self._reading: Reading | None = None
+
+    @property
+    def bytes_read(self) -> int:
+        return self._reading.bytes if self._reading else 0
 
     @property
     def device(self) -> str:
@@ -111,6 +123,7 @@ class LocalEngine:
         return self._chosen
 
     def load(self, command: Load) -> Loaded | Failed:
+        self._reading = Reading(os.getpid())
         return self._with_room(lambda: self._at_border(lambda: self._load(command), FailureCode.LOAD_FAILED))
 
     def _load(self, command: Load) -> Loaded:

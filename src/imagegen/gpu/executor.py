@@ -22,6 +22,9 @@ from imagegen.loaders.base import OnStep, StopFlag
 
 T = TypeVar("T")
 
+#: Seconds between two looks at how far a load is.
+LOOK_EVERY_S = 0.5
+
 
 class GpuExecutor:
     """Awaitable engine calls. Made on the loop; the engine itself is touched by the one thread only."""
@@ -30,8 +33,21 @@ class GpuExecutor:
         self._engine = make_engine()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="gpu")
 
-    async def load(self, command: Load) -> Loaded | Failed:
-        return await self._run(lambda: self._engine.load(command))
+    async def load(self, command: Load, on_read: Callable[[int], object]) -> Loaded | Failed:
+        """`on_read` is called on the loop with the bytes read so far, every LOOK_EVERY_S."""
+        loop = asyncio.get_running_loop()
+        timer: asyncio.TimerHandle
+
+        def look() -> None:
+            nonlocal timer
+            on_read(self._engine.bytes_read)
+            timer = loop.call_later(LOOK_EVERY_S, look)
+
+        timer = loop.call_later(LOOK_EVERY_S, look)
+        try:
+            return await self._run(lambda: self._engine.load(command))
+        finally:
+            timer.cancel()
 
     async def unload(self, command: Unload) -> Unloaded | Failed:
         return await self._run(lambda: self._engine.unload(command))

@@ -131,6 +131,10 @@ class ModelLoader(ABC, Generic[SpecT]):
         """
         return None
 
+    def files(self, spec: SpecT, folders: Folders) -> Sequence[Path]:
+        """The files that a load reads. Asked in a process without torch. May raise EngineError or OSError."""
+        return ()
+
 
 class Family(NamedTuple):
     """One line of the table in `imagegen.loaders`."""

@@ -207,8 +207,13 @@ def least_bytes(spec: DiffusersSpec, folder: Path, placement: Placement, without
         return None
     word = spec.torch_dtype
     width = 4 if word == "float32" or (word == "auto" and placement.device == "cpu") else 2
-    files = needed(paths_in(folder), read_index(folder, spec.pipeline_class), without)
-    return sum(header_bytes(folder / name, width) for name in files if name.endswith(WEIGHTS))
+    files = pipeline_files(spec, folder, without)
+    return sum(header_bytes(file, width) for file in files if file.suffix == WEIGHTS)
+
+
+def pipeline_files(spec: DiffusersSpec, folder: Path, without: Collection[str] = ()) -> list[Path]:
+    """As `ModelLoader.files`, for a pipeline's folder without the weights of some of its parts."""
+    return [folder / name for name in needed(paths_in(folder), read_index(folder, spec.pipeline_class), without)]
 
 
 def _stays_warm(spec: DiffusersSpec, placement: Placement) -> bool:

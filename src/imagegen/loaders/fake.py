@@ -5,6 +5,7 @@ import io
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, NoReturn
 
@@ -14,12 +15,15 @@ from pydantic import Field
 import imagegen
 from imagegen.catalog.catalog import ModelSpec
 from imagegen.catalog.fields import Text
+from imagegen.catalog.sources import Folders, local_folder
 from imagegen.core.provenance import Provenance
 from imagegen.core.task import GenerationRequest, Pixels
 from imagegen.loaders.base import Inputs, LoadedModel, ModelLoader, OnStep, Placement
 from imagegen.loaders.previews import wanted_steps
 
-Fault = Literal["none", "error", "out_of_memory", "full_cache", "device_fault", "abort", "segfault", "exit", "hang"]
+Fault = Literal[
+    "none", "error", "out_of_memory", "full_cache", "device_fault", "abort", "segfault", "exit", "hang", "spin"
+]
 
 
 class FakeSpec(ModelSpec):
@@ -29,6 +33,8 @@ class FakeSpec(ModelSpec):
     pipeline_class: Literal["FakePipeline"] = "FakePipeline"
     load_seconds: float = Field(default=0, ge=0, le=3600)
     step_seconds: float = Field(default=0, ge=0, le=3600)
+    #: How long its load takes to read each MiB of the file that `local_path` names.
+    read_seconds_per_mib: float = Field(default=0, ge=0, le=3600)
     #: Host memory that the loaded model holds.
     memory_mb: int = Field(default=0, ge=0, le=65_536)
     #: What goes wrong, and when.
@@ -47,16 +53,24 @@ class FakeSpec(ModelSpec):
 
 
 class FakeModelLoader(ModelLoader[FakeSpec]):
-    """Loads nothing, slowly."""
+    """Loads nothing, slowly. If there is a file, it is read."""
 
     def load(self, spec: FakeSpec, placement: Placement) -> LoadedModel:
         time.sleep(spec.load_seconds)
+        for file in self.files(spec, placement.folders):
+            with file.open("rb") as stream:
+                while stream.read(2**20):
+                    time.sleep(spec.read_seconds_per_mib)
         if spec.fault_at == "load":
             commit(spec.fault)
         return FakeModel(spec)
 
     def least_bytes(self, spec: FakeSpec, placement: Placement) -> int:
         return spec.memory_mb * 2**20
+
+    def files(self, spec: FakeSpec, folders: Folders) -> Sequence[Path]:
+        file = local_folder(spec, folders.models)
+        return [file] if file is not None and file.is_file() else []
 
 
 class FakeModel(LoadedModel):
@@ -136,6 +150,11 @@ def _raise(error: Exception) -> NoReturn:
     raise error
 
 
+def _spin() -> NoReturn:
+    while True:
+        pass
+
+
 _FAULTS: Mapping[Fault, Callable[[], object]] = MappingProxyType(
     {
         "none": lambda: None,
@@ -148,5 +167,6 @@ _FAULTS: Mapping[Fault, Callable[[], object]] = MappingProxyType(
         "segfault": lambda: ctypes.string_at(0),
         "exit": lambda: os._exit(137),
         "hang": lambda: time.sleep(3600),
+        "spin": _spin,
     }
 )

@@ -1,9 +1,12 @@
 """The FLUX family: schnell, dev, Kontext, Fill and FLUX.2."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
+from imagegen.catalog.sources import Folders
 from imagegen.loaders.base import LoadedModel, ModelLoader, Placement, find_weights
-from imagegen.loaders.diffusers_model import DiffusersSpec, least_bytes, load_model
+from imagegen.loaders.diffusers_model import DiffusersSpec, least_bytes, load_model, pipeline_files
 
 
 class FluxSpec(DiffusersSpec):
@@ -23,3 +26,6 @@ class FluxModelLoader(ModelLoader[FluxSpec]):
 
     def least_bytes(self, spec: FluxSpec, placement: Placement) -> int | None:
         return least_bytes(spec, find_weights(spec, placement.folders), placement)
+
+    def files(self, spec: FluxSpec, folders: Folders) -> Sequence[Path]:
+        return pipeline_files(spec, find_weights(spec, folders))

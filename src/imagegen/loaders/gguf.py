@@ -1,5 +1,6 @@
 """Quantised transformers in GGUF files, inside the pipeline of their base model."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -10,7 +11,14 @@ from imagegen.catalog.fields import HubSourceOrPath, WeightsFile
 from imagegen.catalog.sources import Folders, cached_file, cached_snapshot, local
 from imagegen.core.errors import WeightsCorrupt, WeightsMissing
 from imagegen.loaders.base import LoadedModel, ModelLoader, Placement, advice
-from imagegen.loaders.diffusers_model import DiffusersSpec, import_pipeline, least_bytes, load_model, torch_dtype
+from imagegen.loaders.diffusers_model import (
+    DiffusersSpec,
+    import_pipeline,
+    least_bytes,
+    load_model,
+    pipeline_files,
+    torch_dtype,
+)
 from imagegen.loaders.folder import read_index
 
 #: Transformer classes that diffusers reads from GGUF files.
@@ -118,6 +126,10 @@ class GGUFModelLoader(ModelLoader[GGUFSpec]):
         file = find_gguf(spec, placement.folders)
         base = least_bytes(spec, spec.base_folder(placement.folders), placement, without=("transformer",))
         return None if base is None else base + file.stat().st_size
+
+    def files(self, spec: GGUFSpec, folders: Folders) -> Sequence[Path]:
+        base = pipeline_files(spec, spec.base_folder(folders), without=("transformer",))
+        return [find_gguf(spec, folders), *base]
 
 
 def find_gguf(spec: GGUFSpec, folders: Folders) -> Path:

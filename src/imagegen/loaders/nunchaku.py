@@ -1,6 +1,6 @@
 """FLUX transformers in 4 bits, run by the Nunchaku engine, inside the pipeline of their base model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -11,7 +11,7 @@ from imagegen.catalog.fields import HubSource, WeightsFile
 from imagegen.catalog.sources import Folders, cached_file, local
 from imagegen.core.errors import EngineMissing, UnsupportedDevice, WeightsCorrupt, WeightsMissing
 from imagegen.loaders.base import LoadedModel, ModelLoader, Placement, advice
-from imagegen.loaders.diffusers_model import import_pipeline, load_model, quiet_libraries, torch_dtype
+from imagegen.loaders.diffusers_model import import_pipeline, load_model, pipeline_files, quiet_libraries, torch_dtype
 from imagegen.loaders.folder import check_safetensors
 from imagegen.loaders.gguf import QuantisedSpec
 
@@ -80,14 +80,28 @@ class NunchakuModelLoader(ModelLoader[NunchakuSpec]):
         engine = find_engine()
         precision = choose_precision(placement.device)
         base = spec.base_folder(placement.folders)
-        files = [find_file(spec, spec.weight_name, spec.hf_path, precision, placement.folders)]
+        files = _own_files(spec, precision, placement.folders)
         import_pipeline(spec, placement)
         parts = {"transformer": open_transformer(engine, spec, files[0], placement)}
         if spec.t5_weight_name:
-            home = spec.t5_hf_path or spec.hf_path
-            files.append(find_file(spec, spec.t5_weight_name, home, precision, placement.folders))
             parts["text_encoder_2"] = open_t5(engine, spec, files[1], placement)
         return load_model(spec, base, placement, parts, beside=files, quantization=precision)
+
+    def files(self, spec: NunchakuSpec, folders: Folders) -> Sequence[Path]:
+        try:
+            own = _own_files(spec, "int4", folders)
+        except WeightsMissing:  # which of the two is read depends on the device; they are about as large
+            own = _own_files(spec, "fp4", folders)
+        replaced = ("transformer", "text_encoder_2") if spec.t5_weight_name else ("transformer",)
+        return [*own, *pipeline_files(spec, spec.base_folder(folders), without=replaced)]
+
+
+def _own_files(spec: NunchakuSpec, precision: str, folders: Folders) -> list[Path]:
+    """The transformer's file, and the T5 encoder's if the entry names one. Raises WeightsMissing."""
+    files = [find_file(spec, spec.weight_name, spec.hf_path, precision, folders)]
+    if spec.t5_weight_name:
+        files.append(find_file(spec, spec.t5_weight_name, spec.t5_hf_path or spec.hf_path, precision, folders))
+    return files
 
 
 def open_transformer(engine: Any, spec: NunchakuSpec, file: Path, placement: Placement) -> Any:

@@ -1,9 +1,12 @@
 """Any other pipeline of diffusers that makes pictures from words and is in the table."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
+from imagegen.catalog.sources import Folders
 from imagegen.loaders.base import LoadedModel, ModelLoader, Placement, find_weights
-from imagegen.loaders.diffusers_model import DiffusersSpec, least_bytes, load_model
+from imagegen.loaders.diffusers_model import DiffusersSpec, least_bytes, load_model, pipeline_files
 
 
 class OtherSpec(DiffusersSpec):
@@ -38,3 +41,6 @@ class OtherModelLoader(ModelLoader[OtherSpec]):
 
     def least_bytes(self, spec: OtherSpec, placement: Placement) -> int | None:
         return least_bytes(spec, find_weights(spec, placement.folders), placement)
+
+    def files(self, spec: OtherSpec, folders: Folders) -> Sequence[Path]:
+        return pipeline_files(spec, find_weights(spec, folders))

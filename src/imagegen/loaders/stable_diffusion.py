@@ -1,11 +1,13 @@
 """The Stable Diffusion family: 3.5, 3, XL and 1.5."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
+from imagegen.catalog.sources import Folders
 from imagegen.loaders.base import LoadedModel, ModelLoader, Placement, find_weights
-from imagegen.loaders.diffusers_model import DiffusersSpec, least_bytes, load_model
+from imagegen.loaders.diffusers_model import DiffusersSpec, least_bytes, load_model, pipeline_files
 
 
 class StableDiffusionSpec(DiffusersSpec):
@@ -31,6 +33,9 @@ class StableDiffusionModelLoader(ModelLoader[StableDiffusionSpec]):
     def least_bytes(self, spec: StableDiffusionSpec, placement: Placement) -> int | None:
         folder = find_weights(spec, placement.folders)
         return least_bytes(spec, folder, placement, without=_PARTS.get(spec.pipeline_class, ()))
+
+    def files(self, spec: StableDiffusionSpec, folders: Folders) -> Sequence[Path]:
+        return pipeline_files(spec, find_weights(spec, folders), without=_PARTS.get(spec.pipeline_class, ()))
 
 
 #: Without a watermark, which changes pixels where its library happens to be installed.

@@ -54,6 +54,15 @@ class Fitting:
         if least is not None:
             self._weights[model] = least
 
+    def file_bytes(self, model: str, catalog: Catalog) -> int | None:
+        """Bytes of the files that a load of the model reads; None: unknown. Blocks."""
+        spec = catalog.model(model)
+        try:
+            files = self._families[spec.type].loader.files(spec, self._folders)
+            return sum(file.stat().st_size for file in files) or None
+        except (EngineError, OSError):
+            return None  # its load will say what is wrong
+
     def check(self, model: str, pixels: int, catalog: Catalog, memory: DeviceMemory) -> None:
         """Raises DoesNotFit, with the numbers, for what the device can never hold."""
         capacity = memory.capacity(catalog.memory_fraction(model))

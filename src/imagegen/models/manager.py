@@ -51,6 +51,26 @@ class UnloadReport(NamedTuple):
     left: int
 
 
+class LoadProgress(NamedTuple):
+    """How far a load from disk is: bytes that it has read, of the bytes of the model's files.
+
+    A load may end before it has read them all: what is in memory already (a part that another model shares, a file in
+    the page cache) is not read again. Libraries that it imports count; never more than the total is told.
+    """
+
+    bytes_done: int
+    #: None: unknown.
+    bytes_total: int | None
+
+    @property
+    def percent(self) -> int | None:
+        """Whole percents; None while the total is unknown."""
+        return 100 * self.bytes_done // self.bytes_total if self.bytes_total else None
+
+
+OnProgress = Callable[[LoadProgress], object]
+
+
 class DynamicModelManager:
     """Loads a model when it is needed, keeps at most one in device memory, and lets it go."""
 
@@ -79,6 +99,8 @@ class DynamicModelManager:
         self._fitting = Fitting(folders)
         #: The one that is on its way in or out.
         self._moving: dict[str, ModelState] = {}
+        #: Of the load from disk that is under way.
+        self._progress: dict[str, LoadProgress] = {}
         self._kills: dict[str, Kills] = {}
         #: Whether the load under way was given up: its end is nobody's fault.
         self._abandoned = False
@@ -107,6 +129,10 @@ class DynamicModelManager:
     def load_seconds(self, model: str) -> float | None:
         """How long its last load from disk took; None before the first."""
         return self._load_seconds.get(model)
+
+    def load_progress(self, model: str) -> LoadProgress | None:
+        """How far its load from disk is; None unless one is under way."""
+        return self._progress.get(model)
 
     def warm_seconds(self, model: str) -> float | None:
         """How long its last return from host memory took; None before the first."""
@@ -177,8 +203,11 @@ class DynamicModelManager:
             log.warning("cuda_not_usable", reason=memory.cuda_problem)
         self._memory = memory
 
-    async def ensure(self, model: str) -> Failed | None:
-        """Make `model` the resident one. Returns why that was not possible."""
+    async def ensure(self, model: str, on_progress: OnProgress = lambda progress: None) -> Failed | None:
+        """Make `model` the resident one. Returns why that was not possible.
+
+        `on_progress` is called for each percent of its files that is read.
+        """
         if model in self._residents:
             return None
         if model not in self._catalog.models:
@@ -191,10 +220,10 @@ class DynamicModelManager:
             return Failed(code=FailureCode.OUT_OF_MEMORY, message=error.detail)
         if model in self._warm or await asyncio.to_thread(self._weights_here, model):
             await self._make_room(model)
-        failed = await self._load(model)  # where there are no weights, it says so, and nobody had to leave
+        failed = await self._load(model, on_progress)  # where there are no weights, it says so, and nobody had to leave
         if failed is None:
             await self._make_room(model)  # a look at the disk may be wrong
-            return None if model in self._residents else await self._load(model)
+            return None if model in self._residents else await self._load(model, on_progress)
         await self._replace_if_much_stays()
         return failed
 
@@ -218,11 +247,16 @@ class DynamicModelManager:
             log.info("load_abandoned", model=model)
             self._abandoned = self._executor.abort()
 
-    async def _load(self, model: str) -> Failed | None:
+    async def _load(self, model: str, on_progress: OnProgress) -> Failed | None:
         self._abandoned = False
-        self._bus.publish(ModelLoading(model=model))
         with self._on_its_way(model, ModelState.LOADING):
-            answer = await self._executor.load(Load.entry(self._catalog, model, self._folders))
+            warm = model in self._warm
+            total = None if warm else await asyncio.to_thread(self._fitting.file_bytes, model, self._catalog)
+            self._bus.publish(ModelLoading(model=model, bytes_total=total))
+            if not warm:
+                self._progress[model] = LoadProgress(0, total)
+            command = Load.entry(self._catalog, model, self._folders)
+            answer = await self._executor.load(command, lambda read: self._progressed(model, read, on_progress))
             if self._abandoned and isinstance(answer, Loaded):  # it was killed the moment after
                 self._begun(await self._executor.recycle())
                 answer = Failed(code=FailureCode.WORKER_CRASHED, message="The load was given up.")
@@ -257,6 +291,17 @@ class DynamicModelManager:
             yield
         finally:
             del self._moving[model]
+            self._progress.pop(model, None)
+
+    def _progressed(self, model: str, read: int, on_progress: OnProgress) -> None:
+        before = self._progress.get(model)
+        if before is None:  # it comes from host memory
+            return
+        now = before._replace(bytes_done=max(before.bytes_done, min(read, before.bytes_total or read)))
+        self._progress[model] = now
+        if now.percent != before.percent:
+            self._bus.publish(ModelLoading(model=model, **now._asdict()))
+            on_progress(now)
 
     def _arrived(self, model: str, loaded: Loaded) -> None:
         now = datetime.now(UTC)

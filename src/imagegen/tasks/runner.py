@@ -7,10 +7,10 @@ from itertools import count
 from typing import TypeVar
 
 from imagegen.core.errors import DeviceFault, Draining, FailureCode
-from imagegen.core.events import EventBus, TaskLoaded, TaskLoading, TaskStarted
+from imagegen.core.events import EventBus, TaskLoaded, TaskLoading, TaskLoadingProgress, TaskStarted
 from imagegen.core.task import MAX_ATTEMPTS, InputPictures, TaskType
 from imagegen.gpu.protocol import Failed, Generated, Stopped
-from imagegen.models.manager import DynamicModelManager
+from imagegen.models.manager import DynamicModelManager, LoadProgress
 from imagegen.storage.images import ImageStore
 from imagegen.storage.tasks import TaskJournal
 from imagegen.tasks.batching import companions
@@ -187,7 +187,13 @@ class Runner:
             return None
         self._bus.publish(TaskLoading(task_id=live.record.id, model=model))
         began = self._clock()
-        failed = await self._models.ensure(model)
+
+        def tell(progress: LoadProgress) -> None:
+            if not live.ending:
+                event = TaskLoadingProgress(task_id=live.record.id, model=model, **progress._asdict())
+                self._bus.publish(event)
+
+        failed = await self._models.ensure(model, tell)
         if failed is None and not live.ending:
             self._bus.publish(TaskLoaded(task_id=live.record.id, model=model, seconds=self._clock() - began))
         return failed
