@@ -38,6 +38,7 @@ from imagegen.gpu.protocol import EngineOptions
 from imagegen.hub.puller import ModelPuller
 from imagegen.loaders import SPECS
 from imagegen.models.manager import DynamicModelManager
+from imagegen.service.image_service import ImageService
 from imagegen.settings import Settings
 from imagegen.storage.images import ImageStore
 from imagegen.storage.s3 import S3
@@ -116,6 +117,7 @@ class Service:
     def services(self) -> Services:
         return Services(
             self._settings,
+            ImageService(self._tasks, self._bus),
             self._tasks,
             self._models,
             self._puller,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from imagegen.api.sse import events_of, frame
+from imagegen.api.sse import frame
 from imagegen.core.events import EventBus, TaskCancelled
 from imagegen.gpu.protocol import DeviceMemory
 from tests.api.conftest import Client, Start
@@ -370,7 +370,7 @@ async def test_a_listener_that_hangs_up_is_forgotten(start: Start) -> None:
 async def test_in_silence_a_stream_is_kept_alive() -> None:
     bus = EventBus(1)
     with bus.subscribe() as subscription:
-        listening = events_of(subscription, keep_alive_s=0.001)
+        listening = subscription.with_silence(0.001)
         assert [await anext(listening) for _ in range(3)] == [None] * 3
         bus.publish(TaskCancelled(task_id="a"))
         bus.close()

@@ -8,7 +8,7 @@ from datetime import datetime
 from fastapi import APIRouter
 from fastapi.responses import StreamingResponse
 
-from imagegen.api.dependencies import Config, Images, Tasks
+from imagegen.api.dependencies import Config, Images, Service, Who
 from imagegen.api.problems import describe
 from imagegen.api.views import task_view
 from imagegen.core.errors import TaskNotFinished
@@ -29,9 +29,9 @@ router = APIRouter(tags=["tasks"])
         **describe("task_not_found", "task_not_finished", "image_not_found", "storage_failed", "store_unreachable"),
     },
 )
-async def get_bundle(task_id: str, tasks: Tasks, images: Images, settings: Config) -> StreamingResponse:
+async def get_bundle(task_id: str, service: Service, who: Who, images: Images, settings: Config) -> StreamingResponse:
     """`task.json`, as `GET /task/{task_id}` has it, and the pictures under their own names."""
-    task = await tasks.records.get(task_id)
+    task = await service.task(who, task_id)
     if not task.status.finished:
         raise TaskNotFinished("The task has not ended; there is nothing to take along yet.")
     pictures = [await images.known(image) for image in task.images]

@@ -7,8 +7,10 @@ from fastapi import Depends, Request
 
 from imagegen.catalog.writer import CatalogWriter
 from imagegen.core.events import EventBus
+from imagegen.core.owner import ANYONE, Owner
 from imagegen.hub.puller import ModelPuller
 from imagegen.models.manager import DynamicModelManager
+from imagegen.service.image_service import ImageService
 from imagegen.settings import Settings
 from imagegen.storage.images import ImageStore
 from imagegen.tasks.manager import TaskManager
@@ -20,6 +22,7 @@ class Services:
     """Everything a router may ask; the composition root fills it."""
 
     settings: Settings
+    service: ImageService
     tasks: TaskManager
     models: DynamicModelManager
     puller: ModelPuller
@@ -43,6 +46,14 @@ def settings_of(services: Services) -> Settings:
 
 # All are `async def`: FastAPI sends plain functions to a thread, which costs more than all that they do. And none asks
 # for another: each that FastAPI resolves costs a request as much as a small query.
+
+
+async def _service(request: Request) -> ImageService:
+    return services_of(request).service
+
+
+async def _who() -> Owner:
+    return ANYONE
 
 
 async def _tasks(request: Request) -> TaskManager:
@@ -77,6 +88,8 @@ async def _webhooks(request: Request) -> WebhookSender:
     return services_of(request).webhooks
 
 
+Service = Annotated[ImageService, Depends(_service)]
+Who = Annotated[Owner, Depends(_who)]
 Tasks = Annotated[TaskManager, Depends(_tasks)]
 Models = Annotated[DynamicModelManager, Depends(_models)]
 Puller = Annotated[ModelPuller, Depends(_puller)]

@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from imagegen.api.dependencies import Bus
-from imagegen.api.sse import KEEP_ALIVE, EventStream, events_of, frame
+from imagegen.api.sse import KEEP_ALIVE, KEEP_ALIVE_S, EventStream, frame
 from imagegen.core.events import EventBus
 
 router = APIRouter(tags=["system"])
@@ -38,7 +38,7 @@ async def follow_events(
 
 async def _everything(bus: EventBus, wanted: Mapping[str, set[str]]) -> AsyncIterator[bytes]:
     with bus.subscribe() as subscription:
-        async for published in events_of(subscription):
+        async for published in subscription.with_silence(KEEP_ALIVE_S):
             if published is None:
                 yield KEEP_ALIVE
             elif all(getattr(published.event, field, None) in values for field, values in wanted.items()):

@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import APIRouter, Response
 
 from imagegen.api.bounded import BoundedRoute
-from imagegen.api.dependencies import Config, Tasks, Webhooks
+from imagegen.api.dependencies import Config, Service, Webhooks, Who
 from imagegen.api.idempotency import REPLAYED_HEADER, Submitter
 from imagegen.api.problems import describe
 from imagegen.api.schemas import (
@@ -105,12 +105,12 @@ async def image2image(
     summary="What would become of a request",
     responses=describe(*(code for code in ACCEPTING if code not in _ONLY_ACCEPTING)),
 )
-async def plan(body: PlanBody, tasks: Tasks, webhooks: Webhooks) -> PlanView:
+async def plan(body: PlanBody, service: Service, who: Who, webhooks: Webhooks) -> PlanView:
     """Takes the body of text2image or image2image and accepts nothing: who would have to leave the device, which
     position it would get, and when it would begin and end. What never could run is refused as it would be there.
     """
     draft = _draft(body.task_type, body, webhooks).evolve(strength=body.strength)
-    return plan_view(await tasks.plan(draft))
+    return plan_view(await service.plan(who, draft))
 
 
 def _draft(kind: TaskType, body: GenerationBody, webhooks: WebhookSender) -> TaskDraft:

@@ -1,4 +1,4 @@
-"""Idempotency-Key: a request that is sent again makes no second task."""
+"""Idempotency-Key: a retried request makes no second task."""
 
 import asyncio
 from hashlib import sha256
@@ -7,11 +7,13 @@ from typing import Annotated
 from fastapi import Depends, Header, Request
 from pydantic import BaseModel
 
-from imagegen.api.dependencies import services_of
+from imagegen.api.dependencies import Who, services_of
+from imagegen.core.owner import Owner
 from imagegen.core.task import TaskType
+from imagegen.service.image_service import ImageService
 from imagegen.storage.tasks import Claim
 from imagegen.tasks.admission import TaskDraft
-from imagegen.tasks.manager import Once, TaskManager
+from imagegen.tasks.manager import Once
 
 REPLAYED_HEADER = {
     "description": "`true`: an earlier request with the same Idempotency-Key made this task.",
@@ -20,19 +22,20 @@ REPLAYED_HEADER = {
 
 
 class _Submitter:
-    """Accepts drafts under the caller's key, if there is one."""
+    """Submits drafts under the caller's key, if there is one."""
 
-    def __init__(self, tasks: TaskManager, key: str | None) -> None:
-        self._tasks = tasks
+    def __init__(self, service: ImageService, who: Owner, key: str | None) -> None:
+        self._service = service
+        self._who = who
         self._key = key
 
     async def submit(self, draft: TaskDraft, body: BaseModel) -> Once:
-        """`body` is what the key stands for."""
+        """`body`: the key stands for it; the same key with another body is refused."""
         if self._key is None:
-            return Once(await self._tasks.submit(draft), repeated=False)
-        # A body with a picture in it is megabytes: not on the loop.
+            return await self._service.submit(self._who, draft)
+        # A body with a picture is megabytes: hashed off the event loop.
         digest = await asyncio.to_thread(_digest, draft.type, body)
-        return await self._tasks.submit_once(draft, Claim(self._key, digest))
+        return await self._service.submit(self._who, draft, Claim(self._key, digest))
 
 
 def _digest(kind: TaskType, body: BaseModel) -> str:
@@ -41,6 +44,7 @@ def _digest(kind: TaskType, body: BaseModel) -> str:
 
 async def _submitter(
     request: Request,
+    who: Who,
     idempotency_key: Annotated[
         str | None,
         Header(
@@ -52,7 +56,7 @@ async def _submitter(
         ),
     ] = None,
 ) -> _Submitter:
-    return _Submitter(services_of(request).tasks, idempotency_key)
+    return _Submitter(services_of(request).service, who, idempotency_key)
 
 
 Submitter = Annotated[_Submitter, Depends(_submitter)]

@@ -1,6 +1,5 @@
-"""Server-sent events: frames that all listeners share, and streams that stay open through silence."""
+"""Server-sent events: the frame of an event, and the response that streams them."""
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
 from types import MappingProxyType
@@ -8,7 +7,7 @@ from types import MappingProxyType
 from starlette.responses import StreamingResponse
 
 from imagegen.api.views import event_view
-from imagegen.core.events import Event, Published, Subscription
+from imagegen.core.events import Event, Published
 
 #: Seconds of silence after which a comment is sent: proxies take a silent connection for a dead one.
 KEEP_ALIVE_S = 15
@@ -32,15 +31,7 @@ def frame(event_id: int, event: Event) -> bytes:
     return f"event: {event.name}\ndata: {data}\nid: {event_id}\n\n".encode()
 
 
-async def events_of(subscription: Subscription, keep_alive_s: float = KEEP_ALIVE_S) -> AsyncIterator[Published | None]:
-    """What a listener is sent; None in silence."""
-    while True:
-        try:
-            async with asyncio.timeout(keep_alive_s):
-                published = await subscription.next()
-        except TimeoutError:
-            yield None
-            continue
-        if published is None:
-            return
-        yield published
+async def frames(events: AsyncIterator[Published | None]) -> AsyncIterator[bytes]:
+    """Each event as it is sent; a comment in silence."""
+    async for published in events:
+        yield published.encoded(frame) if published else KEEP_ALIVE

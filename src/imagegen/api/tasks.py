@@ -1,35 +1,24 @@
 """Tasks: look, list, follow, cancel, delete; the queue: clear."""
 
-from collections.abc import AsyncIterator
 from typing import Annotated
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Header, Query, Response
 from pydantic import AwareDatetime
 
-from imagegen.api.dependencies import Bus, Config, Tasks
+from imagegen.api.dependencies import Config, Service, Tasks, Who
 from imagegen.api.generation import ACCEPTING
 from imagegen.api.problems import describe
 from imagegen.api.schemas import QueueCleared, TaskAccepted, TaskPage, TaskView
-from imagegen.api.sse import KEEP_ALIVE, EventStream, events_of, frame
+from imagegen.api.sse import KEEP_ALIVE_S, EventStream, frames
 from imagegen.api.views import task_view
 from imagegen.api.waiting import Caller
 from imagegen.catalog.catalog import ModelId
-from imagegen.core.events import (
-    Event,
-    EventBus,
-    Published,
-    TaskCancelled,
-    TaskCompleted,
-    TaskFailed,
-    TaskQueued,
-    TaskStarted,
-)
 from imagegen.core.receipt import Receipt, receipt_of
 from imagegen.core.task import GenerationTask, TaskStatus
 from imagegen.settings import Settings
 from imagegen.storage.tasks import TaskFilter
-from imagegen.tasks.manager import Once, TaskManager
+from imagegen.tasks.manager import TaskManager
 
 router = APIRouter(tags=["tasks"])
 
@@ -41,12 +30,12 @@ _LINK = {
 
 
 @router.get("/task/{task_id}", operation_id="get_task", summary="One task", responses=describe("task_not_found"))
-async def get_task(task_id: str, tasks: Tasks, settings: Config) -> TaskView:
+async def get_task(task_id: str, service: Service, who: Who, tasks: Tasks, settings: Config) -> TaskView:
     """The task as it stands: `result_files` and `images` once it is completed, `error_message` once it has failed.
 
     While it waits: its `position`, and when it will begin and end as far as the measured times tell.
     """
-    task = await tasks.records.get(task_id)
+    task = await service.task(who, task_id)
     return _view(task, tasks, settings, receipt_of(task))
 
 
@@ -57,9 +46,9 @@ async def get_task(task_id: str, tasks: Tasks, settings: Config) -> TaskView:
     summary="Delete a task",
     responses=describe("task_not_found", "task_not_finished", "storage_failed", "storage_full", "store_unreachable"),
 )
-async def delete_task(task_id: str, tasks: Tasks) -> None:
+async def delete_task(task_id: str, service: Service, who: Who) -> None:
     """Removes the record and the pictures of an ended task; one that has not ended must be cancelled first."""
-    await tasks.records.delete(task_id)
+    await service.delete(who, task_id)
 
 
 @router.get(
@@ -69,6 +58,8 @@ async def delete_task(task_id: str, tasks: Tasks) -> None:
     responses={200: {"headers": {"Link": _LINK}}, **describe("invalid_request")},
 )
 async def list_tasks(
+    service: Service,
+    who: Who,
     tasks: Tasks,
     settings: Config,
     response: Response,
@@ -85,7 +76,7 @@ async def list_tasks(
     ] = None,
 ) -> TaskPage:
     """Newest first. While there are older ones, the header `Link` has the address of the next page (rel="next")."""
-    page = await tasks.records.page(TaskFilter(status, model, q, since, until), limit, cursor)
+    page = await service.tasks(who, TaskFilter(status, model, q, since, until), limit, cursor)
     if page.more:
         times = {name: time.isoformat() if time else None for name, time in (("since", since), ("until", until))}
         cursor = page.tasks[-1].sequence
@@ -102,12 +93,12 @@ async def list_tasks(
     summary="Cancel a task",
     responses=describe("task_not_found", "task_finished"),
 )
-async def cancel_task(task_id: str, tasks: Tasks, settings: Config) -> TaskView:
+async def cancel_task(task_id: str, service: Service, who: Who, tasks: Tasks, settings: Config) -> TaskView:
     """A waiting task ends at once, and so does one whose model is being loaded.
 
     One that makes its pictures ends after the current denoising step: it then still reads `processing`.
     """
-    return _view(await tasks.cancel(task_id), tasks, settings)
+    return _view(await service.cancel(who, task_id), tasks, settings)
 
 
 @router.post(
@@ -118,11 +109,11 @@ async def cancel_task(task_id: str, tasks: Tasks, settings: Config) -> TaskView:
     summary="Make a task's pictures once more",
     responses=describe("task_not_found", "no_receipt", *ACCEPTING),
 )
-async def replay_task(task_id: str, caller: Caller, tasks: Tasks) -> Response:
+async def replay_task(task_id: str, caller: Caller, service: Service, who: Who) -> Response:
     """A new task with the same seed, sizes, words and input pictures. Its `replay` says whether every pixel is the
     same, and what is not as it was: other weights, another version of a library, another device.
     """
-    return await caller.answer(Once(await tasks.replay(task_id), repeated=False))
+    return await caller.answer(await service.replay(who, task_id))
 
 
 @router.post("/queue/clear", operation_id="clear_queue", summary="Cancel all waiting tasks")
@@ -142,8 +133,8 @@ async def clear_queue(tasks: Tasks) -> QueueCleared:
 )
 async def follow_task(
     task_id: str,
-    tasks: Tasks,
-    bus: Bus,
+    service: Service,
+    who: Who,
     last_event_id: Annotated[int, Header(ge=0, description="Only what came after this id.")] = 0,
 ) -> EventStream:
     """`queued`, `started`, `loading`, `loaded`, `step` (k of n), `saved`; `completed`, `failed` or `cancelled` ends it.
@@ -153,50 +144,11 @@ async def follow_task(
     asked for previews gets `preview`. Every other state is sent once, past ones first; after a restart of the service
     the stream begins with the current one. In silence there is a comment every 15 seconds.
     """
-    await tasks.records.get(task_id)  # once the stream has begun, there is no status code left to say 404 with
-    return EventStream(_story(task_id, tasks, bus, last_event_id))
-
-
-async def _story(task_id: str, tasks: TaskManager, bus: EventBus, last_id: int) -> AsyncIterator[bytes]:
-    # Subscribe first, then read the record: nothing falls between.
-    with bus.subscribe(task_id, after=last_id) as subscription:
-        past = bus.history(task_id)
-        if past and past[-1].event.final and past[-1].id <= last_id:
-            return  # the listener has heard it all
-        if not past:
-            now = Published(bus.last_id, current_event(await tasks.records.get(task_id), tasks))
-            yield now.encoded(frame)
-            if now.event.final:
-                return
-        tasks.tell_position(task_id)
-        async for published in events_of(subscription):
-            yield published.encoded(frame) if published else KEEP_ALIVE
-            if published and published.event.final:
-                return
+    await service.task(who, task_id)  # a stream that has begun has no status code left for a 404
+    return EventStream(frames(service.events(who, task_id, last_event_id, KEEP_ALIVE_S)))
 
 
 def _view(task: GenerationTask, tasks: TaskManager, settings: Settings, receipt: Receipt | None = None) -> TaskView:
     view = task_view(task, tasks.outlook(task), tasks.download(task.id), settings.retention_days, receipt)
     view.storing = tasks.waits_for_store(task.id) or None
     return view
-
-
-def current_event(task: GenerationTask, tasks: TaskManager) -> Event:
-    """The event that brought the task where it is, for listeners whose past this process does not remember."""
-    match task.status:
-        case TaskStatus.PENDING:
-            return TaskQueued(task_id=task.id, position=_position(task, tasks))
-        case TaskStatus.PROCESSING:
-            return TaskStarted(task_id=task.id, attempt=task.attempt)
-        case TaskStatus.COMPLETED:
-            return TaskCompleted(task_id=task.id, images=task.images)
-        case TaskStatus.FAILED:
-            assert task.failure is not None
-            return TaskFailed(task_id=task.id, failure=task.failure)
-        case TaskStatus.CANCELLED:
-            return TaskCancelled(task_id=task.id)
-
-
-def _position(task: GenerationTask, tasks: TaskManager) -> int:
-    outlook = tasks.outlook(task)
-    return (outlook.position if outlook else None) or 0

@@ -1,4 +1,4 @@
-"""Callers: what they prefer to wait for, and what happens when they go away meanwhile (RFC 7240, `Prefer: wait`)."""
+"""Answers to requests that make tasks: at once, or when the task has ended (RFC 7240, `Prefer: wait`)."""
 
 import asyncio
 import re
@@ -7,42 +7,44 @@ from typing import Annotated
 
 from fastapi import Depends, Header, Request, Response
 
-from imagegen.api.dependencies import Services, services_of, settings_of
+from imagegen.api.dependencies import Services, Who, services_of, settings_of
 from imagegen.api.schemas import TaskAccepted
 from imagegen.api.views import task_links, task_view
 from imagegen.core.errors import TaskFinished, TaskNotFound
-from imagegen.core.events import EventBus
+from imagegen.core.owner import Owner
 from imagegen.core.receipt import receipt_of
 from imagegen.core.task import GenerationTask, TaskStatus
-from imagegen.tasks.manager import Once, TaskManager
+from imagegen.tasks.manager import Once
 
-#: Seconds that a caller can wait at most; proxies give up long before.
+#: The longest wait in seconds. Proxies give up long before.
 MAX_WAIT_S = 600
 
-#: Seconds after which a first look at a new task makes sense.
+#: Seconds until polling a new task makes sense.
 FIRST_LOOK_S = 1
 
 _WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?(\d{1,6})\"?\s*(?=$|[,;])", re.IGNORECASE)
 
 
 def preferred_wait(prefer: str | None) -> int:
-    """Seconds, from a `Prefer` header; 0: it asks for none."""
+    """The seconds of a `Prefer: wait=N` header; 0: none."""
     asked = _WAIT.search(prefer or "")
     return min(int(asked[1]), MAX_WAIT_S) if asked else 0
 
 
 class _Caller:
-    """Whoever has just had a task accepted."""
+    """The caller of a request that makes a task."""
 
-    def __init__(self, request: Request, services: Services, wait_s: int) -> None:
+    def __init__(self, request: Request, services: Services, who: Owner, wait_s: int) -> None:
         self._request = request
-        self._tasks = services.tasks
-        self._bus = services.bus
         self._services = services
+        self._who = who
         self._wait_s = wait_s
 
     async def answer(self, once: Once, *, cancel: bool = False) -> Response:
-        """202, or 200 with the ended task if that comes soon enough. Who goes away may take the task along."""
+        """202, or 200 with the task if it ends within the preferred time.
+
+        `cancel`: a caller that goes away while it waits cancels the task.
+        """
         response = await self._answer(once.task, cancel=cancel)
         if once.repeated:
             response.headers["Idempotency-Replayed"] = "true"
@@ -51,47 +53,31 @@ class _Caller:
     async def _answer(self, task: GenerationTask, *, cancel: bool) -> Response:
         if not self._wait_s:
             return _accepted(task)
-        ended = asyncio.create_task(_end_of(task.id, self._tasks, self._bus))
+        service = self._services.service
+        waiting = asyncio.create_task(service.wait(self._who, task.id, self._wait_s))
         gone = asyncio.create_task(_disconnect(self._request))
         try:
-            await asyncio.wait([ended, gone], timeout=self._wait_s, return_when=asyncio.FIRST_COMPLETED)
-            if gone.done() and not ended.done() and cancel:
-                await _cancel(task, self._tasks)
+            await asyncio.wait([waiting, gone], return_when=asyncio.FIRST_COMPLETED)
+            if cancel and not waiting.done():
+                with suppress(TaskFinished, TaskNotFound):  # it was quicker
+                    await service.cancel(self._who, task.id)
+            task = waiting.result() if waiting.done() else await service.task(self._who, task.id)
         finally:
-            ended.cancel()
+            waiting.cancel()
             gone.cancel()
-        response = await self._present(task.id) or _accepted(task)
+        response = self._ended(task) if task.status.finished else _accepted(task)
         response.headers["Preference-Applied"] = f"wait={self._wait_s}"
         return response
 
-    async def _present(self, task_id: str) -> Response | None:
-        """The task, if it has ended."""
-        task = await self._tasks.records.get(task_id)
-        if not task.status.finished:
-            return None
+    def _ended(self, task: GenerationTask) -> Response:
         view = task_view(task, None, None, settings_of(self._services).retention_days, receipt=receipt_of(task))
         headers = {"Content-Location": view.links.self}
         return Response(view.model_dump_json(), media_type="application/json", headers=headers)
 
 
-async def _end_of(task_id: str, tasks: TaskManager, bus: EventBus) -> None:
-    """Returns when the task has ended, or the service stops telling."""
-    with bus.subscribe(task_id) as events:
-        if (await tasks.records.get(task_id)).status.finished:
-            return
-        async for published in events:
-            if published.event.final:
-                return
-
-
 async def _disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-async def _cancel(task: GenerationTask, tasks: TaskManager) -> None:
-    with suppress(TaskFinished, TaskNotFound):  # it was quicker
-        await tasks.cancel(task.id)
 
 
 def _accepted(task: GenerationTask) -> Response:
@@ -104,12 +90,13 @@ def _accepted(task: GenerationTask) -> Response:
 
 async def _caller(
     request: Request,
+    who: Who,
     prefer: Annotated[
         str | None,
         Header(max_length=1000, description="`wait=N`: answer with the ended task if that takes at most N seconds."),
     ] = None,
 ) -> _Caller:
-    return _Caller(request, services_of(request), preferred_wait(prefer))
+    return _Caller(request, services_of(request), who, preferred_wait(prefer))
 
 
 Caller = Annotated[_Caller, Depends(_caller)]

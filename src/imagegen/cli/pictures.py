@@ -1,9 +1,10 @@
 """`imagegen generate`, `inspect` and `replay`: pictures here and now, without a server."""
 
+import asyncio
 import json
-import secrets
-import threading
+from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -11,12 +12,14 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from imagegen import logs
 from imagegen.catalog.catalog import Catalog
-from imagegen.catalog.sources import Folders, lora_files, missing
+from imagegen.catalog.sources import missing
 from imagegen.cli.common import (
     EX_CANTCREAT,
     EX_DATAERR,
     EX_DIFFERENT,
+    EX_INTERRUPTED,
     EX_UNAVAILABLE,
     ConfigOption,
     fail,
@@ -25,17 +28,25 @@ from imagegen.cli.common import (
 )
 from imagegen.cli.models import download
 from imagegen.core.errors import ImagegenError
+from imagegen.core.events import TaskStep
+from imagegen.core.owner import ANYONE
 from imagegen.core.provenance import differences
 from imagegen.core.receipt import Receipt
 from imagegen.core.sizes import AspectRatio
-from imagegen.core.task import MAX_SEED, MAX_STEPS, GenerationTask, ImageFormat, InputPictures, Output, Pixels, TaskType
-from imagegen.gpu.devices import see_only_card
-from imagegen.gpu.engine import LocalEngine
-from imagegen.gpu.protocol import EngineOptions, Failed, Generate, Generated, Load
+from imagegen.core.task import (
+    MAX_SEED,
+    MAX_STEPS,
+    GenerationTask,
+    ImageFormat,
+    InputPictures,
+    Output,
+    TaskStatus,
+    TaskType,
+)
 from imagegen.settings import Settings
-from imagegen.storage.encoding import encoder_of, read_receipt
+from imagegen.storage.encoding import read_receipt
 from imagegen.storage.files import write_whole
-from imagegen.tasks.admission import Limits, TaskDraft, admit, new_task
+from imagegen.tasks.admission import TaskDraft
 from imagegen.tasks.inputs import check_picture
 
 #: By a file's suffix.
@@ -79,8 +90,8 @@ def generate(
         output=Output(format=_format_of(output), quality=quality, metadata=metadata),
         pictures=_read_pictures(image, mask),
     )
-    task, pictures = _make(draft, settings_with(config=config), output)
-    for path in _write(task, pictures, output):
+    _, files = _make(draft, settings_with(config=config), output)
+    for path in _write(files, output):
         typer.echo(path)
 
 
@@ -110,11 +121,11 @@ def replay(
         output=Output(format=_format_of(output)),
         pictures=_read_pictures(image, mask),
     )
-    task, pictures = _make(draft, settings_with(config=config), output, receipt)
-    typer.echo(_write(task, pictures, output)[0])
+    task, files = _make(draft, settings_with(config=config), output, receipt)
+    typer.echo(_write(files, output)[0])
     assert task.provenance is not None
     changes = differences(receipt.provenance, task.provenance)
-    if [it.sha256 for it in pictures] == [receipt.pixels_sha256]:
+    if [image.pixels_sha256 for image in task.images] == [receipt.pixels_sha256]:
         typer.echo("Every pixel is the same.")
         return
     known = "\n".join(f"  {change}" for change in changes) or "  nothing that a receipt knows of"
@@ -148,66 +159,81 @@ def _receipt(file: Path) -> Receipt:
 
 def _make(
     draft: TaskDraft, settings: Settings, output: Path, receipt: Receipt | None = None
-) -> tuple[GenerationTask, list[Pixels]]:
-    """Check, fetch the weights if that is wished for, load, generate with a progress bar."""
+) -> tuple[GenerationTask, list[bytes]]:
+    """Run one task in a service of its own, which leaves nothing behind; the task and its pictures as files."""
     catalog = open_catalog(settings.config)
     if not output.parent.is_dir():
         fail(f"cannot write {output}: there is no folder {output.parent}", EX_CANTCREAT)
-    limits = Limits(max_queue=1, max_batch_size=settings.max_batch_size, max_pixels=settings.max_pixels)
+    if receipt is not None:
+        _check_inputs(draft.pictures, receipt)
     try:
         for picture in filter(None, (draft.pictures.init_image, draft.pictures.mask_image)):
             check_picture(picture, settings.max_input_pixels)
-        task = new_task(draft, *admit(draft, catalog, limits, lambda: secrets.randbelow(MAX_SEED + 1)))
-        loras = lora_files(task.request.loras, settings.loras_path)
     except ImagegenError as error:
         fail(error.detail, EX_DATAERR)
-    if receipt is not None:
-        _check_inputs(task, receipt)
-    wanted = missing(catalog.model(task.model), settings.models_path) if catalog.settings.auto_download else ()
-    if wanted:
-        download(task.model, wanted)
-    made = _run(task, draft.pictures, loras, catalog, settings)
-    return task.evolve(provenance=made.provenance), list(made.images)
+    _download_if_configured(draft.model or catalog.default_model, catalog, settings)
+    # The progress bar and the message of a failure are enough, unless models.yaml asks for more.
+    logs.configure("DEBUG" if catalog.settings.log_level == "DEBUG" else "CRITICAL")
+    with TemporaryDirectory(prefix="imagegen-", ignore_cleanup_errors=True) as folder:
+        own = {
+            "data_dir": Path(folder),
+            "models_dir": settings.models_path,
+            "loras_dir": settings.loras_path,
+            "isolation": "thread",
+            "store": "",
+            "drain_timeout_s": 0,
+        }
+        try:
+            return asyncio.run(_run(draft, settings.model_copy(update=own), catalog))
+        except KeyboardInterrupt:
+            fail("Cancelled.", EX_INTERRUPTED)
 
 
-def _check_inputs(task: GenerationTask, receipt: Receipt) -> None:
-    for option in ("image", "mask"):
-        name = "init_image_sha256" if option == "image" else "mask_image_sha256"
-        if getattr(task, name) != getattr(receipt, name):
-            what = "was made from another file" if getattr(task, name) else "was made from a file: give it"
-            fail(f"--{option}: the picture {what} (sha256 {getattr(receipt, name) or 'of none'})", EX_DATAERR)
+def _download_if_configured(model: str, catalog: Catalog, settings: Settings) -> None:
+    """With a progress bar in bytes, if `auto_download` is on and weights are missing."""
+    if catalog.settings.auto_download and model in catalog.models:
+        wanted = missing(catalog.models[model], settings.models_path)
+        if wanted:
+            download(model, wanted)
 
 
-def _run(
-    task: GenerationTask, pictures: InputPictures, loras: list[Path], catalog: Catalog, settings: Settings
-) -> Generated:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        bar = progress.add_task(f"loading {task.model}", total=task.request.steps * task.request.batch_size)
-
-        def on_step(step: int, total: int, *preview: bytes) -> None:
-            progress.update(bar, completed=step, total=total, description=task.model)
-
-        engine = LocalEngine(EngineOptions(device=see_only_card(settings.device)))
-        loaded = engine.load(Load.entry(catalog, task.model, Folders(settings.models_path, settings.loras_path)))
-        command = Generate(
-            model=task.model,
-            request=task.request,
-            init_image=pictures.init_image,
-            mask_image=pictures.mask_image,
-            lora_files=tuple(map(str, loras)),
-        )
-        outcome = loaded if isinstance(loaded, Failed) else engine.generate(command, threading.Event(), on_step)
-    if not isinstance(outcome, Generated):
-        fail(outcome.message if isinstance(outcome, Failed) else "stopped", EX_UNAVAILABLE)
-    return outcome
+def _check_inputs(pictures: InputPictures, receipt: Receipt) -> None:
+    given = {"image": (pictures.init_image, receipt.init_image_sha256)}
+    given["mask"] = (pictures.mask_image, receipt.mask_image_sha256)
+    for option, (picture, expected) in given.items():
+        if (sha256(picture).hexdigest() if picture else None) != expected:
+            what = "was made from another file" if picture else "was made from a file: give it"
+            fail(f"--{option}: the picture {what} (sha256 {expected or 'of none'})", EX_DATAERR)
 
 
-def _write(task: GenerationTask, pictures: list[Pixels], output: Path) -> list[Path]:
-    paths, encode = _names(output, len(pictures)), encoder_of(task)
+async def _run(draft: TaskDraft, settings: Settings, catalog: Catalog) -> tuple[GenerationTask, list[bytes]]:
+    # Imported here: the other commands do not need FastAPI.
+    from imagegen.app import Service
+
+    running = Service(settings, catalog)
+    service, images = running.services.service, running.services.images
+    async with running.run():
+        try:
+            task = (await service.submit(ANYONE, draft)).task
+        except ImagegenError as error:
+            fail(error.detail, EX_DATAERR)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=Console(stderr=True)) as progress:
+            bar = progress.add_task(f"loading {task.model}", total=task.request.steps * task.request.batch_size)
+            async for published in service.events(ANYONE, task.id):
+                if published is not None and isinstance(step := published.event, TaskStep):
+                    progress.update(bar, completed=step.step, total=step.total, description=task.model)
+        task = await service.task(ANYONE, task.id)
+        if task.status is not TaskStatus.COMPLETED:
+            fail(task.failure.message if task.failure else "Cancelled.", EX_UNAVAILABLE)
+        return task, [b"".join([piece async for piece in images.pieces(it, 0, it.bytes)]) for it in task.images]
+
+
+def _write(files: list[bytes], output: Path) -> list[Path]:
+    paths = _names(output, len(files))
     try:
-        for path, pixels in zip(paths, pictures, strict=True):
-            write_whole(path, encode(pixels))
+        for path, data in zip(paths, files, strict=True):
+            write_whole(path, data)
     except OSError as error:
         fail(f"cannot write {output}: {error.strerror}", EX_CANTCREAT)
     except ImagegenError as error:

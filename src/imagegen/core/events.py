@@ -260,6 +260,19 @@ class Subscription:
         """The next event; None at the end."""
         return await self._waiting.get()
 
+    async def with_silence(self, seconds: float | None) -> AsyncIterator[Published | None]:
+        """The events, and a None after each `seconds` without one."""
+        while True:
+            try:
+                async with asyncio.timeout(seconds):
+                    published = await self.next()
+            except TimeoutError:
+                yield None
+                continue
+            if published is None:
+                return
+            yield published
+
     def offer(self, published: Published) -> None:
         """Deliver an event, or end a subscriber that is `limit` events behind; it reconnects with Last-Event-ID."""
         if self._waiting.qsize() < self._limit:

@@ -89,7 +89,7 @@ class Intake:
 
     async def submit_once(self, draft: TaskDraft, claim: Claim) -> Once:
         # The key is looked up first, so that a full queue does not refuse a task that is in it already.
-        stored = await self._journal.claimed(claim.key) or await self._submit(draft, claim)
+        stored = await self._journal.claimed(claim.key, claim.owner) or await self._submit(draft, claim)
         if isinstance(stored, GenerationTask):
             return Once(stored, repeated=False)
         if stored.digest != claim.digest:

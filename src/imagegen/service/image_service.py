@@ -1,0 +1,133 @@
+"""ImageService: submit, plan, wait, follow, cancel, replay and delete, for every API and for the command line."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+
+from imagegen.core.errors import TaskNotFound
+from imagegen.core.events import (
+    Event,
+    EventBus,
+    Published,
+    TaskCancelled,
+    TaskCompleted,
+    TaskFailed,
+    TaskQueued,
+    TaskStarted,
+)
+from imagegen.core.owner import Owner
+from imagegen.core.task import GenerationTask, TaskStatus
+from imagegen.storage.tasks import Claim, Page, TaskFilter
+from imagegen.tasks.admission import TaskDraft
+from imagegen.tasks.manager import Once, TaskManager
+from imagegen.tasks.outlooks import Plan
+
+
+class ImageService:
+    """What a caller can do with tasks. A task that its owner may not see raises TaskNotFound in every method."""
+
+    def __init__(self, tasks: TaskManager, bus: EventBus) -> None:
+        self._tasks = tasks
+        self._bus = bus
+
+    # -- making tasks -------------------------------------------------------------------------------------------------
+
+    async def submit(self, who: Owner, draft: TaskDraft, claim: Claim | None = None) -> Once:
+        """Accept a task: once this returns it is on disk and will run.
+
+        With a claim, an earlier request with the same key returns its task instead. Raises ImagegenError with the
+        reason why the task is refused, KeyReused if the key was used for another request.
+        """
+        draft = draft.evolve(owner=who.name)
+        if claim is None:
+            return Once(await self._tasks.submit(draft), repeated=False)
+        return await self._tasks.submit_once(draft, claim._replace(owner=who.name))
+
+    async def replay(self, who: Owner, task_id: str) -> Once:
+        """Accept a task that makes the pictures of another one again. Raises TaskNotFound, NoReceipt; as submit()."""
+        await self.task(who, task_id)
+        return Once(await self._tasks.replay(task_id), repeated=False)
+
+    async def plan(self, who: Owner, draft: TaskDraft) -> Plan:
+        """What would happen to a request. Raises ImagegenError if it would be refused for ever."""
+        return await self._tasks.plan(draft.evolve(owner=who.name))
+
+    # -- looking at tasks ---------------------------------------------------------------------------------------------
+
+    async def task(self, who: Owner, task_id: str) -> GenerationTask:
+        """A task as it is now. Raises TaskNotFound."""
+        task = await self._tasks.records.get(task_id)
+        if not who.may_see(task.owner):
+            raise TaskNotFound
+        return task
+
+    async def tasks(self, who: Owner, wanted: TaskFilter, limit: int, before: int | None = None) -> Page:
+        """A page of tasks, newest first; with `before`, those that arrived before that sequence number."""
+        if not who.sees_all:
+            wanted = wanted._replace(owner=who.name)
+        return await self._tasks.records.page(wanted, limit, before)
+
+    async def wait(self, who: Owner, task_id: str, seconds: float) -> GenerationTask:
+        """The task when it has ended, or after so many seconds, or when the service stops. Raises TaskNotFound."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                with self._bus.subscribe(task_id) as subscription:
+                    if (task := await self.task(who, task_id)).status.finished:
+                        return task
+                    async for published in subscription:
+                        if published.event.final:
+                            break
+        return await self.task(who, task_id)
+
+    async def events(
+        self, who: Owner, task_id: str, after: int = 0, silence_s: float | None = None
+    ) -> AsyncIterator[Published | None]:
+        """The events of a task with an id above `after`, until it has ended. None: `silence_s` seconds without one.
+
+        A task of an earlier run, whose events are not remembered, begins with the event of its present state. Raises
+        TaskNotFound at the first iteration.
+        """
+        # Subscribe first and read the record afterwards, so that no event is missed.
+        with self._bus.subscribe(task_id, after=after) as subscription:
+            task = await self.task(who, task_id)
+            past = self._bus.history(task_id)
+            if past and past[-1].event.final and past[-1].id <= after:
+                return  # the caller has all of it
+            if not past:
+                now = Published(self._bus.last_id, self._current(task))
+                yield now
+                if now.event.final:
+                    return
+            self._tasks.tell_position(task_id)
+            async for published in subscription.with_silence(silence_s):
+                yield published
+                if published is not None and published.event.final:
+                    return
+
+    def _current(self, task: GenerationTask) -> Event:
+        """The event that leads to the present state of a task."""
+        match task.status:
+            case TaskStatus.PENDING:
+                outlook = self._tasks.outlook(task)
+                return TaskQueued(task_id=task.id, position=(outlook.position if outlook else None) or 0)
+            case TaskStatus.PROCESSING:
+                return TaskStarted(task_id=task.id, attempt=task.attempt)
+            case TaskStatus.COMPLETED:
+                return TaskCompleted(task_id=task.id, images=task.images)
+            case TaskStatus.FAILED:
+                assert task.failure is not None
+                return TaskFailed(task_id=task.id, failure=task.failure)
+            case TaskStatus.CANCELLED:
+                return TaskCancelled(task_id=task.id)
+
+    # -- ending tasks -------------------------------------------------------------------------------------------------
+
+    async def cancel(self, who: Owner, task_id: str) -> GenerationTask:
+        """Cancel a task: at once while it waits, after the present step while it runs. Raises TaskFinished."""
+        await self.task(who, task_id)
+        return await self._tasks.cancel(task_id)
+
+    async def delete(self, who: Owner, task_id: str) -> None:
+        """Delete an ended task with its pictures. Raises TaskNotFinished, StorageFailed."""
+        await self.task(who, task_id)
+        await self._tasks.records.delete(task_id)
