@@ -93,6 +93,17 @@ def same(one: Any, other: Any) -> bool:
     return bool(np.abs(one.astype(int) - other.astype(int)).max() <= 1)
 
 
+def test_what_torch_has_kept_of_the_last_model_is_given_to_the_engine(
+    engine: LocalEngine, shelf: Shelf, installed: Any, on_gpu: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = installed("nunchaku_engine")
+    on_gpu(8, 9)
+    opened_before: list[int] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: opened_before.append(len(module.calls)))
+    assert isinstance(load(engine, shelf), Loaded)
+    assert opened_before == [0]
+
+
 @pytest.mark.parametrize("word", ["flux_nunchaku", "nunchaku"])
 def test_it_draws_with_the_files_transformer(
     engine: LocalEngine, shelf: Shelf, installed: Any, on_gpu: Any, word: str

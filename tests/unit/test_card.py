@@ -12,7 +12,18 @@ from imagegen.catalog.catalog import Catalog
 from imagegen.core.errors import FailureCode
 from imagegen.gpu import devices, memory
 from imagegen.gpu.engine import LocalEngine
-from imagegen.gpu.protocol import EngineOptions, Failed, Generate, Generated, Loaded, Measured, Stopped, Unload
+from imagegen.gpu.protocol import (
+    EngineOptions,
+    Failed,
+    Generate,
+    Generated,
+    Loaded,
+    Measured,
+    Stopped,
+    Unload,
+    Unloaded,
+)
+from imagegen.loaders.base import LoadedModel
 from tests.conftest import fake_catalog, load_command, request_for
 
 GIB = 2**30
@@ -72,6 +83,19 @@ def test_what_the_card_has_left_and_what_others_hold_is_measured(engine: LocalEn
     assert (answer.memory.gpu_name, answer.memory.free, answer.memory.total) == ("Card", 10 * GIB, 24 * GIB)
     assert answer.memory.foreign == 11.5 * GIB
     assert answer.memory.cuda_problem is None
+
+
+def test_what_a_model_takes_beside_torch_is_not_taken_for_another_process(
+    engine: LocalEngine, card: Card, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card.free = 10 * GIB
+    monkeypatch.setattr(LoadedModel, "outside_bytes", 6 * GIB)
+    answer = load(engine)
+    assert isinstance(answer, Loaded)
+    assert (answer.memory.outside, answer.memory.foreign) == (6 * GIB, 5.5 * GIB)
+    gone = engine.unload(Unload(model="fake"))
+    assert isinstance(gone, Unloaded)
+    assert gone.memory.outside == 0
 
 
 # -- giving back -------------------------------------------------------------------------------------------------------

@@ -220,11 +220,12 @@ class LocalEngine:
     def _with_numbers(self, failed: Failed) -> Failed:
         if failed.code is not FailureCode.OUT_OF_MEMORY:
             return failed
-        memory = measure(self.device)
+        memory = self._measure()
         if not memory.total:
             return failed
         held, total, free, foreign = (
-            f"{size / 2**30:.1f}" for size in (memory.cached, memory.total, memory.free, memory.foreign)
+            f"{size / 2**30:.1f}"
+            for size in (memory.cached + memory.outside, memory.total, memory.free, memory.foreign)
         )
         others = f" other processes hold about {foreign}," if memory.foreign >= LEAST_FOREIGN_BYTES else ""
         numbers = f"Of the card's {total} GiB, this process holds {held},{others} and {free} are free."
@@ -250,7 +251,8 @@ class LocalEngine:
 
     def _measure(self) -> DeviceMemory:
         device = self._choose()
-        return measure(device.name).evolve(cuda_problem=device.problem)
+        outside = sum(kept.model.outside_bytes for kept in self._models.values())
+        return measure(device.name).evolve(cuda_problem=device.problem, outside=outside)
 
     def abort(self) -> bool:
         """A thread cannot be ended from outside; the stop flag is all there is."""

@@ -112,6 +112,8 @@ class DeviceMemory(Value):
     allocated: int = 0
     #: Held by torch's allocator, in use or not.
     cached: int = 0
+    #: Of this process's models, beside torch's allocator: what an engine of their own takes.
+    outside: int = 0
     #: Of the whole device: what no process has taken.
     free: int = 0
     total: int = 0
@@ -130,7 +132,8 @@ class DeviceMemory(Value):
     @property
     def foreign(self) -> int:
         """About what other processes hold of the device: what is neither free nor this process's own."""
-        return max(0, self.total - self.free - self.cached - CONTEXT_BYTES) if self.gpu_available else 0
+        ours = self.cached + self.outside + CONTEXT_BYTES
+        return max(0, self.total - self.free - ours) if self.gpu_available else 0
 
     def capacity(self, fraction: float) -> int:
         """What models may take: that share of the device's memory, or the machine's where there is none; 0: unknown."""

@@ -93,6 +93,11 @@ class LoadedModel(ABC):
         return ()
 
     @property
+    def outside_bytes(self) -> int:
+        """Bytes of device memory that it takes beside torch's allocator, which alone is measured."""
+        return 0
+
+    @property
     def moved_bytes(self) -> int:
         """Of `weight_bytes`, what its load brought to the device: the rest was there."""
         return self.weight_bytes

@@ -77,11 +77,14 @@ class NunchakuModelLoader(ModelLoader[NunchakuSpec]):
 
     def load(self, spec: NunchakuSpec, placement: Placement) -> LoadedModel:
         quiet_libraries()
+        import torch
+
         engine = find_engine()
         precision = choose_precision(placement.device)
         base = spec.base_folder(placement.folders)
         files = _own_files(spec, precision, placement.folders)
         import_pipeline(spec, placement)
+        torch.cuda.empty_cache()  # the engine cannot use what torch has kept for this load
         parts = {"transformer": open_transformer(engine, spec, files[0], placement)}
         if spec.t5_weight_name:
             parts["text_encoder_2"] = open_t5(engine, spec, files[1], placement)

@@ -388,7 +388,7 @@ class DynamicModelManager:
 
     def _nothing_held(self) -> None:
         left = self._memory.total - self._memory.foreign
-        self._memory = self._memory.evolve(allocated=0, cached=0, free=left, host=0)
+        self._memory = self._memory.evolve(allocated=0, cached=0, outside=0, free=left, host=0)
 
     def _blame(self, model: str, failed: Failed, *requests: GenerationRequest) -> None:
         """It killed the worker by its load or by a request. That a worker dies of an unload says nothing of a model."""
