@@ -71,6 +71,8 @@ class GlobalSettings(Section):
     default_model: Text | None = None
     #: Share of the device's memory that this process may take (CUDA only).
     gpu_memory_fraction: Annotated[float, Loads] = Field(default=0.9, gt=0, le=1)
+    #: Models that stay in device memory at most, as far as they fit together. The least recently used one leaves first.
+    max_resident: int = Field(default=1, ge=1, le=64)
     #: Less memory, slower.
     enable_attention_slicing: Annotated[bool, Loads, Receipt] = False
     #: Less memory while a batch is decoded.
