@@ -161,7 +161,7 @@ def model_view(
 
 def unloaded(report: UnloadReport) -> Unloaded:
     names = ", ".join(f"'{model}'" for model in report.models)
-    message = f"{names} was unloaded." if names else "No model was loaded."
+    message = f"{names} {'was' if len(report.models) == 1 else 'were'} unloaded." if names else "No model was loaded."
     return Unloaded(message=message, freed_bytes=report.freed, left_bytes=report.left)
 
 
