@@ -72,14 +72,18 @@ async def test_where_two_models_may_be_resident_tasks_alternate_and_each_is_load
     start: Start, three: Path
 ) -> None:
     async with start(config=three) as client:
-        loads = asyncio.create_task(client.get("/events", params={"name": ["model_loaded", "model_unloaded"]}))
+        wanted = ["loading", "model_loaded", "model_unloaded"]
+        loads = asyncio.create_task(client.get("/events", params={"name": wanted}))
         while not client.app.state.services.bus.subscribers:
             await asyncio.sleep(0.01)
-        tasks = [await client.submit(model=model) for model in "ababab"]
-        for task_id in tasks:
-            assert (await client.until(task_id))["status"] == "completed"
+        for models in ("a", "b", "ababab"):
+            tasks = [await client.submit(model=model) for model in models]
+            ended = [await client.until(task_id) for task_id in tasks]
+            assert {task["status"] for task in ended} == {"completed"}
+        begun = [task["started_at"] for task in ended]
+        assert begun == sorted(begun)
         client.app.state.service.begin_drain()
-        assert re.findall(r"^event: (\w+)$", (await loads).text, re.MULTILINE) == ["model_loaded"] * 2
+        assert re.findall(r"^event: (\w+)$", (await loads).text, re.MULTILINE) == ["loading", "model_loaded"] * 2
 
 
 async def test_all_resident_models_are_told_the_most_recently_used_first(start: Start, three: Path) -> None:

@@ -324,7 +324,7 @@ class Residency(RuleBasedStateMachine):
             assert failed is not None
             assert (failed.code, len(self.engine.calls)) == (FailureCode.OUT_OF_MEMORY, asked)
 
-    @rule(model=MODELS, again=st.booleans(), troubles=troubles("load", "generate"))
+    @rule(model=MODELS, again=st.booleans(), troubles=troubles("load", "unload", "generate"))
     def work(self, model: str, again: bool, troubles: Troubles) -> None:
         """What the run loop does for a task; a request that has killed its worker may come again."""
         self.requests += not again
@@ -335,7 +335,7 @@ class Residency(RuleBasedStateMachine):
             self.uses(model)
             before = [*self.used]
             with self.wanting(model):
-                outcome = self.do(work, [it for it in troubles if it[0] == "generate"])
+                outcome = self.do(work, [it for it in troubles if it[0] != "load"])
             if isinstance(outcome, Generated):
                 self.forgiven[model] = self.engine.deaths[model]
             self.who_left_was_used_least(before, model)

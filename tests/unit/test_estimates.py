@@ -123,14 +123,21 @@ def test_with_several_resident_models_the_order_is_that_of_choose(
     models: list[str], residents: list[str], most: int
 ) -> None:
     tickets, current = [ticket(n, model) for n, model in enumerate(models)], resident(*residents[:most])
-    costs = Costs(LOADS | {"d": 1.0}, WORKS | {"d": 9.0})
+    costs, hasty = Costs(LOADS | {"d": 1.0}, WORKS | {"d": 9.0}), Fairness(0.1, 0.1)
     told = forecast(
         tickets,
-        known(current=current, costs=costs, busy_s=0.0, work_s=lambda it: costs.work(it.model), stays=keeping(most)),
+        known(
+            current=current,
+            costs=costs,
+            fairness=hasty,
+            busy_s=0.0,
+            work_s=lambda it: costs.work(it.model),
+            stays=keeping(most),
+        ),
     )
     left, now, held = list(tickets), 0.0, residents[:most]
     while left:
-        chosen = choose(left, current, costs, now)
+        chosen = choose(left, current, costs, now, hasty)
         left.remove(chosen)
         now += 0 if chosen.model in held else costs.swap(chosen.model)
         assert (told[chosen.task_id].position, told[chosen.task_id].start_s) == (len(told) - len(left) - 1, now)

@@ -167,11 +167,6 @@ def test_3_no_resident_model_is_interrupted_for_a_task_that_came_after_one_of_an
     assert choose(ready[1:], Current("a", 1e6, ("b",)), COSTS, 0).sequence == 2
 
 
-def test_3_a_resident_model_is_never_due() -> None:
-    ready = [ticket(2, "b", since=-1e6), ticket(1, "a", since=-1e6)]
-    assert choose(ready, Current("a", 1e6, ("b",)), COSTS, 0).model == "a"
-
-
 def test_5_no_resident_model_is_a_candidate_without_waiting_tasks() -> None:
     assert choose([ticket(1, "c"), ticket(2, "d", since=-9)], Current("a", 0, ("b",)), COSTS, 1).model == "d"
 
