@@ -989,6 +989,18 @@ async def test_as_many_models_stay_as_fit_with_room_to_work(tmp_path: Path, tota
     assert house.residents == residents
 
 
+async def test_what_other_processes_hold_is_left_out(tmp_path: Path) -> None:
+    gib = 2**30
+    house = Several(tmp_path, 2, total=10 * gib)
+    house.models._fitting._weights = dict.fromkeys(TRIO, 3 * gib)
+    for free, residents in ((10 * gib, "ba"), (gib, "b")):  # without context and cache, others hold 8.5 GiB of it
+        house.models._memory = EMPTY.evolve(total=10 * gib, free=free)
+        house.full = house.models.memory
+        await house.load("a", "b", weight_bytes=3 * gib)
+        assert house.residents == residents
+        await house.models.unload_all()
+
+
 async def test_what_a_picture_took_beside_the_weights_stays_free_from_then_on(tmp_path: Path) -> None:
     house = Several(tmp_path, 3, total=100)
     await house.load("a")

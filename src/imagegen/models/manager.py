@@ -280,7 +280,6 @@ class DynamicModelManager:
             self._abandoned = self._executor.abort()
 
     async def _load(self, model: str, on_progress: OnProgress) -> Failed | None:
-        """Load it; if the memory does not suffice beside other models, once more without them."""
         self._abandoned = False
         with self._on_its_way(model, ModelState.LOADING):
             warm = model in self._warm
@@ -293,10 +292,7 @@ class DynamicModelManager:
             def on_read(read: int) -> None:
                 self._progressed(model, read, on_progress)
 
-            answer = await self._executor.load(command, on_read)
-            if not self._abandoned and self._wants_more_room(model, answer):
-                await self._evict_others(model, answer, "switch")
-                answer = await self._executor.load(command, on_read)
+            answer = await self._load_beside_others(command, on_read)
             if self._abandoned and isinstance(answer, Loaded):  # it was killed the moment after
                 self._begun(await self._executor.recycle())
                 answer = Failed(code=FailureCode.WORKER_CRASHED, message="The load was given up.")
@@ -323,6 +319,14 @@ class DynamicModelManager:
             self._failed(model, answer)
         else:
             self._measured(answer.memory)
+
+    async def _load_beside_others(self, command: Load, on_read: Callable[[int], object]) -> Loaded | Failed:
+        """If the memory does not suffice, the others leave and it is tried once more."""
+        answer = await self._executor.load(command, on_read)
+        if not self._abandoned and self._wants_more_room(command.model, answer):
+            await self._evict_others(command.model, answer, "switch")
+            answer = await self._executor.load(command, on_read)
+        return answer
 
     @contextmanager
     def _on_its_way(self, model: str, state: ModelState) -> Iterator[None]:
