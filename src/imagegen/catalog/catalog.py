@@ -90,7 +90,7 @@ class GlobalSettings(Section):
     residual_limit_mb: int = Field(default=1024, ge=1, le=1_000_000)
     #: Fetch a model's weights from the hub when a request names it and they are not on this machine.
     auto_download: bool = False
-    #: Another model's tasks interrupt those of the resident models when its oldest has waited this many of its swaps ...
+    #: Another model's tasks interrupt the resident models' tasks once its oldest has waited this many of its swaps ...
     patience_swaps: float = Field(default=50, ge=0, le=100_000)
     #: ... and the resident models have worked for this many since the latest load.
     quantum_swaps: float = Field(default=45, ge=0, le=100_000)
