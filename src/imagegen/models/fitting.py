@@ -106,7 +106,8 @@ class Fitting:
         if memory.gpu_available:
             capacity = min(capacity, memory.total - memory.foreign)
         limit = max(1, capacity - floor) if capacity else 0
-        return Need(own=weights - sum(shared.values()), shared=shared, working=working, limit=limit)
+        own = max(0, weights - sum(shared.values()))  # fewer: some of it is offloaded
+        return Need(own=own, shared=shared, working=working, limit=limit)
 
     def check(self, model: str, pixels: int, catalog: Catalog, memory: DeviceMemory) -> None:
         """Raises DoesNotFit, with the numbers, for what the device can never hold."""
