@@ -24,6 +24,8 @@ DAYS, REQUESTS, MODELS, FOLDED = 23, 26_823, 87, 5
 IMAGE_S = 2.6
 #: Weights over PCIe 5, a fast warm swap, and the median of one production system.
 SWAPS_S = (0.6, 12.0, 22.7)
+#: Models that are resident at once.
+RESIDENTS = (1, 2, 3)
 
 #: Sittings that begin in each hour of a day, as weights: the night is short, the evening is long.
 HOURS = (38, 11, 12, 12, 7, 4, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 6, 23, 28, 6, 11, 33, 33, 35)
@@ -81,7 +83,8 @@ def main() -> None:
             if swap_s == SWAPS_S[1]:
                 groups.setdefault(f"{models} models, {swap_s:g} s a swap", {})[name] = outcome.mean
     print(table("models | swap s | policy | swaps per 100 | mean s | p50 s | p99 s | max s", rows), end="\n\n")
-    print(table(f"{len(traces)} traces, {SWAPS_S[1]:g} s a swap | {' | '.join(RATIOS)}", ratios(traces)))
+    print(table(f"{len(traces)} traces, {SWAPS_S[1]:g} s a swap | {' | '.join(RATIOS)}", ratios(traces)), end="\n\n")
+    print(table("models | resident | swaps per 100 | mean s | p50 s | p99 s | max s", several(traces[0])))
     if not options.trace:
         options.plot.write_text(bars("From request to picture, on a made-up trace", groups, "mean seconds"))
 
@@ -103,6 +106,13 @@ def ratios(traces: Sequence[Sequence[Arrival]]) -> Iterator[list[object]]:
         yield [f"{models} models", *(f"{statistics.median(column):.2f}" for column in zip(*measured, strict=True))]
 
 
+def several(trace: Sequence[Arrival]) -> Iterator[list[object]]:
+    """What more resident models bring."""
+    for models, residents in product((FOLDED, MODELS), RESIDENTS):
+        folded = [arrival._replace(model=arrival.model % models) for arrival in trace]
+        yield [models, residents, *simulate(folded, choose, SWAPS_S[1], residents).figures()]
+
+
 #: What `ratio` gives.
 RATIOS = ("swaps / first come", "mean / resident first", "p99 / resident first", "max / resident first")
 
@@ -119,8 +129,8 @@ def ratio(first: Outcome, resident: Outcome, ours: Outcome, bound: Outcome) -> t
 # -- the device, on a virtual clock ------------------------------------------------------------------------------------
 
 
-def simulate(trace: Sequence[Arrival], policy: Policy, swap_s: float) -> Outcome:
-    """One device and one resident model; what work costs is known from the latest task of each model, as in life."""
+def simulate(trace: Sequence[Arrival], policy: Policy, swap_s: float, residents: int = 1) -> Outcome:
+    """One device and so many resident models; what work costs is known from the latest task of each model."""
     models = {str(arrival.model) for arrival in trace}
     costs = Costs(dict.fromkeys(models, swap_s), worked := dict[str, float]())
     coming, now, current = 0, 0.0, Current(None)
@@ -134,10 +144,10 @@ def simulate(trace: Sequence[Arrival], policy: Policy, swap_s: float) -> Outcome
             coming += 1
         ticket = policy(ready, current, costs, now)
         ready.remove(ticket)
-        if ticket.model != current.model:
-            swaps, now, current = swaps + 1, now + swap_s, Current(ticket.model)
+        if ticket.model not in current.models:
+            swaps, now = swaps + 1, now + swap_s
         work_s = worked[ticket.model] = trace[ticket.sequence].work_s
-        now, current = now + work_s, Current(ticket.model, current.served_s + work_s)
+        now, current = now + work_s, current.then(ticket.model, work_s, lambda model, there: there[: residents - 1])
         latencies.append(now - ticket.since)
     return Outcome(latencies, swaps)
 

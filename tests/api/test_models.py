@@ -1,6 +1,7 @@
 """What is configured, what is resident, and when it leaves."""
 
 import asyncio
+import json
 import re
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from imagegen.gpu import executor
 from imagegen.gpu.memory import measure
 from imagegen.gpu.protocol import DeviceMemory
 from tests.api.conftest import Client, Start
+from tests.conftest import fake_config
 
 
 async def test_models_are_listed_in_the_briefs_shape(start: Start) -> None:
@@ -54,6 +56,72 @@ async def test_one_model_is_resident_and_a_request_for_another_switches(start: S
             assert set(current["gpu_memory"]) == {"allocated", "cached", "total"}
             loaded = [m["id"] for m in (await client.get("/models")).json()["models"] if m["is_loaded"]]
             assert loaded == [model]
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> Path:
+    """A models.yaml of three models, of which two may be resident."""
+    file = tmp_path / "models.yaml"
+    file.write_text(
+        json.dumps({"global": {"max_resident": 2}} | json.loads(fake_config(a={}, b={"memory_mb": 8}, c={})))
+    )
+    return file
+
+
+async def test_where_two_models_may_be_resident_tasks_alternate_and_each_is_loaded_once(
+    start: Start, three: Path
+) -> None:
+    async with start(config=three) as client:
+        wanted = ["loading", "model_loaded", "model_unloaded"]
+        loads = asyncio.create_task(client.get("/events", params={"name": wanted}))
+        while not client.app.state.services.bus.subscribers:
+            await asyncio.sleep(0.01)
+        for models in ("a", "b", "ababab"):
+            tasks = [await client.submit(model=model) for model in models]
+            ended = [await client.until(task_id) for task_id in tasks]
+            assert {task["status"] for task in ended} == {"completed"}
+        begun = [task["started_at"] for task in ended]
+        assert begun == sorted(begun)
+        client.app.state.service.begin_drain()
+        assert re.findall(r"^event: (\w+)$", (await loads).text, re.MULTILINE) == ["loading", "model_loaded"] * 2
+
+
+async def test_all_resident_models_are_told_the_most_recently_used_first(start: Start, three: Path) -> None:
+    async with start(config=three) as client:
+        for model in "ab":
+            await client.until(await client.submit(model=model))
+        current = (await client.get("/models/current")).json()
+        assert (current["current_model"], current["model_name"], current["is_loaded"]) == ("b", "b", True)
+        assert [(it["model"], it["name"], it["device_bytes"]) for it in current["models"]] == [
+            ("b", "b", 8 * 2**20),
+            ("a", "a", 0),
+        ]
+        assert current["models"][0]["last_used"] == current["last_used"] > current["models"][1]["last_used"]
+        assert all(it["unloads_at"] > it["last_used"] for it in current["models"])
+        states = {it["id"]: (it["state"], it["is_loaded"]) for it in (await client.get("/models")).json()["models"]}
+        assert states == {"a": ("resident", True), "b": ("resident", True), "c": ("cold", False)}
+        await client.until(await client.submit(model="a"))
+        assert (await client.get("/health")).json()["current_model"] == "a"
+        assert (await client.post("/models/unload")).json()["message"] == "'b', 'a' were unloaded."
+
+
+async def test_what_has_to_leave_for_a_third_model_is_planned_and_leaves(start: Start, three: Path) -> None:
+    async with start(config=three) as client:
+        for model in "aba":
+            await client.until(await client.submit(model=model))
+        plans = [(await client.post("/plan", json={"prompt": "x", "model": model})).json() for model in "abc"]
+        assert [plan["evicts"] for plan in plans] == [[], [], ["b"]]
+        assert [plan["load_seconds"] for plan in plans] == [0, 0, None]
+        assert plans[1]["estimated_start_at"] is not None
+        await client.until(await client.submit(model="c"))
+        assert await resident(client) == ["c", "a"]
+        assert (await client.put("/config/global", json={"max_resident": 1})).status_code == 200
+        assert await resident(client) == ["c"]
+        assert (await client.put("/config/global", json={"max_resident": 0})).json()["code"] == "config_invalid"
+
+
+async def resident(client: Client) -> list[str]:
+    return [it["model"] for it in (await client.get("/models/current")).json()["models"]]
 
 
 async def test_unload_waits_for_the_running_task_and_goes_before_waiting_ones(start: Start) -> None:

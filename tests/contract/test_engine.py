@@ -18,6 +18,7 @@ from imagegen.core.task import GenerationRequest
 from imagegen.gpu.child import ChildEngine
 from imagegen.gpu.engine import Engine, LocalEngine
 from imagegen.gpu.protocol import (
+    DeviceMemory,
     EngineOptions,
     Failed,
     Generate,
@@ -340,6 +341,29 @@ def test_image_to_image_stops_within_a_step_and_the_next_picture_is_that_of_a_fr
 def from_blue(request: GenerationRequest) -> Generate:
     Image.new("RGB", (200, 100), (45, 90, 215)).save(file := io.BytesIO(), "PNG")
     return Generate(model="tiny", request=request, init_image=file.getvalue())
+
+
+def test_each_model_works_within_its_own_share_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares: list[float] = []
+    monkeypatch.setattr("imagegen.gpu.engine.limit", lambda device, fraction: shares.append(fraction))
+    engine = LocalEngine(CPU)
+    chosen = fake_catalog(a={"gpu_memory_fraction": 0.5}, b={"gpu_memory_fraction": 0.8})
+    for model in "ab":
+        loaded(engine, chosen, model)
+    for model in "ab":
+        assert isinstance(run(engine, model, request_for()), Generated)
+    assert shares == [0.5, 0.8] * 2
+
+
+@pytest.mark.parametrize(("most", "working"), [(150, 50), (0, 0)])
+def test_what_a_call_took_is_told_without_what_was_there_before(
+    monkeypatch: pytest.MonkeyPatch, most: int, working: int
+) -> None:
+    monkeypatch.setattr("imagegen.gpu.engine.measure", lambda device: DeviceMemory(allocated=100))
+    monkeypatch.setattr("imagegen.gpu.engine.highest", lambda device: most)
+    outcome = run(loaded(LocalEngine(CPU), fake_catalog(), "fake"), "fake", request_for())
+    assert isinstance(outcome, Generated)
+    assert outcome.working_bytes == working
 
 
 @pytest.mark.parametrize("strength", [None, 0.9])

@@ -92,6 +92,28 @@ def test_two_that_stay_share_one_and_the_other_lives_on(engine: LocalEngine, fol
     assert draw(engine, "one") == one
 
 
+def test_two_that_take_turns_draw_what_each_draws_alone_and_call_what_they_share_the_same(
+    engine: LocalEngine, folders: Path
+) -> None:
+    alone = {}
+    for model in ("one", "two"):
+        load(engine, folders, model)
+        alone[model] = draw(engine, model)
+        engine.unload(Unload(model=model))
+    one, two = load(engine, folders, "one"), load(engine, folders, "two")
+    assert one.shared == two.shared
+    assert sum(one.shared.values()) == one.weight_bytes - size(folders, "one")
+    assert [draw(engine, model) for model in ("one", "two", "one", "two")] == [alone["one"], alone["two"]] * 2
+    engine.unload(Unload(model="one"))
+    assert draw(engine, "two") == alone["two"]
+    assert (again := load(engine, folders, "one")).moved_bytes == size(folders, "one")
+    assert again.shared == two.shared
+
+
+def test_a_model_that_cannot_share_says_so(engine: LocalEngine, folders: Path) -> None:
+    assert load(engine, folders, "one", cpu_offload="model").shared == {}
+
+
 @pytest.mark.parametrize(
     "fields",
     [{"torch_dtype": "bfloat16"}, {"enable_vae_tiling": True}],
@@ -166,6 +188,24 @@ def test_a_part_that_is_held_stays_until_the_next_model_has_chosen() -> None:
     assert part.module.weight.data_ptr() != at_home
     parts.let_go()
     assert part.module.weight.data_ptr() == at_home
+
+
+@pytest.mark.parametrize(("blob", "one_name"), [("a" * 64, True), ("model-0001", False)])
+def test_a_file_of_the_hubs_cache_has_one_name_wherever_it_lies_and_another_file_has_its_own(
+    tmp_path: Path, blob: str, one_name: bool
+) -> None:
+    sources = []
+    for repo in ("one", "two"):
+        (tmp_path / repo / "blobs").mkdir(parents=True)
+        (tmp_path / repo / "vae").mkdir()
+        (tmp_path / repo / "blobs" / blob).write_bytes(b"weights")
+        (tmp_path / repo / "vae" / "model.safetensors").symlink_to(tmp_path / repo / "blobs" / blob)
+        sources.append(Source.of(tmp_path / repo, "vae", ("diffusers", "AutoencoderKL"), ("auto", "cpu")))
+    one, two = sources
+    assert one.same(two)
+    assert (one.name == two.name) is one_name
+    assert one._replace(treatment=("auto", "cuda")).name != one.name
+    assert one._replace(config="{}").name != one.name
 
 
 def test_nobody_finds_a_part_that_no_model_has() -> None:

@@ -2,13 +2,15 @@
 
 Rules ask for models, run them, unload them and let time pass, with troubles on the way: a worker that dies, memory that
 does not suffice or does not come back, weights that are not there. What must hold after each stands in the invariants.
+One machine keeps one model resident, the others keep two and three on a device that does not hold all of them.
 """
 
 import asyncio
 import tempfile
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,9 +43,11 @@ from tests.conftest import SCRIPTED, fake_catalog, request_for
 
 T = TypeVar("T")
 
-#: Bytes of each. `bare` has no weights on the disk: it is loaded before anybody leaves. The host has no room for
-#: `never`, and nobody for `vast`.
+#: Bytes of each; of these, what two have alike; what a picture takes beside them. `bare` has no weights on the disk:
+#: it is loaded before anybody leaves. The host has no room for `never`, and nobody for `vast`.
 SIZES = {"usual": 40, "never": 80, "short": 20, "bare": 10, "vast": 1000}
+SHARED = {"usual": {"t5": 10}, "short": {"t5": 10}}
+WORKING = {"usual": 30}
 MINUTES = {"usual": 30, "never": 0, "short": 1, "bare": 30, "vast": 30}
 BUDGET = 60
 LIMIT = 2**20
@@ -77,7 +81,16 @@ def troubles(*calls: str) -> st.SearchStrategy[Troubles]:
 class Engine(GpuExecutor):
     """Holds names instead of weights, and has the troubles that it is given."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int, total: int) -> None:
+        """It holds at most so many models, and `total` bytes."""
+        self.most = most
+        self.total = total
+        #: The model that a rule wants: it must not leave.
+        self.wanted = ""
+        #: Those whose pictures have been measured.
+        self.measured: set[str] = set()
+        #: Whether models ran out of memory together.
+        self.crowded = False
         self.loaded: dict[str, int] = {}
         self.warm: dict[str, int] = {}
         self.troubles: dict[str, deque[str]] = {call: deque() for call in TROUBLES}
@@ -90,9 +103,11 @@ class Engine(GpuExecutor):
         self.comebacks = 0
 
     def _measure(self) -> DeviceMemory:
-        held = sum(self.loaded.values()) + self.residue
+        held = weights(self.loaded) + self.residue
         # A host that differs each time: no two measurements are the same.
-        self.told = DeviceMemory(gpu_available=True, allocated=held, cached=held, host=len(self.calls), total=999)
+        self.told = DeviceMemory(
+            gpu_available=True, allocated=held, cached=held, host=len(self.calls), total=self.total
+        )
         return self.told
 
     def _trouble(self, call: str, model: str = "") -> str:
@@ -104,6 +119,7 @@ class Engine(GpuExecutor):
             self.deaths[model] += call in ("load", "generate")
         if trouble in SHORT:
             self.warm.clear()
+        self.crowded |= trouble == "out_of_memory" and bool(self.loaded.keys() - {model})
         return trouble
 
     def _die(self) -> None:
@@ -123,7 +139,8 @@ class Engine(GpuExecutor):
     async def load(self, command: Load, on_read: Callable[[int], object]) -> Loaded | Failed:
         model = command.model
         assert model not in self.loaded, "loaded twice"
-        assert not self.loaded or (model == "bare" and model not in self.warm), "two at once"
+        if model != "bare" or model in self.warm:
+            assert self.fits({*self.loaded, model}), "more than the device holds"
         trouble = self._trouble("load", model)
         warm = self.warm.pop(model, None) is not None
         if failed := failure(trouble):
@@ -131,9 +148,19 @@ class Engine(GpuExecutor):
         self.loaded[model] = SIZES[model]
         self.comebacks += warm
         size, made_room = SIZES[model], trouble in SHORT
-        return Loaded(seconds=1, warm=warm, weight_bytes=size, memory=self._measure(), made_room=made_room)
+        answer = Loaded(seconds=1, warm=warm, weight_bytes=size, memory=self._measure(), made_room=made_room)
+        return answer.evolve(shared=SHARED.get(model, {}))
+
+    def fits(self, models: Collection[str]) -> bool:
+        """As far as is known: a picture that was not measured takes a quarter of the weights."""
+        if len(models) > self.most:
+            return False
+        work = (WORKING.get(it, 0) if it in self.measured else 0 for it in models)
+        room = max(taken or SIZES[it] // 4 for it, taken in zip(models, work, strict=True))
+        return len(models) == 1 or weights(models) + room <= int(self.total * 0.9)
 
     async def unload(self, command: Unload) -> Unloaded | Failed:
+        assert command.model != self.wanted, "evicted what is to work"
         trouble = self._trouble("unload", command.model)
         failed = failure(trouble)
         size = self.loaded.pop(command.model, 0) or self.warm.pop(command.model, 0)
@@ -146,14 +173,24 @@ class Engine(GpuExecutor):
         return Unloaded(warm=command.model in self.warm, memory=self._measure())
 
     async def generate(self, command: Generate, stop: threading.Event, on_step: OnStep) -> Generated | Stopped | Failed:
-        assert list(self.loaded) == [command.model], "ran what is not resident"
+        assert command.model in self.loaded, "ran what is not resident"
         trouble = self._trouble("generate", command.model)
         made_room = trouble in SHORT
         if trouble in ("stop", "short_and_stopped"):
             return Stopped(made_room=made_room)
-        return failure(trouble) or Generated(
-            images=(), memory=self._measure(), provenance=SCRIPTED, made_room=made_room
-        )
+        if failed := failure(trouble):
+            return failed
+        self.measured.add(command.model)
+        working_bytes, memory = WORKING.get(command.model, 0), self._measure()
+        made = Generated(images=(), memory=memory, provenance=SCRIPTED, working_bytes=working_bytes)
+        return made.evolve(made_room=made_room)
+
+
+def weights(models: Iterable[str]) -> int:
+    """What two of them have alike counts once."""
+    shared = {name: size for model in models for name, size in SHARED.get(model, {}).items()}
+    own = (SIZES[model] - sum(SHARED.get(model, {}).values()) for model in models)
+    return sum(own) + sum(shared.values())
 
 
 def failure(trouble: str) -> Failed | None:
@@ -181,24 +218,34 @@ class Clock:
         return self.now
 
 
-def catalog() -> Catalog:
+def catalog(max_resident: int) -> Catalog:
     entries: dict[str, dict[str, Any]] = {model: {"auto_unload_minutes": minutes} for model, minutes in MINUTES.items()}
     entries["bare"]["local_path"] = "nowhere"
     entries["vast"]["memory_mb"] = 1
-    limits = GlobalSettings(host_cache_gb=BUDGET / 2**30, residual_limit_mb=LIMIT // 2**20)
+    limits = GlobalSettings(host_cache_gb=BUDGET / 2**30, residual_limit_mb=LIMIT // 2**20, max_resident=max_resident)
     return fake_catalog(**entries).evolve(settings=limits)
 
 
 class Residency(RuleBasedStateMachine):
-    """The rules. `self.forgiven`: deaths by a model up to its last picture, or its last load by hand."""
+    """The rules. `self.forgiven`: deaths by a model up to its last picture, or its last load by hand.
+
+    `self.used` are the resident models, the least recently used first.
+    """
+
+    most = 1
+    total = 999
 
     @initialize()
     def start(self) -> None:
         self.loop = asyncio.new_event_loop()
         self.folder = tempfile.TemporaryDirectory()
-        self.engine, self.bus, self.clock = Engine(), Bus(), Clock()
+        self.engine, self.bus, self.clock = Engine(self.most, self.total), Bus(), Clock()
         root = Path(self.folder.name)
-        self.models = DynamicModelManager(catalog(), self.engine, self.bus, Folders(root, root), self.clock)
+        folders = Folders(root, root)
+        self.models = DynamicModelManager(catalog(self.most), self.engine, self.bus, folders, self.clock)
+        for model in {*SIZES} - {"vast"}:
+            self.models._fitting.loaded(model, SIZES[model])  # as their files say
+        self.used: list[str] = []
         self.forgiven: Counter[str] = Counter()
         self.requests = 0
         self.do(self.models.warm_up())
@@ -226,17 +273,45 @@ class Residency(RuleBasedStateMachine):
     @rule(model=MODELS, troubles=troubles("load", "unload", "measure"))
     def load(self, model: str, troubles: Troubles) -> None:
         self.forgiven[model] = self.engine.deaths[model]
-        self._bring(model, self.models.load(model), troubles)
+        if self._bring(model, self.models.load(model), troubles) is None:
+            self.uses(model)
+
+    @contextmanager
+    def wanting(self, model: str) -> Iterator[None]:
+        self.engine.wanted = model
+        yield
+        self.engine.wanted = ""
+
+    def uses(self, model: str) -> None:
+        self.used = [*(it for it in self.used if it != model), model]
+
+    def who_left_was_used_least(self, before: list[str], model: str) -> None:
+        others = [it for it in before if it != model]
+        left = [it for it in others if it not in self.engine.loaded]
+        assert left == others[: len(left)]
+
+    def nobody_left_for_nothing(self, before: list[str], model: str) -> None:
+        """With the last that left, they would have been too many, or too large by what was known before."""
+        left = [it for it in before if it not in self.engine.loaded and it != model]
+        if left and model in self.engine.loaded and self.engine.fits({*self.engine.loaded, left[-1]}):
+            assert SHARED.get(model)  # what it shares was not known yet
 
     def _bring(self, model: str, work: Coroutine[Any, Any, Failed | None], troubles: Troubles) -> Failed | None:
-        resident, asked = model in self.engine.loaded, len(self.engine.calls)
-        is_warm, before = model in self.engine.warm, self.engine.comebacks
-        failed = self.do(work, troubles)
+        resident, asked, before = model in self.engine.loaded, len(self.engine.calls), [*self.used]
+        is_warm, comebacks = model in self.engine.warm, self.engine.comebacks
+        with self.wanting(model):
+            failed = self.do(work, troubles)
         assert (failed is None) == (model in self.engine.loaded)
+        self.used = [it for it in self.used if it in self.engine.loaded]
+        if failed is None and not resident:
+            self.uses(model)
+        self.who_left_was_used_least(before, model)
+        if not resident and not troubles and not self.engine.crowded:
+            self.nobody_left_for_nothing(before, model)
         if resident:
             assert len(self.engine.calls) == asked
         if is_warm and not troubles and failed is None:
-            assert self.engine.comebacks == before + 1
+            assert self.engine.comebacks == comebacks + 1
         if len(self.engine.calls) > asked:
             self.nothing_much_stays()
         return failed
@@ -249,7 +324,7 @@ class Residency(RuleBasedStateMachine):
             assert failed is not None
             assert (failed.code, len(self.engine.calls)) == (FailureCode.OUT_OF_MEMORY, asked)
 
-    @rule(model=MODELS, again=st.booleans(), troubles=troubles("load", "generate"))
+    @rule(model=MODELS, again=st.booleans(), troubles=troubles("load", "unload", "generate"))
     def work(self, model: str, again: bool, troubles: Troubles) -> None:
         """What the run loop does for a task; a request that has killed its worker may come again."""
         self.requests += not again
@@ -257,8 +332,15 @@ class Residency(RuleBasedStateMachine):
         if model in self.engine.loaded:
             request = request_for(prompt=str(self.requests))
             work = self.models.generate(model, request, InputPictures(), threading.Event(), lambda step, total: None)
-            if isinstance(self.do(work, [it for it in troubles if it[0] == "generate"]), Generated):
+            self.uses(model)
+            before = [*self.used]
+            with self.wanting(model):
+                outcome = self.do(work, [it for it in troubles if it[0] != "load"])
+            if isinstance(outcome, Generated):
                 self.forgiven[model] = self.engine.deaths[model]
+            self.who_left_was_used_least(before, model)
+            if not troubles:
+                assert before == [it for it in before if it in self.engine.loaded]
 
     @rule(models=st.lists(MODELS, unique=True, max_size=3), troubles=troubles("unload", "measure"))
     def unload(self, models: list[str], troubles: Troubles) -> None:
@@ -284,8 +366,7 @@ class Residency(RuleBasedStateMachine):
     def time_passes(self, minutes: float, wanted: set[str], troubles: Troubles) -> None:
         self.clock.now += minutes * 60
         since = {model: kept.since for model, kept in self.models._warm.items()}
-        if current := self.models.current:
-            since[current.model] = current.last_used
+        since |= {resident.model: resident.last_used for resident in self.models.residents}
         resident, warm = {*self.engine.loaded}, {*self.engine.warm}
         self.do(self.models.evict_idle(wanted), troubles)
         late = {model for model, moment in since.items() if self._is_late(model, moment)} - wanted
@@ -306,11 +387,21 @@ class Residency(RuleBasedStateMachine):
 
     @invariant()
     def what_the_manager_says_is_what_the_engine_holds(self) -> None:
-        current = self.models.current
-        assert len(self.engine.loaded) <= 1
-        assert ({current.model: current.weight_bytes} if current else {}) == self.engine.loaded
+        assert {it.model: it.weight_bytes for it in self.models.residents} == self.engine.loaded
         says = {model: size for model in SIZES if (size := self.models.host_bytes(model)) is not None}
         assert says == self.engine.warm
+
+    @invariant()
+    def no_more_are_resident_than_may_be_and_fit(self) -> None:
+        """But for what a picture took that was made beside others: the next load makes room for it."""
+        assert len(self.engine.loaded) <= self.most
+        assert len(self.engine.loaded) < 2 or weights(self.engine.loaded) <= int(self.total * 0.9)
+
+    @invariant()
+    def residents_are_told_in_the_order_of_their_use(self) -> None:
+        self.used = [model for model in self.used if model in self.engine.loaded]
+        assert [it.model for it in self.models.residents] == self.used[::-1]
+        assert (self.models.current.model if self.models.current else None) == next(reversed(self.used), None)
 
     @invariant()
     def every_model_is_in_one_state(self) -> None:
@@ -363,12 +454,25 @@ class Residency(RuleBasedStateMachine):
             self.folder.cleanup()
 
 
-Residency.TestCase.settings = settings(
-    max_examples=150,
-    stateful_step_count=50,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
-)
+class TwoResidents(Residency):
+    most = 2
+    total = 150
+
+
+class ThreeResidents(Residency):
+    most = 3
+    total = 150
+
+
+for machine in (Residency, TwoResidents, ThreeResidents):
+    machine.TestCase.settings = settings(
+        max_examples=150 if machine is Residency else 60,
+        stateful_step_count=50,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+    )
 
 TestResidency = Residency.TestCase
+TestTwoResidents = TwoResidents.TestCase
+TestThreeResidents = ThreeResidents.TestCase

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from imagegen.catalog.catalog import GlobalSettings
 from imagegen.catalog.sources import Folders
 from imagegen.core.errors import FailureCode, ModelQuarantined, QueueFull, TaskFinished, TaskNotFinished, TaskNotFound
 from imagegen.core.events import EventBus
@@ -40,6 +41,9 @@ LIMITS = Limits(max_queue=6, max_batch_size=2, max_pixels=10_000)
 class Service(RuleBasedStateMachine):
     """The rules. `self.known` is the simple model: the last seen status of every accepted task."""
 
+    #: Models that may be resident.
+    most = 1
+
     @initialize()
     def start(self) -> None:
         self.loop = asyncio.new_event_loop()
@@ -51,7 +55,7 @@ class Service(RuleBasedStateMachine):
         self.clock = Clock()
         entries: dict[str, dict[str, Any]] = {model: {"auto_unload_minutes": 1} for model in MODELS}
         entries["a"]["max_batch"] = MAX_BATCH
-        self.catalog = fake_catalog(**entries)
+        self.catalog = fake_catalog(**entries).evolve(settings=GlobalSettings(max_resident=self.most))
         self._open()
 
     def _open(self) -> None:
@@ -263,10 +267,9 @@ class Service(RuleBasedStateMachine):
             assert task.status is self.known[task.id]
 
     @invariant()
-    def at_most_one_model_is_resident_and_the_manager_knows_which(self) -> None:
-        assert self.executor.most_loaded <= 1
-        resident = self.models.current
-        assert {resident.model} == self.executor.loaded if resident else not self.executor.loaded
+    def no_more_models_are_resident_than_may_be_and_the_manager_knows_which(self) -> None:
+        assert self.executor.most_loaded <= self.most
+        assert {resident.model for resident in self.models.residents} == self.executor.loaded
 
     @invariant()
     def the_run_loop_is_alive_and_never_idle_while_something_waits(self) -> None:
@@ -285,11 +288,17 @@ class Service(RuleBasedStateMachine):
             self.folder.cleanup()
 
 
-Service.TestCase.settings = settings(
-    max_examples=25,
-    stateful_step_count=30,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
-)
+class TwoResidents(Service):
+    most = 2
+
+
+for machine in (Service, TwoResidents):
+    machine.TestCase.settings = settings(
+        max_examples=25 if machine is Service else 10,
+        stateful_step_count=30,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+    )
 
 TestService = pytest.mark.timeout(600)(Service.TestCase)
+TestTwoResidents = pytest.mark.timeout(600)(TwoResidents.TestCase)

@@ -112,6 +112,34 @@ def test_the_device_draws_what_the_cpu_draws(engine: LocalEngine, models: Path, 
     assert sum(abs(a - b) for a, b in pairs) / (64 * 64 * 3) < 4
 
 
+def test_a_second_resident_model_costs_what_differs_and_gives_that_back(engine: LocalEngine, models: Path) -> None:
+    first = load(engine, models, catalog())
+    alone, one = draw(engine), allocated(engine)
+    second = load(engine, models, catalog(), "b")
+    both = allocated(engine)
+    own = second.weight_bytes - sum(second.shared.values())
+    assert second.shared == first.shared
+    assert second.moved_bytes == own < second.weight_bytes
+    assert own <= both - one < own + 2**20  # the allocator rounds each tensor up to 512 bytes
+    assert [draw(engine, model) for model in "abab"] == [alone] * 4
+    before = allocated(engine)
+    engine.unload(Unload(model="a"))
+    assert own <= before - allocated(engine)
+    assert draw(engine, "b") == alone
+
+
+def test_what_a_picture_takes_beside_the_weights_is_told_and_grows_with_it(engine: LocalEngine, models: Path) -> None:
+    load(engine, models, catalog())
+    draw(engine)  # cuBLAS takes its workspace
+    taken = []
+    for side in (64, 256):
+        command = Generate(model="a", request=request_for(width=side, height=side))
+        outcome = engine.generate(command, threading.Event(), lambda step, total: None)
+        assert isinstance(outcome, Generated)
+        taken.append(outcome.working_bytes)
+    assert 0 < taken[0] < taken[1] < 2**30
+
+
 @pytest.mark.parametrize("offload", ["model", "sequential", "group"])
 def test_offloading_changes_the_memory_and_not_the_picture(engine: LocalEngine, models: Path, offload: str) -> None:
     load(engine, models, catalog())

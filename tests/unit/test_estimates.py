@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imagegen.tasks.estimates import MAX_SIZES, Known, Paces, forecast, remaining_s
-from imagegen.tasks.queue import Costs, Current, Fairness, TaskTicket, choose
+from imagegen.tasks.queue import Costs, Current, Fairness, Stays, TaskTicket, choose
 from tests.conftest import request_for
 
 LOADS = {"a": 10.0, "b": 20.0, "c": 30.0}
@@ -116,6 +116,51 @@ def test_with_one_priority_the_order_is_that_of_choose(models: list[str], reside
         now += WORKS[chosen.model] + (0 if chosen.model == current.model else LOADS[chosen.model])
         current = Current(chosen.model, served_s + WORKS[chosen.model])
     assert sorted(told, key=lambda task_id: told[task_id].position) == order
+
+
+@given(st.lists(st.sampled_from("abcd"), max_size=30), st.permutations("abcd"), st.integers(1, 4))
+def test_with_several_resident_models_the_order_is_that_of_choose(
+    models: list[str], residents: list[str], most: int
+) -> None:
+    tickets, current = [ticket(n, model) for n, model in enumerate(models)], resident(*residents[:most])
+    costs, hasty = Costs(LOADS | {"d": 1.0}, WORKS | {"d": 9.0}), Fairness(0.1, 0.1)
+    told = forecast(
+        tickets,
+        known(
+            current=current,
+            costs=costs,
+            fairness=hasty,
+            busy_s=0.0,
+            work_s=lambda it: costs.work(it.model),
+            stays=keeping(most),
+        ),
+    )
+    left, now, held = list(tickets), 0.0, residents[:most]
+    while left:
+        chosen = choose(left, current, costs, now, hasty)
+        left.remove(chosen)
+        now += 0 if chosen.model in held else costs.swap(chosen.model)
+        assert (told[chosen.task_id].position, told[chosen.task_id].start_s) == (len(told) - len(left) - 1, now)
+        now += costs.work(chosen.model)
+        served_s = costs.work(chosen.model) + (current.served_s if chosen.model in held else 0)
+        held = [chosen.model, *(it for it in held if it != chosen.model)][:most]
+        current = Current(held[0], served_s, tuple(held[1:]))
+
+
+def resident(model: str, *beside: str) -> Current:
+    return Current(model, 0, beside)
+
+
+def keeping(most: int) -> Stays:
+    return lambda model, residents: residents[: most - 1]
+
+
+def test_a_resident_model_costs_no_swap_and_who_left_for_another_one_does() -> None:
+    told = forecast(
+        [ticket(1, "b"), ticket(2, "a"), ticket(3, "c", 1), ticket(4, "b", 2)],
+        known(current=resident("a", "b"), stays=keeping(2)),
+    )
+    assert [told[f"task-{n}"][:3] for n in (1, 2, 3, 4)] == [(0, 5, 7), (1, 7, 8), (2, 38, 41), (3, 61, 63)]
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(-2, 2)), max_size=30))

@@ -36,8 +36,9 @@ from imagegen.gpu.protocol import (
     Unload,
     Unloaded,
 )
-from imagegen.loaders.base import OnStep
-from imagegen.loaders.fake import FakeSpec
+from imagegen.loaders.base import Family, OnStep, Placement
+from imagegen.loaders.fake import FakeModelLoader, FakeSpec
+from imagegen.models.fitting import CROWDED_FOR
 from imagegen.models.manager import DynamicModelManager, LoadProgress
 from imagegen.models.residency import ModelState
 from tests.conftest import SCRIPTED, request_for
@@ -75,13 +76,18 @@ class ScriptedExecutor(GpuExecutor):
         self.instead: dict[str, Any] = {}
         #: What a load tells of the bytes that it has read.
         self.reads: list[int] = []
+        #: What to answer to each call of a kind.
+        self.always: dict[str, Any] = {}
+        #: What happens while a model loads.
+        self.on_load: Callable[[], object] = lambda: None
 
     def _answer(self, kind: str, command: Load | Unload | Generate, usual: Any) -> Any:
         self.asked.append(f"{kind} {command.model}")
         self.commands.append(command)
-        return self.instead.pop(kind, usual)
+        return self.instead.pop(kind, self.always.get(kind, usual))
 
     async def load(self, command: Load, on_read: Callable[[int], object]) -> Loaded | Failed:
+        self.on_load()
         for read in self.reads:
             on_read(read)
         answer: Loaded | Failed = self._answer("load", command, Loaded(seconds=3.5, weight_bytes=30, memory=FULL))
@@ -95,6 +101,9 @@ class ScriptedExecutor(GpuExecutor):
         self._clock.now += WORK_S
         answer: Generated | Stopped | Failed = self._answer("generate", command, GENERATED)
         return answer
+
+    def abort(self) -> bool:
+        return True
 
     async def recycle(self) -> Measured | Failed:
         self.asked.append("recycle")
@@ -308,12 +317,11 @@ async def test_the_outcome_is_the_engines(house: House) -> None:
 async def test_the_time_a_model_has_worked_since_it_was_loaded_is_counted(house: House) -> None:
     for _ in range(3):
         await house.work("a")
-    assert house.models.current is not None
-    assert house.models.current.served_s == 6
+    assert house.models.served_s == 6
     await house.work("b")
-    assert house.models.current.served_s == 2
+    assert house.models.served_s == 2
     await house.work("a")
-    assert house.models.current.served_s == 2
+    assert house.models.served_s == 2
 
 
 async def test_the_last_use_of_a_model_is_remembered_when_it_has_left(house: House) -> None:
@@ -925,3 +933,303 @@ async def test_a_dead_worker_takes_the_warm_ones_along(warm_house: House) -> Non
     warm_house.engine.instead["generate"] = CRASHED
     await warm_house.work("never")
     assert {warm_house.models.state(model) for model in ("a", "never")} == {ModelState.COLD}
+
+
+# -- several resident models -------------------------------------------------------------------------------------------
+
+#: A device that has room for as many models of 30 bytes as there are.
+VAST = FULL.evolve(total=1000)
+TRIO = {model: spec() for model in ("a", "b", "c", "d")}
+
+
+def several(max_resident: int, **settings: Any) -> Catalog:
+    usual = {"auto_unload_minutes": 30, "gpu_memory_fraction": 1, "max_resident": max_resident}
+    return Catalog(settings=GlobalSettings(**usual | settings), models=TRIO)
+
+
+class Several(House):
+    """A manager that may keep several models, on a device of `total` bytes; each takes 30."""
+
+    def __init__(self, folder: Path, max_resident: int, total: int = 1000, **settings: Any) -> None:
+        super().__init__(several(max_resident, **settings), Folders(folder, folder))
+        self.models._memory = EMPTY.evolve(total=total)
+        self.full = FULL.evolve(total=total)
+        self.models._fitting._weights = dict.fromkeys(TRIO, 30)  # as their files say
+
+    async def load(self, *models: str, **answer: Any) -> None:
+        for model in models:
+            self.clock.now += 1
+            loaded = Loaded(seconds=3.5, weight_bytes=30, memory=self.full)
+            self.engine.instead["load"] = loaded.evolve(**answer)
+            assert await self.models.ensure(model) is None
+            self.engine.instead.clear()
+
+    @property
+    def residents(self) -> str:
+        """The most recently used one first."""
+        return "".join(resident.model for resident in self.models.residents)
+
+
+async def test_as_many_models_stay_as_may_and_the_least_recently_used_leaves(tmp_path: Path) -> None:
+    house = Several(tmp_path, 2)
+    await house.load("a", "b")
+    assert (house.residents, house.current) == ("ba", "b")
+    await house.work("a")
+    assert house.engine.asked == ["load a", "load b", "generate a"]
+    assert (house.residents, house.current) == ("ab", "a")
+    await house.load("c")
+    assert house.engine.asked[3:] == ["unload b", "load c"]
+    assert house.residents == "ca"
+
+
+@pytest.mark.parametrize(("total", "residents"), [(97, "cba"), (96, "cb"), (66, "c")])
+async def test_as_many_models_stay_as_fit_with_room_to_work(tmp_path: Path, total: int, residents: str) -> None:
+    house = Several(tmp_path, 3, total=total)  # 3 x 30, and a quarter of 30 to work
+    await house.load("a", "b", "c")
+    assert house.residents == residents
+
+
+async def test_what_other_processes_hold_is_left_out(tmp_path: Path) -> None:
+    gib = 2**30
+    house = Several(tmp_path, 2, total=10 * gib)
+    house.models._fitting._weights = dict.fromkeys(TRIO, 3 * gib)
+    for free, residents in ((10 * gib, "ba"), (gib, "b")):  # without context and cache, others hold 8.5 GiB of it
+        house.models._memory = EMPTY.evolve(total=10 * gib, free=free)
+        house.full = house.models.memory
+        await house.load("a", "b", weight_bytes=3 * gib)
+        assert house.residents == residents
+        await house.models.unload_all()
+
+
+async def test_what_a_picture_took_beside_the_weights_stays_free_from_then_on(tmp_path: Path) -> None:
+    house = Several(tmp_path, 3, total=100)
+    await house.load("a")
+    for working_bytes in (40, 1):  # the largest counts
+        house.engine.instead["generate"] = GENERATED.evolve(working_bytes=working_bytes, memory=house.full)
+        await house.work("a")
+    await house.load("b")
+    assert house.residents == "ba"
+    await house.load("c")
+    assert house.residents == "cb"
+    assert house.models.victims("a") == ["b"]
+
+
+async def test_what_models_share_is_counted_once(tmp_path: Path) -> None:
+    house = Several(tmp_path, 3, total=76)
+    await house.load("a", "b", shared={"t5": 20})
+    assert house.residents == "ba"
+    await house.load("c")  # nobody knows yet that it has the same
+    assert house.residents == "cb"
+    await house.models.unload_all()
+    house.models._fitting.loaded("c", 30, {"t5": 20})
+    await house.load("a", "b", "c", shared={"t5": 20})
+    assert house.residents == "cba"
+
+
+async def test_a_model_that_nobody_has_weighed_is_loaded_alone_and_stays_beside_others_later(tmp_path: Path) -> None:
+    house = Several(tmp_path, 3)
+    await house.load("a", "b")
+    house.models._fitting.forget("c")
+    house.models._fitting._families = {"fake": Family(FakeSpec, Silent())}
+    await house.load("c")
+    assert house.residents == "c"
+    await house.load("a")
+    assert house.residents == "ac"
+
+
+class Silent(FakeModelLoader):
+    """Cannot tell what its models take."""
+
+    def least_bytes(self, spec: FakeSpec, placement: Placement) -> None:  # type: ignore[override]
+        return None
+
+
+async def test_who_would_leave_is_known_beforehand(tmp_path: Path) -> None:
+    house = Several(tmp_path, 2)
+    assert house.models.victims("a") == []
+    await house.load("a", "b")
+    assert [house.models.victims(model) for model in "abc"] == [[], [], ["a"]]
+    assert house.models.stays("c", ("b", "a")) == ("b",)
+    assert house.models.stays("c", ("b",)) == ("b",)
+    assert house.models.stays("c", ()) == ()
+    assert Several(tmp_path, 1).models.stays("c", ("b",)) == ()
+
+
+async def test_a_load_by_hand_counts_as_a_use(tmp_path: Path) -> None:
+    house = Several(tmp_path, 2)
+    await house.load("a", "b")
+    assert await house.models.load("a") is None
+    assert house.engine.asked == ["load a", "load b"]
+    assert house.residents == "ab"
+
+
+async def test_each_resident_model_has_its_own_time(tmp_path: Path) -> None:
+    house = Several(tmp_path, 3)
+    await house.load("a", "b", "c")
+    house.clock.now += 29 * 60
+    await house.work("b")
+    house.clock.now += 60
+    await house.models.evict_idle({"c"})
+    assert house.residents == "bc"
+    assert [bool(house.models.unloads_at(model)) for model in "abc"] == [False, True, True]
+
+
+async def test_the_work_of_all_resident_models_since_the_latest_load_is_counted(tmp_path: Path) -> None:
+    house = Several(tmp_path, 2)
+    await house.load("a", "b")
+    for model in "aab":
+        await house.work(model)
+    assert house.models.served_s == 3 * WORK_S
+    await house.load("c")
+    assert house.models.served_s == 0
+
+
+async def test_where_fewer_may_stay_the_least_recently_used_leave_and_nobody_is_loaded_again(tmp_path: Path) -> None:
+    house = Several(tmp_path, 3)
+    await house.load("a", "b", "c")
+    events = await told(house, house.models.apply(several(1)))
+    assert house.residents == "c"
+    assert house.engine.asked == ["load a", "load b", "load c", "unload a", "unload b"]
+    assert [event.reason for event in events if isinstance(event, ModelUnloaded)] == ["config", "config"]
+    await house.models.apply(several(3))
+    await house.load("a")
+    assert house.residents == "ac"
+
+
+@pytest.mark.parametrize("death", [CRASHED, HUNG])
+async def test_a_dead_worker_takes_all_resident_models_along(tmp_path: Path, death: Failed) -> None:
+    house = Several(tmp_path, 3)
+    await house.load("a", "b", "c")
+    house.engine.instead["generate"] = death
+    await house.work("b")
+    assert house.residents == ""
+    assert not any(house.models.quarantined(model) for model in "abc")
+
+
+async def test_a_worker_that_is_found_dead_by_the_first_that_leaves_is_no_end_of_the_service(tmp_path: Path) -> None:
+    house = Several(tmp_path, 3, total=100)
+    await house.load("a", "b")
+    house.models._fitting._weights["c"] = 90
+    house.engine.instead["unload"] = CRASHED
+    assert await house.models.ensure("c") is None
+    assert (house.engine.asked[2:], house.residents) == (["unload a", "load c"], "c")
+    await house.load("a")
+    house.engine.instead["unload"] = CRASHED
+    house.clock.now += 31 * 60
+    await house.models.evict_idle()
+    assert house.residents == ""
+
+
+# -- out of memory beside others ---------------------------------------------------------------------------------------
+
+
+async def test_a_load_that_runs_out_of_memory_beside_others_is_tried_once_more_without_them(tmp_path: Path) -> None:
+    house = Several(tmp_path, 3)
+    await house.load("a", "b")
+    house.engine.instead["load"] = OUT_OF_MEMORY.evolve(need_bytes=10**15)
+    events = await told(house, house.models.ensure("c"))
+    assert house.engine.asked[2:] == ["load c", "unload a", "unload b", "load c"]
+    assert house.residents == "c"
+    assert [type(event) for event in events].count(ModelLoading) == 1
+    assert ModelFailed not in map(type, events)
+    switches = [it.switching for it in house.engine.commands if isinstance(it, Unload)]
+    assert switches == [True, True]  # what `c` shares with them stays
+    house.models._memory = VAST
+    await house.models.check_fits("c", 10**6)  # what it took in company says nothing
+
+
+async def test_a_picture_that_runs_out_of_memory_beside_others_is_tried_once_more_without_them(tmp_path: Path) -> None:
+    house = Several(tmp_path, 3, host_cache_gb=1)
+    await house.load("a", "b", "c")
+    house.engine.instead["generate"] = OUT_OF_MEMORY.evolve(need_bytes=10**15)
+    events = await told(house, asserted(house.work("b"), Generated))
+    assert house.engine.asked[3:] == ["generate b", "unload a", "unload c", "generate b"]
+    assert house.residents == "b"
+    assert kept_warm(house) == [False, False]
+    assert [(event.model, event.reason) for event in events if isinstance(event, ModelUnloaded)] == [
+        ("a", "room"),
+        ("c", "room"),
+    ]
+    house.models._memory = VAST
+    await house.models.check_fits("b", 10**6)
+
+
+async def asserted(work: Awaitable[object], kind: type) -> None:
+    assert isinstance(await work, kind)
+
+
+async def test_what_runs_out_of_memory_alone_fails_and_is_not_tried_for_ever(tmp_path: Path) -> None:
+    house = Several(tmp_path, 3)
+    await house.load("a", "b")
+    alone = OUT_OF_MEMORY.evolve(message="The weights take 3 of 4 GiB.")
+    house.engine.always["generate"] = alone
+    assert await house.work("b") == alone
+    assert house.engine.asked[2:] == ["generate b", "unload a", "generate b"]
+    assert await house.work("b") == alone
+    assert house.engine.asked[5:] == ["generate b"]
+    house.engine.always["load"] = alone
+    assert await house.models.ensure("c") == alone
+    assert house.engine.asked[6:] == ["load c", "unload b", "load c"]
+    assert house.models.error("c") == alone
+
+
+async def test_for_pictures_that_could_be_made_one_by_one_nobody_leaves(tmp_path: Path) -> None:
+    house = Several(tmp_path, 2)
+    await house.load("a", "b")
+    house.engine.instead["generate"] = OUT_OF_MEMORY
+    outcome = await house.models.generate(
+        "b", request_for(), InputPictures(), threading.Event(), lambda step, total: None, together=True
+    )
+    assert (outcome, house.residents) == (OUT_OF_MEMORY, "ba")
+
+
+async def test_who_ran_out_of_memory_together_does_not_meet_again_for_some_time(tmp_path: Path) -> None:
+    house = Several(tmp_path, 2)
+    await house.load("a", "b")
+    house.engine.instead["generate"] = OUT_OF_MEMORY
+    await house.work("b")
+    for _ in range(CROWDED_FOR // 2):
+        await house.load("a")
+        assert house.residents == "a"
+        await house.load("b")
+        assert house.residents == "b"
+    await house.load("a")
+    assert house.residents == "ab"
+
+
+async def test_another_entry_may_stay_where_the_one_before_ran_out_of_memory(tmp_path: Path) -> None:
+    house = Several(tmp_path, 2)
+    await house.load("a", "b")
+    house.engine.instead["generate"] = OUT_OF_MEMORY
+    await house.work("b")
+    changed = several(2)
+    await house.models.apply(changed.evolve(models=TRIO | {"a": spec(gpu_memory_fraction=0.9)}))
+    await house.load("a")
+    assert house.residents == "ab"
+
+
+async def test_a_model_that_is_lost_when_others_leave_for_its_picture_is_loaded_again(tmp_path: Path) -> None:
+    house = Several(tmp_path, 2)
+    await house.load("a", "b")
+    house.engine.instead |= {"generate": OUT_OF_MEMORY, "unload": CRASHED}
+    assert isinstance(await house.work("b"), Generated)
+    assert house.engine.asked[2:] == ["generate b", "unload a", "load b", "generate b"]
+    assert not house.models.quarantined("b")
+
+
+async def test_a_model_that_is_lost_and_does_not_load_again_kills_one_worker_and_not_two(tmp_path: Path) -> None:
+    house = Several(tmp_path, 2)
+    await house.load("a", "b")
+    house.engine.instead |= {"generate": OUT_OF_MEMORY, "unload": CRASHED, "load": CRASHED}
+    assert await house.work("b") == CRASHED
+    assert not house.models.quarantined("b")
+
+
+async def test_a_load_that_was_given_up_evicts_nobody(tmp_path: Path) -> None:
+    house = Several(tmp_path, 2)
+    await house.load("a")
+    house.engine.instead["load"] = OUT_OF_MEMORY
+    house.engine.on_load = lambda: house.models.abandon_load("b")
+    await house.models.ensure("b")
+    assert house.engine.asked[1:] == ["load b"]
+    assert house.residents == "a"

@@ -17,6 +17,7 @@ from imagegen.tasks.queue import (
     Costs,
     Current,
     Fairness,
+    Stays,
     TaskQueue,
     TaskTicket,
     choose,
@@ -141,6 +142,48 @@ def test_5_the_resident_model_without_waiting_tasks_is_no_candidate() -> None:
     assert choose([ticket(1, "b"), ticket(2, "c", since=-9)], Current("a"), COSTS, 1).model == "c"
 
 
+# -- several resident models -------------------------------------------------------------------------------------------
+
+
+def test_2_the_tasks_of_all_resident_models_run_in_order_of_arrival() -> None:
+    ready = [ticket(1, "c"), ticket(4, "a"), ticket(3, "b"), ticket(2, "d")]
+    assert choose(ready, Current("a", 0, ("b",)), COSTS, 1).sequence == 3
+    assert choose(ready, Current("b", 0, ("a",)), COSTS, 1).sequence == 3
+    assert choose(ready, Current("a", 0, ("b", "d")), COSTS, 1).sequence == 2
+
+
+@pytest.mark.parametrize(
+    ("waited_s", "served_s", "chosen"),
+    [(PATIENCE_S, QUANTUM_S, "c"), (PATIENCE_S - 1, QUANTUM_S, "b"), (PATIENCE_S, QUANTUM_S - 1, "b")],
+)
+def test_3_the_resident_models_have_one_quantum_together(waited_s: float, served_s: float, chosen: str) -> None:
+    ready = [ticket(1, "c", since=-waited_s), ticket(2, "b"), ticket(3, "a")]
+    assert choose(ready, Current("a", served_s, ("b",)), COSTS, 0).model == chosen
+
+
+def test_3_no_resident_model_is_interrupted_for_a_task_that_came_after_one_of_another_resident_model() -> None:
+    ready = [ticket(1, "b", since=-1e6), ticket(2, "c", since=-1e5), ticket(3, "a", since=-9)]
+    assert choose(ready, Current("a", 1e6, ("b",)), COSTS, 0).sequence == 1
+    assert choose(ready[1:], Current("a", 1e6, ("b",)), COSTS, 0).sequence == 2
+
+
+def test_5_no_resident_model_is_a_candidate_without_waiting_tasks() -> None:
+    assert choose([ticket(1, "c"), ticket(2, "d", since=-9)], Current("a", 0, ("b",)), COSTS, 1).model == "d"
+
+
+def test_a_model_that_works_is_the_most_recently_used_one_and_a_load_begins_the_quantum() -> None:
+    residents = Current("a", 5, ("b", "c"))
+    assert residents.then("b", 2, keep(3)) == Current("b", 7, ("a", "c"))
+    assert residents.then("d", 2, keep(3)) == Current("d", 2, ("a", "b"))
+    assert residents.then("d", 2, keep(1)) == Current("d", 2)
+    assert Current(None).then("d", 2, keep(1)) == Current("d", 2)
+
+
+def keep(most: int) -> Stays:
+    """So many models are resident at most."""
+    return lambda model, residents: residents[: most - 1]
+
+
 def test_a_model_that_has_not_run_yet_is_priced_by_a_guess() -> None:
     assert Costs().swap("new") > 0
     assert Costs().work("new") > 0
@@ -163,7 +206,9 @@ def queues(draw: st.DrawFn) -> list[TaskTicket]:
     return draw(st.permutations(tickets))
 
 
-CURRENTS = st.builds(Current, st.none() | MODELS, SECONDS)
+CURRENTS = st.builds(Current, st.none() | MODELS, SECONDS) | st.builds(
+    lambda models, served_s: Current(models[0], served_s, tuple(models[1:])), st.permutations("abcd"), SECONDS
+)
 PRICES = st.dictionaries(MODELS, st.floats(0.01, 100))
 ANY_COSTS = st.builds(Costs, PRICES, PRICES)
 
@@ -246,7 +291,7 @@ class Simulated:
 
     @property
     def swaps(self) -> int:
-        return len(list(groupby(self.models)))
+        return len(self.left)
 
     @property
     def mean_wait(self) -> float:
@@ -257,8 +302,8 @@ def with_fairness(fairness: Fairness) -> Policy:
     return lambda ready, current, costs, now: choose(ready, current, costs, now, fairness)
 
 
-def simulate(arrivals: Sequence[TaskTicket], policy: Policy, most: int = 10**9) -> Simulated:
-    """One device, one resident model, SWAP_S to change it, WORK_S a task; `most` may wait, the rest is refused."""
+def simulate(arrivals: Sequence[TaskTicket], policy: Policy, most: int = 10**9, residents: int = 1) -> Simulated:
+    """One device, SWAP_S to load a model, WORK_S a task; `most` may wait, the rest is refused."""
     done, now, current = Simulated(), 0.0, Current(None)
     coming, ready = sorted(arrivals, key=lambda each: each.since), list[TaskTicket]()
     while coming or ready:
@@ -269,12 +314,12 @@ def simulate(arrivals: Sequence[TaskTicket], policy: Policy, most: int = 10**9) 
             ready += [arrived] if len(ready) < most else []
         chosen = policy(ready, current, COSTS, now)
         ready.remove(chosen)
-        if chosen.model != current.model:
-            done.left.append((current.served_s, any(each.model == current.model for each in ready)))
-            now, current = now + SWAP_S, Current(chosen.model)
+        if chosen.model not in current.models:
+            done.left.append((current.served_s, any(each.model in current.models for each in ready)))
+            now += SWAP_S
         done.models.append(chosen.model)
         done.waits[chosen.task_id] = now - chosen.since
-        now, current = now + WORK_S, Current(chosen.model, current.served_s + WORK_S)
+        now, current = now + WORK_S, current.then(chosen.model, WORK_S, keep(residents))
     return done
 
 
@@ -333,6 +378,27 @@ def test_under_lasting_overload_every_model_gets_its_turn() -> None:
         assert set(turns[start : start + 6]) == set("abc")
 
 
+@pytest.mark.parametrize("residents", [2, 3])
+def test_not_even_several_resident_models_with_more_work_than_can_be_done_starve_another_one(residents: int) -> None:
+    first = [ticket(n, "abc"[n]) for n in range(residents)]  # all are resident before the stream begins
+    stream = [ticket(100 + 2 * n, "abc"[n % residents], since=100 + n * WORK_S / 2) for n in range(1000)]
+    lonely = ticket(177, "d", since=100 + 38.5 * WORK_S / 2)
+    wait = simulate([*first, *stream, lonely], choose, residents=residents).waits[lonely.task_id]
+    assert wait <= max(PATIENCE_S, QUANTUM_S) + WORK_S + SWAP_S
+
+
+@BURSTS
+def test_more_resident_models_cost_fewer_swaps_and_as_many_as_there_are_one_load_each(models: str) -> None:
+    simulated = [simulate(burst(models, 200, seed=1), choose, residents=n) for n in range(1, len(models) + 1)]
+    assert [it.swaps for it in simulated] == sorted((it.swaps for it in simulated), reverse=True)
+    assert simulated[-1].swaps == len(models) <= simulated[0].swaps
+
+
+def test_once_all_models_are_resident_the_order_is_that_of_arrival() -> None:
+    trace = [ticket(n, "abc"[n % 3], since=100 * (n > 2)) for n in range(90)]
+    assert list(simulate(trace, choose, residents=3).waits) == [each.task_id for each in trace]
+
+
 def test_a_low_priority_is_not_starved_by_an_endless_stream_of_a_better_one() -> None:
     # As much work comes as can be done: without ageing it would run last of all.
     stream = [ticket(n, "ab"[n // 40 % 2], since=n * WORK_S) for n in range(1200)]
@@ -342,15 +408,16 @@ def test_a_low_priority_is_not_starved_by_an_endless_stream_of_a_better_one() ->
     assert waits[0] <= bound < waits[1]
 
 
+@pytest.mark.parametrize("residents", [1, 2, 3])
 @pytest.mark.parametrize("seed", range(3))
-def test_no_wait_exceeds_the_bound_that_the_documents_state(seed: int) -> None:
+def test_no_wait_exceeds_the_bound_that_the_documents_state(seed: int, residents: int) -> None:
     # docs/scheduling.md. Twice as much work as can be done, from a queue that takes N tasks and refuses the rest.
     fairness, most = Fairness(patience_swaps=1, quantum_swaps=4), 60
     random, stream = Random(seed), []
     for n in range(1500):
         model = random.choices("abcdefgh", [40, 30, 10, 5, 2, 1, 1, 1])[0]
         stream.append(ticket(n, model, since=n * WORK_S / 2))
-    served = simulate(stream, with_fairness(fairness), most=most)
+    served = simulate(stream, with_fairness(fairness), most=most, residents=residents)
     patience_s, quantum_s = fairness.patience_swaps * SWAP_S, fairness.quantum_swaps * SWAP_S
     work_s, turn_s, models = most * WORK_S, quantum_s + WORK_S + SWAP_S, 8
     rounds = work_s / quantum_s

@@ -10,7 +10,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from imagegen.api.dependencies import Models, Puller, Tasks, Writer
 from imagegen.api.problems import describe
 from imagegen.api.schemas import CurrentModel, GpuMemory, ModelDetails, ModelList, PullView, Unloaded
-from imagegen.api.views import gib, model_details, model_view, pull_view, tag, unloaded
+from imagegen.api.views import gib, model_details, model_view, pull_view, resident_view, tag, unloaded
 from imagegen.core.errors import LoadFailed, ModelBusy, NotPulling
 
 router = APIRouter(prefix="/models", tags=["models"])
@@ -29,9 +29,9 @@ async def list_models(models: Models, puller: Puller, writer: Writer, response: 
     return ModelList(models=views, total=len(views))
 
 
-@router.get("/current", operation_id="get_current_model", summary="The model in device memory")
+@router.get("/current", operation_id="get_current_model", summary="The models in device memory")
 async def get_current_model(models: Models) -> CurrentModel:
-    """At most one model is in device memory at a time."""
+    """`current_model` is the most recently used one; `models` are all, at most `max_resident`."""
     resident, memory = models.current, models.memory
     return CurrentModel(
         current_model=resident.model if resident else None,
@@ -39,12 +39,11 @@ async def get_current_model(models: Models) -> CurrentModel:
         is_loaded=resident is not None,
         last_used=resident.last_used_at if resident else None,
         gpu_memory=GpuMemory(allocated=gib(memory.allocated), cached=gib(memory.cached), total=gib(memory.total)),
+        models=[resident_view(each, models) for each in models.residents],
     )
 
 
-@router.post(
-    "/unload", operation_id="unload_model", summary="Unload the model in device memory", responses=describe("draining")
-)
+@router.post("/unload", operation_id="unload_model", summary="Unload all models", responses=describe("draining"))
 async def unload_model(models: Models, tasks: Tasks) -> Unloaded:
     """Waits for the running task, then frees the memory. The next task that needs the model loads it again."""
     return unloaded(await tasks.between_tasks(models.unload_all))
@@ -70,7 +69,7 @@ async def _details(model_id: str, models: Models, puller: Puller) -> ModelDetail
     responses=describe("model_not_found", "does_not_fit", "load_failed", "draining"),
 )
 async def load_model(model_id: str, models: Models, tasks: Tasks, puller: Puller) -> ModelDetails:
-    """Waits for the running task, then makes this model the resident one. That also ends a quarantine."""
+    """Waits for the running task, then loads the model unless it is resident. That also ends a quarantine."""
     models.catalog.model(model_id)
     await models.check_fits(model_id)
     failed = await tasks.between_tasks(lambda: models.load(model_id))

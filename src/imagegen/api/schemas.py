@@ -551,14 +551,25 @@ class GpuMemory(BaseModel):
     total: float
 
 
+class ResidentModel(BaseModel):
+    """A model in device memory."""
+
+    model: str = Field(examples=["tiny"])
+    name: str = Field(examples=["Tiny FLUX"])
+    device_bytes: int = Field(description="Bytes of its weights; what two models share is in memory once.")
+    last_used: datetime
+    unloads_at: datetime | None = Field(description="When it leaves unless it is used before.")
+
+
 class CurrentModel(BaseModel):
     """What is in device memory."""
 
-    current_model: str | None = Field(examples=["tiny"])
+    current_model: str | None = Field(description="The most recently used model.", examples=["tiny"])
     model_name: str | None = Field(examples=["Tiny FLUX"])
     is_loaded: bool
     last_used: datetime | None
     gpu_memory: GpuMemory
+    models: list[ResidentModel] = Field(description="All that are in device memory, the most recently used first.")
 
 
 class Unloaded(BaseModel):
@@ -595,7 +606,7 @@ class Health(BaseModel):
     version: str
     queue_size: int = Field(description="Tasks that wait.")
     total_tasks: int = Field(description="Tasks in the history, ended or not.")
-    current_model: str | None
+    current_model: str | None = Field(description="The most recently used model in device memory.")
     store: Literal["ok", "unreachable"] = Field(description="Whether the files of pictures can be reached.")
     gpu_info: GpuInfo
 

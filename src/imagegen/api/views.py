@@ -17,6 +17,7 @@ from imagegen.api.schemas import (
     PlanView,
     PullView,
     ReplayView,
+    ResidentModel,
     TaskLinks,
     TaskView,
     Unloaded,
@@ -30,7 +31,7 @@ from imagegen.core.task import GenerationTask, StoredImage, TaskStatus
 from imagegen.core.webhooks import Delivery, Webhook, WebhookEvent
 from imagegen.hub.puller import Pull
 from imagegen.models.manager import DynamicModelManager, UnloadReport
-from imagegen.models.residency import ModelState
+from imagegen.models.residency import ModelState, Resident
 from imagegen.tasks.outlooks import Outlook, Plan
 
 GIB = 1024**3
@@ -160,8 +161,18 @@ def model_view(
 
 def unloaded(report: UnloadReport) -> Unloaded:
     names = ", ".join(f"'{model}'" for model in report.models)
-    message = f"{names} was unloaded." if names else "No model was loaded."
+    message = f"{names} {'was' if len(report.models) == 1 else 'were'} unloaded." if names else "No model was loaded."
     return Unloaded(message=message, freed_bytes=report.freed, left_bytes=report.left)
+
+
+def resident_view(resident: Resident, models: DynamicModelManager) -> ResidentModel:
+    return ResidentModel(
+        model=resident.model,
+        name=models.catalog.model(resident.model).name,
+        device_bytes=resident.weight_bytes,
+        last_used=resident.last_used_at,
+        unloads_at=models.unloads_at(resident.model),
+    )
 
 
 def model_details(
@@ -180,8 +191,7 @@ def model_details(
 def _model_fields(
     model_id: str, spec: ModelSpec, models: DynamicModelManager, pull: Pull | None, weights_here: bool
 ) -> dict[str, Any]:
-    current, error = models.current, models.error(model_id)
-    is_loaded = current is not None and current.model == model_id
+    resident, error = models.resident(model_id), models.error(model_id)
     state = models.state(model_id)
     if state is ModelState.COLD and pull is not None and not pull.ended:
         state = ModelState.DOWNLOADING
@@ -189,7 +199,7 @@ def _model_fields(
         state = ModelState.ABSENT
     return {
         "id": model_id,
-        "is_loaded": is_loaded,
+        "is_loaded": resident is not None,
         "last_used": models.last_used(model_id),
         "state": state,
         "error_code": error.code if error else None,
@@ -198,7 +208,7 @@ def _model_fields(
         "load_seconds": models.load_seconds(model_id),
         "warm_load_seconds": models.warm_seconds(model_id),
         "host_bytes": models.host_bytes(model_id),
-        "device_bytes": current.weight_bytes if is_loaded and current else None,
+        "device_bytes": resident.weight_bytes if resident else None,
         **spec.model_dump(include=_MODEL_FIELDS),
     }
 

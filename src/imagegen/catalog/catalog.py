@@ -71,6 +71,8 @@ class GlobalSettings(Section):
     default_model: Text | None = None
     #: Share of the device's memory that this process may take (CUDA only).
     gpu_memory_fraction: Annotated[float, Loads] = Field(default=0.9, gt=0, le=1)
+    #: Models that stay in device memory at most, as far as they fit together. The least recently used one leaves first.
+    max_resident: int = Field(default=1, ge=1, le=64)
     #: Less memory, slower.
     enable_attention_slicing: Annotated[bool, Loads, Receipt] = False
     #: Less memory while a batch is decoded.
@@ -88,9 +90,9 @@ class GlobalSettings(Section):
     residual_limit_mb: int = Field(default=1024, ge=1, le=1_000_000)
     #: Fetch a model's weights from the hub when a request names it and they are not on this machine.
     auto_download: bool = False
-    #: When another model's tasks interrupt the resident one's: its oldest has waited this many of its swaps ...
+    #: Another model's tasks interrupt the resident models' tasks once its oldest has waited this many of its swaps ...
     patience_swaps: float = Field(default=50, ge=0, le=100_000)
-    #: ... and the resident one has worked for this many.
+    #: ... and the resident models have worked for this many since the latest load.
     quantum_swaps: float = Field(default=45, ge=0, le=100_000)
     #: Minutes of waiting that are worth one step of priority; 0: none are.
     ageing_minutes: float = Field(default=5, ge=0, le=100_000)

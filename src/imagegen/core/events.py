@@ -173,7 +173,7 @@ class ModelUnloaded(Event):
 
     name = "model_unloaded"
     model: str
-    #: `switch`, `idle`, `asked`, `config`, `worker_died`.
+    #: `switch`, `idle`, `asked`, `config`, `worker_died`, or `room`: for another one's picture.
     reason: str
     #: Whether it stays in host memory.
     warm: bool = False

@@ -20,6 +20,7 @@ from imagegen.gpu.memory import (
     context_works,
     forget_peak,
     give_back,
+    highest,
     limit,
     measure,
     peak,
@@ -88,6 +89,8 @@ class _Kept(NamedTuple):
 
     entry: str
     model: LoadedModel
+    #: Share of the device's memory that the process may take while this model loads or works.
+    memory_fraction: float
 
 
 class LocalEngine:
@@ -139,12 +142,13 @@ class LocalEngine:
             model = warm or self._open(command)
         finally:
             self._parts.let_go()
-        self._models[command.model] = _Kept(entry, model)
+        self._models[command.model] = _Kept(entry, model, command.memory_fraction)
         return Loaded(
             seconds=time.monotonic() - began,
             warm=warm is not None,
             weight_bytes=model.weight_bytes,
             moved_bytes=model.moved_bytes,
+            shared={part.name: part.bytes for part in model.parts if part.name},
             memory=self._measure(),
         )
 
@@ -234,16 +238,20 @@ class LocalEngine:
 
     def _generate(self, command: Generate, on_step: OnStep) -> Generated:
         forget_peak(self.device)
+        before, kept = self._measure().allocated, self._models[command.model]
+        limit(self.device, kept.memory_fraction)
         inputs = Inputs(command.init_image, command.mask_image, [Path(file) for file in command.lora_files])
         inputs = inputs._replace(previews=command.previews)
-        model = self._models[command.model].model
+        model = kept.model
         if not command.together:
             images, in_call = model.generate(command.request, inputs, on_step), 1
         else:
             images = model.generate_together([command.request, *command.companions], on_step)
             in_call = len(images)
         made_by = model.provenance(inputs).evolve(call_pictures=in_call)
-        return Generated(images=tuple(images), memory=self._measure(), provenance=made_by)
+        working_bytes = max(0, highest(self.device) - before)
+        memory = self._measure()
+        return Generated(images=tuple(images), memory=memory, provenance=made_by, working_bytes=working_bytes)
 
     def measure(self) -> Measured | Failed:
         self._parts.let_go()

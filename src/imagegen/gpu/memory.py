@@ -86,14 +86,21 @@ def forget_peak(device: str) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
+def highest(device: str) -> int:
+    """Most bytes of device memory that were in use since `forget_peak`; 0: unknown."""
+    if not device.startswith("cuda"):
+        return 0
+    import torch
+
+    return torch.cuda.max_memory_allocated(device)
+
+
 def peak(device: str, error: str) -> int:
     """What the work that ended with this message would have taken at least, in bytes; 0: unknown."""
     tried = _TRIED.search(error)
     if not device.startswith("cuda") or tried is None:
         return 0
-    import torch
-
-    return torch.cuda.max_memory_allocated(device) + int(float(tried[1]) * _UNITS[tried[2]])
+    return highest(device) + int(float(tried[1]) * _UNITS[tried[2]])
 
 
 def _machine_bytes() -> int:

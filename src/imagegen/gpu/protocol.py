@@ -168,6 +168,8 @@ class Loaded(Outcome):
     weight_bytes: int
     #: Of those, what had to be brought to the device; the rest was there.
     moved_bytes: int = 0
+    #: Of `weight_bytes`, the parts that other models may share: a model with a part of the same name has the very same.
+    shared: dict[str, int] = Field(default_factory=dict)
     memory: DeviceMemory
 
 
@@ -185,6 +187,8 @@ class Generated(Outcome):
     #: With the number of pictures in the call.
     provenance: Provenance
     memory: DeviceMemory
+    #: Device memory that the call took at most beyond what was in use before it; 0: unknown.
+    working_bytes: int = 0
 
 
 class Stopped(Outcome):

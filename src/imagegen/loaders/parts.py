@@ -2,6 +2,7 @@
 
 import filecmp
 import gc
+import hashlib
 import json
 import re
 from collections.abc import Hashable, Iterable, Sequence
@@ -37,6 +38,16 @@ class Source(NamedTuple):
         """The source of a part in a pipeline's folder, which has been checked."""
         files = tuple(weight_files(folder, name))
         return cls(tuple(kind), _config(folder / name / "config.json"), files, tuple(map(_stamp, files)), treatment)
+
+    @property
+    def name(self) -> str:
+        """Equal names mean the same content; files outside the hub's cache that are only equal have several."""
+        contents = [
+            (blob, size) if _BLOB.fullmatch(blob := file.resolve().name) else (str(file), size, time_ns)
+            for file, (size, time_ns) in zip(self.files, self.stamps, strict=True)
+        ]
+        made_of = repr((self.kind, self.config, contents, self.treatment))
+        return hashlib.sha256(made_of.encode()).hexdigest()[:16]
 
     def same(self, other: "Source") -> bool:
         """Whether the content is the same: known from the hub's names, or compared byte for byte."""
@@ -82,6 +93,8 @@ class Part:
         """Without a source nobody else can use it; without a home it stays on the device as long as it lives."""
         self.module = module
         self.source = source
+        #: What the models that have it call it; None: no other model can have it.
+        self.name = source.name if source else None
         self._home = home
         self._users = 0
 

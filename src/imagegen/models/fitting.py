@@ -1,6 +1,7 @@
 """Fitting: what models need, measured or read from their files, against what the device has."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
 
 from imagegen.catalog.catalog import Catalog
 from imagegen.catalog.sources import Folders
@@ -9,8 +10,15 @@ from imagegen.gpu.protocol import DeviceMemory, Failed
 from imagegen.loaders import FAMILIES
 from imagegen.loaders.base import Family, Placement
 from imagegen.loaders.parts import Parts
+from imagegen.models.residency import Need
 
 GIB = 2**30
+#: Of a model's weights: the share that a picture is taken to need beside them until it was measured. Where there is no
+#: device it is never measured.
+UNMEASURED_WORK = 0.25
+#: Loads after which models that ran out of memory together may be resident together again: another process may have
+#: had the rest.
+CROWDED_FOR = 100
 ADVICE = "Ask for less, choose a smaller model, or set cpu_offload."
 
 
@@ -24,20 +32,42 @@ class Fitting:
         self._weights: dict[str, int] = {}
         #: Pixels of a picture that was too large for the device, and the bytes that it would have taken.
         self._peaks: dict[str, tuple[int, int]] = {}
+        #: By model: bytes of its parts that others may share, by name.
+        self._shared: dict[str, Mapping[str, int]] = {}
+        #: Bytes beside the weights that its largest picture took.
+        self._working: dict[str, int] = {}
+        #: Models that ran out of memory together, whatever was known of their needs, and loads until it is forgotten.
+        self._crowds: dict[frozenset[str], int] = {}
 
-    def loaded(self, model: str, weight_bytes: int) -> None:
-        """Its weights were counted."""
+    def loaded(self, model: str, weight_bytes: int, shared: Mapping[str, int] = MappingProxyType({})) -> None:
+        """Its weights were counted, and of these the parts that other models may share, by name."""
         self._weights[model] = weight_bytes
+        self._shared[model] = shared
+        self._crowds = {crowd: loads - 1 for crowd, loads in self._crowds.items() if loads > 1}
+
+    def worked(self, model: str, working_bytes: int) -> None:
+        """A picture took so much beside the weights; 0: it was not measured."""
+        self._working[model] = max(working_bytes, self._working.get(model, 0))
 
     def failed(self, model: str, pixels: int, failed: Failed) -> None:
         """It ran out of memory; 0 pixels: already at its load."""
         if failed.need_bytes:
             self._peaks[model] = (pixels, failed.need_bytes)
 
+    def crowded(self, *models: str) -> None:
+        """They ran out of memory together."""
+        self._crowds[frozenset(models)] = CROWDED_FOR
+
+    @property
+    def crowds(self) -> Collection[frozenset[str]]:
+        """Models that ran out of memory together."""
+        return self._crowds.keys()
+
     def forget(self, model: str) -> None:
         """Its entry is another one now."""
-        self._weights.pop(model, None)
-        self._peaks.pop(model, None)
+        self._crowds = {crowd: loads for crowd, loads in self._crowds.items() if model not in crowd}
+        for known in (self._weights, self._peaks, self._shared, self._working):
+            known.pop(model, None)
 
     def knows(self, model: str) -> bool:
         """Whether there is nothing left to learn without running it."""
@@ -62,6 +92,22 @@ class Fitting:
             return sum(file.stat().st_size for file in files) or None
         except (EngineError, OSError):
             return None  # its load will say what is wrong
+
+    def need(self, model: str, catalog: Catalog, memory: DeviceMemory, floor: int) -> Need | None:
+        """What keeping it on the device and working with it takes; None: nobody knows.
+
+        The limit leaves out what other processes hold, and `floor`: what the engine held before anything was loaded.
+        """
+        if model not in self._weights or model not in catalog.models:
+            return None
+        weights, shared = self._weights[model], self._shared.get(model, {})
+        working = self._working.get(model) or int(weights * UNMEASURED_WORK)
+        capacity = memory.capacity(catalog.memory_fraction(model))
+        if memory.gpu_available:
+            capacity = min(capacity, memory.total - memory.foreign)
+        limit = max(1, capacity - floor) if capacity else 0
+        own = max(0, weights - sum(shared.values()))  # fewer: some of it is offloaded
+        return Need(own=own, shared=shared, working=working, limit=limit)
 
     def check(self, model: str, pixels: int, catalog: Catalog, memory: DeviceMemory) -> None:
         """Raises DoesNotFit, with the numbers, for what the device can never hold."""

@@ -72,7 +72,7 @@ OnProgress = Callable[[LoadProgress], object]
 
 
 class DynamicModelManager:
-    """Loads a model when it is needed, keeps at most one in device memory, and lets it go."""
+    """Loads a model when it is needed, keeps as many in device memory as may be and fit, and evicts them."""
 
     def __init__(
         self,
@@ -87,7 +87,9 @@ class DynamicModelManager:
         self._bus = bus
         self._folders = folders
         self._clock = clock
+        #: The least recently used one first.
         self._residents: dict[str, Resident] = {}
+        self._served_s = 0.0
         self._last_used: dict[str, datetime] = {}
         #: From disk, and from host memory.
         self._load_seconds: dict[str, float] = {}
@@ -114,9 +116,36 @@ class DynamicModelManager:
         return self._catalog
 
     @property
+    def residents(self) -> list[Resident]:
+        """The models in device memory, the most recently used one first."""
+        return list(reversed(self._residents.values()))
+
+    @property
     def current(self) -> Resident | None:
-        """The model in device memory."""
-        return next(iter(self._residents.values()), None)
+        """Of the models in device memory, the most recently used one."""
+        return next(reversed(self._residents.values()), None)
+
+    def resident(self, model: str) -> Resident | None:
+        """None where it is not in device memory."""
+        return self._residents.get(model)
+
+    @property
+    def served_s(self) -> float:
+        """Seconds of work since the latest load: how much of their quantum the resident models have spent."""
+        return self._served_s
+
+    def victims(self, model: str) -> list[str]:
+        """Who would leave device memory if it were needed there now, in this order."""
+        return [] if model in self._residents else self._victims(model, list(self._residents))
+
+    def stays(self, model: str, residents: Sequence[str]) -> tuple[str, ...]:
+        """Which of these, if they were resident, would stay when it is loaded; most recently used first."""
+        return tuple(residents[: len(residents) - len(self._victims(model, residents[::-1]))])
+
+    def _victims(self, model: str, residents: Sequence[str]) -> list[str]:
+        known = {it: self._fitting.need(it, self._catalog, self._memory, self._floor) for it in (*residents, model)}
+        needs = {it: need for it, need in known.items() if need is not None}
+        return victims_for(model, residents, self._catalog.settings.max_resident, needs, self._fitting.crowds)
 
     @property
     def memory(self) -> DeviceMemory:
@@ -204,7 +233,7 @@ class DynamicModelManager:
         self._memory = memory
 
     async def ensure(self, model: str, on_progress: OnProgress = lambda progress: None) -> Failed | None:
-        """Make `model` the resident one. Returns why that was not possible.
+        """Make `model` resident. Returns why that was not possible.
 
         `on_progress` is called for each percent of its files that is read.
         """
@@ -231,15 +260,18 @@ class DynamicModelManager:
         return weights_here(self._catalog.model(model), self._folders.models)
 
     async def _make_room(self, model: str) -> None:
-        for victim in victims_for(model, self._residents.values()):
+        for victim in self._victims(model, list(self._residents)):
             await self._unload(victim, "switch", keep_warm=True, coming=model)
 
     async def load(self, model: str) -> Failed | None:
-        """Make it the resident one because somebody asks; that ends a quarantine. Returns why that was not possible."""
+        """As `ensure`, because somebody asks: that ends a quarantine, and counts as a use."""
         if self.quarantined(model):
             self._errors.pop(model, None)
         self._kills.pop(model, None)
-        return await self.ensure(model)
+        failed = await self.ensure(model)
+        if failed is None:
+            self._touch(model, datetime.now(UTC))
+        return failed
 
     def abandon_load(self, model: str) -> None:
         """Kill the worker if it is still loading this model. A thread cannot be killed: there the load goes on."""
@@ -256,7 +288,11 @@ class DynamicModelManager:
             if not warm:
                 self._progress[model] = LoadProgress(0, total)
             command = Load.entry(self._catalog, model, self._folders)
-            answer = await self._executor.load(command, lambda read: self._progressed(model, read, on_progress))
+
+            def on_read(read: int) -> None:
+                self._progressed(model, read, on_progress)
+
+            answer = await self._load_beside_others(command, on_read)
             if self._abandoned and isinstance(answer, Loaded):  # it was killed the moment after
                 self._begun(await self._executor.recycle())
                 answer = Failed(code=FailureCode.WORKER_CRASHED, message="The load was given up.")
@@ -284,6 +320,14 @@ class DynamicModelManager:
         else:
             self._measured(answer.memory)
 
+    async def _load_beside_others(self, command: Load, on_read: Callable[[int], object]) -> Loaded | Failed:
+        """If the memory does not suffice, the others leave and it is tried once more."""
+        answer = await self._executor.load(command, on_read)
+        if not self._abandoned and self._wants_more_room(command.model, answer):
+            await self._evict_others(command.model, answer, "switch")
+            answer = await self._executor.load(command, on_read)
+        return answer
+
     @contextmanager
     def _on_its_way(self, model: str, state: ModelState) -> Iterator[None]:
         self._moving[model] = state
@@ -304,7 +348,7 @@ class DynamicModelManager:
             on_progress(now)
 
     def _arrived(self, model: str, loaded: Loaded) -> None:
-        now = datetime.now(UTC)
+        now, self._served_s = datetime.now(UTC), 0.0
         self._residents[model] = Resident(
             model=model,
             weight_bytes=loaded.weight_bytes,
@@ -315,7 +359,7 @@ class DynamicModelManager:
         self._errors.pop(model, None)
         self._warm.pop(model, None)
         self._measured(loaded.memory)
-        self._fitting.loaded(model, loaded.weight_bytes)
+        self._fitting.loaded(model, loaded.weight_bytes, loaded.shared)
         (self._warm_seconds if loaded.warm else self._load_seconds)[model] = loaded.seconds
         log.info(
             "model_loaded",
@@ -338,12 +382,16 @@ class DynamicModelManager:
         *,
         together: bool = False,
     ) -> Generated | Stopped | Failed:
-        """Run a request on the resident model, which `ensure` has made it; `together` as in Generate."""
+        """Run a request on a model that `ensure` has made resident; `together` as in Generate.
+
+        If the memory does not suffice for pictures made one by one, the other models leave and it is tried once more.
+        """
         try:
             loras = self.find_loras(request)
         except LoraNotFound as error:
             return Failed(code=FailureCode.LORA_NOT_FOUND, message=error.detail)
         began = self._clock()
+        self._touch(model, datetime.now(UTC))
         command = Generate(
             model=model,
             request=request,
@@ -355,6 +403,12 @@ class DynamicModelManager:
             companions=tuple(companions),
         )
         answer = await self._executor.generate(command, stop, on_step)
+        if not together and self._wants_more_room(model, answer):
+            await self._evict_others(model, answer, "room")
+            failed = await self.ensure(model)  # the worker may have died under that, and the model with it
+            if failed is not None:
+                return failed
+            answer = await self._executor.generate(command, stop, on_step)
         self._heard(answer)
         if isinstance(answer, Failed):
             self._failed(model, answer, request)
@@ -362,20 +416,38 @@ class DynamicModelManager:
         elif isinstance(answer, Generated):
             self._kills.pop(model, None)
             self._measured(answer.memory)
+            self._fitting.worked(model, answer.working_bytes)
         self._used(model, self._clock() - began)
         return answer
+
+    def _wants_more_room(self, model: str, answer: Outcome) -> bool:
+        """Whether it ran out of memory beside other models."""
+        out_of_memory = isinstance(answer, Failed) and answer.code is FailureCode.OUT_OF_MEMORY
+        return out_of_memory and bool(self._residents.keys() - {model})
+
+    async def _evict_others(self, model: str, answer: Outcome, reason: str) -> None:
+        """Make all the room there is for a second attempt. They do not stay warm: host memory may be what is short."""
+        self._heard(answer)
+        self._fitting.crowded(model, *self._residents)
+        others = [resident for resident in self._residents if resident != model]
+        log.warning("out_of_memory_beside_others", model=model, evicted=others)
+        for other in others:
+            await self._unload(other, reason)
 
     def _heard(self, outcome: Outcome) -> None:
         if outcome.made_room:
             self._all_cooled()
 
     def _used(self, model: str, seconds: float) -> None:
-        self._last_used[model] = datetime.now(UTC)
-        resident = self._residents.get(model)
+        self._last_used[model] = now = datetime.now(UTC)
+        self._served_s += seconds
+        self._touch(model, now)
+
+    def _touch(self, model: str, now: datetime) -> None:
+        """If it is resident, it is the most recently used one."""
+        resident = self._residents.pop(model, None)
         if resident is not None:
-            self._residents[model] = resident.evolve(
-                last_used=self._clock(), last_used_at=self._last_used[model], served_s=resident.served_s + seconds
-            )
+            self._residents[model] = resident.evolve(last_used=self._clock(), last_used_at=now)
 
     def _failed(self, model: str, failed: Failed, request: GenerationRequest | None = None) -> None:
         self._fitting.failed(model, request.size.pixels if request else 0, failed)
@@ -414,6 +486,8 @@ class DynamicModelManager:
             self._forget(model)
         self._catalog = catalog
         await self._keep_budget()
+        for victim in list(self._residents)[: -catalog.settings.max_resident]:
+            await self._unload(victim, "config", keep_warm=True)
         return change
 
     def _forget(self, model: str) -> None:
@@ -489,7 +563,9 @@ class DynamicModelManager:
         return too_many is not None
 
     async def _unload(self, model: str, reason: str, *, keep_warm: bool = False, coming: str | None = None) -> None:
-        resident = self._residents[model]
+        resident = self._residents.get(model)
+        if resident is None:
+            return  # its worker died while others left
         keep_warm = keep_warm and await self._may_stay_warm(resident, coming)
         if model not in self._residents:
             return  # its worker died while others made room for it

@@ -1,8 +1,9 @@
 """Pure policy: who leaves the device to make room, and who is idle. No I/O, no clock."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
+from typing import NamedTuple
 
 from imagegen.core.task import GenerationRequest
 from imagegen.core.value import Value
@@ -21,8 +22,6 @@ class Resident(Value):
     last_used_at: datetime
     #: The same moment on a clock that nobody sets, in seconds: idleness is counted on it.
     last_used: float
-    #: Seconds of work done since it was loaded: how much of its quantum is spent.
-    served_s: float = 0
 
 
 class ModelState(StrEnum):
@@ -84,9 +83,45 @@ class Kills(Value):
         return Kills(count=max(1, self.count + (not repeated)), by=by)
 
 
-def victims_for(model: str, residents: Iterable[Resident]) -> list[str]:
-    """Who must leave before `model` may be loaded: everyone else, for one model fits."""
-    return [resident.model for resident in residents if resident.model != model]
+class Need(NamedTuple):
+    """Bytes of device memory that a model takes, as far as they are known."""
+
+    #: Its weights that no other model shares.
+    own: int
+    #: By name: the parts that it shares with every model that has one of the same name.
+    shared: Mapping[str, int]
+    #: What making a picture takes beside the weights.
+    working: int
+    #: What all resident models may take together while this one works; 0: unknown.
+    limit: int
+
+
+def victims_for(
+    model: str,
+    residents: Sequence[str],
+    max_resident: int,
+    needs: Mapping[str, Need],
+    crowds: Iterable[Collection[str]] = (),
+) -> list[str]:
+    """Who must leave before `model` may be loaded, in this order. `residents`: the least recently used first.
+
+    A model without a need is one of which nobody knows what it takes: it is resident alone. `crowds` are models that
+    ran out of memory together.
+    """
+    stay, leave = [resident for resident in residents if resident != model], list[str]()
+    while stay and not (len(stay) < max_resident and _fit([*stay, model], needs, crowds)):
+        leave.append(stay.pop(0))
+    return leave
+
+
+def _fit(models: Collection[str], needs: Mapping[str, Need], crowds: Iterable[Collection[str]]) -> bool:
+    """Whether the weights of all and the work of any one of them fit together: one model works at a time."""
+    if not all(model in needs for model in models) or any(set(crowd) <= set(models) for crowd in crowds):
+        return False
+    known = [needs[model] for model in models]
+    shared = {name: size for need in known for name, size in need.shared.items()}
+    weights = sum(need.own for need in known) + sum(shared.values())
+    return all(need.limit == 0 or weights + need.working <= need.limit for need in known)
 
 
 def is_idle(resident: Resident, idle_minutes: float, now: float) -> bool:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from imagegen.core.task import GenerationRequest
 from imagegen.tasks.batching import calls
-from imagegen.tasks.queue import Costs, Current, Fairness, TaskTicket, foremost, lanes, next_model
+from imagegen.tasks.queue import Costs, Current, Fairness, Stays, TaskTicket, foremost, lanes, next_model
 
 #: Sizes that are remembered of each model.
 MAX_SIZES = 64
@@ -99,6 +99,7 @@ class Known(NamedTuple):
     most: Callable[[TaskTicket], int] = lambda ticket: 1
     #: What a call of so many pictures takes, as a share of what they take one by one.
     share: Callable[[TaskTicket, int], float] = lambda ticket, pictures: 1.0
+    stays: Stays = lambda model, residents: ()
 
     def call_s(self, call: Sequence[TaskTicket]) -> float | None:
         """How long tasks take that run together."""
@@ -110,13 +111,13 @@ class Known(NamedTuple):
 def forecast(ready: Iterable[TaskTicket], known: Known) -> dict[str, Forecast]:
     """By task id, for all that wait: the order in which `choose` would take them, and what that takes."""
     told: dict[str, Forecast] = {}
-    clock, measured, resident = known.busy_s or 0.0, known.busy_s is not None, known.current.model
+    clock, measured, current = known.busy_s or 0.0, known.busy_s is not None, known.current
     for call in calls(order(ready, known), known.most):
         ticket, work_s = call[0], known.call_s(call)
-        if ticket.model != resident:
+        if ticket.model not in current.models:
             clock += known.costs.swap(ticket.model)
             measured = measured and ticket.model in known.costs.load_s
-            resident = ticket.model
+        current = current.then(ticket.model, 0, known.stays)
         start_s, started = clock, measured
         clock += known.costs.work(ticket.model) * len(call) if work_s is None else work_s
         measured = measured and work_s is not None
@@ -139,9 +140,8 @@ def order(ready: Iterable[TaskTicket], known: Known) -> Iterator[TaskTicket]:
             if not waiting[model]:
                 del waiting[model]
             yield ticket
-            served_s = current.served_s if model == current.model else 0.0
-            now += known.costs.work(model) + (0 if model == current.model else known.costs.swap(model))
-            current = Current(model, served_s + known.costs.work(model))
+            now += known.costs.work(model) + (0 if model in current.models else known.costs.swap(model))
+            current = current.then(model, known.costs.work(model), known.stays)
 
 
 def remaining_s(expected_s: float | None, steps: tuple[int, int], spent_s: float) -> float | None:

@@ -10,7 +10,6 @@ from imagegen.core.errors import FailureCode
 from imagegen.core.events import EventBus, TaskMoved
 from imagegen.core.task import GenerationRequest, TaskStatus
 from imagegen.models.manager import DynamicModelManager
-from imagegen.models.residency import victims_for
 from imagegen.tasks.batching import Payoffs
 from imagegen.tasks.call import Call
 from imagegen.tasks.estimates import Forecast, Known, Paces, forecast, remaining_s
@@ -99,7 +98,7 @@ class Outlooks:
         models = self._models.catalog.models
         if alike is None or model not in models or models[model].max_batch == 1:
             return 1
-        if (resident := self._models.current) is not None and resident.model == model:
+        if (resident := self._models.resident(model)) is not None:
             self._payoffs.loaded(model, resident.loaded_at)
         return self._payoffs.most(model, alike.kind, models[model].max_batch, ticket.pictures)
 
@@ -109,8 +108,8 @@ class Outlooks:
     # -- what ordering is decided by ----------------------------------------------------------------------------------
 
     def current(self) -> Current:
-        resident = self._models.current
-        return Current(resident.model, resident.served_s) if resident else Current(None)
+        models = [resident.model for resident in self._models.residents]
+        return Current(models[0], self._models.served_s, tuple(models[1:])) if models else Current(None)
 
     def costs(self) -> Costs:
         loads = {model: self._models.switch_seconds(model) for model in self._models.catalog.models}
@@ -138,13 +137,11 @@ class Outlooks:
 
     def plan(self, model: str, request: GenerationRequest, priority: int, alike: Likeness | None) -> Plan:
         """Of a request that nobody made."""
-        resident = self._models.current
-        here = resident is not None and resident.model == model
         return Plan(
             model=model,
             request=request,
-            evicts=victims_for(model, [resident] if resident else []),
-            load_s=0 if here else self._models.switch_seconds(model),
+            evicts=self._models.victims(model),
+            load_s=0 if self._models.resident(model) else self._models.switch_seconds(model),
             outlook=_outlook(self._forecast_with(model, request, priority, alike)),
         )
 
@@ -175,14 +172,14 @@ class Outlooks:
 
     def _known(self) -> Known:
         running, current = self._running(), self.current()
-        if running is not None and running.model != current.model:
-            current = Current(running.model)
+        if running is not None:
+            current = current.then(running.model, 0, self._models.stays)
 
         def work_s(ticket: TaskTicket) -> float | None:
             return self._paces.expect(ticket.model, self._active[ticket.task_id].record.request)
 
         known = Known(current, self.costs(), self._clock(), self.fairness(), self._busy_s(), work_s)
-        return known._replace(most=self.most, share=self._share)
+        return known._replace(most=self.most, share=self._share, stays=self._models.stays)
 
     def _forecasts(self) -> dict[str, Forecast]:
         now = self._clock()

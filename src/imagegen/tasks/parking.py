@@ -26,10 +26,10 @@ class Parking:
 
     def lacks_weights(self, live: LiveTask) -> bool:
         """Whether the weights of its model must be downloaded first."""
-        model, catalog, resident = live.record.model, self._models.catalog, self._models.current
+        model, catalog = live.record.model, self._models.catalog
         if self._puller is None or live.fetched or not catalog.settings.auto_download:
             return False
-        if model not in catalog.models or (resident is not None and resident.model == model):
+        if model not in catalog.models or self._models.resident(model) is not None:
             return False
         return bool(catalog.model(model).hub_files()) and not self._puller.is_here(model)
 

@@ -64,12 +64,31 @@ class TaskTicket:
 Ticket = ControlTicket | TaskTicket
 
 
-class Current(NamedTuple):
-    """The resident model, as far as ordering cares."""
+#: Which of the resident models stay when another one is loaded, given its id and theirs; most recently used first.
+Stays = Callable[[str, Sequence[str]], Sequence[str]]
 
+
+class Current(NamedTuple):
+    """The resident models, as far as ordering depends on them."""
+
+    #: The most recently used one.
     model: str | None
-    #: Seconds of work it has done since it was loaded.
+    #: Seconds of work that the resident models have done since the latest load.
     served_s: float = 0
+    #: The others, most recently used first.
+    beside: tuple[str, ...] = ()
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """All of them, most recently used first."""
+        return () if self.model is None else (self.model, *self.beside)
+
+    def then(self, model: str, work_s: float, stays: Stays) -> "Current":
+        """After so much work of `model`, which is loaded first if it is not resident."""
+        if model not in self.models:
+            return Current(model, work_s, tuple(stays(model, self.models)))
+        others = tuple(resident for resident in self.models if resident != model)
+        return Current(model, self.served_s + work_s, others)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +108,8 @@ class Costs:
 
 #: A waiting model is due once its oldest task has waited this many of its swaps ...
 PATIENCE_SWAPS = 50
-#: ... and may interrupt the resident one once that has had this many swaps' worth of work: below that, fairness costs
-#: more than it gives.
+#: ... and may interrupt the resident ones once they have had this many swaps' worth of work since the latest load:
+#: below that, fairness costs more than it gives.
 QUANTUM_SWAPS = 45
 
 
@@ -114,9 +133,10 @@ def choose(
     """The task to run next. Pure: no clock, no I/O; the simulator in bench/ runs this very function.
 
     1. Only the lowest priority number counts, and what has waited long enough for each step that it is above.
-    2. Of these, the resident model's tasks come first, in order of arrival,
-    3. unless the resident model has had its quantum and another model is due, with a task that came before all of them.
-    4. Where the model changes, the one that is due longest is next;
+    2. Of these, the tasks of the resident models come first, in order of arrival,
+    3. unless the resident models have had their quantum and another model is due, with a task that came before all of
+       them.
+    4. Where a model is loaded, the one that is due longest is next;
     5. if none is, the one with the largest claim: the sum of its tasks' waits over the price of serving them.
 
     A swap opens a run of that model's work (2), never a single task: in a burst every task is old, and an age bound
@@ -146,10 +166,11 @@ _arrival = attrgetter("sequence")
 
 def next_model(waiting: Lanes, current: Current, costs: Costs, now: float, fairness: Fairness) -> str:
     """Rules 2 to 5."""
-    others = [model for model in waiting if model != current.model]
+    others = [model for model in waiting if model not in current.models]
     due = _longest_due([waiting[model][0] for model in others], costs, now, fairness)
-    if current.model in waiting and not _interrupts(due, waiting[current.model][0], current, costs, fairness):
-        return current.model
+    own = min((waiting[model][0] for model in current.models if model in waiting), key=_arrival, default=None)
+    if own is not None and not _interrupts(due, own, current, costs, fairness):
+        return own.model
     if due is not None:
         return due.model
     return max(others, key=lambda model: _claim(waiting[model], costs.swap(model), costs.work(model), now))
@@ -162,7 +183,7 @@ def _longest_due(oldest: Iterable[TaskTicket], costs: Costs, now: float, fairnes
 
 
 def _interrupts(due: TaskTicket | None, own: TaskTicket, current: Current, costs: Costs, fairness: Fairness) -> bool:
-    """Rule 3, for the oldest task of the resident model."""
+    """Rule 3; `own` is the oldest task of the resident models."""
     if due is None or due.sequence > own.sequence:
         return False
     return current.served_s >= fairness.quantum_swaps * costs.swap(due.model)

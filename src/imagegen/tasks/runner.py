@@ -178,9 +178,9 @@ class Runner:
         return outcome
 
     async def _load_for(self, live: LiveTask) -> Failed | None:
-        """Make the model of a task the resident one. Returns why that was not possible."""
-        model, resident = live.record.model, self._models.current
-        if resident is not None and resident.model == model:
+        """Make the model of a task resident. Returns why that was not possible."""
+        model = live.record.model
+        if self._models.resident(model) is not None:
             return None
         await self._records.write(live.record)  # if there is nothing to load, `_begin` writes it in a moment
         if live.told_to_stop:
