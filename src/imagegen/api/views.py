@@ -198,7 +198,7 @@ def _model_fields(
         "load_seconds": models.load_seconds(model_id),
         "warm_load_seconds": models.warm_seconds(model_id),
         "host_bytes": models.host_bytes(model_id),
-        "device_bytes": current.weight_bytes if is_loaded and current else None,
+        "device_bytes": current.device_bytes if is_loaded and current else None,
         **spec.model_dump(include=_MODEL_FIELDS),
     }
 

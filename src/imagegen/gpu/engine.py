@@ -144,6 +144,8 @@ class LocalEngine:
             seconds=time.monotonic() - began,
             warm=warm is not None,
             weight_bytes=model.weight_bytes,
+            device_bytes=model.device_bytes,
+            host_bytes=model.host_bytes,
             moved_bytes=model.moved_bytes,
             memory=self._measure(),
         )

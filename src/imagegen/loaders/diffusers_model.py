@@ -11,7 +11,7 @@ from typing import Annotated, Any, NamedTuple, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from imagegen.catalog.catalog import HubFiles, Section
+from imagegen.catalog.catalog import CpuOffload, HubFiles, Section
 from imagegen.catalog.fields import HubSource, Receipt, WeightsFile
 from imagegen.catalog.hub_cache import paths_in
 from imagegen.catalog.pipeline_files import needed, variant
@@ -24,6 +24,8 @@ from imagegen.loaders.adapters import Adapters
 from imagegen.loaders.base import Inputs, LoadedModel, OnStep, Placement
 from imagegen.loaders.folder import check_folder, header_bytes, read_index
 from imagegen.loaders.host_copy import HostCopy, tensor_bytes
+from imagegen.loaders.host_memory import room
+from imagegen.loaders.offloading import device_bytes
 from imagegen.loaders.options import OptionsSpec, attention, compiling, move, quantization_config, step_cache, switch_on
 from imagegen.loaders.parts import SHAREABLE, Part, Source
 from imagegen.loaders.pictures import crop, fit_image, fit_mask, paste
@@ -42,6 +44,9 @@ _TOKENIZERS = (
     ("tokenizer_3", "text_encoder_3"),
     ("tokenizer_4", "text_encoder_4"),
 )
+
+#: What the part that makes the steps is called.
+DENOISERS = ("transformer", "unet")
 
 #: A tokenizer whose files are missing is silently made anew with its special tokens only.
 _LEAST_VOCABULARY = 0.5
@@ -183,27 +188,28 @@ def load_model(
     sources = _sources(spec, folder, placement, without=parts)
     with ExitStack() as undo:
         shared = {name: part for name, source in sources.items() if (part := placement.parts.find(source))}
+        moved = 0
         for part in shared.values():
-            part.enter()
+            moved += part.enter()
             undo.callback(part.leave)
         placement.parts.let_go()
         pipeline = open_pipeline(spec, folder, placement, parts, shared)
         check_tokenizers(pipeline)
         switch_on(pipeline, spec, placement.settings)
         own = _own_parts(spec, pipeline, placement, sources, shared)
-        if not _stays_warm(spec, placement):
-            move(pipeline, spec, placement)
-        moved = sum(part.enter() or part.bytes for part in own)
+        move(pipeline, spec, placement)
+        for part in own:
+            part.enter()
+            moved += part.bytes
         adapters = _entry_adapters(spec, pipeline, placement)
         made_by = provenance(spec, pipeline, placement, [*beside, folder], quantization)
         undo.pop_all()
-    return DiffusersModel(spec, pipeline, adapters, [*shared.values(), *own], moved, made_by)
+    return DiffusersModel(spec, pipeline, adapters, [*shared.values(), *own], moved, made_by, _offload(spec, placement))
 
 
 def least_bytes(spec: DiffusersSpec, folder: Path, placement: Placement, without: Collection[str] = ()) -> int | None:
     """As in ModelLoader, for a pipeline's folder without some of its parts."""
-    smaller = spec.layerwise_casting or spec.quantize
-    if smaller or spec.chosen("cpu_offload", placement.settings) != "none":
+    if spec.layerwise_casting or spec.quantize or _offload(spec, placement) != "none":
         return None
     word = spec.torch_dtype
     width = 4 if word == "float32" or (word == "auto" and placement.device == "cpu") else 2
@@ -216,33 +222,29 @@ def pipeline_files(spec: DiffusersSpec, folder: Path, without: Collection[str] =
     return [folder / name for name in needed(paths_in(folder), read_index(folder, spec.pipeline_class), without)]
 
 
-def _stays_warm(spec: DiffusersSpec, placement: Placement) -> bool:
-    """Not where host memory is its device anyway, and not where it never leaves it as a whole."""
-    if placement.device == "cpu" or not placement.settings.host_cache_gb or spec.quantize is not None:
-        return False
-    return bool(spec.chosen("cpu_offload", placement.settings) == "none")
+def _offload(spec: DiffusersSpec, placement: Placement) -> CpuOffload:
+    """What the entry says, else `global`; on a CPU there is nothing to offload from."""
+    word: CpuOffload = "none" if placement.device == "cpu" else spec.chosen("cpu_offload", placement.settings)
+    return word
 
 
 def device_map(spec: DiffusersSpec, placement: Placement) -> str | None:
     """The device that diffusers can read weights to, with memory for all of them asked for at once.
 
-    None where host memory comes first: they stay warm there, are offloaded to it, or become smaller there.
+    None where host memory comes first: they are offloaded to it, or become smaller there.
     """
     by_way_of_host = (
-        _stays_warm(spec, placement)
-        or spec.chosen("cpu_offload", placement.settings) != "none"
-        or spec.layerwise_casting is not None
-        or spec.quantize is not None
+        _offload(spec, placement) != "none" or spec.layerwise_casting is not None or spec.quantize is not None
     )
     return "cuda" if placement.device == "cuda" and not by_way_of_host else None
 
 
 def _sources(spec: DiffusersSpec, folder: Path, placement: Placement, without: Collection[str]) -> dict[str, Source]:
     """What the parts are made of that other models may share: none of them if the entry changes its weights."""
-    if spec.loras or spec.chosen("cpu_offload", placement.settings) != "none":
+    if spec.loras or _offload(spec, placement) != "none":
         return {}
     options = [spec.chosen(name, placement.settings) for name in ("enable_vae_slicing", "enable_vae_tiling")]
-    treatment = (spec.torch_dtype, placement.device, _stays_warm(spec, placement), *options)
+    treatment = (spec.torch_dtype, placement.device, *options)
     return {
         name: Source.of(folder, name, kind, treatment)
         for name, kind in read_index(folder, spec.pipeline_class).items()
@@ -258,14 +260,21 @@ def _own_parts(
     shared: Collection[str],
 ) -> list[Part]:
     """Those that this load has made; others may find them from now on."""
-    warm, made = _stays_warm(spec, placement), []
+    made = []
     for name, module in _modules(pipeline).items():
         if name not in shared:
-            part = Part(module, sources.get(name), HostCopy([module], placement.device) if warm else None)
+            home = HostCopy([module], placement.device) if _can_leave(name, spec, placement) else None
+            part = Part(module, sources.get(name), home)
             if part.source is not None:
                 placement.parts.add(part)
             made.append(part)
     return made
+
+
+def _can_leave(name: str, spec: DiffusersSpec, placement: Placement) -> bool:
+    """Whether a part can go to host memory and come back: torchao's tensors cannot be put elsewhere in place."""
+    quantised = spec.quantize is not None and name in DENOISERS
+    return placement.device != "cpu" and _offload(spec, placement) == "none" and not quantised
 
 
 def _modules(pipeline: Any) -> dict[str, Any]:
@@ -288,7 +297,7 @@ def open_pipeline(
             use_safetensors=True,
             local_files_only=True,
             variant=variant(paths_in(folder), index, without=parts),
-            quantization_config=quantization_config(spec, "transformer" if "transformer" in index else "unet"),
+            quantization_config=quantization_config(spec, next(name for name in DENOISERS if name in index)),
             device_map=device_map(spec, placement),
             **given,
         )
@@ -376,6 +385,7 @@ class DiffusersModel(LoadedModel):
         parts: Sequence[Part],
         moved_bytes: int,
         made_by: Provenance,
+        offload: CpuOffload,
     ) -> None:
         """Every one of the parts has been entered."""
         self._spec = spec
@@ -385,6 +395,7 @@ class DiffusersModel(LoadedModel):
         self._parts = parts
         self._moved_bytes = moved_bytes
         self._made_by = made_by
+        self._offload = offload
         self._on_device = True
         self._prompts = PromptCache()
         for member in {id(sibling): sibling for sibling in self._siblings if sibling is not None}.values():
@@ -396,6 +407,16 @@ class DiffusersModel(LoadedModel):
     @property
     def weight_bytes(self) -> int:
         return tensor_bytes(_modules(self._pipeline).values())
+
+    @property
+    def device_bytes(self) -> int:
+        return device_bytes(_modules(self._pipeline), self._offload)
+
+    @property
+    def host_bytes(self) -> int:
+        if self._offload != "none":
+            return self.weight_bytes
+        return sum(part.host_bytes for part in self._parts)
 
     @property
     def moved_bytes(self) -> int:
@@ -489,10 +510,13 @@ class DiffusersModel(LoadedModel):
             pipeline.maybe_free_model_hooks()
 
     def to_host(self) -> bool:
-        if self._spec.quantize is not None:
-            return False  # torchao's tensors cannot be put elsewhere in place
+        if self._spec.quantize is not None or sum(part.missing_bytes for part in self._parts) > room():
+            return False
+        with ExitStack() as stack:
+            stack.callback(self._leave)
+            for part in self._parts:
+                part.keep()
         self._prompts.clear()  # they are on the device
-        self._leave()
         return True
 
     def to_device(self) -> int:

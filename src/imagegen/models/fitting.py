@@ -20,14 +20,15 @@ class Fitting:
     def __init__(self, folders: Folders, families: Mapping[str, Family] = FAMILIES) -> None:
         self._folders = folders
         self._families = families
-        #: Bytes of the weights of a model, counted after its load or read from its files.
+        #: Bytes of a model's weights that the device must hold at one time, counted after its load or read from its
+        #: files.
         self._weights: dict[str, int] = {}
         #: Pixels of a picture that was too large for the device, and the bytes that it would have taken.
         self._peaks: dict[str, tuple[int, int]] = {}
 
-    def loaded(self, model: str, weight_bytes: int) -> None:
-        """Its weights were counted."""
-        self._weights[model] = weight_bytes
+    def loaded(self, model: str, device_bytes: int) -> None:
+        """Those of its weights that the device holds at one time were counted."""
+        self._weights[model] = device_bytes
 
     def failed(self, model: str, pixels: int, failed: Failed) -> None:
         """It ran out of memory; 0 pixels: already at its load."""
