@@ -881,6 +881,28 @@ async def test_the_copy_of_a_resident_model_counts_in_the_hosts_share(warm_house
     assert (models.host_bytes("a"), models.host_bytes("short")) == (30, 30)
 
 
+@pytest.mark.parametrize(
+    ("available", "gpu", "states"),
+    [
+        # Half of 120 bytes, of which the first copy then takes 30: two copies.
+        ((120, 90, 60), True, ["warm", "warm", "resident"]),
+        ((118, 88, 58), True, ["cold", "warm", "resident"]),
+        ((60, 30, 30), True, ["cold", "warm", "resident"]),
+        ((59, 59, 59), True, ["cold", "cold", "resident"]),
+        ((1000, 1000, 1000), False, ["cold", "cold", "resident"]),  # host memory is where it runs
+    ],
+)
+async def test_by_default_half_of_the_available_host_memory_keeps_models_warm(
+    house: House, available: tuple[int, ...], gpu: bool, states: list[str]
+) -> None:
+    models = house.models
+    for model, left in zip(("a", "never", "short"), available, strict=True):
+        memory = FULL.evolve(gpu_available=gpu, host_available=left)
+        house.engine.instead = {"load": Loaded(seconds=1, weight_bytes=30, memory=memory)}
+        await models.ensure(model)
+    assert [models.state(model) for model in ("a", "never", "short")] == states
+
+
 async def test_an_idle_model_goes_to_the_host_first_and_then_altogether(warm_house: House) -> None:
     await warm_house.models.ensure("short")
     for state in (ModelState.WARM, ModelState.COLD):

@@ -82,8 +82,9 @@ class GlobalSettings(Section):
     cpu_offload: Annotated[CpuOffload, Loads, BeforeValidator(_offload_word)] = Field(
         default="none", validation_alias=AliasChoices("cpu_offload", "enable_cpu_offload")
     )
-    #: Host memory in which models that left the device stay warm, in GiB; 0 keeps none.
-    host_cache_gb: float = Field(default=0, ge=0, le=100_000)
+    #: Host memory in which models that left the device stay warm, in GiB; 0 keeps none. `auto`: half of what is
+    #: available, and none where host memory is the device.
+    host_cache_gb: Annotated[float, Field(ge=0, le=100_000)] | Literal["auto"] = "auto"
     #: Device memory, in MiB, that may stay behind once nothing is loaded; beyond that the worker process is replaced.
     residual_limit_mb: int = Field(default=1024, ge=1, le=1_000_000)
     #: Fetch a model's weights from the hub when a request names it and they are not on this machine.

@@ -439,8 +439,15 @@ class DynamicModelManager:
         return {model: size for model in models if (size := self.host_bytes(model))}
 
     def _host_budget(self) -> int:
-        """Bytes of host memory that the weights of all models may take."""
-        return int(self._catalog.settings.host_cache_gb * 2**30)
+        """Bytes of host memory that the weights of all models may take.
+
+        `auto` is half of what is available without them: a load needs page cache, offloaded models need room, and
+        other processes grow.
+        """
+        share = self._catalog.settings.host_cache_gb
+        if share != "auto":
+            return int(share * 2**30)
+        return (self._memory.host_available + sum(self._in_host().values())) // 2 if self._memory.gpu_available else 0
 
     async def evict_idle(self, wanted: Collection[str] = ()) -> None:
         """Unload what has not been used for its time and is not `wanted` by a task that waits."""
