@@ -112,7 +112,7 @@ def test_the_device_draws_what_the_cpu_draws(engine: LocalEngine, models: Path, 
     assert sum(abs(a - b) for a, b in pairs) / (64 * 64 * 3) < 4
 
 
-@pytest.mark.parametrize("offload", ["model", "sequential", "group"])
+@pytest.mark.parametrize("offload", ["model", "encoders", "sequential", "group"])
 def test_offloading_changes_the_memory_and_not_the_picture(engine: LocalEngine, models: Path, offload: str) -> None:
     load(engine, models, catalog())
     plain = draw(engine)

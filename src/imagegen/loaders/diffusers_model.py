@@ -2,6 +2,7 @@
 
 import gc
 import inspect
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from math import ceil
@@ -25,7 +26,7 @@ from imagegen.loaders.base import Inputs, LoadedModel, OnStep, Placement
 from imagegen.loaders.folder import check_folder, header_bytes, read_index
 from imagegen.loaders.host_copy import HostCopy, tensor_bytes
 from imagegen.loaders.host_memory import room
-from imagegen.loaders.offloading import device_bytes
+from imagegen.loaders.offloading import DENOISERS, Turns, layer_bytes, most_bytes, offloaded_parts
 from imagegen.loaders.options import OptionsSpec, attention, compiling, move, quantization_config, step_cache, switch_on
 from imagegen.loaders.parts import SHAREABLE, Part, Source
 from imagegen.loaders.pictures import crop, fit_image, fit_mask, paste
@@ -44,9 +45,6 @@ _TOKENIZERS = (
     ("tokenizer_3", "text_encoder_3"),
     ("tokenizer_4", "text_encoder_4"),
 )
-
-#: What the part that makes the steps is called.
-DENOISERS = ("transformer", "unet")
 
 #: A tokenizer whose files are missing is silently made anew with its special tokens only.
 _LEAST_VOCABULARY = 0.5
@@ -196,25 +194,35 @@ def load_model(
         pipeline = open_pipeline(spec, folder, placement, parts, shared)
         check_tokenizers(pipeline)
         switch_on(pipeline, spec, placement.settings)
-        own = _own_parts(spec, pipeline, placement, sources, shared)
-        move(pipeline, spec, placement)
+        offload, turns = _offload(spec, placement), None
+        if offload in ("model", "encoders"):
+            turns = Turns(_modules(pipeline), offload, placement.device)
+        else:
+            move(pipeline, spec, placement)
+        own = _own_parts(spec, pipeline, placement, sources, [*shared, *(turns.names if turns else ())])
         for part in own:
             part.enter()
             moved += part.bytes
         adapters = _entry_adapters(spec, pipeline, placement)
         made_by = provenance(spec, pipeline, placement, [*beside, folder], quantization)
         undo.pop_all()
-    return DiffusersModel(spec, pipeline, adapters, [*shared.values(), *own], moved, made_by, _offload(spec, placement))
+    return DiffusersModel(spec, pipeline, adapters, [*shared.values(), *own], moved, made_by, offload, turns)
 
 
-def least_bytes(spec: DiffusersSpec, folder: Path, placement: Placement, without: Collection[str] = ()) -> int | None:
-    """As in ModelLoader, for a pipeline's folder without some of its parts."""
-    if spec.layerwise_casting or spec.quantize or _offload(spec, placement) != "none":
+def least_bytes(
+    spec: DiffusersSpec, folder: Path, placement: Placement, beside: Mapping[str, int] = MappingProxyType({})
+) -> int | None:
+    """As in ModelLoader, for a pipeline's folder. `beside`: parts that come from elsewhere, and their bytes."""
+    offload = _offload(spec, placement)
+    if spec.layerwise_casting or spec.quantize or offload in ("sequential", "group"):
         return None
     word = spec.torch_dtype
     width = 4 if word == "float32" or (word == "auto" and placement.device == "cpu") else 2
-    files = pipeline_files(spec, folder, without)
-    return sum(header_bytes(file, width) for file in files if file.suffix == WEIGHTS)
+    sizes = Counter(beside)
+    for file in pipeline_files(spec, folder, beside):
+        if file.suffix == WEIGHTS:
+            sizes[file.parent.name] += header_bytes(file, width)
+    return most_bytes(sizes, offloaded_parts(sizes, offload))
 
 
 def pipeline_files(spec: DiffusersSpec, folder: Path, without: Collection[str] = ()) -> list[Path]:
@@ -274,7 +282,7 @@ def _own_parts(
 def _can_leave(name: str, spec: DiffusersSpec, placement: Placement) -> bool:
     """Whether a part can go to host memory and come back: torchao's tensors cannot be put elsewhere in place."""
     quantised = spec.quantize is not None and name in DENOISERS
-    return placement.device != "cpu" and _offload(spec, placement) == "none" and not quantised
+    return placement.device != "cpu" and _offload(spec, placement) not in ("sequential", "group") and not quantised
 
 
 def _modules(pipeline: Any) -> dict[str, Any]:
@@ -386,8 +394,9 @@ class DiffusersModel(LoadedModel):
         moved_bytes: int,
         made_by: Provenance,
         offload: CpuOffload,
+        turns: Turns | None,
     ) -> None:
-        """Every one of the parts has been entered."""
+        """Every one of the parts has been entered. `turns`: of the other ones."""
         self._spec = spec
         self._pipeline = pipeline
         self._siblings = _Siblings.on(pipeline, spec.kind)
@@ -396,6 +405,7 @@ class DiffusersModel(LoadedModel):
         self._moved_bytes = moved_bytes
         self._made_by = made_by
         self._offload = offload
+        self._turns = turns
         self._on_device = True
         self._prompts = PromptCache()
         for member in {id(sibling): sibling for sibling in self._siblings if sibling is not None}.values():
@@ -410,13 +420,18 @@ class DiffusersModel(LoadedModel):
 
     @property
     def device_bytes(self) -> int:
-        return device_bytes(_modules(self._pipeline), self._offload)
+        modules = _modules(self._pipeline)
+        if self._offload in ("sequential", "group"):
+            # While a layer of a group runs, the next one is on its way.
+            return layer_bytes(modules.values(), 2 if self._offload == "group" else 1)
+        sizes = {name: tensor_bytes([module]) for name, module in modules.items()}
+        return most_bytes(sizes, self._turns.names if self._turns else ())
 
     @property
     def host_bytes(self) -> int:
-        if self._offload != "none":
+        if self._offload in ("sequential", "group"):
             return self.weight_bytes
-        return sum(part.host_bytes for part in self._parts)
+        return sum(part.host_bytes for part in self._parts) + (self._turns.host_bytes if self._turns else 0)
 
     @property
     def moved_bytes(self) -> int:
@@ -508,6 +523,8 @@ class DiffusersModel(LoadedModel):
         finally:
             # An interrupted call leaves offload hooks in the middle of their sequence.
             pipeline.maybe_free_model_hooks()
+            if self._turns:
+                self._turns.end()
 
     def to_host(self) -> bool:
         if self._spec.quantize is not None or sum(part.missing_bytes for part in self._parts) > room():
@@ -536,7 +553,7 @@ class DiffusersModel(LoadedModel):
     def close(self) -> None:
         self._leave()
         self._pipeline.remove_all_hooks()
-        del self._pipeline, self._siblings, self._adapters, self._prompts, self._parts
+        del self._pipeline, self._siblings, self._adapters, self._prompts, self._parts, self._turns
         gc.collect()
 
 

@@ -59,7 +59,7 @@ class HostCopy:
 
         if self._on_device:
             return 0
-        moved = 0
+        moved, self._on_device = 0, True
         with ExitStack() as undo:
             undo.callback(self.to_host)
             for tensor in tensors_of(self._modules):
@@ -68,11 +68,12 @@ class HostCopy:
             if self._device.startswith("cuda"):
                 torch.cuda.synchronize(self._device)
             undo.pop_all()
-        self._on_device = True
         return moved
 
     def to_host(self) -> None:
         """Drop the device's copies. What has none in host memory (adapters that were added) gets one."""
+        if not self._on_device:
+            return
         self.keep()
         self._on_device = False
         for tensor in tensors_of(self._modules):
