@@ -16,6 +16,7 @@ from typing import Any
 import msgpack
 import psutil
 import pytest
+import torch
 from structlog.testing import capture_logs
 
 from imagegen.core.errors import FailureCode
@@ -378,31 +379,32 @@ def test_no_module_is_taken_from_the_folder_that_the_service_starts_in(
 
 
 ROUND, CACHE = "pinned_max_round_threshold_mb:1", "pinned_max_cached_size_mb:1"
+PIN = "pinned_use_cuda_host_register:True,pinned_num_register_threads:8"
 
 
 @pytest.mark.parametrize(
     ("own", "told"),
     [
-        ({}, {"PYTORCH_ALLOC_CONF": f"{ROUND},{CACHE}"}),
-        ({"PYTORCH_ALLOC_CONF": ""}, {"PYTORCH_ALLOC_CONF": f"{ROUND},{CACHE}"}),
+        ({}, {"PYTORCH_ALLOC_CONF": f"{ROUND},{CACHE},{PIN}"}),
+        ({"PYTORCH_ALLOC_CONF": ""}, {"PYTORCH_ALLOC_CONF": f"{ROUND},{CACHE},{PIN}"}),
         # Alone, it would bring back what torch rounds up.
         (
             {"PYTORCH_ALLOC_CONF": "expandable_segments:True"},
-            {"PYTORCH_ALLOC_CONF": f"{ROUND},{CACHE},expandable_segments:True"},
+            {"PYTORCH_ALLOC_CONF": f"{ROUND},{CACHE},{PIN},expandable_segments:True"},
         ),
         (
             {"PYTORCH_ALLOC_CONF": "pinned_max_round_threshold_mb : 64, backend:native"},
-            {"PYTORCH_ALLOC_CONF": f"{CACHE},pinned_max_round_threshold_mb : 64, backend:native"},
+            {"PYTORCH_ALLOC_CONF": f"{CACHE},{PIN},pinned_max_round_threshold_mb : 64, backend:native"},
         ),
         (
             {"PYTORCH_CUDA_ALLOC_CONF": "roundup_power2_divisions:[256:1,>:4]"},
-            {"PYTORCH_CUDA_ALLOC_CONF": f"{ROUND},{CACHE},roundup_power2_divisions:[256:1,>:4]"},
+            {"PYTORCH_CUDA_ALLOC_CONF": f"{ROUND},{CACHE},{PIN},roundup_power2_divisions:[256:1,>:4]"},
         ),
         (
             {"PYTORCH_HIP_ALLOC_CONF": "max_split_size_mb:1", "PYTORCH_CUDA_ALLOC_CONF": CACHE},
             {
-                "PYTORCH_HIP_ALLOC_CONF": f"{ROUND},{CACHE},max_split_size_mb:1",
-                "PYTORCH_CUDA_ALLOC_CONF": f"{ROUND},{CACHE}",
+                "PYTORCH_HIP_ALLOC_CONF": f"{ROUND},{CACHE},{PIN},max_split_size_mb:1",
+                "PYTORCH_CUDA_ALLOC_CONF": f"{ROUND},{PIN},{CACHE}",
             },
         ),
     ],
@@ -412,6 +414,13 @@ def test_the_operators_settings_of_torchs_allocator_win_key_by_key_over_ours(
 ) -> None:
     environment = child.worker_environment({"PATH": "/bin"} | own)
     assert {name: value for name, value in environment.items() if name.endswith("ALLOC_CONF")} == told
+
+
+def test_torch_knows_all_settings_that_its_allocator_gets() -> None:
+    """It refuses to start for one that it does not know. A CPU build ignores those of CUDA, but has the headers."""
+    folder = Path(torch.__file__).parent / "include" / "c10"
+    known = "".join((folder / file).read_text() for file in ("cuda/CUDAAllocatorConfig.h", "core/AllocatorConfig.h"))
+    assert all(f" {key.removesuffix('_mb')}() {{" in known for key in child.ALLOCATOR_SETTINGS)
 
 
 def test_a_torch_that_does_not_know_our_allocator_settings_gets_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -207,6 +207,13 @@ CONTRADICTIONS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.parametrize(
+    "fields", [{"quantize": "int8"}, {"layerwise_casting": "float8_e4m3fn"}, {"compile": True}], ids=str
+)
+def test_what_changes_the_transformer_goes_with_offloading_of_the_encoders(fields: dict[str, Any]) -> None:
+    assert parse_catalog(entry(cpu_offload="encoders", **fields), SPECS)
+
+
 @pytest.mark.parametrize("fields", CONTRADICTIONS, ids=str)
 def test_a_contradiction_is_an_error_of_the_configuration(fields: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):

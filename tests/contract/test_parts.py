@@ -19,6 +19,7 @@ from imagegen.loaders.host_copy import HostCopy
 from imagegen.loaders.parts import Part, Parts, Source
 from tests.conftest import load_command, request_for
 from tests.pipelines import build
+from tests.pretend_cuda import Cuda, pretended
 
 TRANSFORMER = Path("transformer/diffusion_pytorch_model.safetensors")
 FLUX = {"name": "A", "type": "flux", "base_size": 64}
@@ -158,36 +159,63 @@ def test_what_a_failed_load_did_not_take_is_let_go(engine: LocalEngine, folders:
     assert draw(engine, "one") == one
 
 
-# -- with host memory in the place of a device -----------------------------------------------------------------------
+# -- on a pretended card ---------------------------------------------------------------------------------------------
 
 
-def linear(parts: Parts) -> Part:
-    module = torch.nn.Linear(8, 8)
-    part = Part(module, Source(("torch", "Linear"), "{}", (), (), ()), HostCopy([module], "cpu"))
+@pytest.fixture
+def cuda() -> Iterator[Cuda]:
+    with pretended() as card:
+        yield card
+
+
+def linear(parts: Parts, device: str = "cuda") -> Part:
+    """A part that one model on the device uses."""
+    module = torch.nn.Linear(8, 8).to(device)
+    part = Part(module, Source(("torch", "Linear"), "{}", (), (), ()), HostCopy([module], device))
     parts.add(part)
+    part.enter()
     return part
 
 
-def test_a_part_is_copied_once_for_all_its_users_and_goes_home_after_the_last() -> None:
+def test_a_part_is_copied_once_for_all_its_users_and_goes_to_the_host_after_the_last(cuda: Cuda) -> None:
     part = linear(Parts())
-    at_home = part.module.weight.data_ptr()
+    part.keep()
+    part.leave()
+    assert not part.module.weight.is_cuda
     assert [part.enter(), part.enter()] == [part.bytes, 0] == [8 * 9 * 4, 0]
     part.leave()
-    assert part.module.weight.data_ptr() != at_home
+    assert part.module.weight.is_cuda
     part.leave()
-    assert part.module.weight.data_ptr() == at_home
+    assert not part.module.weight.is_cuda
 
 
-def test_a_part_that_is_held_stays_until_the_next_model_has_chosen() -> None:
+def test_a_part_that_no_model_keeps_warm_is_not_copied_to_the_host(cuda: Cuda) -> None:
+    part = linear(Parts())
+    part.leave()
+    assert (part.host_bytes, part.missing_bytes, cuda.pinned.bytes) == (0, part.bytes, 0)
+
+
+def test_a_part_that_is_held_stays_until_the_next_model_has_chosen(cuda: Cuda) -> None:
     parts = Parts()
     part = linear(parts)
-    at_home = part.module.weight.data_ptr()
-    part.enter()
+    part.keep()
     parts.hold([part])
     part.leave()
-    assert part.module.weight.data_ptr() != at_home
+    assert part.module.weight.is_cuda
     parts.let_go()
-    assert part.module.weight.data_ptr() == at_home
+    assert not part.module.weight.is_cuda
+
+
+def test_a_part_whose_way_back_failed_can_be_used_again(cuda: Cuda) -> None:
+    part = linear(Parts())
+    part.keep()
+    part.leave()
+    cuda.fail("out_of_memory", "to")
+    with pytest.raises(torch.OutOfMemoryError):
+        part.enter()
+    assert part.enter() == part.bytes
+    part.leave()
+    assert not part.module.weight.is_cuda
 
 
 @pytest.mark.parametrize(("blob", "one_name"), [("a" * 64, True), ("model-0001", False)])
@@ -210,6 +238,6 @@ def test_a_file_of_the_hubs_cache_has_one_name_wherever_it_lies_and_another_file
 
 def test_nobody_finds_a_part_that_no_model_has() -> None:
     parts = Parts()
-    source = linear(parts).source
+    source = linear(parts, "cpu").source
     assert source is not None
     assert parts.find(source) is None

@@ -92,6 +92,8 @@ class Engine(GpuExecutor):
         #: Whether models ran out of memory together.
         self.crowded = False
         self.loaded: dict[str, int] = {}
+        #: Of those, the ones that keep a copy in host memory since they came back from there.
+        self.copies: dict[str, int] = {}
         self.warm: dict[str, int] = {}
         self.troubles: dict[str, deque[str]] = {call: deque() for call in TROUBLES}
         self.calls: list[str] = []
@@ -124,6 +126,7 @@ class Engine(GpuExecutor):
 
     def _die(self) -> None:
         self.loaded.clear()
+        self.copies.clear()
         self.warm.clear()
         self.residue = 0
         self.told = self.told.evolve(allocated=0, cached=0, free=self.told.total, host=0)
@@ -145,10 +148,13 @@ class Engine(GpuExecutor):
         warm = self.warm.pop(model, None) is not None
         if failed := failure(trouble):
             return failed
-        self.loaded[model] = SIZES[model]
+        self.loaded[model] = size = SIZES[model]
         self.comebacks += warm
-        size, made_room = SIZES[model], trouble in SHORT
-        answer = Loaded(seconds=1, warm=warm, weight_bytes=size, memory=self._measure(), made_room=made_room)
+        made_room, copy = trouble in SHORT, size if warm else 0
+        if warm:
+            self.copies[model] = copy
+        memory = self._measure()
+        answer = Loaded(seconds=1, warm=warm, weight_bytes=size, host_bytes=copy, memory=memory, made_room=made_room)
         return answer.evolve(shared=SHARED.get(model, {}))
 
     def fits(self, models: Collection[str]) -> bool:
@@ -164,11 +170,12 @@ class Engine(GpuExecutor):
         trouble = self._trouble("unload", command.model)
         failed = failure(trouble)
         size = self.loaded.pop(command.model, 0) or self.warm.pop(command.model, 0)
+        self.copies.pop(command.model, None)
         if failed:
             return failed
         if command.keep_warm and size and trouble != "cannot_stay":
             self.warm[command.model] = size
-            assert sum(self.warm.values()) <= BUDGET, "more in host memory than may be"
+            assert sum((self.warm | self.copies).values()) <= BUDGET, "more in host memory than may be"
         self.residue += 2 * LIMIT * (trouble == "leak")
         return Unloaded(warm=command.model in self.warm, memory=self._measure())
 
@@ -389,7 +396,7 @@ class Residency(RuleBasedStateMachine):
     def what_the_manager_says_is_what_the_engine_holds(self) -> None:
         assert {it.model: it.weight_bytes for it in self.models.residents} == self.engine.loaded
         says = {model: size for model in SIZES if (size := self.models.host_bytes(model)) is not None}
-        assert says == self.engine.warm
+        assert says == self.engine.warm | self.engine.copies
 
     @invariant()
     def no_more_are_resident_than_may_be_and_fit(self) -> None:
@@ -418,7 +425,7 @@ class Residency(RuleBasedStateMachine):
 
     @invariant()
     def the_host_holds_no_more_than_it_may(self) -> None:
-        assert sum(self.engine.warm.values()) <= BUDGET
+        assert sum((self.engine.warm | self.engine.copies).values()) <= BUDGET
 
     @invariant()
     def the_memory_is_what_was_measured_last(self) -> None:

@@ -314,19 +314,19 @@ def test_a_library_that_is_not_installed_is_named(error: ImportError, said: str)
 
 
 @pytest.mark.parametrize(
-    ("device", "host_cache_gb", "fields", "way"),
+    ("device", "fields", "way"),
     [
-        ("cuda", 0, {}, "cuda"),
-        ("cpu", 0, {}, None),
-        ("cuda:1", 0, {}, None),  # diffusers knows the first device only
-        ("cuda", 8, {}, None),
-        ("cuda", 0, {"cpu_offload": "model"}, None),
-        ("cuda", 0, {"layerwise_casting": "float8_e4m3fn"}, None),
-        ("cuda", 0, {"quantize": "int8"}, None),
+        ("cuda", {}, "cuda"),
+        ("cpu", {}, None),
+        ("cuda:1", {}, None),  # diffusers knows the first device only
+        ("cuda", {"cpu_offload": "model"}, None),
+        ("cuda", {"layerwise_casting": "float8_e4m3fn"}, None),
+        ("cuda", {"quantize": "int8"}, None),
     ],
 )
+@pytest.mark.parametrize("host_cache_gb", [0, 8])
 def test_weights_go_straight_to_the_device_where_nothing_stays_in_host_memory(
-    device: str, host_cache_gb: float, fields: dict[str, Any], way: str | None
+    device: str, fields: dict[str, Any], way: str | None, host_cache_gb: float
 ) -> None:
     spec = FluxSpec.model_validate({"name": "A", "type": "flux"} | fields)
     settings = GlobalSettings(host_cache_gb=host_cache_gb)

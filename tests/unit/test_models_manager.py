@@ -383,6 +383,26 @@ async def test_a_model_that_can_never_fit_is_refused_with_the_numbers_and_nobody
     assert (failed.code, house.current) == (FailureCode.OUT_OF_MEMORY, "a")
 
 
+async def test_an_offloaded_model_that_was_loaded_once_is_loaded_again(house: House) -> None:
+    """Its weights are larger than the device, and what the device holds of them at one time is not."""
+    loaded = Loaded(seconds=1, weight_bytes=3 * 2**30, device_bytes=2**29, host_bytes=3 * 2**30, memory=SMALL)
+    for model in ("a", "b", "a"):
+        house.engine.instead = {"load": loaded}
+        assert await house.models.ensure(model) is None
+    house.engine.instead = {"load": loaded.evolve(device_bytes=2**30 + 1)}
+    await house.models.ensure("b")
+    with pytest.raises(DoesNotFit):
+        await house.models.check_fits("b")
+
+
+async def test_what_the_device_and_the_host_hold_of_an_offloaded_model_is_told(house: House) -> None:
+    house.engine.instead["load"] = Loaded(seconds=1, weight_bytes=30, device_bytes=20, host_bytes=30, memory=FULL)
+    events = await told(house, house.models.ensure("a"))
+    assert events[1] == ModelLoaded(model="a", seconds=1, device_bytes=20)
+    assert house.models.current is not None
+    assert (house.models.current.device_bytes, house.models.host_bytes("a")) == (20, 30)
+
+
 async def test_before_the_device_is_known_everything_may_fit(house: House) -> None:
     await house.models.check_fits("large")
 
@@ -852,6 +872,43 @@ async def test_the_least_recently_used_goes_when_the_host_is_full(warm_house: Ho
         "never": ModelState.WARM,
         "bare": ModelState.RESIDENT,
     }
+
+
+async def test_the_copy_of_a_resident_model_counts_in_the_hosts_share(warm_house: House) -> None:
+    """65 bytes: room for two copies of 30, one of which the resident model keeps since it came back."""
+    models = warm_house.models
+    for model in ("a", "never"):
+        await models.ensure(model)
+    back = Loaded(seconds=0.2, warm=True, weight_bytes=30, host_bytes=30, memory=FULL)
+    warm_house.engine.instead["load"] = back
+    await models.ensure("a")
+    assert (models.host_bytes("a"), models.host_bytes("never")) == (30, 30)
+    warm_house.engine.instead["load"] = back.evolve(warm=False)  # offloaded: its weights lie in the host
+    await models.ensure("short")
+    assert (models.state("a"), models.state("never")) == (ModelState.WARM, ModelState.COLD)
+    assert (models.host_bytes("a"), models.host_bytes("short")) == (30, 30)
+
+
+@pytest.mark.parametrize(
+    ("available", "gpu", "states"),
+    [
+        # Half of 120 bytes, of which the first copy then takes 30: two copies.
+        ((120, 90, 60), True, ["warm", "warm", "resident"]),
+        ((118, 88, 58), True, ["cold", "warm", "resident"]),
+        ((60, 30, 30), True, ["cold", "warm", "resident"]),
+        ((59, 59, 59), True, ["cold", "cold", "resident"]),
+        ((1000, 1000, 1000), False, ["cold", "cold", "resident"]),  # host memory is where it runs
+    ],
+)
+async def test_by_default_half_of_the_available_host_memory_keeps_models_warm(
+    house: House, available: tuple[int, ...], gpu: bool, states: list[str]
+) -> None:
+    models = house.models
+    for model, left in zip(("a", "never", "short"), available, strict=True):
+        memory = FULL.evolve(gpu_available=gpu, host_available=left)
+        house.engine.instead = {"load": Loaded(seconds=1, weight_bytes=30, memory=memory)}
+        await models.ensure(model)
+    assert [models.state(model) for model in ("a", "never", "short")] == states
 
 
 async def test_an_idle_model_goes_to_the_host_first_and_then_altogether(warm_house: House) -> None:

@@ -433,8 +433,14 @@ class ModelView(BaseModel):
     unloads_at: datetime | None = Field(description="When it leaves device memory unless it is used before.")
     load_seconds: float | None = Field(description="How long its latest load from disk took.")
     warm_load_seconds: float | None = Field(description="How long its latest return from host memory took.")
-    device_bytes: int | None = Field(description="While it is in device memory: bytes of its weights.")
-    host_bytes: int | None = Field(description="While it is warm: bytes of its weights in host memory.")
+    device_bytes: int | None = Field(
+        description="While it is loaded: bytes of its weights that are in device memory at most; with `cpu_offload` "
+        "these are not all."
+    )
+    host_bytes: int | None = Field(
+        description="Bytes of its weights in host memory: while it is warm, while it is offloaded, and after it came "
+        "back from there."
+    )
     supports_text2img: bool
     supports_img2img: bool
     supports_inpaint: bool = Field(description="image2image with a mask.")

@@ -208,7 +208,7 @@ def _model_fields(
         "load_seconds": models.load_seconds(model_id),
         "warm_load_seconds": models.warm_seconds(model_id),
         "host_bytes": models.host_bytes(model_id),
-        "device_bytes": resident.weight_bytes if resident else None,
+        "device_bytes": resident.device_bytes if resident else None,
         **spec.model_dump(include=_MODEL_FIELDS),
     }
 

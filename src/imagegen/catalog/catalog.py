@@ -53,7 +53,7 @@ class Section(Value):
 #: The largest `max_batch`. Larger batches gain nothing.
 MAX_BATCH = 64
 
-CpuOffload = Literal["none", "model", "sequential", "group"]
+CpuOffload = Literal["none", "model", "encoders", "sequential", "group"]
 
 
 def _offload_word(value: object) -> object:
@@ -79,13 +79,15 @@ class GlobalSettings(Section):
     enable_vae_slicing: Annotated[bool, Loads, Receipt] = False
     #: Less memory while a large picture is decoded.
     enable_vae_tiling: Annotated[bool, Loads, Receipt] = False
-    #: Keep weights in host memory and bring to the device what runs (CUDA only): whole parts (`model`), single layers
-    #: (`sequential`), or layers ahead of their use (`group`). The brief's `enable_cpu_offload: true` is `model`.
+    #: Keep weights in host memory and bring to the device what runs (CUDA only): whole parts (`model`), what encodes
+    #: the prompt alone (`encoders`: the transformer and the VAE stay), single layers (`sequential`), or layers ahead of
+    #: their use (`group`). The original API's `enable_cpu_offload: true` is `model`.
     cpu_offload: Annotated[CpuOffload, Loads, BeforeValidator(_offload_word)] = Field(
         default="none", validation_alias=AliasChoices("cpu_offload", "enable_cpu_offload")
     )
-    #: Host memory in which models that left the device stay warm, in GiB; 0 keeps none.
-    host_cache_gb: Annotated[float, Loads] = Field(default=0, ge=0, le=100_000)
+    #: Host memory in which models that left the device stay warm, in GiB; 0 keeps none. `auto`: half of what is
+    #: available, and none where host memory is the device.
+    host_cache_gb: Annotated[float, Field(ge=0, le=100_000)] | Literal["auto"] = "auto"
     #: Device memory, in MiB, that may stay behind once nothing is loaded; beyond that the worker process is replaced.
     residual_limit_mb: int = Field(default=1024, ge=1, le=1_000_000)
     #: Fetch a model's weights from the hub when a request names it and they are not on this machine.

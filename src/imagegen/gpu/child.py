@@ -64,9 +64,14 @@ KILL_PATIENCE_S = 30
 HIDDEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACEHUB_API_TOKEN")
 WORKER_VARIABLES = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "DIFFUSERS_DISABLE_REMOTE_CODE": "1"}
 
-#: Else torch takes the next power of two for each piece of pinned memory, and keeps what is freed of it. An older torch
-#: does not know them, and refuses to start for that.
-ALLOCATOR_SETTINGS = {"pinned_max_round_threshold_mb": "1", "pinned_max_cached_size_mb": "1"}
+#: Else torch takes the next power of two for each piece of pinned memory, keeps what is freed of it, and has the driver
+#: map its pages one by one; so threads map them first. An older torch does not know all of these, and refuses to start.
+ALLOCATOR_SETTINGS = {
+    "pinned_max_round_threshold_mb": "1",
+    "pinned_max_cached_size_mb": "1",
+    "pinned_use_cuda_host_register": "True",
+    "pinned_num_register_threads": "8",
+}
 
 ALLOCATOR_SETTINGS_SINCE = (2, 13)
 

@@ -147,6 +147,8 @@ class LocalEngine:
             seconds=time.monotonic() - began,
             warm=warm is not None,
             weight_bytes=model.weight_bytes,
+            device_bytes=model.device_bytes,
+            host_bytes=model.host_bytes,
             moved_bytes=model.moved_bytes,
             shared={part.name: part.bytes for part in model.parts if part.name},
             memory=self._measure(),

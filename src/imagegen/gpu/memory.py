@@ -2,16 +2,15 @@
 
 import ctypes
 import gc
-import os
 import re
 import resource
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 from imagegen.core.errors import EngineError, FailureCode
 from imagegen.gpu.protocol import DeviceMemory
+from imagegen.loaders.host_memory import available_bytes, machine_bytes
 
 #: Words of CUDA errors after which every later call in the process fails (CUDA runtime API, "sticky" errors).
 STICKY = (
@@ -51,7 +50,7 @@ _UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 def measure(device: str) -> DeviceMemory:
     """The device's and this process's memory now."""
     if not device.startswith("cuda"):
-        return DeviceMemory(host=_resident_bytes(), host_total=_machine_bytes())
+        return DeviceMemory(host=_resident_bytes(), host_total=machine_bytes(), host_available=available_bytes())
     import torch
 
     free, total = torch.cuda.mem_get_info(device)
@@ -63,7 +62,8 @@ def measure(device: str) -> DeviceMemory:
         free=free,
         total=total,
         host=_resident_bytes(),
-        host_total=_machine_bytes(),
+        host_total=machine_bytes(),
+        host_available=available_bytes(),
     )
 
 
@@ -101,14 +101,6 @@ def peak(device: str, error: str) -> int:
     if not device.startswith("cuda") or tried is None:
         return 0
     return highest(device) + int(float(tried[1]) * _UNITS[tried[2]])
-
-
-def _machine_bytes() -> int:
-    """Of memory, as far as this process may use it."""
-    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    with suppress(OSError, ValueError):  # no such limit
-        return min(whole, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return whole
 
 
 def _resident_bytes() -> int:

@@ -123,6 +123,8 @@ class DeviceMemory(Value):
     host: int = 0
     #: Of the machine, as far as this process may use it.
     host_total: int = 0
+    #: Of that, what can be taken without swapping.
+    host_available: int = 0
 
     @property
     def held(self) -> int:
@@ -166,6 +168,10 @@ class Loaded(Outcome):
     warm: bool = False
     #: Bytes of the model's parameters and buffers.
     weight_bytes: int
+    #: Of those, the most that are in device memory at one time: fewer than all where they are offloaded.
+    device_bytes: int = Field(default_factory=lambda told: told["weight_bytes"])
+    #: Host memory that they take beside the device's.
+    host_bytes: int = 0
     #: Of those, what had to be brought to the device; the rest was there.
     moved_bytes: int = 0
     #: Of `weight_bytes`, the parts that other models may share: a model with a part of the same name has the very same.

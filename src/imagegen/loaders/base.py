@@ -88,6 +88,16 @@ class LoadedModel(ABC):
         """What makes the pictures of a request with these inputs."""
 
     @property
+    def device_bytes(self) -> int:
+        """Of `weight_bytes`, the most that are in device memory at one time."""
+        return self.weight_bytes
+
+    @property
+    def host_bytes(self) -> int:
+        """Host memory that its weights take while it is on another device: 0 unless they are offloaded or came back."""
+        return 0
+
+    @property
     def parts(self) -> Sequence[Part]:
         """Its components, as far as another model may share them."""
         return ()

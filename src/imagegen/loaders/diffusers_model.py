@@ -2,6 +2,7 @@
 
 import gc
 import inspect
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from math import ceil
@@ -11,7 +12,7 @@ from typing import Annotated, Any, NamedTuple, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from imagegen.catalog.catalog import HubFiles, Section
+from imagegen.catalog.catalog import CpuOffload, HubFiles, Section
 from imagegen.catalog.fields import HubSource, Receipt, WeightsFile
 from imagegen.catalog.hub_cache import paths_in
 from imagegen.catalog.pipeline_files import needed, variant
@@ -24,6 +25,8 @@ from imagegen.loaders.adapters import Adapters
 from imagegen.loaders.base import Inputs, LoadedModel, OnStep, Placement
 from imagegen.loaders.folder import check_folder, header_bytes, read_index
 from imagegen.loaders.host_copy import HostCopy, tensor_bytes
+from imagegen.loaders.host_memory import room
+from imagegen.loaders.offloading import DENOISERS, Turns, layer_bytes, most_bytes, offloaded_parts
 from imagegen.loaders.options import OptionsSpec, attention, compiling, move, quantization_config, step_cache, switch_on
 from imagegen.loaders.parts import SHAREABLE, Part, Source
 from imagegen.loaders.pictures import crop, fit_image, fit_mask, paste
@@ -183,32 +186,43 @@ def load_model(
     sources = _sources(spec, folder, placement, without=parts)
     with ExitStack() as undo:
         shared = {name: part for name, source in sources.items() if (part := placement.parts.find(source))}
+        moved = 0
         for part in shared.values():
-            part.enter()
+            moved += part.enter()
             undo.callback(part.leave)
         placement.parts.let_go()
         pipeline = open_pipeline(spec, folder, placement, parts, shared)
         check_tokenizers(pipeline)
         switch_on(pipeline, spec, placement.settings)
-        own = _own_parts(spec, pipeline, placement, sources, shared)
-        if not _stays_warm(spec, placement):
+        offload, turns = _offload(spec, placement), None
+        if offload in ("model", "encoders"):
+            turns = Turns(_modules(pipeline), offload, placement.device)
+        else:
             move(pipeline, spec, placement)
-        moved = sum(part.enter() or part.bytes for part in own)
+        own = _own_parts(spec, pipeline, placement, sources, [*shared, *(turns.names if turns else ())])
+        for part in own:
+            part.enter()
+            moved += part.bytes
         adapters = _entry_adapters(spec, pipeline, placement)
         made_by = provenance(spec, pipeline, placement, [*beside, folder], quantization)
         undo.pop_all()
-    return DiffusersModel(spec, pipeline, adapters, [*shared.values(), *own], moved, made_by)
+    return DiffusersModel(spec, pipeline, adapters, [*shared.values(), *own], moved, made_by, offload, turns)
 
 
-def least_bytes(spec: DiffusersSpec, folder: Path, placement: Placement, without: Collection[str] = ()) -> int | None:
-    """As in ModelLoader, for a pipeline's folder without some of its parts."""
-    smaller = spec.layerwise_casting or spec.quantize
-    if smaller or spec.chosen("cpu_offload", placement.settings) != "none":
+def least_bytes(
+    spec: DiffusersSpec, folder: Path, placement: Placement, beside: Mapping[str, int] = MappingProxyType({})
+) -> int | None:
+    """As in ModelLoader, for a pipeline's folder. `beside`: parts that come from elsewhere, and their bytes."""
+    offload = _offload(spec, placement)
+    if spec.layerwise_casting or spec.quantize or offload in ("sequential", "group"):
         return None
     word = spec.torch_dtype
     width = 4 if word == "float32" or (word == "auto" and placement.device == "cpu") else 2
-    files = pipeline_files(spec, folder, without)
-    return sum(header_bytes(file, width) for file in files if file.suffix == WEIGHTS)
+    sizes = Counter(beside)
+    for file in pipeline_files(spec, folder, beside):
+        if file.suffix == WEIGHTS:
+            sizes[file.parent.name] += header_bytes(file, width)
+    return most_bytes(sizes, offloaded_parts(sizes, offload))
 
 
 def pipeline_files(spec: DiffusersSpec, folder: Path, without: Collection[str] = ()) -> list[Path]:
@@ -216,33 +230,29 @@ def pipeline_files(spec: DiffusersSpec, folder: Path, without: Collection[str] =
     return [folder / name for name in needed(paths_in(folder), read_index(folder, spec.pipeline_class), without)]
 
 
-def _stays_warm(spec: DiffusersSpec, placement: Placement) -> bool:
-    """Not where host memory is its device anyway, and not where it never leaves it as a whole."""
-    if placement.device == "cpu" or not placement.settings.host_cache_gb or spec.quantize is not None:
-        return False
-    return bool(spec.chosen("cpu_offload", placement.settings) == "none")
+def _offload(spec: DiffusersSpec, placement: Placement) -> CpuOffload:
+    """What the entry says, else `global`; on a CPU there is nothing to offload from."""
+    word: CpuOffload = "none" if placement.device == "cpu" else spec.chosen("cpu_offload", placement.settings)
+    return word
 
 
 def device_map(spec: DiffusersSpec, placement: Placement) -> str | None:
     """The device that diffusers can read weights to, with memory for all of them asked for at once.
 
-    None where host memory comes first: they stay warm there, are offloaded to it, or become smaller there.
+    None where host memory comes first: they are offloaded to it, or become smaller there.
     """
     by_way_of_host = (
-        _stays_warm(spec, placement)
-        or spec.chosen("cpu_offload", placement.settings) != "none"
-        or spec.layerwise_casting is not None
-        or spec.quantize is not None
+        _offload(spec, placement) != "none" or spec.layerwise_casting is not None or spec.quantize is not None
     )
     return "cuda" if placement.device == "cuda" and not by_way_of_host else None
 
 
 def _sources(spec: DiffusersSpec, folder: Path, placement: Placement, without: Collection[str]) -> dict[str, Source]:
     """What the parts are made of that other models may share: none of them if the entry changes its weights."""
-    if spec.loras or spec.chosen("cpu_offload", placement.settings) != "none":
+    if spec.loras or _offload(spec, placement) != "none":
         return {}
     options = [spec.chosen(name, placement.settings) for name in ("enable_vae_slicing", "enable_vae_tiling")]
-    treatment = (spec.torch_dtype, placement.device, _stays_warm(spec, placement), *options)
+    treatment = (spec.torch_dtype, placement.device, *options)
     return {
         name: Source.of(folder, name, kind, treatment)
         for name, kind in read_index(folder, spec.pipeline_class).items()
@@ -258,14 +268,21 @@ def _own_parts(
     shared: Collection[str],
 ) -> list[Part]:
     """Those that this load has made; others may find them from now on."""
-    warm, made = _stays_warm(spec, placement), []
+    made = []
     for name, module in _modules(pipeline).items():
         if name not in shared:
-            part = Part(module, sources.get(name), HostCopy([module], placement.device) if warm else None)
+            home = HostCopy([module], placement.device) if _can_leave(name, spec, placement) else None
+            part = Part(module, sources.get(name), home)
             if part.source is not None:
                 placement.parts.add(part)
             made.append(part)
     return made
+
+
+def _can_leave(name: str, spec: DiffusersSpec, placement: Placement) -> bool:
+    """Whether a part can go to host memory and come back: torchao's tensors cannot be put elsewhere in place."""
+    quantised = spec.quantize is not None and name in DENOISERS
+    return placement.device != "cpu" and _offload(spec, placement) not in ("sequential", "group") and not quantised
 
 
 def _modules(pipeline: Any) -> dict[str, Any]:
@@ -288,7 +305,7 @@ def open_pipeline(
             use_safetensors=True,
             local_files_only=True,
             variant=variant(paths_in(folder), index, without=parts),
-            quantization_config=quantization_config(spec, "transformer" if "transformer" in index else "unet"),
+            quantization_config=quantization_config(spec, next(name for name in DENOISERS if name in index)),
             device_map=device_map(spec, placement),
             **given,
         )
@@ -376,8 +393,10 @@ class DiffusersModel(LoadedModel):
         parts: Sequence[Part],
         moved_bytes: int,
         made_by: Provenance,
+        offload: CpuOffload,
+        turns: Turns | None,
     ) -> None:
-        """Every one of the parts has been entered."""
+        """Every one of the parts has been entered. `turns`: of the other ones."""
         self._spec = spec
         self._pipeline = pipeline
         self._siblings = _Siblings.on(pipeline, spec.kind)
@@ -385,6 +404,8 @@ class DiffusersModel(LoadedModel):
         self._parts = parts
         self._moved_bytes = moved_bytes
         self._made_by = made_by
+        self._offload = offload
+        self._turns = turns
         self._on_device = True
         self._prompts = PromptCache()
         for member in {id(sibling): sibling for sibling in self._siblings if sibling is not None}.values():
@@ -396,6 +417,21 @@ class DiffusersModel(LoadedModel):
     @property
     def weight_bytes(self) -> int:
         return tensor_bytes(_modules(self._pipeline).values())
+
+    @property
+    def device_bytes(self) -> int:
+        modules = _modules(self._pipeline)
+        if self._offload in ("sequential", "group"):
+            # While a layer of a group runs, the next one is on its way.
+            return layer_bytes(modules.values(), 2 if self._offload == "group" else 1)
+        sizes = {name: tensor_bytes([module]) for name, module in modules.items()}
+        return most_bytes(sizes, self._turns.names if self._turns else ())
+
+    @property
+    def host_bytes(self) -> int:
+        if self._offload in ("sequential", "group"):
+            return self.weight_bytes
+        return sum(part.host_bytes for part in self._parts) + (self._turns.host_bytes if self._turns else 0)
 
     @property
     def moved_bytes(self) -> int:
@@ -487,12 +523,17 @@ class DiffusersModel(LoadedModel):
         finally:
             # An interrupted call leaves offload hooks in the middle of their sequence.
             pipeline.maybe_free_model_hooks()
+            if self._turns:
+                self._turns.end()
 
     def to_host(self) -> bool:
-        if self._spec.quantize is not None:
-            return False  # torchao's tensors cannot be put elsewhere in place
+        if self._spec.quantize is not None or sum(part.missing_bytes for part in self._parts) > room():
+            return False
+        with ExitStack() as stack:
+            stack.callback(self._leave)
+            for part in self._parts:
+                part.keep()
         self._prompts.clear()  # they are on the device
-        self._leave()
         return True
 
     def to_device(self) -> int:
@@ -512,7 +553,7 @@ class DiffusersModel(LoadedModel):
     def close(self) -> None:
         self._leave()
         self._pipeline.remove_all_hooks()
-        del self._pipeline, self._siblings, self._adapters, self._prompts, self._parts
+        del self._pipeline, self._siblings, self._adapters, self._prompts, self._parts, self._turns
         gc.collect()
 
 

@@ -124,8 +124,7 @@ class GGUFModelLoader(ModelLoader[GGUFSpec]):
 
     def least_bytes(self, spec: GGUFSpec, placement: Placement) -> int | None:
         file = find_gguf(spec, placement.folders)
-        base = least_bytes(spec, spec.base_folder(placement.folders), placement, without=("transformer",))
-        return None if base is None else base + file.stat().st_size
+        return least_bytes(spec, spec.base_folder(placement.folders), placement, {"transformer": file.stat().st_size})
 
     def files(self, spec: GGUFSpec, folders: Folders) -> Sequence[Path]:
         base = pipeline_files(spec, spec.base_folder(folders), without=("transformer",))

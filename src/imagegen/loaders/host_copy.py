@@ -1,42 +1,86 @@
 """HostCopy: weights in host memory, so that they can leave the device and come back by a copy."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from itertools import accumulate
 from typing import Any
+
+#: Each tensor begins at a multiple of this many bytes of its block: one cache line.
+_ALIGNMENT = 64
 
 
 class HostCopy:
-    """Owns where the tensors of some modules are. Weights do not change: leaving the device copies nothing back."""
+    """Owns where the tensors of some modules are. Weights do not change: only the first way to the host copies them."""
 
-    def __init__(self, modules: Iterable[Any], device: str) -> None:
-        """The modules must be in host memory. For CUDA their pages are pinned: copies then run at bus speed."""
+    def __init__(self, modules: Iterable[Any], device: str, *, pinned: bool = True) -> None:
+        """They count as being on the device.
+
+        `pinned`: the copies are made in pinned memory, from which they come to a CUDA device at bus speed. Otherwise
+        weights that are in host memory are their own copies.
+        """
+        from torch.utils.weak import WeakTensorKeyDictionary
+
         self._modules = list(modules)
         self._device = device
-        self._host = {id(tensor): _pinned(tensor.data, device) for tensor in tensors_of(self._modules)}
-        self.to_host()
+        self._pinned = pinned and device.startswith("cuda")
+        #: Weak: the adapters of a request go with it, and another tensor may get the id of one that is gone.
+        self._host: Any = WeakTensorKeyDictionary()
+        self._on_device = True
+        self._kept = False
+
+    @property
+    def kept(self) -> bool:
+        """Whether the weights have had copies in host memory; they then have them for good."""
+        return self._kept
 
     @property
     def bytes(self) -> int:
-        """Of all weights, each counted once."""
+        """Of the copies in host memory, each counted once."""
         return sum(map(_bytes, self._host.values()))
 
+    @property
+    def missing_bytes(self) -> int:
+        """Of the weights that have no copy in host memory yet."""
+        return sum(map(_bytes, self._missing()))
+
+    def keep(self) -> None:
+        """Make the copies in host memory that are missing; the weights stay where they are."""
+        self._kept, missing = True, self._missing()
+        if not self._pinned:
+            copies: Sequence[Any] = [tensor.data.to("cpu") for tensor in missing]
+        else:
+            copies = _in_one_block([tensor.data for tensor in missing])
+        for tensor, copy in zip(missing, copies, strict=True):
+            self._host[tensor] = copy
+
     def to_device(self) -> int:
-        """Copy every weight to the device; the bytes that moved."""
+        """Copy every weight to the device unless they are there; the bytes that moved. All of them move or none."""
         import torch
 
-        moved = 0
-        for tensor in tensors_of(self._modules):
-            tensor.data = tensor.data.to(self._device, non_blocking=True, copy=True)
-            moved += _bytes(tensor)
-        if self._device.startswith("cuda"):
-            torch.cuda.synchronize(self._device)
+        if self._on_device:
+            return 0
+        moved, self._on_device = 0, True
+        with ExitStack() as undo:
+            undo.callback(self.to_host)
+            for tensor in tensors_of(self._modules):
+                tensor.data = tensor.data.to(self._device, non_blocking=True, copy=True)
+                moved += _bytes(tensor)
+            if self._device.startswith("cuda"):
+                torch.cuda.synchronize(self._device)
+            undo.pop_all()
         return moved
 
     def to_host(self) -> None:
-        """Drop the device's copies. What came later (adapters of the entry) is brought back and kept from now on."""
+        """Drop the device's copies. What has none in host memory (adapters that were added) gets one."""
+        if not self._on_device:
+            return
+        self.keep()
+        self._on_device = False
         for tensor in tensors_of(self._modules):
-            if id(tensor) not in self._host:
-                self._host[id(tensor)] = _pinned(tensor.data.to("cpu"), self._device)
-            tensor.data = self._host[id(tensor)]
+            tensor.data = self._host[tensor]
+
+    def _missing(self) -> list[Any]:
+        return [tensor for tensor in tensors_of(self._modules) if tensor not in self._host]
 
 
 def tensors_of(modules: Iterable[Any]) -> Iterator[Any]:
@@ -61,5 +105,16 @@ def _bytes(tensor: Any) -> int:
     return size
 
 
-def _pinned(tensor: Any, device: str) -> Any:
-    return tensor.pin_memory() if device.startswith("cuda") and not tensor.is_pinned() else tensor
+def _in_one_block(tensors: Sequence[Any]) -> list[Any]:
+    """Copies in one piece of pinned memory: pinning each tensor by itself asks the driver hundreds of times."""
+    import torch
+
+    *begins, end = accumulate((-(-_bytes(tensor) // _ALIGNMENT) * _ALIGNMENT for tensor in tensors), initial=0)
+    block = torch.empty(end, dtype=torch.uint8, pin_memory=True)
+    copies = []
+    for tensor, begin in zip(tensors, begins, strict=True):
+        layout = torch.empty_like(tensor, device="meta")  # the strides that a copy keeps: XL's may be channels-last
+        piece = block[begin : begin + _bytes(tensor)].view(tensor.dtype)
+        copies.append(piece.as_strided(layout.size(), layout.stride()))
+        copies[-1].copy_(tensor)
+    return copies

@@ -57,7 +57,8 @@ class OptionsSpec(ModelSpec):
     @model_validator(mode="after")
     def _no_contradiction(self) -> Self:
         for one, other, why in _CONTRADICTIONS:
-            if getattr(self, one) and getattr(self, other) not in (None, "none"):
+            # The transformer stays where it is while encoders are offloaded.
+            if getattr(self, one) and getattr(self, other) not in (None, "none", "encoders"):
                 raise ValueError(f"{one} and {other} contradict each other: {why}")
         return self
 
@@ -119,14 +120,12 @@ def quantization_config(spec: OptionsSpec, denoiser: str) -> Any:
 
 
 def move(pipeline: Any, spec: OptionsSpec, placement: Placement) -> None:
-    """To the device, or to where offloading brings it there from."""
+    """To the device, or its layers to where offloading brings them there from."""
     import torch
 
     offload, device = spec.chosen("cpu_offload", placement.settings), placement.device
-    if device == "cpu" or offload == "none":
+    if device == "cpu" or offload not in ("sequential", "group"):
         pipeline.to(device)
-    elif offload == "model":
-        pipeline.enable_model_cpu_offload(device=device)
     elif offload == "sequential":
         pipeline.enable_sequential_cpu_offload(device=device)
     else:

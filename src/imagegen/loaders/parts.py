@@ -103,15 +103,31 @@ class Part:
         """Of its weights."""
         return tensor_bytes([self.module])
 
+    @property
+    def host_bytes(self) -> int:
+        """Of its copy in host memory."""
+        return self._home.bytes if self._home else 0
+
+    @property
+    def missing_bytes(self) -> int:
+        """Of host memory that `keep` will take."""
+        return self._home.missing_bytes if self._home else 0
+
     def enter(self) -> int:
         """A model on the device begins to use it; the bytes that were copied for that."""
+        moved = self._home.to_device() if self._users == 0 and self._home else 0
         self._users += 1
-        return self._home.to_device() if self._users == 1 and self._home else 0
+        return moved
+
+    def keep(self) -> None:
+        """Have a copy in host memory from now on, to which it goes when no model on the device uses it."""
+        if self._home:
+            self._home.keep()
 
     def leave(self) -> None:
-        """A model on the device uses it no longer. After the last one it goes home."""
+        """A model on the device uses it no longer. After the last one it goes to host memory if it is kept there."""
         self._users -= 1
-        if self._users == 0 and self._home:
+        if self._users == 0 and self._home and self._home.kept:
             self._home.to_host()
 
 

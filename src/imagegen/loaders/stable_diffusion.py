@@ -32,7 +32,7 @@ class StableDiffusionModelLoader(ModelLoader[StableDiffusionSpec]):
 
     def least_bytes(self, spec: StableDiffusionSpec, placement: Placement) -> int | None:
         folder = find_weights(spec, placement.folders)
-        return least_bytes(spec, folder, placement, without=_PARTS.get(spec.pipeline_class, ()))
+        return least_bytes(spec, folder, placement, dict.fromkeys(_PARTS.get(spec.pipeline_class, ()), 0))
 
     def files(self, spec: StableDiffusionSpec, folders: Folders) -> Sequence[Path]:
         return pipeline_files(spec, find_weights(spec, folders), without=_PARTS.get(spec.pipeline_class, ()))

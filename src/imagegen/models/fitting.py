@@ -28,7 +28,8 @@ class Fitting:
     def __init__(self, folders: Folders, families: Mapping[str, Family] = FAMILIES) -> None:
         self._folders = folders
         self._families = families
-        #: Bytes of the weights of a model, counted after its load or read from its files.
+        #: Bytes of a model's weights that the device must hold at one time, counted after its load or read from its
+        #: files.
         self._weights: dict[str, int] = {}
         #: Pixels of a picture that was too large for the device, and the bytes that it would have taken.
         self._peaks: dict[str, tuple[int, int]] = {}
@@ -39,14 +40,14 @@ class Fitting:
         #: Models that ran out of memory together, whatever was known of their needs, and loads until it is forgotten.
         self._crowds: dict[frozenset[str], int] = {}
 
-    def loaded(self, model: str, weight_bytes: int, shared: Mapping[str, int] = MappingProxyType({})) -> None:
-        """Its weights were counted, and of these the parts that other models may share, by name."""
-        self._weights[model] = weight_bytes
+    def loaded(self, model: str, device_bytes: int, shared: Mapping[str, int] = MappingProxyType({})) -> None:
+        """`device_bytes`: the most of its weights that the device holds at once; `shared`: parts that others may share."""
+        self._weights[model] = device_bytes
         self._shared[model] = shared
         self._crowds = {crowd: loads - 1 for crowd, loads in self._crowds.items() if loads > 1}
 
     def worked(self, model: str, working_bytes: int) -> None:
-        """A picture took so much beside the weights; 0: it was not measured."""
+        """A picture took so many bytes beside the weights; 0: not measured."""
         self._working[model] = max(working_bytes, self._working.get(model, 0))
 
     def failed(self, model: str, pixels: int, failed: Failed) -> None:

@@ -168,8 +168,10 @@ class DynamicModelManager:
         return self._warm_seconds.get(model)
 
     def host_bytes(self, model: str) -> int | None:
-        """While it is warm: bytes of its weights in host memory."""
-        return self._warm[model].weight_bytes if model in self._warm else None
+        """Bytes of host memory that its weights take while it is warm, offloaded, or back from there; None: none."""
+        if model in self._warm:
+            return self._warm[model].weight_bytes
+        return self._residents[model].host_bytes or None if model in self._residents else None
 
     def switch_seconds(self, model: str) -> float | None:
         """What bringing it to the device would cost now, as last measured."""
@@ -310,6 +312,7 @@ class DynamicModelManager:
                 await self._measure_again(model)
             return answer
         self._arrived(model, answer)
+        await self._keep_budget()  # if it is offloaded, it has taken host memory
         return None
 
     async def _measure_again(self, model: str) -> None:
@@ -352,6 +355,8 @@ class DynamicModelManager:
         self._residents[model] = Resident(
             model=model,
             weight_bytes=loaded.weight_bytes,
+            device_bytes=loaded.device_bytes,
+            host_bytes=loaded.host_bytes,
             loaded_at=now,
             last_used_at=now,
             last_used=self._clock(),
@@ -359,7 +364,7 @@ class DynamicModelManager:
         self._errors.pop(model, None)
         self._warm.pop(model, None)
         self._measured(loaded.memory)
-        self._fitting.loaded(model, loaded.weight_bytes, loaded.shared)
+        self._fitting.loaded(model, loaded.device_bytes, loaded.shared)
         (self._warm_seconds if loaded.warm else self._load_seconds)[model] = loaded.seconds
         log.info(
             "model_loaded",
@@ -368,7 +373,7 @@ class DynamicModelManager:
             weight_bytes=loaded.weight_bytes,
             moved_bytes=loaded.moved_bytes,
         )
-        self._bus.publish(ModelLoaded(model=model, seconds=loaded.seconds, device_bytes=loaded.weight_bytes))
+        self._bus.publish(ModelLoaded(model=model, seconds=loaded.seconds, device_bytes=loaded.device_bytes))
 
     async def generate(
         self,
@@ -498,10 +503,25 @@ class DynamicModelManager:
 
     async def _keep_budget(self) -> None:
         """Drop the oldest warm models beyond the host's share."""
-        budget = int(self._catalog.settings.host_cache_gb * 2**30)
         for kept in sorted(self._warm.values(), key=lambda kept: kept.since):
-            if sum(it.weight_bytes for it in self._warm.values()) > budget:
+            if sum(self._in_host().values()) > self._host_budget():
                 await self._cool(kept.model, "room")
+
+    def _in_host(self) -> dict[str, int]:
+        """Bytes of host memory that the weights of each model take."""
+        models = (*self._warm, *self._residents)
+        return {model: size for model in models if (size := self.host_bytes(model))}
+
+    def _host_budget(self) -> int:
+        """Bytes of host memory that the weights of all models may take.
+
+        `auto` is half of what is available without them: a load needs page cache, offloaded models need room, and
+        other processes grow.
+        """
+        share = self._catalog.settings.host_cache_gb
+        if share != "auto":
+            return int(share * 2**30)
+        return (self._memory.host_available + sum(self._in_host().values())) // 2 if self._memory.gpu_available else 0
 
     async def evict_idle(self, wanted: Collection[str] = ()) -> None:
         """Unload what has not been used for its time and is not `wanted` by a task that waits."""
@@ -554,9 +574,14 @@ class DynamicModelManager:
             self._begun(await self._executor.recycle())
 
     async def _may_stay_warm(self, resident: Resident, coming: str | None) -> bool:
-        """Whether it fits into the host's share, for which older ones are dropped, but not the one that comes back."""
-        budget = int(self._catalog.settings.host_cache_gb * 2**30) - (self.host_bytes(coming or "") or 0)
+        """Whether it fits into the host's share, for which older ones are dropped, but not the one that comes back.
+
+        The copies of models on the device count: they have one once they have come back, and it goes where they go.
+        """
         others = [kept for kept in self._warm.values() if kept.model != coming]
+        movable = {resident.model, *(kept.model for kept in others)}
+        fixed = sum(size for model, size in self._in_host().items() if model not in movable)
+        budget = self._host_budget() - fixed
         too_many = too_warm(resident, others, budget) if budget > 0 else None
         for model in too_many or ():
             await self._cool(model, "room")

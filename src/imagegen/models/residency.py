@@ -5,6 +5,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import NamedTuple
 
+from pydantic import Field
+
 from imagegen.core.task import GenerationRequest
 from imagegen.core.value import Value
 
@@ -18,6 +20,10 @@ class Resident(Value):
     model: str
     #: Bytes of its parameters and buffers, as the engine counted them.
     weight_bytes: int
+    #: Of those, the most that are in device memory at one time.
+    device_bytes: int = Field(default_factory=lambda told: told["weight_bytes"])
+    #: Host memory that they take beside the device's.
+    host_bytes: int = 0
     loaded_at: datetime
     last_used_at: datetime
     #: The same moment on a clock that nobody sets, in seconds: idleness is counted on it.

@@ -1,0 +1,43 @@
+"""How much memory the machine has, and how much of it weights may take. Read from Linux; nothing here imports torch."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+PROC, GROUP = Path("/proc"), Path("/sys/fs/cgroup")
+
+#: Weights leave a share of the machine's memory alone: pinned memory is never swapped, and other processes grow.
+_RESERVE = 10
+
+
+def machine_bytes(group: Path = GROUP) -> int:
+    """Of memory, as far as this process may use it."""
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with suppress(OSError, ValueError):  # no such limit
+        return min(whole, int((group / "memory.max").read_text()))
+    return whole
+
+
+def available_bytes(proc: Path = PROC, group: Path = GROUP) -> int:
+    """Of memory, what this process can take without swapping; page cache counts as free. 0: unknown."""
+    try:
+        free = 1024 * _field(proc / "meminfo", "MemAvailable:")
+    except (OSError, ValueError):
+        return 0
+    with suppress(OSError, ValueError):  # no such limit
+        limit = int((group / "memory.max").read_text())
+        used = int((group / "memory.current").read_text()) - _field(group / "memory.stat", "inactive_file")
+        free = min(free, max(0, limit - used))
+    return free
+
+
+def room() -> int:
+    """Bytes that weights may take in addition to what they have."""
+    return max(0, available_bytes() - machine_bytes() // _RESERVE)
+
+
+def _field(file: Path, name: str) -> int:
+    for line in file.read_text().splitlines():
+        if line.startswith(name):
+            return int(line.split()[1])
+    raise ValueError(name)
