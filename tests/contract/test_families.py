@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
 from imagegen.core.errors import FailureCode
@@ -89,6 +90,25 @@ def test_each_kind_does_what_its_line_says_in_exactly_the_asked_size(
     assert isinstance(engine.unload(Unload(model=kind)), Unloaded)
     gone = run(engine, kind)
     assert isinstance(gone, Failed)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", SOME_FIRST)
+def test_the_pixels_are_those_that_the_library_rounds_on_the_host(
+    engine: LocalEngine, shelf: Shelf, kind: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    postprocess, arrays = VaeImageProcessor.postprocess, []
+
+    def recording(self: Any, image: Any, output_type: str = "pil", do_denormalize: Any = None) -> Any:
+        arrays.append(postprocess(self, image, "np", do_denormalize))
+        return postprocess(self, image, output_type, do_denormalize)
+
+    monkeypatch.setattr(VaeImageProcessor, "postprocess", recording)
+    assert isinstance(load(engine, shelf, kind, torch_dtype=dtype), Loaded)
+    for task in set(tasks_of(shelf, kind)) - {"inpaint"}:
+        pixels = draw(engine, kind, task, steps=1)
+        (picture,) = arrays.pop()
+        assert np.array_equal(pixels, (picture * 255).round().astype(np.uint8)), task
 
 
 @pytest.mark.parametrize("kind", [kind for kind in DRAWN if kind not in WITHOUT_NEGATIVE_PROMPT])

@@ -194,7 +194,7 @@ CONTRADICTIONS: list[dict[str, Any]] = [
     {"step_cache": 0.1, "type": "stable_diffusion", "pipeline_class": "StableDiffusionXLPipeline"},
     {"layerwise_casting": "float8_e4m3fn", "type": "gguf", "base_model": "org/base"},
     {"compile": True, "cpu_offload": "model"},
-    {"compile": True, "step_cache": 0.1},
+    {"step_cache": 0.1, "type": "nunchaku", "base_model": "org/base", "local_path": "a.safetensors"},
     {"compile": True, "layerwise_casting": "float8_e4m3fn"},
     {"compile": True, "type": "nunchaku", "base_model": "org/base", "local_path": "a.safetensors"},
     {"quantize": "int8", "cpu_offload": "model"},

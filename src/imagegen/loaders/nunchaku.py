@@ -1,6 +1,7 @@
 """FLUX transformers in 4 bits, run by the Nunchaku engine, inside the pipeline of their base model."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -11,7 +12,14 @@ from imagegen.catalog.fields import HubSource, WeightsFile
 from imagegen.catalog.sources import Folders, cached_file, local
 from imagegen.core.errors import EngineMissing, UnsupportedDevice, WeightsCorrupt, WeightsMissing
 from imagegen.loaders.base import LoadedModel, ModelLoader, Placement, advice
-from imagegen.loaders.diffusers_model import import_pipeline, load_model, pipeline_files, quiet_libraries, torch_dtype
+from imagegen.loaders.diffusers_model import (
+    DiffusersModel,
+    import_pipeline,
+    load_model,
+    pipeline_files,
+    quiet_libraries,
+    torch_dtype,
+)
 from imagegen.loaders.folder import check_safetensors
 from imagegen.loaders.gguf import QuantisedSpec
 
@@ -51,7 +59,13 @@ class NunchakuSpec(QuantisedSpec):
     def _kernels_of_its_own(self) -> Self:
         if self.compile:
             raise ValueError("compile: the engine brings its own kernels")
+        if self.step_cache is not None:
+            raise ValueError("step_cache: the engine runs all blocks at once")
         return self
+
+    @property
+    def stays_in_host_memory(self) -> bool:
+        return False  # the engine puts its weights on the device, and the blocks are out of torch's reach
 
     @property
     def supports_lora(self) -> bool:
@@ -79,13 +93,51 @@ class NunchakuModelLoader(ModelLoader[NunchakuSpec]):
         quiet_libraries()
         engine = find_engine()
         precision = choose_precision(placement.device)
+        made = partial(NunchakuModel, engine, placement.device, outside_torch(placement.device))
         base = spec.base_folder(placement.folders)
         files = _own_files(spec, precision, placement.folders)
         import_pipeline(spec, placement)
         parts = {"transformer": open_transformer(engine, spec, files[0], placement)}
         if spec.t5_weight_name:
             parts["text_encoder_2"] = open_t5(engine, spec, files[1], placement)
-        return load_model(spec, base, placement, parts, beside=files, quantization=precision)
+        return load_model(spec, base, placement, parts, beside=files, quantization=precision, model=made)
+
+
+class NunchakuModel(DiffusersModel):
+    """The engine holds the transformer's blocks in device memory that torch neither sees nor gives back."""
+
+    def __init__(self, engine: Any, device: str, before: int, *made: Any) -> None:
+        """`before`: what was `outside_torch` when the load began."""
+        super().__init__(*made)
+        self._engine = engine
+        self._block_bytes = max(0, outside_torch(device) - before)
+
+    @property
+    def weight_bytes(self) -> int:
+        return super().weight_bytes + self._block_bytes
+
+    @property
+    def moved_bytes(self) -> int:
+        return super().moved_bytes + self._block_bytes
+
+    def trim(self) -> None:
+        super().trim()
+        self._engine._C.utils.trim_memory()
+
+    def close(self) -> None:
+        super().close()
+        # The engine tells CUDA to keep what it frees.
+        self._engine._C.utils.trim_memory()
+
+
+def outside_torch(device: str) -> int:
+    """Bytes of the device that are taken, but not by torch's allocator; 0 on a CPU."""
+    if device == "cpu":
+        return 0
+    import torch
+
+    free, total = torch.cuda.mem_get_info(device)
+    return int(total - free - torch.cuda.memory_reserved(device))
 
     def files(self, spec: NunchakuSpec, folders: Folders) -> Sequence[Path]:
         try:
