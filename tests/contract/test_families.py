@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
+import torch
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
@@ -263,6 +265,20 @@ def test_a_file_that_was_cut_off_is_named(engine: LocalEngine, damaged: Shelf, f
         assert failed.code is FailureCode.WEIGHTS_CORRUPT
         assert file in failed.message
     refused(engine, damaged, "flux-dev")
+
+
+def test_a_lack_of_memory_while_a_file_is_read_is_not_the_files_fault(
+    engine: LocalEngine, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library says that it could not read the file."""
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(safetensors.torch, "load_file", full)
+    failed = load(engine, shelf, "flux-dev")
+    assert isinstance(failed, Failed)
+    assert failed.code is FailureCode.OUT_OF_MEMORY
 
 
 def test_weights_of_another_shape_are_refused(engine: LocalEngine, damaged: Shelf) -> None:

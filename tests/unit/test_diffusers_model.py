@@ -22,6 +22,7 @@ from imagegen.loaders.diffusers_model import _library, device_map
 from imagegen.loaders.flux import FluxSpec
 from imagegen.loaders.folder import read_index
 from imagegen.loaders.nunchaku import NunchakuSpec
+from imagegen.loaders.options import rounding
 from imagegen.loaders.parts import Parts
 from imagegen.loaders.pictures import crop, fit_image
 
@@ -343,6 +344,30 @@ def test_weights_go_straight_to_the_device_where_nothing_stays_in_host_memory(
     spec = FluxSpec.model_validate({"name": "A", "type": "flux"} | fields)
     settings = GlobalSettings(host_cache_gb=host_cache_gb)
     assert device_map(spec, Placement(device, settings, Folders(Path(), Path()), Parts())) == way
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "word", "way"),
+    [
+        ("cuda", (8, 0), "float8", "float8"),
+        ("cuda", (8, 6), "float8", "float8"),
+        ("cuda", (8, 9), "float8", "float8_dynamic"),
+        ("cuda", (9, 0), "float8", "float8_dynamic"),
+        ("cuda", (12, 0), "float8", "float8_dynamic"),
+        ("cuda", (9, 0), "int8", "int8"),
+        ("cuda", (9, 0), None, None),
+        ("cpu", None, "float8", "float8"),
+        ("cpu", None, None, None),
+    ],
+)
+def test_float8_is_multiplied_as_such_where_the_device_can(
+    monkeypatch: pytest.MonkeyPatch, device: str, capability: Any, word: Any, way: str | None
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    spec = FluxSpec.model_validate({"name": "A", "type": "flux", "quantize": word})
+    assert rounding(spec, device) == way
 
 
 def test_what_the_nunchaku_engine_holds_never_stays_in_host_memory() -> None:
