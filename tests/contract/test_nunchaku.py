@@ -291,6 +291,17 @@ def test_it_leaves_as_a_whole_and_the_engine_keeps_nothing(
     assert same(draw(engine, "four_bits"), before)
 
 
+def test_what_a_load_that_failed_has_left_is_given_back_before_the_next(
+    engine: LocalEngine, shelf: Shelf, memory: Any
+) -> None:
+    file = write_t5(shelf.model("flux-dev"), shelf.folder / "nunchaku" / "cut.safetensors")
+    file.write_bytes(file.read_bytes()[:-1])
+    assert isinstance(load(engine, shelf, t5_weight_name="cut.safetensors"), Failed)
+    assert memory.kept > 0
+    assert isinstance(load(engine, shelf), Loaded)
+    assert memory.kept == 0
+
+
 def test_when_the_device_is_full_the_engine_gives_back_what_it_keeps(
     engine: LocalEngine, shelf: Shelf, memory: Any
 ) -> None:

@@ -18,6 +18,7 @@ from imagegen.gpu.protocol import EngineOptions, Failed, Generate, Generated, Lo
 from imagegen.loaders import SPECS, diffusers_model, provenance
 from imagegen.loaders.options import quantization_config, rounding
 from tests.conftest import load_command, request_for
+from tests.contract.families import picture
 from tests.pipelines import build
 
 
@@ -118,7 +119,7 @@ def test_rounded_weights_take_less_memory_and_draw_nearly_the_same(models: Path,
 
 @pytest.fixture
 def ada(monkeypatch: pytest.MonkeyPatch) -> str:
-    """A device with matrix products of float8, as far as the choice goes and torchao's checks; the CPU does its work."""
+    """A device that multiplies float8, as far as the choice and torchao's checks go; the CPU does its work."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 9))
     monkeypatch.setattr(torch.version, "cuda", "13.0")
@@ -247,6 +248,18 @@ def test_the_entrys_word_counts_before_the_global_one(models: Path) -> None:
     spec = SPECS["flux"].model_validate({"name": "A", "type": "flux", "cpu_offload": "none"})
     assert spec.chosen("cpu_offload", catalog.settings) == "none"  # type: ignore[attr-defined]
     assert spec.chosen("enable_vae_tiling", catalog.settings) is True  # type: ignore[attr-defined]
+
+
+def test_a_stopped_image_to_image_frees_the_hooks_of_the_pipeline_that_has_them(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house, freed, stop = House(models), [], threading.Event()
+    model = house.engine._models["a"].model
+    monkeypatch.setattr(model._pipeline, "maybe_free_model_hooks", lambda: freed.append(stop.is_set()))  # type: ignore[attr-defined]
+    command = Generate(model="a", request=request_for(strength=0.9, steps=4), init_image=picture())
+    outcome = house.engine.generate(command, stop, lambda *_: stop.set())
+    assert isinstance(outcome, Stopped)
+    assert freed == [True]
 
 
 @pytest.mark.parametrize(("old", "word"), [(True, "model"), (False, "none")])

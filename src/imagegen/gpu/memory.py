@@ -12,7 +12,7 @@ from pathlib import Path
 
 from imagegen.core.errors import EngineError, FailureCode
 from imagegen.gpu.protocol import DeviceMemory
-from imagegen.loaders.device_errors import out_of_memory
+from imagegen.loaders.memory_errors import out_of_memory
 
 #: Words of CUDA errors after which every later call in the process fails (CUDA runtime API, "sticky" errors).
 STICKY = (

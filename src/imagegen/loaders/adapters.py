@@ -14,7 +14,7 @@ class Adapters:
     """What is added to one pipeline's weights."""
 
     def __init__(self, pipeline: Any, loras: Sequence[Lora], files: Sequence[Path]) -> None:
-        """Add an entry's own LoRAs. Raises LoraRefused, and what the device raises."""
+        """Add an entry's own LoRAs. Raises LoraRefused."""
         self._pipeline = pipeline
         self._names = [f"entry{i}" for i in range(len(loras))]
         self._scales = [lora.scale for lora in loras]
@@ -23,7 +23,7 @@ class Adapters:
 
     @contextmanager
     def added(self, loras: Sequence[Lora], files: Sequence[Path]) -> Iterator[None]:
-        """Add a request's LoRAs as well, and remove them at the end. Raises LoraRefused, and what the device raises."""
+        """Add a request's LoRAs as well, and remove them at the end. Raises LoraRefused."""
         if not loras:
             yield
             return

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Self
 
-from imagegen.loaders.device_errors import out_of_memory
+from imagegen.loaders.memory_errors import out_of_memory
 
 #: Pixels of a tile's side, at most. diffusers' own is 1024 for the VAEs of FLUX, 3.5 and XL: no usual picture is cut.
 TILE = 512

@@ -93,6 +93,7 @@ class NunchakuModelLoader(ModelLoader[NunchakuSpec]):
         quiet_libraries()
         engine = find_engine()
         precision = choose_precision(placement.device)
+        engine._C.utils.trim_memory()  # what a load that failed has left
         made = partial(NunchakuModel, engine, placement.device, outside_torch(placement.device))
         base = spec.base_folder(placement.folders)
         files = _own_files(spec, precision, placement.folders)
@@ -101,6 +102,14 @@ class NunchakuModelLoader(ModelLoader[NunchakuSpec]):
         if spec.t5_weight_name:
             parts["text_encoder_2"] = open_t5(engine, spec, files[1], placement)
         return load_model(spec, base, placement, parts, beside=files, quantization=precision, model=made)
+
+    def files(self, spec: NunchakuSpec, folders: Folders) -> Sequence[Path]:
+        try:
+            own = _own_files(spec, "int4", folders)
+        except WeightsMissing:  # which of the two is read depends on the device; they are about as large
+            own = _own_files(spec, "fp4", folders)
+        replaced = ("transformer", "text_encoder_2") if spec.t5_weight_name else ("transformer",)
+        return [*own, *pipeline_files(spec, spec.base_folder(folders), without=replaced)]
 
 
 class NunchakuModel(DiffusersModel):
@@ -126,7 +135,7 @@ class NunchakuModel(DiffusersModel):
 
     def close(self) -> None:
         super().close()
-        # The engine tells CUDA to keep what it frees.
+        # The engine has told CUDA to keep what it frees.
         self._engine._C.utils.trim_memory()
 
 
@@ -138,14 +147,6 @@ def outside_torch(device: str) -> int:
 
     free, total = torch.cuda.mem_get_info(device)
     return int(total - free - torch.cuda.memory_reserved(device))
-
-    def files(self, spec: NunchakuSpec, folders: Folders) -> Sequence[Path]:
-        try:
-            own = _own_files(spec, "int4", folders)
-        except WeightsMissing:  # which of the two is read depends on the device; they are about as large
-            own = _own_files(spec, "fp4", folders)
-        replaced = ("transformer", "text_encoder_2") if spec.t5_weight_name else ("transformer",)
-        return [*own, *pipeline_files(spec, spec.base_folder(folders), without=replaced)]
 
 
 def _own_files(spec: NunchakuSpec, precision: str, folders: Folders) -> list[Path]:

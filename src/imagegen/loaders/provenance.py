@@ -113,7 +113,7 @@ def _versions(spec: OptionsSpec, device: str) -> dict[str, str]:
     versions = {"imagegen": imagegen.__version__, "torch": torch.__version__}
     versions |= {"diffusers": diffusers.__version__, "transformers": transformers.__version__}
     if device != "cpu":  # beside torch's version and the GPU's name, what decides which kernels run
-        versions["cudnn"] = str(torch.backends.cudnn.version())
+        versions["cudnn"] = str(torch.backends.cudnn.version())  # type: ignore[no-untyped-call]
     also = [*spec.libraries, *(["torchao"] if spec.quantize else []), *(["peft"] if getattr(spec, "loras", ()) else [])]
     return versions | {name: _version(name) for name in also}
 

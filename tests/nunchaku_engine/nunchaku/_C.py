@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 
-class utils:  # noqa: N801 - a submodule there
+class utils:
     """Memory of the engine, in bytes."""
 
     #: In use, and freed but not given back.

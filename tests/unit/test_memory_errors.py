@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from imagegen.loaders.device_errors import out_of_memory
+from imagegen.loaders.memory_errors import out_of_memory
 
 
 class OutOfMemoryError(RuntimeError):
