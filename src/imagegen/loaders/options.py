@@ -43,9 +43,10 @@ class OptionsSpec(ModelSpec):
     cpu_offload: CpuOffload | None = None
     #: Keeps the transformer's weights in 8 bits and widens each layer as it runs: half the memory of bfloat16.
     layerwise_casting: Literal["float8_e4m3fn", "float8_e5m2"] | None = None
-    #: One of diffusers' that needs no download; by default torch's own.
+    #: One of diffusers' that needs no download; by default torch chooses by the card (docs/models.md).
     attention_backend: Annotated[AttentionBackend | None, Receipt] = None
-    #: Rounds the transformer's weights to 8 bits at load, by torchao where that is installed.
+    #: Rounds the transformer's weights to 8 bits at load, by torchao where that is installed. With `float8`, a card of
+    #: compute capability 8.9 or later also multiplies in 8 bits.
     quantize: Literal["int8", "float8"] | None = None
     #: Compiles the transformer's repeated blocks at the first picture; other models and later loads use the same code.
     compile: Annotated[bool, Receipt] = False
