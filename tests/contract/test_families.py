@@ -10,6 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
+import torch
+from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
 from imagegen.core.errors import FailureCode
@@ -89,6 +92,25 @@ def test_each_kind_does_what_its_line_says_in_exactly_the_asked_size(
     assert isinstance(engine.unload(Unload(model=kind)), Unloaded)
     gone = run(engine, kind)
     assert isinstance(gone, Failed)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", SOME_FIRST)
+def test_the_pixels_are_those_that_the_library_rounds_on_the_host(
+    engine: LocalEngine, shelf: Shelf, kind: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    postprocess, arrays = VaeImageProcessor.postprocess, []
+
+    def recording(self: Any, image: Any, output_type: str = "pil", do_denormalize: Any = None) -> Any:
+        arrays.append(postprocess(self, image, "np", do_denormalize))
+        return postprocess(self, image, output_type, do_denormalize)
+
+    monkeypatch.setattr(VaeImageProcessor, "postprocess", recording)
+    assert isinstance(load(engine, shelf, kind, torch_dtype=dtype), Loaded)
+    for task in set(tasks_of(shelf, kind)) - {"inpaint"}:
+        pixels = draw(engine, kind, task, steps=1)
+        (picture,) = arrays.pop()
+        assert np.array_equal(pixels, (picture * 255).round().astype(np.uint8)), task
 
 
 @pytest.mark.parametrize("kind", [kind for kind in DRAWN if kind not in WITHOUT_NEGATIVE_PROMPT])
@@ -243,6 +265,20 @@ def test_a_file_that_was_cut_off_is_named(engine: LocalEngine, damaged: Shelf, f
         assert failed.code is FailureCode.WEIGHTS_CORRUPT
         assert file in failed.message
     refused(engine, damaged, "flux-dev")
+
+
+def test_a_lack_of_memory_while_a_file_is_read_is_not_the_files_fault(
+    engine: LocalEngine, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library says that it could not read the file."""
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(safetensors.torch, "load_file", full)
+    failed = load(engine, shelf, "flux-dev")
+    assert isinstance(failed, Failed)
+    assert failed.code is FailureCode.OUT_OF_MEMORY
 
 
 def test_weights_of_another_shape_are_refused(engine: LocalEngine, damaged: Shelf) -> None:

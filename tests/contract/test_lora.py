@@ -2,11 +2,14 @@
 
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import peft
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from imagegen.builtin import default_config
 from imagegen.catalog.catalog import Catalog
@@ -20,6 +23,7 @@ from imagegen.loaders import SPECS
 from tests.conftest import load_command, request_for
 
 RANK = 2
+CAST = "layerwise_casting: float8_e4m3fn"
 
 
 @pytest.fixture
@@ -40,6 +44,16 @@ def write_lora(path: Path, width: int = 160, seed: int = 0) -> Path:
         tensors[f"{key}.lora_B.weight"] = torch.randn(width, RANK, generator=noise)
     save_file(tensors, path)
     return path
+
+
+@contextmanager
+def engine_with(folder: Path, option: str) -> Iterator[LocalEngine]:
+    """The embedded model with one more line in its entry."""
+    text = default_config().read_text().replace("base_size: 128", f"base_size: 128\n    {option}")
+    engine = LocalEngine(EngineOptions(device="cpu"))
+    assert isinstance(engine.load(Load.entry(parse_catalog(text, SPECS), "tiny", Folders(folder, folder))), Loaded)
+    yield engine
+    engine.close()
 
 
 def draw(engine: LocalEngine, *added: tuple[float, Path]) -> Generated | Failed:
@@ -80,16 +94,11 @@ def test_several_loras_count_together(engine: LocalEngine, tmp_path: Path) -> No
 def test_an_entrys_own_lora_stays_and_a_requests_comes_on_top(tmp_path: Path) -> None:
     own = write_lora(tmp_path / "own.safetensors", seed=1)
     more = write_lora(tmp_path / "more.safetensors", seed=2)
-    text = (
-        default_config().read_text().replace("base_size: 128", "base_size: 128\n    loras: [{path: own.safetensors}]")
-    )
-    engine = LocalEngine(EngineOptions(device="cpu"))
-    assert isinstance(engine.load(Load.entry(parse_catalog(text, SPECS), "tiny", Folders(tmp_path, tmp_path))), Loaded)
-    with_own = pixels(draw(engine))
-    with_both = pixels(draw(engine, (1, more)))
-    assert with_own != with_both
-    assert pixels(draw(engine)) == with_own
-    engine.close()
+    with engine_with(tmp_path, "loras: [{path: own.safetensors}]") as engine:
+        with_own = pixels(draw(engine))
+        with_both = pixels(draw(engine, (1, more)))
+        assert with_own != with_both
+        assert pixels(draw(engine)) == with_own
     engine = LocalEngine(EngineOptions(device="cpu"))
     assert isinstance(
         engine.load(Load.entry(load_catalog(default_config(), SPECS), "tiny", Folders(tmp_path, tmp_path))), Loaded
@@ -113,3 +122,76 @@ def test_a_lora_that_does_not_fit_fails_its_own_request_only(engine: LocalEngine
     assert isinstance(failed, Failed)
     assert (failed.code, failed.message) == (FailureCode.LORA_REFUSED, "The LoRA file does not fit this model.")
     assert pixels(draw(engine)) == plain
+
+
+# -- weights that are kept in 8 bits -----------------------------------------------------------------------------------
+
+
+def test_a_lora_on_weights_in_8_bits_counts_for_its_request_only(tmp_path: Path) -> None:
+    file = write_lora(tmp_path / "style.safetensors")
+    with engine_with(tmp_path, CAST) as engine:
+        plain = pixels(draw(engine))
+        assert pixels(draw(engine, (1, file))) != plain
+        assert pixels(draw(engine)) == plain
+
+
+def test_so_does_one_on_top_of_an_entrys_own(tmp_path: Path) -> None:
+    write_lora(tmp_path / "own.safetensors", seed=1)
+    more = write_lora(tmp_path / "more.safetensors", seed=2)
+    with engine_with(tmp_path, CAST) as engine:
+        plain = pixels(draw(engine))
+    with engine_with(tmp_path, f"{CAST}\n    loras: [{{path: own.safetensors}}]") as engine:
+        with_own = pixels(draw(engine))
+        assert len({plain, with_own, pixels(draw(engine, (1, more)))}) == 3
+        assert pixels(draw(engine)) == with_own
+
+
+def test_the_lora_itself_is_not_rounded_to_8_bits(engine: LocalEngine, tmp_path: Path) -> None:
+    # A quarter of the least number that float8_e4m3fn knows beside zero.
+    file = tmp_path / "small.safetensors"
+    tensors = {name: tensor.sign() * 2**-11 for name, tensor in load_file(write_lora(file)).items()}
+    save_file({name: t * (2**19 if "lora_B" in name else 1) for name, t in tensors.items()}, file)
+    strength = distance(draw(engine), draw(engine, (1, file)))
+    with engine_with(tmp_path, CAST) as cast:
+        assert distance(draw(cast), draw(cast, (1, file))) > strength / 2 > 0
+
+
+def distance(one: Generated | Failed, other: Generated | Failed) -> float:
+    pairs = list(zip(pixels(one), pixels(other), strict=True))
+    return sum(abs(a - b) for a, b in pairs) / len(pairs)
+
+
+# -- the device fails while a LoRA is added ----------------------------------------------------------------------------
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, error: Exception, times: int) -> None:
+    """Let the library's own loading fail so many times, in the middle of its work."""
+    real, left = peft.set_peft_model_state_dict, [error] * times
+
+    def set_peft_model_state_dict(*args: Any, **kwargs: Any) -> Any:
+        if left:
+            raise left.pop()
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(peft, "set_peft_model_state_dict", set_peft_model_state_dict)
+
+
+def test_out_of_memory_while_a_lora_is_added_is_tried_once_more(
+    engine: LocalEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_lora(tmp_path / "style.safetensors")
+    expected = pixels(draw(engine, (1, file)))
+    failing(monkeypatch, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."), times=1)
+    outcome = draw(engine, (1, file))
+    assert pixels(outcome) == expected
+    assert outcome.made_room
+
+
+def test_a_broken_device_is_not_the_loras_fault(
+    engine: LocalEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_lora(tmp_path / "style.safetensors")
+    failing(monkeypatch, torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), times=1)
+    failed = draw(engine, (1, file))
+    assert isinstance(failed, Failed)
+    assert failed.code is FailureCode.DEVICE_FAULT

@@ -14,8 +14,9 @@ import torch
 
 from imagegen.core.errors import FailureCode
 from imagegen.gpu.engine import LocalEngine
-from imagegen.gpu.protocol import EngineOptions, Failed, Loaded
+from imagegen.gpu.protocol import EngineOptions, Failed, Loaded, Unload, Unloaded
 from imagegen.loaders import nunchaku
+from imagegen.loaders.host_copy import HostCopy
 from tests.conftest import load_command
 from tests.contract.families import LIBRARY_WARNINGS, Shelf, catalog_of, draw, provenance, shelf_of, small
 from tests.nunchaku_files import write_t5, write_transformer
@@ -256,3 +257,73 @@ def test_a_file_of_another_kind_is_refused(engine: LocalEngine, shelf: Shelf, in
     assert isinstance(failed, Failed)
     assert failed.code is FailureCode.WEIGHTS_CORRUPT
     assert "plain.safetensors" in failed.message
+
+
+# -- memory that torch does not know of --------------------------------------------------------------------------------
+
+
+def test_the_stand_ins_weights_are_on_the_device_as_the_engines_are(shelf: Shelf, installed: Any) -> None:
+    file = shelf.folder / "nunchaku" / "svdq-int4_r32-flux.1-dev.safetensors"
+    transformer = installed("nunchaku_engine").NunchakuFluxTransformer2dModel.from_pretrained(str(file), device="cpu")
+    assert not [name for name, _ in transformer.named_parameters() if "transformer_blocks" in name]
+    with pytest.raises(RuntimeError, match="cannot pin"):
+        HostCopy([transformer], "cuda")
+
+
+@pytest.fixture
+def memory(installed: Any, on_gpu: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What the engine holds of the device; the loader finds it out as it would on a GPU."""
+    held = installed("nunchaku_engine")._C.utils
+    on_gpu(8, 9)
+    monkeypatch.setattr(nunchaku, "outside_torch", lambda device: held.used + held.kept)
+    return held
+
+
+def test_the_blocks_count_as_weights(engine: LocalEngine, shelf: Shelf, memory: Any) -> None:
+    loaded = load(engine, shelf)
+    assert isinstance(loaded, Loaded)
+    plain = engine.load(load_command(catalog_of(whole=shelf.entry("flux-dev")), "whole", shelf.folder))
+    assert isinstance(plain, Loaded)
+    assert memory.used > 0
+    assert loaded.weight_bytes == loaded.moved_bytes == plain.weight_bytes
+
+
+@pytest.mark.parametrize("keep_warm", [False, True])
+def test_it_leaves_as_a_whole_and_the_engine_keeps_nothing(
+    engine: LocalEngine, shelf: Shelf, memory: Any, keep_warm: bool
+) -> None:
+    load(engine, shelf)
+    before = draw(engine, "four_bits")
+    answer = engine.unload(Unload(model="four_bits", keep_warm=keep_warm))
+    assert isinstance(answer, Unloaded)
+    assert not answer.warm
+    assert (memory.used, memory.kept) == (0, 0)
+    load(engine, shelf)
+    assert same(draw(engine, "four_bits"), before)
+
+
+def test_what_a_load_that_failed_has_left_is_given_back_before_the_next(
+    engine: LocalEngine, shelf: Shelf, memory: Any
+) -> None:
+    file = write_t5(shelf.model("flux-dev"), shelf.folder / "nunchaku" / "cut.safetensors")
+    file.write_bytes(file.read_bytes()[:-1])
+    assert isinstance(load(engine, shelf, t5_weight_name="cut.safetensors"), Failed)
+    assert memory.kept > 0
+    assert isinstance(load(engine, shelf), Loaded)
+    assert memory.kept == 0
+
+
+def test_when_the_device_is_full_the_engine_gives_back_what_it_keeps(
+    engine: LocalEngine, shelf: Shelf, memory: Any
+) -> None:
+    load(engine, shelf)
+    memory.kept = 1000
+    engine._models["four_bits"].model.trim()
+    assert memory.kept == 0
+
+
+def test_what_torch_does_not_hold_is_the_rest_of_what_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (70, 100))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 12)
+    assert nunchaku.outside_torch("cuda") == 18
+    assert nunchaku.outside_torch("cpu") == 0

@@ -15,8 +15,10 @@ from imagegen.catalog.loading import ConfigError, parse_catalog
 from imagegen.core.errors import FailureCode
 from imagegen.gpu.engine import LocalEngine
 from imagegen.gpu.protocol import EngineOptions, Failed, Generate, Generated, Loaded, Stopped, Unload, Unloaded
-from imagegen.loaders import SPECS
+from imagegen.loaders import SPECS, diffusers_model, provenance
+from imagegen.loaders.options import quantization_config, rounding
 from tests.conftest import load_command, request_for
+from tests.contract.families import picture
 from tests.pipelines import build
 
 
@@ -115,6 +117,41 @@ def test_rounded_weights_take_less_memory_and_draw_nearly_the_same(models: Path,
     assert 0 < sum(abs(a - b) for a, b in pairs) / len(pairs) < 3
 
 
+@pytest.fixture
+def ada(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A device that multiplies float8, as far as the choice and torchao's checks go; the CPU does its work."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 9))
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    return "cuda"
+
+
+@pytest.mark.slow  # with the extra `quantize` installed
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_float8_rounds_what_goes_into_a_layer_as_well_where_the_device_multiplies_it(
+    models: Path, ada: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields: dict[str, Any] = {"local_path": "builtin:tiny", "torch_dtype": dtype}
+    request: dict[str, Any] = {"prompt": "a cat", "width": 128, "height": 128}
+    full, by_weight = (
+        House(models, **fields).draw(**request),
+        House(models, **fields, quantize="float8").draw(**request),
+    )
+    chosen = quantization_config
+    monkeypatch.setattr(diffusers_model, "quantization_config", lambda *how: chosen(*how[:2], ada, how[3]))
+    monkeypatch.setattr(provenance, "rounding", lambda spec, device: rounding(spec, ada))
+    house = House(models, **fields, quantize="float8")
+    layer = house.engine._models["a"].model._pipeline.transformer.transformer_blocks[0].attn.to_q  # type: ignore[attr-defined]
+    assert layer.weight.act_quant_kwargs is not None
+    pixels = house.draw(**request)
+    for other in (full, by_weight):
+        pairs = list(zip(pixels, other, strict=True))
+        assert 0 < sum(abs(a - b) for a, b in pairs) / len(pairs) < 4
+    outcome = house.engine.generate(Generate(model="a", request=request_for()), threading.Event(), lambda *_: None)
+    assert isinstance(outcome, Generated)
+    assert outcome.provenance.quantization == "float8_dynamic"
+
+
 @pytest.mark.slow  # with the extra `quantize` installed
 def test_rounded_weights_leave_as_a_whole(models: Path) -> None:
     house = House(models, quantize="int8")
@@ -152,12 +189,29 @@ def test_what_was_compiled_survives_an_unload_and_draws_the_same(models: Path) -
     assert compiled[0] == compiled[1] > 0
 
 
+@pytest.mark.usefixtures("quick_compiler")
+@pytest.mark.parametrize("cache", [0.05, 1, "taylorseer"])
+def test_compiled_blocks_and_a_step_cache_draw_what_the_cache_alone_draws(models: Path, cache: float | str) -> None:
+    plain, compiled = House(models, step_cache=cache), House(models, step_cache=cache, compile=True)
+    for seed in (1, 2):
+        assert compiled.draw(steps=9, seed=seed) == plain.draw(steps=9, seed=seed)
+    compiled.draw(steps=9, stop_at=4)
+    assert compiled.draw(steps=9, seed=3) == plain.draw(steps=9, seed=3)
+    graphs = counters["stats"]["unique_graphs"]
+    compiled.engine.unload(Unload(model="a"))
+    again = House(models, step_cache=cache, compile=True)
+    assert again.draw(steps=9, seed=3) == plain.draw(steps=9, seed=3)
+    assert counters["stats"]["unique_graphs"] == graphs > 0
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_the_real_compiler_draws_nearly_the_same(models: Path) -> None:
     torch._dynamo.reset()
     pairs = zip(House(models).draw(), House(models, compile=True).draw(), strict=True)
     assert max(abs(a - b) for a, b in pairs) <= 2
+    cached = House(models, step_cache=0.05).draw(), House(models, step_cache=0.05, compile=True).draw()
+    assert max(abs(a - b) for a, b in zip(*cached, strict=True)) <= 2
 
 
 def test_a_machine_that_cannot_compile_says_so(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,12 +227,39 @@ def test_a_machine_that_cannot_compile_says_so(models: Path, monkeypatch: pytest
     assert failed.code is FailureCode.ENGINE_MISSING
 
 
+def test_a_device_that_is_full_while_blocks_are_compiled_is_told_as_such(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    torch._dynamo.reset()
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model, **how: real(model, **how | {"backend": full}))
+    house = House(models, compile=True)
+    failed = house.engine.generate(Generate(model="a", request=request_for()), threading.Event(), lambda *_: None)
+    assert isinstance(failed, Failed)
+    assert failed.code is FailureCode.OUT_OF_MEMORY
+
+
 def test_the_entrys_word_counts_before_the_global_one(models: Path) -> None:
     text = json.dumps({"global": {"enable_vae_tiling": True, "cpu_offload": "model"}} | json.loads(entry()))
     catalog = parse_catalog(text, SPECS)
     spec = SPECS["flux"].model_validate({"name": "A", "type": "flux", "cpu_offload": "none"})
     assert spec.chosen("cpu_offload", catalog.settings) == "none"  # type: ignore[attr-defined]
     assert spec.chosen("enable_vae_tiling", catalog.settings) is True  # type: ignore[attr-defined]
+
+
+def test_a_stopped_image_to_image_frees_the_hooks_of_the_pipeline_that_has_them(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house, freed, stop = House(models), [], threading.Event()
+    model = house.engine._models["a"].model
+    monkeypatch.setattr(model._pipeline, "maybe_free_model_hooks", lambda: freed.append(stop.is_set()))  # type: ignore[attr-defined]
+    command = Generate(model="a", request=request_for(strength=0.9, steps=4), init_image=picture())
+    outcome = house.engine.generate(command, stop, lambda *_: stop.set())
+    assert isinstance(outcome, Stopped)
+    assert freed == [True]
 
 
 @pytest.mark.parametrize(("old", "word"), [(True, "model"), (False, "none")])
@@ -194,7 +275,7 @@ CONTRADICTIONS: list[dict[str, Any]] = [
     {"step_cache": 0.1, "type": "stable_diffusion", "pipeline_class": "StableDiffusionXLPipeline"},
     {"layerwise_casting": "float8_e4m3fn", "type": "gguf", "base_model": "org/base"},
     {"compile": True, "cpu_offload": "model"},
-    {"compile": True, "step_cache": 0.1},
+    {"step_cache": 0.1, "type": "nunchaku", "base_model": "org/base", "local_path": "a.safetensors"},
     {"compile": True, "layerwise_casting": "float8_e4m3fn"},
     {"compile": True, "type": "nunchaku", "base_model": "org/base", "local_path": "a.safetensors"},
     {"quantize": "int8", "cpu_offload": "model"},

@@ -21,6 +21,8 @@ from imagegen.loaders.base import Placement
 from imagegen.loaders.diffusers_model import _library, device_map
 from imagegen.loaders.flux import FluxSpec
 from imagegen.loaders.folder import read_index
+from imagegen.loaders.nunchaku import NunchakuSpec
+from imagegen.loaders.options import rounding
 from imagegen.loaders.parts import Parts
 from imagegen.loaders.pictures import crop, fit_image
 
@@ -209,6 +211,17 @@ def test_colours_are_rounded_and_kept_within_eight_bits(value: float, byte: int)
     assert set(crop(np.full((16, 16, 3), value), Size(16, 16), 0).rgb) == {byte}
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_a_tensor_becomes_the_very_bytes_that_its_array_becomes(dtype: str, channels: int) -> None:
+    import torch
+
+    noise = torch.rand(48, 32, channels, generator=torch.Generator().manual_seed(0)) * 1.2 - 0.1
+    noise[0, :, 0] = (torch.arange(32) * 8 + 0.5) / 255  # halfway between two bytes
+    picture = noise.to(getattr(torch, dtype)).float()
+    assert crop(picture, Size(24, 40), seed=7) == crop(picture.numpy(), Size(24, 40), seed=7)
+
+
 # -- input pictures ----------------------------------------------------------------------------------------------------
 
 
@@ -331,3 +344,35 @@ def test_weights_go_straight_to_the_device_where_nothing_stays_in_host_memory(
     spec = FluxSpec.model_validate({"name": "A", "type": "flux"} | fields)
     settings = GlobalSettings(host_cache_gb=host_cache_gb)
     assert device_map(spec, Placement(device, settings, Folders(Path(), Path()), Parts())) == way
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "word", "way"),
+    [
+        ("cuda", (8, 0), "float8", "float8"),
+        ("cuda", (8, 6), "float8", "float8"),
+        ("cuda", (8, 9), "float8", "float8_dynamic"),
+        ("cuda", (9, 0), "float8", "float8_dynamic"),
+        ("cuda", (12, 0), "float8", "float8_dynamic"),
+        ("cuda", (9, 0), "int8", "int8"),
+        ("cuda", (9, 0), None, None),
+        ("cpu", None, "float8", "float8"),
+        ("cpu", None, None, None),
+    ],
+)
+def test_float8_is_multiplied_as_such_where_the_device_can(
+    monkeypatch: pytest.MonkeyPatch, device: str, capability: Any, word: Any, way: str | None
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    spec = FluxSpec.model_validate({"name": "A", "type": "flux", "quantize": word})
+    assert rounding(spec, device) == way
+
+
+def test_what_the_nunchaku_engine_holds_never_stays_in_host_memory() -> None:
+    entry = {"name": "A", "type": "nunchaku", "base_model": "org/base", "local_path": "a.safetensors"}
+    spec = NunchakuSpec.model_validate(entry)
+    placement = Placement("cuda", GlobalSettings(host_cache_gb=8), Folders(Path(), Path()), Parts())
+    assert not spec.stays_in_host_memory
+    assert device_map(spec, placement) == "cuda"

@@ -1,7 +1,7 @@
 """Provenance: everything beside the request that the pixels of a picture depend on."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -30,6 +30,8 @@ class Provenance(Value):
     options: dict[str, Any] = Field(default_factory=dict)
     #: Versions of imagegen and of the libraries that did the work.
     versions: dict[str, str]
+    #: `tiled`: the memory did not suffice for the whole picture, so the VAE decoded it in tiles that overlap.
+    decoded: Literal["tiled"] | None = None
     #: Pictures in the call. Pictures of several tasks in one call differ by rounding from pictures made alone.
     call_pictures: int = Field(default=1, ge=1)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from imagegen.core.errors import EngineError, FailureCode
 from imagegen.gpu.protocol import DeviceMemory
 from imagegen.loaders.host_memory import available_bytes, machine_bytes
+from imagegen.loaders.memory_errors import out_of_memory
 
 #: Words of CUDA errors after which every later call in the process fails (CUDA runtime API, "sticky" errors).
 STICKY = (
@@ -25,19 +26,6 @@ STICKY = (
     "invalid program counter",
     "operation not supported on global/shared address space",
     "cuda error: unknown error",
-)
-
-#: Words of libraries that found no memory: torch's allocators on the GPU and on the CPU, then cuBLAS and cuDNN, which
-#: need some of their own (cublas_v2.h, cudnn_graph.h, ATen/native/cudnn). Where it was no lack of memory, the context
-#: is broken, which `context_works` finds out, or the second attempt fails with more memory free.
-OUT_OF_MEMORY = (
-    "out of memory",
-    "can't allocate memory",
-    "alloc_failed",
-    "allocation_failed",
-    "cublas_status_not_initialized",
-    "cudnn_status_not_initialized",
-    "unable to find an engine",
 )
 
 BROKEN_CONTEXT = "The GPU reported a fault that only a new process can clear."
@@ -146,7 +134,7 @@ def context_works(device: str) -> bool:
     try:
         run_kernel(device)
     except RuntimeError as error:
-        return any(map(_out_of_memory, causes(error)))
+        return any(map(out_of_memory, causes(error)))
     return True
 
 
@@ -164,7 +152,7 @@ def classify(error: BaseException, during: FailureCode) -> tuple[FailureCode, st
     """The code of an exception and a message that may reach a caller; `during` is the code of an unknown one."""
     if any(words in str(cause).lower() for cause in causes(error) for words in STICKY):
         return FailureCode.DEVICE_FAULT, BROKEN_CONTEXT
-    if any(map(_out_of_memory, causes(error))):
+    if any(map(out_of_memory, causes(error))):
         return (
             FailureCode.OUT_OF_MEMORY,
             "Not enough memory: ask for a smaller picture or batch, or use a smaller model.",
@@ -173,12 +161,3 @@ def classify(error: BaseException, during: FailureCode) -> tuple[FailureCode, st
         return error.failure, error.detail
     what = "loading the model" if during is FailureCode.LOAD_FAILED else "making the picture"
     return during, f"An unexpected {type(error).__name__} while {what}; the log has the details."
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    text = str(error).lower()
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or any(words in text for words in OUT_OF_MEMORY)
-    )

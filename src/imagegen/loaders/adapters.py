@@ -23,7 +23,7 @@ class Adapters:
 
     @contextmanager
     def added(self, loras: Sequence[Lora], files: Sequence[Path]) -> Iterator[None]:
-        """Add a request's LoRAs as well, and take them away again whatever happens. Raises LoraRefused."""
+        """Add a request's LoRAs as well, and remove them at the end. Raises LoraRefused."""
         if not loras:
             yield
             return

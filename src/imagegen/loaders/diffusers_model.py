@@ -3,7 +3,7 @@
 import gc
 import inspect
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from math import ceil
 from pathlib import Path
@@ -23,6 +23,7 @@ from imagegen.core.sizes import Size, render_size
 from imagegen.core.task import GenerationRequest, Lora, Pixels
 from imagegen.loaders.adapters import Adapters
 from imagegen.loaders.base import Inputs, LoadedModel, OnStep, Placement
+from imagegen.loaders.decoding import Decoding
 from imagegen.loaders.folder import check_folder, header_bytes, read_index
 from imagegen.loaders.host_copy import HostCopy, tensor_bytes
 from imagegen.loaders.host_memory import room
@@ -123,6 +124,11 @@ class DiffusersSpec(OptionsSpec):
         return self.kind.lora and self.quantize is None
 
     @property
+    def stays_in_host_memory(self) -> bool:
+        """Whether its weights can leave the device and come back: torchao's tensors cannot be moved in place."""
+        return self.quantize is None
+
+    @property
     def why_no_batch(self) -> str | None:
         if not self.kind.batches or self.kind.text2image is None:
             return f"{self.pipeline_class} makes one picture at a time"
@@ -174,11 +180,12 @@ def load_model(
     *,
     beside: Sequence[Path] = (),
     quantization: str | None = None,
+    model: Callable[..., "DiffusersModel"] | None = None,
 ) -> LoadedModel:
     """Check a pipeline's folder, open it on the device and add the entry's LoRAs.
 
     `parts` take the place of those in the folder: they come from the files `beside` it, and are quantised like that
-    unless they can tell. Raises EngineError.
+    unless they can tell. `model` is called instead of DiffusersModel. Raises EngineError.
     """
     check_folder(folder, spec.pipeline_class, without=parts)
     if not parts:  # else their loader has done that, before it read them
@@ -206,7 +213,8 @@ def load_model(
         adapters = _entry_adapters(spec, pipeline, placement)
         made_by = provenance(spec, pipeline, placement, [*beside, folder], quantization)
         undo.pop_all()
-    return DiffusersModel(spec, pipeline, adapters, [*shared.values(), *own], moved, made_by, offload, turns)
+    own_parts = [*shared.values(), *own]
+    return (model or DiffusersModel)(spec, pipeline, adapters, own_parts, moved, made_by, offload, turns)
 
 
 def least_bytes(
@@ -280,9 +288,9 @@ def _own_parts(
 
 
 def _can_leave(name: str, spec: DiffusersSpec, placement: Placement) -> bool:
-    """Whether a part can go to host memory and come back: torchao's tensors cannot be put elsewhere in place."""
-    quantised = spec.quantize is not None and name in DENOISERS
-    return placement.device != "cpu" and _offload(spec, placement) not in ("sequential", "group") and not quantised
+    """Whether a part can go to host memory and come back."""
+    stays = name in DENOISERS and not spec.stays_in_host_memory
+    return placement.device != "cpu" and _offload(spec, placement) not in ("sequential", "group") and not stays
 
 
 def _modules(pipeline: Any) -> dict[str, Any]:
@@ -298,14 +306,16 @@ def open_pipeline(
 
     index = read_index(folder, spec.pipeline_class)
     given = {**parts, **{name: part.module for name, part in shared.items()}}
+    dtype = torch_dtype(spec.torch_dtype, placement.device)
+    denoiser = "transformer" if "transformer" in index else "unet"
     try:
         return getattr(diffusers, spec.pipeline_class).from_pretrained(
             folder,
-            dtype=torch_dtype(spec.torch_dtype, placement.device),
+            dtype=dtype,
             use_safetensors=True,
             local_files_only=True,
             variant=variant(paths_in(folder), index, without=parts),
-            quantization_config=quantization_config(spec, next(name for name in DENOISERS if name in index)),
+            quantization_config=quantization_config(spec, denoiser, placement.device, dtype),
             device_map=device_map(spec, placement),
             **given,
         )
@@ -407,12 +417,15 @@ class DiffusersModel(LoadedModel):
         self._offload = offload
         self._turns = turns
         self._on_device = True
+        #: Whether a picture of the latest call was decoded in tiles.
+        self._tiled = False
         self._prompts = PromptCache()
         for member in {id(sibling): sibling for sibling in self._siblings if sibling is not None}.values():
             self._prompts.attach(member)
 
     def provenance(self, inputs: Inputs) -> Provenance:
-        return with_loras(self._made_by, inputs.lora_files)
+        made_by = with_loras(self._made_by, inputs.lora_files)
+        return made_by.evolve(decoded="tiled") if self._tiled else made_by
 
     @property
     def weight_bytes(self) -> int:
@@ -447,6 +460,7 @@ class DiffusersModel(LoadedModel):
         steps = _BatchSteps(request.batch_size, on_step, inputs.previews, size)
         call = self._call(request, size, steps) | pictures
         loras = self._adapters.added(request.loras, inputs.lora_files)
+        self._tiled = False
         with compiling(self._spec), attention(self._spec), loras, self._remembering(request):
             return [self._picture(pipeline, call, request.size, seed, steps) for seed in request.seeds]
 
@@ -454,6 +468,7 @@ class DiffusersModel(LoadedModel):
         first, seeds = requests[0], [seed for request in requests for seed in request.seeds]
         size = render_size(first.size, self._spec.kind.multiple)
         call = self._call(first, size, _BatchSteps(1, on_step, 0, size)) | self._words(requests)
+        self._tiled = False
         with compiling(self._spec), attention(self._spec):
             pictures = self._run(self._siblings.text2image, call, [_noise(seed) for seed in seeds])
         return [crop(picture, first.size, seed) for picture, seed in zip(pictures, seeds, strict=True)]
@@ -489,7 +504,7 @@ class DiffusersModel(LoadedModel):
             "strength": request.strength,
             "true_cfg_scale": spec.true_cfg_scale,
             "max_sequence_length": spec.max_sequence_length,
-            "output_type": "np",
+            "output_type": "pt",  # stays on the device: what crosses to the host are bytes
             "callback_on_step_end": steps.on_step_end,
             spec.kind.guidance: request.guidance_scale,
         }
@@ -509,7 +524,7 @@ class DiffusersModel(LoadedModel):
         return crop(picture, size, seed)
 
     def _run(self, pipeline: Any, call: Mapping[str, Any], generator: Any) -> Any:
-        """One call: its pictures."""
+        """One call: its pictures, height x width x channels each, float32 from 0 to 1, on the device."""
         takes = inspect.signature(pipeline.__call__).parameters
         arguments = {name: value for name, value in call.items() if name in takes}
         if "strength" in arguments:
@@ -518,16 +533,18 @@ class DiffusersModel(LoadedModel):
             arguments["intermediate_timesteps"] = None  # Sana Sprint's own is for two steps
         arguments["generator"] = generator
         try:
-            with step_cache(self._spec, pipeline):
-                return pipeline(**arguments).images
+            with step_cache(self._spec, pipeline), Decoding(pipeline.vae) as decoding:
+                images = pipeline(**arguments).images
+            self._tiled = self._tiled or decoding.tiled
+            return images.float().permute(0, 2, 3, 1)
         finally:
-            # An interrupted call leaves offload hooks in the middle of their sequence.
-            pipeline.maybe_free_model_hooks()
+            # An interrupted call leaves offload hooks in the middle of their sequence; a sibling has none of its own.
+            self._pipeline.maybe_free_model_hooks()
             if self._turns:
                 self._turns.end()
 
     def to_host(self) -> bool:
-        if self._spec.quantize is not None or sum(part.missing_bytes for part in self._parts) > room():
+        if not self._spec.stays_in_host_memory or sum(part.missing_bytes for part in self._parts) > room():
             return False
         with ExitStack() as stack:
             stack.callback(self._leave)

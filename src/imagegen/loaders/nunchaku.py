@@ -1,6 +1,7 @@
 """FLUX transformers in 4 bits, run by the Nunchaku engine, inside the pipeline of their base model."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -11,7 +12,14 @@ from imagegen.catalog.fields import HubSource, WeightsFile
 from imagegen.catalog.sources import Folders, cached_file, local
 from imagegen.core.errors import EngineMissing, UnsupportedDevice, WeightsCorrupt, WeightsMissing
 from imagegen.loaders.base import LoadedModel, ModelLoader, Placement, advice
-from imagegen.loaders.diffusers_model import import_pipeline, load_model, pipeline_files, quiet_libraries, torch_dtype
+from imagegen.loaders.diffusers_model import (
+    DiffusersModel,
+    import_pipeline,
+    load_model,
+    pipeline_files,
+    quiet_libraries,
+    torch_dtype,
+)
 from imagegen.loaders.folder import check_safetensors
 from imagegen.loaders.gguf import QuantisedSpec
 
@@ -51,7 +59,13 @@ class NunchakuSpec(QuantisedSpec):
     def _kernels_of_its_own(self) -> Self:
         if self.compile:
             raise ValueError("compile: the engine brings its own kernels")
+        if self.step_cache is not None:
+            raise ValueError("step_cache: the engine runs all blocks at once")
         return self
+
+    @property
+    def stays_in_host_memory(self) -> bool:
+        return False  # the engine puts its weights on the device, and the blocks are out of torch's reach
 
     @property
     def supports_lora(self) -> bool:
@@ -81,6 +95,8 @@ class NunchakuModelLoader(ModelLoader[NunchakuSpec]):
 
         engine = find_engine()
         precision = choose_precision(placement.device)
+        engine._C.utils.trim_memory()  # what a load that failed has left
+        made = partial(NunchakuModel, engine, placement.device, outside_torch(placement.device))
         base = spec.base_folder(placement.folders)
         files = _own_files(spec, precision, placement.folders)
         import_pipeline(spec, placement)
@@ -88,7 +104,7 @@ class NunchakuModelLoader(ModelLoader[NunchakuSpec]):
         parts = {"transformer": open_transformer(engine, spec, files[0], placement)}
         if spec.t5_weight_name:
             parts["text_encoder_2"] = open_t5(engine, spec, files[1], placement)
-        return load_model(spec, base, placement, parts, beside=files, quantization=precision)
+        return load_model(spec, base, placement, parts, beside=files, quantization=precision, model=made)
 
     def files(self, spec: NunchakuSpec, folders: Folders) -> Sequence[Path]:
         try:
@@ -97,6 +113,47 @@ class NunchakuModelLoader(ModelLoader[NunchakuSpec]):
             own = _own_files(spec, "fp4", folders)
         replaced = ("transformer", "text_encoder_2") if spec.t5_weight_name else ("transformer",)
         return [*own, *pipeline_files(spec, spec.base_folder(folders), without=replaced)]
+
+
+class NunchakuModel(DiffusersModel):
+    """The engine holds the transformer's blocks in device memory that torch neither sees nor gives back."""
+
+    def __init__(self, engine: Any, device: str, before: int, *made: Any) -> None:
+        """`before`: what was `outside_torch` when the load began."""
+        super().__init__(*made)
+        self._engine = engine
+        self._block_bytes = max(0, outside_torch(device) - before)
+
+    @property
+    def weight_bytes(self) -> int:
+        return super().weight_bytes + self._block_bytes
+
+    @property
+    def device_bytes(self) -> int:
+        return super().device_bytes + self._block_bytes
+
+    @property
+    def moved_bytes(self) -> int:
+        return super().moved_bytes + self._block_bytes
+
+    def trim(self) -> None:
+        super().trim()
+        self._engine._C.utils.trim_memory()
+
+    def close(self) -> None:
+        super().close()
+        # The engine has told CUDA to keep what it frees.
+        self._engine._C.utils.trim_memory()
+
+
+def outside_torch(device: str) -> int:
+    """Bytes of the device that are taken, but not by torch's allocator; 0 on a CPU."""
+    if device == "cpu":
+        return 0
+    import torch
+
+    free, total = torch.cuda.mem_get_info(device)
+    return int(total - free - torch.cuda.memory_reserved(device))
 
 
 def _own_files(spec: NunchakuSpec, precision: str, folders: Folders) -> list[Path]:
@@ -113,7 +170,8 @@ def open_transformer(engine: Any, spec: NunchakuSpec, file: Path, placement: Pla
         engine.NunchakuFluxTransformer2dModel.from_pretrained,
         file,
         device=placement.device,
-        offload=_offloaded(spec, placement),
+        # Of the transformer alone, the engine itself moves the blocks.
+        offload=spec.chosen("cpu_offload", placement.settings) not in ("none", "encoders"),
         torch_dtype=torch_dtype(spec.torch_dtype, placement.device),
     )
 
@@ -124,13 +182,9 @@ def open_t5(engine: Any, spec: NunchakuSpec, file: Path, placement: Placement) -
         engine.NunchakuT5EncoderModel.from_pretrained,
         file,
         # Left alone, it would go to the first GPU.
-        device="cpu" if _offloaded(spec, placement) else placement.device,
+        device=placement.device if spec.chosen("cpu_offload", placement.settings) == "none" else "cpu",
         torch_dtype=torch_dtype(spec.torch_dtype, placement.device),
     )
-
-
-def _offloaded(spec: NunchakuSpec, placement: Placement) -> bool:
-    return bool(spec.chosen("cpu_offload", placement.settings) != "none")
 
 
 def open_file(opener: Callable[..., Any], file: Path, **how: Any) -> Any:

@@ -24,7 +24,6 @@ _CONTRADICTIONS = (
     ("quantize", "layerwise_casting", "one of them makes the weights small already"),
     ("compile", "cpu_offload", "what is compiled must stay on the device"),
     ("compile", "layerwise_casting", "a layer that is cast as it runs cannot be compiled"),
-    ("compile", "step_cache", "a step that may be cut short cannot be compiled"),
 )
 
 #: How many shapes and models one process may compile a block for; torch's own 8 are for one model in one size.
@@ -44,9 +43,10 @@ class OptionsSpec(ModelSpec):
     cpu_offload: CpuOffload | None = None
     #: Keeps the transformer's weights in 8 bits and widens each layer as it runs: half the memory of bfloat16.
     layerwise_casting: Literal["float8_e4m3fn", "float8_e5m2"] | None = None
-    #: One of diffusers' that needs no download; by default torch's own.
+    #: One of diffusers' that needs no download; by default torch chooses by the card (docs/models.md).
     attention_backend: Annotated[AttentionBackend | None, Receipt] = None
-    #: Rounds the transformer's weights to 8 bits at load, by torchao where that is installed.
+    #: Rounds the transformer's weights to 8 bits at load, by torchao where that is installed. With `float8`, a card of
+    #: compute capability 8.9 or later also multiplies in 8 bits.
     quantize: Literal["int8", "float8"] | None = None
     #: Compiles the transformer's repeated blocks at the first picture; other models and later loads use the same code.
     compile: Annotated[bool, Receipt] = False
@@ -85,7 +85,11 @@ def _quicken(pipeline: Any, spec: OptionsSpec) -> None:
     denoiser = getattr(pipeline, "transformer", None) or pipeline.unet
     if spec.layerwise_casting is not None:
         storage = getattr(torch, spec.layerwise_casting)
-        denoiser.enable_layerwise_casting(storage_dtype=storage, compute_dtype=denoiser.dtype)
+        computing = denoiser.dtype
+        denoiser.enable_layerwise_casting(storage_dtype=storage, compute_dtype=computing)
+        for layer in denoiser.modules():
+            if getattr(layer, "weight", None) is not None and layer.weight.dtype == storage:
+                layer.compute_dtype = computing  # peft makes a LoRA in it, else in 8 bits, which cannot be multiplied
     if spec.step_cache is not None:
         denoiser.enable_cache(_cache(spec.step_cache))
     if spec.compile:
@@ -102,20 +106,48 @@ def _cache(step_cache: float | str) -> Any:
     return TaylorSeerCacheConfig(cache_interval=5, disable_cache_before_step=3, max_order=1, use_lite_mode=True)
 
 
-def quantization_config(spec: OptionsSpec, denoiser: str) -> Any:
-    """What makes `from_pretrained` round the weights of the part `denoiser`. Raises EngineMissing without torchao."""
+#: The least CUDA compute capability with matrix products of float8: Ada, Hopper and later.
+_FLOAT8_PRODUCTS = (8, 9)
+
+
+def rounding(spec: OptionsSpec, device: str) -> str | None:
+    """What `quantize` does on this device: `int8`, `float8`, or `float8_dynamic` where it multiplies in float8."""
+    if spec.quantize != "float8" or device == "cpu":
+        return spec.quantize
+    import torch
+
+    return "float8_dynamic" if torch.cuda.get_device_capability(device) >= _FLOAT8_PRODUCTS else "float8"
+
+
+def quantization_config(spec: OptionsSpec, denoiser: str, device: str, dtype: Any) -> Any:
+    """What makes `from_pretrained` round the weights of the part `denoiser`. Raises EngineMissing without torchao.
+
+    `float8_dynamic` rounds the input of each layer as well, as it runs; the scale is that of a row where the weights
+    are bfloat16, else torchao has one for the whole tensor only.
+    """
     if spec.quantize is None:
         return None
     try:
         from torchao.quantization import (  # pyright: ignore[reportMissingImports]
+            Float8DynamicActivationFloat8WeightConfig,
             Float8WeightOnlyConfig,
             Int8WeightOnlyConfig,
+            PerRow,
+            PerTensor,
         )
     except ImportError as error:
         raise EngineMissing("quantize needs torchao: install it beside imagegen.") from error
     from diffusers import PipelineQuantizationConfig, TorchAoConfig
 
-    kind = Int8WeightOnlyConfig() if spec.quantize == "int8" else Float8WeightOnlyConfig()
+    kind: Any
+    match rounding(spec, device):
+        case "int8":
+            kind = Int8WeightOnlyConfig()
+        case "float8":
+            kind = Float8WeightOnlyConfig()
+        case _:
+            by_row = str(dtype) == "torch.bfloat16"
+            kind = Float8DynamicActivationFloat8WeightConfig(granularity=PerRow() if by_row else PerTensor())
     return PipelineQuantizationConfig(quant_mapping={denoiser: TorchAoConfig(kind)})
 
 

@@ -15,7 +15,7 @@ def fit_image(encoded: bytes, size: Size) -> Any:
 
 
 def fit_mask(encoded: bytes, size: Size) -> Any:
-    """The same for a mask: 8-bit grey, white where the picture is drawn anew."""
+    """The same for a mask: 8-bit grey, white where the picture is to be drawn."""
     return _fit(encoded, size, "L")
 
 
@@ -45,21 +45,25 @@ def _orientation(image: Any) -> Any:
 
 
 def paste(picture: Any, image: Any, mask: Any) -> Any:
-    """The picture (float, height x width x 3, 0..1) where the mask is white, the image itself where it is black.
+    """The picture (a tensor, height x width x 3, 0..1) where the mask is white, the image itself where it is black.
 
     No pipeline gives the kept part back as it was: all of it has been through the VAE.
     """
     import numpy as np
 
     share = np.asarray(mask, dtype=np.float32)[..., None] / 255
-    return picture[..., :3] * share + np.asarray(image, dtype=np.float32) / 255 * (1 - share)
+    return picture[..., :3].cpu().numpy() * share + np.asarray(image, dtype=np.float32) / 255 * (1 - share)
 
 
 def crop(picture: Any, size: Size, seed: int) -> Pixels:
-    """The centre of a rendered picture (float, height x width x 3 or 4, 0..1) as 8-bit pixels of the asked size."""
+    """The centre of a rendered picture as 8-bit pixels of the asked size.
+
+    `picture`: float32, height x width x 3 or 4, 0..1; an array, or a tensor, of which only bytes leave its device.
+    """
     height, width, channels = picture.shape
     left, top = (width - size.width) // 2, (height - size.height) // 2
-    centre = picture[top : top + size.height, left : left + size.width]
-    samples = (centre * 255).round().clip(0, 255).astype("uint8")
+    rounded = (picture[top : top + size.height, left : left + size.width] * 255).round().clip(0, 255)
+    on_device = hasattr(rounded, "cpu")
+    samples = rounded.byte().contiguous().cpu().numpy() if on_device else rounded.astype("uint8")
     alpha = samples[..., 3].tobytes() if channels == 4 else None
     return Pixels(width=size.width, height=size.height, seed=seed, rgb=samples[..., :3].tobytes(), alpha=alpha)

@@ -14,7 +14,7 @@ from imagegen.catalog.catalog import GlobalSettings
 from imagegen.catalog.fields import Receipt, marked
 from imagegen.core.provenance import Provenance
 from imagegen.loaders.base import Placement
-from imagegen.loaders.options import OptionsSpec
+from imagegen.loaders.options import OptionsSpec, rounding
 
 #: A large file is known by so many pieces of so many bytes, its first and its last among them: 33 GB would take half a
 #: minute to read, and other weights differ everywhere.
@@ -34,11 +34,11 @@ def provenance(
         loader=spec.type,
         pipeline=spec.pipeline_class,
         dtype=str(pipeline.dtype).removeprefix("torch."),
-        quantization=quantization or spec.quantize or spec.layerwise_casting or _gguf_kind(denoiser),
+        quantization=quantization or rounding(spec, placement.device) or spec.layerwise_casting or _gguf_kind(denoiser),
         sampler=type(pipeline.scheduler).__name__,
         device=_device(placement.device),
         options=_options(spec, placement),
-        versions=_versions(spec),
+        versions=_versions(spec, placement.device),
     )
 
 
@@ -105,13 +105,15 @@ def _options(spec: OptionsSpec, placement: Placement) -> dict[str, Any]:
     return {name: value for name, value in (own | shared).items() if value}
 
 
-def _versions(spec: OptionsSpec) -> dict[str, str]:
+def _versions(spec: OptionsSpec, device: str) -> dict[str, str]:
     import diffusers
     import torch
     import transformers
 
     versions = {"imagegen": imagegen.__version__, "torch": torch.__version__}
     versions |= {"diffusers": diffusers.__version__, "transformers": transformers.__version__}
+    if device != "cpu":  # beside torch's version and the GPU's name, what decides which kernels run
+        versions["cudnn"] = str(torch.backends.cudnn.version())  # type: ignore[no-untyped-call]
     also = [*spec.libraries, *(["torchao"] if spec.quantize else []), *(["peft"] if getattr(spec, "loras", ()) else [])]
     return versions | {name: _version(name) for name in also}
 

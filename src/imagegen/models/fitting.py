@@ -41,7 +41,7 @@ class Fitting:
         self._crowds: dict[frozenset[str], int] = {}
 
     def loaded(self, model: str, device_bytes: int, shared: Mapping[str, int] = MappingProxyType({})) -> None:
-        """`device_bytes`: the most of its weights that the device holds at once; `shared`: parts that others may share."""
+        """`device_bytes`: what the device holds of its weights; `shared`: parts that others may share."""
         self._weights[model] = device_bytes
         self._shared[model] = shared
         self._crowds = {crowd: loads - 1 for crowd, loads in self._crowds.items() if loads > 1}

@@ -8,7 +8,7 @@ from diffusers import FluxTransformer2DModel
 from safetensors import safe_open
 from transformers import T5Config, T5EncoderModel
 
-from nunchaku import utils
+from nunchaku import _C, utils
 
 __all__ = ["NunchakuFluxTransformer2dModel", "NunchakuT5EncoderModel", "utils"]
 
@@ -24,6 +24,49 @@ def _read(path: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         return json.loads(file.metadata()["config"]), {name: file.get_tensor(name) for name in file.offset_keys()}
 
 
+class _OnDevice(torch.Tensor):
+    """A tensor in device memory, which cannot be pinned."""
+
+    def pin_memory(self, device: object = None) -> torch.Tensor:
+        raise RuntimeError("cannot pin 'torch.cuda.FloatTensor' only dense CPU tensors can be pinned")
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        with torch._C.DisableTorchFunctionSubclass():
+            result = func(*args, **(kwargs or {}))
+        kept = (torch.Tensor.data.__get__, torch.Tensor.detach)  # type: ignore[attr-defined]
+        return result.as_subclass(cls) if func in kept else result
+
+
+def _on_device(module: Any) -> Any:
+    for part in module.modules():
+        for name, tensor in list(part.named_parameters(recurse=False)):
+            parameter = torch.nn.Parameter(tensor.data.as_subclass(_OnDevice), requires_grad=False)
+            setattr(part, name, parameter)
+    return module
+
+
+class NunchakuFluxTransformerBlocks(torch.nn.Module):
+    """All blocks as one, whose weights are no parameters."""
+
+    def __init__(self, m: _C.QuantizedFluxModel) -> None:
+        super().__init__()
+        self.m = m
+
+    def forward(
+        self,
+        hidden_states: Any,
+        encoder_hidden_states: Any,
+        temb: Any,
+        image_rotary_emb: Any,
+        joint_attention_kwargs: Any = None,
+    ) -> Any:
+        return self.m.forward(hidden_states, encoder_hidden_states, temb, image_rotary_emb)
+
+    def __del__(self) -> None:
+        self.m.reset()
+
+
 class NunchakuFluxTransformer2dModel(FluxTransformer2DModel):  # type: ignore[misc]
     """A transformer in one file."""
 
@@ -33,7 +76,11 @@ class NunchakuFluxTransformer2dModel(FluxTransformer2DModel):  # type: ignore[mi
         config, tensors = _read(pretrained_model_name_or_path)
         transformer = cls(**{name: value for name, value in config.items() if not name.startswith("_")})
         transformer.load_state_dict(tensors)
-        return transformer.to(kwargs.get("device", "cuda"), kwargs.get("torch_dtype", torch.bfloat16)).eval()
+        transformer = transformer.to(kwargs.get("device", "cuda"), kwargs.get("torch_dtype", torch.bfloat16)).eval()
+        m = _C.QuantizedFluxModel([*transformer.transformer_blocks, *transformer.single_transformer_blocks])
+        transformer.transformer_blocks = torch.nn.ModuleList([NunchakuFluxTransformerBlocks(m)])
+        transformer.single_transformer_blocks = torch.nn.ModuleList([])
+        return _on_device(transformer)  # type: ignore[no-any-return]
 
 
 class NunchakuT5EncoderModel(T5EncoderModel):  # type: ignore[misc]
@@ -45,4 +92,5 @@ class NunchakuT5EncoderModel(T5EncoderModel):  # type: ignore[misc]
         config, tensors = _read(pretrained_model_name_or_path)
         encoder = cls(T5Config(**config))
         encoder.load_state_dict(tensors, strict=False)
-        return encoder.to(kwargs.get("device", "cuda"), kwargs.get("torch_dtype", torch.bfloat16)).eval()
+        encoder = encoder.to(kwargs.get("device", "cuda"), kwargs.get("torch_dtype", torch.bfloat16)).eval()
+        return _on_device(encoder)  # type: ignore[no-any-return]
