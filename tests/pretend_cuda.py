@@ -1,25 +1,25 @@
 """Pretends that this machine has a CUDA card, so that the CUDA branches of the code run on a CPU build of torch.
 
-`with pretended(Card()) as cuda:` pretends until the block ends; torch is then as it was before. A worker process pretends
-from its start if it gets the environment that `worker_environment` makes (see `pretended_worker/sitecustomize.py`).
+`with pretended(Card()) as cuda:` pretends until the block ends; torch is then as it was before. A worker process
+pretends from its start if it gets the environment that `worker_environment` makes (see `pretended_worker`).
 
-Every torch call passes through one function mode. The mode replaces each device word `cuda` by `cpu`, runs the call, and
-remembers which storages would now be on the card: those that a call with the word `cuda` made, and the results of calls
-on such tensors. From that it answers `tensor.device` and `tensor.is_cuda`, counts memory, and refuses what a real card
-refuses: tensors of both sides in one call, pinning or reading as numpy what is on the card, a generator of the wrong
-side, more memory than there is. `torch.cuda` is not replaced: its own functions run and check their arguments, on top of
-pretended primitives (`torch._C._cuda_*`), which a CPU build lacks.
+Every torch call passes through one function mode. The mode replaces each device word `cuda` by `cpu`, runs the call,
+and remembers which storages would now be on the card: those that a call with the word `cuda` made, and the results of
+calls on such tensors. From that it answers `tensor.device` and `tensor.is_cuda`, counts memory, and refuses what a real
+card refuses: tensors of both sides in one call, pinning or reading as numpy what is on the card, a generator of the
+wrong side, more memory than there is. `torch.cuda` is not replaced: its own functions run and check their arguments, on
+top of pretended primitives (`torch._C._cuda_*`), which a CPU build lacks.
 
 What this cannot show: speed, streams, kernels and whether there is one for a dtype, rounding, what the allocator adds
-(rounding, fragmentation, workspaces of cuBLAS and cuDNN, the context), memory that is taken and given back inside of one
-call, and code that reaches the device past torch's Python functions. What `torch.compile` made runs as on a CPU; only
-its results are counted. CUDA generators, graphs and a second card's memory are not there.
+(rounding, fragmentation, workspaces of cuBLAS and cuDNN, the context), memory that is taken and given back inside of
+one call, and code that reaches the device past torch's Python functions. What `torch.compile` made runs as on a CPU;
+only its results are counted. CUDA generators, graphs and a second card's memory are not there.
 """
 
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -102,10 +102,14 @@ class Storages:
         return sum(list(self._bytes.values()))
 
     def __contains__(self, tensor: torch.Tensor) -> bool:
-        return any(storage._cdata in self._bytes for storage in _storages_of(tensor))
+        return self.has(_keys(tensor))
+
+    def has(self, keys: Iterable[int]) -> bool:
+        """Whether one of these storages is here."""
+        return not self._bytes.keys().isdisjoint(keys)
 
     def add(self, tensor: torch.Tensor) -> None:
-        for storage in _storages_of(tensor):
+        for storage in _storages(tensor):
             if storage._cdata not in self._bytes:
                 self._bytes[storage._cdata] = storage.nbytes()
                 finalize(storage, self._bytes.pop, storage._cdata, None).atexit = False
@@ -170,7 +174,7 @@ class Cuda:
         """The card holds this tensor from now on. Raises OutOfMemoryError."""
         if tensor.is_meta or tensor in self.device:
             return
-        size = sum(storage.nbytes() for storage in _storages_of(tensor))
+        size = sum(storage.nbytes() for storage in _storages(tensor))
         allowed = min(int(self.card.total * self._fraction), self.card.total - self.foreign)
         if self.device.bytes + size > allowed:
             raise self._out_of_memory(size)
@@ -183,9 +187,9 @@ class Cuda:
         limit = f"{_size(int(self.card.total * self._fraction))} allowed; " if self._fraction < 1 else ""
         return torch.OutOfMemoryError(
             f"CUDA out of memory. Tried to allocate {_size(tried)}. GPU 0 has a total capacity of "
-            f"{_size(self.card.total)} of which {_size(self.free)} is free. {foreign}Including non-PyTorch memory, this "
-            f"process has {_size(kept)} memory in use. {limit}Of the allocated memory {_size(held)} is allocated by "
-            f"PyTorch, and {_size(kept - held)} is reserved by PyTorch but unallocated. If reserved but unallocated "
+            f"{_size(self.card.total)} of which {_size(self.free)} is free. {foreign}Including non-PyTorch memory, "
+            f"this process has {_size(kept)} memory in use. {limit}Of the allocated memory {_size(held)} is allocated "
+            f"by PyTorch, and {_size(kept - held)} is reserved by PyTorch but unallocated. If reserved but unallocated "
             "memory is large try setting PYTORCH_ALLOC_CONF=expandable_segments:True to avoid fragmentation.  See "
             "documentation for Memory Management  "
             "(https://pytorch.org/docs/stable/notes/cuda.html#environment-variables)"
@@ -323,6 +327,12 @@ class _Stream:
 
 _TENSOR = torch.Tensor
 
+#: Answered with no tensor, and without the card.
+_QUESTIONS = (
+    *(_TENSOR.numel, _TENSOR.element_size, _TENSOR.is_floating_point, _TENSOR.is_complex, _TENSOR.size, _TENSOR.dim),
+    *(_TENSOR.stride, _TENSOR.is_contiguous, _TENSOR.__len__, _TENSOR.untyped_storage),
+)
+
 #: These take tensors of both sides. A tensor in host memory takes an index from there only.
 _BOTH_SIDES = frozenset({_TENSOR.to, _TENSOR.copy_, _TENSOR.type_as, _TENSOR.__getitem__, _TENSOR.__setitem__})
 
@@ -334,6 +344,7 @@ class _Mode(TorchFunctionMode):
         self._cuda = cuda
         #: Calls that are answered here, and those that run with the device words that they were given.
         self._answers: dict[Any, Callable[..., Any]] = {
+            **{question: question for question in _QUESTIONS},
             torch.device: torch.device,
             torch._C._nn._parse_to: torch._C._nn._parse_to,  # type: ignore[attr-defined]
             torch._has_compatible_shallow_copy_type: torch._has_compatible_shallow_copy_type,
@@ -358,31 +369,39 @@ class _Mode(TorchFunctionMode):
         return self._call(func, args, dict(kwargs or {}))
 
     def _call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        given = list(_tensors((args, kwargs)))
-        ours = any(tensor in self._cuda.device for tensor in given)
-        target = self._target(func, args, kwargs)
+        given = [*_tensors(args), *_tensors(kwargs)]
+        known = {key for tensor in given for key in _keys(tensor)}
+        ours, target = self._cuda.device.has(known), self._target(func, args, kwargs)
         if ours or target == "cuda":
             self._cuda.touch(func.__name__)
             self._refuse(func, given, args, kwargs, target)
+            args = tuple(map(_on_cpu, args))
+            kwargs = {name: _on_cpu(value) for name, value in kwargs.items()}
         pin = kwargs.pop("pin_memory", False)
-        with self._kernels(func, ours):
-            answer = func(*map(_on_cpu, args), **{name: _on_cpu(value) for name, value in kwargs.items()})
+        if ours and func is torch.nn.functional.scaled_dot_product_attention:
+            # A CPU has neither cuDNN's attention nor the memory-efficient one: those that it has stand in.
+            with sdpa_kernel([SDPBackend.MATH, SDPBackend.FLASH_ATTENTION]):
+                answer = func(*args, **kwargs)
+        else:
+            answer = func(*args, **kwargs)
         if pin:
             self._cuda.pinned.add(answer)
-        return self._placed(answer, target, given, ours)
+        return self._placed(answer, target, known, ours)
 
     def _target(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         """The kind of device that the call is told to put its answer on; empty: it is not told."""
-        named = [device.type for device in map(_device, (*args, *kwargs.values())) if device is not None]
+        for value in (*args, *kwargs.values()):
+            if (device := _device(value)) is not None:
+                return device.type
         if func in (_TENSOR.to, _TENSOR.type_as) and len(args) > 1 and isinstance(args[1], torch.Tensor):
-            named.append(self._device_of(args[1]).type)
-        return named[0] if named else ""
+            return self._device_of(args[1]).type
+        return ""
 
     def _refuse(
         self, func: Any, given: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], target: str
     ) -> None:
         """Raise what the real functions raise."""
-        theirs = [it for it in given if it.dim() and not it.is_meta and it not in self._cuda.device]
+        theirs = [it for it in given if it not in self._cuda.device and it.dim() and not it.is_meta]
         if theirs and len(theirs) < len(given) and func not in _BOTH_SIDES:
             words = "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu!"
             raise RuntimeError(f"{words} (when calling {func.__name__})")
@@ -394,29 +413,16 @@ class _Mode(TorchFunctionMode):
         if target != "cpu" and isinstance(kwargs.get("generator"), torch.Generator):
             raise RuntimeError("Expected a 'cuda' device type for generator but found 'cpu'")
 
-    @contextmanager
-    def _kernels(self, func: Any, ours: bool) -> Iterator[None]:
-        """A CPU has neither cuDNN's attention nor the memory-efficient one: those that it has stand in."""
-        if not ours or func is not torch.nn.functional.scaled_dot_product_attention:
-            yield
-            return
-        with sdpa_kernel([SDPBackend.MATH, SDPBackend.FLASH_ATTENTION]):
-            yield
-
-    def _placed(self, answer: Any, target: str, given: list[torch.Tensor], ours: bool) -> Any:
-        """The answer on the side where it belongs: copied, where the call handed out what it was given."""
-        known = {storage._cdata for tensor in given for storage in _storages_of(tensor)}
-
-        def is_new(tensor: torch.Tensor) -> bool:
-            return all(storage._cdata not in known for storage in _storages_of(tensor))
-
-        if target and isinstance(answer, torch.Tensor) and not is_new(answer):
+    def _placed(self, answer: Any, target: str, known: set[int], ours: bool) -> Any:
+        """The answer on the side where it belongs: copied, where the call handed out one of the `known` storages."""
+        if target and isinstance(answer, torch.Tensor) and not known.isdisjoint(_keys(answer)):
             if (answer in self._cuda.device) is (target == "cuda"):
                 return answer
             answer = answer.clone()
         if target == "cuda" or (ours and not target):
-            for tensor in filter(is_new, _tensors(answer)):
-                self._cuda.place(tensor)
+            for tensor in _tensors(answer):
+                if known.isdisjoint(_keys(tensor)):
+                    self._cuda.place(tensor)
         return answer
 
     def _device_of(self, tensor: torch.Tensor, *_: Any) -> torch.device:
@@ -439,11 +445,11 @@ class _Mode(TorchFunctionMode):
 
             def run(*args: Any, **kwargs: Any) -> Any:
                 with _pop_mode_temporarily():
-                    given = list(_tensors((args, kwargs)))
-                    ours = any(tensor in self._cuda.device for tensor in given)
+                    known = {key for tensor in _tensors([args, kwargs]) for key in _keys(tensor)}
+                    ours = self._cuda.device.has(known)
                     if ours:
                         self._cuda.touch("compiled")
-                    return self._placed(code(*args, **kwargs), "", given, ours)
+                    return self._placed(code(*args, **kwargs), "", known, ours)
 
             return run
 
@@ -463,27 +469,35 @@ class _Mode(TorchFunctionMode):
         return submit_pretending
 
 
-def _storages_of(tensor: torch.Tensor) -> Iterator[torch.UntypedStorage]:
-    if hasattr(tensor, "__tensor_flatten__"):  # quantised: a wrapper around others
-        for name in tensor.__tensor_flatten__()[0]:
-            yield from _storages_of(getattr(tensor, name))
-    elif not torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-        yield tensor.untyped_storage()
+def _storages(tensor: torch.Tensor) -> list[torch.UntypedStorage]:
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter) and hasattr(tensor, "__tensor_flatten__"):
+        # Quantised: a wrapper around others.
+        return [it for name in tensor.__tensor_flatten__()[0] for it in _storages(getattr(tensor, name))]
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        return []
+    return [tensor.untyped_storage()]
 
 
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
+def _keys(tensor: torch.Tensor) -> list[int]:
+    """What tells its storages from all others that live."""
+    return [storage._cdata for storage in _storages(tensor)]
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
     """Those in the arguments of a call, or in its answer."""
     if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, list | tuple | dict):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(item)
+        return [value]
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, list | tuple):
+        return []
+    return [tensor for item in value for tensor in _tensors(item)]
 
 
 def _device(value: Any) -> torch.device | None:
     """The device that an argument names."""
-    if isinstance(value, str) and value.partition(":")[0] in ("cuda", "cpu", "meta"):
-        return torch.device(value)
+    if isinstance(value, str):
+        return torch.device(value) if value.partition(":")[0] in ("cuda", "cpu", "meta") else None
     return value if isinstance(value, torch.device) else None
 
 
