@@ -1,7 +1,7 @@
 """Pretends that this machine has a CUDA card, so that the CUDA branches of the code run on a CPU build of torch.
 
 `with pretended(Card()) as cuda:` pretends until the block ends; torch is then as it was before. A worker process
-pretends from its start if it gets the environment that `worker_environment` makes (see `pretended_worker`).
+pretends from its start if it gets the environment that `environment_of_workers` makes (see `pretended_worker`).
 
 Every torch call passes through one function mode. The mode replaces each device word `cuda` by `cpu`, runs the call,
 and remembers which storages would now be on the card: those that a call with the word `cuda` made, and the results of
@@ -16,6 +16,7 @@ one call, and code that reaches the device past torch's Python functions. What `
 only its results are counted. CUDA generators, graphs and a second card's memory are not there.
 """
 
+import atexit
 import json
 import os
 from collections import Counter
@@ -549,7 +550,7 @@ def _told_to_diffusers() -> Iterator[None]:
     forget()
 
 
-def worker_environment(card: Card | None = None, faults: Path | None = None) -> dict[str, str]:
+def environment_of_workers(card: Card | None = None, faults: Path | None = None) -> dict[str, str]:
     """Variables that let worker processes pretend, and no other process. `faults` is as in Cuda."""
     tests = Path(__file__).parent
     path = [str(tests / "pretended_worker"), str(tests.parent), os.environ.get("PYTHONPATH", "")]
@@ -558,7 +559,9 @@ def worker_environment(card: Card | None = None, faults: Path | None = None) -> 
 
 
 def install(environment: Mapping[str, str]) -> None:
-    """Pretend until this process ends, as `worker_environment` says."""
+    """Pretend until this process ends, as `environment_of_workers` says."""
     told = json.loads(environment[VARIABLE])
     card = Card(**told["card"] | {"capability": tuple(told["card"]["capability"])})
-    pretended(card, Path(told["faults"]) if told["faults"] else None).__enter__()
+    context = pretended(card, Path(told["faults"]) if told["faults"] else None)
+    context.__enter__()
+    atexit.register(context.__exit__, None, None, None)  # one that nobody refers to would end here

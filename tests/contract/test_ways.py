@@ -1,11 +1,10 @@
-"""Each way to load and draw, on the CPU and on a pretended card. On a real card: tests/gpu."""
+"""Each way to load and draw, on the CPU. The same on a card: tests/gpu."""
 
 from collections.abc import Iterator
 
 import pytest
 
 from tests.contract.families import LIBRARY_WARNINGS, Shelf, shelf_of
-from tests.pretend_cuda import pretended
 from tests.ways import WAYS, skip_unless_possible, walk
 
 pytestmark = [
@@ -21,13 +20,6 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shelf]:
 
 
 @pytest.mark.parametrize("name", WAYS)
-def test_a_way_to_draw_works_on_the_cpu(shelf: Shelf, name: str) -> None:
+def test_each_way_draws_the_same_again_and_leaves_nothing(shelf: Shelf, name: str) -> None:
     skip_unless_possible(WAYS[name], "cpu")
     walk(WAYS[name], "cpu", shelf)
-
-
-@pytest.mark.parametrize("name", WAYS)
-def test_a_way_to_draw_works_on_a_card(shelf: Shelf, name: str) -> None:
-    skip_unless_possible(WAYS[name], "cuda")
-    with pretended():
-        walk(WAYS[name], "cuda", shelf)
