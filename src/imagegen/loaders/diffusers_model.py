@@ -22,6 +22,7 @@ from imagegen.core.sizes import Size, render_size
 from imagegen.core.task import GenerationRequest, Lora, Pixels
 from imagegen.loaders.adapters import Adapters
 from imagegen.loaders.base import Inputs, LoadedModel, OnStep, Placement
+from imagegen.loaders.class_caches import clear_class_caches
 from imagegen.loaders.folder import check_folder, header_bytes, read_index
 from imagegen.loaders.host_copy import HostCopy, tensor_bytes
 from imagegen.loaders.options import OptionsSpec, attention, compiling, move, quantization_config, step_cache, switch_on
@@ -268,6 +269,10 @@ def _own_parts(
     return made
 
 
+def _denoiser(pipeline: Any) -> Any:
+    return getattr(pipeline, "transformer", None) or pipeline.unet
+
+
 def _modules(pipeline: Any) -> dict[str, Any]:
     return {name: part for name, part in pipeline.components.items() if hasattr(part, "parameters")}
 
@@ -492,6 +497,7 @@ class DiffusersModel(LoadedModel):
         if self._spec.quantize is not None:
             return False  # torchao's tensors cannot be put elsewhere in place
         self._prompts.clear()  # they are on the device
+        clear_class_caches(_denoiser(self._pipeline))
         self._leave()
         return True
 
@@ -512,6 +518,7 @@ class DiffusersModel(LoadedModel):
     def close(self) -> None:
         self._leave()
         self._pipeline.remove_all_hooks()
+        clear_class_caches(_denoiser(self._pipeline))
         del self._pipeline, self._siblings, self._adapters, self._prompts, self._parts
         gc.collect()
 
