@@ -69,3 +69,15 @@ def bucket(bucket_server: "Bucket", monkeypatch: pytest.MonkeyPatch) -> "Bucket"
     for name, value in bucket_server.environment.items():
         monkeypatch.setenv(name, value)
     return bucket_server
+
+
+@pytest.fixture
+def quick_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traces as usual, and runs the traces as they are: the real compiler takes ten seconds."""
+    import torch
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    counters.clear()
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model, **how: real(model, **how | {"backend": "eager"}))

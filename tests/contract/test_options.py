@@ -167,15 +167,6 @@ def test_rounding_needs_its_library_and_says_which(models: Path, monkeypatch: py
     assert (failed.code, "torchao" in failed.message) == (FailureCode.ENGINE_MISSING, True)
 
 
-@pytest.fixture
-def quick_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Traces as usual, and runs the traces as they are: the real compiler takes ten seconds."""
-    torch._dynamo.reset()
-    counters.clear()
-    real = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda model, **how: real(model, **how | {"backend": "eager"}))
-
-
 @pytest.mark.usefixtures("quick_compiler")
 def test_what_was_compiled_survives_an_unload_and_draws_the_same(models: Path) -> None:
     pictures, compiled = [House(models).draw()], []

@@ -29,8 +29,6 @@ from tests.conftest import load_command, request_for
 from tests.contract.test_lora import write_lora
 from tests.pipelines import build
 
-pytestmark = pytest.mark.gpu
-
 CUDA = EngineOptions(device="cuda")
 
 

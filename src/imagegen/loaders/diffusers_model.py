@@ -23,6 +23,7 @@ from imagegen.core.sizes import Size, render_size
 from imagegen.core.task import GenerationRequest, Lora, Pixels
 from imagegen.loaders.adapters import Adapters
 from imagegen.loaders.base import Inputs, LoadedModel, OnStep, Placement
+from imagegen.loaders.class_caches import clear_class_caches
 from imagegen.loaders.decoding import Decoding
 from imagegen.loaders.folder import check_folder, header_bytes, read_index
 from imagegen.loaders.host_copy import HostCopy, tensor_bytes
@@ -293,6 +294,10 @@ def _can_leave(name: str, spec: DiffusersSpec, placement: Placement) -> bool:
     return placement.device != "cpu" and _offload(spec, placement) not in ("sequential", "group") and not stays
 
 
+def _denoiser(pipeline: Any) -> Any:
+    return getattr(pipeline, "transformer", None) or pipeline.unet
+
+
 def _modules(pipeline: Any) -> dict[str, Any]:
     return {name: part for name, part in pipeline.components.items() if hasattr(part, "parameters")}
 
@@ -551,6 +556,7 @@ class DiffusersModel(LoadedModel):
             for part in self._parts:
                 part.keep()
         self._prompts.clear()  # they are on the device
+        clear_class_caches(_denoiser(self._pipeline))
         return True
 
     def to_device(self) -> int:
@@ -570,6 +576,7 @@ class DiffusersModel(LoadedModel):
     def close(self) -> None:
         self._leave()
         self._pipeline.remove_all_hooks()
+        clear_class_caches(_denoiser(self._pipeline))
         del self._pipeline, self._siblings, self._adapters, self._prompts, self._parts, self._turns
         gc.collect()
 
