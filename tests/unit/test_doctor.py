@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -444,6 +445,75 @@ def test_the_driver_is_read_in_each_of_its_forms(tmp_path: Path, monkeypatch: py
     assert looking.driver() is None
     (tmp_path / "version").write_text(text)
     assert looking.driver() == "550.54.14"
+
+
+@pytest.fixture
+def cuda_build(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """torch as a CUDA build with two cards, of which the second one does not answer."""
+    import torch
+
+    def mem_get_info(index: int) -> tuple[int, int]:
+        if index == 1:
+            raise RuntimeError("CUDA error: all CUDA-capable devices are busy or unavailable\nCUDA kernel errors might")
+        return 20 * GIB, 24 * GIB
+
+    card = SimpleNamespace(name="NVIDIA L4", major=8, minor=9, total_memory=24 * GIB)
+    played = {"init": lambda: None, "device_count": lambda: 2, "get_device_properties": lambda index: card}
+    for name, answers in {**played, "mem_get_info": mem_get_info}.items():
+        monkeypatch.setattr(torch.cuda, name, answers)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda: 13010, raising=False)
+    return torch
+
+
+@pytest.mark.usefixtures("cuda_build")
+def test_torch_is_asked_for_each_card() -> None:
+    found = looking.torch_facts()
+    assert (found.built_for, found.driver_runs) == ("13.0", "13.1")
+    first, second = found.cards
+    assert (first.free, first.total, first.capability) == (20 * GIB, 24 * GIB, "8.9")
+    assert second.trouble == "CUDA error: all CUDA-capable devices are busy or unavailable"
+
+
+def test_why_a_cuda_build_has_no_cards_is_asked(cuda_build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise RuntimeError("The NVIDIA driver on your system is too old (found version 11040).")
+
+    monkeypatch.setattr(cuda_build.cuda, "init", refuse)
+    found = looking.torch_facts()
+    assert (found.cards, "too old (found version 11040)" in found.trouble) == ((), True)
+
+
+@pytest.mark.parametrize(
+    ("source", "state", "trouble"),
+    [
+        ("__version__ = '1.2'", "here", ""),
+        ("raise RuntimeError('operator torchvision::nms does not exist')", "broken", "operator torchvision::nms does"),
+        ("raise OSError('libcudart.so.13: cannot open')", "broken", "libcudart.so.13"),
+        ("import nowhere_at_all", "broken", "No module named"),
+    ],
+)
+def test_a_library_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, state: str, trouble: str
+) -> None:
+    assert looking.library("a_library").state == "absent"
+    (tmp_path / "a_library.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    found = looking.library("a_library")
+    sys.modules.pop("a_library", None)
+    assert (found.state, found.version) == (state, "1.2" if state == "here" else "")
+    assert trouble in found.trouble
+
+
+@pytest.mark.parametrize(("folder", "state"), [("nunchaku_engine", "here"), ("nunchaku_impostor", "another")])
+def test_the_engine_is_told_from_its_namesake(monkeypatch: pytest.MonkeyPatch, folder: str, state: str) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / folder)
+    before = set(sys.modules)
+    try:
+        assert looking.nunchaku().state == state
+    finally:
+        for name in {name for name in sys.modules if name.partition(".")[0] == "nunchaku"} - before:
+            del sys.modules[name]
 
 
 # -- the command -------------------------------------------------------------------------------------------------------

@@ -148,7 +148,7 @@ def torch_facts() -> Torch:
         trouble = ""
     except (RuntimeError, AssertionError) as error:
         cards, trouble = (), _first_line(error)
-    runs = torch._C._cuda_getDriverVersion() if hasattr(torch._C, "_cuda_getDriverVersion") else 0
+    runs = getattr(torch._C, "_cuda_getDriverVersion", int)()  # 13010 is 13.1; 0: there is no driver
     return Torch(
         version=torch.__version__,
         built_for=torch.version.cuda,
