@@ -19,6 +19,7 @@ from imagegen.cli import app, checks
 from imagegen.cli.checks import Finding
 from imagegen.core.errors import FailureCode
 from imagegen.core.task import Pixels
+from imagegen.gpu import devices
 from imagegen.gpu import machine as looking
 from imagegen.gpu.machine import Card, Library, Machine, Torch
 from imagegen.gpu.protocol import DeviceMemory, Failed, Generated, Loaded
@@ -42,7 +43,7 @@ CPU = Machine(
 )
 CARD = Card(index=0, name="NVIDIA L4", capability="8.9", total=24 * GIB, free=47 * GIB // 2)
 CUDA = CPU.evolve(
-    torch=Torch(version="2.13.0", built_for="13.0", driver_runs="13.1", cards=(CARD,)),
+    torch=Torch(version="2.13.0", built_for="13.0", driver_runs="13.1", cards=(CARD,), device="cuda"),
     triton=HERE,
     driver="590.44.01",
     has_card=True,
@@ -76,14 +77,14 @@ def test_a_card_is_told_with_driver_and_memory() -> None:
     found = device(CUDA)
     assert {finding.level for finding in found.values()} == {"ok"}
     assert found["driver"].says == "590.44.01, runs CUDA up to 13.1"
-    assert "device" not in found
+    assert found["device"].says == "the GPU"
     assert found["cuda:0"].says == "NVIDIA L4, compute capability 8.9, 24.0 GiB: 23.5 GiB free"
 
 
 def test_what_others_hold_of_a_card_is_worth_a_word() -> None:
     found = device(with_card(free=10 * GIB))["cuda:0"]
     assert (found.level, found.exit_code) == ("note", 0)
-    assert "14.0 GiB taken by other processes" in found.says
+    assert "13.5 GiB taken by other processes" in found.says
     assert "nvidia-smi" in found.mend
 
 
@@ -92,40 +93,55 @@ def with_card(**changes: Any) -> Machine:
     return CUDA.evolve(torch=CUDA.torch.evolve(cards=(CARD.evolve(**changes),)))
 
 
-FAULTS: dict[str, tuple[Machine, str, str, str]] = {
-    "no torch": (CPU.evolve(torch=None, ended="ImportError: libcudart.so.13"), "auto", "torch", "libcudart"),
-    "cpu build beside a card": (CPU.evolve(has_card=True), "auto", "device", "torch is the CPU build"),
-    "driver too old": (
-        CUDA.evolve(torch=Torch(version="2.13.0", built_for="13.0", trouble="driver is too old (found 11040)")),
+NO_DRIVER = Torch(version="2.13.0", built_for="13.0", problem="Found no NVIDIA driver on your system.")
+NO_BUILD = Torch(version="2.13.0+cpu", problem="torch 2.13.0+cpu is a build without CUDA although there is nvidia0.")
+OLD_DRIVER = Torch(version="2.13.0", built_for="13.0", driver_runs="11.4", problem="The NVIDIA driver is too old.")
+
+FAULTS: dict[str, tuple[Machine, str, str, str, str]] = {
+    "no torch": (CPU.evolve(torch=None, ended="ImportError: libcudart.so.13"), "auto", "torch", "libcudart", "install"),
+    "cpu build beside a card": (
+        CPU.evolve(torch=NO_BUILD, has_card=True),
         "auto",
         "device",
-        "cannot use: driver is too old",
+        "the CPU, although there is an NVIDIA card: torch 2.13.0+cpu is a build without CUDA",
+        "make install TORCH=cuda",
     ),
-    "no card, but one is demanded": (CPU, "cuda", "device", "IMAGEGEN_DEVICE is cuda, and there is no"),
-    "no such card": (CUDA, "cuda:3", "device", "IMAGEGEN_DEVICE is cuda:3, and there are 1 cards"),
-    "another process's card": (with_card(trouble="all CUDA-capable devices are busy"), "auto", "cuda:0", "are busy"),
+    "driver too old": (
+        CPU.evolve(torch=OLD_DRIVER, has_card=True),
+        "auto",
+        "device",
+        "driver is too old",
+        "CUDA 13.0 (this one: 11.4)",
+    ),
+    "no card, but one is demanded": (
+        CPU.evolve(torch=NO_DRIVER),
+        "cuda",
+        "device",
+        "IMAGEGEN_DEVICE is cuda, and no model loads: Found no NVIDIA driver",
+        "--gpus all",
+    ),
+    "another process's card": (with_card(trouble="devices are busy"), "auto", "cuda:0", "are busy", "nvidia-smi"),
 }
 
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_device_that_does_not_work_is_a_fault_with_a_way_out(name: str) -> None:
-    machine, wanted, about, words = FAULTS[name]
+    machine, wanted, about, words, mend = FAULTS[name]
     found = device(machine, device=wanted)[about]
     assert (found.level, found.exit_code) == ("fault", 69)
     assert words in found.says
-    assert found.mend
+    assert mend in found.mend
 
 
-@pytest.mark.parametrize(
-    "machine", [CPU.evolve(has_card=True), CUDA, CUDA.evolve(torch=Torch(version="2", built_for="13"))]
-)
-def test_whoever_wants_the_cpu_has_it(machine: Machine) -> None:
-    assert "fault" not in {finding.level for finding in device(machine, device="cpu").values()}
+def test_whoever_wants_the_cpu_has_it() -> None:
+    cpu = Torch(version="2.13.0", built_for="13.0")  # the CPU was asked for: nobody looks for a card
+    found = device(CPU.evolve(torch=cpu, has_card=True), device="cpu")
+    assert {finding.level for finding in found.values()} == {"ok"}
 
 
 def test_a_cuda_build_without_a_card_is_only_worth_a_word() -> None:
-    machine = CPU.evolve(torch=Torch(version="2.13.0", built_for="13.0", trouble="Found no NVIDIA driver"))
-    assert device(machine)["device"].level == "note"
+    found = device(CPU.evolve(torch=NO_DRIVER))["device"]
+    assert (found.level, found.says) == ("note", "the CPU: Found no NVIDIA driver on your system.")
 
 
 # -- libraries ---------------------------------------------------------------------------------------------------------
@@ -385,7 +401,9 @@ def test_a_picture_is_drawn_and_the_worker_leaves(
 def answer(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
     """The process that looks runs this instead."""
     run = subprocess.run
-    monkeypatch.setattr(subprocess, "run", lambda command, **how: run([sys.executable, "-c", script], **how))
+    monkeypatch.setattr(
+        subprocess, "run", lambda command, **how: run([sys.executable, "-c", script, command[-1]], **how)
+    )
 
 
 TORCH_LINE = """print('{"torch": {"version": "2"}}', flush=True)"""
@@ -407,7 +425,7 @@ def test_what_was_known_before_the_process_ended_stays_known(
 ) -> None:
     monkeypatch.setattr(looking, "LOOK_S", 1)
     answer(monkeypatch, f"{TORCH_LINE}\n{script}")
-    found = looking.look()
+    found = looking.look("auto")
     assert (found.torch, found.torchvision, found.ended) == (Torch(version="2"), None, ended)
 
 
@@ -416,7 +434,7 @@ def test_a_machine_that_can_start_no_process_says_so(monkeypatch: pytest.MonkeyP
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
     monkeypatch.setattr(subprocess, "run", refuse)
-    assert looking.look().ended == "no process could be started: Resource temporarily unavailable"
+    assert looking.look("auto").ended == "no process could be started: Resource temporarily unavailable"
 
 
 def test_the_system_is_asked_for_driver_card_and_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -428,7 +446,7 @@ def test_the_system_is_asked_for_driver_card_and_memory(tmp_path: Path, monkeypa
     for name, place in {"DRIVER": "version", "MEMINFO": "meminfo", "DEVICES": "."}.items():
         monkeypatch.setattr(looking, name, tmp_path / place)
     answer(monkeypatch, TORCH_LINE)
-    found = looking.look()
+    found = looking.look("auto")
     assert (found.driver, found.has_card) == ("590.44.01", True)
     assert (found.memory_total, found.memory_available) == (2**20, 2**19)
 
@@ -458,7 +476,13 @@ def cuda_build(monkeypatch: pytest.MonkeyPatch) -> Any:
         return 20 * GIB, 24 * GIB
 
     card = SimpleNamespace(name="NVIDIA L4", major=8, minor=9, total_memory=24 * GIB)
-    played = {"init": lambda: None, "device_count": lambda: 2, "get_device_properties": lambda index: card}
+    monkeypatch.setattr(devices, "run_kernel", lambda device: None)
+    played = {
+        "is_available": lambda: True,
+        "init": lambda: None,
+        "device_count": lambda: 2,
+        "get_device_properties": lambda index: card,
+    }
     for name, answers in {**played, "mem_get_info": mem_get_info}.items():
         monkeypatch.setattr(torch.cuda, name, answers)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
@@ -468,8 +492,8 @@ def cuda_build(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.mark.usefixtures("cuda_build")
 def test_torch_is_asked_for_each_card() -> None:
-    found = looking.torch_facts()
-    assert (found.built_for, found.driver_runs) == ("13.0", "13.1")
+    found = looking.torch_facts("auto")
+    assert (found.built_for, found.driver_runs, found.device) == ("13.0", "13.1", "cuda")
     first, second = found.cards
     assert (first.free, first.total, first.capability) == (20 * GIB, 24 * GIB, "8.9")
     assert second.trouble == "CUDA error: all CUDA-capable devices are busy or unavailable"
@@ -479,9 +503,21 @@ def test_why_a_cuda_build_has_no_cards_is_asked(cuda_build: Any, monkeypatch: py
     def refuse() -> None:
         raise RuntimeError("The NVIDIA driver on your system is too old (found version 11040).")
 
+    monkeypatch.setattr(cuda_build.cuda, "is_available", lambda: False)
     monkeypatch.setattr(cuda_build.cuda, "init", refuse)
-    found = looking.torch_facts()
-    assert (found.cards, "too old (found version 11040)" in found.trouble) == ((), True)
+    found = looking.torch_facts("auto")
+    assert (found.cards, found.device) == ((), "cpu")
+    assert "too old (found version 11040)" in str(found.problem)
+
+
+def test_the_process_that_looks_sees_the_card_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = """import json, os, sys
+print(json.dumps({"torch": {"version": os.environ["CUDA_VISIBLE_DEVICES"], "device": sys.argv[-1]}}))"""
+    answer(monkeypatch, script)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    found = looking.look("cuda:1").torch
+    assert found is not None
+    assert (found.version, found.device) == ("1", "cuda")
 
 
 @pytest.mark.parametrize(
@@ -523,7 +559,7 @@ def test_the_engine_is_told_from_its_namesake(monkeypatch: pytest.MonkeyPatch, f
 def played(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A machine whose picture fails as well as its models.yaml."""
     monkeypatch.setenv("IMAGEGEN_DATA_DIR", str(tmp_path))
-    monkeypatch.setattr(sys.modules["imagegen.cli.doctor"], "look", lambda: CUDA)
+    monkeypatch.setattr(sys.modules["imagegen.cli.doctor"], "look", lambda asked: CUDA)
     fault = Finding(section="picture", about="picture", level="fault", says="black", mend="Look.", exit_code=69)
     monkeypatch.setattr(checks, "picture", lambda settings: fault)
 

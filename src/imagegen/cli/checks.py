@@ -23,8 +23,9 @@ from imagegen.core.errors import EngineError
 from imagegen.core.task import GenerationRequest
 from imagegen.core.value import Value
 from imagegen.gpu.child import ChildEngine
+from imagegen.gpu.engine import LEAST_FOREIGN_BYTES
 from imagegen.gpu.machine import Card, Library, Machine
-from imagegen.gpu.protocol import EngineOptions, Failed, Generate, Generated, Load
+from imagegen.gpu.protocol import CONTEXT_BYTES, EngineOptions, Failed, Generate, Generated, Load
 from imagegen.loaders import FAMILIES, SPECS
 from imagegen.loaders.base import Placement, advice
 from imagegen.loaders.nunchaku import INSTALL, NunchakuSpec
@@ -38,9 +39,6 @@ GIB, MIB = 2**30, 2**20
 
 #: Bytes below which a folder counts as full: compilers and libraries write some MiB, a picture takes 2 MiB.
 LEAST_ROOM = 100 * MIB
-
-#: Bytes of a card that other processes may hold before it is worth a word: what a desktop or an idle context takes.
-FOREIGN = GIB
 
 #: Seconds that the worker gets to load the embedded model, and to make a step of its picture.
 DRAWING_S = 120
@@ -155,10 +153,7 @@ def device(machine: Machine, settings: Settings) -> Iterator[Finding]:
         yield _finding("device", "driver", f"{machine.driver or 'version unknown'}{runs}")
     for card in torch.cards:
         yield _card(card)
-    if (fault := _without_device(machine, settings)) is not None:
-        yield fault
-    elif not torch.cards:
-        yield _finding("device", "device", "the CPU: there is no NVIDIA card")
+    yield _device(machine, settings)
     says = f"{_size(machine.memory_available)} of {_size(machine.memory_total)} available"
     yield _finding("device", "host memory", says)
 
@@ -169,41 +164,36 @@ def _card(card: Card) -> Finding:
     if card.trouble:
         mend = "`nvidia-smi` says whether another process has the card for itself, or whether it needs a reset."
         return _fault("device", about, f"{name}; its memory cannot be asked for: {card.trouble}", mend, EX_UNAVAILABLE)
-    taken = card.total - card.free
-    says = f"{name}: {_size(card.free)} free"
-    if taken < FOREIGN:
+    says, taken = f"{name}: {_size(card.free)} free", card.total - card.free - CONTEXT_BYTES
+    if taken < LEAST_FOREIGN_BYTES:
         return _finding("device", about, says)
     mend = "`nvidia-smi` names them. The service's own worker is one of them while it runs."
     return _finding("device", about, f"{says}, {_size(taken)} taken by other processes", level="note", mend=mend)
 
 
-def _without_device(machine: Machine, settings: Settings) -> Finding | None:
-    """Why the device that is wanted is not the one that works."""
-    torch, wanted = machine.torch, settings.device
+def _device(machine: Machine, settings: Settings) -> Finding:
+    """What models run on, and whether that is what is wanted."""
+    torch = machine.torch
     assert torch is not None
-    if torch.cards and wanted in ("auto", "cpu", "cuda"):
-        return None
-    if torch.cards:
-        says = f"IMAGEGEN_DEVICE is {wanted}, and there are {len(torch.cards)} cards, counted from cuda:0"
-        there = wanted in [f"cuda:{card.index}" for card in torch.cards]
-        return None if there else _fault("device", "device", says, "Name one of them, or auto.", EX_UNAVAILABLE)
-    if wanted == "cpu":
-        return None
-    if machine.has_card and torch.built_for is None:
-        says, mend = "there is an NVIDIA card, and torch is the CPU build", "`make install TORCH=cuda`"
-        return _fault("device", "device", says, mend, EX_UNAVAILABLE)
+    if torch.problem is None:
+        return _finding("device", "device", "the GPU" if torch.device.startswith("cuda") else "the CPU")
+    if settings.device != "auto":
+        says = f"IMAGEGEN_DEVICE is {settings.device}, and no model loads: {torch.problem}"
+        return _fault("device", "device", says, _card_advice(machine), EX_UNAVAILABLE)
     if machine.has_card:
-        says = f"there is an NVIDIA card that torch cannot use: {torch.trouble}"
-        mend = f"Install a driver that runs CUDA {torch.built_for}, or a torch built for what the driver runs."
-        return _fault("device", "device", says, mend, EX_UNAVAILABLE)
-    mend = "In a container, give it the card (`--gpus all`, NVIDIA container toolkit); else install the NVIDIA driver."
-    if wanted != "auto":
-        says = f"IMAGEGEN_DEVICE is {wanted}, and there is no NVIDIA card"
-        return _fault("device", "device", says, f"{mend} Without a card, unset IMAGEGEN_DEVICE.", EX_UNAVAILABLE)
-    if torch.built_for is not None:
-        says = "the CPU: torch is built for CUDA, and there is no NVIDIA card"
-        return _finding("device", "device", says, level="note", mend=mend)
-    return None
+        says = f"the CPU, although there is an NVIDIA card: {torch.problem}"
+        return _fault("device", "device", says, _card_advice(machine), EX_UNAVAILABLE)
+    return _finding("device", "device", f"the CPU: {torch.problem}", level="note", mend=_card_advice(machine))
+
+
+def _card_advice(machine: Machine) -> str:
+    assert machine.torch is not None
+    if machine.has_card and machine.torch.built_for is None:
+        return "Take torch's CUDA build: `make install TORCH=cuda`"
+    if machine.has_card:
+        runs = f" (this one: {machine.torch.driver_runs})" if machine.torch.driver_runs else ""
+        return f"Install a driver that runs CUDA {machine.torch.built_for}{runs}, or name another card or `auto`."
+    return "In a container, give it the card (`--gpus all`, NVIDIA container toolkit); else install the NVIDIA driver."
 
 
 # -- libraries ---------------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ def doctor(
     """
     settings = settings_with(config=config)
     with Console(stderr=True).status("Asking torch ..."):
-        machine = look()
+        machine = look(settings.device)
     catalog, findings = checks.configuration(settings)
     findings += checks.folders(settings)
     findings += checks.device(machine, settings)

@@ -19,6 +19,7 @@ from typing import Literal
 from imagegen.core.errors import EngineMissing
 from imagegen.core.value import Value
 from imagegen.gpu.child import worker_environment
+from imagegen.gpu.devices import choose, only_card
 
 #: Seconds that torch and the libraries get to be imported, and the cards to answer.
 LOOK_S = 120
@@ -48,9 +49,12 @@ class Torch(Value):
     built_for: str | None = None
     #: The newest CUDA version that the driver runs; None: there is no driver, or nobody asked it.
     driver_runs: str | None = None
+    #: Those that the worker would see: all, or the one that IMAGEGEN_DEVICE names.
     cards: tuple[Card, ...] = ()
-    #: Why a CUDA build has no cards.
-    trouble: str = ""
+    #: What models would run on: `cuda` or `cpu`.
+    device: str = "cpu"
+    #: Why it is `cpu` although a card was asked for, or there are signs of one.
+    problem: str | None = None
 
 
 class Library(Value):
@@ -85,13 +89,16 @@ class Machine(Value):
 # -- in the process that asks ------------------------------------------------------------------------------------------
 
 
-def look() -> Machine:
-    """Ask torch and the system. Takes as long as an import of torch; on each card, a CUDA context for a moment."""
-    command = [sys.executable, "-P", "-m", "imagegen.gpu.machine"]
+def look(asked: str) -> Machine:
+    """Ask torch and the system, as a worker for this IMAGEGEN_DEVICE sees them.
+
+    Takes as long as an import of torch; on each card, a CUDA context for a moment.
+    """
+    device, card = only_card(asked, os.environ)
+    command = [sys.executable, "-P", "-m", "imagegen.gpu.machine", device]
+    environment = worker_environment(os.environ) | card
     try:
-        done = subprocess.run(
-            command, env=worker_environment(os.environ), capture_output=True, timeout=LOOK_S, check=False
-        )
+        done = subprocess.run(command, env=environment, capture_output=True, timeout=LOOK_S, check=False)
         written, ended = done.stdout, _how_it_ended(done.returncode, done.stderr)
     except subprocess.TimeoutExpired as error:
         written, ended = error.stdout or b"", f"no answer within {LOOK_S} seconds"
@@ -136,25 +143,21 @@ def host_memory() -> tuple[int, int]:
 # -- in the process that is asked --------------------------------------------------------------------------------------
 
 
-def torch_facts() -> Torch:
-    """What torch says of itself and of the cards."""
+def torch_facts(asked: str) -> Torch:
+    """What torch says of itself and of the cards, before it is used for anything."""
     import torch
 
-    if torch.version.cuda is None:
-        return Torch(version=torch.__version__)
-    try:
-        torch.cuda.init()  # type: ignore[no-untyped-call]
-        cards = tuple(_card(index) for index in range(torch.cuda.device_count()))
-        trouble = ""
-    except (RuntimeError, AssertionError) as error:
-        cards, trouble = (), _first_line(error)
+    cards = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    known = tuple(map(_card, cards))  # before a kernel runs, which takes memory
+    device = choose(asked)
     runs = getattr(torch._C, "_cuda_getDriverVersion", int)()  # 13010 is 13.1; 0: there is no driver
     return Torch(
         version=torch.__version__,
         built_for=torch.version.cuda,
         driver_runs=f"{runs // 1000}.{runs % 1000 // 10}" if runs else None,
-        cards=cards,
-        trouble=trouble,
+        cards=known,
+        device=device.name,
+        problem=device.problem,
     )
 
 
@@ -199,25 +202,25 @@ def _first_line(error: BaseException) -> str:
 
 
 #: In this order: an import that ends the process hides only what comes after it.
-PARTS: Mapping[str, Callable[[], Value]] = MappingProxyType(
+PARTS: Mapping[str, Callable[[str], Value]] = MappingProxyType(
     {
         "torch": torch_facts,
-        "triton": lambda: library("triton"),
-        "torchao": lambda: library("torchao"),
-        "nunchaku": nunchaku,
-        "torchvision": lambda: library("torchvision"),
+        "triton": lambda asked: library("triton"),
+        "torchao": lambda asked: library("torchao"),
+        "nunchaku": lambda asked: nunchaku(),
+        "torchvision": lambda asked: library("torchvision"),
     }
 )
 
 
-def main() -> None:
+def main(asked: str) -> None:
     """Write what there is, part by part."""
     with os.fdopen(os.dup(1), "w") as answers:
         os.dup2(2, 1)  # what a library prints is no answer
         for name, ask in PARTS.items():
-            answers.write(json.dumps({name: ask().model_dump(mode="json")}) + "\n")
+            answers.write(json.dumps({name: ask(asked).model_dump(mode="json")}) + "\n")
             answers.flush()
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1])
