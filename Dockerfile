@@ -16,14 +16,24 @@ COPY Makefile constraints.txt ./
 RUN --mount=type=cache,target=/var/cache/pip \
     make torch VENV=/opt/imagegen PYTHON=/usr/local/bin/python3
 COPY pyproject.toml README.md LICENSE ./
+# torchvision: FLUX.2 dev and Qwen-Image-Edit read pictures with it. They are too large for a CPU.
 RUN --mount=type=cache,target=/var/cache/pip \
-    /opt/imagegen/bin/pip install --constraint constraints.txt --build-constraint constraints.txt --only-deps .
+    /opt/imagegen/bin/pip install --constraint constraints.txt --build-constraint constraints.txt --only-deps . \
+    && if [ "$TORCH" = cuda ]; then make torchvision VENV=/opt/imagegen; fi
 COPY config ./config
 COPY src ./src
 RUN --mount=type=cache,target=/var/cache/pip \
     /opt/imagegen/bin/pip install --constraint constraints.txt --build-constraint constraints.txt --no-deps .
 
 FROM python:3.11.15-slim-trixie
+# `compile` in models.yaml: Triton builds a small C module around each kernel. Python's own headers are in this image.
+ARG TORCH
+# hadolint ignore=DL3008
+RUN if [ "$TORCH" = cuda ]; then \
+        apt-get update \
+        && apt-get install --yes --no-install-recommends gcc libc6-dev \
+        && rm -rf /var/lib/apt/lists/*; \
+    fi
 RUN useradd --uid 10001 --user-group --home-dir /data --no-create-home imagegen \
     && install --directory --owner=imagegen --group=imagegen /data /models
 COPY --from=build /opt/imagegen /opt/imagegen

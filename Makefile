@@ -42,6 +42,12 @@ torch_cpu := "$(torch)+cpu"
 torch_cuda := "$(torch),!=$(patsubst torch==%,%,$(torch))+cpu"
 torch_index_cpu := $(TORCH_INDEX)
 
+# The build of torch that .venv has in fact: the one that was asked for is not always to be had.
+BUILT = $(shell $(BIN)/python -c 'from importlib.metadata import version; print("cpu" if version("torch").endswith("+cpu") else "cuda")')
+torchvision := $(shell grep '^torchvision==' constraints.txt)
+torchvision_cpu := "$(torchvision)+cpu"
+torchvision_cuda := "$(torchvision),!=$(patsubst torchvision==%,%,$(torchvision))+cpu"
+
 $(VENV)/.pip:
 	@"$(PYTHON)" -c '$(FITS)' 2>/dev/null || { echo '$(NO_PYTHON)' >&2; exit 1; }
 	"$(PYTHON)" -m venv $(VENV)
@@ -77,6 +83,20 @@ install: $(VENV)/.runtime ## Set up .venv with all that the service needs
 
 .PHONY: torch
 torch: $(VENV)/.torch-$(TORCH)
+
+.PHONY: vision
+vision: $(VENV)/.runtime ## Add torchvision: FLUX.2 dev and Qwen-Image-Edit read pictures with it
+	@$(MAKE) --no-print-directory torchvision
+
+# Of the same build as torch, or none: beside another build of torch its import fails, and with it every model's load.
+.PHONY: torchvision
+torchvision:
+	@$(PIP) install --quiet --no-deps $(torchvision_$(BUILT)) 2>/dev/null $(if $(TORCH_INDEX),\
+	|| { [ $(BUILT) = cpu ] && $(PIP) install --quiet --no-deps --retries 1 --timeout 15 \
+	--index-url $(TORCH_INDEX) $(torchvision_cpu) 2>/dev/null; })\
+	|| { echo "No $(BUILT) build of $(torchvision) can be had here; see TORCH_INDEX in the Makefile." >&2; exit 1; }
+	@$(BIN)/python -c 'import torchvision' 2>/dev/null || { $(PIP) uninstall --quiet --yes torchvision; \
+	echo "$(torchvision) does not work beside this torch and was removed again." >&2; exit 1; }
 
 .PHONY: serve
 serve: $(VENV)/.runtime ## Start the service on 127.0.0.1:5050

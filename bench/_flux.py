@@ -10,6 +10,7 @@ import torch
 from tests.pipelines.pictures import flow_by_size
 
 from imagegen.loaders.diffusers_model import quiet_libraries
+from imagegen.loaders.host_copy import tensor_bytes
 
 #: How many letters and special words the tokenizers know at least.
 LEAST_WORDS = 600
@@ -36,16 +37,18 @@ class Shape(NamedTuple):
     shard: str
 
 
-#: `full` is FLUX.1 dev: 12 billion parameters, T5-XXL, CLIP-L; 33.7 GB. `middle` has its proportions in 1 GB.
+_FULL = Shape(24, 128, 19, 38, (16, 56, 56), 768, 12, 49408, 4096, 10240, 24, 64, 32128, (128, 256, 512, 512), "10GB")
+
+#: `full` is FLUX.1 dev: 12 billion parameters, T5-XXL, CLIP-L; 33.7 GB. `short` has a T5 of two layers instead of 24:
+#: 25.3 GB. `middle` has the proportions of `full` in 1 GB.
 SHAPES: Mapping[str, Shape] = MappingProxyType(
     {
         "tiny": Shape(2, 16, 1, 1, (4, 6, 6), 32, 2, LEAST_WORDS, 32, 64, 2, 2, LEAST_WORDS, (8, 8, 8, 8), "40KB"),
         "middle": Shape(
             12, 128, 2, 4, (16, 56, 56), 384, 6, 8192, 1024, 2816, 10, 16, 32128, (64, 128, 256, 256), "300MB"
         ),
-        "full": Shape(
-            24, 128, 19, 38, (16, 56, 56), 768, 12, 49408, 4096, 10240, 24, 64, 32128, (128, 256, 512, 512), "10GB"
-        ),
+        "short": _FULL._replace(t5_layers=2),
+        "full": _FULL,
     }
 )
 
@@ -55,18 +58,28 @@ def build(size: str, folder: Path, device: str = "cpu") -> Path:
     quiet_libraries()
     from diffusers import FluxPipeline
 
-    shape, before = SHAPES[size], torch.get_default_dtype()
+    pipeline = FluxPipeline(scheduler=flow_by_size(), **_made(size, device))
+    pipeline.save_pretrained(folder, safe_serialization=True, max_shard_size=SHAPES[size].shard)
+    return folder
+
+
+def part_bytes(size: str) -> dict[str, int]:
+    """The bytes of each part's weights, counted without making them."""
+    quiet_libraries()
+    modules = {name: part for name, part in _made(size, "meta").items() if hasattr(part, "parameters")}
+    return {name: tensor_bytes([module]) for name, module in modules.items()}
+
+
+def _made(size: str, device: str) -> dict[str, Any]:
+    before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
         with torch.random.fork_rng(), torch.device(device), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.manual_seed(0)
-            parts = _parts(shape)
+            return _parts(SHAPES[size])
     finally:
         torch.set_default_dtype(before)
-    pipeline = FluxPipeline(scheduler=flow_by_size(), **parts)
-    pipeline.save_pretrained(folder, safe_serialization=True, max_shard_size=shape.shard)
-    return folder
 
 
 def _parts(shape: Shape) -> dict[str, Any]:

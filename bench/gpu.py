@@ -1,8 +1,9 @@
-"""What a CUDA device makes of a full-size FLUX.1 with random weights: one table for docs/benchmarks.md.
+"""What a CUDA device makes of a FLUX.1 with random weights: one table for docs/benchmarks.md.
 
-python -m bench.gpu [--small] [--folder DIR]
+python -m bench.gpu [--shape full|short|tiny] [--folder DIR]
 
-It drives the worker process as the service does, and measures beside it what the machine can do at best.
+It drives the worker process as the service does, and measures beside it what the machine can do at best. Each row is
+printed as soon as it is known, those that say most first; where one fails, the next one follows.
 """
 
 import argparse
@@ -13,22 +14,21 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import psutil
 import torch
 
-from bench._flux import build
+from bench._flux import build, part_bytes
 from imagegen.catalog.catalog import Catalog
 from imagegen.catalog.loading import parse_catalog
 from imagegen.catalog.sources import Folders
 from imagegen.core.errors import FailureCode
 from imagegen.core.task import GenerationRequest
 from imagegen.gpu.child import ChildEngine
-from imagegen.gpu.engine import Engine
+from imagegen.gpu.machine import driver, host_memory
 from imagegen.gpu.protocol import EngineOptions, Failed, Generate, Generated, Load, Loaded, Measured, Unload, Unloaded
 from imagegen.loaders import SPECS
 from imagegen.loaders.folder import header_bytes
@@ -38,8 +38,9 @@ GB, MIB = 10**9, 2**20
 #: What one FLUX.1 step takes at 1024x1024 with 512 words, in floating-point operations.
 STEP_FLOP = 74.4e12
 
-#: On disk, and in host memory for two models that stay warm: 33.7 GB, and 23.8 GB for the second one.
-DISK_BYTES, HOST_BYTES = 36 * GB, 64 * GB
+#: Beside the weights: on disk for tokenizers and configurations, on the device for a picture of 1024x1024 and two CUDA
+#: contexts, in host memory for torch in two processes.
+DISK_BESIDE, DEVICE_BESIDE, HOST_BESIDE = GB * 6 // 10, 8 * GB, 12 * GB
 
 #: Step counts of two pictures whose difference is steps alone.
 FEW, MANY = 4, 12
@@ -63,17 +64,31 @@ class Row(NamedTuple):
     def seconds(cls, what: str, ours: float, best_is: str, best: float) -> "Row":
         return cls(what, f"{ours:.3f} s", f"{best_is}: {best:.3f} s", f"{ours / best:.2f}" if best else "")
 
+    def __str__(self) -> str:
+        return f"| {' | '.join(self)} |"
+
+
+class Wrong(Exception):
+    """The worker's answer is another one than the row needs."""
+
 
 class Rig(NamedTuple):
     """Where it runs, and with what."""
 
     root: Path
     device: str
-    small: bool
+    #: A name of bench._flux.SHAPES.
+    shape: str
+    #: Of each part's weights.
+    parts: Mapping[str, int]
 
     @property
     def cuda(self) -> bool:
         return self.device == "cuda"
+
+    @property
+    def small(self) -> bool:
+        return self.shape == "tiny"
 
     @property
     def pixels(self) -> int:
@@ -83,6 +98,11 @@ class Rig(NamedTuple):
     def folder(self) -> Path:
         return self.root / "flux"
 
+    @property
+    def weights(self) -> int:
+        """Bytes of the whole model."""
+        return sum(self.parts.values())
+
     def catalog(self, host_cache_gb: float = 0, **fields: Any) -> Catalog:
         """Two models with the same files: each has a transformer of its own, the rest they may share."""
         entry = {"name": "A", "type": "flux", "local_path": "flux", "base_size": 64, "torch_dtype": "bfloat16"} | fields
@@ -90,170 +110,309 @@ class Rig(NamedTuple):
             json.dumps({"global": {"host_cache_gb": host_cache_gb}, "models": {"a": entry, "b": entry}}), SPECS
         )
 
-    def load(self, engine: Engine, catalog: Catalog, model: str = "a") -> Loaded:
-        return expect(engine.load(Load.entry(catalog, model, Folders(self.root, self.root))), Loaded)
-
     def request(self, steps: int = FEW, prompt: str = "a cat", seed: int = 1) -> GenerationRequest:
         size = {"width": self.pixels, "height": self.pixels}
         return GenerationRequest(prompt=prompt, steps=steps, guidance_scale=3.5, seed=seed, **size)
 
 
+class Stage:
+    """The worker and what is loaded in it, as far as one row leaves it to the next."""
+
+    def __init__(self, rig: Rig) -> None:
+        self.rig = rig
+        self.engine = ChildEngine(EngineOptions(device=rig.device))
+        #: The first load of all; None: not yet.
+        self.first: Loaded | None = None
+        self._here: dict[str, Catalog] = {}
+        self._flops = 0.0
+
+    def warm_up(self) -> None:
+        """Imports, the CUDA context, cuBLAS: a first load of tiny parts pays for them."""
+        expect(self.engine.measure(), Measured)
+        tiny, whole = self.rig._replace(root=self.rig.root / "tiny", shape="tiny"), self.rig
+        build("tiny", tiny.folder)
+        self.rig = tiny
+        self.load(tiny.catalog())
+        self.draw(tiny.request())
+        self.empty()
+        self.rig = whole
+
+    def load(self, catalog: Catalog, model: str = "a") -> Loaded:
+        folders = Folders(self.rig.root, self.rig.root)
+        loaded = expect(self.engine.load(Load.entry(catalog, model, folders)), Loaded)
+        self._here[model] = catalog
+        return loaded
+
+    def ready(self, **fields: Any) -> None:
+        """Model `a` with these fields is loaded, and nothing else."""
+        catalog = self.rig.catalog(**fields)
+        if self._here == {"a": catalog}:
+            return
+        self.empty()
+        loaded = self.load(catalog)
+        self.first = self.first or loaded
+
+    def unload(self, model: str, **how: bool) -> None:
+        expect(self.engine.unload(Unload(model=model, **how)), Unloaded)
+        self._here.pop(model, None)
+
+    def empty(self) -> None:
+        for model in list(self._here):
+            self.unload(model)
+
+    def reset(self) -> None:
+        """After a failure: whatever it left in the worker and in this process goes."""
+        self.engine.close()
+        self._here.clear()
+        give_back()
+
+    def draw(self, request: GenerationRequest, model: str = "a") -> bytes:
+        return expect(self.engine.generate(Generate(model=model, request=request), *ALONE), Generated).images[0].rgb
+
+    def used(self) -> int:
+        """Bytes: of the whole device, else of the worker's memory."""
+        held = expect(self.engine.measure(), Measured).memory.held
+        if not self.rig.cuda:
+            return held
+        give_back()
+        free, total = torch.cuda.mem_get_info()
+        return total - free
+
+    def step(self, what: str) -> Row:
+        """Seconds a step of what is loaded, by the difference of two pictures of one prompt: all else falls out."""
+        for count in (FEW, MANY):
+            self.draw(self.rig.request(count))
+        pairs = [[timed(self.draw, self.rig.request(count)) for count in (FEW, MANY)] for _ in range(3)]
+        seconds = statistics.median((many - few) / (MANY - FEW) for few, many in pairs)
+        if not self.rig.cuda or self.rig.small:
+            return Row(what, f"{seconds:.3f} s")
+        self._flops = self._flops or gemm_flops()
+        return Row.seconds(what, seconds, "at the peak of a product of matrices", STEP_FLOP / self._flops)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--small", action="store_true", help="tiny parts: tries the program itself, on a CPU too")
-    parser.add_argument("--folder", type=Path, help="where 34 GB of weights may lie meanwhile")
+    parser.add_argument("--shape", choices=("full", "short", "tiny"), help="default: the largest that fits")
+    parser.add_argument(
+        "--small", action="store_const", const="tiny", dest="shape", help="as --shape tiny: on a CPU too"
+    )
+    parser.add_argument("--folder", type=Path, help="where the weights may lie meanwhile: 34 GB, `short` 26 GB")
     options = parser.parse_args(arguments)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu" and not options.small:
+    if device == "cpu" and options.shape != "tiny":
         print("bench.gpu: no CUDA device here, nothing to measure.")
         return
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        if not options.small and shutil.disk_usage(folder).free < DISK_BYTES:
-            print(f"bench.gpu: {folder} has no {DISK_BYTES / GB:.0f} GB free; name another --folder.")
+        rigs = [Rig(Path(folder), device, shape, part_bytes(shape)) for shape in _shapes(options.shape)]
+        refusals = [refusal(rig) for rig in rigs]
+        rig = next((rig for rig, why in zip(rigs, refusals, strict=True) if why is None), None)
+        if rig is None:
+            print(f"bench.gpu: {'; '.join(filter(None, refusals))}.")
             return
-        rig = Rig(Path(folder), device, options.small)
         began = time.monotonic()
-        build("tiny" if rig.small else "full", rig.folder, device)
+        build(rig.shape, rig.folder, device)
         give_back()
-        tell(f"weights written in {time.monotonic() - began:.0f} s")
-        print(table(rig, list(measure(rig)), time.monotonic() - began))
+        tell(f"(weights written in {time.monotonic() - began:.0f} s)")
+        run(rig, PARTS)
+        tell(f"\n({time.monotonic() - began:.0f} s in all)")
 
 
-def measure(rig: Rig) -> Iterator[Row]:
-    """All rows. Each part unloads what it has loaded."""
-    engine = ChildEngine(EngineOptions(device=rig.device))
+def _shapes(wanted: str | None) -> Sequence[str]:
+    return ("full", "short") if wanted is None else (wanted,)
+
+
+def refusal(rig: Rig) -> str | None:
+    """Why this shape cannot be measured here; None: it can."""
+    disk, free = (rig.weights + DISK_BESIDE) / GB, shutil.disk_usage(rig.root).free / GB
+    if free < disk:
+        return f"`{rig.shape}` needs {disk:.1f} GB in {rig.root.parent}, where {free:.1f} are free"
+    card, total = (rig.weights + DEVICE_BESIDE) / GB, 0.0
+    if rig.cuda and not rig.small:
+        total = torch.cuda.get_device_properties(0).total_memory / GB
+    return f"`{rig.shape}` needs a card of {card:.1f} GB, and this one has {total:.1f}" if 0 < total < card else None
+
+
+def run(rig: Rig, parts: Sequence["Part"]) -> None:
+    """Print the table, row by row."""
+    tell(f"{heading(rig)}\n\n{Row('what', 'imagegen', 'at best', 'times')}\n|---|---|---|---|")
+    stage = Stage(rig)
     try:
-        warm_up(rig, engine)
-        yield from residency(rig, engine)
-        if rig.cuda:
-            yield from warmth(rig, engine)
-        yield from steps(rig, engine)
-        if rig.cuda:
-            yield from full_device(rig, engine)
+        for part in parts:
+            if part.cuda_only and not rig.cuda:
+                continue
+            try:
+                for row in part.rows(stage):
+                    tell(str(row))
+            except Exception as error:  # noqa: BLE001 - whatever a row fails of, the next ones are wanted as well
+                tell(str(Row(part.name, "**FAILED**", reason(error))))
+                stage.reset()
     finally:
-        engine.close()
+        stage.engine.close()
 
 
-def warm_up(rig: Rig, engine: Engine) -> None:
-    """Imports, the CUDA context, cuBLAS: a first load of tiny parts pays for them."""
-    expect(engine.measure(), Measured)
-    tiny = rig if rig.small else rig._replace(root=rig.root / "tiny", small=True)
-    if not rig.small:
-        build("tiny", tiny.folder)
-    catalog = tiny.catalog()
-    tiny.load(engine, catalog)
-    draw(engine, "a", tiny.request())
-    expect(engine.unload(Unload(model="a")), Unloaded)
+def heading(rig: Rig) -> str:
+    """GPU, driver, torch, and what is drawn with."""
+    where = "no GPU"
+    if rig.cuda:
+        where = f"{torch.cuda.get_device_name()}, driver {driver() or 'unknown'}, CUDA {torch.version.cuda}"
+    shapes = {"full": "FLUX.1 dev in full size", "short": "FLUX.1 dev with a T5 of two layers", "tiny": "tiny parts"}
+    size = f"{rig.weights / GB:.1f} GB of random weights" if not rig.small else "random weights"
+    return f"{where}, torch {torch.__version__}; {shapes[rig.shape]}, {size} in bfloat16, {rig.pixels}x{rig.pixels}:"
 
 
-# -- loads, swaps, unloads ---------------------------------------------------------------------------------------------
+def reason(error: Exception) -> str:
+    """One line that fits into a cell."""
+    words = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {words[0]}".replace("|", "/")[:300]
 
 
-def residency(rig: Rig, engine: ChildEngine) -> Iterator[Row]:
-    """A cold load, a swap between two that share, pictures after it, and what stays behind."""
-    catalog, floor = rig.catalog(), used(rig, engine)
-    loaded = rig.load(engine, catalog)
-    yield Row.seconds(f"cold load of {loaded.weight_bytes / GB:.1f} GB", loaded.seconds, *reading(rig.folder))
-    draw(engine, "a", rig.request())
-    expect(engine.unload(Unload(model="a", switching=True)), Unloaded)
-    swapped, needed = rig.load(engine, catalog, "b"), transformer_bytes(rig)
+# -- rows, those that say most first -----------------------------------------------------------------------------------
+
+
+def warm_up(stage: Stage) -> Iterator[Row]:
+    stage.warm_up()
+    yield from ()
+
+
+def plain_step(stage: Stage) -> Iterator[Row]:
+    stage.ready()
+    yield stage.step("a step, plain")
+
+
+def cold_load(stage: Stage) -> Iterator[Row]:
+    """The load that came before the first step, against reading the same files."""
+    if stage.first is None:
+        stage.ready()
+    assert stage.first is not None
+    what = f"cold load of {stage.first.weight_bytes / GB:.1f} GB"
+    yield Row.seconds(what, stage.first.seconds, *reading(stage.rig.folder))
+
+
+def cold_swap(stage: Stage) -> Iterator[Row]:
+    """To a model that shares all but the transformer, and pictures after it, each with a prompt of its own."""
+    rig = stage.rig
+    stage.ready()
+    stage.draw(rig.request())
+    stage.unload("a", switching=True)
+    swapped, needed = stage.load(rig.catalog(), "b"), transformer_bytes(rig)
     yield Row.seconds("cold swap, the rest shared", swapped.seconds, *reading(rig.folder / "transformer"))
     yield Row("bytes of the swap", f"{swapped.moved_bytes:,}", f"{needed:,}", f"{swapped.moved_bytes / needed:.2f}")
-    yield pictures_after_swap(rig, engine, "b")
-    expect(engine.unload(Unload(model="b")), Unloaded)
-    yield Row("left after the unload", f"{(used(rig, engine) - floor) / MIB:.0f} MiB", "before any load: 0 MiB")
+    seconds = [timed(stage.draw, rig.request(prompt=f"{number} cats"), "b") for number in range(3)]
+    yield Row.seconds("first picture after the swap", seconds[0], "the third", seconds[-1])
 
 
-def pictures_after_swap(rig: Rig, engine: Engine, model: str) -> Row:
-    """Each with a prompt of its own, so that all run the text encoders."""
-    seconds = [timed(draw, engine, model, rig.request(prompt=f"{number} cats")) for number in range(10)]
-    return Row.seconds("first picture after the swap", seconds[0], "the tenth", seconds[-1])
-
-
-def warmth(rig: Rig, engine: ChildEngine) -> Iterator[Row]:
+def warm_swap(stage: Stage) -> Iterator[Row]:
     """Two models that stay in host memory, and back to the first one."""
-    if not rig.small and psutil.virtual_memory().available < HOST_BYTES:
-        yield Row("warm swap", "not measured: too little host memory")
+    rig, (_, free) = stage.rig, host_memory()
+    needed = rig.weights + rig.parts["transformer"] + HOST_BESIDE
+    if free < needed and not rig.small:
+        yield Row("warm swap", f"not measured: {free / GB:.0f} GB of host memory available, {needed / GB:.0f} needed")
         return
-    catalog, free = rig.catalog(host_cache_gb=1000), psutil.virtual_memory().available
-    first = rig.load(engine, catalog, "a")
-    began = time.monotonic()
-    expect(engine.unload(Unload(model="a", keep_warm=True)), Unloaded)
-    copied = "pinned copy", pinned_copy_seconds(first.weight_bytes)
-    yield Row.seconds("first way to host memory, which is pinned for it", time.monotonic() - began, *copied)
-    taken = free - psutil.virtual_memory().available
-    first = rig.load(engine, catalog, "a")
-    size = f"{first.weight_bytes / GB:.1f} GB"
+    stage.empty()
+    catalog = rig.catalog(host_cache_gb=1000)
+    first = stage.load(catalog)
+    seconds = timed(stage.unload, "a", keep_warm=True)
+    copied = pinned_copy_seconds(first.weight_bytes)
+    yield Row.seconds("first way to host memory, which is pinned for it", seconds, "pinned copy", copied)
+    taken, size = free - host_memory()[1], f"{first.weight_bytes / GB:.1f} GB"
+    stage.load(catalog)
     yield Row("host memory of it", f"{taken / GB:.1f} GB", f"its weights: {size}", f"{taken / first.weight_bytes:.2f}")
-    expected = draw(engine, "a", rig.request())
+    expected = stage.draw(rig.request())
     for old, new in (("a", "b"), ("b", "a")):
-        expect(engine.unload(Unload(model=old, keep_warm=True, switching=True)), Unloaded)
-        back = rig.load(engine, catalog, new)
-    assert back.warm
+        stage.unload(old, keep_warm=True, switching=True)
+        back = stage.load(catalog, new)
+    if not back.warm:
+        raise Wrong("the model did not stay warm")
     what = f"warm swap, {back.moved_bytes / GB:.1f} GB moved"
     yield Row.seconds(what, back.seconds, "pinned copy", pinned_copy_seconds(back.moved_bytes))
-    same = draw(engine, "a", rig.request()) == expected
-    yield Row("the same picture after it", "yes" if same else "**no**")
-    for model in ("a", "b"):
-        expect(engine.unload(Unload(model=model)), Unloaded)
+    yield Row("the same picture after it", yes(stage.draw(rig.request()) == expected))
+    stage.unload("b")
+    stage.unload("a")
     give_back()
-    left = free - psutil.virtual_memory().available
+    left = free - host_memory()[1]
     yield Row("host memory left after both unloads", f"{left / GB:.1f} GB", "before any load: 0 GB")
 
 
-# -- steps -------------------------------------------------------------------------------------------------------------
+def attention(word: str) -> Callable[[Stage], Iterator[Row]]:
+    def rows(stage: Stage) -> Iterator[Row]:
+        stage.ready(attention_backend=word)
+        yield stage.step(f"a step, attention `{word}`")
+
+    return rows
 
 
-def steps(rig: Rig, engine: ChildEngine) -> Iterator[Row]:
-    """Seconds a step: plain, with the step cache, compiled."""
-    options: dict[str, dict[str, Any]] = {"plain": {}, "with the step cache (random weights)": {"step_cache": 0.12}}
-    if rig.cuda:
-        options["compiled"] = {"compile": True}
-    for word, fields in options.items():
-        rig.load(engine, rig.catalog(**fields))
-        first = timed(draw, engine, "a", rig.request())
-        yield step_row(rig, engine, word)
-        expect(engine.unload(Unload(model="a")), Unloaded)
-    if rig.cuda:
-        yield Row("first picture while it compiles", f"{first:.1f} s")
+def step_cache(stage: Stage) -> Iterator[Row]:
+    """How many steps random weights let it leave out says nothing of real ones."""
+    stage.ready(step_cache=0.12)
+    yield stage.step("a step, with the step cache (random weights)")
 
 
-def step_row(rig: Rig, engine: Engine, word: str) -> Row:
-    seconds = step_seconds(rig, engine)
-    if not rig.cuda or rig.small:
-        return Row(f"a step, {word}", f"{seconds:.3f} s")
-    return Row.seconds(f"a step, {word}", seconds, "at the peak of a product of matrices", STEP_FLOP / gemm_flops())
+def compiled(stage: Stage) -> Iterator[Row]:
+    stage.ready(compile=True)
+    first = timed(stage.draw, stage.rig.request())
+    yield stage.step("a step, compiled")
+    yield Row("first picture while it compiles", f"{first:.1f} s")
 
 
-def step_seconds(rig: Rig, engine: Engine) -> float:
-    """By the difference of two pictures of one prompt: words and decoding fall out."""
-    for count in (FEW, MANY):
-        draw(engine, "a", rig.request(count))
-    pairs = [[timed(draw, engine, "a", rig.request(count)) for count in (FEW, MANY)] for _ in range(3)]
-    return statistics.median((many - few) / (MANY - FEW) for few, many in pairs)
+def float8(stage: Stage) -> Iterator[Row]:
+    stage.empty()
+    loaded = stage.load(stage.rig.catalog(quantize="float8"))
+    yield stage.step("a step, `quantize: float8`")
+    best = f"in bfloat16: {stage.rig.weights / GB:.1f} GB"
+    yield Row("weights, `quantize: float8`", f"{loaded.weight_bytes / GB:.1f} GB", best)
 
 
-# -- out of memory -----------------------------------------------------------------------------------------------------
-
-
-def full_device(rig: Rig, engine: ChildEngine) -> Iterator[Row]:
+def full_device(stage: Stage) -> Iterator[Row]:
     """Someone else takes what is left: the picture fails with numbers, and the next one is what it was."""
-    expected = picture(rig, engine)
-    rig.load(engine, rig.catalog())  # after a fresh load, the worker holds nothing but weights
+    rig = stage.rig
+    stage.ready()
+    expected = stage.draw(rig.request())
+    stage.empty()
+    stage.ready()  # after a fresh load, the worker holds nothing but weights
     with hog():
-        failed = expect(engine.generate(Generate(model="a", request=rig.request().evolve(**LARGE)), *ALONE), Failed)
+        command = Generate(model="a", request=rig.request().evolve(**LARGE))
+        failed = stage.engine.generate(command, *ALONE)
+    if not isinstance(failed, Failed):
+        raise Wrong(f"expected Failed, got {type(failed).__name__}")
     told = failed.code is FailureCode.OUT_OF_MEMORY and "GiB" in failed.message
-    yield Row("a full device", f"{failed.code}: {failed.message}", "numbers are told", "yes" if told else "**no**")
-    same = draw(engine, "a", rig.request()) == expected
-    yield Row("the same picture once there is room", "yes" if same else "**no**")
+    yield Row("a full device", f"{failed.code}: {failed.message}", "numbers are told", yes(told))
+    yield Row("the same picture once there is room", yes(stage.draw(rig.request()) == expected))
 
 
-def picture(rig: Rig, engine: Engine) -> bytes:
-    """Of a model that is loaded for it and unloaded again."""
-    rig.load(engine, rig.catalog())
-    made = draw(engine, "a", rig.request())
-    expect(engine.unload(Unload(model="a")), Unloaded)
-    return made
+def leftovers(stage: Stage) -> Iterator[Row]:
+    """A load and an unload, in a worker that has done nothing but tiny things before."""
+    stage.reset()
+    stage.warm_up()
+    floor = stage.used()
+    stage.ready()
+    stage.draw(stage.rig.request())
+    stage.empty()
+    yield Row("left after the unload", f"{(stage.used() - floor) / MIB:.0f} MiB", "before any load: 0 MiB")
+
+
+class Part(NamedTuple):
+    """Rows that belong together."""
+
+    name: str
+    rows: Callable[[Stage], Iterator[Row]]
+    #: It says nothing on a CPU, or takes minutes there.
+    cuda_only: bool = False
+
+
+PARTS = (
+    Part("warm-up", warm_up),
+    Part("a step, plain", plain_step),
+    Part("cold load", cold_load),
+    Part("cold swap", cold_swap),
+    Part("warm swap", warm_swap, cuda_only=True),
+    Part("a step, attention of cuDNN", attention("_native_cudnn"), cuda_only=True),
+    Part("a step, flash attention", attention("_native_flash"), cuda_only=True),
+    Part("a step, with the step cache", step_cache),
+    Part("a step, compiled", compiled, cuda_only=True),
+    Part("a step, `quantize: float8`", float8, cuda_only=True),
+    Part("a full device", full_device, cuda_only=True),
+    Part("left after the unload", leftovers),
+)
 
 
 @contextmanager
@@ -316,30 +475,23 @@ def gemm_flops(side: int = 8192, rounds: int = 50) -> float:
 ALONE = (threading.Event(), lambda step, total: None)
 
 
-def draw(engine: Engine, model: str, request: GenerationRequest) -> bytes:
-    return expect(engine.generate(Generate(model=model, request=request), *ALONE), Generated).images[0].rgb
-
-
 def expect(answer: object, kind: type[AnswerT]) -> AnswerT:
+    if isinstance(answer, Failed):
+        details = [line for line in answer.traceback.strip().splitlines()[-1:] if answer.message not in line]
+        raise Wrong(" ".join((f"{answer.code}: {answer.message}", *details)))
     if not isinstance(answer, kind):
-        raise SystemExit(f"bench.gpu: expected {kind.__name__}, got {answer!r}")
+        raise Wrong(f"expected {kind.__name__}, got {type(answer).__name__}")
     return answer
 
 
-def timed(work: Callable[..., object], *arguments: object) -> float:
+def timed(work: Callable[..., object], *arguments: object, **options: object) -> float:
     began = time.perf_counter()
-    work(*arguments)
+    work(*arguments, **options)
     return time.perf_counter() - began
 
 
-def used(rig: Rig, engine: Engine) -> int:
-    """Bytes: of the whole device, else of the worker's memory."""
-    held = expect(engine.measure(), Measured).memory.held
-    if not rig.cuda:
-        return held
-    give_back()
-    free, total = torch.cuda.mem_get_info()
-    return total - free
+def yes(it: bool) -> str:
+    return "yes" if it else "**no**"
 
 
 def transformer_bytes(rig: Rig) -> int:
@@ -355,15 +507,8 @@ def give_back() -> None:
 
 
 def tell(words: str) -> None:
-    print(f"({words})", flush=True)
-
-
-def table(rig: Rig, rows: Sequence[Row], seconds: float) -> str:
-    device = torch.cuda.get_device_name() if rig.cuda else "no GPU"
-    parts = "tiny parts" if rig.small else "FLUX.1 dev in full size"
-    head = f"{device}, torch {torch.__version__}, {parts}, random weights in bfloat16; {seconds:.0f} s in all:"
-    lines = (f"| {' | '.join(row)} |" for row in rows)
-    return "\n".join((head, "", "| what | imagegen | at best | times |", "|---|---|---|---|", *lines))
+    """At once: whoever ends the program early has what was measured so far."""
+    print(words, flush=True)
 
 
 if __name__ == "__main__":

@@ -62,9 +62,9 @@ Chore = Callable[[], Coroutine[Any, Any, object]]
 
 def make_engine(settings: Settings) -> Engine:
     """The engine that the settings ask for."""
+    options = EngineOptions(device=settings.device, compiled_dir=str(settings.compiled_path))
     if settings.isolation == "thread":
-        return LocalEngine(EngineOptions(device=see_only_card(settings.device)))
-    options = EngineOptions(device=settings.device)
+        return LocalEngine(options.evolve(device=see_only_card(settings.device)))
     return ChildEngine(options, load_timeout_s=settings.load_timeout_s, step_timeout_s=settings.step_timeout_s)
 
 

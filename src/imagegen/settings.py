@@ -72,6 +72,8 @@ class Settings(BaseSettings):
     data_dir: Path = Field(default_factory=lambda: user_data_path("imagegen"))
     #: What a relative `local_path` is relative to; default: `models` in the data directory.
     models_dir: Path | None = None
+    #: Where code that `compile` made is kept for later starts; default: `compiled` in the data directory.
+    compiled_dir: Path | None = None
     #: The only place that LoRA files are read from; default: `loras` in the models directory.
     loras_dir: Path | None = None
     #: Folders that a path given over HTTP must lie in, separated as in PATH; default: the models directory.
@@ -162,6 +164,11 @@ class Settings(BaseSettings):
     @property
     def journal_path(self) -> Path:
         return self.data_dir / "imagegen.sqlite3"
+
+    @property
+    def compiled_path(self) -> Path:
+        """Where compiled code is kept for later starts."""
+        return (self.compiled_dir or self.data_dir / "compiled").absolute()
 
     @property
     def models_path(self) -> Path:

@@ -1,19 +1,40 @@
 """What is to be measured on a GPU is tried on tiny parts without one, so that it runs where there is one."""
 
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
+
 import pytest
 from bench import gpu
+from bench._flux import part_bytes
 
+from imagegen.core.errors import FailureCode
 from imagegen.gpu.engine import LocalEngine
+from imagegen.gpu.protocol import Failed
 
 
-def test_what_is_measured_on_a_gpu_runs_on_tiny_parts(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def rows_of(text: str) -> dict[str, str]:
+    return {line.split(" | ")[0].strip("| "): line for line in text.splitlines() if " | " in line}
+
+
+@pytest.fixture(autouse=True)
+def no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "ChildEngine", LocalEngine)  # a worker takes seconds to start
+
+
+def test_what_is_measured_on_a_gpu_runs_on_tiny_parts(capsys: pytest.CaptureFixture[str]) -> None:
     gpu.main(["--small"])
-    rows = {line.split(" | ")[0].strip("| "): line for line in capsys.readouterr().out.splitlines() if " | " in line}
+    told = capsys.readouterr().out
+    rows = rows_of(told)
+    assert "FAILED" not in told
     assert rows["bytes of the swap"].endswith(" | 1.00 |")
-    assert "a step, plain" in rows
+    assert rows["left after the unload"].endswith("| before any load: 0 MiB |  |")
+    assert list(rows)[1] == "a step, plain"
+    assert "torch 2." in told
 
 
 def test_without_a_gpu_it_says_so_and_measures_nothing(
@@ -22,3 +43,101 @@ def test_without_a_gpu_it_says_so_and_measures_nothing(
     monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: False)  # where there is one, it takes minutes
     gpu.main([])
     assert capsys.readouterr().out == "bench.gpu: no CUDA device here, nothing to measure.\n"
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> gpu.Rig:
+    return gpu.Rig(tmp_path, "cpu", "tiny", part_bytes("tiny"))
+
+
+def broken(stage: gpu.Stage) -> Iterator[gpu.Row]:
+    yield gpu.Row("before", "1")
+    raise RuntimeError("no kernel | image\nmore of it")
+
+
+def refused(stage: gpu.Stage) -> Iterator[gpu.Row]:
+    failed = Failed(
+        code=FailureCode.ENGINE_MISSING, message="torchao is needed.", traceback="Traceback\nImportError: torchao"
+    )
+    yield gpu.Row("never", str(gpu.expect(failed, type(None))))
+
+
+def well(stage: gpu.Stage) -> Iterator[gpu.Row]:
+    yield gpu.Row("after", "2")
+
+
+def test_a_row_that_fails_says_why_and_the_next_ones_follow(rig: gpu.Rig, capsys: pytest.CaptureFixture[str]) -> None:
+    gpu.run(rig, [gpu.Part("broken", broken), gpu.Part("refused", refused), gpu.Part("well", well)])
+    assert capsys.readouterr().out.splitlines()[4:] == [
+        "| before | 1 |  |  |",
+        "| broken | **FAILED** | RuntimeError: no kernel / image |  |",
+        "| refused | **FAILED** | Wrong: engine_missing: torchao is needed. ImportError: torchao |  |",
+        "| after | 2 |  |  |",
+    ]
+
+
+def test_a_failure_leaves_nothing_loaded_to_the_next_row(rig: gpu.Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu.build("tiny", rig.folder)
+    loads: list[str] = []
+    load = LocalEngine.load
+    monkeypatch.setattr(LocalEngine, "load", lambda self, command: loads.append(command.model) or load(self, command))
+
+    def ready(stage: gpu.Stage) -> Iterator[gpu.Row]:
+        stage.ready()
+        stage.ready()  # is loaded already
+        yield from ()
+
+    gpu.run(rig, [gpu.Part("ready", ready), gpu.Part("broken", broken), gpu.Part("ready", ready)])
+    assert loads == ["a", "a"]
+
+
+def test_each_row_is_out_before_the_next_one_is_measured(rig: gpu.Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = os.pipe()
+    seen: list[bytes] = []
+
+    def looking(stage: gpu.Stage) -> Iterator[gpu.Row]:
+        seen.append(os.read(ours, 65_536))  # would wait for ever for what is not flushed
+        yield gpu.Row("one", "1")
+        seen.append(os.read(ours, 65_536))
+
+    with open(theirs, "w") as pipe, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", pipe)
+        gpu.run(rig, [gpu.Part("looking", looking)])
+    os.close(ours)
+    assert seen[0].endswith(b"|---|---|---|---|\n")
+    assert seen[1] == b"| one | 1 |  |  |\n"
+
+
+class Usage(NamedTuple):
+    free: float
+
+
+@pytest.mark.parametrize(
+    ("disk_gb", "card_gb", "shape"),
+    [(36, 48, "full"), (34, 48, "short"), (26, 48, "short"), (100, 36, "short"), (25, 48, None), (100, 24, None)],
+)
+def test_the_largest_shape_that_fits_is_measured(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    disk_gb: float,
+    card_gb: float,
+    shape: str | None,
+) -> None:
+    measured: list[str] = []
+    card = SimpleNamespace(total_memory=card_gb * 10**9)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(disk_gb * 10**9))
+    monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu.torch.cuda, "get_device_properties", lambda index: card)
+    monkeypatch.setattr(gpu, "give_back", lambda: None)
+    monkeypatch.setattr(gpu, "build", lambda shape, folder, device: folder)
+    monkeypatch.setattr(gpu, "run", lambda rig, parts: measured.append(rig.shape))
+    gpu.main(["--folder", str(tmp_path)])
+    assert measured == ([] if shape is None else [shape])
+    if shape is None:
+        assert "`short` needs" in capsys.readouterr().out
+
+
+def test_the_shapes_are_as_large_as_they_say() -> None:
+    sizes = {shape: sum(part_bytes(shape).values()) / 10**9 for shape in ("full", "short")}
+    assert {shape: round(size, 1) for shape, size in sizes.items()} == {"full": 33.7, "short": 25.3}

@@ -10,13 +10,26 @@ import pytest
 import torch
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from torch._dynamo.utils import counters
+from torch._inductor.runtime import cache_dir_utils
 
+from imagegen.app import make_engine
 from imagegen.catalog.loading import ConfigError, parse_catalog
 from imagegen.core.errors import FailureCode
-from imagegen.gpu.engine import LocalEngine
-from imagegen.gpu.protocol import EngineOptions, Failed, Generate, Generated, Loaded, Stopped, Unload, Unloaded
+from imagegen.gpu.engine import COMPILER_CACHES, LocalEngine
+from imagegen.gpu.protocol import (
+    EngineOptions,
+    Failed,
+    Generate,
+    Generated,
+    Loaded,
+    Measured,
+    Stopped,
+    Unload,
+    Unloaded,
+)
 from imagegen.loaders import SPECS, diffusers_model, provenance
 from imagegen.loaders.options import quantization_config, rounding
+from imagegen.settings import Settings
 from tests.conftest import load_command, request_for
 from tests.contract.families import picture
 from tests.pipelines import build
@@ -39,8 +52,8 @@ def entry(**fields: Any) -> str:
 class House:
     """One engine with one model."""
 
-    def __init__(self, models: Path, **fields: Any) -> None:
-        self.engine = LocalEngine(EngineOptions(device="cpu"))
+    def __init__(self, models: Path, engine: LocalEngine | None = None, **fields: Any) -> None:
+        self.engine = engine or LocalEngine(EngineOptions(device="cpu"))
         self.loaded = self.engine.load(load_command(parse_catalog(entry(**fields), SPECS), "a", models))
 
     def draw(self, stop_at: int | None = None, **changes: Any) -> bytes:
@@ -197,12 +210,40 @@ def test_compiled_blocks_and_a_step_cache_draw_what_the_cache_alone_draws(models
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
-def test_the_real_compiler_draws_nearly_the_same(models: Path) -> None:
+def test_the_real_compiler_draws_nearly_the_same_and_keeps_its_code_where_it_is_told(
+    models: Path, tmp_path: Path, no_compiler_cache: None
+) -> None:
     torch._dynamo.reset()
-    pairs = zip(House(models).draw(), House(models, compile=True).draw(), strict=True)
+    compiled = House(models, LocalEngine(EngineOptions(device="cpu", compiled_dir=str(tmp_path))), compile=True)
+    pairs = zip(House(models).draw(), compiled.draw(), strict=True)
     assert max(abs(a - b) for a, b in pairs) <= 2
     cached = House(models, step_cache=0.05).draw(), House(models, step_cache=0.05, compile=True).draw()
     assert max(abs(a - b) for a, b in zip(*cached, strict=True)) <= 2
+    assert [file for file in (tmp_path / "inductor").rglob("*") if file.suffix == ".so"]
+
+
+@pytest.fixture
+def no_compiler_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No folder is named in the environment, now and after the test."""
+    for variable in COMPILER_CACHES:
+        monkeypatch.setenv(variable, "")  # so that what the test sets is undone, too
+        monkeypatch.delenv(variable)
+
+
+@pytest.mark.usefixtures("no_compiler_cache")
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+def test_compiled_code_is_kept_in_the_data_directory(tmp_path: Path, isolation: str) -> None:
+    engine = make_engine(Settings(data_dir=tmp_path, device="cpu", isolation=isolation))
+    assert isinstance(LocalEngine(engine._options).measure(), Measured)  # type: ignore[attr-defined]
+    assert cache_dir_utils.cache_dir() == str(tmp_path / "compiled" / "inductor")
+    assert cache_dir_utils.triton_cache_dir(0) == str(tmp_path / "compiled" / "triton")
+
+
+@pytest.mark.usefixtures("no_compiler_cache")
+def test_the_operators_word_for_the_compilers_folder_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "mine"))
+    assert isinstance(LocalEngine(EngineOptions(device="cpu", compiled_dir=str(tmp_path))).measure(), Measured)
+    assert cache_dir_utils.cache_dir() == str(tmp_path / "mine")
 
 
 def test_a_machine_that_cannot_compile_says_so(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,7 +88,16 @@ def test_models_lists_what_is_configured_and_what_is_here() -> None:
 
 def test_version_and_help() -> None:
     assert imagegen("version").stdout.strip() == "0.1.0"
-    for command in ([], ["serve"], ["generate"], ["models"], ["models", "pull"], ["config", "check"], ["version"]):
+    for command in (
+        [],
+        ["serve"],
+        ["generate"],
+        ["models"],
+        ["models", "pull"],
+        ["config", "check"],
+        ["doctor"],
+        ["version"],
+    ):
         shown = imagegen(*command, "--help")
         assert shown.returncode == 0
         assert "Usage" in shown.stdout

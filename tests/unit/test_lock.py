@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from imagegen.core.errors import DataDirInUse, DataDirUnusable
-from imagegen.storage.lock import exclusive
+from imagegen.storage import lock
+from imagegen.storage.lock import exclusive, holder
 
 
 def test_a_second_instance_is_told_who_holds_the_directory(tmp_path: Path) -> None:
@@ -56,3 +57,38 @@ def test_a_full_disk_does_not_keep_the_service_from_starting(tmp_path: Path) -> 
     (tmp_path / "lock").symlink_to("/dev/full")
     with exclusive(tmp_path):
         pass
+
+
+def test_who_holds_a_directory_is_known_without_taking_it(tmp_path: Path) -> None:
+    assert holder(tmp_path) is None
+    with exclusive(tmp_path):
+        assert holder(tmp_path) == str(os.getpid())
+        assert holder(tmp_path / "another") is None
+    assert holder(tmp_path) is None  # the file is still there
+
+
+@pytest.mark.parametrize(
+    ("line", "who"),
+    [
+        ("1: FLOCK  ADVISORY  WRITE 4242 {device}:{inode} 0 EOF", "4242"),
+        ("1: FLOCK  ADVISORY  WRITE 17 00:2a:{inode} 0 EOF", "17"),  # another device, the process that the lock names
+        ("1: FLOCK  ADVISORY  WRITE 4242 00:2a:{inode} 0 EOF", None),  # another file of the same number
+        ("1: POSIX  ADVISORY  WRITE 4242 {device}:{inode} 0 EOF", None),
+        ("1: -> FLOCK  ADVISORY  WRITE 4242 {device}:{inode} 0 EOF", None),
+    ],
+)
+def test_the_kernels_list_of_locks_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, who: str | None
+) -> None:
+    file = tmp_path / "lock"
+    file.write_text("17")
+    device = f"{os.major(file.stat().st_dev):02x}:{os.minor(file.stat().st_dev):02x}"
+    (tmp_path / "locks").write_text(line.format(device=device, inode=file.stat().st_ino) + "\n")
+    monkeypatch.setattr(lock, "LOCKS", tmp_path / "locks")
+    assert holder(tmp_path) == who
+
+
+def test_a_system_without_a_list_of_locks_names_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "LOCKS", tmp_path / "none")
+    with exclusive(tmp_path):
+        assert holder(tmp_path) is None

@@ -15,6 +15,9 @@ from typing import Any
 from imagegen.catalog.catalog import HubFiles
 from imagegen.catalog.pipeline_files import INDEX, lacking
 
+#: What the cache lacks of a repository of which it has nothing.
+EVERYTHING = "everything"
+
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -76,13 +79,18 @@ class HubCache:
 
 def is_here(files: HubFiles, root: Path | None = None) -> bool:
     """Whether the cache holds all the files, so that a load needs no network."""
+    return lacks(files, root) is None
+
+
+def lacks(files: HubFiles, root: Path | None = None) -> str | None:
+    """The first file or part that the cache does not hold, or EVERYTHING; None: it holds all of it."""
     folder = HubCache(files.repo, root).snapshot(files.revision)
     if folder is None:
-        return False
+        return EVERYTHING
     if files.files:
-        return all((folder / name).is_file() for name in files.files)
+        return next((name for name in files.files if not (folder / name).is_file()), None)
     index = _read_index(folder / INDEX)
-    return index is not None and lacking(paths_in(folder), index, files.without) is None
+    return INDEX if index is None else lacking(paths_in(folder), index, files.without)
 
 
 def paths_in(folder: Path) -> Iterable[str]:

@@ -1,9 +1,10 @@
-"""The `imagegen` command: serve, generate, inspect, replay, models, config, version."""
+"""The `imagegen` command: serve, generate, inspect, replay, models, config, doctor, version."""
 
 import typer
 
 import imagegen
 from imagegen.cli.config import config_app
+from imagegen.cli.doctor import doctor
 from imagegen.cli.models import models_app
 from imagegen.cli.pictures import generate, inspect, replay
 from imagegen.cli.serving import serve
@@ -14,7 +15,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (serve, generate, inspect, replay):
+for command in (serve, generate, inspect, replay, doctor):
     app.command()(command)
 app.add_typer(models_app, name="models")
 app.add_typer(config_app, name="config")

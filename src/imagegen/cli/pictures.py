@@ -179,6 +179,7 @@ def _make(
             "data_dir": Path(folder),
             "models_dir": settings.models_path,
             "loras_dir": settings.loras_path,
+            "compiled_dir": settings.compiled_path,
             "isolation": "thread",
             "store": "",
             "drain_timeout_s": 0,

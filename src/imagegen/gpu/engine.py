@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple, Protocol, TypeVar
 
 from imagegen.catalog.catalog import GlobalSettings
@@ -46,6 +47,12 @@ from imagegen.loaders.parts import Parts
 
 #: Below it, `foreign` may be the error of its own estimate.
 LEAST_FOREIGN_BYTES = 2**30
+
+#: The folders of torch's compiler and of Triton. Their own defaults are below the temporary folder, which every user of
+#: the machine can write to and which a restart empties, and in the home folder.
+COMPILER_CACHES: Mapping[str, str] = MappingProxyType(
+    {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
+)
 
 T = TypeVar("T")
 OutcomeT = TypeVar("OutcomeT", bound=Outcome)
@@ -120,6 +127,9 @@ class LocalEngine:
 
     def _choose(self) -> Device:
         if self._chosen is None:
+            if self._options.compiled_dir:
+                for variable, folder in COMPILER_CACHES.items():
+                    os.environ.setdefault(variable, str(Path(self._options.compiled_dir, folder)))
             self._chosen = choose(self._options.device)
             if self._chosen.name == "cpu":
                 _share_cores()

@@ -19,6 +19,8 @@ class EngineOptions(Value):
 
     #: `auto`, `cpu`, `cuda`, `cuda:1`; a UUID (`GPU-...`, `MIG-...`) for a worker process only.
     device: str = "auto"
+    #: Where compiled code is kept from one process to the next; empty: where torch's own default says.
+    compiled_dir: str = ""
 
 
 # -- commands ----------------------------------------------------------------------------------------------------------

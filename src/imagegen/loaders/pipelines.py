@@ -88,4 +88,7 @@ OTHERS: Mapping[str, PipelineKind] = MappingProxyType(
     }
 )
 
+#: Those that read pictures with torchvision, which imagegen does not bring.
+WITH_TORCHVISION = frozenset({"Flux2Pipeline", "QwenImageEditPipeline", "QwenImageEditPlusPipeline"})
+
 PIPELINES: Mapping[str, PipelineKind] = MappingProxyType({**FLUX, **STABLE_DIFFUSION, **OTHERS})

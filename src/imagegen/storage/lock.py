@@ -32,3 +32,28 @@ def exclusive(data_dir: Path) -> Iterator[None]:
             file.write(str(os.getpid()))
             file.flush()
         yield
+
+
+#: What the kernel says of all locks that this process may see.
+LOCKS = Path("/proc/locks")
+
+
+def holder(data_dir: Path) -> str | None:
+    """The process that holds the directory, by the kernel's list of locks; None: nobody does. Takes no lock itself.
+
+    Linux alone has that list, and a container's list has only what runs in it.
+    """
+    try:
+        name, file = (data_dir / "lock").read_text().strip(), (data_dir / "lock").stat()
+        locks = [line.split() for line in LOCKS.read_text().splitlines()]
+    except OSError:
+        return None
+    here = f"{os.major(file.st_dev):02x}:{os.minor(file.st_dev):02x}:{file.st_ino}"
+    for kind, process, place in (
+        (lock[1], lock[4], lock[5]) for lock in locks
+    ):  # 1: FLOCK ADVISORY WRITE 42 fe:00:7 ...
+        # Some file systems have another device in this list than files say; the name in the lock then decides.
+        named = process == name and place.endswith(f":{file.st_ino}")
+        if kind == "FLOCK" and (place == here or named):
+            return process
+    return None

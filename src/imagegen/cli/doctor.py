@@ -1,0 +1,73 @@
+"""`imagegen doctor`: what this machine has, what is missing, and a picture to prove it."""
+
+import json
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+
+import imagegen
+from imagegen.cli import checks
+from imagegen.cli.checks import Finding
+from imagegen.cli.common import ConfigOption, settings_with
+from imagegen.gpu.machine import Machine, look
+
+MARKS = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "fault": "[bold red]FAULT[/]"}
+
+
+def doctor(
+    config: ConfigOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for scripts.")] = False,
+) -> None:
+    """Look at this machine and draw one picture; exit code 0, or what to mend.
+
+    Changes nothing, and works while the service runs.
+    """
+    settings = settings_with(config=config)
+    with Console(stderr=True).status("Asking torch ..."):
+        machine = look(settings.device)
+    catalog, findings = checks.configuration(settings)
+    findings += checks.folders(settings)
+    findings += checks.device(machine, settings)
+    findings += checks.libraries(machine)
+    if catalog is not None:
+        findings += checks.models(catalog, settings, machine)
+    with Console(stderr=True).status("Drawing ..."):
+        findings.append(checks.picture(settings))
+    exit_code = next((finding.exit_code for finding in findings if finding.level == "fault"), 0)
+    if as_json:
+        typer.echo(as_text(findings, machine, exit_code))
+    else:
+        show(findings)
+    raise typer.Exit(exit_code)
+
+
+def as_text(findings: list[Finding], machine: Machine, exit_code: int) -> str:
+    """The JSON."""
+    whole = {
+        "imagegen": imagegen.__version__,
+        "exit_code": exit_code,
+        "machine": machine.model_dump(mode="json"),
+        "findings": [finding.model_dump(mode="json") for finding in findings],
+    }
+    return json.dumps(whole, indent=2)
+
+
+def show(findings: list[Finding]) -> None:
+    """A table, and below it what to mend."""
+    console = Console()
+    for section in dict.fromkeys(finding.section for finding in findings):
+        table = Table(Column(width=5), Column(no_wrap=True), Column(overflow="fold"), box=None, show_header=False)
+        for finding in (it for it in findings if it.section == section):
+            says = escape(finding.says)
+            if finding.mend:
+                says += f"\n[dim]{escape(finding.mend)}[/]"
+            table.add_row(MARKS[finding.level], escape(finding.about), says)
+        console.print(f"[bold]{section}[/]")
+        console.print(table)
+    faults = [finding for finding in findings if finding.level == "fault"]
+    console.print("\nAll is well." if not faults else f"\n[bold red]To mend: {len(faults)}[/]")
+    for fault in faults:
+        console.print(f"{escape(fault.about)}: {escape(fault.says)}. {escape(fault.mend)}", overflow="fold")

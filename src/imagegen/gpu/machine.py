@@ -1,0 +1,226 @@
+"""What this machine has for torch: cards, driver, libraries.
+
+torch is asked in a process of its own, since a broken driver or library ends or stops the process that asks.
+`python -m imagegen.gpu.machine` is that process: one line of JSON for each part, as soon as it is known.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal
+
+from imagegen.core.errors import EngineMissing
+from imagegen.core.value import Value
+from imagegen.gpu.child import worker_environment
+from imagegen.gpu.devices import choose, only_card
+
+#: Seconds that torch and the libraries get to be imported, and the cards to answer.
+LOOK_S = 120
+
+DRIVER = Path("/proc/driver/nvidia/version")
+MEMINFO = Path("/proc/meminfo")
+DEVICES = Path("/dev")
+
+
+class Card(Value):
+    """A CUDA device. Bytes."""
+
+    index: int
+    name: str
+    #: As `8.9`.
+    capability: str
+    total: int
+    #: As a process with a CUDA context sees it: the context itself takes some hundred MiB.
+    free: int = 0
+    #: Why its memory could not be asked for.
+    trouble: str = ""
+
+
+class Torch(Value):
+    version: str
+    #: The CUDA version that it was built for; None: it is the CPU build.
+    built_for: str | None = None
+    #: The newest CUDA version that the driver runs; None: there is no driver, or nobody asked it.
+    driver_runs: str | None = None
+    #: Those that the worker would see: all, or the one that IMAGEGEN_DEVICE names.
+    cards: tuple[Card, ...] = ()
+    #: What models would run on: `cuda` or `cpu`.
+    device: str = "cpu"
+    #: Why it is `cpu` although a card was asked for, or there are signs of one.
+    problem: str | None = None
+
+
+class Library(Value):
+    """A library that some models need."""
+
+    #: `another`: a different package of the same name.
+    state: Literal["here", "absent", "broken", "another"]
+    version: str = ""
+    #: What its import said.
+    trouble: str = ""
+
+
+class Machine(Value):
+    """None: the process that looked ended before it knew."""
+
+    torch: Torch | None = None
+    triton: Library | None = None
+    torchao: Library | None = None
+    nunchaku: Library | None = None
+    torchvision: Library | None = None
+    #: How that process ended, unless it ended well.
+    ended: str = ""
+    #: Version of the NVIDIA driver; None: it is not loaded.
+    driver: str | None = None
+    #: Whether the system has a device file of an NVIDIA card, whatever torch says.
+    has_card: bool = False
+    #: Bytes of host memory.
+    memory_total: int = 0
+    memory_available: int = 0
+
+
+# -- in the process that asks ------------------------------------------------------------------------------------------
+
+
+def look(asked: str) -> Machine:
+    """Ask torch and the system, as a worker for this IMAGEGEN_DEVICE sees them.
+
+    Takes as long as an import of torch; on each card, a CUDA context for a moment.
+    """
+    device, card = only_card(asked, os.environ)
+    command = [sys.executable, "-P", "-m", "imagegen.gpu.machine", device]
+    environment = worker_environment(os.environ) | card
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, timeout=LOOK_S, check=False)
+        written, ended = done.stdout, _how_it_ended(done.returncode, done.stderr)
+    except subprocess.TimeoutExpired as error:
+        written, ended = error.stdout or b"", f"no answer within {LOOK_S} seconds"
+    except OSError as error:
+        written, ended = b"", f"no process could be started: {error.strerror}"
+    known: dict[str, object] = {"ended": ended}
+    for line in written.splitlines(keepends=True):
+        if line.endswith(b"\n"):  # else it was killed while it wrote
+            known |= json.loads(line)
+    total, available = host_memory()
+    has_card = any(DEVICES.glob("nvidia[0-9]*"))
+    facts = {"driver": driver(), "has_card": has_card, "memory_total": total, "memory_available": available}
+    return Machine.model_validate(known | facts)
+
+
+def _how_it_ended(status: int, stderr: bytes) -> str:
+    if status < 0:
+        return f"the process died ({signal.Signals(-status).name})"
+    lines = stderr.decode(errors="replace").strip().splitlines()
+    return "" if status == 0 else (lines or [f"exit code {status}"])[-1]
+
+
+def driver() -> str | None:
+    """Version of the NVIDIA driver; None: it is not loaded."""
+    try:
+        found = re.search(r"(?:Kernel Module(?: for \S+)?)\s+(\d+[\d.]*)", DRIVER.read_text())
+    except OSError:
+        return None
+    return found[1] if found else None
+
+
+def host_memory() -> tuple[int, int]:
+    """Bytes in all, and what can be had without swapping; zeros where the system does not say."""
+    try:
+        lines = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines() if ":" in line)
+        total, available = (int(lines[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
+    except (OSError, KeyError, ValueError):
+        return 0, 0
+    return total, available
+
+
+# -- in the process that is asked --------------------------------------------------------------------------------------
+
+
+def torch_facts(asked: str) -> Torch:
+    """What torch says of itself and of the cards, before it is used for anything."""
+    import torch
+
+    cards = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    known = tuple(map(_card, cards))  # before a kernel runs, which takes memory
+    device = choose(asked)
+    runs = getattr(torch._C, "_cuda_getDriverVersion", int)()  # 13010 is 13.1; 0: there is no driver
+    return Torch(
+        version=torch.__version__,
+        built_for=torch.version.cuda,
+        driver_runs=f"{runs // 1000}.{runs % 1000 // 10}" if runs else None,
+        cards=known,
+        device=device.name,
+        problem=device.problem,
+    )
+
+
+def _card(index: int) -> Card:
+    import torch
+
+    card = torch.cuda.get_device_properties(index)
+    about = Card(index=index, name=card.name, capability=f"{card.major}.{card.minor}", total=card.total_memory)
+    try:
+        free, _ = torch.cuda.mem_get_info(index)
+    except RuntimeError as error:  # broken, full to the last byte, or another process's alone
+        return about.evolve(trouble=_first_line(error))
+    return about.evolve(free=free)
+
+
+def library(name: str) -> Library:
+    """Whether a library can be imported."""
+    if find_spec(name) is None:
+        return Library(state="absent")
+    try:
+        module = __import__(name)
+    except (ImportError, RuntimeError, OSError, AttributeError) as error:
+        return Library(state="broken", trouble=_first_line(error))
+    return Library(state="here", version=str(getattr(module, "__version__", "")))
+
+
+def nunchaku() -> Library:
+    """The engine, or what has its name."""
+    from imagegen.loaders.nunchaku import find_engine
+
+    found = library("nunchaku")
+    if found.state == "here":
+        try:
+            find_engine()
+        except EngineMissing:
+            return found.evolve(state="another")
+    return found
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+#: In this order: an import that ends the process hides only what comes after it.
+PARTS: Mapping[str, Callable[[str], Value]] = MappingProxyType(
+    {
+        "torch": torch_facts,
+        "triton": lambda asked: library("triton"),
+        "torchao": lambda asked: library("torchao"),
+        "nunchaku": lambda asked: nunchaku(),
+        "torchvision": lambda asked: library("torchvision"),
+    }
+)
+
+
+def main(asked: str) -> None:
+    """Write what there is, part by part."""
+    with os.fdopen(os.dup(1), "w") as answers:
+        os.dup2(2, 1)  # what a library prints is no answer
+        for name, ask in PARTS.items():
+            answers.write(json.dumps({name: ask(asked).model_dump(mode="json")}) + "\n")
+            answers.flush()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
