@@ -286,6 +286,7 @@ def test_the_blocks_count_as_weights(engine: LocalEngine, shelf: Shelf, memory: 
     assert isinstance(plain, Loaded)
     assert memory.used > 0
     assert loaded.weight_bytes == loaded.moved_bytes == plain.weight_bytes
+    assert loaded.memory.outside == memory.used  # else it would look like another process's
 
 
 @pytest.mark.parametrize("keep_warm", [False, True])

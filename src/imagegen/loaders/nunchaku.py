@@ -133,6 +133,10 @@ class NunchakuModel(DiffusersModel):
         return super().device_bytes + self._block_bytes
 
     @property
+    def outside_bytes(self) -> int:
+        return self._block_bytes
+
+    @property
     def moved_bytes(self) -> int:
         return super().moved_bytes + self._block_bytes
 
