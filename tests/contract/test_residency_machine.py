@@ -107,9 +107,8 @@ class Engine(GpuExecutor):
     def _measure(self) -> DeviceMemory:
         held = weights(self.loaded) + self.residue
         # A host that differs each time: no two measurements are the same.
-        self.told = DeviceMemory(
-            gpu_available=True, allocated=held, cached=held, host=len(self.calls), total=self.total
-        )
+        memory = DeviceMemory(gpu_available=True, allocated=held, cached=held, free=self.total - held, total=self.total)
+        self.told = memory.evolve(host=len(self.calls))
         return self.told
 
     def _trouble(self, call: str, model: str = "") -> str:

@@ -74,6 +74,8 @@ class ScriptedExecutor(GpuExecutor):
         self.commands: list[Load | Unload | Generate] = []
         #: What to answer to the next call of a kind, instead of what succeeds.
         self.instead: dict[str, Any] = {}
+        #: What it measures with a model and without one.
+        self.full, self.empty = FULL, EMPTY
         #: What a load tells of the bytes that it has read.
         self.reads: list[int] = []
         #: What to answer to each call of a kind.
@@ -90,16 +92,16 @@ class ScriptedExecutor(GpuExecutor):
         self.on_load()
         for read in self.reads:
             on_read(read)
-        answer: Loaded | Failed = self._answer("load", command, Loaded(seconds=3.5, weight_bytes=30, memory=FULL))
+        answer: Loaded | Failed = self._answer("load", command, Loaded(seconds=3.5, weight_bytes=30, memory=self.full))
         return answer
 
     async def unload(self, command: Unload) -> Unloaded | Failed:
-        answer: Unloaded | Failed = self._answer("unload", command, Unloaded(warm=command.keep_warm, memory=EMPTY))
+        answer: Unloaded | Failed = self._answer("unload", command, Unloaded(warm=command.keep_warm, memory=self.empty))
         return answer
 
     async def generate(self, command: Generate, stop: threading.Event, on_step: OnStep) -> Generated | Stopped | Failed:
         self._clock.now += WORK_S
-        answer: Generated | Stopped | Failed = self._answer("generate", command, GENERATED)
+        answer: Generated | Stopped | Failed = self._answer("generate", command, GENERATED.evolve(memory=self.full))
         return answer
 
     def abort(self) -> bool:
@@ -110,7 +112,7 @@ class ScriptedExecutor(GpuExecutor):
         return await self.measure()
 
     async def measure(self) -> Measured | Failed:
-        answer: Measured | Failed = self.instead.pop("measure", Measured(memory=EMPTY))
+        answer: Measured | Failed = self.instead.pop("measure", Measured(memory=self.empty))
         return answer
 
 
@@ -1009,14 +1011,19 @@ class Several(House):
 
     def __init__(self, folder: Path, max_resident: int, total: int = 1000, **settings: Any) -> None:
         super().__init__(several(max_resident, **settings), Folders(folder, folder))
-        self.models._memory = EMPTY.evolve(total=total)
-        self.full = FULL.evolve(total=total)
+        self.has(total, free=total)
         self.models._fitting._weights = dict.fromkeys(TRIO, 30)  # as their files say
+
+    def has(self, total: int, *, free: int) -> None:
+        """The device's memory, and what other processes leave of it."""
+        self.engine.empty = EMPTY.evolve(total=total, free=free)
+        self.engine.full = FULL.evolve(total=total, free=free - FULL.cached)
+        self.models._memory = self.engine.empty
 
     async def load(self, *models: str, **answer: Any) -> None:
         for model in models:
             self.clock.now += 1
-            loaded = Loaded(seconds=3.5, weight_bytes=30, memory=self.full)
+            loaded = Loaded(seconds=3.5, weight_bytes=30, memory=self.engine.full)
             self.engine.instead["load"] = loaded.evolve(**answer)
             assert await self.models.ensure(model) is None
             self.engine.instead.clear()
@@ -1050,10 +1057,9 @@ async def test_what_other_processes_hold_is_left_out(tmp_path: Path) -> None:
     gib = 2**30
     house = Several(tmp_path, 2, total=10 * gib)
     house.models._fitting._weights = dict.fromkeys(TRIO, 3 * gib)
-    for free, residents in ((10 * gib, "ba"), (gib, "b")):  # without context and cache, others hold 8.5 GiB of it
-        house.models._memory = EMPTY.evolve(total=10 * gib, free=free)
-        house.full = house.models.memory
-        await house.load("a", "b", weight_bytes=3 * gib)
+    for free, residents in ((10 * gib, "ba"), (4 * gib, "b")):
+        house.has(10 * gib, free=free)
+        await house.load("a", "b", device_bytes=3 * gib)
         assert house.residents == residents
         await house.models.unload_all()
 
@@ -1062,7 +1068,7 @@ async def test_what_a_picture_took_beside_the_weights_stays_free_from_then_on(tm
     house = Several(tmp_path, 3, total=100)
     await house.load("a")
     for working_bytes in (40, 1):  # the largest counts
-        house.engine.instead["generate"] = GENERATED.evolve(working_bytes=working_bytes, memory=house.full)
+        house.engine.instead["generate"] = GENERATED.evolve(working_bytes=working_bytes, memory=house.engine.full)
         await house.work("a")
     await house.load("b")
     assert house.residents == "ba"

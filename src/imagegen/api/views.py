@@ -169,7 +169,7 @@ def resident_view(resident: Resident, models: DynamicModelManager) -> ResidentMo
     return ResidentModel(
         model=resident.model,
         name=models.catalog.model(resident.model).name,
-        device_bytes=resident.weight_bytes,
+        device_bytes=resident.device_bytes,
         last_used=resident.last_used_at,
         unloads_at=models.unloads_at(resident.model),
     )

@@ -103,10 +103,10 @@ class Fitting:
             return None
         weights, shared = self._weights[model], self._shared.get(model, {})
         working = self._working.get(model) or int(weights * UNMEASURED_WORK)
-        capacity = memory.capacity(catalog.memory_fraction(model))
-        if memory.gpu_available:
-            capacity = min(capacity, memory.total - memory.foreign)
-        limit = max(1, capacity - floor) if capacity else 0
+        limit = memory.capacity(catalog.memory_fraction(model))
+        if limit:
+            theirs = memory.free + memory.cached + memory.outside if memory.gpu_available else limit
+            limit = max(1, min(limit, theirs) - floor)
         own = max(0, weights - sum(shared.values()))  # fewer: some of it is offloaded
         return Need(own=own, shared=shared, working=working, limit=limit)
 
