@@ -246,13 +246,11 @@ def _offload(spec: DiffusersSpec, placement: Placement) -> CpuOffload:
 
 
 def device_map(spec: DiffusersSpec, placement: Placement) -> str | None:
-    """The device that diffusers can read weights to, with memory for all of them asked for at once.
+    """The device that diffusers can read weights to; what is rounded (`quantize`) is rounded there, tensor by tensor.
 
-    None where host memory comes first: they are offloaded to it, or become smaller there.
+    None where host memory comes first: weights are offloaded to it, or all of them are cast there.
     """
-    by_way_of_host = (
-        _offload(spec, placement) != "none" or spec.layerwise_casting is not None or spec.quantize is not None
-    )
+    by_way_of_host = _offload(spec, placement) != "none" or spec.layerwise_casting is not None
     return "cuda" if placement.device == "cuda" and not by_way_of_host else None
 
 
