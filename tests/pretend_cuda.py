@@ -529,12 +529,23 @@ def pretended(card: Card | None = None, faults: Path | None = None) -> Iterator[
         undo.enter_context(patch.multiple(torch.cuda, create=True, **cuda.attributes()))
         undo.enter_context(patch.object(torch.version, "cuda", "13.0"))
         undo.enter_context(patch.object(torch, "compile", mode.compiled(torch.compile)))
+        undo.enter_context(patch.object(torch.Tensor, "_make_wrapper_subclass", _wrapper()))
         undo.enter_context(patch.object(ThreadPoolExecutor, "submit", mode.in_threads(ThreadPoolExecutor.submit)))
         # As the engine does for a CPU, which does the work: threads that share a core with others spin for each other.
         undo.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(1)
         undo.enter_context(mode)
         yield cuda
+
+
+def _wrapper() -> Any:
+    """What makes torchao's quantised tensors, which is called past the mode: the wrapper is where its parts are."""
+    make = torch.Tensor._make_wrapper_subclass
+
+    def on_cpu(kind: Any, *args: Any, **kwargs: Any) -> Any:
+        return make(kind, *args, **{name: _on_cpu(value) for name, value in kwargs.items()})
+
+    return staticmethod(on_cpu)
 
 
 @contextmanager

@@ -375,3 +375,21 @@ def test_encoders_are_offloaded_beside_a_transformer_in_eight_bits(engine: Local
     loaded = load(engine, models, cpu_offload="encoders", **fields)
     assert loaded.weight_bytes == cast.weight_bytes > loaded.device_bytes
     assert draw(engine) == expected
+
+
+@pytest.mark.slow  # with the extra `quantize` installed
+@pytest.mark.parametrize("kind", ["int8", "float8"])
+@pytest.mark.parametrize("offload", ["none", "encoders"])
+def test_weights_are_rounded_on_the_device(
+    engine: LocalEngine, cuda: Cuda, models: Path, kind: str, offload: str
+) -> None:
+    fields = EMBEDDED | {"torch_dtype": "bfloat16"}
+    full = load(engine, models, **fields)
+    unload(engine)
+    rounded = load(engine, models, quantize=kind, cpu_offload=offload, **fields)
+    assert cuda.calls[{"int8": "quantize_affine", "float8": "choose_scale_float8"}[kind]] > 10
+    assert rounded.weight_bytes < 0.75 * full.weight_bytes
+    expected = draw(engine)
+    assert draw(engine) == expected
+    assert not unload(engine, keep_warm=True).warm
+    assert cuda.device.bytes == 0

@@ -334,7 +334,8 @@ def test_a_library_that_is_not_installed_is_named(error: ImportError, said: str)
         ("cuda:1", {}, None),  # diffusers knows the first device only
         ("cuda", {"cpu_offload": "model"}, None),
         ("cuda", {"layerwise_casting": "float8_e4m3fn"}, None),
-        ("cuda", {"quantize": "int8"}, None),
+        ("cuda", {"quantize": "int8"}, "cuda"),
+        ("cuda", {"cpu_offload": "encoders"}, None),
     ],
 )
 @pytest.mark.parametrize("host_cache_gb", [0, 8])

@@ -54,6 +54,10 @@ COMPILER_CACHES: Mapping[str, str] = MappingProxyType(
     {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
 )
 
+#: Has diffusers read the files of a part in threads, one each; it looks at its import. Not on a CPU, where the threads
+#: that cast weights would share cores and spin for each other.
+PARALLEL_LOADING = ("HF_ENABLE_PARALLEL_LOADING", "yes")
+
 T = TypeVar("T")
 OutcomeT = TypeVar("OutcomeT", bound=Outcome)
 
@@ -133,6 +137,8 @@ class LocalEngine:
             self._chosen = choose(self._options.device)
             if self._chosen.name == "cpu":
                 _share_cores()
+            else:
+                os.environ.setdefault(*PARALLEL_LOADING)
         return self._chosen
 
     def load(self, command: Load) -> Loaded | Failed:

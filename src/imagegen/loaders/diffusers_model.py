@@ -246,13 +246,11 @@ def _offload(spec: DiffusersSpec, placement: Placement) -> CpuOffload:
 
 
 def device_map(spec: DiffusersSpec, placement: Placement) -> str | None:
-    """The device that diffusers can read weights to, with memory for all of them asked for at once.
+    """The device that diffusers can read weights to; what is rounded (`quantize`) is rounded there, tensor by tensor.
 
-    None where host memory comes first: they are offloaded to it, or become smaller there.
+    None where host memory comes first: weights are offloaded to it, or all of them are cast there.
     """
-    by_way_of_host = (
-        _offload(spec, placement) != "none" or spec.layerwise_casting is not None or spec.quantize is not None
-    )
+    by_way_of_host = _offload(spec, placement) != "none" or spec.layerwise_casting is not None
     return "cuda" if placement.device == "cuda" and not by_way_of_host else None
 
 
@@ -312,16 +310,27 @@ def open_pipeline(
     index = read_index(folder, spec.pipeline_class)
     given = {**parts, **{name: part.module for name, part in shared.items()}}
     dtype = torch_dtype(spec.torch_dtype, placement.device)
-    denoiser = "transformer" if "transformer" in index else "unet"
+    denoiser = next(name for name in DENOISERS if name in index)
+    how = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
+    paths, elsewhere = list(paths_in(folder)), list(parts)
+    rounded, straight = quantization_config(spec, denoiser, placement.device, dtype), device_map(spec, placement)
     try:
+        if rounded is not None and straight is None and placement.device == "cuda":
+            # The encoders stay in host memory, and the denoiser is rounded on the device nevertheless.
+            given[denoiser] = getattr(diffusers, index[denoiser][1]).from_pretrained(
+                folder / denoiser,
+                variant=variant(paths, {denoiser: index[denoiser]}),
+                quantization_config=rounded.quant_mapping[denoiser],
+                device_map=placement.device,
+                **how,
+            )
+            rounded, elsewhere = None, [*elsewhere, denoiser]
         return getattr(diffusers, spec.pipeline_class).from_pretrained(
             folder,
-            dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            variant=variant(paths_in(folder), index, without=parts),
-            quantization_config=quantization_config(spec, denoiser, placement.device, dtype),
-            device_map=device_map(spec, placement),
+            variant=variant(paths, index, without=elsewhere),
+            quantization_config=rounded,
+            device_map=straight,
+            **how,
             **given,
         )
     except ImportError as error:
