@@ -5,6 +5,7 @@ import inspect
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from functools import partial
 from math import ceil
 from pathlib import Path
 from types import MappingProxyType
@@ -361,8 +362,10 @@ def _vocabulary(encoder: Any) -> int | None:
 
 def _entry_adapters(spec: DiffusersSpec, pipeline: Any, placement: Placement) -> Adapters:
     loras = [Lora(path=lora.path, repo=lora.repo, scale=lora.scale) for lora in spec.loras]
+    hooked = placement.device != "cpu" and spec.chosen("cpu_offload", placement.settings) in ("model", "sequential")
+    offload = partial(move, pipeline, spec, placement) if hooked else None
     try:
-        return Adapters(pipeline, loras, lora_files(loras, placement.folders.loras))
+        return Adapters(pipeline, loras, lora_files(loras, placement.folders.loras), offload)
     except LoraNotFound as error:
         raise LoraRefused(f"A LoRA of the model's entry: {error.detail}") from error
 
