@@ -16,7 +16,7 @@ class Adapters:
     def __init__(
         self, pipeline: Any, loras: Sequence[Lora], files: Sequence[Path], offload: Callable[[], None] | None = None
     ) -> None:
-        """Add an entry's own LoRAs. `offload`: switches the pipeline's offloading on. Raises LoraRefused."""
+        """Add an entry's own LoRAs. `offload` switches the pipeline's offloading on again. Raises LoraRefused."""
         self._pipeline = pipeline
         self._offload = offload
         self._names = [f"entry{i}" for i in range(len(loras))]
