@@ -73,6 +73,7 @@ WAYS: Mapping[str, Way] = MappingProxyType(
         # Extrapolates from the fourth step on.
         "taylorseer": Way(_FLUX | {"step_cache": "taylorseer"}, steps=6),
         "compile": Way(_FLUX | {"compile": True}),
+        "compile_first_block": Way(_FLUX | {"compile": True, "step_cache": 0.1}),
         "compile_warm": Way(_FLUX | {"compile": True}, host_cache_gb=1),
         "cudnn": Way(
             _BF16 | {"attention_backend": "_native_cudnn"}, not_on_cpu="cuDNN's attention is a kernel of CUDA's alone"

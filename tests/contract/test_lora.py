@@ -1,5 +1,6 @@
 """A LoRA counts for one request and is gone afterwards, on real weights."""
 
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from imagegen.gpu.engine import LocalEngine
 from imagegen.gpu.protocol import EngineOptions, Failed, Generate, Generated, Load, Loaded
 from imagegen.loaders import SPECS
 from tests.conftest import load_command, request_for
+from tests.pipelines import build
+from tests.pretend_cuda import pretended
 
 RANK = 2
 CAST = "layerwise_casting: float8_e4m3fn"
@@ -195,3 +198,32 @@ def test_a_broken_device_is_not_the_loras_fault(
     failed = draw(engine, (1, file))
     assert isinstance(failed, Failed)
     assert failed.code is FailureCode.DEVICE_FAULT
+
+
+@pytest.mark.parametrize("offload", ["none", "model", "encoders", "sequential", "group"])
+def test_a_lora_that_does_not_fit_leaves_an_offloaded_model_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offload: str
+) -> None:
+    build("flux-dev", tmp_path / "flux-dev")
+    file = write_lora(tmp_path / "style.safetensors", width=32)
+    fields = {"type": "flux", "local_path": "flux-dev", "base_size": 64, "torch_dtype": "float32"}
+    text = json.dumps({"models": {"tiny": {"name": "A", "cpu_offload": offload} | fields}})
+    with pretended() as cuda:
+        engine = LocalEngine(EngineOptions(device="cuda"))
+        load = Load.entry(parse_catalog(text, SPECS), "tiny", Folders(tmp_path, tmp_path))
+        assert isinstance(engine.load(load), Loaded)
+        plain, with_lora = pixels(draw(engine)), pixels(draw(engine, (1, file)))
+        on_device, calls = cuda.device.bytes, cuda.calls["linear"]
+        assert pixels(draw(engine)) == plain != with_lora
+        a_picture = cuda.calls["linear"] - calls
+        failing(monkeypatch, RuntimeError("size mismatch"), times=1)
+        failed = draw(engine, (1, file))
+        assert isinstance(failed, Failed)
+        assert failed.code is FailureCode.LORA_REFUSED
+        calls = cuda.calls["linear"]
+        assert pixels(draw(engine)) == plain
+        # It was the device that drew, and it keeps no more than before.
+        assert cuda.calls["linear"] - calls == a_picture > 0
+        assert cuda.device.bytes == on_device
+        assert pixels(draw(engine, (1, file))) == with_lora
+        engine.close()

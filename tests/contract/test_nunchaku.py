@@ -1,6 +1,7 @@
 """4-bit transformers, with a stand-in for their engine: which file, which sentence, and that the pieces fit."""
 
 import importlib
+import json
 import shutil
 import sys
 from collections.abc import Iterator
@@ -12,14 +13,16 @@ import numpy as np
 import pytest
 import torch
 
+from imagegen.catalog.loading import parse_catalog
 from imagegen.core.errors import FailureCode
 from imagegen.gpu.engine import LocalEngine
 from imagegen.gpu.protocol import EngineOptions, Failed, Loaded, Unload, Unloaded
-from imagegen.loaders import nunchaku
+from imagegen.loaders import SPECS, nunchaku
 from imagegen.loaders.host_copy import HostCopy
 from tests.conftest import load_command
 from tests.contract.families import LIBRARY_WARNINGS, Shelf, catalog_of, draw, provenance, shelf_of, small
 from tests.nunchaku_files import write_t5, write_transformer
+from tests.pretend_cuda import Card, pretended
 
 pytestmark = [pytest.mark.filterwarnings(warning) for warning in LIBRARY_WARNINGS]
 
@@ -328,3 +331,28 @@ def test_what_torch_does_not_hold_is_the_rest_of_what_is_taken(monkeypatch: pyte
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 12)
     assert nunchaku.outside_torch("cuda") == 18
     assert nunchaku.outside_torch("cpu") == 0
+
+
+@pytest.mark.parametrize("offload", ["none", "model", "encoders"])
+def test_on_a_card_it_loads_beside_a_warm_tier_and_leaves_nothing(shelf: Shelf, installed: Any, offload: str) -> None:
+    held = installed("nunchaku_engine")._C.utils
+    entry = small(
+        type="nunchaku",
+        local_path="nunchaku",
+        weight_name="svdq-{precision}_r32-flux.1-dev.safetensors",
+        base_model="flux-dev",
+        torch_dtype="float32",
+        cpu_offload=offload,
+    )
+    text = json.dumps({"global": {"host_cache_gb": 100}, "models": {"four_bits": entry}})
+    with pretended(Card(capability=(8, 9))) as cuda:
+        engine = LocalEngine(EngineOptions(device="cuda"))
+        loaded = engine.load(load_command(parse_catalog(text, SPECS), "four_bits", shelf.folder))
+        assert isinstance(loaded, Loaded), loaded
+        first = draw(engine, "four_bits")
+        assert same(draw(engine, "four_bits"), first)
+        answer = engine.unload(Unload(model="four_bits", keep_warm=True))
+        assert isinstance(answer, Unloaded)
+        assert not answer.warm
+        assert (cuda.device.bytes, cuda.pinned.bytes, held.used, held.kept) == (0, 0, 0, 0)
+        engine.close()

@@ -31,7 +31,6 @@ from imagegen.loaders import SPECS, diffusers_model, provenance
 from imagegen.loaders.options import quantization_config, rounding
 from imagegen.settings import Settings
 from tests.conftest import load_command, request_for
-from tests.contract.families import picture
 from tests.pipelines import build
 
 
@@ -280,18 +279,6 @@ def test_the_entrys_word_counts_before_the_global_one(models: Path) -> None:
     spec = SPECS["flux"].model_validate({"name": "A", "type": "flux", "cpu_offload": "none"})
     assert spec.chosen("cpu_offload", catalog.settings) == "none"  # type: ignore[attr-defined]
     assert spec.chosen("enable_vae_tiling", catalog.settings) is True  # type: ignore[attr-defined]
-
-
-def test_a_stopped_image_to_image_frees_the_hooks_of_the_pipeline_that_has_them(
-    models: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    house, freed, stop = House(models), [], threading.Event()
-    model = house.engine._models["a"].model
-    monkeypatch.setattr(model._pipeline, "maybe_free_model_hooks", lambda: freed.append(stop.is_set()))  # type: ignore[attr-defined]
-    command = Generate(model="a", request=request_for(strength=0.9, steps=4), init_image=picture())
-    outcome = house.engine.generate(command, stop, lambda *_: stop.set())
-    assert isinstance(outcome, Stopped)
-    assert freed == [True]
 
 
 @pytest.mark.parametrize(("old", "word"), [(True, "model"), (False, "none")])

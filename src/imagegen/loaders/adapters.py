@@ -1,8 +1,8 @@
 """LoRAs: those of an entry stay on its weights, those of a request leave with it."""
 
 import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,12 @@ from imagegen.core.task import Lora
 class Adapters:
     """What is added to one pipeline's weights."""
 
-    def __init__(self, pipeline: Any, loras: Sequence[Lora], files: Sequence[Path]) -> None:
-        """Add an entry's own LoRAs. Raises LoraRefused."""
+    def __init__(
+        self, pipeline: Any, loras: Sequence[Lora], files: Sequence[Path], offload: Callable[[], None] | None = None
+    ) -> None:
+        """Add an entry's own LoRAs. `offload` switches the pipeline's offloading on again. Raises LoraRefused."""
         self._pipeline = pipeline
+        self._offload = offload
         self._names = [f"entry{i}" for i in range(len(loras))]
         self._scales = [lora.scale for lora in loras]
         self._add(self._names, files)
@@ -28,12 +31,17 @@ class Adapters:
             yield
             return
         names = [f"request{i}" for i in range(len(loras))]
-        try:
-            self._add(names, files)
-            self._pipeline.set_adapters([*self._names, *names], [*self._scales, *(lora.scale for lora in loras)])
-            yield
-        finally:
-            self._remove(names)
+        with ExitStack() as failed:
+            if self._offload:
+                # The library switches offloading off to add a LoRA, and on again only if that succeeds.
+                failed.callback(self._offload)
+            try:
+                self._add(names, files)
+                failed.pop_all()
+                self._pipeline.set_adapters([*self._names, *names], [*self._scales, *(lora.scale for lora in loras)])
+                yield
+            finally:
+                self._remove(names)
 
     def _add(self, names: Sequence[str], files: Sequence[Path]) -> None:
         from safetensors import SafetensorError

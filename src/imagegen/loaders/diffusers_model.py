@@ -5,6 +5,7 @@ import inspect
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from functools import partial
 from math import ceil
 from pathlib import Path
 from types import MappingProxyType
@@ -370,8 +371,10 @@ def _vocabulary(encoder: Any) -> int | None:
 
 def _entry_adapters(spec: DiffusersSpec, pipeline: Any, placement: Placement) -> Adapters:
     loras = [Lora(path=lora.path, repo=lora.repo, scale=lora.scale) for lora in spec.loras]
+    # Of the ways to offload, the one that the library switches off to add a LoRA.
+    offload = partial(move, pipeline, spec, placement) if _offload(spec, placement) == "sequential" else None
     try:
-        return Adapters(pipeline, loras, lora_files(loras, placement.folders.loras))
+        return Adapters(pipeline, loras, lora_files(loras, placement.folders.loras), offload)
     except LoraNotFound as error:
         raise LoraRefused(f"A LoRA of the model's entry: {error.detail}") from error
 
@@ -552,7 +555,7 @@ class DiffusersModel(LoadedModel):
             self._tiled = self._tiled or decoding.tiled
             return images.float().permute(0, 2, 3, 1)
         finally:
-            # An interrupted call leaves offload hooks in the middle of their sequence; a sibling has none of its own.
+            # An interrupted call leaves step caches in the middle of their sequence.
             self._pipeline.maybe_free_model_hooks()
             if self._turns:
                 self._turns.end()
