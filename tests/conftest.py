@@ -1,6 +1,7 @@
 """Shared by all tests: catalogs of fake models, and the embedded model's commands."""
 
 import json
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,7 +78,9 @@ def quick_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
     from torch._dynamo.utils import counters
 
-    torch._dynamo.reset()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the compiler's own, when it is imported
+        torch._dynamo.reset()
     counters.clear()
     real = torch.compile
     monkeypatch.setattr(torch, "compile", lambda model, **how: real(model, **how | {"backend": "eager"}))

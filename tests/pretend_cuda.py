@@ -11,9 +11,9 @@ wrong side, more memory than there is. `torch.cuda` is not replaced: its own fun
 top of pretended primitives (`torch._C._cuda_*`), which a CPU build lacks.
 
 What this cannot show: speed, streams, kernels and whether there is one for a dtype, rounding, what the allocator adds
-(rounding, fragmentation, workspaces of cuBLAS and cuDNN, the context), memory that is taken and given back inside of
-one call, and code that reaches the device past torch's Python functions. What `torch.compile` made runs as on a CPU;
-only its results are counted. CUDA generators, graphs and a second card's memory are not there.
+(rounding, fragmentation, workspaces of cuBLAS and cuDNN), memory that is taken and given back inside of one call, and
+code that reaches the device past torch's Python functions. The size of the context is a guess. What `torch.compile`
+made runs as on a CPU; only its results are counted. CUDA generators, graphs and a second card's memory are not there.
 """
 
 import atexit
@@ -62,6 +62,8 @@ class Card:
     total: int = 80 * GIB
     #: Taken by other processes.
     foreign: int = 0
+    #: Taken by this process's own context and libraries, beside torch's allocator.
+    context: int = 500 * MIB
     capability: tuple[int, int] = (9, 0)
     #: How many such cards the machine has; CUDA_VISIBLE_DEVICES hides some, as it does of real ones.
     count: int = 1
@@ -155,7 +157,7 @@ class Cuda:
     @property
     def free(self) -> int:
         """Bytes that `mem_get_info` calls free."""
-        return max(0, self.card.total - self.foreign - self.device.reserved)
+        return max(0, self.card.total - self.foreign - self.card.context - self.device.reserved)
 
     def touch(self, call: str) -> None:
         """The card is asked for something: count it, and raise what is due."""
@@ -176,20 +178,20 @@ class Cuda:
         if tensor.is_meta or tensor in self.device:
             return
         size = sum(storage.nbytes() for storage in _storages(tensor))
-        allowed = min(int(self.card.total * self._fraction), self.card.total - self.foreign)
-        if self.device.bytes + size > allowed:
+        there_is = self.card.total - self.foreign - self.card.context
+        if self.device.bytes + size > min(int(self.card.total * self._fraction), there_is):
             raise self._out_of_memory(size)
         self.device.add(tensor)
 
     def _out_of_memory(self, tried: int) -> torch.OutOfMemoryError:
         self.device.trim()  # before it raises, the allocator gives back what it keeps and tries again
-        held, kept = self.device.bytes, self.device.reserved
+        held, kept, ours = self.device.bytes, self.device.reserved, self.card.context + self.device.reserved
         foreign = f"Process 1 has {_size(self.foreign)} memory in use. " if self.foreign else ""
         limit = f"{_size(int(self.card.total * self._fraction))} allowed; " if self._fraction < 1 else ""
         return torch.OutOfMemoryError(
             f"CUDA out of memory. Tried to allocate {_size(tried)}. GPU 0 has a total capacity of "
             f"{_size(self.card.total)} of which {_size(self.free)} is free. {foreign}Including non-PyTorch memory, "
-            f"this process has {_size(kept)} memory in use. {limit}Of the allocated memory {_size(held)} is allocated "
+            f"this process has {_size(ours)} memory in use. {limit}Of the allocated memory {_size(held)} is allocated "
             f"by PyTorch, and {_size(kept - held)} is reserved by PyTorch but unallocated. If reserved but unallocated "
             "memory is large try setting PYTORCH_ALLOC_CONF=expandable_segments:True to avoid fragmentation.  See "
             "documentation for Memory Management  "
@@ -370,6 +372,10 @@ class _Mode(TorchFunctionMode):
         return self._call(func, args, dict(kwargs or {}))
 
     def _call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if type(kwargs.get("device")) is int:  # a card's number
+            kwargs["device"] = "cuda"
+        if func is _TENSOR.to and len(args) > 1 and type(args[1]) is int:
+            args = (args[0], "cuda", *args[2:])
         given = [*_tensors(args), *_tensors(kwargs)]
         known = {key for tensor in given for key in _keys(tensor)}
         ours, target = self._cuda.device.has(known), self._target(func, args, kwargs)

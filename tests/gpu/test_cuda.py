@@ -248,7 +248,8 @@ def test_weights_that_can_never_fit_are_refused_with_the_numbers_of_the_device(m
     fitting.check("a", 64 * 64, catalog(), memory)
 
 
-@pytest.mark.parametrize(("limit_mb", "replaced"), [(1024, False), (1, True)])
+# What stays is the workspace of cuBLAS: more than 1 MiB, and less than 1024. The pretended card has none.
+@pytest.mark.parametrize(("limit_mb", "replaced"), [(1024, False), pytest.param(1, True, marks=pytest.mark.gpu)])
 async def test_a_worker_is_replaced_if_more_than_the_limit_stays_on_the_device(
     models: Path, limit_mb: int, replaced: bool
 ) -> None:
@@ -262,7 +263,6 @@ async def test_a_worker_is_replaced_if_more_than_the_limit_stays_on_the_device(
     await executor.generate(Generate(model="a", request=request_for()), threading.Event(), lambda step, total: None)
     report = await manager.unload_all()
     assert report.models == ["a"]
-    # What stays is the workspace of cuBLAS: more than 1 MiB, and less than 1024.
     assert (engine.pid != worker) is replaced
     await executor.close(patience_s=10)
 
