@@ -63,51 +63,99 @@ def _offload_word(value: object) -> object:
 class GlobalSettings(Section):
     """The section `global` (or `settings`): defaults for all models."""
 
-    #: Minutes without use after which a model leaves the device; 0 keeps it.
     auto_unload_minutes: float = Field(
-        default=30, ge=0, le=10_080, validation_alias=AliasChoices("auto_unload_minutes", "auto_unload_timeout")
+        default=30,
+        ge=0,
+        le=10_080,
+        validation_alias=AliasChoices("auto_unload_minutes", "auto_unload_timeout"),
+        description="Minutes without use after which a model leaves the device; 0 keeps it.",
     )
-    #: The model of a request that names none. Default: the first entry.
-    default_model: Text | None = None
-    #: Share of the device's memory that this process may take (CUDA only).
-    gpu_memory_fraction: Annotated[float, Loads] = Field(default=0.9, gt=0, le=1)
-    #: Models that stay in device memory at most, as far as they fit together. The least recently used one leaves first.
-    max_resident: int = Field(default=1, ge=1, le=64)
-    #: Less memory, slower.
-    enable_attention_slicing: Annotated[bool, Loads, Receipt] = False
-    #: Less memory while a batch is decoded.
-    enable_vae_slicing: Annotated[bool, Loads, Receipt] = False
-    #: Less memory while a large picture is decoded.
-    enable_vae_tiling: Annotated[bool, Loads, Receipt] = False
-    #: Keep weights in host memory and bring to the device what runs (CUDA only): whole parts (`model`), what encodes
-    #: the prompt alone (`encoders`: the transformer and the VAE stay), single layers (`sequential`), or layers ahead of
-    #: their use (`group`). The original API's `enable_cpu_offload: true` is `model`.
+    default_model: Text | None = Field(
+        default=None, description="The model of a request that names none; by default the first entry."
+    )
+    gpu_memory_fraction: Annotated[float, Loads] = Field(
+        default=0.9, gt=0, le=1, description="Share of the device's memory that the service may take (CUDA only)."
+    )
+    max_resident: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="The most models that stay in device memory, if they fit together. The least recently used one "
+        "leaves first.",
+    )
+    enable_attention_slicing: Annotated[bool, Loads, Receipt] = Field(
+        default=False, description="Compute attention in slices: less memory, slower."
+    )
+    enable_vae_slicing: Annotated[bool, Loads, Receipt] = Field(
+        default=False, description="Decode a batch picture by picture: less memory."
+    )
+    enable_vae_tiling: Annotated[bool, Loads, Receipt] = Field(
+        default=False, description="Decode large pictures in tiles: less memory."
+    )
     cpu_offload: Annotated[CpuOffload, Loads, BeforeValidator(_offload_word)] = Field(
-        default="none", validation_alias=AliasChoices("cpu_offload", "enable_cpu_offload")
+        default="none",
+        validation_alias=AliasChoices("cpu_offload", "enable_cpu_offload"),
+        description="Keep weights in host memory and move to the device what runs (CUDA only): whole parts (`model`), "
+        "only the text encoders (`encoders`; transformer and VAE stay on the device), single layers "
+        "(`sequential`), or layers just before they run (`group`). `enable_cpu_offload: true` means "
+        "`model`.",
     )
-    #: Host memory in which models that left the device stay warm, in GiB; 0 keeps none. `auto`: half of what is
-    #: available, and none where host memory is the device.
-    host_cache_gb: Annotated[float, Field(ge=0, le=100_000)] | Literal["auto"] = "auto"
-    #: Device memory, in MiB, that may stay behind once nothing is loaded; beyond that the worker process is replaced.
-    residual_limit_mb: int = Field(default=1024, ge=1, le=1_000_000)
-    #: Fetch a model's weights from the hub when a request names it and they are not on this machine.
-    auto_download: bool = False
-    #: Another model's tasks interrupt the resident models' tasks once its oldest has waited this many of its swaps ...
-    patience_swaps: float = Field(default=50, ge=0, le=100_000)
-    #: ... and the resident models have worked for this many since the latest load.
-    quantum_swaps: float = Field(default=45, ge=0, le=100_000)
-    #: Minutes of waiting that are worth one step of priority; 0: none are.
-    ageing_minutes: float = Field(default=5, ge=0, le=100_000)
-    #: What is logged: this and worse.
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-    #: Tasks that may wait; one more is refused. Default: what IMAGEGEN_MAX_QUEUE says.
-    max_queue: MaxQueue | None = None
-    #: Days after which finished tasks and their files go; 0 keeps them. Default: what IMAGEGEN_RETENTION_DAYS says.
-    retention_days: RetentionDays | None = None
-    #: Finished tasks that are kept; the oldest go first; 0 keeps all. Default: what IMAGEGEN_RETENTION_TASKS says.
-    retention_tasks: RetentionTasks | None = None
-    #: GiB of pictures that are kept; the oldest go first; 0 keeps all. Default: what IMAGEGEN_RETENTION_GB says.
-    retention_gb: RetentionGb | None = None
+    host_cache_gb: Annotated[float, Field(ge=0, le=100_000)] | Literal["auto"] = Field(
+        default="auto",
+        description="Host memory, in GiB, for models that left the device and stay warm; 0: none. `auto`: half of the "
+        "available memory; without a GPU none.",
+    )
+    residual_limit_mb: int = Field(
+        default=1024,
+        ge=1,
+        le=1_000_000,
+        description="Device memory, in MiB, that may stay taken while nothing is loaded. Above it the worker process is"
+        " replaced.",
+    )
+    auto_download: bool = Field(
+        default=False,
+        description="Pull the weights of a model from the hub when a request names it and they are not here.",
+    )
+    patience_swaps: float = Field(
+        default=50,
+        ge=0,
+        le=100_000,
+        description="Another model's tasks interrupt those of the resident models once its oldest task has waited this "
+        "many times the seconds of its load, and ...",
+    )
+    quantum_swaps: float = Field(
+        default=45,
+        ge=0,
+        le=100_000,
+        description="... the resident models have worked for this many times these seconds since the latest load.",
+    )
+    ageing_minutes: float = Field(
+        default=5,
+        ge=0,
+        le=100_000,
+        description="Minutes of waiting that raise a task by one step of priority; 0: waiting raises none.",
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        default="INFO", description="The lowest level that is logged."
+    )
+    max_queue: MaxQueue | None = Field(
+        default=None, description="Tasks that may wait; one more is refused. Default: IMAGEGEN_MAX_QUEUE."
+    )
+    retention_days: RetentionDays | None = Field(
+        default=None,
+        description="Days after which ended tasks and their files are deleted; 0 keeps them. Default: "
+        "IMAGEGEN_RETENTION_DAYS.",
+    )
+    retention_tasks: RetentionTasks | None = Field(
+        default=None,
+        description="Ended tasks that are kept; the oldest are deleted first; 0 keeps all. Default: "
+        "IMAGEGEN_RETENTION_TASKS.",
+    )
+    retention_gb: RetentionGb | None = Field(
+        default=None,
+        description="GiB of pictures that are kept; the oldest are deleted first; 0 keeps all. Default: "
+        "IMAGEGEN_RETENTION_GB.",
+    )
 
     def over(self, settings: "Settings") -> "Settings":
         """The process's settings, overridden by the fields that this section sets."""
@@ -140,41 +188,60 @@ class ModelSpec(Section):
     #: Packages that read or run its weights, beside diffusers: receipts name their versions.
     libraries: ClassVar[tuple[str, ...]] = ()
 
-    #: Display name.
-    name: Annotated[Text, Request] = Field(min_length=1, max_length=200)
-    #: The family's word; it chooses the loader.
-    type: Text
-    #: A pipeline class of diffusers, as the model's model_index.json says.
-    pipeline_class: Text
-    #: `org/name[@revision]` on the hub.
-    hf_path: HubSource | None = Field(default=None, validation_alias=AliasChoices("hf_path", "huggingface_path"))
-    #: A folder, absolute or below the models directory; `builtin:NAME` is one that ships with imagegen.
-    local_path: WeightsPath | None = None
-    #: `auto` is bfloat16 on a GPU, float32 on a CPU.
-    torch_dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    #: A word for people.
-    memory_usage: Annotated[Literal["low", "medium", "high"], Request] = "medium"
-    #: Whether text-to-image may name it; by default what the pipeline class can.
-    supports_text2img: Annotated[bool, Request] = True
-    #: Whether image-to-image may name it; by default what the pipeline class can.
-    supports_img2img: Annotated[bool, Request] = True
-    #: Whether image-to-image with a mask may name it; by default what the pipeline class can.
-    supports_inpaint: Annotated[bool, Request] = False
-    #: For people.
-    description: Annotated[Text, Request] = Field(default="", max_length=2000)
-    #: Pixels of the short side that the model likes; it scales the table of aspect ratios.
-    base_size: Annotated[int, Request] = Field(default=TABLE_BASE, ge=64, le=2048)
-    #: Denoising steps of a request that names none.
-    steps: Annotated[int, Request] = Field(default=28, ge=1, le=200)
-    #: Guidance of a request that names none.
-    guidance_scale: Annotated[float, Request] = Field(default=3.5, ge=0, le=50)
-    #: Instead of the global one.
-    auto_unload_minutes: Annotated[float | None, Request] = Field(default=None, ge=0, le=10_080)
-    #: Instead of the global one.
-    gpu_memory_fraction: float | None = Field(default=None, gt=0, le=1)
-    #: Pictures that one call of the model may make at most: tasks that wait and are alike then run together, where that
-    #: is measured to pay. Their pictures differ from those made alone by rounding. 1: each picture has its own call.
-    max_batch: Annotated[int, Request] = Field(default=1, ge=1, le=MAX_BATCH)
+    name: Annotated[Text, Request] = Field(min_length=1, max_length=200, description="The name shown to people.")
+    type: Text = Field(description="The family, which decides the loader.")
+    pipeline_class: Text = Field(description="The pipeline class of diffusers, as in the model's model_index.json.")
+    hf_path: HubSource | None = Field(
+        default=None,
+        validation_alias=AliasChoices("hf_path", "huggingface_path"),
+        description="`org/name[@revision]` on the hub.",
+    )
+    local_path: WeightsPath | None = Field(
+        default=None,
+        description="A folder, absolute or below the models directory; `builtin:NAME` is a model that ships with "
+        "imagegen.",
+    )
+    torch_dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+        default="auto", description="`auto` is bfloat16 on a GPU, float32 on a CPU."
+    )
+    memory_usage: Annotated[Literal["low", "medium", "high"], Request] = Field(
+        default="medium", description="Shown to people."
+    )
+    supports_text2img: Annotated[bool, Request] = Field(
+        default=True, description="Whether text-to-image may use it; by default, whether the pipeline class can."
+    )
+    supports_img2img: Annotated[bool, Request] = Field(
+        default=True, description="Whether image-to-image may use it; by default, whether the pipeline class can."
+    )
+    supports_inpaint: Annotated[bool, Request] = Field(
+        default=False,
+        description="Whether image-to-image with a mask may use it; by default, whether the pipeline class can.",
+    )
+    description: Annotated[Text, Request] = Field(default="", max_length=2000, description="Shown to people.")
+    base_size: Annotated[int, Request] = Field(
+        default=TABLE_BASE,
+        ge=64,
+        le=2048,
+        description="The short side, in pixels, that the model was made for. It scales the table of aspect ratios.",
+    )
+    steps: Annotated[int, Request] = Field(
+        default=28, ge=1, le=200, description="Denoising steps of a request without `steps`."
+    )
+    guidance_scale: Annotated[float, Request] = Field(
+        default=3.5, ge=0, le=50, description="Guidance of a request without `guidance_scale`."
+    )
+    auto_unload_minutes: Annotated[float | None, Request] = Field(
+        default=None, ge=0, le=10_080, description="Overrides the value of `global`."
+    )
+    gpu_memory_fraction: float | None = Field(default=None, gt=0, le=1, description="Overrides the value of `global`.")
+    max_batch: Annotated[int, Request] = Field(
+        default=1,
+        ge=1,
+        le=MAX_BATCH,
+        description="The most pictures in one call of the model. Waiting tasks that are alike share a call if "
+        "measurements show that this is faster; their pictures then differ by rounding from pictures made "
+        "alone. 1: each picture has its own call.",
+    )
 
     @model_validator(mode="after")
     def _batches_where_it_can(self) -> Self:

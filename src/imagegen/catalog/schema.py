@@ -2,7 +2,6 @@
 
 import inspect
 import json
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,19 +13,6 @@ from imagegen.catalog.loading import Families
 
 #: What only tests need.
 _HIDDEN = {"fake"}
-
-#: A comment `#: ...` and the field below it.
-_COMMENTED = re.compile(r"((?:^ *#:.*\n)+)^ +(\w+):", re.MULTILINE)
-
-
-def comments(section: type[Section]) -> dict[str, str]:
-    """What the source says about each field, in its `#:` comments: a subclass goes before its bases."""
-    found: dict[str, str] = {}
-    for base in reversed(section.__mro__):
-        if issubclass(base, Section):
-            for comment, name in _COMMENTED.findall(inspect.getsource(base)):
-                found[name] = " ".join(line.strip().removeprefix("#:").strip() for line in comment.splitlines())
-    return found | {name: info.description for name, info in section.model_fields.items() if info.description}
 
 
 # -- for editors -------------------------------------------------------------------------------------------------------
@@ -78,13 +64,10 @@ def _definitions(kind: type[Section]) -> dict[str, Any]:
     """The schema of a section and of those inside it, each under its class's name."""
     schema = kind.model_json_schema(by_alias=False, ref_template="#/$defs/{model}")
     inner = schema.pop("$defs", {})
-    told = comments(kind)
     properties = schema["properties"]
     for name, info in kind.model_fields.items():
         shown = properties[name]
         shown.pop("title", None)
-        if name in told:
-            shown["description"] = told[name]
         for older in spellings(name, info)[1:]:
             # Here a word, there a switch.
             value = {"anyOf": [shown, {"type": "boolean"}]} if older.startswith("enable_") else shown
@@ -100,7 +83,7 @@ def _definitions(kind: type[Section]) -> dict[str, Any]:
 _HEAD = """\
 # models.yaml: every field
 
-Made from the source by `python scripts/reference.py`; the words are those of the comments there. What each is good for:
+`python scripts/reference.py` generates this page from the source. How to use the fields:
 [configuration.md](configuration.md). The same for editors: `imagegen config schema`.
 """
 
@@ -131,13 +114,13 @@ def _bases(by_kind: Mapping[type[ModelSpec], list[str]]) -> Iterator[type[ModelS
 
 def _rows(kind: type[Section], without: tuple[str, ...]) -> list[str]:
     """One row for each field that this class itself declares."""
-    schema, told = kind.model_json_schema(by_alias=False), comments(kind)
+    schema = kind.model_json_schema(by_alias=False)
     own = inspect.get_annotations(kind)
     rows = []
     for name, info in kind.model_fields.items():
         if name in own and name not in without:
             value = _value(schema["properties"][name])
-            rows.append(f"| {_names(name, info)} | {value} | {_default(info)} | {told.get(name, '')} |")
+            rows.append(f"| {_names(name, info)} | {value} | {_default(info)} | {info.description or ''} |")
     return rows
 
 

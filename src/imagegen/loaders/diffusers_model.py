@@ -56,21 +56,29 @@ _LEAST_VOCABULARY = 0.5
 class EntryLora(Section):
     """A LoRA that an entry always has."""
 
-    #: A .safetensors file: below the LoRA directory, or in `repo`.
-    path: WeightsFile
-    repo: HubSource | None = None
-    scale: float = Field(default=1, ge=-4, le=4)
+    path: WeightsFile = Field(description="A .safetensors file below the LoRA directory, or in `repo`.")
+    repo: HubSource | None = Field(default=None, description="`org/name[@revision]` on the hub.")
+    scale: float = Field(default=1, ge=-4, le=4, description="How strongly it counts.")
 
 
 class DiffusersSpec(OptionsSpec):
     """An entry that runs a diffusers pipeline."""
 
-    #: Tokens that a prompt is padded or cut to, where the pipeline asks for it.
-    max_sequence_length: Annotated[int | None, Receipt] = Field(default=None, ge=16, le=4096)
-    #: FLUX and its like: above 1, a negative prompt counts, and each step takes twice as long.
-    true_cfg_scale: Annotated[float, Receipt] = Field(default=1, ge=1, le=20)
-    #: Added to the weights at load.
-    loras: Annotated[tuple[EntryLora, ...], Receipt] = Field(default=(), max_length=8)
+    max_sequence_length: Annotated[int | None, Receipt] = Field(
+        default=None,
+        ge=16,
+        le=4096,
+        description="The number of tokens that prompts are padded or cut to, for pipelines with this argument.",
+    )
+    true_cfg_scale: Annotated[float, Receipt] = Field(
+        default=1,
+        ge=1,
+        le=20,
+        description="For FLUX and similar models: above 1, negative prompts work, and each step takes twice as long.",
+    )
+    loras: Annotated[tuple[EntryLora, ...], Receipt] = Field(
+        default=(), max_length=8, description="LoRAs that are added to the weights at load."
+    )
 
     def hub_files(self) -> tuple[HubFiles, ...]:
         return super().hub_files() + self.lora_files()

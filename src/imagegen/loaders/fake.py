@@ -33,19 +33,24 @@ class FakeSpec(ModelSpec):
     pipeline_class: Literal["FakePipeline"] = "FakePipeline"
     load_seconds: float = Field(default=0, ge=0, le=3600)
     step_seconds: float = Field(default=0, ge=0, le=3600)
-    #: How long its load takes to read each MiB of the file that `local_path` names.
-    read_seconds_per_mib: float = Field(default=0, ge=0, le=3600)
-    #: Host memory that the loaded model holds.
-    memory_mb: int = Field(default=0, ge=0, le=65_536)
-    #: What goes wrong, and when.
-    fault: Fault = "none"
+    read_seconds_per_mib: float = Field(
+        default=0,
+        ge=0,
+        le=3600,
+        description="How long its load takes to read each MiB of the file that `local_path` names.",
+    )
+    memory_mb: int = Field(default=0, ge=0, le=65_536, description="Host memory that the loaded model holds.")
+    fault: Fault = Field(default="none", description="What goes wrong, and when.")
     fault_at: Literal["load", "step"] = "step"
-    #: Only requests whose prompt contains this meet the fault; empty: all.
-    fault_prompt: Text = ""
-    #: Of a picture's steps, the share that each further picture of a call adds.
-    companion_cost: float = Field(default=0, ge=0, le=10)
-    #: Pictures of one call for which its memory suffices; 0: any number.
-    most_pictures: int = Field(default=0, ge=0)
+    fault_prompt: Text = Field(
+        default="", description="Only requests whose prompt contains this meet the fault; empty: all."
+    )
+    companion_cost: float = Field(
+        default=0, ge=0, le=10, description="Of a picture's steps, the share that each further picture of a call adds."
+    )
+    most_pictures: int = Field(
+        default=0, ge=0, description="Pictures of one call for which its memory suffices; 0: any number."
+    )
 
     @property
     def why_no_batch(self) -> str | None:

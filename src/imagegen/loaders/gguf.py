@@ -39,8 +39,10 @@ TRANSFORMERS = frozenset(
 class QuantisedSpec(DiffusersSpec):
     """A quantised transformer; everything else comes from `base_model`."""
 
-    #: `org/name[@revision]` on the hub, or a folder like `local_path`: where it exists, the network is not needed.
-    base_model: HubSourceOrPath
+    base_model: HubSourceOrPath = Field(
+        description="`org/name[@revision]` on the hub, or a folder as in `local_path`. A folder that exists needs no "
+        "network."
+    )
 
     @field_validator("base_model")
     @classmethod
@@ -95,10 +97,10 @@ class GGUFSpec(QuantisedSpec):
         "QwenImageEditPlusPipeline",
         "ZImagePipeline",
     ] = "FluxPipeline"
-    #: The file's name in `hf_path`, or in the folder `local_path`.
     gguf_file: Annotated[WeightsFile, StringConstraints(pattern=r"\.gguf$", max_length=300)] | None = Field(
         default=None,
         validation_alias=AliasChoices("gguf_file", "filename", "weight_name"),
+        description="The file's name in `hf_path`, or in the folder `local_path`.",
     )
 
     @model_validator(mode="after")

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import StringConstraints, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from imagegen.catalog.catalog import HubFiles
 from imagegen.catalog.fields import HubSource, WeightsFile
@@ -43,11 +43,17 @@ class NunchakuSpec(QuantisedSpec):
 
     type: Literal["flux_nunchaku", "nunchaku"]
     pipeline_class: Literal["FluxPipeline", "FluxKontextPipeline"] = "FluxPipeline"
-    #: The file in `hf_path` or `local_path`; `{precision}` becomes int4 or fp4, whichever the GPU runs.
-    weight_name: Annotated[SafetensorsFile, StringConstraints(pattern=r"^([^{}]|\{precision\})+$")] | None = None
-    #: A quantised T5 encoder: its file, and the repository unless it lies beside the transformer.
-    t5_weight_name: SafetensorsFile | None = None
-    t5_hf_path: HubSource | None = None
+    weight_name: Annotated[SafetensorsFile, StringConstraints(pattern=r"^([^{}]|\{precision\})+$")] | None = Field(
+        default=None,
+        description="The file in `hf_path` or `local_path`. `{precision}` becomes int4 or fp4, as the GPU needs.",
+    )
+    t5_weight_name: SafetensorsFile | None = Field(
+        default=None,
+        description="The file of a quantised T5 encoder, in `t5_hf_path` or beside the transformer.",
+    )
+    t5_hf_path: HubSource | None = Field(
+        default=None, description="The repository of `t5_weight_name`; by default `hf_path`."
+    )
 
     @model_validator(mode="after")
     def _one_file(self) -> Self:

@@ -33,26 +33,35 @@ _RECOMPILATIONS = 64
 class OptionsSpec(ModelSpec):
     """The options of an entry; None is what `global` says, or off."""
 
-    #: Instead of the global one.
-    enable_attention_slicing: bool | None = None
-    #: Instead of the global one.
-    enable_vae_slicing: bool | None = None
-    #: Instead of the global one.
-    enable_vae_tiling: bool | None = None
-    #: Instead of the global one.
-    cpu_offload: CpuOffload | None = None
-    #: Keeps the transformer's weights in 8 bits and widens each layer as it runs: half the memory of bfloat16.
-    layerwise_casting: Literal["float8_e4m3fn", "float8_e5m2"] | None = None
-    #: One of diffusers' that needs no download; by default torch chooses by the card (docs/models.md).
-    attention_backend: Annotated[AttentionBackend | None, Receipt] = None
-    #: Rounds the transformer's weights to 8 bits at load, by torchao where that is installed. With `float8`, a card of
-    #: compute capability 8.9 or later also multiplies in 8 bits.
-    quantize: Literal["int8", "float8"] | None = None
-    #: Compiles the transformer's repeated blocks at the first picture; other models and later loads use the same code.
-    compile: Annotated[bool, Receipt] = False
-    #: A share: a step whose first block changes by less takes the rest from the step before (first-block cache).
-    #: `taylorseer`: four steps of five are extrapolated from the ones before.
-    step_cache: Annotated[Annotated[float, Field(gt=0, le=1)] | Literal["taylorseer"] | None, Receipt] = None
+    enable_attention_slicing: bool | None = Field(default=None, description="Overrides the value of `global`.")
+    enable_vae_slicing: bool | None = Field(default=None, description="Overrides the value of `global`.")
+    enable_vae_tiling: bool | None = Field(default=None, description="Overrides the value of `global`.")
+    cpu_offload: CpuOffload | None = Field(default=None, description="Overrides the value of `global`.")
+    layerwise_casting: Literal["float8_e4m3fn", "float8_e5m2"] | None = Field(
+        default=None,
+        description="Stores the transformer's weights in 8 bits and casts each layer when it runs: half the memory of "
+        "bfloat16.",
+    )
+    attention_backend: Annotated[AttentionBackend | None, Receipt] = Field(
+        default=None,
+        description="An attention backend of diffusers that needs no download; by default torch chooses one for the "
+        "card (docs/models.md).",
+    )
+    quantize: Literal["int8", "float8"] | None = Field(
+        default=None,
+        description="Rounds the transformer's weights to 8 bits at load; needs torchao. With `float8`, cards of compute"
+        " capability 8.9 and later also multiply in 8 bits.",
+    )
+    compile: Annotated[bool, Receipt] = Field(
+        default=False,
+        description="Compiles the transformer's repeated blocks at the first picture. Other models and later loads use "
+        "the same code.",
+    )
+    step_cache: Annotated[Annotated[float, Field(gt=0, le=1)] | Literal["taylorseer"] | None, Receipt] = Field(
+        default=None,
+        description="First-block cache: if the first block changes by less than this share, a step reuses the rest of "
+        "the step before. `taylorseer`: four steps of five are extrapolated.",
+    )
 
     @model_validator(mode="after")
     def _no_contradiction(self) -> Self:
