@@ -112,6 +112,13 @@ test: $(VENV)/.dev ## Run the whole suite
 coverage: $(VENV)/.dev ## Run the whole suite and show what it does not reach
 	$(BIN)/python -m pytest $(ARGS) --cov
 
+.PHONY: fast
+fast: $(VENV)/.dev ## Run ruff, mypy and the unit tests: for every edit
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/unit $(ARGS)
+
 .PHONY: check
 check: lint ## Run all gates, then the suite: what CI runs
 	@$(MAKE) --no-print-directory test

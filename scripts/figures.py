@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-MAX_MEDIAN = 6.5
 MAX_LENGTH = 60
 
 LOCKS = {f"{module}.{name}" for module in ("threading", "asyncio", "multiprocessing") for name in ("Lock", "RLock")}
@@ -86,8 +85,6 @@ class Figures:
 
     def faults(self) -> Iterator[str]:
         """What is out of bounds, a line each."""
-        if (median := statistics.median(self.lengths.values())) > MAX_MEDIAN:
-            yield f"median function length {median:g}, over {MAX_MEDIAN}"
         yield from (f"{at}: {n} lines, over {MAX_LENGTH}" for at, n in self.lengths.items() if n > MAX_LENGTH)
         yield from (f"{at}: no return annotation" for at in self.unannotated)
         yield from (f"{at}: a lock; give the state one owner" for at in self.locks)
