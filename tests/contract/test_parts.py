@@ -111,10 +111,6 @@ def test_two_that_take_turns_draw_what_each_draws_alone_and_call_what_they_share
     assert again.shared == two.shared
 
 
-def test_a_model_that_cannot_share_says_so(engine: LocalEngine, folders: Path) -> None:
-    assert load(engine, folders, "one", cpu_offload="model").shared == {}
-
-
 @pytest.mark.parametrize(
     "fields",
     [{"torch_dtype": "bfloat16"}, {"enable_vae_tiling": True}],
@@ -193,6 +189,12 @@ def test_a_part_that_no_model_keeps_warm_is_not_copied_to_the_host(cuda: Cuda) -
     part = linear(Parts())
     part.leave()
     assert (part.host_bytes, part.missing_bytes, cuda.pinned.bytes) == (0, part.bytes, 0)
+
+
+def test_a_model_that_is_offloaded_shares_nothing_and_says_so(cuda: Cuda, folders: Path) -> None:
+    engine = LocalEngine(EngineOptions(device="cuda"))
+    assert load(engine, folders, "one", cpu_offload="model").shared == {}
+    engine.close()
 
 
 def test_a_part_that_is_held_stays_until_the_next_model_has_chosen(cuda: Cuda) -> None:
