@@ -94,6 +94,12 @@ def bytes_of(device: Device, *models: str) -> int:
     return own + sum(shared.values())
 
 
+def leave_free(cuda: Cuda, size: int) -> None:
+    """Another process takes the rest of the card."""
+    cuda.device.trim()
+    cuda.foreign += cuda.free - size
+
+
 async def test_models_stay_beside_each_other_as_far_as_their_bytes_fit_and_draw_what_each_draws_alone(
     device: Device, cuda: Cuda
 ) -> None:
@@ -108,7 +114,7 @@ async def test_models_stay_beside_each_other_as_far_as_their_bytes_fit_and_draw_
     assert weights < cuda.device.bytes < weights + 300_000  # and the prompts that they remember
     working = device.models._fitting._working["one"]
     # From now on the card has room for these two at work, and not for the transformer of a third one.
-    cuda.foreign = cuda.card.total - (weights + working + 200_000)
+    leave_free(cuda, weights + working + 200_000 - cuda.device.bytes)
     await device.draw("one")
     await device.models.ensure("three")
     assert device.residents == ["three"]  # in a plain folder: nobody knows yet what it shares
@@ -133,7 +139,7 @@ async def test_a_picture_that_does_not_fit_beside_another_model_is_drawn_without
 async def test_a_model_that_does_not_fit_beside_others_is_loaded_without_them(device: Device, cuda: Cuda) -> None:
     for model in ("one", "two"):
         await device.draw(model)
-    cuda.foreign = cuda.card.total - cuda.device.bytes - 10_000  # since the last look
+    leave_free(cuda, 10_000)  # since the last look
     assert await device.models.ensure("three") is None
     assert device.residents == ["three"]
     assert cuda.device.bytes == bytes_of(device, "three")
