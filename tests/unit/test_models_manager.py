@@ -994,6 +994,45 @@ async def test_a_dead_worker_takes_the_warm_ones_along(warm_house: House) -> Non
     assert {warm_house.models.state(model) for model in ("a", "never")} == {ModelState.COLD}
 
 
+# -- the files of the next model ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("gpu", "model", "read"), [(True, "b", True), (False, "b", False), (True, "gone", False), (True, None, False)]
+)
+async def test_the_files_of_the_next_model_are_read_where_there_is_a_device(
+    house: House, monkeypatch: pytest.MonkeyPatch, gpu: bool, model: str | None, read: bool
+) -> None:
+    house.engine.instead["measure"] = Measured(memory=EMPTY.evolve(gpu_available=gpu))
+    await house.models.warm_up()
+    asked: list[str] = []
+    monkeypatch.setattr(house.models._fitting, "files", lambda model, catalog: asked.append(model) or ())
+    with house.models.reading_ahead(model):
+        if (thread := house.models._reading_ahead._thread) is not None:
+            await thread
+    assert asked == (["b"] if read else [])
+
+
+async def test_a_model_that_was_loaded_is_read_again_when_it_is_needed_again(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house.engine.instead["measure"] = Measured(memory=EMPTY)
+    await house.models.warm_up()
+    asked: list[str] = []
+    monkeypatch.setattr(house.models._fitting, "files", lambda model, catalog: asked.append(model) or ())
+
+    async def read_ahead() -> int:
+        before = len(asked)
+        with house.models.reading_ahead("b"):
+            assert house.models._reading_ahead._thread is not None
+            await house.models._reading_ahead._thread
+        return len(asked) - before
+
+    assert [await read_ahead(), await read_ahead()] == [1, 0]
+    await house.models.ensure("b")
+    assert [await read_ahead(), await read_ahead()] == [1, 0]
+
+
 # -- several resident models -------------------------------------------------------------------------------------------
 
 #: A device that has room for as many models of 30 bytes as there are.

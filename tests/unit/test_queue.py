@@ -463,6 +463,17 @@ async def test_control_goes_ahead_of_every_task_in_its_own_order() -> None:
     assert [await queue.get() for _ in range(3)] == [first, second, ticket(1, priority=-1000)]
 
 
+def test_of_the_models_that_must_be_loaded_the_one_whose_tasks_come_first_is_known_before() -> None:
+    queue = Device(Current("a")).queue(
+        ticket(1, "b", priority=1), ticket(2, "a"), ticket(3, "c"), ticket(4, "d", since=-1)
+    )
+    assert queue.first_load(lambda model: model != "a") == "d"
+    assert queue.first_load(lambda model: model in "bc") == "c"
+    assert queue.first_load(lambda model: model == "b") == "b"
+    assert queue.first_load(lambda model: False) is None
+    assert queue.waiting == 4
+
+
 async def test_what_is_resident_is_asked_when_a_task_is_taken_not_when_it_comes() -> None:
     device = Device(Current("a"))
     queue = device.queue(ticket(1, "a"), ticket(2, "b"))

@@ -1,8 +1,8 @@
 """TaskManager with a scripted executor and a clock that the test advances: intake, runner, stopping."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -467,6 +467,33 @@ async def test_what_is_asked_between_two_tasks_runs_before_those_that_wait(tmp_p
         assert (await asking)[1] is TaskStatus.PENDING
         await house.make()
         assert (await house.ended(second)).status is TaskStatus.COMPLETED
+
+
+async def test_while_a_model_works_the_files_of_the_one_that_is_loaded_next_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path, c={}, d={}) as house:
+        began: list[str | None] = []
+        ended: list[str | None] = []
+
+        @contextmanager
+        def reading_ahead(model: str | None) -> Iterator[None]:
+            began.append(model)
+            yield
+            ended.append(model)
+
+        monkeypatch.setattr(house.models, "reading_ahead", reading_ahead)
+        first = await house.submit("a")
+        await house.engine.until_generating()
+        assert (began, ended) == ([None], [])  # nobody waits
+        waiting = [await house.submit("a"), await house.submit("b"), await house.submit("c")]
+        await house.make()
+        await house.ended(first)
+        assert ended == [None]
+        for task_id in waiting:
+            await house.make()
+            await house.ended(task_id)
+        assert began == ended == [None, "b", "c", None]
 
 
 # -- runner: the rules of a failed attempt -----------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Fitting: what models need, measured or read from their files, against what the device has."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 
 from imagegen.catalog.catalog import Catalog
@@ -87,12 +88,15 @@ class Fitting:
 
     def file_bytes(self, model: str, catalog: Catalog) -> int | None:
         """Bytes of the files that a load of the model reads; None: unknown. Blocks."""
-        spec = catalog.model(model)
         try:
-            files = self._families[spec.type].loader.files(spec, self._folders)
-            return sum(file.stat().st_size for file in files) or None
+            return sum(file.stat().st_size for file in self.files(model, catalog)) or None
         except (EngineError, OSError):
             return None  # its load will say what is wrong
+
+    def files(self, model: str, catalog: Catalog) -> Sequence[Path]:
+        """The files that a load of the model reads. Blocks. Raises EngineError or OSError."""
+        spec = catalog.model(model)
+        return self._families[spec.type].loader.files(spec, self._folders)
 
     def need(self, model: str, catalog: Catalog, memory: DeviceMemory, floor: int) -> Need | None:
         """What keeping it on the device and working with it takes; None: nobody knows.

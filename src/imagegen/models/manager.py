@@ -38,6 +38,7 @@ from imagegen.gpu.protocol import (
 )
 from imagegen.loaders.base import OnStep, StopFlag
 from imagegen.models.fitting import Fitting
+from imagegen.models.reading_ahead import ReadingAhead
 from imagegen.models.residency import Kills, ModelState, Resident, Warm, is_idle, too_warm, victims_for
 
 log = structlog.get_logger(__name__)
@@ -99,6 +100,7 @@ class DynamicModelManager:
         #: What the engine held before anything was loaded.
         self._floor = 0
         self._fitting = Fitting(folders)
+        self._reading_ahead = ReadingAhead()
         #: The one that is on its way in or out.
         self._moving: dict[str, ModelState] = {}
         #: Of the load from disk that is under way.
@@ -363,6 +365,7 @@ class DynamicModelManager:
         )
         self._errors.pop(model, None)
         self._warm.pop(model, None)
+        self._reading_ahead.forget(model)
         self._measured(loaded.memory)
         self._fitting.loaded(model, loaded.device_bytes, loaded.shared)
         (self._warm_seconds if loaded.warm else self._load_seconds)[model] = loaded.seconds
@@ -438,6 +441,17 @@ class DynamicModelManager:
         log.warning("out_of_memory_beside_others", model=model, evicted=others)
         for other in others:
             await self._unload(other, reason)
+
+    @contextmanager
+    def reading_ahead(self, model: str | None) -> Iterator[None]:
+        """Bring the files of the model that is loaded next into the page cache while the context lasts; None: no model.
+
+        Without a device nothing is read: host memory is where models work.
+        """
+        catalog = self._catalog
+        known = model if model in catalog.models and self._memory.gpu_available else None
+        with self._reading_ahead.of(known, lambda: self._fitting.files(known, catalog) if known else ()):
+            yield
 
     def _heard(self, outcome: Outcome) -> None:
         if outcome.made_room:

@@ -254,6 +254,13 @@ class TaskQueue(asyncio.PriorityQueue[Ticket]):
         """Tasks in the queue, in no order."""
         return self._tasks.values()
 
+    def first_load(self, cold: Callable[[str], bool]) -> str | None:
+        """Of the models that have to be loaded first, the one whose tasks come first; None: no task waits for any."""
+        waiting = [ticket for ticket in self._tasks.values() if cold(ticket.model)]
+        if not waiting:
+            return None
+        return choose(waiting, Current(None), self._costs(), self._clock(), self._fairness()).model
+
     def position(self, ticket: TaskTicket) -> int:
         """How many tasks stand before it by priority and arrival; affinity may change that."""
         return bisect_left(self._places, ticket.place)

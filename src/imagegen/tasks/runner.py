@@ -11,6 +11,7 @@ from imagegen.core.events import EventBus, TaskLoaded, TaskLoading, TaskLoadingP
 from imagegen.core.task import MAX_ATTEMPTS, InputPictures, TaskType
 from imagegen.gpu.protocol import Failed, Generated, Stopped
 from imagegen.models.manager import DynamicModelManager, LoadProgress
+from imagegen.models.residency import ModelState
 from imagegen.storage.images import ImageStore
 from imagegen.storage.tasks import TaskJournal
 from imagegen.tasks.batching import companions
@@ -168,14 +169,18 @@ class Runner:
         image2image = task.type is TaskType.IMAGE2IMAGE
         pictures = await self._journal.pictures(task.id) if image2image else InputPictures()
         began = self._clock()
-        outcome = await self._models.generate(
-            model, request, pictures, call, call.on_step, task.previews, others, together=call.together
-        )
+        with self._models.reading_ahead(self._queue.first_load(self._is_cold)):
+            outcome = await self._models.generate(
+                model, request, pictures, call, call.on_step, task.previews, others, together=call.together
+            )
         if isinstance(outcome, Generated):
             self._outlooks.learn(call, self._clock() - began)
         elif isinstance(outcome, Failed):
             self._outlooks.failed(call, outcome.code)
         return outcome
+
+    def _is_cold(self, model: str) -> bool:
+        return self._models.state(model) is ModelState.COLD
 
     async def _load_for(self, live: LiveTask) -> Failed | None:
         """Make the model of a task resident. Returns why that was not possible."""
