@@ -284,3 +284,12 @@ def test_a_full_device_fails_one_task_with_the_numbers_and_the_next_one_runs(
     del hog
     give_back("cuda")
     assert draw(engine, "tiny") == expected
+
+
+@pytest.mark.gpu
+def test_torch_itself_tries_cudnns_attention_first_on_the_cards_that_the_docs_name() -> None:
+    query = torch.ones(1, 1, 64, 64, dtype=torch.bfloat16, device="cuda")
+    torch.nn.functional.scaled_dot_product_attention(query, query, query)  # the order is made at the first call
+    first = torch._C._get_sdp_priority_order()[0]
+    preferred = torch.cuda.get_device_capability()[0] in (9, 10) and torch.backends.cudnn.version() > 91500
+    assert (first == torch.nn.attention.SDPBackend.CUDNN_ATTENTION.value) is preferred
