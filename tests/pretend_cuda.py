@@ -97,12 +97,15 @@ class Storages:
         self._bytes: dict[int, int] = {}
         #: Most at once since `forget_peak`.
         self.peak = 0
-        #: Most at once since `trim`: an allocator keeps what was freed.
-        self.reserved = 0
+        #: Most at once since `trim`: an allocator keeps what was freed. Bytes, and how many pieces.
+        self.reserved = self.pieces = 0
 
     @property
     def bytes(self) -> int:
-        return sum(list(self._bytes.values()))
+        return sum(self._sizes())
+
+    def _sizes(self) -> list[int]:
+        return [size for size in list(self._bytes.values()) if size]
 
     def __contains__(self, tensor: torch.Tensor) -> bool:
         return self.has(_keys(tensor))
@@ -116,14 +119,15 @@ class Storages:
             if storage._cdata not in self._bytes:
                 self._bytes[storage._cdata] = storage.nbytes()
                 finalize(storage, self._bytes.pop, storage._cdata, None).atexit = False
-        now = self.bytes
-        self.peak, self.reserved = max(self.peak, now), max(self.reserved, now)
+        sizes = self._sizes()
+        self.peak, self.reserved = max(self.peak, sum(sizes)), max(self.reserved, sum(sizes))
+        self.pieces = max(self.pieces, len(sizes))
 
     def forget_peak(self) -> None:
         self.peak = self.bytes
 
     def trim(self) -> None:
-        self.reserved = self.bytes
+        self.reserved, self.pieces = self.bytes, len(self._sizes())
 
 
 class Cuda:
@@ -208,6 +212,7 @@ class Cuda:
             "_cuda_getDeviceCount": self._count,
             "_cuda_getDevice": lambda: 0,
             "_cuda_setDevice": self._check_index,
+            "_cuda_getDriverVersion": lambda: 13_000,
             "_cuda_getArchFlags": lambda: "sm_75 sm_80 sm_86 sm_90 sm_100 sm_120",
             "_cuda_synchronize": lambda: self.touch("synchronize"),
             "_cuda_ipc_collect": lambda: self.touch("ipc_collect"),
@@ -295,7 +300,11 @@ class Cuda:
         }
 
     def _host_stats(self) -> dict[str, Any]:
-        return {"allocated_bytes": {"current": self.pinned.reserved}, "active_bytes": {"current": self.pinned.bytes}}
+        return {
+            "allocations": {"current": self.pinned.pieces},
+            "allocated_bytes": {"current": self.pinned.reserved},
+            "active_bytes": {"current": self.pinned.bytes},
+        }
 
     def _memory_info(self, index: int) -> tuple[int, int]:
         self._check_index(index)
@@ -380,6 +389,7 @@ class _Mode(TorchFunctionMode):
         known = {key for tensor in given for key in _keys(tensor)}
         ours, target = self._cuda.device.has(known), self._target(func, args, kwargs)
         if ours or target == "cuda":
+            torch.cuda.init()  # torch does, at the first tensor
             self._cuda.touch(func.__name__)
             self._refuse(func, given, args, kwargs, target)
             args = tuple(map(_on_cpu, args))
@@ -392,6 +402,7 @@ class _Mode(TorchFunctionMode):
         else:
             answer = func(*args, **kwargs)
         if pin:
+            torch.cuda.init()
             self._cuda.pinned.add(answer)
         return self._placed(answer, target, known, ours)
 
@@ -439,6 +450,7 @@ class _Mode(TorchFunctionMode):
         if tensor in self._cuda.device:
             raise RuntimeError("cannot pin 'torch.cuda.FloatTensor' only dense CPU tensors can be pinned")
         if tensor not in self._cuda.pinned:
+            torch.cuda.init()
             tensor = tensor.clone()
             self._cuda.pinned.add(tensor)
         return tensor

@@ -93,7 +93,8 @@ def test_before_cuda_is_initialised_there_is_no_peak_to_forget(cuda: Cuda) -> No
     with pytest.raises(RuntimeError, match="Invalid device argument"):
         torch.cuda.reset_peak_memory_stats("cuda:0")
     assert torch.cuda.memory_allocated("cuda:0") == 0
-    torch.cuda.init()
+    torch.ones(1, device="cuda")
+    assert torch.cuda.is_initialized()
     torch.cuda.reset_peak_memory_stats("cuda:0")
 
 
