@@ -28,10 +28,11 @@ from imagegen.catalog.sources import Folders
 from imagegen.core.errors import FailureCode
 from imagegen.core.task import GenerationRequest
 from imagegen.gpu.child import ChildEngine
-from imagegen.gpu.machine import driver, host_memory
+from imagegen.gpu.machine import driver
 from imagegen.gpu.protocol import EngineOptions, Failed, Generate, Generated, Load, Loaded, Measured, Unload, Unloaded
 from imagegen.loaders import SPECS
 from imagegen.loaders.folder import header_bytes
+from imagegen.loaders.host_memory import available_bytes
 
 GB, MIB = 10**9, 2**20
 
@@ -303,7 +304,7 @@ def cold_swap(stage: Stage) -> Iterator[Row]:
 
 def warm_swap(stage: Stage) -> Iterator[Row]:
     """Two models that stay in host memory, and back to the first one."""
-    rig, (_, free) = stage.rig, host_memory()
+    rig, free = stage.rig, available_bytes()
     needed = rig.weights + rig.parts["transformer"] + HOST_BESIDE
     if free < needed and not rig.small:
         yield Row("warm swap", f"not measured: {free / GB:.0f} GB of host memory available, {needed / GB:.0f} needed")
@@ -314,7 +315,7 @@ def warm_swap(stage: Stage) -> Iterator[Row]:
     seconds = timed(stage.unload, "a", keep_warm=True)
     copied = pinned_copy_seconds(first.weight_bytes)
     yield Row.seconds("first way to host memory, which is pinned for it", seconds, "pinned copy", copied)
-    taken, size = free - host_memory()[1], f"{first.weight_bytes / GB:.1f} GB"
+    taken, size = free - available_bytes(), f"{first.weight_bytes / GB:.1f} GB"
     stage.load(catalog)
     yield Row("host memory of it", f"{taken / GB:.1f} GB", f"its weights: {size}", f"{taken / first.weight_bytes:.2f}")
     expected = stage.draw(rig.request())
@@ -329,7 +330,7 @@ def warm_swap(stage: Stage) -> Iterator[Row]:
     stage.unload("b")
     stage.unload("a")
     give_back()
-    left = free - host_memory()[1]
+    left = free - available_bytes()
     yield Row("host memory left after both unloads", f"{left / GB:.1f} GB", "before any load: 0 GB")
 
 

@@ -417,16 +417,23 @@ TORCH_LINE = """print('{"torch": {"version": "2"}}', flush=True)"""
         ("raise ImportError('libcudart.so.13')", "ImportError: libcudart.so.13"),
         ("raise SystemExit(3)", "exit code 3"),
         ("""print('{"tri', end='', flush=True); raise SystemExit(3)""", "exit code 3"),
-        ("import time; time.sleep(60)", "no answer within 1 seconds"),
     ],
 )
 def test_what_was_known_before_the_process_ended_stays_known(
     monkeypatch: pytest.MonkeyPatch, script: str, ended: str
 ) -> None:
-    monkeypatch.setattr(looking, "LOOK_S", 1)
     answer(monkeypatch, f"{TORCH_LINE}\n{script}")
     found = looking.look("auto")
     assert (found.torch, found.torchvision, found.ended) == (Torch(version="2"), None, ended)
+
+
+def test_what_was_known_before_the_process_hung_stays_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hang(command: object, *, timeout: float, **how: object) -> None:
+        raise subprocess.TimeoutExpired("python", timeout, output=b'{"torch": {"version": "2"}}\n{"triton": ')
+
+    monkeypatch.setattr(subprocess, "run", hang)
+    found = looking.look("auto")
+    assert (found.torch, found.triton, found.ended) == (Torch(version="2"), None, "no answer within 120 seconds")
 
 
 def test_a_machine_that_can_start_no_process_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -441,14 +448,13 @@ def test_the_system_is_asked_for_driver_card_and_memory(tmp_path: Path, monkeypa
     (tmp_path / "version").write_text(
         "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  590.44.01  Release Build\nGCC version: gcc 14.2.0\n"
     )
-    (tmp_path / "meminfo").write_text("MemTotal:  1024 kB\nMemFree: 2 kB\nMemAvailable:    512 kB\n")
     (tmp_path / "nvidia0").touch()
-    for name, place in {"DRIVER": "version", "MEMINFO": "meminfo", "DEVICES": "."}.items():
+    for name, place in {"DRIVER": "version", "DEVICES": "."}.items():
         monkeypatch.setattr(looking, name, tmp_path / place)
     answer(monkeypatch, TORCH_LINE)
     found = looking.look("auto")
     assert (found.driver, found.has_card) == ("590.44.01", True)
-    assert (found.memory_total, found.memory_available) == (2**20, 2**19)
+    assert 0 < found.memory_available < found.memory_total
 
 
 @pytest.mark.parametrize(

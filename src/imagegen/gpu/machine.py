@@ -20,12 +20,12 @@ from imagegen.core.errors import EngineMissing
 from imagegen.core.value import Value
 from imagegen.gpu.child import worker_environment
 from imagegen.gpu.devices import choose, only_card
+from imagegen.loaders.host_memory import available_bytes, machine_bytes
 
 #: Seconds that torch and the libraries get to be imported, and the cards to answer.
 LOOK_S = 120
 
 DRIVER = Path("/proc/driver/nvidia/version")
-MEMINFO = Path("/proc/meminfo")
 DEVICES = Path("/dev")
 
 
@@ -108,10 +108,9 @@ def look(asked: str) -> Machine:
     for line in written.splitlines(keepends=True):
         if line.endswith(b"\n"):  # else it was killed while it wrote
             known |= json.loads(line)
-    total, available = host_memory()
     has_card = any(DEVICES.glob("nvidia[0-9]*"))
-    facts = {"driver": driver(), "has_card": has_card, "memory_total": total, "memory_available": available}
-    return Machine.model_validate(known | facts)
+    memory = {"memory_total": machine_bytes(), "memory_available": available_bytes()}
+    return Machine.model_validate(known | memory | {"driver": driver(), "has_card": has_card})
 
 
 def _how_it_ended(status: int, stderr: bytes) -> str:
@@ -128,16 +127,6 @@ def driver() -> str | None:
     except OSError:
         return None
     return found[1] if found else None
-
-
-def host_memory() -> tuple[int, int]:
-    """Bytes in all, and what can be had without swapping; zeros where the system does not say."""
-    try:
-        lines = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines() if ":" in line)
-        total, available = (int(lines[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
-    except (OSError, KeyError, ValueError):
-        return 0, 0
-    return total, available
 
 
 # -- in the process that is asked --------------------------------------------------------------------------------------
