@@ -15,6 +15,14 @@ from imagegen.catalog.loading import Families
 _HIDDEN = {"fake"}
 
 
+def description(kind: type[Section], name: str) -> str:
+    """The description of a field. A family that narrows `pipeline_class` inherits the one of its base class."""
+    for base in kind.__mro__:
+        if issubclass(base, Section) and name in base.model_fields and (text := base.model_fields[name].description):
+            return text
+    return ""
+
+
 # -- for editors -------------------------------------------------------------------------------------------------------
 
 
@@ -68,6 +76,8 @@ def _definitions(kind: type[Section]) -> dict[str, Any]:
     for name, info in kind.model_fields.items():
         shown = properties[name]
         shown.pop("title", None)
+        if text := description(kind, name):
+            shown["description"] = text
         for older in spellings(name, info)[1:]:
             # Here a word, there a switch.
             value = {"anyOf": [shown, {"type": "boolean"}]} if older.startswith("enable_") else shown
@@ -120,7 +130,7 @@ def _rows(kind: type[Section], without: tuple[str, ...]) -> list[str]:
     for name, info in kind.model_fields.items():
         if name in own and name not in without:
             value = _value(schema["properties"][name])
-            rows.append(f"| {_names(name, info)} | {value} | {_default(info)} | {info.description or ''} |")
+            rows.append(f"| {_names(name, info)} | {value} | {_default(info)} | {description(kind, name)} |")
     return rows
 
 
