@@ -35,7 +35,7 @@ from tests.scripted import BROKEN, CRASH, FULL, MAX_BATCH, Clock, ScriptedExecut
 from tests.unit.conftest import task_id as id_of
 from tests.unit.conftest import task_of
 
-LIMITS = Limits(max_queue=3, max_batch_size=2, max_pixels=10_000)
+LIMITS = Limits(max_queue=4, max_batch_size=2, max_pixels=10_000)
 BROKEN_DEVICE = Failed(code=FailureCode.DEVICE_FAULT, message="The device is broken.")
 
 
@@ -148,18 +148,30 @@ class House:
             await self.make()
             await self.ended(task_id)
 
-    async def pair(self) -> list[str]:
-        """Two tasks in one call, under way."""
-        await self.learn_to_pair()
+    async def together(self, number: int) -> list[str]:
+        """So many tasks in one call, under way."""
         blocker = await self.submit("b")
         await self.engine.until_generating()
-        ids = [await self.submit(), await self.submit()]
+        ids = [await self.submit() for _ in range(number)]
         self.engine.answer(None)
         await self.ended(blocker)
         for task_id in ids:
             await self.until(task_id, "started")
-        assert len((await self.engine.until_generating()).companions) == 1
+        assert len((await self.engine.until_generating()).companions) == number - 1
         return ids
+
+    async def pair(self) -> list[str]:
+        """Two tasks in one call, under way."""
+        await self.learn_to_pair()
+        return await self.together(2)
+
+    async def four(self) -> list[str]:
+        """Four tasks in one call, under way, after a call of two that was fast."""
+        pair = await self.pair()
+        await self.make()
+        for task_id in pair:
+            await self.ended(task_id)
+        return await self.together(4)
 
 
 def draft(model: str = "a", **fields: Any) -> TaskDraft:
@@ -223,9 +235,9 @@ async def test_a_task_whose_caller_goes_away_is_queued_all_the_same(tmp_path: Pa
 
 async def test_a_full_queue_refuses_and_counts_tasks_that_are_still_being_written(tmp_path: Path) -> None:
     async with closed_house(tmp_path) as house:
-        answers = await asyncio.gather(*(house.submit() for _ in range(5)), return_exceptions=True)
+        answers = await asyncio.gather(*(house.submit() for _ in range(6)), return_exceptions=True)
         assert sum(isinstance(answer, QueueFull) for answer in answers) == 2
-        assert house.tasks.queue_size == await house.tasks.records.count() == 3
+        assert house.tasks.queue_size == await house.tasks.records.count() == 4
 
 
 async def test_a_quarantined_model_takes_no_task_and_no_plan(tmp_path: Path) -> None:
@@ -264,7 +276,7 @@ async def test_a_plan_accepts_nothing(tmp_path: Path) -> None:
 async def test_a_key_makes_one_task_even_while_the_queue_is_full(tmp_path: Path) -> None:
     async with closed_house(tmp_path) as house:
         first = await house.tasks.submit_once(draft(), Claim("key", "digest"))
-        for _ in range(2):
+        for _ in range(3):
             await house.submit()
         again = await house.tasks.submit_once(draft(), Claim("key", "digest"))
         assert (first.repeated, again.repeated, again.task.id) == (False, True, first.task.id)
@@ -559,26 +571,27 @@ async def test_any_other_failure_of_a_task_alone_is_its_end(tmp_path: Path, outc
 
 async def test_after_a_shared_call_that_failed_each_task_runs_alone(tmp_path: Path) -> None:
     async with opened(tmp_path) as house:
-        ids = await house.pair()
+        ids = await house.four()
         await house.fail_call(BROKEN)
         for task_id in ids:
             command = await house.engine.until_generating()
             assert (command.companions, (await house.record(task_id)).attempt) == ((), 1)
             house.engine.answer(BROKEN if task_id == ids[0] else None)
             await house.ended(task_id)
-        first, second = [await house.record(task_id) for task_id in ids]
-        assert (first.status, second.status) == (TaskStatus.FAILED, TaskStatus.COMPLETED)
+        statuses = [(await house.record(task_id)).status for task_id in ids]
+        assert statuses == [TaskStatus.FAILED] + [TaskStatus.COMPLETED] * 3
 
 
 async def test_after_a_shared_call_that_was_too_large_the_tasks_run_in_smaller_calls(tmp_path: Path) -> None:
     async with opened(tmp_path) as house:
-        ids = await house.pair()
+        ids = await house.four()
         await house.fail_call(FULL)
-        for task_id in ids:
-            assert (await house.engine.until_generating()).companions == ()
+        for pair in (ids[:2], ids[2:]):
+            assert len((await house.engine.until_generating()).companions) == 1
             house.engine.answer(None)
-            task = await house.ended(task_id)
-            assert (task.status, task.attempt) == (TaskStatus.COMPLETED, 1)
+            for task_id in pair:
+                task = await house.ended(task_id)
+                assert (task.status, task.attempt) == (TaskStatus.COMPLETED, 1)
 
 
 async def test_after_a_shared_call_that_killed_the_worker_the_attempt_counts_for_both(tmp_path: Path) -> None:
