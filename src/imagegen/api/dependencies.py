@@ -1,4 +1,4 @@
-"""What routers are given: the managers, by type."""
+"""The dependencies of routes: the service's objects, by type."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -19,7 +19,7 @@ from imagegen.webhooks.sender import WebhookSender
 
 @dataclass(frozen=True)
 class Services:
-    """Everything a router may ask; the composition root fills it."""
+    """The objects that routes use. app.py builds them."""
 
     settings: Settings
     service: ImageService
@@ -33,19 +33,19 @@ class Services:
 
 
 def services_of(request: Request) -> Services:
-    """Of the application that was asked."""
+    """The services of the application that a request is for."""
     services = request.app.state.services
     assert isinstance(services, Services)
     return services
 
 
 def settings_of(services: Services) -> Settings:
-    """Those in force: some of them are live."""
+    """The settings in force: models.yaml may override some of the process's settings."""
     return services.models.catalog.settings.over(services.settings)
 
 
-# All are `async def`: FastAPI sends plain functions to a thread, which costs more than all that they do. And none asks
-# for another: each that FastAPI resolves costs a request as much as a small query.
+# All are `async def`, because FastAPI runs plain functions in a thread, which takes longer than the functions do. None
+# depends on another, because each dependency that FastAPI resolves takes as long as a small query.
 
 
 async def _service(request: Request) -> ImageService:
