@@ -277,6 +277,7 @@ def create_app(settings: Settings, catalog: Catalog) -> FastAPI:
         title="imagegen",
         summary="Self-hosted image generation: many models, one GPU, no lost task.",
         description=_DESCRIPTION,
+        openapi_tags=_TAGS,
         version=imagegen.__version__,
         lifespan=lifespan,
         license_info={"name": "MIT", "identifier": "MIT"},
@@ -300,3 +301,13 @@ _DESCRIPTION = """
 
 Errors are RFC 9457 problem details with a stable `code`.
 """
+
+#: The nouns of docs/glossary.md that routes belong to, in the order of the reference.
+_TAGS = [
+    {"name": "tasks", "description": "A task is one accepted request, from its acceptance to its end."},
+    {"name": "images", "description": "An image is the file of a picture."},
+    {"name": "models", "description": "A model is an entry of models.yaml and its weights."},
+    {"name": "configuration", "description": "The entries of models.yaml, the global settings, and their versions."},
+    {"name": "webhooks", "description": "A webhook reports an event of a task; a delivery is one on its way."},
+    {"name": "service", "description": "Probes, health, and the events of all tasks and models."},
+]

@@ -132,7 +132,7 @@ async def delete_model(model_id: str, response: Response, writer: Writer, if_mat
     return ModelWritten(message=f"'{model_id}' was removed.", model_id=model_id)
 
 
-@router.get("/config/global", tags=["config"], operation_id="get_settings", summary="The global settings")
+@router.get("/config/global", tags=["configuration"], operation_id="get_settings", summary="The global settings")
 async def get_settings(models: Models, writer: Writer, response: Response) -> GlobalSettings:
     """The section `global` of models.yaml, with defaults."""
     tag(response, writer.etag)
@@ -141,14 +141,14 @@ async def get_settings(models: Models, writer: Writer, response: Response) -> Gl
 
 @router.patch(
     "/config/global",
-    tags=["config"],
+    tags=["configuration"],
     operation_id="patch_settings",
     summary="Change some global settings (merge patch)",
     responses=describe(*_WRITING),
 )
 @router.put(
     "/config/global",
-    tags=["config"],
+    tags=["configuration"],
     operation_id="update_settings",
     summary="Change some global settings",
     responses=describe(*_WRITING),
@@ -164,7 +164,9 @@ async def update_settings(
     return models.catalog.settings
 
 
-@router.get("/config/status", tags=["config"], operation_id="get_config_status", summary="Status of the configuration")
+@router.get(
+    "/config/status", tags=["configuration"], operation_id="get_config_status", summary="Status of the configuration"
+)
 async def get_config_status(writer: Writer, response: Response) -> ConfigStatusView:
     """Whether the file is valid, what is wrong with it, and whether it can be edited over HTTP.
 
@@ -175,7 +177,9 @@ async def get_config_status(writer: Writer, response: Response) -> ConfigStatusV
     return ConfigStatusView(**status.model_dump())
 
 
-@router.get("/config/versions", tags=["config"], operation_id="list_config_versions", summary="All kept versions")
+@router.get(
+    "/config/versions", tags=["configuration"], operation_id="list_config_versions", summary="All kept versions"
+)
 async def list_config_versions(writer: Writer, response: Response) -> ConfigVersions:
     """The configurations that were in force, newest first. The newest hundred are kept."""
     tag(response, writer.etag)
@@ -185,7 +189,7 @@ async def list_config_versions(writer: Writer, response: Response) -> ConfigVers
 
 @router.get(
     "/config/versions/{version}/diff",
-    tags=["config"],
+    tags=["configuration"],
     operation_id="diff_config",
     summary="What a version changed",
     responses=describe("version_not_found"),
@@ -202,7 +206,7 @@ async def diff_config_version(
 
 @router.post(
     "/config/rollback",
-    tags=["config"],
+    tags=["configuration"],
     operation_id="rollback_config",
     summary="Restore an older version",
     responses=describe("version_not_found", *(code for code in _WRITING if code != "config_broken")),

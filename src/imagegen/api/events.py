@@ -9,7 +9,7 @@ from imagegen.api.dependencies import Bus
 from imagegen.api.sse import KEEP_ALIVE, KEEP_ALIVE_S, EventStream, frame
 from imagegen.core.events import EventBus
 
-router = APIRouter(tags=["system"])
+router = APIRouter(tags=["service"])
 
 Filter = Annotated[list[str], Query(max_length=50)]
 

@@ -25,9 +25,9 @@ from imagegen.core.webhooks import ENDS
 from imagegen.tasks.admission import TaskDraft
 from imagegen.webhooks.sender import WebhookSender
 
-router = APIRouter(tags=["generation"], route_class=BoundedRoute)
+router = APIRouter(tags=["tasks"], route_class=BoundedRoute)
 #: Routes whose bodies contain pictures; app.py gives this router a larger limit of the body.
-upload_router = APIRouter(tags=["generation"], route_class=BoundedRoute)
+upload_router = APIRouter(tags=["tasks"], route_class=BoundedRoute)
 
 #: The codes with which a route may refuse a task.
 ACCEPTING = (

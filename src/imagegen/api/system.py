@@ -12,7 +12,7 @@ from imagegen.api.schemas import GpuInfo, Health, Probe
 from imagegen.api.views import gib
 from imagegen.core.errors import Draining, StoreUnreachable
 
-router = APIRouter(tags=["system"])
+router = APIRouter(tags=["service"])
 
 
 @router.get("/", include_in_schema=False)

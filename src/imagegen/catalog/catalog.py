@@ -90,7 +90,7 @@ class GlobalSettings(Section):
     host_cache_gb: Annotated[float, Field(ge=0, le=100_000)] | Literal["auto"] = "auto"
     #: Device memory, in MiB, that may stay behind once nothing is loaded; beyond that the worker process is replaced.
     residual_limit_mb: int = Field(default=1024, ge=1, le=1_000_000)
-    #: Fetch a model's weights from the hub when a request names it and they are not on this machine.
+    #: Pull a model's weights from the hub when a task needs them and they are not on this machine.
     auto_download: bool = False
     #: Another model's tasks interrupt the resident models' tasks once its oldest has waited this many of its swaps ...
     patience_swaps: float = Field(default=50, ge=0, le=100_000)
