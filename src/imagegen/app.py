@@ -30,11 +30,11 @@ from imagegen.core.events import EventBus
 from imagegen.core.receipt import receipt_of
 from imagegen.core.task import GenerationTask
 from imagegen.core.webhooks import WebhookEvent
-from imagegen.gpu.child import ChildEngine
 from imagegen.gpu.devices import see_only_card
 from imagegen.gpu.engine import Engine, LocalEngine
 from imagegen.gpu.executor import GpuExecutor
 from imagegen.gpu.protocol import EngineOptions
+from imagegen.gpu.worker_engine import WorkerEngine
 from imagegen.hub.puller import ModelPuller
 from imagegen.loaders import SPECS
 from imagegen.models.manager import DynamicModelManager
@@ -65,7 +65,7 @@ def make_engine(settings: Settings) -> Engine:
     options = EngineOptions(device=settings.device, compiled_dir=str(settings.compiled_path))
     if settings.isolation == "thread":
         return LocalEngine(options.evolve(device=see_only_card(settings.device)))
-    return ChildEngine(options, load_timeout_s=settings.load_timeout_s, step_timeout_s=settings.step_timeout_s)
+    return WorkerEngine(options, load_timeout_s=settings.load_timeout_s, step_timeout_s=settings.step_timeout_s)
 
 
 def make_images(settings: Settings) -> ImageStore:

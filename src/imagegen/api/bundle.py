@@ -8,7 +8,7 @@ from datetime import datetime
 from fastapi import APIRouter
 from fastapi.responses import StreamingResponse
 
-from imagegen.api.dependencies import Config, Images, Service, Who
+from imagegen.api.dependencies import EffectiveSettings, Images, Service, Who
 from imagegen.api.problems import describe
 from imagegen.api.views import task_view
 from imagegen.core.errors import TaskNotFinished
@@ -29,7 +29,9 @@ router = APIRouter(tags=["tasks"])
         **describe("task_not_found", "task_not_finished", "image_not_found", "storage_failed", "store_unreachable"),
     },
 )
-async def get_bundle(task_id: str, service: Service, who: Who, images: Images, settings: Config) -> StreamingResponse:
+async def get_bundle(
+    task_id: str, service: Service, who: Who, images: Images, settings: EffectiveSettings
+) -> StreamingResponse:
     """A zip of an ended task: the body of `GET /task/{task_id}` as `task.json`, and the files of its pictures."""
     task = await service.task(who, task_id)
     if not task.status.finished:

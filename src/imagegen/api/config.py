@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Depends, Header, Path, Query, Response
 
 from imagegen.api.bounded import BoundedRoute
-from imagegen.api.dependencies import Config, Models, Writer
+from imagegen.api.dependencies import EffectiveSettings, Models, Writer
 from imagegen.api.problems import describe
 from imagegen.api.schemas import (
     ConfigStatusView,
@@ -38,7 +38,7 @@ _WRITING = (
 )
 
 
-async def _roots(settings: Config) -> Roots:
+async def _roots(settings: EffectiveSettings) -> Roots:
     return Roots(settings.models_path, settings.root_paths)
 
 

@@ -28,7 +28,7 @@ class Services:
     puller: ModelPuller
     images: ImageStore
     bus: EventBus
-    config: CatalogWriter
+    writer: CatalogWriter
     webhooks: WebhookSender
 
 
@@ -81,7 +81,7 @@ async def _settings(request: Request) -> Settings:
 
 
 async def _writer(request: Request) -> CatalogWriter:
-    return services_of(request).config
+    return services_of(request).writer
 
 
 async def _webhooks(request: Request) -> WebhookSender:
@@ -95,6 +95,6 @@ Models = Annotated[DynamicModelManager, Depends(_models)]
 Puller = Annotated[ModelPuller, Depends(_puller)]
 Images = Annotated[ImageStore, Depends(_images)]
 Bus = Annotated[EventBus, Depends(_bus)]
-Config = Annotated[Settings, Depends(_settings)]
+EffectiveSettings = Annotated[Settings, Depends(_settings)]
 Writer = Annotated[CatalogWriter, Depends(_writer)]
 Webhooks = Annotated[WebhookSender, Depends(_webhooks)]

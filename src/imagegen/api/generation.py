@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import APIRouter, Response
 
 from imagegen.api.bounded import BoundedRoute
-from imagegen.api.dependencies import Config, Service, Webhooks, Who
+from imagegen.api.dependencies import EffectiveSettings, Service, Webhooks, Who
 from imagegen.api.idempotency import REPLAYED_HEADER, Submitter
 from imagegen.api.problems import describe
 from imagegen.api.schemas import (
@@ -85,7 +85,7 @@ async def text2image(body: Text2ImageBody, caller: Caller, submitter: Submitter,
     responses={**_ANSWERS, **describe(*ACCEPTING, "idempotency_key_reused", "invalid_image", "image_too_large")},
 )
 async def image2image(
-    body: Image2ImageBody, caller: Caller, submitter: Submitter, settings: Config, webhooks: Webhooks
+    body: Image2ImageBody, caller: Caller, submitter: Submitter, settings: EffectiveSettings, webhooks: Webhooks
 ) -> Response:
     """Like text2image, but starts from an input picture, which is scaled and cropped to the size around its centre.
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, NamedTuple
 from fastapi import APIRouter, Depends, Header, Request
 from fastapi.responses import RedirectResponse, Response, StreamingResponse
 
-from imagegen.api.dependencies import Config, Images, Tasks
+from imagegen.api.dependencies import EffectiveSettings, Images, Tasks
 from imagegen.api.problems import describe, problem
 from imagegen.api.ranges import Range, parse_ranges
 from imagegen.core.task import StoredImage
@@ -53,7 +53,7 @@ async def get_image(
     request: Request,
     tasks: Tasks,
     images: Images,
-    settings: Config,
+    settings: EffectiveSettings,
     asked: Annotated[Mapping[str, str | None], Depends(_conditions)],
 ) -> Response:
     """The file of an entry of `result_files`. It supports ranges and conditional requests, and may be cached for ever.

@@ -6,7 +6,7 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Header, Query, Response
 from pydantic import AwareDatetime
 
-from imagegen.api.dependencies import Config, Service, Tasks, Who
+from imagegen.api.dependencies import EffectiveSettings, Service, Tasks, Who
 from imagegen.api.generation import ACCEPTING
 from imagegen.api.problems import describe
 from imagegen.api.schemas import QueueCleared, TaskAccepted, TaskPage, TaskView
@@ -30,7 +30,7 @@ _LINK = {
 
 
 @router.get("/task/{task_id}", operation_id="get_task", summary="One task", responses=describe("task_not_found"))
-async def get_task(task_id: str, service: Service, who: Who, tasks: Tasks, settings: Config) -> TaskView:
+async def get_task(task_id: str, service: Service, who: Who, tasks: Tasks, settings: EffectiveSettings) -> TaskView:
     """A completed task has `result_files` and `images`; a failed task has `error_code` and `error_message`.
 
     A waiting task has its `position`, and its expected start and end once the times that they depend on were measured.
@@ -61,7 +61,7 @@ async def list_tasks(
     service: Service,
     who: Who,
     tasks: Tasks,
-    settings: Config,
+    settings: EffectiveSettings,
     response: Response,
     status: Annotated[TaskStatus | None, Query(description="Only tasks with this status.")] = None,
     model: Annotated[ModelId | None, Query(description="Only tasks of this model.")] = None,
@@ -93,7 +93,7 @@ async def list_tasks(
     summary="Cancel a task",
     responses=describe("task_not_found", "task_finished"),
 )
-async def cancel_task(task_id: str, service: Service, who: Who, tasks: Tasks, settings: Config) -> TaskView:
+async def cancel_task(task_id: str, service: Service, who: Who, tasks: Tasks, settings: EffectiveSettings) -> TaskView:
     """A task that waits, or whose model is being loaded, ends at once.
 
     A task whose pictures are being made ends after the current denoising step. The answer still has `processing`.

@@ -22,10 +22,10 @@ from imagegen.cli.common import EX_CANTCREAT, EX_CONFIG, EX_DATAERR, EX_UNAVAILA
 from imagegen.core.errors import EngineError
 from imagegen.core.task import GenerationRequest
 from imagegen.core.value import Value
-from imagegen.gpu.child import ChildEngine
 from imagegen.gpu.engine import LEAST_FOREIGN_BYTES
 from imagegen.gpu.machine import Card, Library, Machine
 from imagegen.gpu.protocol import CONTEXT_BYTES, EngineOptions, Failed, Generate, Generated, Load
+from imagegen.gpu.worker_engine import WorkerEngine
 from imagegen.loaders import FAMILIES, SPECS
 from imagegen.loaders.base import Placement, advice
 from imagegen.loaders.nunchaku import INSTALL, NunchakuSpec
@@ -348,7 +348,7 @@ def picture(settings: Settings) -> Finding:
     """Make a picture with the embedded model, in a worker process like the service."""
     catalog = load_catalog(default_config(), SPECS)
     options = EngineOptions(device=settings.device)
-    engine = ChildEngine(options, load_timeout_s=DRAWING_S, step_timeout_s=DRAWING_S)
+    engine = WorkerEngine(options, load_timeout_s=DRAWING_S, step_timeout_s=DRAWING_S)
     request = GenerationRequest(
         prompt="a red circle on a blue background", width=64, height=64, steps=4, guidance_scale=0, seed=7
     )

@@ -26,9 +26,9 @@ from imagegen.cli.common import (
     settings_with,
 )
 from imagegen.core.errors import FailureCode
-from imagegen.hub.messages import Fetch, Refused
-from imagegen.hub.messages import Progress as Fetching
 from imagegen.hub.process import fetch_in_process
+from imagegen.hub.protocol import Fetch, Refused
+from imagegen.hub.protocol import Progress as Fetching
 
 #: The exit codes of failed pulls; 69 for all others.
 PULL_EXITS: Mapping[FailureCode, int] = MappingProxyType(

@@ -14,8 +14,8 @@ from imagegen.core.errors import Draining, FailureCode, NoRepository, NotPulling
 from imagegen.core.events import EventBus, ModelPulling
 from imagegen.core.task import Failure
 from imagegen.core.value import Value
-from imagegen.hub.messages import Fetch, Fetched, Progress, Refused
 from imagegen.hub.process import Fetcher, fetch_in_process
+from imagegen.hub.protocol import Fetch, Fetched, Progress, Refused
 
 log = structlog.get_logger(__name__)
 
