@@ -22,8 +22,8 @@ from bench._shared import machine, table
 from imagegen.builtin import default_config
 from imagegen.catalog.loading import load_catalog
 from imagegen.core.task import GenerationRequest
-from imagegen.gpu.child import ChildEngine
 from imagegen.gpu.protocol import EngineOptions, Generate, Generated, Loaded
+from imagegen.gpu.worker_engine import WorkerEngine
 from imagegen.loaders import SPECS
 from imagegen.settings import Settings
 from imagegen.storage.tasks import TaskFilter, TaskJournal
@@ -51,7 +51,7 @@ def main() -> None:
 
 def calls(rounds: int) -> Iterator[list[str]]:
     """For each size: pictures a second alone, and by how much calls of several are faster."""
-    engine = ChildEngine(EngineOptions())
+    engine = WorkerEngine(EngineOptions())
     assert isinstance(engine.load(load_command(load_catalog(default_config(), SPECS), "tiny")), Loaded)
     for side in SIDES:
         seconds: dict[int, list[float]] = {size: [] for size in (1, *SIZES)}
@@ -65,7 +65,7 @@ def calls(rounds: int) -> Iterator[list[str]]:
     engine.close()
 
 
-def made(engine: ChildEngine, side: int, size: int) -> float:
+def made(engine: WorkerEngine, side: int, size: int) -> float:
     """Seconds a picture: eight of them, in calls of `size`."""
     requests = [request(side, seed) for seed in range(8)]
     began = time.perf_counter()

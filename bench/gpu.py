@@ -27,9 +27,9 @@ from imagegen.catalog.loading import parse_catalog
 from imagegen.catalog.sources import Folders
 from imagegen.core.errors import FailureCode
 from imagegen.core.task import GenerationRequest
-from imagegen.gpu.child import ChildEngine
 from imagegen.gpu.machine import driver
 from imagegen.gpu.protocol import EngineOptions, Failed, Generate, Generated, Load, Loaded, Measured, Unload, Unloaded
+from imagegen.gpu.worker_engine import WorkerEngine
 from imagegen.loaders import SPECS
 from imagegen.loaders.folder import header_bytes
 from imagegen.loaders.host_memory import available_bytes
@@ -121,7 +121,7 @@ class Stage:
 
     def __init__(self, rig: Rig) -> None:
         self.rig = rig
-        self.engine = ChildEngine(EngineOptions(device=rig.device))
+        self.engine = WorkerEngine(EngineOptions(device=rig.device))
         #: The first load of all; None: not yet.
         self.first: Loaded | None = None
         self._here: dict[str, Catalog] = {}

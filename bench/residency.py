@@ -20,8 +20,8 @@ from imagegen.catalog.catalog import Catalog
 from imagegen.catalog.loading import load_catalog, parse_catalog
 from imagegen.catalog.sources import Folders
 from imagegen.core.task import GenerationRequest
-from imagegen.gpu.child import ChildEngine
 from imagegen.gpu.protocol import EngineOptions, Generate, Generated, Load, Loaded, Unload, Unloaded
+from imagegen.gpu.worker_engine import WorkerEngine
 from imagegen.loaders import SPECS
 from imagegen.loaders.folder import header_bytes
 
@@ -48,7 +48,7 @@ def main() -> None:
     shipped = load_catalog(default_config(), SPECS)
     tiny = shipped.model("tiny")
     catalog = shipped.evolve(models={"a": tiny, "b": tiny.evolve(steps=9)})
-    engine = ChildEngine(EngineOptions(device="cpu"))
+    engine = WorkerEngine(EngineOptions(device="cpu"))
     leftovers(engine, catalog)
     speeds(engine, catalog)
     with tempfile.TemporaryDirectory() as folder:
@@ -59,7 +59,7 @@ def main() -> None:
 # -- the embedded model ------------------------------------------------------------------------------------------------
 
 
-def leftovers(engine: ChildEngine, catalog: Catalog) -> None:
+def leftovers(engine: WorkerEngine, catalog: Catalog) -> None:
     """The worker after the second and after the last of ROUNDS loads and unloads, with a picture in between."""
     seen = []
     for number in range(ROUNDS):
@@ -79,7 +79,7 @@ def row(seen: tuple[float, int, int]) -> str:
     return f"{host:8.1f} | {descriptors:11} | {threads}"
 
 
-def speeds(engine: ChildEngine, catalog: Catalog) -> None:
+def speeds(engine: WorkerEngine, catalog: Catalog) -> None:
     """Median seconds of a cold load, of one that was kept warm, and of reading the same files."""
     cold, warm, read = [], [], []
     for _ in range(9):
@@ -124,7 +124,7 @@ class Cost(NamedTuple):
     picture_all: float
 
 
-def large(engine: ChildEngine, root: Path) -> None:
+def large(engine: WorkerEngine, root: Path) -> None:
     """Swaps and loads of a FLUX.1 of 1 GB, kept as it is stored and widened to float32."""
     torch.set_num_threads(1)  # as many as the worker has on two cores
     build("middle", root / "flux")
@@ -143,7 +143,7 @@ def catalog_of(word: str) -> Catalog:
     return parse_catalog(json.dumps({"models": {"a": entry, "b": entry}}), SPECS)
 
 
-def once(engine: ChildEngine, catalog: Catalog, root: Path, word: str) -> Cost:
+def once(engine: WorkerEngine, catalog: Catalog, root: Path, word: str) -> Cost:
     """A cold load and its first picture, and reading the same files."""
     memory = psutil.Process(engine.pid).memory_info()
     own, whole = memory.rss - memory.shared, memory.rss
@@ -165,7 +165,7 @@ def once(engine: ChildEngine, catalog: Catalog, root: Path, word: str) -> Cost:
 
 
 @contextmanager
-def watched(engine: ChildEngine) -> Iterator[Peak]:
+def watched(engine: WorkerEngine) -> Iterator[Peak]:
     """The worker's memory is looked at all the while, from here."""
     peak, done, worker = Peak(), threading.Event(), psutil.Process(engine.pid)
 
@@ -196,7 +196,7 @@ def cost_row(word: str, costs: list[Cost]) -> str:
     return f"| {word} | {seconds} | {ratios[0]:.2f} | {ratios[1]:.2f} | {memory} |"
 
 
-def swap(engine: ChildEngine, catalog: Catalog, root: Path, width: int) -> None:
+def swap(engine: WorkerEngine, catalog: Catalog, root: Path, width: int) -> None:
     """There and back between two models that differ in their transformer."""
     needed = sum(header_bytes(file, width) for file in weights(root / "flux" / "transformer"))
     whole, moved = load(engine, catalog, "a", root), []
@@ -233,13 +233,13 @@ def convert_files(folder: Path, dtype: torch.dtype) -> float:
     return seconds
 
 
-def load(engine: ChildEngine, catalog: Catalog, model: str, root: Path = Path()) -> Loaded:
+def load(engine: WorkerEngine, catalog: Catalog, model: str, root: Path = Path()) -> Loaded:
     loaded = engine.load(Load.entry(catalog, model, Folders(root, root)))
     assert isinstance(loaded, Loaded), loaded
     return loaded
 
 
-def draw(engine: ChildEngine, model: str, request: GenerationRequest) -> None:
+def draw(engine: WorkerEngine, model: str, request: GenerationRequest) -> None:
     outcome = engine.generate(Generate(model=model, request=request), threading.Event(), lambda step, total: None)
     assert isinstance(outcome, Generated), outcome
 

@@ -30,11 +30,11 @@ from imagegen.core.events import EventBus
 from imagegen.core.receipt import receipt_of
 from imagegen.core.task import GenerationTask
 from imagegen.core.webhooks import WebhookEvent
-from imagegen.gpu.child import ChildEngine
 from imagegen.gpu.devices import see_only_card
 from imagegen.gpu.engine import Engine, LocalEngine
 from imagegen.gpu.executor import GpuExecutor
 from imagegen.gpu.protocol import EngineOptions
+from imagegen.gpu.worker_engine import WorkerEngine
 from imagegen.hub.puller import ModelPuller
 from imagegen.loaders import SPECS
 from imagegen.models.manager import DynamicModelManager
@@ -65,7 +65,7 @@ def make_engine(settings: Settings) -> Engine:
     options = EngineOptions(device=settings.device, compiled_dir=str(settings.compiled_path))
     if settings.isolation == "thread":
         return LocalEngine(options.evolve(device=see_only_card(settings.device)))
-    return ChildEngine(options, load_timeout_s=settings.load_timeout_s, step_timeout_s=settings.step_timeout_s)
+    return WorkerEngine(options, load_timeout_s=settings.load_timeout_s, step_timeout_s=settings.step_timeout_s)
 
 
 def make_images(settings: Settings) -> ImageStore:
@@ -277,6 +277,7 @@ def create_app(settings: Settings, catalog: Catalog) -> FastAPI:
         title="imagegen",
         summary="Self-hosted image generation: many models, one GPU, no lost task.",
         description=_DESCRIPTION,
+        openapi_tags=_TAGS,
         version=imagegen.__version__,
         lifespan=lifespan,
         license_info={"name": "MIT", "identifier": "MIT"},
@@ -300,3 +301,13 @@ _DESCRIPTION = """
 
 Errors are RFC 9457 problem details with a stable `code`.
 """
+
+#: The nouns of docs/glossary.md that routes belong to, in the order of the reference.
+_TAGS = [
+    {"name": "tasks", "description": "A task is one accepted request, from its acceptance to its end."},
+    {"name": "images", "description": "An image is the file of a picture."},
+    {"name": "models", "description": "A model is an entry of models.yaml and its weights."},
+    {"name": "configuration", "description": "The entries of models.yaml, the global settings, and their versions."},
+    {"name": "webhooks", "description": "A webhook reports an event of a task; a delivery is one on its way."},
+    {"name": "service", "description": "Probes, health, and the events of all tasks and models."},
+]

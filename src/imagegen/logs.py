@@ -1,4 +1,4 @@
-"""Logging: one event a line on stderr, JSON where nobody watches. Prompts are not logged."""
+"""Logging: one event a line on stderr, as JSON unless stderr is a terminal. Prompts are not logged."""
 
 import logging
 import sys
@@ -7,7 +7,7 @@ import structlog
 
 
 def configure(level: str = "INFO") -> None:
-    """Set up structlog; the standard library's loggers keep to warnings."""
+    """Set up structlog. Loggers of the standard library log warnings and errors only."""
     human = sys.stderr.isatty()
     renderer: structlog.typing.Processor = (
         structlog.dev.ConsoleRenderer() if human else structlog.processors.JSONRenderer()

@@ -1,4 +1,4 @@
-"""DrainingServer: uvicorn, ending cleanly. SIGTERM drains and exits 0; a crash of the service exits 70."""
+"""DrainingServer: uvicorn with a drain. SIGTERM drains and exits with 0; a crash of the service exits with 70."""
 
 import asyncio
 import gc
@@ -17,15 +17,15 @@ from imagegen.storage.lock import exclusive
 
 log = structlog.get_logger(__name__)
 
-#: sysexits.h: EX_SOFTWARE, an internal error. Whoever supervises the process starts it again.
+#: EX_SOFTWARE of sysexits.h: an internal error. A service manager then restarts the process.
 EXIT_CRASHED = 70
 
-#: Connections that a client still holds open do not hold the process longer than this.
+#: Seconds that the process waits at its end for connections that are still open.
 CONNECTION_GRACE_S = 5
 
 
 class DrainingServer(uvicorn.Server):
-    """Drains at the signal and goes on answering meanwhile: uvicorn itself would stop listening first."""
+    """Drains at a signal and answers requests meanwhile. uvicorn alone would stop listening first."""
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
@@ -36,7 +36,7 @@ class DrainingServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
-        # Daemons read their files again at it; a closed terminal is no reason to leave.
+        # As in other daemons, SIGHUP reloads the configuration. By default it would end the process.
         self._loop.add_signal_handler(signal.SIGHUP, self._service.reload)
         if self.started:
             host, port = self.servers[0].sockets[0].getsockname()[:2]
@@ -44,13 +44,13 @@ class DrainingServer(uvicorn.Server):
             log.info("listening", address=address, docs=f"{address}/docs")
 
     async def on_tick(self, counter: int) -> bool:
-        """Keep answering while the service drains: probes and those who wait for a task need it most then."""
+        """Answer requests until the drain has ended: probes and callers that wait for a task need the answers."""
         return self._service.ended or await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal drains, a second one hurries, a third one ends at once.
+        """Drain at the first signal, put the running task back at the second, close all connections at the third.
 
-        It is not raised again: a drained end is a good one.
+        uvicorn raises the signal again when the server has ended; this method does not, so that the exit code is 0.
         """
         self._signals += 1
         if self._loop is None or self._signals > 2:
@@ -62,10 +62,9 @@ class DrainingServer(uvicorn.Server):
 
 
 def _collect_seldom() -> None:
-    """A third of the loop's time went into looking for cycles among what stays for ever, and in each request's values.
+    """Collect garbage less often: under load, a third of the event loop's time went into the search for cycles.
 
-    What is there now is not looked at again, and what comes is looked at 30 times less often: measured, with no memory
-    lost.
+    Objects that exist now are not examined again, and new ones 30 times less often. No memory was lost, measured.
     """
     gc.collect()
     gc.freeze()
@@ -73,7 +72,10 @@ def _collect_seldom() -> None:
 
 
 def serve(settings: Settings, catalog: Catalog) -> int:
-    """Run until a signal; the exit code. Raises DataDirInUse, DataDirUnusable or JournalDamaged."""
+    """Run until a signal and return the exit code.
+
+    Raises StoreMisconfigured, DataDirInUse, DataDirUnusable or JournalDamaged.
+    """
     app = create_app(settings, catalog)
     service: Service = app.state.service
     config = uvicorn.Config(

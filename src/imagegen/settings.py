@@ -1,4 +1,4 @@
-"""Process settings, from IMAGEGEN_* variables and the command line. What concerns models is in models.yaml."""
+"""Process settings, from IMAGEGEN_* variables and the command line. The settings of models are in models.yaml."""
 
 import base64
 import os
@@ -22,7 +22,7 @@ def _listed(value: object) -> object:
 
 
 def _secret(secret: SecretStr) -> SecretStr:
-    """As Standard Webhooks has them: `whsec_` and 24 to 64 bytes in base64."""
+    """Check the form that Standard Webhooks prescribes: `whsec_` and 24 to 64 bytes in base64."""
     text = secret.get_secret_value()
     try:
         size = len(base64.b64decode(text.removeprefix("whsec_"), validate=True))
@@ -34,7 +34,7 @@ def _secret(secret: SecretStr) -> SecretStr:
 
 
 def _host_patterns(hosts: frozenset[str]) -> frozenset[str]:
-    from ssrfguard import Policy  # here: few commands need it
+    from ssrfguard import Policy  # imported here, because few commands need it
 
     return Policy(allowed_hosts=hosts).allowed_hosts
 
@@ -42,7 +42,7 @@ def _host_patterns(hosts: frozenset[str]) -> frozenset[str]:
 def _networks(networks: tuple[IPvAnyNetwork, ...]) -> tuple[IPvAnyNetwork, ...]:
     from ssrfguard import Policy
 
-    Policy(allowed_networks=networks)  # refuses some that would let through more than they seem to
+    Policy(allowed_networks=networks)  # raises for networks that would allow more addresses than they show
     return networks
 
 
@@ -55,87 +55,88 @@ Delay = Annotated[float, Field(ge=0, le=604_800)]
 
 
 class Settings(BaseSettings):
-    """Fixed for the life of the process."""
+    """The settings of one process. They do not change while it runs."""
 
     model_config = SettingsConfigDict(
         env_prefix="IMAGEGEN_", env_ignore_empty=True, frozen=True, extra="forbid", hide_input_in_errors=True
     )
 
     host: str = "127.0.0.1"
-    #: 0 lets the system choose.
+    #: 0: the system chooses a free port.
     port: int = Field(5050, ge=0, le=65_535)
-    #: Names, beside the local ones, that callers may use for a service that listens on a local address only.
+    #: Host names that a service on a local address answers to, in addition to the local ones.
     allowed_hosts: Annotated[frozenset[str], NoDecode, BeforeValidator(_comma_separated)] = frozenset()
-    #: models.yaml; default: the one that ships with imagegen.
+    #: models.yaml; default: the one in the package.
     config: Path = Field(default_factory=default_config)
-    #: Journal and images; default: where the platform keeps a user's data.
+    #: The folder of the journal and the pictures; default: the platform's folder for user data.
     data_dir: Path = Field(default_factory=lambda: user_data_path("imagegen"))
-    #: What a relative `local_path` is relative to; default: `models` in the data directory.
+    #: The folder that contains each relative `local_path`; default: `models` in the data directory.
     models_dir: Path | None = None
-    #: Where code that `compile` made is kept for later starts; default: `compiled` in the data directory.
+    #: The folder of code that `compile` made, for later starts; default: `compiled` in the data directory.
     compiled_dir: Path | None = None
-    #: The only place that LoRA files are read from; default: `loras` in the models directory.
+    #: The folder that contains all LoRA files; default: `loras` in the models directory.
     loras_dir: Path | None = None
-    #: Folders that a path given over HTTP must lie in, separated as in PATH; default: the models directory.
+    #: Folders that must contain every path given over HTTP, separated as in PATH; default: the models directory.
     model_roots: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_separated_as_in_path)] = ()
-    #: `process` runs models in a worker process; `thread` in a thread of the service.
+    #: `process`: models run in a worker process; `thread`: in a thread of the service.
     isolation: Literal["process", "thread"] = "process"
     #: `auto`, `cpu`, `cuda` (the first card), `cuda:1` (the second one), or the UUID that `nvidia-smi -L` shows.
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|cuda(:\d{1,2})?|GPU-[0-9A-Fa-f-]{4,36}|MIG-[0-9A-Za-z-]{4,50}(/\d{1,2}){0,2})$"
     )
 
-    #: Tasks that may wait; one more is refused with 503.
+    #: Tasks that may wait; further tasks are refused with 503.
     max_queue: MaxQueue = 1000
+    #: Pictures of one task.
     max_batch_size: int = Field(8, ge=1, le=64)
     #: Pixels of one generated picture: 2048 x 2048.
     max_pixels: int = Field(4_194_304, ge=4096, le=67_108_864)
-    #: Pixels of one input picture: 24 megapixels, what phones take.
+    #: Pixels of one input picture: 24 megapixels, the largest common size of phone pictures.
     max_input_pixels: int = Field(24_000_000, ge=4096, le=178_956_970)
-    #: Bytes of one request body: the longest prompts with room to spare.
+    #: Bytes of a request body. The longest prompts take a small part of it.
     max_body_bytes: int = Field(1_048_576, ge=1024, le=268_435_456)
-    #: Bytes of one with a picture in it: base64 of a 24 megapixel JPEG with room to spare.
+    #: Bytes of a request body with pictures: enough for a JPEG of 24 megapixels in base64.
     max_upload_bytes: int = Field(33_554_432, ge=1024, le=268_435_456)
-    #: Days of service after which ended tasks and their files go; 0 keeps them.
+    #: Days of service after which ended tasks and their files are deleted; 0 keeps them.
     retention_days: RetentionDays = 7
-    #: Ended tasks that are kept, and GiB of their files; beyond, the oldest go. 0 is no limit.
+    #: Ended tasks that are kept, and GiB of their files. If there are more, the oldest are deleted. 0: no limit.
     retention_tasks: RetentionTasks = 0
     retention_gb: RetentionGb = 0
-    #: Where finished pictures are kept: empty is the folder `images` in the data directory, else `s3://bucket/prefix`.
+    #: The store of finished pictures: `s3://bucket/prefix`; empty: the folder `images` in the data directory.
     store: str = Field("", pattern=r"^(s3://[A-Za-z0-9][A-Za-z0-9._-]{1,254}(/[A-Za-z0-9._/-]{0,500})?)?$")
-    #: How pictures in a bucket reach callers: `proxied` by the service, or by URLs `presigned` for `store_url_s`.
+    #: How callers get pictures in a bucket: `proxied` by the service, or from URLs `presigned` for `store_url_s`.
     store_urls: Literal["proxied", "presigned"] = "proxied"
-    #: Seconds; S3 takes a week at most.
+    #: Seconds that a presigned URL is valid. S3 allows a week at most.
     store_url_s: float = Field(3600, ge=60, le=604_800)
-    #: While the bucket cannot be reached, finished pictures `wait` on this machine, or their tasks `fail`.
+    #: While the bucket cannot be reached: `wait` keeps finished pictures on this machine, `fail` fails their tasks.
     store_down: Literal["wait", "fail"] = "wait"
-    #: Seconds that the running task gets to finish when the service is told to stop.
+    #: Seconds that the running task gets to finish during a drain.
     drain_timeout_s: float = Field(30, ge=0, le=3600)
-    #: Seconds that a load gets to end by itself once the task that wanted it was cancelled; then its worker is killed.
+    #: Seconds that a load may go on after its task was cancelled; then the worker is killed.
     cancel_grace_s: float = Field(5, ge=0, le=3600)
-    #: Seconds after which a worker is killed that neither answers nor reads: while loading, and between two steps.
+    #: Seconds after which a worker that neither answers nor reads is killed: during a load, and between two steps.
     load_timeout_s: float = Field(900, gt=0, le=86_400)
     step_timeout_s: float = Field(300, gt=0, le=86_400)
-    #: `whsec_...`, the newest first; each signs every webhook. Without one webhooks are off.
+    #: `whsec_...`, the newest first; every webhook is signed with each of them. Empty: webhooks are off.
     webhook_secrets: Annotated[
         tuple[Annotated[SecretStr, AfterValidator(_secret)], ...], NoDecode, BeforeValidator(_listed)
     ] = ()
-    #: Names that webhooks may go to (`*.example.com` too); empty: any. Whatever the name, its address must be public.
+    #: Hosts that webhooks may be sent to (also `*.example.com`); empty: any host with a public address.
     webhook_hosts: Annotated[
         frozenset[str], NoDecode, BeforeValidator(_comma_separated), AfterValidator(_host_patterns)
     ] = frozenset()
-    #: Networks that are not public and that webhooks may go to all the same, as `10.1.0.0/16`.
+    #: Networks, as `10.1.0.0/16`, that webhooks may be sent to although they are not public.
     webhook_networks: Annotated[
         tuple[IPvAnyNetwork, ...], NoDecode, BeforeValidator(_listed), AfterValidator(_networks)
     ] = ()
     webhook_ports: Annotated[frozenset[Port], NoDecode, BeforeValidator(_listed), Field(min_length=1)] = frozenset(
         {80, 443}
     )
-    #: Whether webhooks may go over plain http.
+    #: Whether webhooks may be sent over plain HTTP.
     webhook_http: bool = False
     #: Seconds that one attempt may take.
     webhook_timeout_s: float = Field(15, ge=0.1, le=60)
-    #: Seconds from one attempt to the next; after the last one a delivery is dead. As Standard Webhooks has it: 75 h.
+    #: Seconds between attempts; after the last one a delivery is dead. The default of Standard Webhooks: 75 h.
     webhook_delays_s: Annotated[tuple[Delay, ...], NoDecode, BeforeValidator(_listed), Field(max_length=50)] = (
         5,
         300,
@@ -147,7 +148,7 @@ class Settings(BaseSettings):
         72_000,
         86_400,
     )
-    #: Seconds between two looks for idle models and expired tasks.
+    #: Seconds between two searches for idle models and expired tasks.
     housekeeping_s: float = Field(10, gt=0, le=3600)
 
     @model_validator(mode="after")
@@ -158,7 +159,7 @@ class Settings(BaseSettings):
 
     @property
     def images_path(self) -> Path:
-        """Where pictures are kept, or where they wait for the bucket."""
+        """The folder of pictures; with a bucket, the spool."""
         return self.data_dir / ("spool" if self.store else "images")
 
     @property

@@ -294,7 +294,7 @@ async def test_a_full_disk_under_the_spool_fails_the_task_and_not_the_service(
 
 
 async def test_the_worker_does_not_get_the_bucket_s_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    from imagegen.gpu.child import worker_environment
+    from imagegen.gpu.worker_engine import worker_environment
 
     told = worker_environment({"AWS_SECRET_ACCESS_KEY": SECRET, "AWS_ENDPOINT_URL": "http://x", "PATH": "/bin"})
     assert [name for name in told if name.startswith("AWS_")] == []

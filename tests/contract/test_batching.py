@@ -11,9 +11,9 @@ from PIL import Image
 from imagegen.core.errors import FailureCode
 from imagegen.core.events import TaskStarted, TaskStep
 from imagegen.core.task import GenerationTask, TaskStatus, TaskType
-from imagegen.gpu.child import ChildEngine
 from imagegen.gpu.engine import Engine, LocalEngine
 from imagegen.gpu.protocol import EngineOptions
+from imagegen.gpu.worker_engine import WorkerEngine
 from imagegen.loaders.fake import colour_of
 from imagegen.tasks.admission import TaskDraft
 from imagegen.tasks.batching import likeness
@@ -169,7 +169,7 @@ async def test_of_a_call_that_breaks_only_the_guilty_one_fails(tmp_path: Path) -
 
 
 async def test_a_request_that_kills_its_worker_does_not_take_its_companions_down_again(tmp_path: Path) -> None:
-    async with batching(tmp_path, ChildEngine(CPU), fault="exit", fault_prompt="poison") as house:
+    async with batching(tmp_path, WorkerEngine(CPU), fault="exit", fault_prompt="poison") as house:
         ids = await submit(house, ["poison", "b", "c"])
         poison, *others = await ended(house, ids)
         assert poison.failure is not None

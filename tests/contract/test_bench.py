@@ -23,7 +23,7 @@ def rows_of(text: str) -> dict[str, str]:
 
 @pytest.fixture(autouse=True)
 def no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "ChildEngine", LocalEngine)  # a worker takes seconds to start
+    monkeypatch.setattr(gpu, "WorkerEngine", LocalEngine)  # a worker takes seconds to start
 
 
 def test_what_is_measured_on_a_gpu_runs_on_tiny_parts(capsys: pytest.CaptureFixture[str]) -> None:

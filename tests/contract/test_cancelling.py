@@ -12,10 +12,10 @@ from imagegen.catalog.sources import Folders
 from imagegen.core.events import Event, EventBus, Subscription
 from imagegen.core.task import GenerationTask, TaskStatus, TaskType
 from imagegen.gpu import executor
-from imagegen.gpu.child import ChildEngine
 from imagegen.gpu.engine import Engine, LocalEngine
 from imagegen.gpu.executor import GpuExecutor
 from imagegen.gpu.protocol import EngineOptions
+from imagegen.gpu.worker_engine import WorkerEngine
 from imagegen.models.manager import DynamicModelManager
 from imagegen.models.residency import ModelState
 from imagegen.storage.images import ImageStore
@@ -67,7 +67,7 @@ async def opened(
     journal: TaskJournal | None = None,
     **models: Any,
 ) -> AsyncIterator[House]:
-    house = House(root, engine or ChildEngine(CPU), grace_s, models, journal)
+    house = House(root, engine or WorkerEngine(CPU), grace_s, models, journal)
     running = asyncio.create_task(house.tasks.run())
     try:
         yield house
@@ -108,7 +108,7 @@ async def test_a_load_that_ends_within_the_grace_is_not_lost(tmp_path: Path) -> 
 
 
 async def test_a_load_that_another_task_waits_for_goes_on(tmp_path: Path) -> None:
-    engine = ChildEngine(CPU)
+    engine = WorkerEngine(CPU)
     async with opened(tmp_path, engine=engine, slow={"load_seconds": 0.5}) as house:
         cancelled, other = await house.submit("slow"), await house.submit("slow")
         await house.until_loading("slow")
@@ -130,7 +130,7 @@ async def test_in_a_thread_the_task_ends_at_once_and_the_load_goes_on(tmp_path: 
 # -- how far a load is -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [ChildEngine, LocalEngine])
+@pytest.mark.parametrize("make", [WorkerEngine, LocalEngine])
 async def test_a_task_and_a_model_tell_how_far_their_load_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[EngineOptions], Engine]
 ) -> None:

@@ -15,7 +15,6 @@ from PIL import Image
 from imagegen.catalog.catalog import Catalog
 from imagegen.core.errors import FailureCode
 from imagegen.core.task import GenerationRequest
-from imagegen.gpu.child import ChildEngine
 from imagegen.gpu.engine import Engine, LocalEngine
 from imagegen.gpu.protocol import (
     DeviceMemory,
@@ -29,11 +28,12 @@ from imagegen.gpu.protocol import (
     Unload,
     Unloaded,
 )
+from imagegen.gpu.worker_engine import WorkerEngine
 from tests.conftest import fake_catalog, load_command, request_for
 
 CPU = EngineOptions(device="cpu")
 
-ENGINES: dict[str, Callable[[], Engine]] = {"thread": lambda: LocalEngine(CPU), "process": lambda: ChildEngine(CPU)}
+ENGINES: dict[str, Callable[[], Engine]] = {"thread": lambda: LocalEngine(CPU), "process": lambda: WorkerEngine(CPU)}
 
 
 @pytest.fixture(scope="module", params=ENGINES)

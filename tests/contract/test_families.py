@@ -17,9 +17,9 @@ from PIL import Image
 
 from imagegen.core.errors import FailureCode
 from imagegen.core.sizes import SIZES, size_of
-from imagegen.gpu.child import ChildEngine
 from imagegen.gpu.engine import LocalEngine
 from imagegen.gpu.protocol import EngineOptions, Failed, Generate, Generated, Loaded, Stopped, Unload, Unloaded
+from imagegen.gpu.worker_engine import WorkerEngine
 from imagegen.loaders.pipelines import PIPELINES
 from tests.conftest import load_command, request_for
 from tests.contract.families import LIBRARY_WARNINGS, TASKS, Shelf, catalog_of, draw, picture, run, shelf_of, write_lora
@@ -328,7 +328,7 @@ def test_a_class_that_is_not_the_entrys_is_refused(engine: LocalEngine, damaged:
 
 
 def test_a_worker_process_draws_the_same(engine: LocalEngine, shelf: Shelf) -> None:
-    child = ChildEngine(CPU)
+    child = WorkerEngine(CPU)
     try:
         for kind in ("sd3", "sdxl", "sana"):
             assert isinstance(load(engine, shelf, kind), Loaded)

@@ -15,8 +15,8 @@ from imagegen.core.task import GenerationTask, TaskStatus, TaskType
 from imagegen.gpu.engine import LocalEngine
 from imagegen.gpu.executor import GpuExecutor
 from imagegen.gpu.protocol import EngineOptions
-from imagegen.hub.messages import Fetch, Fetched, Progress, Refused
 from imagegen.hub.process import OnProgress
+from imagegen.hub.protocol import Fetch, Fetched, Progress, Refused
 from imagegen.hub.puller import ModelPuller, PullState
 from imagegen.models.manager import DynamicModelManager, Folders
 from imagegen.storage.images import ImageStore

@@ -14,8 +14,8 @@ from huggingface_hub import constants
 from imagegen.catalog.catalog import HubFiles
 from imagegen.catalog.hub_cache import HubCache, is_here
 from imagegen.core.errors import FailureCode
-from imagegen.hub.messages import Fetch, Fetched, Progress, Refused
 from imagegen.hub.process import fetch_in_process
+from imagegen.hub.protocol import Fetch, Fetched, Progress, Refused
 from tests.hub import Hub, Repo
 
 #: Large enough to be cut in the middle.

@@ -111,7 +111,7 @@ def test_ctrl_c_keeps_what_arrived_and_the_next_pull_goes_on(hub: Hub, tmp_path:
         os.killpg(process.pid, signal.SIGINT)
         _, said = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130
-    assert "the same command goes on from there" in said
+    assert "the same command resumes the pull" in said
     assert "Traceback" not in said
     assert not children[0].is_running()
     hub.flowing.set()

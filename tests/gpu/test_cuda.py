@@ -15,11 +15,11 @@ from imagegen.catalog.sources import Folders
 from imagegen.core.errors import DoesNotFit, FailureCode
 from imagegen.core.events import EventBus
 from imagegen.core.task import Lora
-from imagegen.gpu.child import ChildEngine
 from imagegen.gpu.engine import Engine, LocalEngine
 from imagegen.gpu.executor import GpuExecutor
 from imagegen.gpu.memory import give_back, measure
 from imagegen.gpu.protocol import EngineOptions, Failed, Generate, Generated, Loaded, Measured, Unload, Unloaded
+from imagegen.gpu.worker_engine import WorkerEngine
 from imagegen.loaders import SPECS
 from imagegen.loaders.folder import header_bytes
 from imagegen.loaders.host_copy import HostCopy, tensors_of
@@ -90,7 +90,7 @@ def test_unloading_brings_device_memory_back_to_where_it_was(engine: LocalEngine
 
 def test_the_same_seed_gives_the_same_pixels_in_a_thread_and_in_a_process(shipped: Catalog) -> None:
     pictures = []
-    for make in (LocalEngine, ChildEngine):
+    for make in (LocalEngine, WorkerEngine):
         engine: Engine = make(CUDA)
         assert isinstance(engine.load(load_command(shipped, "tiny")), Loaded)
         pictures += [draw(engine, "tiny", seed=3), draw(engine, "tiny", seed=3)]
@@ -253,7 +253,7 @@ def test_weights_that_can_never_fit_are_refused_with_the_numbers_of_the_device(m
 async def test_a_worker_is_replaced_if_more_than_the_limit_stays_on_the_device(
     models: Path, limit_mb: int, replaced: bool
 ) -> None:
-    engine = ChildEngine(CUDA)
+    engine = WorkerEngine(CUDA)
     executor = GpuExecutor(lambda: engine)
     chosen = catalog(residual_limit_mb=limit_mb)
     manager = DynamicModelManager(chosen, executor, EventBus(first_id=1), Folders(models, models / "loras"))

@@ -1,5 +1,6 @@
 """The reference pages name everything that there is."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ CONFIGURATION = (DOCS / "configuration.md").read_text()
 #: What only tests need.
 FAKE = set(FakeSpec.model_fields) - set(ModelSpec.model_fields)
 API = (DOCS / "api.md").read_text()
+GLOSSARY = (DOCS / "glossary.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -35,6 +37,22 @@ def test_every_process_setting_is_documented(name: str) -> None:
 @pytest.mark.parametrize("code", [*STATUS, *FailureCode])
 def test_every_code_is_documented(code: str) -> None:
     assert f"`{code}`" in API
+
+
+def test_every_tag_of_the_openapi_document_is_described_and_is_a_word_of_the_glossary(
+    shipped: Catalog, tmp_path: Path
+) -> None:
+    document = create_app(Settings(data_dir=tmp_path), shipped).openapi()
+    described = [tag["name"] for tag in document["tags"]]
+    used = {tag for operations in document["paths"].values() for it in operations.values() for tag in it["tags"]}
+    assert used == set(described)
+    assert not [tag for tag in described if f"| **{tag.removesuffix('s')}** |" not in GLOSSARY]
+
+
+def test_the_words_of_the_glossary_are_in_order() -> None:
+    words = re.findall(r"^\| \*\*(.+)\*\* \|", GLOSSARY, re.MULTILINE)
+    assert len(words) > 40
+    assert words == sorted(set(words))
 
 
 def test_every_endpoint_is_documented(shipped: Catalog, tmp_path: Path) -> None:

@@ -388,7 +388,7 @@ def test_a_picture_is_drawn_and_the_worker_leaves(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     answers, level, words = ANSWERS[name]
-    monkeypatch.setattr(checks, "ChildEngine", lambda *options, **more: Worker(*answers))
+    monkeypatch.setattr(checks, "WorkerEngine", lambda *options, **more: Worker(*answers))
     before = Worker.closed
     found = checks.picture(settings)
     assert (found.level, words in found.says, Worker.closed) == (level, True, before + 1)

@@ -33,8 +33,8 @@ def lines_changed(before: str, after: str) -> list[str]:
 
 def test_a_changed_value_is_one_line_and_its_comment_stays() -> None:
     assert lines_changed(SHIPPED, with_settings(SHIPPED, {"auto_unload_minutes": 5})) == [
-        "-  auto_unload_minutes: 30 # without use, a model leaves the device; 0 keeps it there",
-        "+  auto_unload_minutes: 5 # without use, a model leaves the device; 0 keeps it there",
+        "-  auto_unload_minutes: 30 # minutes without use after which a model is unloaded; 0: never",
+        "+  auto_unload_minutes: 5 # minutes without use after which a model is unloaded; 0: never",
     ]
 
 

@@ -10,8 +10,8 @@ from huggingface_hub import constants
 from imagegen.catalog.catalog import HubFiles
 from imagegen.core.errors import Draining, FailureCode, ModelNotFound, NoRepository, NotPulling, WeightsHere
 from imagegen.core.events import EventBus, ModelPulling
-from imagegen.hub.messages import Fetch, Fetched, Progress, Refused
 from imagegen.hub.process import OnProgress
+from imagegen.hub.protocol import Fetch, Fetched, Progress, Refused
 from imagegen.hub.puller import ModelPuller, Pull, PullState
 from tests.conftest import fake_catalog
 

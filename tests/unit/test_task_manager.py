@@ -745,7 +745,7 @@ async def test_a_task_that_has_not_begun_by_its_deadline_fails(tmp_path: Path) -
         assert task.failure is not None
         assert (task.failure.code, task.failure.message) == (
             FailureCode.DEADLINE_EXCEEDED,
-            "It could not begin within the 10 s that it was given.",
+            "The task could not begin within its deadline of 10 s.",
         )
         house.engine.answer(None)
         assert (await house.ended(began)).status is TaskStatus.COMPLETED

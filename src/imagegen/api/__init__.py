@@ -1,1 +1,1 @@
-"""HTTP and nothing else: routers that validate, ask a manager, and answer."""
+"""The HTTP API: routers validate a request, call a service or a manager, and render the answer."""

@@ -1,4 +1,4 @@
-"""BoundedRoute: a body is looked at before it is parsed."""
+"""BoundedRoute: refuses a body with too many values before it is parsed."""
 
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -7,13 +7,13 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
-#: More than a prompt of 8192 commas. A megabyte can hold 200,000 keys, each of which costs a hundred times its size in
-#: parsing and in complaints.
+#: Commas and brackets of a body. A prompt of 8192 commas must pass. Without a limit, a megabyte can hold 200,000 keys,
+#: and to parse and report each of them takes a hundred times its size.
 MAX_PARTS = 10_000
 
 
 class BoundedRoute(APIRoute):
-    """Refuses a JSON body of more values than any request has, in a time that its bytes decide and not its parts."""
+    """Refuses a JSON body with more values than any request has. The check only counts bytes, so it is fast."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
@@ -21,7 +21,7 @@ class BoundedRoute(APIRoute):
         async def bounded(request: Request) -> Response:
             body = await request.body()
             if sum(map(body.count, (b",", b"[", b"{"))) > MAX_PARTS:
-                raise HTTPException(400, "The body has too many parts.")
+                raise HTTPException(400, "The body has too many values.")
             return await handle(request)
 
         return bounded

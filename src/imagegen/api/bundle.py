@@ -1,4 +1,4 @@
-"""GET /task/{task_id}/bundle: a task and its pictures in one file."""
+"""GET /task/{task_id}/bundle: a task and its pictures in one zip file."""
 
 import io
 import zipfile
@@ -8,7 +8,7 @@ from datetime import datetime
 from fastapi import APIRouter
 from fastapi.responses import StreamingResponse
 
-from imagegen.api.dependencies import Config, Images, Service, Who
+from imagegen.api.dependencies import EffectiveSettings, Images, Service, Who
 from imagegen.api.problems import describe
 from imagegen.api.views import task_view
 from imagegen.core.errors import TaskNotFinished
@@ -22,21 +22,23 @@ router = APIRouter(tags=["tasks"])
 @router.get(
     "/task/{task_id}/bundle",
     operation_id="get_bundle",
-    summary="A task with its pictures, as a zip",
+    summary="A task and its pictures, as a zip",
     response_class=StreamingResponse,
     responses={
         200: {"content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}}},
         **describe("task_not_found", "task_not_finished", "image_not_found", "storage_failed", "store_unreachable"),
     },
 )
-async def get_bundle(task_id: str, service: Service, who: Who, images: Images, settings: Config) -> StreamingResponse:
-    """`task.json`, as `GET /task/{task_id}` has it, and the pictures under their own names."""
+async def get_bundle(
+    task_id: str, service: Service, who: Who, images: Images, settings: EffectiveSettings
+) -> StreamingResponse:
+    """A zip of an ended task: the body of `GET /task/{task_id}` as `task.json`, and the files of its pictures."""
     task = await service.task(who, task_id)
     if not task.status.finished:
-        raise TaskNotFinished("The task has not ended; there is nothing to take along yet.")
+        raise TaskNotFinished("The task has not ended; there is nothing to download yet.")
     pictures = [await images.known(image) for image in task.images]
     for image in pictures:
-        await images.size(image)  # once the answer has begun, there is no status left to say that one is missing
+        await images.size(image)  # raises if it is missing: once the response has begun, its status is fixed
     view = task_view(task, None, None, settings.retention_days, receipt_of(task))
     record = view.model_dump_json(indent=2).encode()
     headers = {"Content-Disposition": f'attachment; filename="{task.id}.zip"', "X-Content-Type-Options": "nosniff"}
@@ -45,7 +47,7 @@ async def get_bundle(task_id: str, service: Service, who: Who, images: Images, s
 
 
 class _Sink(io.RawIOBase):
-    """Takes what a zip file writes, until it is sent. It cannot seek, so sizes follow what they are of."""
+    """Collects what ZipFile writes until it is sent. It cannot seek, so ZipFile writes each size after its file."""
 
     def __init__(self) -> None:
         self._written = bytearray()
@@ -66,7 +68,7 @@ class _Sink(io.RawIOBase):
 async def _zipped(
     record: bytes, pictures: Sequence[StoredImage], images: ImageStore, when: datetime
 ) -> AsyncIterator[bytes]:
-    """Piece by piece: pictures are compressed already, and are only passed through."""
+    """The zip, piece by piece. Pictures are stored without compression, because their formats are compressed."""
     sink, date = _Sink(), when.timetuple()[:6]
     with zipfile.ZipFile(sink, "w") as archive:
         archive.writestr(zipfile.ZipInfo("task.json", date), record)

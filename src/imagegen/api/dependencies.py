@@ -1,4 +1,4 @@
-"""What routers are given: the managers, by type."""
+"""The dependencies of routes: the service's objects, by type."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -19,7 +19,7 @@ from imagegen.webhooks.sender import WebhookSender
 
 @dataclass(frozen=True)
 class Services:
-    """Everything a router may ask; the composition root fills it."""
+    """The objects that routes use. app.py builds them."""
 
     settings: Settings
     service: ImageService
@@ -28,24 +28,24 @@ class Services:
     puller: ModelPuller
     images: ImageStore
     bus: EventBus
-    config: CatalogWriter
+    writer: CatalogWriter
     webhooks: WebhookSender
 
 
 def services_of(request: Request) -> Services:
-    """Of the application that was asked."""
+    """The services of the application that a request is for."""
     services = request.app.state.services
     assert isinstance(services, Services)
     return services
 
 
 def settings_of(services: Services) -> Settings:
-    """Those in force: some of them are live."""
+    """The settings in force: models.yaml may override some of the process's settings."""
     return services.models.catalog.settings.over(services.settings)
 
 
-# All are `async def`: FastAPI sends plain functions to a thread, which costs more than all that they do. And none asks
-# for another: each that FastAPI resolves costs a request as much as a small query.
+# All are `async def`, because FastAPI runs plain functions in a thread, which takes longer than the functions do. None
+# depends on another, because each dependency that FastAPI resolves takes as long as a small query.
 
 
 async def _service(request: Request) -> ImageService:
@@ -81,7 +81,7 @@ async def _settings(request: Request) -> Settings:
 
 
 async def _writer(request: Request) -> CatalogWriter:
-    return services_of(request).config
+    return services_of(request).writer
 
 
 async def _webhooks(request: Request) -> WebhookSender:
@@ -95,6 +95,6 @@ Models = Annotated[DynamicModelManager, Depends(_models)]
 Puller = Annotated[ModelPuller, Depends(_puller)]
 Images = Annotated[ImageStore, Depends(_images)]
 Bus = Annotated[EventBus, Depends(_bus)]
-Config = Annotated[Settings, Depends(_settings)]
+EffectiveSettings = Annotated[Settings, Depends(_settings)]
 Writer = Annotated[CatalogWriter, Depends(_writer)]
 Webhooks = Annotated[WebhookSender, Depends(_webhooks)]

@@ -1,4 +1,4 @@
-"""GET /events: everything that happens, as it happens."""
+"""GET /events: the events of all tasks and models, and of the configuration."""
 
 from collections.abc import AsyncIterator, Mapping
 from typing import Annotated
@@ -9,7 +9,7 @@ from imagegen.api.dependencies import Bus
 from imagegen.api.sse import KEEP_ALIVE, KEEP_ALIVE_S, EventStream, frame
 from imagegen.core.events import EventBus
 
-router = APIRouter(tags=["system"])
+router = APIRouter(tags=["service"])
 
 Filter = Annotated[list[str], Query(max_length=50)]
 
@@ -17,7 +17,7 @@ Filter = Annotated[list[str], Query(max_length=50)]
 @router.get(
     "/events",
     operation_id="follow_events",
-    summary="Follow everything (server-sent events)",
+    summary="Follow all events (server-sent events)",
     response_class=EventStream,
 )
 async def follow_events(
@@ -26,11 +26,11 @@ async def follow_events(
     model: Filter = [],  # noqa: B006
     task_id: Filter = [],  # noqa: B006
 ) -> EventStream:
-    """Tasks and models, from now on; the events of one task from its beginning are at `/task/{task_id}/events`.
+    """Events from now on. `/task/{task_id}/events` has the events of one task from its beginning.
 
     Each filter may be given several times: `name` (`completed`, `model_loaded`, ...), `model`, `task_id`. An event
-    passes a filter if it has one of the values there. Positions and previews are told on
-    the task's own stream only. A listener that falls 256 events behind is ended.
+    passes a filter if it has one of its values. Positions, previews and the progress of a task's load are sent on the
+    task's own stream only. A client that falls 256 events behind is disconnected.
     """
     wanted = {"name": set(name), "model": set(model), "task_id": set(task_id)}
     return EventStream(_everything(bus, {field: values for field, values in wanted.items() if values}))

@@ -1,11 +1,11 @@
-"""POST /text2image and /image2image: from a body to an accepted task; POST /plan: what would become of one."""
+"""POST /text2image and /image2image accept a task; POST /plan tells what would happen to such a request."""
 
 from typing import Any
 
 from fastapi import APIRouter, Response
 
 from imagegen.api.bounded import BoundedRoute
-from imagegen.api.dependencies import Config, Service, Webhooks, Who
+from imagegen.api.dependencies import EffectiveSettings, Service, Webhooks, Who
 from imagegen.api.idempotency import REPLAYED_HEADER, Submitter
 from imagegen.api.problems import describe
 from imagegen.api.schemas import (
@@ -25,11 +25,11 @@ from imagegen.core.webhooks import ENDS
 from imagegen.tasks.admission import TaskDraft
 from imagegen.webhooks.sender import WebhookSender
 
-router = APIRouter(tags=["generation"], route_class=BoundedRoute)
-#: Bodies with a picture in them; the composition root gives this one the larger limit.
-upload_router = APIRouter(tags=["generation"], route_class=BoundedRoute)
+router = APIRouter(tags=["tasks"], route_class=BoundedRoute)
+#: Routes whose bodies contain pictures; app.py gives this router a larger limit of the body.
+upload_router = APIRouter(tags=["tasks"], route_class=BoundedRoute)
 
-#: Of all that makes tasks.
+#: The codes with which a route may refuse a task.
 ACCEPTING = (
     "malformed_body",
     "invalid_request",
@@ -48,13 +48,13 @@ ACCEPTING = (
     "storage_full",
 )
 
-#: What is no answer to a question.
+#: Those of them that `POST /plan` never answers with, because it accepts no task.
 _ONLY_ACCEPTING = ("queue_full", "draining", "storage_failed", "storage_full")
 
 
-#: Also 200, with the ended task, to who waits for it.
+#: 200 is for callers that wait for the end of the task.
 _ANSWERS: dict[int | str, dict[str, Any]] = {
-    200: {"model": TaskView, "description": "With `Prefer: wait=N`: the task has ended within N seconds."},
+    200: {"model": TaskView, "description": "With `Prefer: wait=N`, if the task has ended within N seconds."},
     202: {"headers": {"Idempotency-Replayed": REPLAYED_HEADER}},
 }
 
@@ -64,13 +64,13 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
     operation_id="text2image",
     status_code=202,
     response_model=TaskAccepted,
-    summary="Make pictures from words",
+    summary="Make pictures from a prompt",
     responses={**_ANSWERS, **describe(*ACCEPTING, "idempotency_key_reused")},
 )
 async def text2image(body: Text2ImageBody, caller: Caller, submitter: Submitter, webhooks: Webhooks) -> Response:
-    """Accepts a task and answers at once; the task is on disk by then. Follow `links.events`, or poll `links.self`.
+    """Accepts a task and answers once it is on disk. Follow it at `links.events`, or poll `links.self`.
 
-    With the header `Prefer: wait=N` the answer is the ended task (200) if it ends within N seconds, else the usual 202.
+    With the header `Prefer: wait=N`, the answer is 200 with the ended task if it ends within N seconds, else 202.
     """
     once = await submitter.submit(_draft(TaskType.TEXT2IMAGE, body, webhooks), body)
     return await caller.answer(once, cancel=body.cancel_on_disconnect)
@@ -81,15 +81,15 @@ async def text2image(body: Text2ImageBody, caller: Caller, submitter: Submitter,
     operation_id="image2image",
     status_code=202,
     response_model=TaskAccepted,
-    summary="Make pictures from words and a picture",
+    summary="Make pictures from a prompt and a picture",
     responses={**_ANSWERS, **describe(*ACCEPTING, "idempotency_key_reused", "invalid_image", "image_too_large")},
 )
 async def image2image(
-    body: Image2ImageBody, caller: Caller, submitter: Submitter, settings: Config, webhooks: Webhooks
+    body: Image2ImageBody, caller: Caller, submitter: Submitter, settings: EffectiveSettings, webhooks: Webhooks
 ) -> Response:
-    """As text2image, starting from an input picture: it is filled to the asked size, its centre kept.
+    """Like text2image, but starts from an input picture, which is scaled and cropped to the size around its centre.
 
-    With `mask`, only the white part of that is drawn anew. Models that edit (Kontext) do without `strength`.
+    With `mask`, only its white part is repainted. Models that edit (Kontext) ignore `strength`.
     """
     image = await decode_image(body.image, settings.max_input_pixels)
     mask = await decode_image(body.mask, settings.max_input_pixels) if body.mask else None
@@ -102,12 +102,14 @@ async def image2image(
 @router.post(
     "/plan",
     operation_id="plan",
-    summary="What would become of a request",
+    summary="Plan a request without making it",
     responses=describe(*(code for code in ACCEPTING if code not in _ONLY_ACCEPTING)),
 )
 async def plan(body: PlanBody, service: Service, who: Who, webhooks: Webhooks) -> PlanView:
-    """Takes the body of text2image or image2image and accepts nothing: who would have to leave the device, which
-    position it would get, and when it would begin and end. What never could run is refused as it would be there.
+    """Takes the body of text2image or image2image, without pictures, and accepts no task.
+
+    The answer has the models that would be evicted, the position in the queue, and the expected start and end. A
+    request that can never run is refused with the same code as by those routes.
     """
     draft = _draft(body.task_type, body, webhooks).evolve(strength=body.strength)
     return plan_view(await service.plan(who, draft))
@@ -123,5 +125,5 @@ def _draft(kind: TaskType, body: GenerationBody, webhooks: WebhookSender) -> Tas
     )
 
 
-#: What a body says in the draft's own words.
+#: The fields that bodies and drafts share, except `loras`, whose types differ.
 _DRAFT_FIELDS = set(GenerationBody.model_fields) & set(TaskDraft.model_fields) - {"loras"}

@@ -1,4 +1,4 @@
-"""Who may call: no web page of another origin, and on a local address nobody under a foreign host name."""
+"""Refuses changes by web pages of other origins and, on a local address, requests for a foreign host name."""
 
 import ipaddress
 from collections.abc import Collection
@@ -9,19 +9,20 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from imagegen.api.problems import problem
 
-#: What changes nothing may be asked for by any page: the browser does not let it read the answer.
+#: These methods change nothing, so any page may use them: the browser does not let it read the answer.
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class Guard:
-    """Middleware: a page that the operator merely visits must not fill the queue or read what is in it.
+    """Middleware against web pages that the operator visits: they must not submit tasks or read them.
 
-    A browser says where a request comes from (Sec-Fetch-Site, Origin); programs say nothing and pass. A page can have
-    its own name resolve to 127.0.0.1 and is then of the same origin; there the host name gives it away.
+    A browser sends where a request comes from (Sec-Fetch-Site, Origin). Programs send neither header, and pass. A page
+    can make its own host name resolve to 127.0.0.1, and is then of the same origin: its requests have a foreign name
+    in the Host header.
     """
 
     def __init__(self, app: ASGIApp, host: str, allowed_hosts: Collection[str]) -> None:
-        """`host` is the address listened on; if it is a local one, callers must call it so, or by an allowed name."""
+        """`host`: the address to listen on. If it is local, the Host header must be local or one of `allowed_hosts`."""
         self._app = app
         self._hosts = {"localhost", "127.0.0.1", "::1", host, *allowed_hosts} if is_local(host) else set()
 
@@ -30,10 +31,10 @@ class Guard:
             return await self._app(scope, receive, send)
         headers = Headers(scope=scope)
         if self._hosts and host_name(headers.get("host", "")) not in self._hosts:
-            refusal = problem("unknown_host", "The service does not go by this host name; see IMAGEGEN_ALLOWED_HOSTS.")
+            refusal = problem("unknown_host", "This host name is not allowed; see IMAGEGEN_ALLOWED_HOSTS.")
             return await refusal(scope, receive, send)
         if scope["method"] not in SAFE_METHODS and is_cross_origin(headers):
-            refusal = problem("cross_origin", "Pages of another origin may not do this.")
+            refusal = problem("cross_origin", "Web pages of another origin may not do this.")
             return await refusal(scope, receive, send)
         await self._app(scope, receive, send)
 
@@ -47,7 +48,7 @@ def is_local(host: str) -> bool:
 
 
 def host_name(authority: str) -> str:
-    """`[::1]:5050` -> `::1`; empty if it is none."""
+    """The host without the port: `[::1]:5050` -> `::1`; empty if the text is not valid."""
     try:
         return urlsplit(f"//{authority}").hostname or ""
     except ValueError:
@@ -55,7 +56,7 @@ def host_name(authority: str) -> str:
 
 
 def is_cross_origin(headers: Headers) -> bool:
-    """Whether a browser sent this for a page that did not come from here."""
+    """Whether a browser sent this request for a page of another origin."""
     if site := headers.get("sec-fetch-site"):
         return site not in ("same-origin", "none")
     if origin := headers.get("origin"):

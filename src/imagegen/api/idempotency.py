@@ -22,7 +22,7 @@ REPLAYED_HEADER = {
 
 
 class _Submitter:
-    """Submits drafts under the caller's key, if there is one."""
+    """Submits drafts with the caller's Idempotency-Key, if there is one."""
 
     def __init__(self, service: ImageService, who: Owner, key: str | None) -> None:
         self._service = service
@@ -30,10 +30,10 @@ class _Submitter:
         self._key = key
 
     async def submit(self, draft: TaskDraft, body: BaseModel) -> Once:
-        """`body`: the key stands for it; the same key with another body is refused."""
+        """Submit a draft. A key belongs to one `body`: with another one it raises KeyReused."""
         if self._key is None:
             return await self._service.submit(self._who, draft)
-        # A body with a picture is megabytes: hashed off the event loop.
+        # A body with a picture has megabytes, so it is hashed in a thread.
         digest = await asyncio.to_thread(_digest, draft.type, body)
         return await self._service.submit(self._who, draft, Claim(self._key, digest))
 
@@ -51,8 +51,8 @@ async def _submitter(
             min_length=1,
             max_length=255,
             pattern=r"^[!-~]([ -~]*[!-~])?$",
-            description="Any text of yours: within a day, the same key with the same body is the same task, "
-            "answered with `Idempotency-Replayed: true`; with another body it is refused.",
+            description="Any text. For 24 hours, the same key with the same body returns the same task, with "
+            "`Idempotency-Replayed: true`; the same key with another body is refused.",
         ),
     ] = None,
 ) -> _Submitter:

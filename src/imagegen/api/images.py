@@ -1,4 +1,4 @@
-"""GET /images: the finished pictures."""
+"""GET /images: the files of finished pictures."""
 
 import base64
 import secrets
@@ -8,7 +8,7 @@ from typing import Annotated, Any, NamedTuple
 from fastapi import APIRouter, Depends, Header, Request
 from fastapi.responses import RedirectResponse, Response, StreamingResponse
 
-from imagegen.api.dependencies import Config, Images, Tasks
+from imagegen.api.dependencies import EffectiveSettings, Images, Tasks
 from imagegen.api.problems import describe, problem
 from imagegen.api.ranges import Range, parse_ranges
 from imagegen.core.task import StoredImage
@@ -16,25 +16,25 @@ from imagegen.storage.images import MEDIA_TYPES, ImageStore, media_type
 
 router = APIRouter(tags=["images"])
 
-#: A picture is never anything but a picture, whatever a browser takes it for.
+#: A browser must not treat a picture as a page or a script.
 _SAFE = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "default-src 'none'; sandbox"}
-#: It never changes under its name.
+#: A file never changes, so caches may keep it.
 _FOR_EVER = "public, max-age=31536000, immutable"
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"content": {media: _BINARY for media in MEDIA_TYPES.values()}},
-    206: {"description": "The parts that `Range` asks for, at most eight."},
-    304: {"description": "`If-None-Match` names its `ETag`."},
-    307: {"description": "It is in a bucket, and the service is set up to say so: a URL of limited life."},
+    206: {"description": "The ranges of the `Range` header, at most eight."},
+    304: {"description": "`If-None-Match` has the `ETag` of the picture."},
+    307: {"description": "The picture is in a bucket, and IMAGEGEN_STORE_URLS is `presigned`: a URL that expires."},
     **describe("image_not_found", "range_not_satisfiable", "storage_failed", "store_unreachable"),
 }
 
 
 async def _conditions(
-    range_: Annotated[str | None, Header(alias="Range", description="`bytes=0-99`, at most eight of them.")] = None,
-    if_range: Annotated[str | None, Header(description="The parts only while this is the `ETag`, else all.")] = None,
-    if_none_match: Annotated[str | None, Header(description="304 if its `ETag` is among them.")] = None,
+    range_: Annotated[str | None, Header(alias="Range", description="`bytes=0-99`; at most eight ranges.")] = None,
+    if_range: Annotated[str | None, Header(description="If it is not the `ETag`, `Range` is ignored.")] = None,
+    if_none_match: Annotated[str | None, Header(description="304 if the `ETag` is among these.")] = None,
 ) -> Mapping[str, str | None]:
     return {"range": range_, "if-range": if_range, "if-none-match": if_none_match}
 
@@ -53,18 +53,18 @@ async def get_image(
     request: Request,
     tasks: Tasks,
     images: Images,
-    settings: Config,
+    settings: EffectiveSettings,
     asked: Annotated[Mapping[str, str | None], Depends(_conditions)],
 ) -> Response:
-    """The file of a `result_files` entry. Ranges and conditional requests work; it may be cached for ever.
+    """The file of an entry of `result_files`. It supports ranges and conditional requests, and may be cached for ever.
 
-    `ETag` and `Repr-Digest` (RFC 9530) are of its bytes. A picture in a bucket comes through the service, or by a
-    redirect to the bucket.
+    `ETag` and `Repr-Digest` (RFC 9530) are computed from its bytes. The service sends a picture in a bucket itself, or
+    redirects to the bucket.
     """
     image = await tasks.records.picture(f"{folder}/{file}")
     head = request.method == "HEAD"
     if settings.store_urls == "presigned" and (url := await images.url(image, "HEAD" if head else "GET")):
-        # Whoever follows it from a cache finds at least half of its life left.
+        # Half of the URL's lifetime, so that a redirect from a cache leads to a URL that is still valid.
         return RedirectResponse(
             url, headers=_SAFE | {"Cache-Control": f"private, max-age={settings.store_url_s / 2:.0f}"}
         )
@@ -73,14 +73,14 @@ async def get_image(
     if _matches(asked["if-none-match"], headers["ETag"]):
         return Response(status_code=304, headers=headers)
     if head:
-        await images.size(image)  # it is there, or a problem
+        await images.size(image)  # raises if the file is missing
         return Response(headers=headers | {"Content-Length": str(image.bytes)}, media_type=media_type(image.path))
     wanted = asked["range"] if asked["if-range"] in (None, headers["ETag"]) else None
     return await _content(images, image, headers, parse_ranges(wanted, image.bytes) if wanted else None)
 
 
 def _headers(image: StoredImage) -> dict[str, str]:
-    """What every answer about a picture says."""
+    """The headers of every answer about a picture."""
     file = image.path.rpartition("/")[2]
     return _SAFE | {
         "Accept-Ranges": "bytes",
@@ -96,7 +96,7 @@ def _digest(image: StoredImage) -> str:
 
 
 def _matches(header: str | None, etag: str) -> bool:
-    """Whether If-None-Match names it; weakly, as that header compares."""
+    """Whether If-None-Match has the ETag, by weak comparison (RFC 9110, section 13.1.2)."""
     tags = [tag.strip().removeprefix("W/") for tag in (header or "").split(",")]
     return etag in tags or tags == ["*"]
 
@@ -104,10 +104,10 @@ def _matches(header: str | None, etag: str) -> bool:
 async def _content(
     images: ImageStore, image: StoredImage, headers: dict[str, str], ranges: list[Range] | None
 ) -> Response:
-    """All of it, or the parts that were asked for."""
+    """The whole file, or the ranges of the request."""
     size, media = image.bytes, media_type(image.path)
     if ranges is None:
-        # Of what is sent, and so of no part.
+        # The digest of the bytes that are sent, so only for the whole file.
         headers |= {"Content-Digest": headers["Repr-Digest"]}
         return await _stream(images, image, _Body(200, media, [(b"", Range(0, size))]), headers)
     if not ranges:
@@ -122,7 +122,7 @@ async def _content(
 class _Body(NamedTuple):
     status: int
     media_type: str
-    #: Each with what goes before it.
+    #: Each range, and the bytes that precede it.
     parts: list[tuple[bytes, Range]]
     end: bytes = b""
 
@@ -146,7 +146,7 @@ def _content_range(part: Range, size: int) -> str:
 
 
 async def _stream(images: ImageStore, image: StoredImage, body: _Body, headers: dict[str, str]) -> Response:
-    """The first bytes are here before the answer begins: what is missing, or cannot be reached, is a problem."""
+    """Stream a body. The first bytes are read before the response begins, so that a missing file is still an error."""
     pieces = _pieces(images, image, body)
     begun = _begun(await anext(pieces), pieces)
     headers |= {"Content-Length": str(body.length)}

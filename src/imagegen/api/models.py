@@ -1,4 +1,4 @@
-"""Models: what is configured, what is resident, letting it go, and fetching weights."""
+"""Models: list, load and unload them, and pull their weights."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -18,7 +18,7 @@ router = APIRouter(prefix="/models", tags=["models"])
 
 @router.get("", operation_id="list_models", summary="All configured models")
 async def list_models(models: Models, puller: Puller, writer: Writer, response: Response) -> ModelList:
-    """In the order of models.yaml."""
+    """All models, in the order of models.yaml."""
     tag(response, writer.etag)
     entries = models.catalog.models
     here = await asyncio.to_thread(lambda: {model_id: puller.has(spec) for model_id, spec in entries.items()})
@@ -51,7 +51,7 @@ async def unload_model(models: Models, tasks: Tasks) -> Unloaded:
 
 @router.get("/{model_id}", operation_id="get_model", summary="One model", responses=describe("model_not_found"))
 async def get_model(model_id: str, models: Models, puller: Puller, writer: Writer, response: Response) -> ModelDetails:
-    """A model with its configuration, and how the download of its weights stands."""
+    """A model with its configuration, the progress of its load, and the latest pull of its weights."""
     tag(response, writer.etag)
     return await _details(model_id, models, puller)
 
@@ -65,7 +65,7 @@ async def _details(model_id: str, models: Models, puller: Puller) -> ModelDetail
 @router.post(
     "/{model_id}/load",
     operation_id="load_model",
-    summary="Bring a model into device memory",
+    summary="Load a model",
     responses=describe("model_not_found", "does_not_fit", "load_failed", "draining"),
 )
 async def load_model(model_id: str, models: Models, tasks: Tasks, puller: Puller) -> ModelDetails:
@@ -88,9 +88,9 @@ async def unload_this_model(
     model_id: str,
     models: Models,
     tasks: Tasks,
-    wait: Annotated[bool, Query(description="Wait for its running task; otherwise that is a 409.")] = True,
+    wait: Annotated[bool, Query(description="Wait for its running task; if false, answer 409.")] = True,
 ) -> Unloaded:
-    """Frees the memory and says how much, measured afterwards."""
+    """Unloads the model. The answer has the bytes that became free, measured afterwards."""
     models.catalog.model(model_id)
     if not wait and tasks.is_running(model_id):
         raise ModelBusy
@@ -101,14 +101,14 @@ async def unload_this_model(
     "/{model_id}/pull",
     status_code=202,
     operation_id="pull_model",
-    summary="Fetch a model's weights",
+    summary="Pull a model's weights",
     responses=describe("model_not_found", "weights_here", "no_repository", "draining"),
 )
 async def pull_model(model_id: str, puller: Puller) -> PullView:
-    """Starts the download, or goes on with one that was cut off or cancelled. Asking again changes nothing.
+    """Starts a pull, or resumes one that was interrupted or cancelled. Has no effect while the model is pulled.
 
-    One model is fetched at a time; the others are `waiting`. Follow it here: `GET /models/{model_id}`, or
-    `GET /models/{model_id}/pull/events`.
+    One model is pulled at a time; the others are `waiting`. Follow the pull at `GET /models/{model_id}/pull/events`, or
+    poll `GET /models/{model_id}`.
     """
     return pull_view(puller.start(model_id))
 
@@ -116,16 +116,16 @@ async def pull_model(model_id: str, puller: Puller) -> PullView:
 @router.delete(
     "/{model_id}/pull",
     operation_id="cancel_pull",
-    summary="Cancel a download",
+    summary="Cancel a pull",
     responses=describe("model_not_found", "not_pulling"),
 )
 async def cancel_pull(model_id: str, puller: Puller) -> PullView:
-    """What has arrived is kept; the next download goes on from there. Tasks that wait for the weights fail."""
+    """Keeps the bytes that have arrived, and the next pull resumes there. Tasks that wait for the weights fail."""
     return pull_view(puller.cancel(model_id))
 
 
 async def _pulled(model_id: str, puller: Puller) -> str:
-    # As a dependency: once the stream has begun, there is no status code left.
+    # A dependency, because a stream that has begun cannot answer with another status.
     if puller.pull(model_id) is None:
         raise NotPulling
     return model_id
@@ -134,11 +134,11 @@ async def _pulled(model_id: str, puller: Puller) -> str:
 @router.get(
     "/{model_id}/pull/events",
     operation_id="follow_pull",
-    summary="Follow a download (server-sent events)",
+    summary="Follow a pull (server-sent events)",
     response_class=EventSourceResponse,
     responses=describe("not_pulling"),
 )
 async def follow_pull(model_id: Annotated[str, Depends(_pulled)], puller: Puller) -> AsyncIterator[ServerSentEvent]:
-    """`waiting`, `downloading` with bytes, then `ready`, `failed` or `cancelled`, and the stream ends."""
+    """`waiting`, `downloading` with bytes, then `ready`, `failed` or `cancelled`, which ends the stream."""
     async for pull in puller.follow(model_id):
         yield ServerSentEvent(event=pull.state, data=pull_view(pull).model_dump(mode="json"))

@@ -1,4 +1,4 @@
-"""Errors as RFC 9457 problem details with a stable `code`; the one table from codes to HTTP statuses."""
+"""Errors as RFC 9457 problem details with a stable `code`. STATUS is the only table from codes to HTTP statuses."""
 
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -63,16 +63,16 @@ STATUS: Mapping[str, int] = MappingProxyType(
     }
 )
 
-#: Codes for what the framework refuses by itself.
+#: The codes of errors that FastAPI or Starlette answers by itself.
 _CODE_OF_STATUS: Mapping[int, str] = MappingProxyType(
     {400: "malformed_body", 404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 )
 
 
 class FieldError(BaseModel):
-    """One thing that is wrong with a request."""
+    """One problem of a request."""
 
-    loc: str = Field(description="Where, as `body.width`.", examples=["body.width"])
+    loc: str = Field(description="The field, as `body.width`.", examples=["body.width"])
     message: str = Field(examples=["Input should be less than or equal to 4096"])
 
 
@@ -90,14 +90,14 @@ class Problem(BaseModel):
 def problem(
     code: str, detail: str, *, status: int | None = None, errors: list[FieldError] | None = None, headers: Any = None
 ) -> JSONResponse:
-    """A problem response; the status comes from the table unless the framework chose it."""
+    """A problem response. Without a `status`, STATUS has it."""
     status = status or STATUS.get(code, 500)
     body = Problem(title=HTTPStatus(status).phrase, status=status, code=code, detail=detail, errors=errors)
     return JSONResponse(body.model_dump(exclude_none=True), status, headers=headers, media_type=MEDIA_TYPE)
 
 
 def describe(*codes: str) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a route that may answer with these codes."""
+    """The `responses` of a route that can answer with these codes."""
     by_status: dict[int | str, dict[str, Any]] = {}
     for status in sorted({STATUS[code] for code in codes}):
         words = ", ".join(f"`{code}`" for code in codes if STATUS[code] == status)
@@ -107,7 +107,7 @@ def describe(*codes: str) -> dict[int | str, dict[str, Any]]:
 
 
 def install(app: FastAPI) -> None:
-    """Make every error of the app a problem, in its answers and in its OpenAPI document."""
+    """Make every error of the app a problem response, and describe it in the OpenAPI document."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -121,7 +121,7 @@ def install(app: FastAPI) -> None:
 
 
 def _with_problems(document: dict[str, Any]) -> dict[str, Any]:
-    """Put the schemas that `describe` refers to in, and the framework's own error schemas out."""
+    """Add the schemas that `describe` refers to, and remove FastAPI's own error schemas."""
     schemas = document["components"]["schemas"]
     for model in (Problem, FieldError):
         schemas[model.__name__] = model.model_json_schema(ref_template="#/components/schemas/{model}")
@@ -146,7 +146,7 @@ async def _on_imagegen_error(request: Request, error: Exception) -> JSONResponse
 
 
 async def _on_validation_error(request: Request, error: Exception) -> JSONResponse:
-    # The input is never echoed: it may be huge, secret, or text that no encoder takes (lone surrogates, infinities).
+    # The input is never sent back: it may be huge, secret, or not encodable (lone surrogates, infinities).
     assert isinstance(error, RequestValidationError)
     errors = [FieldError(loc=_loc(item["loc"]), message=_printable(item["msg"])) for item in error.errors()[:20]]
     first = errors[0]
@@ -172,7 +172,7 @@ async def _on_bug(request: Request, error: Exception) -> JSONResponse:
 
 
 class TextAsProblem:
-    """Middleware: what the framework refuses in plain text, before or behind our handlers, becomes a problem, too."""
+    """Middleware: makes problem responses of the plain-text errors that Starlette sends outside of our handlers."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

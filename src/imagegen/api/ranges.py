@@ -1,26 +1,26 @@
-"""Pure: which parts of a file a `Range` header asks for (RFC 9110, section 14)."""
+"""Parses `Range` headers (RFC 9110, section 14). Pure."""
 
 import re
 from typing import NamedTuple
 
-#: Nobody needs more parts of a picture; who asks for more gets all of it.
+#: A request with more ranges gets the whole file.
 MAX_RANGES = 8
 
-#: Twenty digits are more than any file has bytes.
+#: No file has so many bytes that twenty digits do not suffice.
 _SPEC = re.compile(r"[ \t]*(\d{0,20})-(\d{0,20})[ \t]*", re.ASCII)
 
 
 class Range(NamedTuple):
-    """Bytes `start` to `stop`, without the last."""
+    """The bytes from `start` to `stop`, without the one at `stop`."""
 
     start: int
     stop: int
 
 
 def parse_ranges(header: str, size: int) -> list[Range] | None:
-    """The parts in the order of asking; none if no byte of them is there. None: send the whole file.
+    """The ranges in the order of the header; an empty list if the file has none of them. None: send the whole file.
 
-    That is the answer to what is malformed, of another unit, too many, or together more than the file.
+    None if the header is malformed or has another unit, too many ranges, or more bytes than the file.
     """
     unit, _, listed = header.partition("=")
     if unit.strip().lower() != "bytes" or listed.count(",") >= MAX_RANGES:
@@ -34,7 +34,7 @@ def parse_ranges(header: str, size: int) -> list[Range] | None:
 
 
 def _range(first: str, last: str, size: int) -> Range | None:
-    """None: malformed. Empty, with its end not above its start: not satisfiable."""
+    """One range; None: malformed. If its `stop` is not above its `start`, the file has none of its bytes."""
     if first and last:
         return Range(int(first), min(int(last) + 1, size)) if int(first) <= int(last) else None
     if first:

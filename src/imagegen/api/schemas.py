@@ -1,4 +1,4 @@
-"""Bodies on the wire: what a request may say and what an answer says."""
+"""The bodies of requests and answers."""
 
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
@@ -35,45 +35,49 @@ Side = Annotated[int, Field(strict=True, ge=16, le=8192)]
 
 
 class Body(BaseModel):
-    """A request body: unknown keys are refused; numbers are numbers, not texts or booleans."""
+    """A request body. Unknown keys are refused, and numbers must not be strings or booleans."""
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True, frozen=True)
 
 
 class LoraBody(Body):
-    """A low-rank adapter for this request only."""
+    """A LoRA (low-rank adapter) for this request only."""
 
     path: str | None = Field(
         None, min_length=1, max_length=500, description="A .safetensors file below the service's LoRA directory."
     )
-    repo: HubSource | None = Field(None, description="Instead: `org/name[@revision]`, already in the hub's cache.")
+    repo: HubSource | None = Field(
+        None, description="Instead of `path`: `org/name[@revision]`, already in the hub's cache."
+    )
     weight_name: str | None = Field(
         None, min_length=1, max_length=300, pattern=r"^[\w][\w.\- /]*\.safetensors$", description="The file in `repo`."
     )
-    scale: float = Field(1.0, strict=True, ge=-4, le=4, allow_inf_nan=False, description="How strongly it counts.")
+    scale: float = Field(1.0, strict=True, ge=-4, le=4, allow_inf_nan=False, description="Strength of the LoRA.")
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if (self.path is None) == (self.repo is None):
             raise ValueError("give either path or repo")
         if (self.repo is None) != (self.weight_name is None):
-            raise ValueError("repo and weight_name go together")
+            raise ValueError("give repo and weight_name together")
         return self
 
     def lora(self) -> Lora:
-        """As the tasks know it."""
+        """The LoRA as a value of core."""
         return Lora(path=self.path or self.weight_name or "", repo=self.repo, scale=self.scale)
 
 
 class GenerationBody(Body):
-    """What both kinds of generation take."""
+    """The fields that text2image and image2image have in common."""
 
-    prompt: Prompt = Field(min_length=1, description="What to draw.")
-    negative_prompt: Prompt | None = Field(None, description="What to avoid, for models that take it.")
+    prompt: Prompt = Field(min_length=1, description="What the picture shows.")
+    negative_prompt: Prompt | None = Field(
+        None, description="What the picture must not show. Only for models that take a negative prompt."
+    )
     model: ModelId | None = Field(
         None,
         validation_alias=AliasChoices("model", "model_name"),
-        description="A model's id; the default model if left out. Also read as `model_name`.",
+        description="The id of a model; default: `default_model`. Also read as `model_name`.",
     )
     batch_size: int = Field(
         1,
@@ -81,26 +85,35 @@ class GenerationBody(Body):
         ge=1,
         le=64,
         validation_alias=AliasChoices("batch_size", "batchSize"),
-        description="Pictures to make, with seeds seed, seed+1, ... Also read as `batchSize`.",
+        description="Number of pictures. Their seeds are seed, seed + 1, ... Also read as `batchSize`.",
     )
     aspect_ratio: AspectRatio = Field(
         "1:1",
         validation_alias=AliasChoices("aspect_ratio", "aspectRatio"),
-        description="Shape of the picture; its size follows from the model's base size. Also read as `aspectRatio`.",
+        description="Shape of the picture. The model's `base_size` decides its pixels. Also read as `aspectRatio`.",
     )
-    width: Side | None = Field(None, description="Pixels; with `height`, instead of `aspect_ratio`.")
-    height: Side | None = Field(None, description="Pixels; with `width`, instead of `aspect_ratio`.")
+    width: Side | None = Field(None, description="Pixels. Replaces `aspect_ratio`, together with `height`.")
+    height: Side | None = Field(None, description="Pixels. Replaces `aspect_ratio`, together with `width`.")
     steps: int | None = Field(
         None, strict=True, ge=1, le=MAX_STEPS, description="Denoising steps; default: the model's."
     )
     guidance_scale: float | None = Field(
-        None, strict=True, ge=0, le=50, allow_inf_nan=False, description="How closely to follow the prompt."
+        None,
+        strict=True,
+        ge=0,
+        le=50,
+        allow_inf_nan=False,
+        description="How closely to follow the prompt; default: the model's.",
     )
     seed: int | None = Field(
-        None, strict=True, ge=0, le=MAX_SEED, description="Same seed, same pixels. Random if left out."
+        None, strict=True, ge=0, le=MAX_SEED, description="The same seed gives the same pixels; default: random."
     )
     priority: int = Field(
-        0, strict=True, ge=-1000, le=1000, description="Lower runs first; waiting makes up for it in time."
+        0,
+        strict=True,
+        ge=-1000,
+        le=1000,
+        description="Lower numbers run first. Each `ageing_minutes` of waiting counts as one step lower.",
     )
     deadline_s: float | None = Field(
         None,
@@ -108,41 +121,42 @@ class GenerationBody(Body):
         gt=0,
         le=2_592_000,
         allow_inf_nan=False,
-        description="Seconds within which it must begin to run; otherwise it fails with `deadline_exceeded`.",
+        description="Seconds within which the task must begin to run. Otherwise it fails with `deadline_exceeded`.",
     )
     previews: int = Field(
         0,
         strict=True,
         ge=0,
         le=8,
-        description="So many times while each picture is made, its event stream shows what it will be like.",
+        description="Number of previews of each picture in the task's event stream.",
     )
     webhook_url: str | None = Field(
-        None, min_length=1, max_length=2000, description="Is told of the events below. Never shown again but its host."
+        None, min_length=1, max_length=2000, description="Receives the events below. Answers show only its host."
     )
     webhook_events: list[WebhookEvent] | None = Field(
-        None, min_length=1, max_length=8, description="What `webhook_url` is told; default: the end, whichever it is."
+        None,
+        min_length=1,
+        max_length=8,
+        description="The events to send to `webhook_url`; default: `completed`, `failed` and `cancelled`.",
     )
     cancel_on_disconnect: bool = Field(
         False,
         strict=True,
-        description="Whether a caller that waits (`Prefer: wait=N`) and goes away takes the task along.",
+        description="Whether the task is cancelled if a caller that waits for it (`Prefer: wait=N`) disconnects.",
     )
-    format: ImageFormat = Field(ImageFormat.PNG, description="Of the files. JPEG knows no transparency.")
+    format: ImageFormat = Field(ImageFormat.PNG, description="Format of the files. JPEG has no transparency.")
     quality: int | None = Field(
-        None, strict=True, ge=1, le=100, description="Of jpeg, webp and avif; left out: 90, 90 and 75."
+        None, strict=True, ge=1, le=100, description="Quality of jpeg, webp and avif; default: 90, 90 and 75."
     )
-    metadata: bool = Field(True, strict=True, description="Whether each file holds its receipt.")
+    metadata: bool = Field(True, strict=True, description="Whether each file contains its receipt.")
     lora_weights_path: str | None = Field(
         None, min_length=1, max_length=500, description="A .safetensors file below the service's LoRA directory."
     )
-    lora_scale: float = Field(
-        0.7, strict=True, ge=-4, le=4, allow_inf_nan=False, description="How strongly the LoRA counts."
-    )
-    loras: list[LoraBody] = Field([], max_length=8, description="Several at once, beside `lora_weights_path`.")
+    lora_scale: float = Field(0.7, strict=True, ge=-4, le=4, allow_inf_nan=False, description="Strength of that LoRA.")
+    loras: list[LoraBody] = Field([], max_length=8, description="More LoRAs, in addition to `lora_weights_path`.")
 
     def all_loras(self) -> tuple[Lora, ...]:
-        """The brief's one first."""
+        """All LoRAs of the request. `lora_weights_path`, the field of the original API, is the first."""
         path = self.lora_weights_path
         own = (Lora(path=path, scale=self.lora_scale),) if path else ()
         return own + tuple(body.lora() for body in self.loras)
@@ -150,13 +164,13 @@ class GenerationBody(Body):
     @model_validator(mode="after")
     def _quality_of_what_has_one(self) -> Self:
         if self.quality is not None and self.format is ImageFormat.PNG:
-            raise ValueError("png loses nothing and has no quality; leave it out, or ask for another format")
+            raise ValueError("png is lossless and has no quality; leave quality out, or choose another format")
         return self
 
     @model_validator(mode="after")
     def _width_with_height(self) -> Self:
         if (self.width is None) != (self.height is None):
-            raise ValueError("width and height go together")
+            raise ValueError("give width and height together")
         return self
 
     @model_validator(mode="after")
@@ -167,16 +181,18 @@ class GenerationBody(Body):
 
 
 class PlanBody(GenerationBody):
-    """A request that is not made; of image2image without its pictures."""
+    """The body of text2image, or of image2image without its pictures."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"prompt": "a red circle", "model": "tiny"}]})
 
-    task_type: TaskType = Field(TaskType.TEXT2IMAGE, description="Which of the two it would be.")
-    strength: float | None = Field(None, strict=True, ge=0.01, le=1, allow_inf_nan=False, description="image2image.")
+    task_type: TaskType = Field(TaskType.TEXT2IMAGE, description="The route of the request.")
+    strength: float | None = Field(
+        None, strict=True, ge=0.01, le=1, allow_inf_nan=False, description="Only for image2image."
+    )
 
 
 class Text2ImageBody(GenerationBody):
-    """A picture from words."""
+    """The body of text2image."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -195,7 +211,7 @@ EXAMPLE_IMAGE = (
 
 
 class Image2ImageBody(GenerationBody):
-    """A picture from words and another picture."""
+    """The body of image2image."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -206,7 +222,8 @@ class Image2ImageBody(GenerationBody):
     image: str = Field(
         min_length=1,
         validation_alias=AliasChoices("image", "base64_image"),
-        description="PNG, JPEG or WebP in base64, with or without a `data:` prefix. Also read as `base64_image`.",
+        description="The input picture: PNG, JPEG or WebP in base64, with or without a `data:` prefix. "
+        "Also read as `base64_image`.",
     )
     strength: float = Field(
         0.8,
@@ -214,19 +231,19 @@ class Image2ImageBody(GenerationBody):
         ge=0.01,
         le=1,
         allow_inf_nan=False,
-        description="How much of the picture is replaced: near 0 keeps it, 1 keeps nothing.",
+        description="How much of the input picture is replaced: near 0 keeps it, 1 keeps nothing.",
     )
     mask: str | None = Field(
         None,
         min_length=1,
         validation_alias=AliasChoices("mask", "mask_image"),
-        description="For models that can inpaint: a picture in base64; its white part is drawn anew. "
+        description="Only for models that can inpaint: a picture in base64. The white part of it is repainted. "
         "Also read as `mask_image`.",
     )
 
 
 class TaskLinks(BaseModel):
-    """Where to go from here; nobody needs to build URLs."""
+    """The URLs of a task."""
 
     self: str = Field(examples=["/task/0b9c6c5e-3f0a-4b1e-9a55-2f4c6f0f8d11"])
     events: str = Field(examples=["/task/0b9c6c5e-3f0a-4b1e-9a55-2f4c6f0f8d11/events"])
@@ -250,57 +267,57 @@ class ImageView(BaseModel):
     url: str = Field(examples=["/images/20261123/0b9c6c5e-3f0a-4b1e-9a55-2f4c6f0f8d11-0.png"])
     width: int = Field(examples=[128])
     height: int = Field(examples=[128])
-    seed: int = Field(description="The seed that makes this picture alone.", examples=[7])
+    seed: int = Field(description="The seed of this picture. A request with it makes this picture alone.", examples=[7])
     pixels_sha256: str = Field(
-        "", description="Of its pixels before they were encoded; empty in tasks of imagegen before 0.2."
+        "", description="SHA-256 of the pixels before they were encoded, hexadecimal; empty in older tasks."
     )
 
 
 class LoraView(BaseModel):
-    """The LoRA of a task."""
+    """A LoRA of a task."""
 
     path: str
     scale: float
 
 
 class PullView(BaseModel):
-    """The latest download of a model's weights."""
+    """The latest pull of a model's weights."""
 
     state: PullState
-    bytes_done: int = Field(description="Of all that the model needs, what is on disk.")
-    bytes_total: int | None = Field(description="Null until the hub has said.")
-    error_code: str | None = Field(None, description="Once failed: a stable word for why.")
-    error_message: str | None = Field(None, description="Once failed: why.")
-    retry_after: int | None = Field(None, description="Seconds after which another attempt makes sense.")
+    bytes_done: int = Field(description="Bytes on disk, of the files that the model needs.")
+    bytes_total: int | None = Field(description="Bytes of the files that the model needs; null until the hub answered.")
+    error_code: str | None = Field(None, description="If it failed: a stable code.")
+    error_message: str | None = Field(None, description="If it failed: the reason.")
+    retry_after: int | None = Field(None, description="Seconds after which a retry makes sense.")
 
     @model_serializer(mode="wrap")
     def _leave_out(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without a value the keys of errors are absent."""
+        """Leave out the keys of errors that have no value."""
         kept = ("state", "bytes_done", "bytes_total")
         return {key: value for key, value in handler(self).items() if value is not None or key in kept}
 
 
 class ReplayView(BaseModel):
-    """How a replay compares with what it repeats."""
+    """A replay, compared with the original task."""
 
-    of: str = Field(description="The task that it repeats.", examples=["0b9c6c5e-3f0a-4b1e-9a55-2f4c6f0f8d11"])
+    of: str = Field(description="The original task.", examples=["0b9c6c5e-3f0a-4b1e-9a55-2f4c6f0f8d11"])
     identical: bool | None = Field(default=None, description="Once completed: whether every pixel is the same.")
     differences: list[str] | None = Field(
         default=None,
-        description="Once completed: what is not as it was then. Empty: the pixels must be the same.",
+        description="Once completed: what has changed since the original task. Empty: the pixels must be the same.",
         examples=[["versions.torch: 2.13.0, was 2.12.1"]],
     )
 
 
 class WebhookView(BaseModel):
-    """Who is told of a task. The URL may hold a secret, so it is not shown."""
+    """The receiver of a task's webhooks. The URL may contain a secret, so only its host is shown."""
 
     host: str = Field(examples=["example.com"])
     events: list[WebhookEvent]
 
 
 class TaskView(BaseModel):
-    """A task as it stands."""
+    """A task."""
 
     task_id: str = Field(examples=["0b9c6c5e-3f0a-4b1e-9a55-2f4c6f0f8d11"])
     status: TaskStatus
@@ -316,22 +333,28 @@ class TaskView(BaseModel):
     batch_size: int
     format: ImageFormat
     strength: float | None = None
-    loras: list[LoraView] | None = Field(None, description="If any were asked for.")
+    loras: list[LoraView] | None = Field(None, description="The LoRAs of the request, if there are any.")
     priority: int
-    attempt: int = Field(description="How often it was started; 2 after a worker died under it.")
-    position: int | None = Field(None, description="While pending: tasks that are to run before it.")
+    attempt: int = Field(
+        description="Attempts so far. A second one follows if the worker or the service died during the first one."
+    )
+    position: int | None = Field(None, description="While pending: the number of tasks that run before it.")
     estimated_start_at: datetime | None = Field(
-        None, description="While pending: when it will run, if nothing else comes; null until that was measured."
+        None,
+        description="While pending: when it is expected to begin if no other task arrives. Null until the times that "
+        "this depends on were measured.",
     )
-    estimated_finish_at: datetime | None = Field(None, description="While it has not ended: the same for its end.")
-    deadline_s: float | None = Field(None, description="Seconds within which it was to begin.")
+    estimated_finish_at: datetime | None = Field(None, description="Until it has ended: when it is expected to end.")
+    deadline_s: float | None = Field(None, description="Seconds within which it must begin to run.")
     expires_at: datetime | None = Field(
-        None, description="Once ended: it is not deleted for its age before that. Time without service does not count."
+        None,
+        description="Once ended: the earliest time at which it is deleted because of its age. Time during which the "
+        "service does not run does not count.",
     )
-    webhook: WebhookView | None = Field(None, description="If one was given.")
-    download: PullView | None = Field(None, description="While pending: the download of weights that it waits for.")
+    webhook: WebhookView | None = Field(None, description="The receiver of its webhooks, if there is one.")
+    download: PullView | None = Field(None, description="While pending: the pull that it waits for.")
     storing: bool | None = Field(
-        None, description="While processing: its pictures are made and wait for the bucket, which cannot be reached."
+        None, description="While processing: true if its pictures wait for the bucket, which cannot be reached."
     )
     created_at: datetime
     started_at: datetime | None
@@ -339,16 +362,16 @@ class TaskView(BaseModel):
     result_files: list[str] | None = Field(None, description="Once completed: `folder/file` of each picture.")
     images: list[ImageView]
     receipt: Receipt | None = Field(
-        None, description="Once its pictures are made, here and not in lists: what they follow from."
+        None, description="Once its pictures are made: everything that their pixels depend on. Absent in lists."
     )
-    replay: ReplayView | None = Field(None, description="If it repeats another one.")
-    error_code: str | None = Field(None, description="Once failed: a stable word for why.")
-    error_message: str | None = Field(None, description="Once failed: why.")
+    replay: ReplayView | None = Field(None, description="If it is a replay: the comparison with the original task.")
+    error_code: str | None = Field(None, description="If it failed: a stable code.")
+    error_message: str | None = Field(None, description="If it failed: the reason.")
     links: TaskLinks
 
     @model_serializer(mode="wrap")
     def _leave_out(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without a value these keys are absent, as the brief's clients expect; the times are always there."""
+        """Leave out keys without a value, as clients of the original API expect. The times are always present."""
         always = ["started_at", "completed_at"]
         if self.status is TaskStatus.PENDING:
             always += ["estimated_start_at", "estimated_finish_at"]
@@ -356,61 +379,65 @@ class TaskView(BaseModel):
 
 
 class PlanView(BaseModel):
-    """What would become of a request if it came now. Nothing was accepted."""
+    """What would happen to a request if it were made now."""
 
-    fits: Literal[True] = Field(True, description="As far as is known; what never could is refused with the reason.")
+    fits: Literal[True] = Field(True, description="A request that is known not to fit is refused with the reason.")
     model: str = Field(examples=["tiny"])
     width: int = Field(examples=[128])
     height: int = Field(examples=[128])
     steps: int = Field(examples=[4])
     batch_size: int = Field(examples=[1])
-    evicts: list[str] = Field(description="Models that leave the device for it, as it stands now.")
-    load_seconds: float | None = Field(description="To bring its model there; 0: it is there; null: never measured.")
-    position: int = Field(description="Tasks that would run before it.")
-    estimated_start_at: datetime | None = Field(description="Null until the times that it depends on were measured.")
+    evicts: list[str] = Field(description="The models that would be evicted.")
+    load_seconds: float | None = Field(
+        description="Seconds to load its model; 0 if the model is resident; null until a load was measured."
+    )
+    position: int = Field(description="The number of tasks that would run before it.")
+    estimated_start_at: datetime | None = Field(description="Null until the times that this depends on were measured.")
     estimated_finish_at: datetime | None
 
 
 class TaskPage(BaseModel):
-    """The newest tasks."""
+    """A page of tasks, newest first."""
 
     tasks: list[TaskView]
-    total: int = Field(description="Tasks in the history.")
-    filtered: int = Field(description="Those of them that match the filter, on this page or not.")
+    total: int = Field(description="Tasks in the history, ended or not.")
+    filtered: int = Field(description="Those of them that match the filter, also on other pages.")
 
 
 class DeliveryView(BaseModel):
-    """One event on its way to a receiver."""
+    """A delivery: one event that is sent to one receiver."""
 
     id: str = Field(description="The `webhook-id` of each attempt.", examples=["msg_0b9c6c5e3f0a4b1e9a552f4c6f0f8d11"])
     task_id: str
     event: WebhookEvent
-    host: str = Field(description="The receiver's; the rest of its URL may be secret.", examples=["example.com"])
+    host: str = Field(description="Host of the receiver. The rest of its URL may be secret.", examples=["example.com"])
     state: DeliveryState
-    attempts: int = Field(description="Those that count; one that a restart brought forward does not if it fails.")
+    attempts: int = Field(
+        description="Attempts so far. One that a restart of the service moved forward does not count if it fails."
+    )
     error: str | None = Field(
         description="Why the latest attempt failed: `timeout`, `refused`, `tls_failed`, `broken_off`, "
-        "`url_not_allowed`, `status 500`; `gone` (410), or `outbox_full`: it was never tried."
+        "`url_not_allowed`, `status 500`; `gone` (410), or `outbox_full`: there was no attempt."
     )
     created_at: datetime
-    attempted_at: datetime | None = Field(description="The latest attempt.")
-    next_attempt_at: datetime | None = Field(description="While it waits for one.")
+    attempted_at: datetime | None = Field(description="When the latest attempt was made.")
+    next_attempt_at: datetime | None = Field(description="When the next attempt is made; null: none is planned.")
 
 
 class DeliveryDetails(DeliveryView):
-    """One delivery, with what it says."""
+    """A delivery with its payload."""
 
-    payload: dict[str, Any] = Field(description="The body, as it was when the event happened.")
+    payload: dict[str, Any] = Field(description="The body that is sent. It was made when the event happened.")
 
 
 class DeliveryPage(BaseModel):
-    """The newest deliveries."""
+    """A page of deliveries, newest first."""
 
     deliveries: list[DeliveryView]
 
 
 class QueueCleared(BaseModel):
-    """What clearing the queue did."""
+    """The result of clearing the queue."""
 
     message: str = Field(examples=["3 waiting tasks were cancelled."])
     cancelled: int
@@ -426,11 +453,11 @@ class ModelView(BaseModel):
     pipeline_class: str = Field(examples=["FluxPipeline"])
     memory_usage: str = Field(examples=["low"])
     is_loaded: bool = Field(description="Whether it is in device memory now.")
-    state: ModelState = Field(description="Where it is now.")
-    error_code: str | None = Field(description="In state `error`: a stable word for why.")
-    error_message: str | None = Field(description="In state `error`: why.")
+    state: ModelState = Field(description="Where the model is, or what is done with it.")
+    error_code: str | None = Field(description="In state `error`: a stable code.")
+    error_message: str | None = Field(description="In state `error`: the reason.")
     last_used: datetime | None
-    unloads_at: datetime | None = Field(description="When it leaves device memory unless it is used before.")
+    unloads_at: datetime | None = Field(description="When it will be unloaded, unless it is used before.")
     load_seconds: float | None = Field(description="How long its latest load from disk took.")
     warm_load_seconds: float | None = Field(description="How long its latest return from host memory took.")
     device_bytes: int | None = Field(
@@ -448,21 +475,21 @@ class ModelView(BaseModel):
 
 
 class LoadProgressView(BaseModel):
-    """How far a load is."""
+    """The progress of a load."""
 
     bytes_done: int = Field(
-        description="Bytes read so far. What is in memory already is not read: a load may end before all are."
+        description="Bytes read so far. Parts that are in memory already are not read, so it may stay below the total."
     )
-    bytes_total: int | None = Field(description="Bytes of the model's files. Null: unknown.")
+    bytes_total: int | None = Field(description="Bytes of the model's files; null: unknown.")
 
 
 class ModelDetails(ModelView):
     """A configured model with its configuration."""
 
-    weights_here: bool = Field(description="Whether it can be loaded without a download.")
-    load_progress: LoadProgressView | None = Field(description="While it is loaded from disk: how far that is.")
-    pull: PullView | None = Field(description="The latest download since the service started.")
-    config: dict[str, Any] = Field(description="The entry of models.yaml, defaults filled in.")
+    weights_here: bool = Field(description="Whether it can be loaded without a pull.")
+    load_progress: LoadProgressView | None = Field(description="During a load from disk: its progress.")
+    pull: PullView | None = Field(description="The latest pull since the service started.")
+    config: dict[str, Any] = Field(description="The entry of models.yaml, with defaults.")
 
 
 class ModelList(BaseModel):
@@ -494,41 +521,41 @@ class NewModelBody(BaseModel):
 
 
 class ModelWritten(BaseModel):
-    """What was done to a model's entry."""
+    """The result of a change of a model's entry."""
 
     message: str = Field(examples=["'my-flux' was added."])
     model_id: str = Field(examples=["my-flux"])
 
 
 class RollbackBody(Body):
-    version: int = Field(ge=1, strict=True, description="As `GET /config/versions` lists them.")
+    version: int = Field(ge=1, strict=True, description="A version that `GET /config/versions` lists.")
 
 
 class ConfigWritten(BaseModel):
-    """What was done to the configuration."""
+    """The result of a change of the configuration."""
 
     message: str = Field(examples=["Version 3 is in force."])
     etag: str
 
 
 class ConfigStatusView(BaseModel):
-    """How the configuration stands."""
+    """The status of the configuration."""
 
     file: str = Field(description="The file's name.", examples=["models.yaml"])
     read_only: str | None = Field(description="Why it cannot be edited over HTTP; null: it can.")
-    etag: str | None = Field(description="Names the text in force.")
+    etag: str | None = Field(description="The ETag of the configuration in force.")
     source: str = Field(
-        description="Where the configuration in force came from: `start`, `file`, `signal`, `rest`, `rollback`."
+        description="The source of the configuration in force: `start`, `file`, `signal`, `rest`, `rollback`."
     )
-    loaded_at: datetime = Field(description="Since when it is in force.")
+    loaded_at: datetime = Field(description="When the configuration in force was loaded.")
     ok: bool = Field(description="False: the file is broken, and an older configuration is in force.")
-    checked_at: datetime = Field(description="When the file was last looked at.")
-    errors: list[str] = Field(description="`file:line:column: what, and the fix`.")
-    waiting: bool = Field(description="Whether a newer configuration waits for the running task to end.")
+    checked_at: datetime = Field(description="When the file was last read.")
+    errors: list[str] = Field(description="The problems of the file: `file:line:column: problem, and the fix`.")
+    waiting: bool = Field(description="Whether a newer configuration waits for the running task.")
 
 
 class VersionView(BaseModel):
-    """One configuration that was in force."""
+    """A version of the configuration."""
 
     version: int
     etag: str
@@ -542,15 +569,15 @@ class ConfigVersions(BaseModel):
 
 
 class VersionDiff(BaseModel):
-    """What differs between two versions."""
+    """The difference of two versions."""
 
     version: int
-    against: int | None = Field(description="Null: nothing is kept from before it.")
-    diff: str = Field(description="A unified diff; empty where nothing differs.")
+    against: int | None = Field(description="The other version; null: the empty file, if no older version is kept.")
+    diff: str = Field(description="A unified diff; empty if nothing differs.")
 
 
 class GpuMemory(BaseModel):
-    """GiB, as last measured by the worker."""
+    """Device memory in GiB, as last measured by the worker."""
 
     allocated: float
     cached: float
@@ -579,7 +606,7 @@ class CurrentModel(BaseModel):
 
 
 class Unloaded(BaseModel):
-    """What unloading did, measured afterwards: device memory, or host memory where there is no device."""
+    """The result of an unload, measured afterwards in bytes of device memory; without a GPU, of host memory."""
 
     message: str = Field(examples=["'tiny' was unloaded."])
     freed_bytes: int
@@ -587,25 +614,26 @@ class Unloaded(BaseModel):
 
 
 class GpuInfo(BaseModel):
-    """The device, as last measured by the worker; memory in GiB."""
+    """The device, as last measured by the worker. Memory is in GiB."""
 
     gpu_available: bool
     gpu_name: str | None
     gpu_memory_allocated: float
-    gpu_memory_cached: float = Field(description="What torch's allocator of this service holds, in use or not.")
-    gpu_memory_free: float = Field(description="Of the whole device: what no process has taken.")
+    gpu_memory_cached: float = Field(description="What torch's allocator in this service holds, in use or not.")
+    gpu_memory_free: float = Field(description="What no process holds.")
     gpu_memory_foreign: float = Field(
-        description="About what other processes hold: what is neither free nor held, less 0.5 GiB for CUDA's own needs."
+        description="An estimate of what other processes hold: the total, less what is free, less what is cached, less "
+        "0.5 GiB for CUDA itself."
     )
     gpu_memory_total: float
     cuda_problem: str | None = Field(
-        description="Why models run on the CPU although a GPU was asked for, or there are signs of one."
+        description="Why models run on the CPU although a GPU was configured or seems to be installed."
     )
-    host_memory: float = Field(description="Resident host memory of the process that holds the models.")
+    host_memory: float = Field(description="Resident host memory of the process that runs the models.")
 
 
 class Health(BaseModel):
-    """The state of the service."""
+    """The state of the service, its device and its store."""
 
     status: Literal["healthy", "draining", "unhealthy"]
     timestamp: datetime

@@ -1,4 +1,4 @@
-"""Server-sent events: the frame of an event, and the response that streams them."""
+"""Server-sent events: the frame of an event, and the response that streams frames."""
 
 import json
 from collections.abc import AsyncIterator, Mapping
@@ -9,7 +9,7 @@ from starlette.responses import StreamingResponse
 from imagegen.api.views import event_view
 from imagegen.core.events import Event, Published
 
-#: Seconds of silence after which a comment is sent: proxies take a silent connection for a dead one.
+#: Seconds without an event after which a comment is sent, because proxies close silent connections.
 KEEP_ALIVE_S = 15
 KEEP_ALIVE = b": keep-alive\n\n"
 
@@ -26,12 +26,12 @@ class EventStream(StreamingResponse):
 
 
 def frame(event_id: int, event: Event) -> bytes:
-    """One event as it is sent."""
+    """The frame of one event."""
     data = json.dumps(event_view(event), ensure_ascii=False, separators=(",", ":"))
     return f"event: {event.name}\ndata: {data}\nid: {event_id}\n\n".encode()
 
 
 async def frames(events: AsyncIterator[Published | None]) -> AsyncIterator[bytes]:
-    """Each event as it is sent; a comment in silence."""
+    """The frame of each event, and a comment for each None."""
     async for published in events:
         yield published.encoded(frame) if published else KEEP_ALIVE

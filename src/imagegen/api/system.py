@@ -12,28 +12,31 @@ from imagegen.api.schemas import GpuInfo, Health, Probe
 from imagegen.api.views import gib
 from imagegen.core.errors import Draining, StoreUnreachable
 
-router = APIRouter(tags=["system"])
+router = APIRouter(tags=["service"])
 
 
 @router.get("/", include_in_schema=False)
 async def root() -> RedirectResponse:
-    """Whoever opens the address in a browser wants to know what this is."""
+    """For browsers: lead to the interactive reference."""
     return RedirectResponse("/docs")
 
 
 @router.get("/livez", operation_id="livez", summary="Is the process alive?")
 async def livez() -> Probe:
-    """200 as long as the service answers at all; restart it when it does not."""
+    """200 while the process answers. If it does not answer, restart it."""
     return Probe()
 
 
 @router.get(
-    "/readyz", operation_id="readyz", summary="Does it take tasks?", responses=describe("draining", "store_unreachable")
+    "/readyz",
+    operation_id="readyz",
+    summary="Does the service accept tasks?",
+    responses=describe("draining", "store_unreachable"),
 )
 async def readyz(tasks: Tasks, images: Images) -> Probe:
-    """503 while the service is stopping; send no traffic then.
+    """503 while the service is stopping.
 
-    Also while the bucket for pictures cannot be reached, if tasks are to fail for that.
+    Also 503 while the bucket for pictures cannot be reached, if IMAGEGEN_STORE_DOWN is `fail`.
     """
     if tasks.draining:
         raise Draining
@@ -42,9 +45,9 @@ async def readyz(tasks: Tasks, images: Images) -> Probe:
     return Probe()
 
 
-@router.get("/health", operation_id="health", summary="The state of the service")
+@router.get("/health", operation_id="health", summary="State of the service")
 async def health(tasks: Tasks, models: Models, images: Images) -> Health:
-    """Queue, model, device and store of pictures at a glance."""
+    """The state of the queue, the models, the device and the store of pictures."""
     resident, memory = models.current, models.memory
     return Health(
         status="draining" if tasks.draining else "healthy",

@@ -1,4 +1,4 @@
-"""Tasks: look, list, follow, cancel, delete; the queue: clear."""
+"""Tasks: get, list, follow, cancel, replay and delete them, and clear the queue."""
 
 from typing import Annotated
 from urllib.parse import urlencode
@@ -6,7 +6,7 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Header, Query, Response
 from pydantic import AwareDatetime
 
-from imagegen.api.dependencies import Config, Service, Tasks, Who
+from imagegen.api.dependencies import EffectiveSettings, Service, Tasks, Who
 from imagegen.api.generation import ACCEPTING
 from imagegen.api.problems import describe
 from imagegen.api.schemas import QueueCleared, TaskAccepted, TaskPage, TaskView
@@ -23,17 +23,17 @@ from imagegen.tasks.manager import TaskManager
 router = APIRouter(tags=["tasks"])
 
 _LINK = {
-    "description": 'The next page (RFC 8288, rel="next"), while there is one.',
+    "description": 'The next page (RFC 8288, rel="next"), if there is one.',
     "schema": {"type": "string"},
     "example": '</tasks?limit=50&cursor=4711>; rel="next"',
 }
 
 
 @router.get("/task/{task_id}", operation_id="get_task", summary="One task", responses=describe("task_not_found"))
-async def get_task(task_id: str, service: Service, who: Who, tasks: Tasks, settings: Config) -> TaskView:
-    """The task as it stands: `result_files` and `images` once it is completed, `error_message` once it has failed.
+async def get_task(task_id: str, service: Service, who: Who, tasks: Tasks, settings: EffectiveSettings) -> TaskView:
+    """A completed task has `result_files` and `images`; a failed task has `error_code` and `error_message`.
 
-    While it waits: its `position`, and when it will begin and end as far as the measured times tell.
+    A waiting task has its `position`, and its expected start and end once the times that they depend on were measured.
     """
     task = await service.task(who, task_id)
     return _view(task, tasks, settings, receipt_of(task))
@@ -47,7 +47,7 @@ async def get_task(task_id: str, service: Service, who: Who, tasks: Tasks, setti
     responses=describe("task_not_found", "task_not_finished", "storage_failed", "storage_full", "store_unreachable"),
 )
 async def delete_task(task_id: str, service: Service, who: Who) -> None:
-    """Removes the record and the pictures of an ended task; one that has not ended must be cancelled first."""
+    """Deletes the record and the pictures of an ended task. Cancel a task that has not ended first."""
     await service.delete(who, task_id)
 
 
@@ -61,21 +61,21 @@ async def list_tasks(
     service: Service,
     who: Who,
     tasks: Tasks,
-    settings: Config,
+    settings: EffectiveSettings,
     response: Response,
-    status: Annotated[TaskStatus | None, Query(description="Only tasks of this status.")] = None,
+    status: Annotated[TaskStatus | None, Query(description="Only tasks with this status.")] = None,
     model: Annotated[ModelId | None, Query(description="Only tasks of this model.")] = None,
     q: Annotated[
-        str | None, Query(min_length=1, max_length=200, description="Only tasks whose prompt holds this text.")
+        str | None, Query(min_length=1, max_length=200, description="Only tasks whose prompt contains this text.")
     ] = None,
     since: Annotated[AwareDatetime | None, Query(description="Only tasks accepted at that time or later.")] = None,
     until: Annotated[AwareDatetime | None, Query(description="Only tasks accepted before that time.")] = None,
-    limit: Annotated[int, Query(ge=1, le=1000, description="At most so many.")] = 50,
+    limit: Annotated[int, Query(ge=1, le=1000, description="Tasks in a page.")] = 50,
     cursor: Annotated[
-        int | None, Query(ge=0, le=2**63 - 1, description="Where a page ended: as `Link` says, rel=next.")
+        int | None, Query(ge=0, le=2**63 - 1, description="Start of the page, from `Link` of the page before it.")
     ] = None,
 ) -> TaskPage:
-    """Newest first. While there are older ones, the header `Link` has the address of the next page (rel="next")."""
+    """Newest first. If there are older tasks, the header `Link` has the URL of the next page (rel="next")."""
     page = await service.tasks(who, TaskFilter(status, model, q, since, until), limit, cursor)
     if page.more:
         times = {name: time.isoformat() if time else None for name, time in (("since", since), ("until", until))}
@@ -93,10 +93,10 @@ async def list_tasks(
     summary="Cancel a task",
     responses=describe("task_not_found", "task_finished"),
 )
-async def cancel_task(task_id: str, service: Service, who: Who, tasks: Tasks, settings: Config) -> TaskView:
-    """A waiting task ends at once, and so does one whose model is being loaded.
+async def cancel_task(task_id: str, service: Service, who: Who, tasks: Tasks, settings: EffectiveSettings) -> TaskView:
+    """A task that waits, or whose model is being loaded, ends at once.
 
-    One that makes its pictures ends after the current denoising step: it then still reads `processing`.
+    A task whose pictures are being made ends after the current denoising step. The answer still has `processing`.
     """
     return _view(await service.cancel(who, task_id), tasks, settings)
 
@@ -106,19 +106,21 @@ async def cancel_task(task_id: str, service: Service, who: Who, tasks: Tasks, se
     operation_id="replay_task",
     status_code=202,
     response_model=TaskAccepted,
-    summary="Make a task's pictures once more",
+    summary="Replay a task",
     responses=describe("task_not_found", "no_receipt", *ACCEPTING),
 )
 async def replay_task(task_id: str, caller: Caller, service: Service, who: Who) -> Response:
-    """A new task with the same seed, sizes, words and input pictures. Its `replay` says whether every pixel is the
-    same, and what is not as it was: other weights, another version of a library, another device.
+    """Accepts a new task that makes the pictures of a completed task again, from the same request and input pictures.
+
+    Once it is completed, its `replay` tells whether every pixel is the same, and what has changed: the weights, the
+    version of a library, the device.
     """
     return await caller.answer(await service.replay(who, task_id))
 
 
 @router.post("/queue/clear", operation_id="clear_queue", summary="Cancel all waiting tasks")
 async def clear_queue(tasks: Tasks) -> QueueCleared:
-    """The running task goes on."""
+    """Cancels the tasks that wait. The running task goes on."""
     cancelled = await tasks.clear()
     message = f"{cancelled} waiting task{'s were' if cancelled != 1 else ' was'} cancelled."
     return QueueCleared(message=message, cancelled=cancelled, remaining_tasks=tasks.queue_size)
@@ -135,16 +137,17 @@ async def follow_task(
     task_id: str,
     service: Service,
     who: Who,
-    last_event_id: Annotated[int, Header(ge=0, description="Only what came after this id.")] = 0,
+    last_event_id: Annotated[int, Header(ge=0, description="Only events with a higher id.")] = 0,
 ) -> EventStream:
-    """`queued`, `started`, `loading`, `loaded`, `step` (k of n), `saved`; `completed`, `failed` or `cancelled` ends it.
+    """`queued`, `started`, `loading`, `loaded`, `step` (k of n), `saved`. The last event is `completed`, `failed` or
+    `cancelled`.
 
-    While the task waits, `position` tells when others went; a task whose model's weights are being fetched gets
-    `downloading`, with bytes; while its model is loaded, `loading` comes again for each percent that is read; one that
-    asked for previews gets `preview`. Every other state is sent once, past ones first; after a restart of the service
-    the stream begins with the current one. In silence there is a comment every 15 seconds.
+    While the task waits, `position` is sent when its position changes. While the weights of its model are pulled,
+    `downloading` has the bytes. While its model is loaded, `loading` is repeated at each percent. A task with
+    `previews` has `preview`. The stream begins with the past events or, after a restart of the service, with the event
+    of the present state. After 15 seconds without an event a comment is sent.
     """
-    await service.task(who, task_id)  # a stream that has begun has no status code left for a 404
+    await service.task(who, task_id)  # raises here, because a stream that has begun cannot answer with a 404
     return EventStream(frames(service.events(who, task_id, last_event_id, KEEP_ALIVE_S)))
 
 

@@ -1,4 +1,4 @@
-"""Input pictures: base64 to checked bytes."""
+"""Decodes and checks the input pictures of a body."""
 
 import asyncio
 import binascii
@@ -11,7 +11,10 @@ _DATA_URL = re.compile(r"data:[\w.+/-]{0,100}(;[\w.=+-]{1,100}){0,4},")
 
 
 async def decode_image(text: str, max_pixels: int) -> bytes:
-    """The bytes of a whole, readable picture, from base64 with or without a `data:` prefix. Off the loop."""
+    """The bytes of a readable picture in base64, with or without a `data:` prefix. Runs in a thread.
+
+    Raises InvalidImage or ImageTooLarge.
+    """
     return await asyncio.to_thread(_decode, text, max_pixels)
 
 

@@ -1,4 +1,4 @@
-"""Pure: how values of the core look on the wire."""
+"""Makes response bodies of the values of core. Pure."""
 
 import json
 from datetime import datetime, timedelta
@@ -38,12 +38,12 @@ GIB = 1024**3
 
 
 def gib(size: int) -> float:
-    """Bytes as GiB, to the MiB."""
+    """Bytes as GiB, rounded to a thousandth."""
     return round(size / GIB, 3)
 
 
 def tag(response: Response, etag: str | None) -> None:
-    """Name the configuration that an answer tells of."""
+    """Set the `ETag` of an answer about the configuration."""
     if etag is not None:
         response.headers["ETag"] = f'"{etag}"'
 
@@ -114,7 +114,7 @@ def webhook_view(webhook: Webhook) -> WebhookView:
 
 
 def webhook_payload(event: WebhookEvent, at: datetime, task: TaskView) -> str:
-    """The body that tells of a task, as Standard Webhooks has it."""
+    """The body of a webhook, in the form of Standard Webhooks."""
     data = task.model_dump(mode="json")
     return json.dumps({"type": f"task.{event}", "timestamp": at.isoformat(), "data": data}, ensure_ascii=False)
 
@@ -145,7 +145,7 @@ def plan_view(plan: Plan) -> PlanView:
 
 
 def event_view(event: Event) -> dict[str, Any]:
-    """The data of an event; a completed task's pictures look as they do in the task."""
+    """The data of an event. Pictures have the same form as in the task."""
     data = event.model_dump(mode="json")
     if isinstance(event, TaskCompleted | TaskSaved):
         data["result_files"] = [image.path for image in event.images]

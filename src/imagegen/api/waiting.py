@@ -1,4 +1,4 @@
-"""Answers to requests that make tasks: at once, or when the task has ended (RFC 7240, `Prefer: wait`)."""
+"""Answers to requests that submit a task: at once, or when the task has ended (RFC 7240, `Prefer: wait`)."""
 
 import asyncio
 import re
@@ -19,20 +19,20 @@ from imagegen.tasks.manager import Once
 #: The longest wait in seconds. Proxies give up long before.
 MAX_WAIT_S = 600
 
-#: Seconds until polling a new task makes sense.
+#: Seconds after which a caller should poll a new task for the first time.
 FIRST_LOOK_S = 1
 
 _WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?(\d{1,6})\"?\s*(?=$|[,;])", re.IGNORECASE)
 
 
 def preferred_wait(prefer: str | None) -> int:
-    """The seconds of a `Prefer: wait=N` header; 0: none."""
+    """The seconds of a `Prefer: wait=N` header, at most MAX_WAIT_S; 0: the header asks for no wait."""
     asked = _WAIT.search(prefer or "")
     return min(int(asked[1]), MAX_WAIT_S) if asked else 0
 
 
 class _Caller:
-    """The caller of a request that makes a task."""
+    """The caller of a request that submits a task."""
 
     def __init__(self, request: Request, services: Services, who: Owner, wait_s: int) -> None:
         self._request = request
@@ -41,9 +41,9 @@ class _Caller:
         self._wait_s = wait_s
 
     async def answer(self, once: Once, *, cancel: bool = False) -> Response:
-        """202, or 200 with the task if it ends within the preferred time.
+        """202, or 200 with the task if it ends while the caller waits.
 
-        `cancel`: a caller that goes away while it waits cancels the task.
+        `cancel`: cancel the task if the caller disconnects while it waits.
         """
         response = await self._answer(once.task, cancel=cancel)
         if once.repeated:
@@ -59,7 +59,7 @@ class _Caller:
         try:
             await asyncio.wait([waiting, gone], return_when=asyncio.FIRST_COMPLETED)
             if cancel and not waiting.done():
-                with suppress(TaskFinished, TaskNotFound):  # it was quicker
+                with suppress(TaskFinished, TaskNotFound):  # it has ended meanwhile
                     await service.cancel(self._who, task.id)
             task = waiting.result() if waiting.done() else await service.task(self._who, task.id)
         finally:
@@ -93,7 +93,7 @@ async def _caller(
     who: Who,
     prefer: Annotated[
         str | None,
-        Header(max_length=1000, description="`wait=N`: answer with the ended task if that takes at most N seconds."),
+        Header(max_length=1000, description="`wait=N`: wait at most N seconds for the end of the task."),
     ] = None,
 ) -> _Caller:
     return _Caller(request, services_of(request), who, preferred_wait(prefer))

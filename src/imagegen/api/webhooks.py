@@ -1,4 +1,4 @@
-"""Deliveries of webhooks: list, look, send again."""
+"""Deliveries of webhooks: list, get and resend them."""
 
 from typing import Annotated
 from urllib.parse import urlencode
@@ -15,7 +15,7 @@ from imagegen.storage.outbox import DeliveryFilter
 router = APIRouter(tags=["webhooks"], prefix="/webhooks")
 
 _LINK = {
-    "description": 'The next page (RFC 8288, rel="next"), while there is one.',
+    "description": 'The next page (RFC 8288, rel="next"), if there is one.',
     "schema": {"type": "string"},
     "example": '</webhooks/deliveries?limit=50&cursor=4711>; rel="next"',
 }
@@ -30,16 +30,18 @@ _LINK = {
 async def list_deliveries(
     webhooks: Webhooks,
     response: Response,
-    task_id: Annotated[str | None, Query(max_length=64, description="Only those of this task.")] = None,
-    state: Annotated[DeliveryState | None, Query(description="`dead` has what was given up.")] = None,
-    limit: Annotated[int, Query(ge=1, le=1000, description="At most so many.")] = 50,
+    task_id: Annotated[str | None, Query(max_length=64, description="Only deliveries of this task.")] = None,
+    state: Annotated[
+        DeliveryState | None, Query(description="Only deliveries in this state. `dead`: given up.")
+    ] = None,
+    limit: Annotated[int, Query(ge=1, le=1000, description="Deliveries in a page.")] = 50,
     cursor: Annotated[
-        int | None, Query(ge=0, le=2**63 - 1, description="Where a page ended: as `Link` says, rel=next.")
+        int | None, Query(ge=0, le=2**63 - 1, description="Start of the page, from `Link` of the page before it.")
     ] = None,
 ) -> DeliveryPage:
-    """Newest first. While there are older ones, the header `Link` has the address of the next page (rel="next").
+    """Newest first. If there are older deliveries, the header `Link` has the URL of the next page (rel="next").
 
-    Deliveries are kept as long as their tasks; those on their way until they have ended.
+    A delivery is kept as long as its task, and at least until it is delivered or dead.
     """
     found, more = await webhooks.page(DeliveryFilter(task_id, state), limit, cursor)
     if more:
@@ -56,7 +58,7 @@ async def list_deliveries(
     responses=describe("delivery_not_found"),
 )
 async def get_delivery(delivery_id: str, webhooks: Webhooks) -> DeliveryDetails:
-    """How far it is, and what it says."""
+    """A delivery with its payload."""
     delivery = await webhooks.get(delivery_id)
     return delivery_details(delivery, webhooks.next_attempt_at(delivery))
 
@@ -65,13 +67,13 @@ async def get_delivery(delivery_id: str, webhooks: Webhooks) -> DeliveryDetails:
     "/deliveries/{delivery_id}/replay",
     operation_id="replay_delivery",
     status_code=202,
-    summary="Send a delivery again",
+    summary="Resend a delivery",
     responses=describe("delivery_not_found", "webhooks_off", "storage_failed", "storage_full"),
 )
 async def replay_delivery(delivery_id: str, webhooks: Webhooks) -> DeliveryView:
-    """At once, with the same id, its attempts counted anew: whether it was dead, delivered, or waits for its next one.
+    """Sends a delivery in any state again, at once, with the same id. Its attempts are counted from zero.
 
-    If the receiver had said 410, and now takes it, it is told of later events again.
+    A receiver that answered 410 gets no further events. If it accepts the resent delivery, it gets later events again.
     """
     delivery = await webhooks.replay(delivery_id)
     return delivery_view(delivery, webhooks.next_attempt_at(delivery))

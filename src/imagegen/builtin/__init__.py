@@ -1,11 +1,11 @@
-"""What ships inside the package: the embedded model's weights and the default models.yaml."""
+"""Files in the package: the weights of the embedded model and the default models.yaml."""
 
 from pathlib import Path
 
 _HERE = Path(__file__).parent
 
 
-#: What a `local_path` that names an embedded model begins with.
+#: The prefix of a `local_path` that names an embedded model.
 BUILTIN = "builtin:"
 
 
@@ -20,5 +20,5 @@ def builtin_model(name: str) -> Path:
 
 
 def default_config() -> Path:
-    """The models.yaml that is used where none is named."""
+    """The models.yaml that is used by default."""
     return _HERE / "models.yaml"

@@ -38,7 +38,7 @@ def missing(spec: ModelSpec, models_dir: Path) -> tuple[HubFiles, ...]:
 
 
 def weights_here(spec: ModelSpec, models_dir: Path) -> bool:
-    """Whether an entry can be loaded without a download. An entry that names no place needs no weights.
+    """Whether an entry can be loaded without a pull. An entry that names no place needs no weights.
 
     Files that cannot be read count as missing; the load says why.
     """

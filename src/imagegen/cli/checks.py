@@ -1,4 +1,4 @@
-"""What `imagegen doctor` looks at. Each check yields findings and changes nothing on this machine."""
+"""The checks of `imagegen doctor`. Each yields findings and changes nothing on this machine."""
 
 import os
 import shlex
@@ -22,10 +22,10 @@ from imagegen.cli.common import EX_CANTCREAT, EX_CONFIG, EX_DATAERR, EX_UNAVAILA
 from imagegen.core.errors import EngineError
 from imagegen.core.task import GenerationRequest
 from imagegen.core.value import Value
-from imagegen.gpu.child import ChildEngine
 from imagegen.gpu.engine import LEAST_FOREIGN_BYTES
 from imagegen.gpu.machine import Card, Library, Machine
 from imagegen.gpu.protocol import CONTEXT_BYTES, EngineOptions, Failed, Generate, Generated, Load
+from imagegen.gpu.worker_engine import WorkerEngine
 from imagegen.loaders import FAMILIES, SPECS
 from imagegen.loaders.base import Placement, advice
 from imagegen.loaders.nunchaku import INSTALL, NunchakuSpec
@@ -40,26 +40,26 @@ GIB, MIB = 2**30, 2**20
 #: Bytes below which a folder counts as full: compilers and libraries write some MiB, a picture takes 2 MiB.
 LEAST_ROOM = 100 * MIB
 
-#: Seconds that the worker gets to load the embedded model, and to make a step of its picture.
+#: Timeout of the worker in seconds, to load the embedded model and for each step of its picture.
 DRAWING_S = 120
 
-#: What compiles for a GPU (C) and for a CPU (C++): the variable that names a program, and the programs looked for.
+#: Compilers for a GPU (C) and for a CPU (C++): the variable that names one, and the default programs.
 COMPILERS: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
     {"c": ("CC", ("gcc", "clang")), "c++": ("CXX", ("g++", "clang++"))}
 )
 
 
 class Finding(Value):
-    """One thing that was looked at."""
+    """The result of one check."""
 
     section: Literal["configuration", "folders", "device", "libraries", "models", "picture"]
     about: str
-    #: `note`: works, and may be worth knowing; `fault`: something that is asked for does not work.
+    #: `note`: it works, with a remark; `fault`: something that is configured does not work.
     level: Literal["ok", "note", "fault"] = "ok"
     says: str
     #: What to do; empty: nothing.
     mend: str = ""
-    #: Of a fault: how the command ends.
+    #: The exit code of the command after a fault.
     exit_code: int = 0
 
 
@@ -67,7 +67,7 @@ class Finding(Value):
 
 
 def configuration(settings: Settings) -> tuple[Catalog | None, list[Finding]]:
-    """The catalog, if the file can be used, and what is wrong with it if not."""
+    """The catalog, or None if the file is invalid; and a finding for the file or for each of its problems."""
     file, mend = str(settings.config), "`imagegen config check` shows the same; every field is in docs/models-yaml.md."
     try:
         catalog = load_catalog(settings.config, SPECS)
@@ -83,11 +83,11 @@ def configuration(settings: Settings) -> tuple[Catalog | None, list[Finding]]:
 
 
 def folders(settings: Settings) -> Iterator[Finding]:
-    """Where files are written: is there room, may we, who else does."""
+    """The folders that files are written to: whether they are writable and have room, and which process uses them."""
     yield _temporary_folder()
     yield _data_directory(settings.data_dir)
     cache = _folder("weights", cache_root(), "`imagegen models pull` writes there; HF_HOME names another folder.")
-    # Weights that others have put there can be read all the same.
+    # Only a note, because weights that are in the cache already can be read.
     yield cache.evolve(level="note", exit_code=0) if cache.level == "fault" else cache
 
 
@@ -99,7 +99,7 @@ def _temporary_folder() -> Finding:
     except FileNotFoundError:
         return _fault("folders", "temporary", "no temporary folder can be written to", mend, EX_CANTCREAT)
     if named is not None and Path(named[1]).absolute() != folder.absolute():
-        # Python's tempfile passes over such a folder without a word; compilers do not.
+        # Python's tempfile skips such a folder silently; compilers fail.
         why = trouble_with(Path(named[1])) or "cannot be written to"
         says = f"{named[0]} names {named[1]}: {why}; Python takes {folder} instead"
         return _fault("folders", "temporary", says, mend, EX_CANTCREAT)
@@ -125,7 +125,7 @@ def _folder(about: str, folder: Path, mend: str) -> Finding:
 
 
 def trouble_with(folder: Path) -> str | None:
-    """Why nothing can be written there, as the system says; None: something can. What is written has no name."""
+    """The system's reason why nothing can be written to a folder; None: it is writable. Writes an unnamed file."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(65_536))
@@ -140,7 +140,7 @@ def trouble_with(folder: Path) -> str | None:
 
 
 def device(machine: Machine, settings: Settings) -> Iterator[Finding]:
-    """torch, driver, cards, memory."""
+    """torch, the driver, the cards and the memory."""
     torch = machine.torch
     if torch is None:
         mend = "Install it again: `make clean install`, or the wheel for this machine."
@@ -172,7 +172,7 @@ def _card(card: Card) -> Finding:
 
 
 def _device(machine: Machine, settings: Settings) -> Finding:
-    """What models run on, and whether that is what is wanted."""
+    """The device that models run on, and whether it is the configured one."""
     torch = machine.torch
     assert torch is not None
     if torch.problem is None:
@@ -200,7 +200,7 @@ def _card_advice(machine: Machine) -> str:
 
 
 def libraries(machine: Machine) -> Iterator[Finding]:
-    """Compilers, and what some models need beside imagegen. What a configured model lacks is told with that model."""
+    """Compilers and optional libraries. If a configured model needs one that is absent, `models` reports it too."""
     yield from (_compiler(language) for language in COMPILERS)
     if machine.torch is None:
         return
@@ -225,7 +225,7 @@ def _compiler(language: str) -> Finding:
 
 
 def _cannot_build(compiler: str, language: str) -> str | None:
-    """Why it cannot build what Triton and torch's compiler build: a shared module with Python's headers."""
+    """Why a compiler cannot build a shared module with Python's headers, as Triton and torch do; None: it can."""
     include = sysconfig.get_paths()["include"]
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -263,7 +263,7 @@ def _nunchaku(machine: Machine) -> Finding:
 
 
 def _torchvision(machine: Machine) -> Finding:
-    """A broken one is a fault whatever the models are: diffusers and transformers import it where it is installed."""
+    """A broken torchvision is always a fault: diffusers and transformers import it if it is installed."""
     found, again = machine.torchvision, "`pip uninstall torchvision`, then `make vision` for the build that matches."
     ended_there = found is None and machine.nunchaku is not None
     if ended_there or (found is not None and found.state == "broken"):
@@ -277,7 +277,7 @@ def _torchvision(machine: Machine) -> Finding:
 
 
 def models(catalog: Catalog, settings: Settings, machine: Machine) -> Iterator[Finding]:
-    """Each entry: are its weights here, does it fit, has it what it needs."""
+    """For each entry: whether its weights are here, whether it fits, and whether it has what it needs."""
     for model_id, spec in catalog.models.items():
         here = weights_here(spec, settings.models_path)
         yield _model(model_id, catalog, settings, machine) if here else _absent(model_id, spec, settings.models_path)
@@ -292,7 +292,7 @@ def _absent(model_id: str, spec: ModelSpec, models_dir: Path) -> Finding:
 
 
 def _not_here(files: HubFiles) -> str:
-    """A repository, and which part of it is not here if others are."""
+    """A repository, and its first missing part if other parts are here."""
     source = files.repo if files.revision is None else f"{files.repo}@{files.revision}"
     first = lacks(files)
     return source if first == EVERYTHING else f"{source} ({first})"
@@ -324,7 +324,7 @@ def _model(model_id: str, catalog: Catalog, settings: Settings, machine: Machine
 
 
 def _lack(spec: ModelSpec, machine: Machine) -> tuple[str, str] | None:
-    """What an entry needs and this machine does not have, and what to do; None: it has all."""
+    """What an entry needs and this machine lacks, and what to do; None: nothing is missing."""
     found = {"torchvision": _torchvision(machine), "nunchaku": _nunchaku(machine)}
     if spec.pipeline_class in WITH_TORCHVISION and found["torchvision"].says == "absent":
         return "torchvision is absent", "`make vision`"
@@ -345,10 +345,10 @@ def _lack(spec: ModelSpec, machine: Machine) -> tuple[str, str] | None:
 
 
 def picture(settings: Settings) -> Finding:
-    """Draw with the embedded model, in a worker process as the service does."""
+    """Make a picture with the embedded model, in a worker process like the service."""
     catalog = load_catalog(default_config(), SPECS)
     options = EngineOptions(device=settings.device)
-    engine = ChildEngine(options, load_timeout_s=DRAWING_S, step_timeout_s=DRAWING_S)
+    engine = WorkerEngine(options, load_timeout_s=DRAWING_S, step_timeout_s=DRAWING_S)
     request = GenerationRequest(
         prompt="a red circle on a blue background", width=64, height=64, steps=4, guidance_scale=0, seed=7
     )

@@ -1,4 +1,4 @@
-"""What the commands share: settings, the catalog, how a command ends."""
+"""Shared by the commands: settings, the catalog, exit codes."""
 
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -11,7 +11,7 @@ from imagegen.catalog.loading import ConfigError, load_catalog
 from imagegen.loaders import SPECS
 from imagegen.settings import Settings
 
-#: A replay whose pixels are not the same.
+#: A replay whose pixels differ.
 EX_DIFFERENT = 1
 
 # sysexits.h
@@ -21,14 +21,14 @@ EX_CANTCREAT = 73
 EX_TEMPFAIL = 75
 EX_NOPERM = 77
 EX_CONFIG = 78
-#: What a shell says of a command that Ctrl-C ended.
+#: The exit code that a shell gives a command after Ctrl-C.
 EX_INTERRUPTED = 130
 
-ConfigOption = Annotated[Path | None, typer.Option("--config", help="models.yaml; default: the one that ships.")]
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="models.yaml; default: the one in the package.")]
 
 
 def settings_with(**given: Any) -> Settings:
-    """The environment's settings under what the command line says."""
+    """The settings of the environment, overridden by the options of the command. Ends the command on an error."""
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:

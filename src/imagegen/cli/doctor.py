@@ -1,4 +1,4 @@
-"""`imagegen doctor`: what this machine has, what is missing, and a picture to prove it."""
+"""`imagegen doctor`: checks the configuration, the machine and the models, and makes a picture."""
 
 import json
 from typing import Annotated
@@ -19,11 +19,11 @@ MARKS = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "fault": "[bold red]FA
 
 def doctor(
     config: ConfigOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for scripts.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")] = False,
 ) -> None:
-    """Look at this machine and draw one picture; exit code 0, or what to mend.
+    """Check this machine and make one picture. Exits with 0, or with the exit code of the first fault.
 
-    Changes nothing, and works while the service runs.
+    Changes nothing, and can run while the service runs.
     """
     settings = settings_with(config=config)
     with Console(stderr=True).status("Asking torch ..."):
@@ -45,7 +45,7 @@ def doctor(
 
 
 def as_text(findings: list[Finding], machine: Machine, exit_code: int) -> str:
-    """The JSON."""
+    """The findings as JSON."""
     whole = {
         "imagegen": imagegen.__version__,
         "exit_code": exit_code,
@@ -56,7 +56,7 @@ def as_text(findings: list[Finding], machine: Machine, exit_code: int) -> str:
 
 
 def show(findings: list[Finding]) -> None:
-    """A table, and below it what to mend."""
+    """Print the findings as tables, and the faults once more at the end."""
     console = Console()
     for section in dict.fromkeys(finding.section for finding in findings):
         table = Table(Column(width=5), Column(no_wrap=True), Column(overflow="fold"), box=None, show_header=False)

@@ -26,11 +26,11 @@ from imagegen.cli.common import (
     settings_with,
 )
 from imagegen.core.errors import FailureCode
-from imagegen.hub.messages import Fetch, Refused
-from imagegen.hub.messages import Progress as Fetching
 from imagegen.hub.process import fetch_in_process
+from imagegen.hub.protocol import Fetch, Refused
+from imagegen.hub.protocol import Progress as Fetching
 
-#: How a download's failures end the command; 69 for the others.
+#: The exit codes of failed pulls; 69 for all others.
 PULL_EXITS: Mapping[FailureCode, int] = MappingProxyType(
     {
         FailureCode.HUB_GATED: EX_NOPERM,
@@ -43,12 +43,12 @@ PULL_EXITS: Mapping[FailureCode, int] = MappingProxyType(
     }
 )
 
-models_app = typer.Typer(help="List the models; fetch their weights.")
+models_app = typer.Typer(help="List the models, or pull their weights.")
 
 
 @models_app.callback(invoke_without_command=True)
 def models(context: typer.Context, config: ConfigOption = None) -> None:
-    """List the configured models and whether their weights are in place; `pull` fetches weights."""
+    """List the configured models and whether their weights are on this machine."""
     context.obj = config
     if context.invoked_subcommand is None:
         _list_models(config)
@@ -57,7 +57,7 @@ def models(context: typer.Context, config: ConfigOption = None) -> None:
 def _list_models(config: Path | None) -> None:
     settings = settings_with(config=config)
     catalog = open_catalog(settings.config)
-    # A name that is broken in two cannot be copied or searched for.
+    # Names do not wrap, so that they can be copied and searched for.
     names = [Column(title, no_wrap=True) for title in ("id", "type", "weights")]
     table = Table(*names, "description", box=None)
     for model_id, spec in catalog.models.items():
@@ -73,9 +73,9 @@ def models_pull(
     name: Annotated[str, typer.Argument(help="A model's id, as `imagegen models` lists them.")],
     config: ConfigOption = None,
 ) -> None:
-    """Fetch a model's weights from the hub into its cache (HF_HOME); HF_TOKEN opens gated and private ones.
+    """Pull a model's weights from the hub into its cache (HF_HOME). Gated and private models need HF_TOKEN.
 
-    What is there already, whole or in part, is not fetched again.
+    Bytes that are there already are not downloaded again.
     """
     settings = settings_with(config=config or context.obj)
     spec = open_catalog(settings.config).models.get(name)
@@ -85,23 +85,23 @@ def models_pull(
         typer.echo(f"The weights of {name} are already here.")
         return
     if not spec.hub_files():
-        fail(f"The entry of {name} names no repository to fetch weights from.", EX_DATAERR)
+        fail(f"The entry of {name} names no repository to pull weights from.", EX_DATAERR)
     download(name, missing(spec, settings.models_path))
     typer.echo(f"The weights of {name} are here.")
 
 
 def download(name: str, files: tuple[HubFiles, ...]) -> None:
-    """Fetch with a progress bar. Ends the command where that fails."""
+    """Pull weights with a progress bar. Ends the command if the pull fails."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     try:
         with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
-            bar = progress.add_task(f"fetching {name}", total=None)
+            bar = progress.add_task(f"pulling {name}", total=None)
 
             def on_progress(now: Fetching) -> None:
                 progress.update(bar, completed=now.bytes_done, total=now.bytes_total)
 
             outcome = asyncio.run(fetch_in_process(Fetch(files=files), on_progress))
     except KeyboardInterrupt:
-        fail("Cancelled. What arrived is kept: the same command goes on from there.", EX_INTERRUPTED)
+        fail("Cancelled. The bytes that arrived are kept: the same command resumes the pull.", EX_INTERRUPTED)
     if isinstance(outcome, Refused):
         fail(outcome.message, PULL_EXITS.get(outcome.code, EX_UNAVAILABLE))

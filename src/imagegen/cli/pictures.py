@@ -1,4 +1,4 @@
-"""`imagegen generate`, `inspect` and `replay`: pictures here and now, without a server."""
+"""`imagegen generate`, `inspect` and `replay`: make pictures on this machine, without a server."""
 
 import asyncio
 import json
@@ -49,14 +49,14 @@ from imagegen.storage.files import write_whole
 from imagegen.tasks.admission import TaskDraft
 from imagegen.tasks.inputs import check_picture
 
-#: By a file's suffix.
+#: The format of each suffix.
 FORMATS = {".jpg": ImageFormat.JPEG} | {f".{word}": word for word in ImageFormat}
 
 PictureFile = typer.Argument(exists=True, dir_okay=False, help="A picture that imagegen made.")
 
 
 def generate(
-    prompt: Annotated[str, typer.Argument(help="What to draw.")],
+    prompt: Annotated[str, typer.Argument(help="What the picture shows.")],
     output: Annotated[
         Path,
         typer.Option("--output", "-o", help="File to write: .png, .jpg, .webp or .avif; a batch gets -0, -1, ..."),
@@ -66,18 +66,18 @@ def generate(
     steps: Annotated[
         int | None, typer.Option(min=1, max=MAX_STEPS, help="Denoising steps; default: the model's.")
     ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", "-n", min=1, max=64, help="Pictures to make.")] = 1,
+    batch_size: Annotated[int, typer.Option("--batch-size", "-n", min=1, max=64, help="Number of pictures.")] = 1,
     aspect_ratio: Annotated[AspectRatio, typer.Option(help="Shape of the picture.")] = "1:1",
     image: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Start from this picture.")] = None,
     mask: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="With --image: its white part is drawn anew.")
+        Path | None, typer.Option(exists=True, dir_okay=False, help="With --image: the white part is repainted.")
     ] = None,
     strength: Annotated[float, typer.Option(min=0.01, max=1, help="With --image: how much of it to replace.")] = 0.8,
-    quality: Annotated[int | None, typer.Option(min=1, max=100, help="Of .jpg, .webp and .avif.")] = None,
-    metadata: Annotated[bool, typer.Option(help="Whether the file holds its receipt.")] = True,
+    quality: Annotated[int | None, typer.Option(min=1, max=100, help="Quality of .jpg, .webp and .avif.")] = None,
+    metadata: Annotated[bool, typer.Option(help="Whether the file contains its receipt.")] = True,
     config: ConfigOption = None,
 ) -> None:
-    """Make a picture here and now; no server is needed."""
+    """Make pictures on this machine, without a server."""
     draft = TaskDraft(
         type=TaskType.IMAGE2IMAGE if image else TaskType.TEXT2IMAGE,
         model=model,
@@ -96,22 +96,22 @@ def generate(
 
 
 def inspect(file: Annotated[Path, PictureFile]) -> None:
-    """Print a picture's receipt: what it was made of and by."""
+    """Print a picture's receipt: everything that its pixels depend on."""
     typer.echo(json.dumps(_receipt(file).model_dump(mode="json", exclude_none=True), ensure_ascii=False, indent=2))
 
 
 def replay(
     file: Annotated[Path, PictureFile],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File to write; default: beside it, with -replay.")
+        Path | None, typer.Option("--output", "-o", help="File to write; default: the name of FILE with -replay.")
     ] = None,
     image: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="The picture that it was made from, if it was.")
+        Path | None, typer.Option(exists=True, dir_okay=False, help="The input picture, if there was one.")
     ] = None,
     mask: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="The mask, if there was one.")] = None,
     config: ConfigOption = None,
 ) -> None:
-    """Make a picture once more from its receipt, and say whether every pixel is the same (exit code 0, else 1)."""
+    """Make a picture again from its receipt. Exits with 0 if every pixel is the same, with 1 if not."""
     receipt = _receipt(file)
     output = output or file.with_stem(f"{file.stem}-replay")
     draft = TaskDraft(
@@ -128,8 +128,8 @@ def replay(
     if [image.pixels_sha256 for image in task.images] == [receipt.pixels_sha256]:
         typer.echo("Every pixel is the same.")
         return
-    known = "\n".join(f"  {change}" for change in changes) or "  nothing that a receipt knows of"
-    fail(f"The pixels are not the same. What is not as it was:\n{known}", EX_DIFFERENT)
+    known = "\n".join(f"  {change}" for change in changes) or "  nothing that a receipt contains"
+    fail(f"The pixels are not the same. What has changed:\n{known}", EX_DIFFERENT)
 
 
 def _format_of(output: Path) -> ImageFormat:
@@ -148,19 +148,19 @@ def _receipt(file: Path) -> Receipt:
     try:
         found = read_receipt(file.read_bytes())
     except OSError:
-        fail(f"{file} is no picture that can be read.", EX_DATAERR)
+        fail(f"{file} is not a readable picture.", EX_DATAERR)
     if found is None:
-        fail(f"{file} holds no receipt: it was not made by imagegen, or without metadata.", EX_DATAERR)
+        fail(f"{file} has no receipt: it was not made by imagegen, or it was made without metadata.", EX_DATAERR)
     try:
         return Receipt.model_validate(found)
     except ValidationError:
-        fail(f"{file} holds a receipt that this version cannot read.", EX_DATAERR)
+        fail(f"{file} has a receipt that this version cannot read.", EX_DATAERR)
 
 
 def _make(
     draft: TaskDraft, settings: Settings, output: Path, receipt: Receipt | None = None
 ) -> tuple[GenerationTask, list[bytes]]:
-    """Run one task in a service of its own, which leaves nothing behind; the task and its pictures as files."""
+    """Run one task in a temporary service. Returns the task and the files of its pictures."""
     catalog = open_catalog(settings.config)
     if not output.parent.is_dir():
         fail(f"cannot write {output}: there is no folder {output.parent}", EX_CANTCREAT)
@@ -172,7 +172,7 @@ def _make(
     except ImagegenError as error:
         fail(error.detail, EX_DATAERR)
     _download_if_configured(draft.model or catalog.default_model, catalog, settings)
-    # The progress bar and the message of a failure are enough, unless models.yaml asks for more.
+    # The progress bar and the error message are enough, unless models.yaml sets log_level to DEBUG.
     logs.configure("DEBUG" if catalog.settings.log_level == "DEBUG" else "CRITICAL")
     with TemporaryDirectory(prefix="imagegen-", ignore_cleanup_errors=True) as folder:
         own = {
@@ -191,7 +191,7 @@ def _make(
 
 
 def _download_if_configured(model: str, catalog: Catalog, settings: Settings) -> None:
-    """With a progress bar in bytes, if `auto_download` is on and weights are missing."""
+    """Pull missing weights, with a progress bar in bytes, if `auto_download` is on."""
     if catalog.settings.auto_download and model in catalog.models:
         wanted = missing(catalog.models[model], settings.models_path)
         if wanted:
@@ -204,7 +204,7 @@ def _check_inputs(pictures: InputPictures, receipt: Receipt) -> None:
     for option, (picture, expected) in given.items():
         if (sha256(picture).hexdigest() if picture else None) != expected:
             what = "was made from another file" if picture else "was made from a file: give it"
-            fail(f"--{option}: the picture {what} (sha256 {expected or 'of none'})", EX_DATAERR)
+            fail(f"--{option}: the picture {what} (sha256: {expected or 'none'})", EX_DATAERR)
 
 
 async def _run(draft: TaskDraft, settings: Settings, catalog: Catalog) -> tuple[GenerationTask, list[bytes]]:

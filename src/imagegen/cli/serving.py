@@ -24,7 +24,7 @@ from imagegen.core.errors import DataDirInUse, DataDirUnusable, JournalDamaged, 
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.  [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 chooses one.  [default: 5050]")] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Where tasks and pictures are kept.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the tasks and pictures.")] = None,
     config: ConfigOption = None,
     isolation: Annotated[str | None, typer.Option(help="`process` (default) or `thread`.")] = None,
 ) -> None:
@@ -46,5 +46,5 @@ def serve(
     except StoreMisconfigured as error:
         fail(error.detail, EX_CONFIG)
     sys.stderr.flush()
-    # A thread that no one can end (thread mode, a hanging device) must not hold the process.
+    # A thread that cannot be ended (thread mode, a device that hangs) must not keep the process alive.
     os._exit(code)

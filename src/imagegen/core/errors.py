@@ -85,7 +85,7 @@ class ConfigInvalid(ImagegenError):
 
 
 class ConfigBroken(ImagegenError):
-    """The configuration file was edited by hand and is broken; GET /config/status says where. Mend it first."""
+    """The configuration file was edited by hand and is broken; GET /config/status says where. Repair it first."""
 
     code = "config_broken"
 
@@ -109,7 +109,7 @@ class VersionNotFound(ImagegenError):
 
 
 class NoRepository(ImagegenError):
-    """The model's entry names no repository on the hub to fetch weights from."""
+    """The model's entry names no repository on the hub to pull weights from."""
 
     code = "no_repository"
 
@@ -121,7 +121,7 @@ class WeightsHere(ImagegenError):
 
 
 class NotPulling(ImagegenError):
-    """The model's weights are not being fetched."""
+    """The model's weights are not being pulled."""
 
     code = "not_pulling"
 

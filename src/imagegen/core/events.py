@@ -189,7 +189,7 @@ class ModelCooled(Event):
 
 
 class ModelPulling(Event):
-    """A download of weights began, progressed by a percent, or ended."""
+    """A pull of weights began, progressed by a percent, or ended."""
 
     name = "model_pulling"
     model: str

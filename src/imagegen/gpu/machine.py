@@ -18,8 +18,8 @@ from typing import Literal
 
 from imagegen.core.errors import EngineMissing
 from imagegen.core.value import Value
-from imagegen.gpu.child import worker_environment
 from imagegen.gpu.devices import choose, only_card
+from imagegen.gpu.worker_engine import worker_environment
 from imagegen.loaders.host_memory import available_bytes, machine_bytes
 
 #: Seconds that torch and the libraries get to be imported, and the cards to answer.

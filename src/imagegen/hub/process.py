@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from imagegen.core.children import is_secret
 from imagegen.core.errors import FailureCode
-from imagegen.hub.messages import Fetch, Fetched, Progress, Refused, read_answer
+from imagegen.hub.protocol import Fetch, Fetched, Progress, Refused, read_answer
 
 OnProgress = Callable[[Progress], None]
 
@@ -34,7 +34,7 @@ async def fetch_in_process(command: Fetch, on_progress: OnProgress) -> Fetched |
     """Download in a separate process. Cancelling kills the process; what arrived is kept."""
     process = await asyncio.create_subprocess_exec(
         # -P: import no module from the current folder.
-        *(sys.executable, "-P", "-m", "imagegen.hub.child", command.model_dump_json()),
+        *(sys.executable, "-P", "-m", "imagegen.hub.downloader", command.model_dump_json()),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         env=downloader_environment(os.environ),

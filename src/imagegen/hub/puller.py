@@ -1,4 +1,4 @@
-"""ModelPuller: the only writer of downloads. One runs at a time; the others wait in order."""
+"""ModelPuller: the only writer of pulls. One runs at a time; the others wait in order."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -14,13 +14,13 @@ from imagegen.core.errors import Draining, FailureCode, NoRepository, NotPulling
 from imagegen.core.events import EventBus, ModelPulling
 from imagegen.core.task import Failure
 from imagegen.core.value import Value
-from imagegen.hub.messages import Fetch, Fetched, Progress, Refused
 from imagegen.hub.process import Fetcher, fetch_in_process
+from imagegen.hub.protocol import Fetch, Fetched, Progress, Refused
 
 log = structlog.get_logger(__name__)
 
 _CANCELLED = Failure(
-    code=FailureCode.PULL_CANCELLED, message="The download of the model's weights was cancelled; what arrived is kept."
+    code=FailureCode.PULL_CANCELLED, message="The pull of the model's weights was cancelled; what arrived is kept."
 )
 
 
@@ -28,7 +28,7 @@ _REMOVED = Failure(code=FailureCode.MODEL_REMOVED, message="The model is no long
 
 
 class PullState(StrEnum):
-    """The state of a download."""
+    """The state of a pull."""
 
     WAITING = "waiting"
     DOWNLOADING = "downloading"
@@ -38,7 +38,7 @@ class PullState(StrEnum):
 
 
 class Pull(Value):
-    """The download of one model's weights."""
+    """The download of one model's weights from the hub."""
 
     model: str
     state: PullState = PullState.WAITING
@@ -62,7 +62,7 @@ class Pull(Value):
 
 
 class ModelPuller:
-    """Owns `_pulls`, the latest download of each model, and the download process. Event loop only."""
+    """Owns `_pulls`, the latest pull of each model, and the download process. Event loop only."""
 
     def __init__(
         self,
@@ -77,20 +77,20 @@ class ModelPuller:
         self._fetch = fetch
         self._pulls: dict[str, Pull] = {}
         self._turns: asyncio.Queue[str] = asyncio.Queue()
-        #: The running download, and its model.
+        #: The running pull, and its model.
         self._running: tuple[str, asyncio.Future[Fetched | Refused]] | None = None
-        #: Set and replaced when a model's download changes.
+        #: Set and replaced when a model's pull changes.
         self._news: dict[str, asyncio.Event] = {}
         self._draining = False
 
     # -- reads --------------------------------------------------------------------------------------------------------
 
     def pull(self, model: str) -> Pull | None:
-        """The latest download of a model; None: none since the service started."""
+        """The latest pull of a model; None: none since the service started."""
         return self._pulls.get(model)
 
     def is_here(self, model: str) -> bool:
-        """Whether the model can be loaded without a download. Reads the disk. Raises ModelNotFound."""
+        """Whether the model can be loaded without a pull. Reads the disk. Raises ModelNotFound."""
         return self.has(self._catalog().model(model))
 
     def has(self, spec: ModelSpec) -> bool:
@@ -98,7 +98,7 @@ class ModelPuller:
         return weights_here(spec, self._models_dir)
 
     async def follow(self, model: str) -> AsyncIterator[Pull]:
-        """The download now and at each change, until it ends or the service stops. A slow listener skips changes."""
+        """The pull now and at each change, until it ends or the service stops. A slow listener skips changes."""
         while not self._draining and model in self._pulls:
             news = self._news.setdefault(model, asyncio.Event())
             yield self._pulls[model]
@@ -109,7 +109,7 @@ class ModelPuller:
     # -- changes ------------------------------------------------------------------------------------------------------
 
     def start(self, model: str) -> Pull:
-        """Queue a download of a model's weights. Raises ModelNotFound, NoRepository, WeightsHere or Draining."""
+        """Queue a pull of a model's weights. Raises ModelNotFound, NoRepository, WeightsHere or Draining."""
         spec = self._catalog().model(model)
         if self._draining:
             raise Draining
@@ -124,12 +124,12 @@ class ModelPuller:
         return self._set(Pull(model=model))
 
     def cancel(self, model: str) -> Pull:
-        """Cancel a download; what arrived is kept. Raises ModelNotFound or NotPulling."""
+        """Cancel a pull; the bytes that arrived are kept. Raises ModelNotFound or NotPulling."""
         self._catalog().model(model)
         return self._cancel(model, _CANCELLED)
 
     def removed(self, model: str) -> None:
-        """Cancel the download of a model that is no longer configured."""
+        """Cancel the pull of a model that is no longer configured."""
         with suppress(NotPulling):
             self._cancel(model, _REMOVED)
 
@@ -156,7 +156,7 @@ class ModelPuller:
     # -- running ------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Run the downloads one after the other, without end."""
+        """Run the pulls one after the other, without end."""
         while True:
             model = await self._turns.get()
             if self._pulls[model].state is PullState.WAITING:
@@ -203,7 +203,7 @@ class ModelPuller:
         self._set(self._pulls[model].evolve(**changes))
 
     def begin_drain(self) -> None:
-        """Start no more downloads and end all followers. The running download ends with `run`."""
+        """Start no more pulls and end all followers. The running pull ends with `run`."""
         self._draining = True
         for news in self._news.values():
             news.set()

@@ -16,7 +16,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import parse_ratelimit_headers
 
 from imagegen.core.errors import FailureCode, ImagegenError
-from imagegen.hub.messages import Refused
+from imagegen.hub.protocol import Refused
 from imagegen.storage.files import DISK_FULL
 
 #: The errors that `refused` maps.

@@ -31,10 +31,10 @@ class Limits(Value):
 
 
 class TaskDraft(Value):
-    """What a caller asked for. None: the model's default."""
+    """A request before admission. None: the model's default."""
 
     type: TaskType
-    #: Whose task it becomes.
+    #: The owner of the task.
     owner: str = ""
     model: str | None = None
     prompt: str
@@ -53,7 +53,7 @@ class TaskDraft(Value):
     deadline_s: float | None = None
     previews: int = 0
     output: Output = Output()
-    #: Its URL was checked by the caller of `admit`, as were the pictures.
+    #: The caller of `admit` has checked its URL, and the pictures.
     webhook: Webhook | None = None
     pictures: InputPictures = InputPictures()
     #: The task whose pictures this one makes again.
@@ -100,7 +100,7 @@ def _size(draft: TaskDraft, spec: ModelSpec) -> Size:
     if draft.width is None and draft.height is None:
         return size_of(draft.aspect_ratio, spec.base_size)
     if draft.width is None or draft.height is None:
-        raise InvalidRequest("width and height go together.")
+        raise InvalidRequest("Give width and height together.")
     return Size(draft.width, draft.height)
 
 

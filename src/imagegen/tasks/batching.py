@@ -1,4 +1,4 @@
-"""Batching: which waiting tasks go along in one call of their model, and how many pictures of a call have paid."""
+"""Batching: which waiting tasks share a call of their model, and how many pictures a call may have."""
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -8,22 +8,23 @@ from datetime import datetime
 from imagegen.core.task import GenerationRequest, TaskType
 from imagegen.tasks.queue import Fairness, Kind, Likeness, TaskTicket, foremost
 
-#: What a size must gain over the next smaller one: less is not worth the longer wait for the first picture.
+#: The share by which a size must be faster than the next smaller one. Less is not worth the longer wait for the first
+#: picture.
 MARGIN = 0.05
-#: Runs of one picture a call before more are tried: the first may have had the device to warm up.
+#: Calls of one picture before larger calls are tried. The first one may be slow, because the device warms up.
 ENOUGH_ALONE = 2
-#: Runs after which a size is declined.
+#: Calls after which a size that does not pay is barred.
 ENOUGH_RUNS = 3
-#: The latest runs of a size, of which the fastest counts: what else a machine does makes runs slower, never faster.
+#: Remembered calls of a size. The fastest one counts, because other work on the machine only makes calls slower.
 LATEST = 5
-#: Calls after which a size is tried again that did not pay or failed, and one that the memory did not hold.
+#: Calls after which a barred size is tried again: one that did not pay or failed, and one that was out of memory.
 TRY_AGAIN, TRY_AGAIN_IN_MEMORY = 200, 1000
-#: Kinds of work that are remembered of each model.
+#: Remembered kinds of work of each model.
 MAX_KINDS = 64
 
 
 def likeness(wanted: TaskType, request: GenerationRequest, previews: int) -> Likeness | None:
-    """None: it goes with nobody."""
+    """What other tasks must have in common with this one to share its call; None: cannot be batched."""
     if wanted is not TaskType.TEXT2IMAGE or request.loras or previews:
         return None
     negative = request.negative_prompt is not None
@@ -33,7 +34,10 @@ def likeness(wanted: TaskType, request: GenerationRequest, previews: int) -> Lik
 def companions(
     first: TaskTicket, waiting: Sequence[TaskTicket], most: int, now: float, fairness: Fairness
 ) -> list[TaskTicket]:
-    """Who goes along with `first`, in order of arrival: whole tasks of the same rank, within `most` pictures."""
+    """The waiting tasks that join the call of `first`, in order of arrival.
+
+    They are similar to `first`, pass rule 1 of `choose` with it, and are not split. `most`: pictures of the call.
+    """
     room, along = most - first.pictures, list[TaskTicket]()
     if room < 1 or first.likeness is None:
         return along
@@ -49,7 +53,7 @@ def _alike(one: TaskTicket, other: TaskTicket) -> bool:
 
 
 def calls(tickets: Iterable[TaskTicket], most: Callable[[TaskTicket], int]) -> Iterator[list[TaskTicket]]:
-    """How tickets, in the order in which they would be taken, will share calls: for forecasts, in linear time."""
+    """The calls that tickets will share, given in the order in which they are taken. For forecasts; linear time."""
     ordered = list(tickets)
     lanes: dict[Hashable, list[TaskTicket]] = {}
     for ticket in reversed(ordered):
@@ -70,18 +74,18 @@ def calls(tickets: Iterable[TaskTicket], most: Callable[[TaskTicket], int]) -> I
 
 @dataclass(slots=True)
 class _Size:
-    """Calls of so many pictures, up to twice as many."""
+    """What is known of calls of one size: of n pictures to 2n - 1, for a power of two n."""
 
-    #: Seconds a picture, latest last.
+    #: Seconds for each picture, latest last.
     paces: deque[float] = field(default_factory=lambda: deque(maxlen=LATEST))
-    #: Calls until it is tried again; 0: it may be used.
+    #: Calls until the size is tried again; 0: not barred.
     barred: int = 0
-    #: Whether it was the memory that barred it.
+    #: Whether it is barred because a call was out of memory.
     too_large: bool = False
 
     @property
     def runs(self) -> int:
-        """As far as they are remembered."""
+        """Remembered calls."""
         return len(self.paces)
 
     @property
@@ -100,14 +104,17 @@ Sizes = dict[int, _Size]
 
 
 class Payoffs:
-    """Seconds a picture in calls of one, two, four ... pictures, learned from real runs, and what follows from them."""
+    """Learns from real calls whether larger calls take less time for each picture, and limits the next call."""
 
     def __init__(self) -> None:
         self._kinds: dict[str, OrderedDict[Kind, Sizes]] = {}
         self._loaded_at: dict[str, datetime] = {}
 
     def most(self, model: str, kind: Kind, max_batch: int, pictures: int = 1) -> int:
-        """Pictures that the next call may make: twice as many as have paid so far, or as the first task has."""
+        """The most pictures that the next call may have: twice as many as have paid so far, at most `max_batch`.
+
+        `pictures`: of the first task of the call. A size that was not tried yet does not split that task.
+        """
         most, sizes = 1, self._known_sizes(model, kind)
         best = _known(sizes, 1)
         if best.runs < ENOUGH_ALONE:
@@ -115,14 +122,14 @@ class Payoffs:
         while 2 * most <= max_batch and not (size := _known(sizes, 2 * most)).barred:
             most *= 2
             if not size.runs and most < pictures:
-                continue  # a task is not cut up to try it
-            if not size.runs or not size.pays(best):  # in the second case it is not yet judged
+                continue  # the task is not split to try this size
+            if not size.runs or not size.pays(best):  # if it does not pay, it has had fewer than ENOUGH_RUNS calls
                 return most
             best = size
         return most if _known(sizes, 2 * most).barred else max_batch
 
     def learn(self, model: str, kind: Kind, pictures: int, pace: float) -> None:
-        """A call of so many pictures took `pace` seconds for each."""
+        """Record a call: its number of pictures, and its seconds for each picture."""
         sizes, step = self._sizes(model, kind), _step(pictures)
         for each in sizes.values():
             each.barred = max(0, each.barred - 1)
@@ -133,11 +140,11 @@ class Payoffs:
         if size.runs == ENOUGH_RUNS:
             size.bar(TRY_AGAIN)
             return
-        for each in sizes.values():  # it did pay: perhaps everything has become slower, so all is measured anew
+        for each in sizes.values():  # it paid before: perhaps every size is slower now, so measure all again
             each.paces.clear()
 
     def failed(self, model: str, kind: Kind, pictures: int, *, too_large: bool) -> None:
-        """A call of so many pictures failed: for want of memory, or as none of one might. Smaller ones come next."""
+        """Bar the size of a call that failed, so that the next calls are smaller. `too_large`: out of memory."""
         sizes, step = self._sizes(model, kind), _step(pictures)
         held = pictures > step and _known(sizes, step).runs > 0
         sizes.setdefault(2 * step if held else step, _Size()).bar(
@@ -145,7 +152,7 @@ class Payoffs:
         )
 
     def loaded(self, model: str, at: datetime) -> None:
-        """It is resident since then: after another load, what did not pay is tried again."""
+        """Note when a resident model was loaded. After another load, sizes that did not pay are tried again."""
         if self._loaded_at.get(model) == at:
             return
         self._loaded_at[model] = at
@@ -154,7 +161,7 @@ class Payoffs:
                 size.barred = size.barred if size.too_large else 0
 
     def share(self, model: str, kind: Kind, pictures: int) -> float:
-        """What a call of so many pictures takes, as a share of the time that they take one by one; 1: nobody knows."""
+        """The time of one call with so many pictures, as a share of the time of as many single calls; 1: unknown."""
         sizes = self._known_sizes(model, kind)
         one, many = _known(sizes, 1).pace, _known(sizes, _step(pictures)).pace
         return many / one if one and many else 1.0
@@ -175,10 +182,10 @@ def _known(sizes: Sizes, step: int) -> _Size:
 
 
 def _next_smaller(sizes: Sizes, step: int) -> _Size:
-    """Of those that were measured."""
+    """The next smaller size that was measured."""
     return sizes[max(smaller for smaller in sizes if smaller < step and (smaller == 1 or sizes[smaller].runs))]
 
 
 def _step(pictures: int) -> int:
-    """The power of two that it counts as."""
+    """The size of a call: the largest power of two that is not above its number of pictures."""
     return 1 << (pictures.bit_length() - 1)

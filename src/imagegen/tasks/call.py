@@ -1,4 +1,4 @@
-"""Call: the tasks that are on the GPU in one call of their model, and the progress of that call."""
+"""Call: the tasks that share one call of their model on the GPU, and the progress of that call."""
 
 import base64
 from collections.abc import Iterator, Sequence
@@ -9,7 +9,7 @@ from imagegen.tasks.life import LiveTask
 
 
 class Call:
-    """One task, or several that are alike. Also the stop flag of the call, which is set once all of them should stop.
+    """One task, or several similar tasks. Also the stop flag of the call, which is set once all of them should stop.
 
     Belongs to Runner.
     """
@@ -20,9 +20,9 @@ class Call:
         self.likeness = first.likeness  # asked here, because it changes once the attempt counts
         #: Whether all pictures are made at once; otherwise it is one task, whose pictures are made one by one.
         self.together = False
-        #: Whether the pictures are being made; before, the model is loaded.
+        #: Whether the pictures are being made; before that, the model is loaded.
         self.began = False
-        #: When the load began or, once it `began`, the pictures. Seconds of the manager's clock.
+        #: When the load began; once `began` is set, when the pictures began. Seconds of the manager's clock.
         self.since = now
         #: Steps done, and steps in all.
         self.steps = (0, 0)
@@ -52,7 +52,7 @@ class Call:
         return sum(request.batch_size for request in self.requests)
 
     def begin(self, now: float) -> None:
-        """From here on the pictures are made, and no task joins."""
+        """Note that the pictures are made from now on, and that no further task joins."""
         self.began, self.since = True, now
 
     def is_set(self) -> bool:
@@ -60,7 +60,10 @@ class Call:
         return all(member.told_to_stop for member in self.members)
 
     def on_step(self, step: int, total: int, *preview: bytes) -> None:
-        """Tell each member that has not ended. In a call that makes all pictures together, a step is one of each."""
+        """Publish the step to each member that has not ended.
+
+        In a call that makes all pictures together, one step of the call is one step of each picture.
+        """
         self.steps = (step, total)
         for member in self.members:
             if member.ending:

@@ -1,4 +1,4 @@
-"""Intake: accepts tasks and enqueues them, and enqueues again the tasks that an earlier run left."""
+"""Intake: accepts tasks and enqueues them, and recovers the tasks that an earlier run left."""
 
 import asyncio
 import secrets
@@ -24,7 +24,7 @@ from imagegen.tasks.records import Records
 
 log = structlog.get_logger(__name__)
 
-#: Seconds after which a caller whom a drain turned away may ask again.
+#: Seconds after which a caller that was refused during a drain should try again.
 RETRY_AFTER_DRAIN_S = 10
 
 
@@ -68,7 +68,7 @@ class Intake:
 
     @property
     def closed(self) -> bool:
-        """Whether it accepts no more tasks."""
+        """Whether new tasks are refused."""
         return self._closed
 
     def close(self) -> None:
@@ -152,12 +152,12 @@ class Intake:
         self._bus.publish(TaskQueued(task_id=live.record.id, position=position))
         self._outlooks.changed()
 
-    # -- tasks that an earlier run left -------------------------------------------------------------------------------
+    # -- recovery -----------------------------------------------------------------------------------------------------
 
     async def recover(self) -> list[LiveTask]:
-        """Queue them again, with their seeds; fail those without an attempt left.
+        """Enqueue the tasks that an earlier run left, with their seeds; fail those without an attempt left.
 
-        Returns those whose pictures are made and wait in the spool: they only have to be uploaded.
+        Returns the tasks whose pictures wait in the spool: they only have to be uploaded.
         """
         left, made = await self._journal.unfinished(), []
         self._images.tidy([image for task in left for image in task.storing])
@@ -180,7 +180,7 @@ class Intake:
         return made
 
     def _deadline_of(self, task: GenerationTask) -> float | None:
-        """By the wall clock, which may have been set since: no later than if the task were accepted now."""
+        """The deadline by the wall clock, but at most `deadline_s` from now, because the clock may have been set."""
         if task.deadline_s is None:
             return None
         waited_s = (datetime.now(UTC) - task.created_at).total_seconds()

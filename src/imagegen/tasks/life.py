@@ -13,7 +13,7 @@ from imagegen.tasks.queue import Likeness, TaskTicket
 
 
 class IllegalTransition(RuntimeError):
-    """A LiveTask was asked for a transition that its stage does not allow: an error in the code that asked."""
+    """The stage of a LiveTask does not allow this transition: a bug in the calling code."""
 
 
 class StopRequest(IntEnum):
@@ -34,18 +34,18 @@ class Queued:
 
     #: The number of tasks before it when it was enqueued.
     position: int = 0
-    #: The same number as its listeners know it.
+    #: The position that its listeners were told last.
     told: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Parked:
-    """It waits for its model's weights to be downloaded."""
+    """It waits for the pull of its model's weights."""
 
 
 @dataclass(frozen=True, slots=True)
 class Loading:
-    """It was taken from the queue, and its model is being loaded. The attempt does not count yet."""
+    """It was taken from the queue, and its model is loaded if necessary. The attempt does not count yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class Ending:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """Its end is public."""
+    """Its end is on disk and published."""
 
 
 Stage = Queued | Parked | Loading | Running | Saving | Ending | Ended
@@ -147,7 +147,7 @@ class LiveTask:
 
     @property
     def ending(self) -> bool:
-        """Whether its end is decided: nothing may end it again, and no listener is told of its progress."""
+        """Whether its end is decided. Nothing ends it again, and its progress is not published any more."""
         return isinstance(self._stage, Ending | Ended)
 
     @property
@@ -161,7 +161,7 @@ class LiveTask:
 
     @property
     def fetched(self) -> bool:
-        """Whether its model's weights were downloaded for it. If some are still missing, the loader reports that."""
+        """Whether its model's weights were pulled for it. If some are still missing, the loader reports that."""
         return self._fetched
 
     @property
@@ -175,7 +175,7 @@ class LiveTask:
         return None if self._alone or it.attempt or it.replay else likeness(it.type, it.request, it.previews)
 
     def ticket(self) -> TaskTicket:
-        """Its place in the queue."""
+        """The ticket that stands for it in the queue."""
         it = self._record
         return TaskTicket(
             it.priority, it.sequence, it.id, it.model, self.since, self.likeness, pictures=it.request.batch_size
@@ -186,17 +186,17 @@ class LiveTask:
         return self.deadline is not None and now >= self.deadline and self._record.attempt == 0
 
     async def until_stop_requested(self) -> None:
-        """Return once there is a stop request, whichever."""
+        """Return once there is a stop request of any kind."""
         await self._stop_requested.wait()
 
     # -- waiting ------------------------------------------------------------------------------------------------------
 
     def enqueue(self, position: int) -> None:
-        """It is put into the queue, behind so many tasks, and its listeners are told so."""
+        """It is put into the queue behind `position` tasks, and its listeners are told the position."""
         self._move(Queued(position, told=position), Queued)
 
     def tell_position(self, position: int) -> bool:
-        """Note what its listeners are told. False: they know that already."""
+        """Note the position that its listeners are told. False: they were told this position already."""
         stage = self._from(Queued)
         self._stage = Queued(stage.position, told=position)
         return stage.told != position
@@ -218,12 +218,15 @@ class LiveTask:
         self._record = self._record.evolve(status=TaskStatus.PROCESSING, started_at=at)
 
     def begin(self) -> None:
-        """Count the attempt: from here on the task itself may kill the worker or the service."""
+        """Count the attempt: from now on the task itself may kill the worker or the service."""
         self._move(Running(), Loading)
         self._record = self._record.evolve(attempt=self._record.attempt + 1)
 
     def put_back(self, *, counts: bool, alone: bool = False) -> None:
-        """Return to the queue, at the old place. `counts`: the attempt does; `alone`: the next one shares no call."""
+        """Return to the old place in the queue.
+
+        `counts`: whether the attempt counts. `alone`: the next attempt shares no call.
+        """
         attempt = self._record.attempt - (isinstance(self._stage, Running) and not counts)
         if attempt >= MAX_ATTEMPTS:
             raise IllegalTransition(f"{self!r} has no attempt left.")
@@ -234,7 +237,7 @@ class LiveTask:
         self._stop_requested.clear()
 
     def request_stop(self, request: StopRequest) -> None:
-        """Ask it to stop. Whoever runs it, or stores its pictures, sees to it."""
+        """Ask it to stop. The code that runs it or stores its pictures looks at the request."""
         self._stop_request = max(self._stop_request, request)
         self._stop_requested.set()
 
@@ -246,12 +249,12 @@ class LiveTask:
         self._record = self._record.evolve(provenance=made_by)
 
     def store(self, spooled: tuple[StoredImage, ...]) -> None:
-        """Its pictures are in the spool, and are uploaded next."""
+        """Its pictures are in the spool and are uploaded next."""
         self._from(Saving)
         self._record = self._record.evolve(storing=spooled)
 
     def wait_for_store(self) -> bool:
-        """The store of pictures cannot be reached. False: that is known already."""
+        """It waits until the store of pictures can be reached. False: it waits already."""
         stage = self._from(Saving)
         self._stage = Saving(waits_for_store=True)
         return not stage.waits_for_store
@@ -279,7 +282,7 @@ class LiveTask:
         return ended
 
     def finish(self) -> None:
-        """Make the end public: it is on disk, or the disk has refused it and will be asked again."""
+        """The end is on disk, or the disk refused it and it will be written later: everybody may see it now."""
         self._record = self._from(Ending).ended
         self._stage = Ended()
 
@@ -291,7 +294,7 @@ class LiveTask:
         self._stage = stage
 
     def _from(self, source: type[S]) -> S:
-        """The present stage, which must be this one."""
+        """The present stage. Raises IllegalTransition if it is another one than `source`."""
         if not isinstance(self._stage, source):
             raise IllegalTransition(f"{self!r} is not {source.__name__.upper()}.")
         return self._stage

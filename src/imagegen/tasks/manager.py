@@ -1,4 +1,4 @@
-"""TaskManager: what other rooms ask of tasks. Owns the queue and three parts: Intake, Runner and Stopping."""
+"""TaskManager: the interface to all tasks. It owns the queue and three parts: Intake, Runner and Stopping."""
 
 import time
 from collections.abc import Awaitable, Callable
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 class TaskManager:
-    """Accepts, orders, runs and ends tasks. `records` finds them; each one's LiveTask says how far it is."""
+    """Accepts, orders, runs and ends tasks. `records` finds a task; its LiveTask has its stage."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class TaskManager:
         puller: ModelPuller | None = None,
         cancel_grace_s: float = 5,
     ) -> None:
-        """Without a puller no weights are downloaded, whatever the catalog says."""
+        """Without a puller no weights are pulled, whatever the catalog says."""
         records = self.records = Records(journal, images, bus)
         outlooks = self._outlooks = Outlooks(
             records.live, lambda: self._runner.call, lambda: self._queue, models, bus, clock
@@ -65,15 +65,15 @@ class TaskManager:
         return await self._intake.submit(draft)
 
     async def submit_once(self, draft: TaskDraft, claim: Claim) -> Once:
-        """As `submit`, unless an earlier request has made a task with the claim's key. Raises KeyReused as well."""
+        """Like `submit`, unless an earlier request with the claim's key has made a task. Also raises KeyReused."""
         return await self._intake.submit_once(draft, claim)
 
     async def replay(self, task_id: str) -> GenerationTask:
-        """Accept a task that makes another one's pictures again. Raises TaskNotFound, NoReceipt; as `submit`."""
+        """Accept a task that makes another one's pictures again. Raises TaskNotFound, NoReceipt, and like `submit`."""
         return await self._intake.replay(task_id)
 
     async def plan(self, draft: TaskDraft) -> Plan:
-        """Say what `submit` would lead to, and accept nothing. Raises ImagegenError if the request can never run."""
+        """Tell what `submit` would do, without a task. Raises ImagegenError if the request can never run."""
         return await self._intake.plan(draft)
 
     # -- reads that only inform ---------------------------------------------------------------------------------------
@@ -97,7 +97,7 @@ class TaskManager:
         return self._runner.call is not None and self._runner.call.model == model
 
     def waits_for_store(self, task_id: str) -> bool:
-        """Whether the task's pictures are made and the store of pictures cannot be reached."""
+        """Whether the task's pictures are made and wait until the store of pictures can be reached."""
         live = self.records.live.get(task_id)
         return live is not None and isinstance(live.stage, Saving) and live.stage.waits_for_store
 
@@ -110,7 +110,7 @@ class TaskManager:
         self._outlooks.tell(task_id)
 
     def download(self, task_id: str) -> Pull | None:
-        """The download that a task waits for."""
+        """The pull that a task waits for."""
         return self._parking.download(task_id)
 
     # -- running ------------------------------------------------------------------------------------------------------

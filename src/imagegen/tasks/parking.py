@@ -1,4 +1,4 @@
-"""Parking: tasks that wait for their model's weights beside the queue, while the other tasks run."""
+"""Parking: holds tasks that wait for their model's weights, so that the tasks in the queue can run."""
 
 from imagegen.core.errors import Draining, WeightsHere
 from imagegen.core.events import EventBus, TaskDownloading
@@ -8,14 +8,14 @@ from imagegen.tasks.life import LiveTask
 
 
 class Parking:
-    """Belongs to TaskManager. A parked task is `pending` in the journal, so that a restart queues it again."""
+    """Belongs to TaskManager. A parked task is `pending` in the journal, so that a restart enqueues it again."""
 
     def __init__(self, models: DynamicModelManager, puller: ModelPuller | None, bus: EventBus) -> None:
-        """Without a puller nothing is downloaded, whatever the catalog says."""
+        """Without a puller no weights are pulled, whatever the catalog says."""
         self._models = models
         self._puller = puller
         self._bus = bus
-        #: By model and task id. A model is in here from its first `park` to its `release`.
+        #: By model and task id. A model has an entry from its first `park` to its `release`.
         self._parked: dict[str, dict[str, LiveTask]] = {}
 
     def __len__(self) -> int:
@@ -25,7 +25,7 @@ class Parking:
         return f"<Parking [{', '.join(f'{model}: {len(tasks)}' for model, tasks in self._parked.items())}]>"
 
     def lacks_weights(self, live: LiveTask) -> bool:
-        """Whether the weights of its model must be downloaded first."""
+        """Whether the weights of its model must be pulled first."""
         model, catalog = live.record.model, self._models.catalog
         if self._puller is None or live.fetched or not catalog.settings.auto_download:
             return False
@@ -34,7 +34,7 @@ class Parking:
         return bool(catalog.model(model).hub_files()) and not self._puller.is_here(model)
 
     def park(self, live: LiveTask) -> bool:
-        """Let a task wait. True: it is the first one of its model, so the caller starts `fetch` for that model."""
+        """Park a task. True: it is the first one of its model, so the caller starts `fetch` for that model."""
         model = live.record.model
         first = model not in self._parked
         live.park()
@@ -43,14 +43,14 @@ class Parking:
         return first
 
     async def fetch(self, model: str) -> Pull | None:
-        """Download the weights, tell the parked tasks each percent, and return the ended download.
+        """Pull the weights, publish each percent to the parked tasks, and return the ended pull.
 
-        None: the service is draining, and the next run goes on with the download.
+        None: the service is draining, and the next run resumes the pull.
         """
         assert self._puller is not None
         try:
             self._puller.start(model)
-        except WeightsHere:  # another program has brought them
+        except WeightsHere:  # another program has downloaded them
             return Pull(model=model, state=PullState.READY)
         except Draining:
             return None
@@ -80,12 +80,12 @@ class Parking:
         return ids
 
     def download(self, task_id: str) -> Pull | None:
-        """The download that a parked task waits for."""
+        """The pull that a parked task waits for."""
         return next((self._pull_of(model) for model, tasks in self._parked.items() if task_id in tasks), None)
 
     def _pull_of(self, model: str) -> Pull:
         pull = self._puller.pull(model) if self._puller else None
-        # One that has ended is an earlier one: `fetch` starts the next one in a moment.
+        # A pull that has ended is an earlier one: `fetch` starts the next one in a moment.
         return pull if pull is not None and not pull.ended else Pull(model=model)
 
     def _tell(self, live: LiveTask, pull: Pull) -> None:

@@ -1,4 +1,4 @@
-"""Records: finds every task, and writes the end of each to disk before anyone is told of it."""
+"""Records: finds every task, and writes the end of each to disk before it is published."""
 
 from datetime import UTC, datetime
 
@@ -29,7 +29,7 @@ class Records:
         self._journal = journal
         self._images = images
         self._bus = bus
-        #: Ended tasks whose end the disk has refused so far. They have ended all the same.
+        #: Ended tasks whose end the disk has refused so far. For callers they have ended.
         self._unwritten: dict[str, GenerationTask] = {}
 
     def __repr__(self) -> str:
@@ -57,7 +57,7 @@ class Records:
         raise ImageNotFound
 
     async def page(self, wanted: TaskFilter, limit: int, before: int | None = None) -> Page:
-        """The newest tasks, or the newest of those that arrived before the one with this sequence."""
+        """A page of tasks, newest first; with `before`, those that arrived before that sequence number."""
         return await self._journal.page(wanted, limit, before)
 
     async def count(self) -> int:
@@ -99,7 +99,7 @@ class Records:
 
     async def fail_late(self, live: LiveTask) -> None:
         """End a task that has missed its deadline."""
-        message = f"It could not begin within the {live.record.deadline_s:g} s that it was given."
+        message = f"The task could not begin within its deadline of {live.record.deadline_s:g} s."
         await self.fail(live, FailureCode.DEADLINE_EXCEEDED, message)
 
     async def cancel(self, live: LiveTask) -> GenerationTask:
@@ -110,7 +110,7 @@ class Records:
         return ended
 
     async def _end(self, live: LiveTask, ended: GenerationTask) -> None:
-        # On disk before anyone is told: after a kill -9 the task must not run again.
+        # On disk before it is published: after a kill -9 the task must not run again.
         written = await self.write(ended)
         live.finish()
         if not written:
@@ -136,7 +136,7 @@ class Records:
         await self._remove([task])
 
     async def expire(self, kept: Retention) -> int:
-        """Delete the ended tasks that exceed what is kept; returns their number."""
+        """Delete the ended tasks that retention does not keep; returns their number."""
         deleted = 0
         while surplus := await self._journal.surplus(kept):
             await self._remove(surplus)
@@ -144,7 +144,7 @@ class Records:
         return deleted
 
     async def _remove(self, ended: list[GenerationTask]) -> None:
-        """Files first: a record without files can be deleted later, but nothing names files without a record."""
+        """Files are deleted first: a record without files can be deleted later, but files without a record are lost."""
         await self._images.delete(image for task in ended for image in task.images + task.storing)
         await self._journal.delete([task.id for task in ended])
         for task in ended:

@@ -1,4 +1,4 @@
-"""Runner: the run loop. It takes the next task, runs it, and decides what becomes of an attempt that failed."""
+"""Runner: the run loop. It takes the next task, runs it, and decides how a task whose attempt failed goes on."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -114,7 +114,7 @@ class Runner:
         self._queue.put_nowait(ControlTicket(next(self._control_numbers), action))
 
     async def _fetch(self, model: str) -> None:
-        """Queue the model's parked tasks again once the weights are here, or fail them as the download failed."""
+        """Pull the weights, then enqueue the model's parked tasks; if the pull fails, fail them."""
         pull = await self._parking.fetch(model)
         if pull is None:
             return
@@ -187,7 +187,7 @@ class Runner:
         model = live.record.model
         if self._models.resident(model) is not None:
             return None
-        await self._records.write(live.record)  # if there is nothing to load, `_begin` writes it in a moment
+        await self._records.write(live.record)  # without a load, `_begin` writes it in a moment
         if live.told_to_stop:
             return None
         self._bus.publish(TaskLoading(task_id=live.record.id, model=model))
@@ -220,9 +220,9 @@ class Runner:
     # -- an attempt without pictures ----------------------------------------------------------------------------------
 
     async def _failed(self, live: LiveTask, outcome: Stopped | Failed, *, together: bool) -> None:
-        """Decide what becomes of a task whose call failed or was stopped. The first rule that applies decides.
+        """Decide how a task goes on whose call failed or was stopped. The first rule that applies decides.
 
-        A load that failed counts as an attempt: one that kills the worker must not be repeated for ever.
+        A failed load counts as an attempt, because a load that kills the worker must not be repeated for ever.
 
         1. The device is broken (only without a worker process): this process ends. The journal says `processing`, so
            the next run repeats the task.
@@ -251,6 +251,6 @@ class Runner:
 
     async def _put_back(self, live: LiveTask, *, counts: bool, alone: bool = False) -> None:
         live.put_back(counts=counts, alone=alone)
-        # Before the write, so that the task is always in the queue or in a call: a cancel finds it there.
+        # Enqueue before the write: the task is then always in the queue or in a call, where a cancel finds it.
         self._intake.enqueue(live)
         await self._records.write(live.record)

@@ -24,7 +24,7 @@ class Saver:
     """Ends every task whose pictures are made. Belongs to Runner."""
 
     def __init__(self, images: ImageStore, records: Records, bus: EventBus, on_room: Callable[[], None]) -> None:
-        """`on_room` is called when it is no longer crowded."""
+        """`on_room` is called when `crowded` becomes false."""
         self._images = images
         self._records = records
         self._bus = bus
@@ -41,7 +41,7 @@ class Saver:
 
     def take(self, made: Iterable[tuple[LiveTask, tuple[Pixels, ...]]], beside: asyncio.TaskGroup) -> None:
         """Save the pictures of one call: each task with its own."""
-        # Each drops its pixels once they are written, whatever the others do.
+        # Each task drops its pixels once they are written, and does not wait for the others.
         self._begin(_all([self._save(live, pictures) for live, pictures in made]), beside)
 
     def resume(self, live: LiveTask, beside: asyncio.TaskGroup) -> None:
@@ -72,11 +72,11 @@ class Saver:
             message = "The disk refused to store the pictures."
             await self._records.fail(live, FailureCode.STORAGE_FAILED, message)
         else:
-            del images  # pixels take a hundred times as much memory as the rest, and storing may take hours
+            del images  # pixels take far more memory than the rest of a task, and the upload may take hours
             await self._store(live, stored)
 
     async def _store(self, live: LiveTask, stored: tuple[StoredImage, ...]) -> None:
-        """Upload pictures that are on this machine, if there is a bucket for them, and end the task."""
+        """Upload pictures from the spool, if there is a bucket, and end the task."""
         try:
             uploaded = await self._upload(live, stored) if self._images.ships else True
         except StorageFailed as error:
@@ -113,10 +113,10 @@ class Saver:
 
     async def _clear_away(self, ended: GenerationTask) -> None:
         """Delete its pictures from the spool; and from the store, if the task ended without pictures."""
-        if self._records.is_written(ended):  # otherwise the next run repeats what the journal says
+        if self._records.is_written(ended):  # otherwise the next run needs them
             await self._images.unspool(ended.storing or ended.images)
         if self._images.reachable:
-            # What the store does not delete now is deleted with the record, which names it.
+            # Files that the store does not delete now are deleted with the record, which names them.
             with suppress(StorageFailed, TimeoutError):
                 async with asyncio.timeout(CLEAR_AWAY_S):
                     await self._images.delete(ended.storing)

@@ -1,4 +1,4 @@
-"""Stopping: ends tasks before they are completed, and the service's work as a whole."""
+"""Stopping: cancels tasks, fails tasks that can no longer run, and drains."""
 
 import asyncio
 from collections.abc import Callable, Iterable
@@ -17,7 +17,7 @@ from imagegen.tasks.runner import Runner
 
 
 class Stopping:
-    """Cancels, fails what can no longer run, and drains. Belongs to TaskManager, which documents the public methods."""
+    """Ends tasks before they are completed. Belongs to TaskManager, which documents the public methods."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class Stopping:
             self._models.abandon_load(model)
 
     def _take_out(self, task_id: str) -> bool:
-        """Take a waiting task out of the queue or the parking; False if it does not wait."""
+        """Remove a waiting task from the queue or from Parking; False if it does not wait."""
         waited = self._queue.remove(task_id) or self._parking.remove(task_id)
         self._outlooks.changed()
         return waited
@@ -102,7 +102,7 @@ class Stopping:
         return len(removed)
 
     def _take_all_out(self, candidates: Iterable[LiveTask]) -> list[LiveTask]:
-        """Take those that wait out of the queue or the parking."""
+        """Remove the tasks that wait from the queue and from Parking. Returns these."""
         return [live for live in list(candidates) if self._take_out(live.record.id)]
 
     # -- the service --------------------------------------------------------------------------------------------------

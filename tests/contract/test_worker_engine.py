@@ -20,9 +20,9 @@ import torch
 from structlog.testing import capture_logs
 
 from imagegen.core.errors import FailureCode
-from imagegen.gpu import child
-from imagegen.gpu.child import ChildEngine
+from imagegen.gpu import worker_engine
 from imagegen.gpu.protocol import EngineOptions, Failed, Generate, Generated, Loaded, Measured, Stopped
+from imagegen.gpu.worker_engine import WorkerEngine
 from imagegen.hub.process import downloader_environment
 from tests.conftest import fake_catalog, load_command, request_for
 
@@ -30,20 +30,20 @@ CPU = EngineOptions(device="cpu")
 
 
 @pytest.fixture
-def engine() -> Iterator[ChildEngine]:
-    made = ChildEngine(CPU, load_timeout_s=60, step_timeout_s=60)
+def engine() -> Iterator[WorkerEngine]:
+    made = WorkerEngine(CPU, load_timeout_s=60, step_timeout_s=60)
     yield made
     made.close()
 
 
-def generate(engine: ChildEngine, prompt: str = "fine", stop: threading.Event | None = None) -> object:
+def generate(engine: WorkerEngine, prompt: str = "fine", stop: threading.Event | None = None) -> object:
     command = Generate(model="fake", request=request_for(prompt))
     return engine.generate(command, stop or threading.Event(), lambda step, total: None)
 
 
 @pytest.mark.parametrize("fault", ["abort", "segfault", "exit", "device_fault"])
 @pytest.mark.parametrize("fault_at", ["load", "step"])
-def test_a_worker_that_dies_is_an_answer_and_is_replaced(engine: ChildEngine, fault: str, fault_at: str) -> None:
+def test_a_worker_that_dies_is_an_answer_and_is_replaced(engine: WorkerEngine, fault: str, fault_at: str) -> None:
     catalog = fake_catalog(fake={"fault": fault, "fault_at": fault_at, "fault_prompt": "poison"}, good={})
     failed = engine.load(load_command(catalog, "fake"))
     if fault_at == "step":
@@ -56,7 +56,7 @@ def test_a_worker_that_dies_is_an_answer_and_is_replaced(engine: ChildEngine, fa
 
 
 @pytest.mark.parametrize("frame", [b"", b"\xc1", msgpack.packb({"kind": "step", "new": 1}), msgpack.packb([1])])
-def test_a_worker_that_talks_nonsense_is_replaced(engine: ChildEngine, frame: bytes) -> None:
+def test_a_worker_that_talks_nonsense_is_replaced(engine: WorkerEngine, frame: bytes) -> None:
     assert isinstance(engine.measure(), Measured)
     pid, ours = engine.pid, engine._worker._connection  # type: ignore[union-attr]
     near, far = socket.socketpair()
@@ -72,7 +72,7 @@ def test_a_worker_that_talks_nonsense_is_replaced(engine: ChildEngine, frame: by
 
 
 def test_a_silent_worker_is_killed_and_replaced() -> None:
-    engine = ChildEngine(CPU, load_timeout_s=60, step_timeout_s=1)
+    engine = WorkerEngine(CPU, load_timeout_s=60, step_timeout_s=1)
     catalog = fake_catalog(fake={"fault": "hang", "fault_prompt": "poison"})
     assert isinstance(engine.load(load_command(catalog, "fake")), Loaded)
     pid = engine.pid
@@ -88,7 +88,7 @@ def test_a_silent_worker_is_killed_and_replaced() -> None:
 
 @pytest.mark.parametrize("fault", ["hang", "spin"])
 def test_a_load_that_hangs_is_killed_and_the_next_one_succeeds(
-    engine: ChildEngine, monkeypatch: pytest.MonkeyPatch, fault: str
+    engine: WorkerEngine, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     assert isinstance(engine.measure(), Measured)  # it has started, which takes its time
     catalog = fake_catalog(fake={"fault": fault, "fault_at": "load"}, good={})
@@ -101,7 +101,7 @@ def test_a_load_that_hangs_is_killed_and_the_next_one_succeeds(
 
 
 def test_a_load_that_takes_longer_than_its_timeout_goes_on_as_long_as_it_reads(
-    engine: ChildEngine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    engine: WorkerEngine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     assert isinstance(engine.measure(), Measured)
     (tmp_path / "weights").write_bytes(bytes(12 * 2**20))
@@ -113,7 +113,7 @@ def test_a_load_that_takes_longer_than_its_timeout_goes_on_as_long_as_it_reads(
 
 
 def test_a_load_that_stops_reading_is_killed(
-    engine: ChildEngine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    engine: WorkerEngine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     assert isinstance(engine.measure(), Measured)
     (tmp_path / "weights").write_bytes(bytes(4 * 2**20))
@@ -140,7 +140,7 @@ def until_dead() -> None:
 
 @pytest.mark.parametrize("closes", [False, True])
 def test_a_worker_that_does_not_die_is_told_and_replaced_and_leaves_no_zombie_when_it_dies(
-    engine: ChildEngine, monkeypatch: pytest.MonkeyPatch, closes: bool
+    engine: WorkerEngine, monkeypatch: pytest.MonkeyPatch, closes: bool
 ) -> None:
     assert isinstance(engine.measure(), Measured)
     pid = engine.pid
@@ -161,11 +161,11 @@ def test_a_worker_that_does_not_die_is_told_and_replaced_and_leaves_no_zombie_wh
 
 
 def test_a_worker_that_is_aborted_and_does_not_die_is_not_waited_for(
-    engine: ChildEngine, monkeypatch: pytest.MonkeyPatch
+    engine: WorkerEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert isinstance(engine.measure(), Measured)
     with monkeypatch.context() as patch:
-        patch.setattr(child, "KILL_PATIENCE_S", 0.2)
+        patch.setattr(worker_engine, "KILL_PATIENCE_S", 0.2)
         patch.setattr(subprocess.Popen, "kill", lambda process: None)
         timer = threading.Timer(0.2, engine.abort)
         timer.start()
@@ -182,7 +182,7 @@ def test_a_worker_that_is_aborted_and_does_not_die_is_not_waited_for(
 # -- a worker that somebody has stopped --------------------------------------------------------------------------------
 
 
-def test_a_worker_that_was_stopped_goes_on_when_it_is_needed(engine: ChildEngine) -> None:
+def test_a_worker_that_was_stopped_goes_on_when_it_is_needed(engine: WorkerEngine) -> None:
     assert isinstance(engine.measure(), Measured)
     pid = engine.pid
     assert pid is not None
@@ -192,7 +192,7 @@ def test_a_worker_that_was_stopped_goes_on_when_it_is_needed(engine: ChildEngine
 
 
 def test_a_worker_that_is_stopped_while_it_runs_does_not_hold_a_stop() -> None:
-    engine = ChildEngine(CPU, load_timeout_s=60, step_timeout_s=5)
+    engine = WorkerEngine(CPU, load_timeout_s=60, step_timeout_s=5)
     assert isinstance(engine.load(load_command(fake_catalog(fake={"step_seconds": 0.02}), "fake")), Loaded)
     stop, seen = threading.Event(), threading.Event()
     pid = engine.pid
@@ -210,7 +210,7 @@ def test_a_worker_that_is_stopped_while_it_runs_does_not_hold_a_stop() -> None:
     engine.close()
 
 
-def test_a_full_memory_costs_no_worker(engine: ChildEngine) -> None:
+def test_a_full_memory_costs_no_worker(engine: WorkerEngine) -> None:
     catalog = fake_catalog(fake={"fault": "out_of_memory", "fault_prompt": "large"})
     assert isinstance(engine.load(load_command(catalog, "fake")), Loaded)
     pid = engine.pid
@@ -222,7 +222,7 @@ def test_a_full_memory_costs_no_worker(engine: ChildEngine) -> None:
     assert engine.pid == pid
 
 
-def test_a_worker_that_is_killed_while_nobody_asks_leaves_no_process_and_no_descriptor(engine: ChildEngine) -> None:
+def test_a_worker_that_is_killed_while_nobody_asks_leaves_no_process_and_no_descriptor(engine: WorkerEngine) -> None:
     assert isinstance(engine.measure(), Measured)
     here = psutil.Process()
     before = here.num_fds()
@@ -235,7 +235,7 @@ def test_a_worker_that_is_killed_while_nobody_asks_leaves_no_process_and_no_desc
     assert [child.pid for child in here.children()] == [engine.pid]
 
 
-def test_a_stop_is_heard_when_steps_come_faster_than_anyone_looks(engine: ChildEngine) -> None:
+def test_a_stop_is_heard_when_steps_come_faster_than_anyone_looks(engine: WorkerEngine) -> None:
     assert isinstance(engine.load(load_command(fake_catalog(fake={"step_seconds": 0.001}), "fake")), Loaded)
     stop, seen = threading.Event(), 0
 
@@ -257,7 +257,7 @@ NEVER_READS = "import time; time.sleep(600)"
 def test_a_worker_that_stops_in_the_middle_of_a_frame_is_killed_and_replaced(
     monkeypatch: pytest.MonkeyPatch, script: str
 ) -> None:
-    engine = ChildEngine(CPU, load_timeout_s=60, step_timeout_s=1)
+    engine = WorkerEngine(CPU, load_timeout_s=60, step_timeout_s=1)
     start = subprocess.Popen
 
     def start_another(arguments: list[str], **options: Any) -> Any:
@@ -275,7 +275,7 @@ def test_a_worker_that_stops_in_the_middle_of_a_frame_is_killed_and_replaced(
 
 
 def test_a_process_that_cannot_be_started_is_tried_again_and_then_an_answer(
-    engine: ChildEngine, monkeypatch: pytest.MonkeyPatch
+    engine: WorkerEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refusals = 2
     start = subprocess.Popen
@@ -288,7 +288,7 @@ def test_a_process_that_cannot_be_started_is_tried_again_and_then_an_answer(
         return start(*args, **options)
 
     monkeypatch.setattr(subprocess, "Popen", refuse)
-    monkeypatch.setattr(child, "START_DELAYS_S", (0, 0))
+    monkeypatch.setattr(worker_engine, "START_DELAYS_S", (0, 0))
     assert isinstance(engine.measure(), Measured)
     engine.close()
     refusals = 3
@@ -298,7 +298,7 @@ def test_a_process_that_cannot_be_started_is_tried_again_and_then_an_answer(
     assert isinstance(engine.measure(), Measured)
 
 
-def test_abort_ends_a_load_from_another_thread(engine: ChildEngine) -> None:
+def test_abort_ends_a_load_from_another_thread(engine: WorkerEngine) -> None:
     assert isinstance(engine.measure(), Measured)
     timer = threading.Timer(0.2, engine.abort)
     timer.start()
@@ -308,7 +308,7 @@ def test_abort_ends_a_load_from_another_thread(engine: ChildEngine) -> None:
 
 
 def test_the_worker_has_no_token_no_network_and_no_listening_socket(
-    engine: ChildEngine, monkeypatch: pytest.MonkeyPatch
+    engine: WorkerEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_canary")
     assert isinstance(engine.measure(), Measured)
@@ -319,7 +319,7 @@ def test_the_worker_has_no_token_no_network_and_no_listening_socket(
     assert not [c for c in worker.net_connections(kind="inet") if c.status == psutil.CONN_LISTEN]
 
 
-def test_ctrl_c_in_the_terminal_leaves_the_worker_to_its_parent(engine: ChildEngine) -> None:
+def test_ctrl_c_in_the_terminal_leaves_the_worker_to_its_parent(engine: WorkerEngine) -> None:
     assert isinstance(engine.measure(), Measured)
     pid = engine.pid
     assert pid is not None
@@ -331,10 +331,10 @@ def test_ctrl_c_in_the_terminal_leaves_the_worker_to_its_parent(engine: ChildEng
 
 PARENT = """
 import sys
-from imagegen.gpu.child import ChildEngine
+from imagegen.gpu.worker_engine import WorkerEngine
 from imagegen.gpu.protocol import EngineOptions
 from tests.conftest import fake_catalog, load_command
-engine = ChildEngine(EngineOptions(device="cpu"))
+engine = WorkerEngine(EngineOptions(device="cpu"))
 engine.measure()
 print(engine.pid, flush=True)
 engine.load(load_command(fake_catalog(slow={"load_seconds": 600}), "slow"))
@@ -360,7 +360,7 @@ def test_closing_leaves_no_process_and_no_descriptor_behind() -> None:
     here = psutil.Process()
     before = here.num_fds()
     for _ in range(3):
-        engine = ChildEngine(CPU)
+        engine = WorkerEngine(CPU)
         assert isinstance(engine.measure(), Measured)
         engine.close()
     assert here.num_fds() == before
@@ -368,7 +368,7 @@ def test_closing_leaves_no_process_and_no_descriptor_behind() -> None:
 
 
 def test_no_module_is_taken_from_the_folder_that_the_service_starts_in(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: ChildEngine
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: WorkerEngine
 ) -> None:
     (tmp_path / "colorsys.py").write_text("import pathlib; pathlib.Path('marker').touch(); raise SystemExit(1)")
     (tmp_path / "safetensors.py").write_text("import pathlib; pathlib.Path('marker').touch(); raise SystemExit(1)")
@@ -412,7 +412,7 @@ PIN = "pinned_use_cuda_host_register:True,pinned_num_register_threads:8"
 def test_the_operators_settings_of_torchs_allocator_win_key_by_key_over_ours(
     own: dict[str, str], told: dict[str, str]
 ) -> None:
-    environment = child.worker_environment({"PATH": "/bin"} | own)
+    environment = worker_engine.worker_environment({"PATH": "/bin"} | own)
     assert {name: value for name, value in environment.items() if name.endswith("ALLOC_CONF")} == told
 
 
@@ -420,19 +420,19 @@ def test_torch_knows_all_settings_that_its_allocator_gets() -> None:
     """It refuses to start for one that it does not know. A CPU build ignores those of CUDA, but has the headers."""
     folder = Path(torch.__file__).parent / "include" / "c10"
     known = "".join((folder / file).read_text() for file in ("cuda/CUDAAllocatorConfig.h", "core/AllocatorConfig.h"))
-    assert all(f" {key.removesuffix('_mb')}() {{" in known for key in child.ALLOCATOR_SETTINGS)
+    assert all(f" {key.removesuffix('_mb')}() {{" in known for key in worker_engine.ALLOCATOR_SETTINGS)
 
 
 def test_a_torch_that_does_not_know_our_allocator_settings_gets_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(child.metadata, "version", lambda name: "2.11.1+cu130")
+    monkeypatch.setattr(worker_engine.metadata, "version", lambda name: "2.11.1+cu130")
     own = {"PYTORCH_ALLOC_CONF": "backend:native"}
-    assert child.worker_environment(own)["PYTORCH_ALLOC_CONF"] == "backend:native"
-    assert "PYTORCH_ALLOC_CONF" not in child.worker_environment({})
+    assert worker_engine.worker_environment(own)["PYTORCH_ALLOC_CONF"] == "backend:native"
+    assert "PYTORCH_ALLOC_CONF" not in worker_engine.worker_environment({})
 
 
 def test_a_worker_sees_the_chosen_card_alone_and_says_why_it_cannot_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "98,99")
-    engine = ChildEngine(EngineOptions(device="cuda:1"))
+    engine = WorkerEngine(EngineOptions(device="cuda:1"))
     try:
         answer = engine.measure()
         assert isinstance(answer, Measured)
@@ -450,7 +450,7 @@ def test_a_worker_sees_the_chosen_card_alone_and_says_why_it_cannot_use_it(monke
 
 @pytest.mark.parametrize("name", ["HF_TOKEN", "IMAGEGEN_WEBHOOK_SECRETS", "AWS_SECRET_ACCESS_KEY"])
 def test_a_worker_is_told_no_secret(name: str) -> None:
-    assert name not in child.worker_environment({name: "secret"})
+    assert name not in worker_engine.worker_environment({name: "secret"})
 
 
 def test_the_process_that_downloads_is_told_the_hubs_token_and_no_other_secret() -> None:

@@ -17,7 +17,7 @@ from imagegen.catalog.catalog import HubFiles
 from imagegen.catalog.hub_cache import cache_root
 from imagegen.core.children import follow_parent, ignore_signals
 from imagegen.core.errors import FailureCode
-from imagegen.hub.messages import Answer, Fetch, Fetched, Progress
+from imagegen.hub.protocol import Answer, Fetch, Fetched, Progress
 from imagegen.hub.refusals import EXPECTED, Refusal, disk_refused, rate_limited, refusal, refused, retry_after
 from imagegen.hub.repository import RemoteFile, Repository
 

@@ -1,4 +1,4 @@
-"""ChildEngine: a LocalEngine in a worker process of its own, spoken to over one socket pair."""
+"""WorkerEngine: runs models in a worker process, over one socket pair. This module runs in the parent process."""
 
 import math
 import os
@@ -79,7 +79,7 @@ ALLOCATOR_SETTINGS_SINCE = (2, 13)
 ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 
 
-class ChildEngine:
+class WorkerEngine:
     """An Engine whose models die with its worker, not with the service. A dead worker is replaced at the next call."""
 
     def __init__(self, options: EngineOptions, *, load_timeout_s: float = 900, step_timeout_s: float = 300) -> None:

@@ -1,4 +1,4 @@
-"""All messages between the service and the download process: one command, then a JSON line for each answer."""
+"""The protocol between the service and the download process: one command, then a JSON line for each answer."""
 
 from typing import Annotated, Literal
 
