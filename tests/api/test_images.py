@@ -91,21 +91,6 @@ async def test_a_part_is_sent_as_a_part(client: Client) -> None:
         assert "content-digest" not in answer.headers
 
 
-async def test_several_parts_come_in_one_answer(client: Client) -> None:
-    url = await picture(client)
-    whole = (await client.get(url)).content
-    answer = await client.get(url, headers={"range": "bytes=0-3,10-19,-4"})
-    media_type, boundary = answer.headers["content-type"].split("; boundary=")
-    assert (answer.status_code, media_type) == (206, "multipart/byteranges")
-    begin, *parts, end = answer.content.split(b"--" + boundary.encode())
-    assert (begin.strip(), end.strip()) == (b"", b"--")
-    bodies = [part.split(b"\r\n\r\n", 1) for part in parts]
-    assert [body.removesuffix(b"\r\n") for _, body in bodies] == [whole[:4], whole[10:20], whole[-4:]]
-    assert f"Content-Range: bytes 10-19/{len(whole)}".encode() in bodies[1][0]
-    assert b"Content-Type: image/png" in bodies[1][0]
-    assert int(answer.headers["content-length"]) == len(answer.content)
-
-
 async def test_no_such_bytes_is_416_and_says_how_many_there_are(client: Client) -> None:
     url = await picture(client)
     answer = await client.get(url, headers={"range": "bytes=9999999-"})
@@ -114,9 +99,15 @@ async def test_no_such_bytes_is_416_and_says_how_many_there_are(client: Client) 
     assert answer.headers["x-content-type-options"] == "nosniff"
 
 
-async def test_abuse_and_nonsense_get_the_whole_picture_once(client: Client) -> None:
+async def test_several_ranges_and_nonsense_get_the_whole_picture(client: Client) -> None:
     url = await picture(client)
-    for header in ("bytes=" + ",".join(f"{n}-{n}" for n in range(5000)), "bytes=0-,0-", "bytes=x", "lines=1-2"):
+    for header in (
+        "bytes=0-3,10-19",
+        "bytes=" + ",".join(f"{n}-{n}" for n in range(5000)),
+        "bytes=0-,0-",
+        "bytes=x",
+        "lines=1-2",
+    ):
         answer = await client.get(url, headers={"range": header})
         assert (answer.status_code, len(answer.content)) == (200, int(answer.headers["content-length"]))
         assert answer.headers["content-type"] == "image/png"

@@ -1,16 +1,15 @@
 """GET /images: the files of finished pictures."""
 
 import base64
-import secrets
 from collections.abc import AsyncIterator, Mapping
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Request
 from fastapi.responses import RedirectResponse, Response, StreamingResponse
 
 from imagegen.api.dependencies import EffectiveSettings, Images, Tasks
 from imagegen.api.problems import describe, problem
-from imagegen.api.ranges import Range, parse_ranges
+from imagegen.api.ranges import Range, parse_range
 from imagegen.core.task import StoredImage
 from imagegen.storage.images import MEDIA_TYPES, ImageStore, media_type
 
@@ -24,7 +23,7 @@ _FOR_EVER = "public, max-age=31536000, immutable"
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"content": {media: _BINARY for media in MEDIA_TYPES.values()}},
-    206: {"description": "The ranges of the `Range` header, at most eight."},
+    206: {"description": "The range of the `Range` header. Several ranges get the whole picture."},
     304: {"description": "`If-None-Match` has the `ETag` of the picture."},
     307: {"description": "The picture is in a bucket, and IMAGEGEN_STORE_URLS is `presigned`: a URL that expires."},
     **describe("image_not_found", "range_not_satisfiable", "storage_failed", "store_unreachable"),
@@ -32,7 +31,7 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 
 
 async def _conditions(
-    range_: Annotated[str | None, Header(alias="Range", description="`bytes=0-99`; at most eight ranges.")] = None,
+    range_: Annotated[str | None, Header(alias="Range", description="`bytes=0-99`.")] = None,
     if_range: Annotated[str | None, Header(description="If it is not the `ETag`, `Range` is ignored.")] = None,
     if_none_match: Annotated[str | None, Header(description="304 if the `ETag` is among these.")] = None,
 ) -> Mapping[str, str | None]:
@@ -76,7 +75,7 @@ async def get_image(
         await images.size(image)  # raises if the file is missing
         return Response(headers=headers | {"Content-Length": str(image.bytes)}, media_type=media_type(image.path))
     wanted = asked["range"] if asked["if-range"] in (None, headers["ETag"]) else None
-    return await _content(images, image, headers, parse_ranges(wanted, image.bytes) if wanted else None)
+    return await _content(images, image, headers, parse_range(wanted, image.bytes) if wanted else None)
 
 
 def _headers(image: StoredImage) -> dict[str, str]:
@@ -101,65 +100,23 @@ def _matches(header: str | None, etag: str) -> bool:
     return etag in tags or tags == ["*"]
 
 
-async def _content(
-    images: ImageStore, image: StoredImage, headers: dict[str, str], ranges: list[Range] | None
-) -> Response:
-    """The whole file, or the ranges of the request."""
-    size, media = image.bytes, media_type(image.path)
-    if ranges is None:
-        # The digest of the bytes that are sent, so only for the whole file.
-        headers |= {"Content-Digest": headers["Repr-Digest"]}
-        return await _stream(images, image, _Body(200, media, [(b"", Range(0, size))]), headers)
-    if not ranges:
+async def _content(images: ImageStore, image: StoredImage, headers: dict[str, str], part: Range | None) -> Response:
+    """The whole picture, or a part of it."""
+    size, status = image.bytes, 200
+    if part is None:
+        part = Range(0, size)
+        headers |= {"Content-Digest": headers["Repr-Digest"]}  # of the bytes that are sent, so of no part
+    elif part.empty:
         headers = _SAFE | {"Content-Range": f"bytes */{size}"}
         return problem("range_not_satisfiable", "The picture has no such bytes.", headers=headers)
-    if len(ranges) == 1:
-        headers |= {"Content-Range": _content_range(ranges[0], size)}
-        return await _stream(images, image, _Body(206, media, [(b"", ranges[0])]), headers)
-    return await _stream(images, image, _multipart(ranges, size, media), headers)
-
-
-class _Body(NamedTuple):
-    status: int
-    media_type: str
-    #: Each range, and the bytes that precede it.
-    parts: list[tuple[bytes, Range]]
-    end: bytes = b""
-
-    @property
-    def length(self) -> int:
-        return sum(len(head) + part.stop - part.start for head, part in self.parts) + len(self.end)
-
-
-def _multipart(ranges: list[Range], size: int, media: str) -> _Body:
-    boundary = secrets.token_hex(16)
-    heads = (
-        f"\r\n--{boundary}\r\nContent-Type: {media}\r\nContent-Range: {_content_range(part, size)}\r\n\r\n"
-        for part in ranges
-    )
-    parts = [(head.encode(), part) for head, part in zip(heads, ranges, strict=True)]
-    return _Body(206, f"multipart/byteranges; boundary={boundary}", parts, f"\r\n--{boundary}--\r\n".encode())
-
-
-def _content_range(part: Range, size: int) -> str:
-    return f"bytes {part.start}-{part.stop - 1}/{size}"
-
-
-async def _stream(images: ImageStore, image: StoredImage, body: _Body, headers: dict[str, str]) -> Response:
-    """Stream a body. The first bytes are read before the response begins, so that a missing file is still an error."""
-    pieces = _pieces(images, image, body)
-    begun = _begun(await anext(pieces), pieces)
-    headers |= {"Content-Length": str(body.length)}
-    return StreamingResponse(begun, body.status, headers, body.media_type)
-
-
-async def _pieces(images: ImageStore, image: StoredImage, body: _Body) -> AsyncIterator[bytes]:
-    for before, part in body.parts:
-        head = before
-        async for piece in images.pieces(image, *part):
-            yield head + piece if head else piece
-            head = b""
-    yield body.end
+    else:
+        status = 206
+        headers |= {"Content-Range": f"bytes {part.start}-{part.stop - 1}/{size}"}
+    headers |= {"Content-Length": str(part.stop - part.start)}
+    # Read the first bytes before the answer begins: a missing or unreachable picture is then a problem.
+    pieces = images.pieces(image, *part)
+    first = await anext(pieces, b"")
+    return StreamingResponse(_begun(first, pieces), status, headers, media_type(image.path))
 
 
 async def _begun(first: bytes, others: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

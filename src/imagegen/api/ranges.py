@@ -1,40 +1,34 @@
-"""Parses `Range` headers (RFC 9110, section 14). Pure."""
+"""The part of a file that a `Range` header asks for (RFC 9110, section 14). Pure."""
 
 import re
 from typing import NamedTuple
 
-#: A request with more ranges gets the whole file.
-MAX_RANGES = 8
-
-#: No file has so many bytes that twenty digits do not suffice.
+#: Twenty digits are more than any file has bytes.
 _SPEC = re.compile(r"[ \t]*(\d{0,20})-(\d{0,20})[ \t]*", re.ASCII)
 
 
 class Range(NamedTuple):
-    """The bytes from `start` to `stop`, without the one at `stop`."""
+    """The bytes from `start` to `stop`, without the last."""
 
     start: int
     stop: int
 
+    @property
+    def empty(self) -> bool:
+        """Whether the file has none of these bytes."""
+        return self.start >= self.stop
 
-def parse_ranges(header: str, size: int) -> list[Range] | None:
-    """The ranges in the order of the header; an empty list if the file has none of them. None: send the whole file.
 
-    None if the header is malformed or has another unit, too many ranges, or more bytes than the file.
+def parse_range(header: str, size: int) -> Range | None:
+    """The part of a file of `size` bytes; empty if the file has none of it. None: send the whole file.
+
+    The whole file is the answer to several ranges, to a malformed header and to other units.
     """
-    unit, _, listed = header.partition("=")
-    if unit.strip().lower() != "bytes" or listed.count(",") >= MAX_RANGES:
+    unit, _, spec = header.partition("=")
+    match = _SPEC.fullmatch(spec)
+    if unit.strip().lower() != "bytes" or match is None:
         return None
-    found = [_SPEC.fullmatch(spec) for spec in listed.split(",")]
-    asked = [_range(match[1], match[2], size) for match in found if match is not None]
-    if len(asked) < len(found) or None in asked:
-        return None
-    there = [part for part in asked if part is not None and part.start < part.stop]
-    return there if sum(part.stop - part.start for part in there) <= size else None
-
-
-def _range(first: str, last: str, size: int) -> Range | None:
-    """One range; None: malformed. If its `stop` is not above its `start`, the file has none of its bytes."""
+    first, last = match.groups()
     if first and last:
         return Range(int(first), min(int(last) + 1, size)) if int(first) <= int(last) else None
     if first:
