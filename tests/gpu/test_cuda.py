@@ -98,6 +98,14 @@ def test_the_same_seed_gives_the_same_pixels_in_a_thread_and_in_a_process(shippe
     assert len(set(pictures)) == 1
 
 
+@pytest.mark.parametrize("word", ["auto", "cuda", "cuda:0"])
+def test_each_word_for_the_card_loads(models: Path, word: str) -> None:
+    engine = LocalEngine(EngineOptions(device=word))
+    load(engine, models, catalog())
+    assert allocated(engine) > 0
+    engine.close()
+
+
 @pytest.mark.parametrize("kind", ["flux-dev", "sd3.5", "sdxl"])
 def test_the_device_draws_what_the_cpu_draws(engine: LocalEngine, models: Path, kind: str) -> None:
     word = {"sd3.5": "StableDiffusion3Pipeline", "sdxl": "StableDiffusionXLPipeline"}.get(kind, "FluxPipeline")
