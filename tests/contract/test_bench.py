@@ -4,6 +4,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from bench._flux import part_bytes
 from imagegen.core.errors import FailureCode
 from imagegen.gpu.engine import LocalEngine
 from imagegen.gpu.protocol import Failed
+from tests.pretend_cuda import pretended
 
 
 def rows_of(text: str) -> dict[str, str]:
@@ -43,6 +45,37 @@ def test_without_a_gpu_it_says_so_and_measures_nothing(
     monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: False)  # where there is one, it takes minutes
     gpu.main([])
     assert capsys.readouterr().out == "bench.gpu: no CUDA device here, nothing to measure.\n"
+
+
+#: Takes a minute, even on tiny parts.
+COMPILED = "a step, compiled"
+
+
+def test_the_rows_that_only_a_gpu_has_run_on_a_pretended_card(
+    rig: gpu.Rig, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def hog() -> Iterator[None]:
+        """The engine is in this process here: what another one holds is only said."""
+        card.foreign = card.free - gpu.CRUMBS
+        yield
+        card.foreign = 0
+
+    gpu.build("tiny", rig.folder)
+    # A CPU does the work: the picture that is too large is a small one, and so is the room that is left.
+    for name, value in {"hog": hog, "CRUMBS": 2**16, "LARGE": {"width": 128, "height": 128}, "MANY": 5}.items():
+        monkeypatch.setattr(gpu, name, value)
+    with pretended() as card:
+        gpu.run(rig._replace(device="cuda"), [part for part in gpu.PARTS if part.name != COMPILED])
+    told = capsys.readouterr().out
+    rows = rows_of(told)
+    assert "Pretended card" in told
+    assert [name for name, row in rows.items() if "FAILED" in row] == ["a step, `quantize: float8`"]
+    assert "quantize needs torchao" in rows["a step, `quantize: float8`"]
+    assert rows["the same picture after it"].split(" | ")[1] == "yes"  # of the warm swap
+    assert rows["a full device"].endswith("| numbers are told | yes |")
+    assert rows["the same picture once there is room"].split(" | ")[1] == "yes"
+    assert {"a step, attention `_native_cudnn`", "a step, attention `_native_flash`"} < rows.keys()
 
 
 @pytest.fixture

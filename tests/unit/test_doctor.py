@@ -27,6 +27,8 @@ from imagegen.loaders import SPECS
 from imagegen.settings import Settings
 from imagegen.storage.lock import exclusive
 from tests.conftest import SCRIPTED
+from tests.pretend_cuda import Card as PretendedCard
+from tests.pretend_cuda import pretended
 
 GIB = 2**30
 HERE, ABSENT = Library(state="here", version="1.0"), Library(state="absent")
@@ -503,6 +505,15 @@ def test_torch_is_asked_for_each_card() -> None:
     first, second = found.cards
     assert (first.free, first.total, first.capability) == (20 * GIB, 24 * GIB, "8.9")
     assert second.trouble == "CUDA error: all CUDA-capable devices are busy or unavailable"
+
+
+def test_a_pretended_card_is_seen_with_what_others_hold_of_it() -> None:
+    with pretended(PretendedCard(total=80 * GIB, foreign=20 * GIB)):
+        found = looking.torch_facts("auto")
+    assert (found.device, found.problem) == ("cuda", None)
+    (card,) = found.cards
+    assert (card.name, card.total) == ("Pretended card", 80 * GIB)
+    assert 59 * GIB < card.free <= 60 * GIB  # the look has a context of its own
 
 
 def test_why_a_cuda_build_has_no_cards_is_asked(cuda_build: Any, monkeypatch: pytest.MonkeyPatch) -> None:

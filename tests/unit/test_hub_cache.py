@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
 
 from imagegen.catalog.catalog import HubFiles
-from imagegen.catalog.hub_cache import HubCache, is_here
+from imagegen.catalog.hub_cache import EVERYTHING, INDEX, HubCache, is_here, lacks
 from imagegen.catalog.sources import cached_file, cached_snapshot, missing, weights_here
 from imagegen.loaders.fake import FakeSpec
 from imagegen.loaders.flux import FluxSpec
@@ -78,6 +78,19 @@ def test_a_pipeline_is_here_when_all_its_parts_are() -> None:
     assert is_here(HubFiles.of("org/name"))
     (cache.folder / "snapshots" / COMMIT / "vae" / "diffusion_pytorch_model.safetensors").unlink()
     assert not is_here(HubFiles.of("org/name"))
+
+
+def test_what_is_not_here_is_named() -> None:
+    assert lacks(HubFiles.of("org/name")) == EVERYTHING
+    cache = put("org/name", PIPELINE)
+    assert lacks(HubFiles.of("org/name")) is None
+    snapshot = cache.folder / "snapshots" / COMMIT
+    (snapshot / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    assert lacks(HubFiles.of("org/name")) == "vae"
+    assert lacks(HubFiles.of("org/name", without=("vae",))) is None
+    (snapshot / INDEX).unlink()
+    assert lacks(HubFiles.of("org/name")) == INDEX
+    assert lacks(HubFiles.of("org/name", files=("a.gguf",))) == "a.gguf"
 
 
 def test_a_link_to_nothing_is_no_file() -> None:
