@@ -1,11 +1,13 @@
 """A catalog is put in force: who leaves, what is forgotten, and what stays."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from imagegen.catalog.catalog import Catalog, GlobalSettings
+from imagegen.catalog.difference import Difference
 from imagegen.catalog.sources import Folders
 from imagegen.core.errors import DoesNotFit
 from imagegen.core.events import ModelCooled, ModelUnloaded
@@ -95,6 +97,46 @@ async def test_what_did_not_fit_may_fit_as_another_entry(tmp_path: Path) -> None
         await house.models.check_fits("a")
     await house.models.apply(catalog(a=spec()))
     await house.models.check_fits("a")
+
+
+async def test_a_catalog_for_which_no_model_has_to_leave_is_applied_during_a_load(house: House) -> None:
+    changes: list[Difference | None] = []
+    new = catalog({**WARM, "ageing_minutes": 1}, a=spec(steps=9, description="x"), b=spec(), c=spec(), d=spec())
+    house.engine.on_load = lambda: changes.append(house.models.apply_at_once(new))
+    await house.work("a")
+    assert changes == [Difference(added=("d",), changed=("a",), settings=("ageing_minutes",))]
+    assert house.current == "a"
+    assert house.models.catalog is new
+    assert house.engine.asked == ["load a", "generate a"]
+
+
+@pytest.mark.parametrize(
+    "new",
+    [
+        catalog(WARM, a=spec(memory_mb=1), b=spec(), c=spec()),
+        catalog(WARM, a=spec(), b=spec()),
+        catalog({**WARM, "max_resident": 2}, a=spec(), b=spec(), c=spec()),
+        catalog({}, a=spec(), b=spec(), c=spec()),
+        catalog({**WARM, "gpu_memory_fraction": 0.5}, a=spec(), b=spec(), c=spec()),
+    ],
+)
+async def test_a_catalog_for_which_a_model_may_have_to_leave_is_not_applied_at_once(house: House, new: Catalog) -> None:
+    before = house.models.catalog
+    assert house.models.apply_at_once(new) is None
+    assert house.models.catalog is before
+
+
+@pytest.mark.parametrize("changed", [{"description": "x"}, {"steps": 9}])
+async def test_what_is_read_from_the_files_stays_known_if_only_words_change_meanwhile(
+    tmp_path: Path, changed: dict[str, Any]
+) -> None:
+    house = House(catalog(a=spec(memory_mb=2**16)), Folders(tmp_path, tmp_path))
+    await house.models.warm_up()
+    checking = asyncio.create_task(house.models.check_fits("a"))
+    await asyncio.sleep(0)  # a thread reads the files now
+    assert house.models.apply_at_once(catalog(a=spec(memory_mb=2**16, **changed)))
+    with pytest.raises(DoesNotFit):
+        await checking
 
 
 async def test_missing_weights_are_no_state_to_forget(house: House) -> None:

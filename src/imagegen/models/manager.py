@@ -213,7 +213,8 @@ class DynamicModelManager:
         if not self._fitting.knows(model):
             catalog = self._catalog
             await asyncio.to_thread(self._fitting.weigh, model, catalog, self._memory)
-            if catalog is not self._catalog:  # it may be another entry now, for whose load this is no measure
+            # A change of the configuration may have been applied meanwhile.
+            if model not in self._catalog.models or catalog.loaded_as(model) != self._catalog.loaded_as(model):
                 self._fitting.forget(model)
         self._fitting.check(model, pixels, self._catalog, self._memory)
 
@@ -494,6 +495,17 @@ class DynamicModelManager:
         log.error("model_quarantined", model=model)
         self._errors[model] = Failed(code=failure.code, message=failure.message)
         self._bus.publish(ModelFailed(model=model, failure=failure))
+
+    def apply_at_once(self, catalog: Catalog) -> Difference | None:
+        """Put a catalog in force if no model has to leave memory for it, also while a task runs or a model loads.
+
+        None: nothing was changed, and `apply` must do it.
+        """
+        change = difference(self._catalog, catalog)
+        if change.moves_models:
+            return None
+        self._catalog = catalog
+        return change
 
     async def apply(self, catalog: Catalog) -> Difference:
         """Put a catalog in force. What would be loaded otherwise now, or not at all, leaves and is forgotten."""
