@@ -208,9 +208,17 @@ async def test_only_what_would_be_loaded_otherwise_leaves_the_memory(start: Star
 
 @pytest.fixture
 def slow(path: Path) -> Path:
-    """`b` takes 20 s for a picture of 400 steps, and can be cancelled after each of them."""
-    path.write_text(TEXT.replace("b: {name: B,", "b: {name: B, step_seconds: 0.05,"))
+    """`b` takes 20 s for a picture of 200 steps, and can be cancelled after each of them."""
+    path.write_text(TEXT.replace("b: {name: B,", "b: {name: B, step_seconds: 0.1,"))
     return path
+
+
+async def running(client: Client) -> str:
+    """A task of `b` whose first step has begun."""
+    task_id = await client.submit(model="b", steps=200)
+    while not (await client.get("/models/b")).json()["is_loaded"]:
+        await asyncio.sleep(0.01)
+    return task_id
 
 
 @pytest.mark.parametrize(
@@ -226,11 +234,10 @@ async def test_a_change_that_moves_no_model_does_not_wait_for_the_running_task(
     start: Start, slow: Path, url: str, body: dict[str, Any]
 ) -> None:
     async with start(config=slow) as client:
-        task_id = await client.submit(model="b", steps=200)
-        await client.until(task_id, "processing")
+        task_id = await running(client)
         changed = await client.request("POST" if url == "/models" else "PUT", url, json=body)
         assert changed.is_success
-        assert (await client.task(task_id))["status"] == "processing"
+        assert client.app.state.services.tasks.is_running("b")
         assert (await client.get("/config/status")).headers["ETag"] == changed.headers["ETag"]
         if url == "/models/b":
             config = (await client.get(url)).json()["config"]
@@ -260,8 +267,7 @@ async def test_a_change_that_may_move_a_model_waits_for_the_running_task(
     start: Start, slow: Path, url: str, body: dict[str, Any]
 ) -> None:
     async with start(config=slow) as client:
-        task_id = await client.submit(model="b", steps=200)
-        await client.until(task_id, "processing")
+        task_id = await running(client)
         before = (await client.get("/config/status")).headers["ETag"]
         change = asyncio.create_task(client.put(url, json=body))
         assert await waits(client, change)
@@ -274,8 +280,7 @@ async def test_a_change_that_may_move_a_model_waits_for_the_running_task(
 
 async def test_no_change_overtakes_an_earlier_one_that_waits(start: Start, slow: Path) -> None:
     async with start(config=slow) as client:
-        task_id = await client.submit(model="b", steps=200)
-        await client.until(task_id, "processing")
+        task_id = await running(client)
         first = asyncio.create_task(client.put("/models/b", json={"memory_mb": 1, "description": "First."}))
         assert await waits(client, first)
         # Compared with what is in force, this one changes nothing that is loaded: it takes the first one back.

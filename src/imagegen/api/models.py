@@ -9,7 +9,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from imagegen.api.dependencies import Models, Puller, Tasks, Writer
 from imagegen.api.problems import describe
-from imagegen.api.schemas import CurrentModel, GpuMemory, ModelDetails, ModelList, PullView, Unloaded
+from imagegen.api.schemas import CurrentModel, GpuMemory, ModelDetails, ModelList, PullView, UnloadAccepted, Unloaded
 from imagegen.api.views import gib, model_details, model_view, pull_view, resident_view, tag, unloaded
 from imagegen.core.errors import LoadFailed, ModelBusy, NotPulling
 
@@ -43,10 +43,26 @@ async def get_current_model(models: Models) -> CurrentModel:
     )
 
 
-@router.post("/unload", operation_id="unload_model", summary="Unload all models", responses=describe("draining"))
-async def unload_model(models: Models, tasks: Tasks) -> Unloaded:
-    """Waits for the running task, then frees the memory. The next task that needs the model loads it again."""
-    return unloaded(await tasks.between_tasks(models.unload_all))
+@router.post(
+    "/unload",
+    response_model=Unloaded,
+    operation_id="unload_model",
+    summary="Unload all models",
+    responses={202: {"model": UnloadAccepted, "description": "With `wait=false`"}} | describe("draining"),
+)
+async def unload_model(
+    models: Models,
+    tasks: Tasks,
+    wait: Annotated[
+        bool, Query(description="Wait until the models are unloaded; if false, answer 202 at once.")
+    ] = True,
+) -> Unloaded | Response:
+    """Waits for the running task, then frees the memory. The next task that needs a model loads it again."""
+    if wait:
+        return unloaded(await tasks.between_tasks(models.unload_all))
+    tasks.ask_between_tasks(models.unload_all)
+    accepted = UnloadAccepted(message="All models are unloaded once the running task has ended.")
+    return Response(accepted.model_dump_json(), 202, media_type="application/json")
 
 
 @router.get("/{model_id}", operation_id="get_model", summary="One model", responses=describe("model_not_found"))

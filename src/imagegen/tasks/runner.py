@@ -84,7 +84,7 @@ class Runner:
                 elif self._parking.park(live):
                     beside.create_task(self._fetch(live.record.model))
 
-    async def between_tasks(self, action: Callable[[], Awaitable[T]]) -> T:
+    def ask_between_tasks(self, action: Callable[[], Awaitable[T]]) -> asyncio.Future[T]:
         if self._intake.closed:
             raise Draining
         result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
@@ -95,7 +95,7 @@ class Runner:
                 result.set_result(value)
 
         self._control(act)
-        return await result
+        return result
 
     def stop(self) -> None:
         """End the run loop once the task that runs has ended."""
