@@ -250,7 +250,7 @@ class Residency(RuleBasedStateMachine):
         folders = Folders(root, root)
         self.models = DynamicModelManager(catalog(self.most), self.engine, self.bus, folders, self.clock)
         for model in {*SIZES} - {"vast"}:
-            self.models._fitting.loaded(model, SIZES[model])  # as their files say
+            self.models._facts.learn(model, weights=SIZES[model])  # as their files say
         self.used: list[str] = []
         self.forgiven: Counter[str] = Counter()
         self.requests = 0

@@ -38,7 +38,7 @@ from imagegen.gpu.protocol import (
 )
 from imagegen.loaders.base import Family, OnStep, Placement
 from imagegen.loaders.fake import FakeModelLoader, FakeSpec
-from imagegen.models.fitting import CROWDED_FOR
+from imagegen.models.facts import CROWDED_FOR
 from imagegen.models.manager import DynamicModelManager, LoadProgress
 from imagegen.models.residency import ModelState
 from tests.conftest import SCRIPTED, request_for
@@ -1051,7 +1051,8 @@ class Several(House):
     def __init__(self, folder: Path, max_resident: int, total: int = 1000, **settings: Any) -> None:
         super().__init__(several(max_resident, **settings), Folders(folder, folder))
         self.has(total, free=total)
-        self.models._fitting._weights = dict.fromkeys(TRIO, 30)  # as their files say
+        for model in TRIO:
+            self.models._facts.learn(model, weights=30)  # as their files say
 
     def has(self, total: int, *, free: int) -> None:
         """The device's memory, and what other processes leave of it."""
@@ -1095,7 +1096,8 @@ async def test_as_many_models_stay_as_fit_with_room_to_work(tmp_path: Path, tota
 async def test_what_other_processes_hold_is_left_out(tmp_path: Path) -> None:
     gib = 2**30
     house = Several(tmp_path, 2, total=10 * gib)
-    house.models._fitting._weights = dict.fromkeys(TRIO, 3 * gib)
+    for model in TRIO:
+        house.models._facts.learn(model, weights=3 * gib)
     for free, residents in ((10 * gib, "ba"), (4 * gib, "b")):
         house.has(10 * gib, free=free)
         await house.load("a", "b", device_bytes=3 * gib)
@@ -1123,7 +1125,7 @@ async def test_what_models_share_is_counted_once(tmp_path: Path) -> None:
     await house.load("c")  # nobody knows yet that it has the same
     assert house.residents == "cb"
     await house.models.unload_all()
-    house.models._fitting.loaded("c", 30, {"t5": 20})
+    house.models._facts.learn("c", weights=30, shared={"t5": 20})
     await house.load("a", "b", "c", shared={"t5": 20})
     assert house.residents == "cba"
 
@@ -1131,7 +1133,7 @@ async def test_what_models_share_is_counted_once(tmp_path: Path) -> None:
 async def test_a_model_that_nobody_has_weighed_is_loaded_alone_and_stays_beside_others_later(tmp_path: Path) -> None:
     house = Several(tmp_path, 3)
     await house.load("a", "b")
-    house.models._fitting.forget("c")
+    house.models._facts.forget("c")
     house.models._fitting._families = {"fake": Family(FakeSpec, Silent())}
     await house.load("c")
     assert house.residents == "c"
@@ -1211,7 +1213,7 @@ async def test_a_dead_worker_takes_all_resident_models_along(tmp_path: Path, dea
 async def test_a_worker_that_is_found_dead_by_the_first_that_leaves_is_no_end_of_the_service(tmp_path: Path) -> None:
     house = Several(tmp_path, 3, total=100)
     await house.load("a", "b")
-    house.models._fitting._weights["c"] = 90
+    house.models._facts.learn("c", weights=90)
     house.engine.instead["unload"] = CRASHED
     assert await house.models.ensure("c") is None
     assert (house.engine.asked[2:], house.residents) == (["unload a", "load c"], "c")

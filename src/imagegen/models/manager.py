@@ -37,6 +37,7 @@ from imagegen.gpu.protocol import (
     Unload,
 )
 from imagegen.loaders.base import OnStep, StopFlag
+from imagegen.models.facts import Facts
 from imagegen.models.fitting import Fitting
 from imagegen.models.reading_ahead import ReadingAhead
 from imagegen.models.residency import Kills, ModelState, Resident, Warm, is_idle, too_warm, victims_for
@@ -92,24 +93,19 @@ class DynamicModelManager:
         self._residents: dict[str, Resident] = {}
         self._served_s = 0.0
         self._last_used: dict[str, datetime] = {}
-        #: From disk, and from host memory.
-        self._load_seconds: dict[str, float] = {}
-        self._warm_seconds: dict[str, float] = {}
         self._warm: dict[str, Warm] = {}
         self._memory = DeviceMemory()
         #: What the engine held before anything was loaded.
         self._floor = 0
-        self._fitting = Fitting(folders)
+        self._facts = Facts()
+        self._fitting = Fitting(self._facts, folders)
         self._reading_ahead = ReadingAhead()
         #: The one that is on its way in or out.
         self._moving: dict[str, ModelState] = {}
         #: Of the load from disk that is under way.
         self._progress: dict[str, LoadProgress] = {}
-        self._kills: dict[str, Kills] = {}
         #: Whether the load under way was given up: its end is nobody's fault.
         self._abandoned = False
-        #: Why the latest load did not succeed.
-        self._errors: dict[str, Failed] = {}
 
     # -- reads that only inform; anyone may ask -----------------------------------------------------------------------
 
@@ -147,7 +143,7 @@ class DynamicModelManager:
     def _victims(self, model: str, residents: Sequence[str]) -> list[str]:
         known = {it: self._fitting.need(it, self._catalog, self._memory, self._floor) for it in (*residents, model)}
         needs = {it: need for it, need in known.items() if need is not None}
-        return victims_for(model, residents, self._catalog.settings.max_resident, needs, self._fitting.crowds)
+        return victims_for(model, residents, self._catalog.settings.max_resident, needs, self._facts.crowds)
 
     @property
     def memory(self) -> DeviceMemory:
@@ -159,7 +155,7 @@ class DynamicModelManager:
 
     def load_seconds(self, model: str) -> float | None:
         """How long its last load from disk took; None before the first."""
-        return self._load_seconds.get(model)
+        return self._facts.of(model).load_seconds
 
     def load_progress(self, model: str) -> LoadProgress | None:
         """How far its load from disk is; None unless one is under way."""
@@ -167,7 +163,7 @@ class DynamicModelManager:
 
     def warm_seconds(self, model: str) -> float | None:
         """How long its last return from host memory took; None before the first."""
-        return self._warm_seconds.get(model)
+        return self._facts.of(model).warm_seconds
 
     def host_bytes(self, model: str) -> int | None:
         """Bytes of host memory that its weights take while it is warm, offloaded, or back from there; None: none."""
@@ -187,14 +183,14 @@ class DynamicModelManager:
             return ModelState.RESIDENT
         if model in self._warm:
             return ModelState.WARM
-        return ModelState.ERROR if model in self._errors else ModelState.COLD
+        return ModelState.COLD if self._facts.of(model).error is None else ModelState.ERROR
 
     def error(self, model: str) -> Failed | None:
         """Why its latest load did not succeed, or why it is quarantined."""
-        return self._errors.get(model)
+        return self._facts.of(model).error
 
     def quarantined(self, model: str) -> bool:
-        return self._kills.get(model, Kills()).quarantined
+        return self._facts.of(model).kills.quarantined
 
     def unloads_at(self, model: str) -> datetime | None:
         """When it leaves the device unless it is used before; None if it is not there, or stays."""
@@ -210,12 +206,12 @@ class DynamicModelManager:
 
     async def check_fits(self, model: str, pixels: int = 0) -> None:
         """Raises DoesNotFit for a model, or a picture of so many pixels by it, that the device can never hold."""
-        if not self._fitting.knows(model):
-            catalog = self._catalog
-            await asyncio.to_thread(self._fitting.weigh, model, catalog, self._memory)
-            # A change of the configuration may have been applied meanwhile.
-            if model not in self._catalog.models or catalog.loaded_as(model) != self._catalog.loaded_as(model):
-                self._fitting.forget(model)
+        if self._facts.of(model).weights is None:
+            read_for = self._catalog
+            least = await asyncio.to_thread(self._fitting.least_bytes, model, read_for, self._memory)
+            # Meanwhile the model may have been loaded, or another configuration applied.
+            if self._facts.of(model).weights is None and read_for.loaded_as(model) == self._catalog.loaded_as(model):
+                self._facts.learn(model, weights=least)
         self._fitting.check(model, pixels, self._catalog, self._memory)
 
     # -- changes: between two tasks, by the run loop ------------------------------------------------------------------
@@ -271,8 +267,8 @@ class DynamicModelManager:
     async def load(self, model: str) -> Failed | None:
         """As `ensure`, because somebody asks: that ends a quarantine, and counts as a use."""
         if self.quarantined(model):
-            self._errors.pop(model, None)
-        self._kills.pop(model, None)
+            self._facts.learn(model, error=None)
+        self._facts.learn(model, kills=Kills())
         failed = await self.ensure(model)
         if failed is None:
             self._touch(model, datetime.now(UTC))
@@ -304,7 +300,7 @@ class DynamicModelManager:
         self._heard(answer)
         if isinstance(answer, Failed):
             if answer.code is not FailureCode.WEIGHTS_MISSING and not self._abandoned:
-                self._errors[model] = answer
+                self._facts.learn(model, error=answer)
             self._failed(model, answer)
             if not self._abandoned:
                 self._blame(model, answer)
@@ -364,12 +360,10 @@ class DynamicModelManager:
             last_used_at=now,
             last_used=self._clock(),
         )
-        self._errors.pop(model, None)
         self._warm.pop(model, None)
         self._reading_ahead.forget(model)
         self._measured(loaded.memory)
-        self._fitting.loaded(model, loaded.device_bytes, loaded.shared)
-        (self._warm_seconds if loaded.warm else self._load_seconds)[model] = loaded.seconds
+        self._facts.loaded(model, loaded)
         log.info(
             "model_loaded",
             model=model,
@@ -423,9 +417,8 @@ class DynamicModelManager:
             self._failed(model, answer, request)
             self._blame(model, answer, request, *companions)
         elif isinstance(answer, Generated):
-            self._kills.pop(model, None)
             self._measured(answer.memory)
-            self._fitting.worked(model, answer.working_bytes)
+            self._facts.worked(model, answer.working_bytes)
         self._used(model, self._clock() - began)
         return answer
 
@@ -437,7 +430,7 @@ class DynamicModelManager:
     async def _evict_others(self, model: str, answer: Outcome, reason: str) -> None:
         """Make all the room there is for a second attempt. They do not stay warm: host memory may be what is short."""
         self._heard(answer)
-        self._fitting.crowded(model, *self._residents)
+        self._facts.crowded(model, *self._residents)
         others = [resident for resident in self._residents if resident != model]
         log.warning("out_of_memory_beside_others", model=model, evicted=others)
         for other in others:
@@ -470,7 +463,7 @@ class DynamicModelManager:
             self._residents[model] = resident.evolve(last_used=self._clock(), last_used_at=now)
 
     def _failed(self, model: str, failed: Failed, request: GenerationRequest | None = None) -> None:
-        self._fitting.failed(model, request.size.pixels if request else 0, failed)
+        self._facts.failed(model, request.size.pixels if request else 0, failed)
         log.error("engine_failed", model=model, code=failed.code, reason=failed.message, traceback=failed.traceback)
         if failed.worker_died:
             for lost in list(self._residents):
@@ -486,14 +479,14 @@ class DynamicModelManager:
         """It killed the worker by its load or by a request. That a worker dies of an unload says nothing of a model."""
         if not failed.worker_died:
             return
-        self._kills[model] = self._kills.get(model, Kills()).another(*requests)
+        self._facts.learn(model, kills=self._facts.of(model).kills.another(*requests))
         if self.quarantined(model):
             self._quarantine(model)
 
     def _quarantine(self, model: str) -> None:
         failure = Failure(code=FailureCode.MODEL_QUARANTINED, message=ModelQuarantined().detail)
         log.error("model_quarantined", model=model)
-        self._errors[model] = Failed(code=failure.code, message=failure.message)
+        self._facts.learn(model, error=Failed(code=failure.code, message=failure.message))
         self._bus.publish(ModelFailed(model=model, failure=failure))
 
     def apply_at_once(self, catalog: Catalog) -> Difference | None:
@@ -514,18 +507,12 @@ class DynamicModelManager:
             if model in self._residents:
                 await self._unload(model, "config")
             await self._cool(model, "config")
-            self._forget(model)
+            self._facts.forget(model)
         self._catalog = catalog
         await self._keep_budget()
         for victim in list(self._residents)[: -catalog.settings.max_resident]:
             await self._unload(victim, "config", keep_warm=True)
         return change
-
-    def _forget(self, model: str) -> None:
-        """What was learnt of an entry that is another one now."""
-        for known in (self._errors, self._kills, self._load_seconds, self._warm_seconds):
-            known.pop(model, None)
-        self._fitting.forget(model)
 
     async def _keep_budget(self) -> None:
         """Drop the oldest warm models beyond the host's share."""
