@@ -46,13 +46,13 @@ async def test_a_resident_model_leaves_for_good_if_its_entry_changed_or_went(
     (*_, gone) = await told(house, house.models.apply(catalog(WARM, **entries)))
     assert gone == ModelUnloaded(model="a", reason="config", warm=False)
     assert house.current is None
-    assert house.models.load_seconds("a") is None
+    assert house.models.status("a").load_seconds is None
 
 
 async def test_a_warm_model_leaves_host_memory_for_the_same_reasons(house: House) -> None:
     await house.work("a")
     await house.work("b")
-    assert house.models.state("a") is ModelState.WARM
+    assert house.models.status("a").state is ModelState.WARM
     assert await told(house, house.models.apply(catalog(WARM, a=spec(memory_mb=1), b=spec()))) == [
         ModelCooled(model="a", reason="config")
     ]
@@ -62,9 +62,9 @@ async def test_a_warm_model_leaves_host_memory_for_the_same_reasons(house: House
 async def test_a_smaller_host_cache_is_kept_to_at_once(house: House) -> None:
     for model in "abc":
         await house.work(model)
-    assert [house.models.state(model) for model in "ab"] == [ModelState.WARM] * 2
+    assert [house.models.status(model).state for model in "ab"] == [ModelState.WARM] * 2
     await house.models.apply(catalog({"host_cache_gb": 45 / 2**30}, a=spec(), b=spec(), c=spec()))
-    assert [house.models.state(model) for model in "ab"] == [ModelState.COLD, ModelState.WARM]
+    assert [house.models.status(model).state for model in "ab"] == [ModelState.COLD, ModelState.WARM]
 
 
 async def test_what_was_learnt_of_a_changed_entry_is_forgotten(house: House) -> None:
@@ -73,10 +73,10 @@ async def test_what_was_learnt_of_a_changed_entry_is_forgotten(house: House) -> 
     for _ in range(2):
         house.engine.instead["load"] = CRASHED
         await house.work("b")
-    assert house.models.error("a")
+    assert house.models.status("a").error
     assert house.models.quarantined("b")
     await house.models.apply(catalog(WARM, a=spec(load_seconds=1), b=spec(load_seconds=1), c=spec()))
-    assert house.models.error("a") is None
+    assert house.models.status("a").error is None
     assert not house.models.quarantined("b")
     assert isinstance(await house.work("b"), Generated)
 

@@ -23,8 +23,8 @@ async def list_models(models: Models, puller: Puller, writer: Writer, response: 
     entries = models.catalog.models
     here = await asyncio.to_thread(lambda: {model_id: puller.has(spec) for model_id, spec in entries.items()})
     views = [
-        model_view(model_id, spec, models, puller.pull(model_id), weights_here=here[model_id])
-        for model_id, spec in entries.items()
+        model_view(id_, spec, models.status(id_).with_weights(puller.pull(id_), here=here[id_]))
+        for id_, spec in entries.items()
     ]
     return ModelList(models=views, total=len(views))
 
@@ -39,7 +39,10 @@ async def get_current_model(models: Models) -> CurrentModel:
         is_loaded=resident is not None,
         last_used=resident.last_used_at if resident else None,
         gpu_memory=GpuMemory(allocated=gib(memory.allocated), cached=gib(memory.cached), total=gib(memory.total)),
-        models=[resident_view(each, models) for each in models.residents],
+        models=[
+            resident_view(each, models.catalog.model(each.model), models.status(each.model))
+            for each in models.residents
+        ],
     )
 
 
@@ -48,7 +51,7 @@ async def get_current_model(models: Models) -> CurrentModel:
     response_model=Unloaded,
     operation_id="unload_model",
     summary="Unload all models",
-    responses={202: {"model": UnloadAccepted, "description": "With `wait=false`"}} | describe("draining"),
+    responses={202: {"model": UnloadAccepted, "description": "With `wait=false`"}, **describe("draining")},
 )
 async def unload_model(
     models: Models,
@@ -75,7 +78,9 @@ async def get_model(model_id: str, models: Models, puller: Puller, writer: Write
 async def _details(model_id: str, models: Models, puller: Puller) -> ModelDetails:
     spec = models.catalog.model(model_id)
     here = await asyncio.to_thread(puller.has, spec)
-    return model_details(model_id, spec, models, puller.pull(model_id), weights_here=here)
+    pull = puller.pull(model_id)
+    status = models.status(model_id).with_weights(pull, here=here)
+    return model_details(model_id, spec, status, pull, weights_here=here)
 
 
 @router.post(

@@ -41,6 +41,7 @@ from imagegen.models.facts import Facts
 from imagegen.models.fitting import Fitting
 from imagegen.models.reading_ahead import ReadingAhead
 from imagegen.models.residency import Kills, ModelState, Resident, Warm, is_idle, too_warm, victims_for
+from imagegen.models.status import LoadProgress, ModelStatus
 
 log = structlog.get_logger(__name__)
 
@@ -51,23 +52,6 @@ class UnloadReport(NamedTuple):
     models: list[str]
     freed: int
     left: int
-
-
-class LoadProgress(NamedTuple):
-    """How far a load from disk is: bytes that it has read, of the bytes of the model's files.
-
-    A load may end before it has read them all: what is in memory already (a part that another model shares, a file in
-    the page cache) is not read again. Libraries that it imports count; never more than the total is told.
-    """
-
-    bytes_done: int
-    #: None: unknown.
-    bytes_total: int | None
-
-    @property
-    def percent(self) -> int | None:
-        """Whole percents; None while the total is unknown."""
-        return 100 * self.bytes_done // self.bytes_total if self.bytes_total else None
 
 
 OnProgress = Callable[[LoadProgress], object]
@@ -150,33 +134,27 @@ class DynamicModelManager:
         """As last measured."""
         return self._memory
 
-    def last_used(self, model: str) -> datetime | None:
-        return self._last_used.get(model)
-
-    def load_seconds(self, model: str) -> float | None:
-        """How long its last load from disk took; None before the first."""
-        return self._facts.of(model).load_seconds
-
-    def load_progress(self, model: str) -> LoadProgress | None:
-        """How far its load from disk is; None unless one is under way."""
-        return self._progress.get(model)
-
-    def warm_seconds(self, model: str) -> float | None:
-        """How long its last return from host memory took; None before the first."""
-        return self._facts.of(model).warm_seconds
-
-    def host_bytes(self, model: str) -> int | None:
-        """Bytes of host memory that its weights take while it is warm, offloaded, or back from there; None: none."""
-        if model in self._warm:
-            return self._warm[model].weight_bytes
-        return self._residents[model].host_bytes or None if model in self._residents else None
-
     def switch_seconds(self, model: str) -> float | None:
-        """What bringing it to the device would cost now, as last measured."""
-        return self.warm_seconds(model) if model in self._warm else self.load_seconds(model)
+        """Seconds to bring a model to the device now, as last measured; None: not measured yet."""
+        facts = self._facts.of(model)
+        return facts.warm_seconds if model in self._warm else facts.load_seconds
 
-    def state(self, model: str) -> ModelState:
-        """As far as this manager knows: what is on disk is asked elsewhere, and counts as cold here."""
+    def status(self, model: str) -> ModelStatus:
+        """All that this manager knows of a model, configured or not."""
+        facts, resident = self._facts.of(model), self._residents.get(model)
+        return ModelStatus(
+            state=self._state(model),
+            resident=resident,
+            last_used=self._last_used.get(model),
+            unloads_at=self._unloads_at(resident) if resident else None,
+            load_seconds=facts.load_seconds,
+            warm_seconds=facts.warm_seconds,
+            load_progress=self._progress.get(model),
+            host_bytes=self._host_bytes(model),
+            error=facts.error,
+        )
+
+    def _state(self, model: str) -> ModelState:
         if model in self._moving:
             return self._moving[model]
         if model in self._residents:
@@ -185,20 +163,17 @@ class DynamicModelManager:
             return ModelState.WARM
         return ModelState.COLD if self._facts.of(model).error is None else ModelState.ERROR
 
-    def error(self, model: str) -> Failed | None:
-        """Why its latest load did not succeed, or why it is quarantined."""
-        return self._facts.of(model).error
+    def _unloads_at(self, resident: Resident) -> datetime | None:
+        minutes = self._catalog.idle_minutes(resident.model)
+        return resident.last_used_at + timedelta(minutes=minutes) if minutes else None
+
+    def _host_bytes(self, model: str) -> int | None:
+        if model in self._warm:
+            return self._warm[model].weight_bytes
+        return self._residents[model].host_bytes or None if model in self._residents else None
 
     def quarantined(self, model: str) -> bool:
         return self._facts.of(model).kills.quarantined
-
-    def unloads_at(self, model: str) -> datetime | None:
-        """When it leaves the device unless it is used before; None if it is not there, or stays."""
-        resident = self._residents.get(model)
-        if resident is None:
-            return None
-        minutes = self._catalog.idle_minutes(model)
-        return resident.last_used_at + timedelta(minutes=minutes) if minutes else None
 
     def find_loras(self, request: GenerationRequest) -> tuple[str, ...]:
         """The files of the request's LoRAs. Raises LoraNotFound."""
@@ -523,7 +498,7 @@ class DynamicModelManager:
     def _in_host(self) -> dict[str, int]:
         """Bytes of host memory that the weights of each model take."""
         models = (*self._warm, *self._residents)
-        return {model: size for model in models if (size := self.host_bytes(model))}
+        return {model: size for model in models if (size := self._host_bytes(model))}
 
     def _host_budget(self) -> int:
         """Bytes of host memory that the weights of all models may take.

@@ -10,8 +10,9 @@ from imagegen.core.errors import DeviceFault, Draining, FailureCode
 from imagegen.core.events import EventBus, TaskLoaded, TaskLoading, TaskLoadingProgress, TaskStarted
 from imagegen.core.task import MAX_ATTEMPTS, InputPictures, TaskType
 from imagegen.gpu.protocol import Failed, Generated, Stopped
-from imagegen.models.manager import DynamicModelManager, LoadProgress
+from imagegen.models.manager import DynamicModelManager
 from imagegen.models.residency import ModelState
+from imagegen.models.status import LoadProgress
 from imagegen.storage.images import ImageStore
 from imagegen.storage.tasks import TaskJournal
 from imagegen.tasks.batching import companions
@@ -180,7 +181,7 @@ class Runner:
         return outcome
 
     def _is_cold(self, model: str) -> bool:
-        return self._models.state(model) is ModelState.COLD
+        return self._models.status(model).state is ModelState.COLD
 
     async def _load_for(self, live: LiveTask) -> Failed | None:
         """Make the model of a task resident. Returns why that was not possible."""
