@@ -94,6 +94,10 @@ class CatalogWriter:
         now = datetime.now(UTC)
         self._status = ConfigStatus(file=file.name, loaded_at=now, checked_at=now)
 
+    def __repr__(self) -> str:
+        state, etag = "OK" if self._status.ok else "BROKEN", (self.etag or "")[:8] or None
+        return f"<CatalogWriter [{state}, File: {self._status.file}, ETag: {etag}, Swaps: {len(self._swaps)}]>"
+
     # -- reads --------------------------------------------------------------------------------------------------------
 
     @property

@@ -91,6 +91,13 @@ class DynamicModelManager:
         #: Whether the load under way was given up: its end is nobody's fault.
         self._abandoned = False
 
+    def __repr__(self) -> str:
+        resident, warm = ", ".join(self._residents) or None, ", ".join(self._warm) or None
+        moving = "".join(f", {state.upper()}: {model}" for model, state in self._moving.items())
+        return (
+            f"<DynamicModelManager [Models: {len(self._catalog.models)}, Resident: {resident}, Warm: {warm}{moving}]>"
+        )
+
     # -- reads that only inform; anyone may ask -----------------------------------------------------------------------
 
     @property

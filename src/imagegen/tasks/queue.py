@@ -210,6 +210,10 @@ class TaskQueue(asyncio.PriorityQueue[Ticket]):
         self._costs = costs
         self._clock = clock
 
+    def __repr__(self) -> str:
+        state = "HELD" if self.held else "OPEN"
+        return f"<TaskQueue [{state}, Waiting: {self.waiting}, Control: {len(self._control)}]>"
+
     def _init(self, maxsize: int) -> None:
         self._control: list[ControlTicket] = []
         #: Whether tasks are to stay. Whoever changes that puts a control ticket in, so that it is noticed.

@@ -58,6 +58,9 @@ class Runner:
         self._call: Call | None = None
         self._stopped = False
 
+    def __repr__(self) -> str:
+        return f"<Runner [{'STOPPED' if self._stopped else 'OPEN'}, {self._call}]>"
+
     @property
     def call(self) -> Call | None:
         """The call under way."""
