@@ -112,6 +112,8 @@ class Service:
         self._running: asyncio.Task[None] | None = None
         self._leaving: asyncio.Task[None] | None = None
         self._in_a_hurry = asyncio.Event()
+        #: Catalogs that wait for the running task.
+        self._swaps = 0
 
     @property
     def services(self) -> Services:
@@ -162,17 +164,30 @@ class Service:
         return webhook_payload(event, at, view)
 
     async def _swap(self, catalog: Catalog) -> Difference:
-        """Put a catalog in force while no task runs. Raises Draining."""
-        return await self._tasks.between_tasks(lambda: self._apply(catalog))
+        """Put a catalog in force: at once, or while no task runs if a model may have to leave memory. Raises Draining.
+
+        No catalog overtakes one that waits for the running task.
+        """
+        if not self._swaps and (change := self._models.apply_at_once(catalog)) is not None:
+            self._follow(change, catalog)
+            return change
+        self._swaps += 1
+        try:
+            return await self._tasks.between_tasks(lambda: self._apply(catalog))
+        finally:
+            self._swaps -= 1
 
     async def _apply(self, catalog: Catalog) -> Difference:
         change = await self._models.apply(catalog)
+        self._follow(change, catalog)
+        await self._tasks.fail_removed()
+        return change
+
+    def _follow(self, change: Difference, catalog: Catalog) -> None:
         for model in change.removed:
             self._puller.removed(model)
         if "log_level" in change.settings:
             logs.configure(catalog.settings.log_level)
-        await self._tasks.fail_removed()
-        return change
 
     @asynccontextmanager
     async def run(self) -> AsyncIterator[None]:

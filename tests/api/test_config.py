@@ -206,6 +206,96 @@ async def test_only_what_would_be_loaded_otherwise_leaves_the_memory(start: Star
         assert not (await client.get("/models/a")).json()["is_loaded"]
 
 
+@pytest.fixture
+def slow(path: Path) -> Path:
+    """`b` takes 20 s for a picture of 200 steps, and can be cancelled after each of them."""
+    path.write_text(TEXT.replace("b: {name: B,", "b: {name: B, step_seconds: 0.1,"))
+    return path
+
+
+async def running(client: Client) -> str:
+    """A task of `b` whose first step has begun."""
+    task_id = await client.submit(model="b", steps=200)
+    while not (await client.get("/models/b")).json()["is_loaded"]:
+        await asyncio.sleep(0.01)
+    return task_id
+
+
+@pytest.mark.parametrize(
+    ("url", "body"),
+    [
+        ("/models/b", {"description": "Ours."}),
+        ("/models/b", {"steps": 7, "max_batch": 4}),
+        ("/config/global", {"max_queue": 7, "auto_unload_minutes": 1, "auto_download": False}),
+        ("/models", {"model_id": "c", "name": "C", "type": "fake"}),
+    ],
+)
+async def test_a_change_that_moves_no_model_does_not_wait_for_the_running_task(
+    start: Start, slow: Path, url: str, body: dict[str, Any]
+) -> None:
+    async with start(config=slow) as client:
+        task_id = await running(client)
+        changed = await client.request("POST" if url == "/models" else "PUT", url, json=body)
+        assert changed.is_success
+        assert client.app.state.services.tasks.is_running("b")
+        assert (await client.get("/config/status")).headers["ETag"] == changed.headers["ETag"]
+        if url == "/models/b":
+            config = (await client.get(url)).json()["config"]
+            assert {name: config[name] for name in body} == body
+        assert (await client.get("/models/b")).json()["is_loaded"]
+        await client.post(f"/task/{task_id}/cancel")
+
+
+async def waits(client: Client, request: asyncio.Task[httpx.Response]) -> bool:
+    """Whether the change is on disk, and not in force before the running task ends."""
+    while not (await client.get("/config/status")).json()["waiting"]:
+        assert not request.done()
+        await asyncio.sleep(0.01)
+    return not request.done()
+
+
+@pytest.mark.parametrize(
+    ("url", "body"),
+    [
+        ("/models/b", {"memory_mb": 1}),
+        ("/config/global", {"max_resident": 2}),
+        ("/config/global", {"host_cache_gb": 1}),
+        ("/config/global", {"gpu_memory_fraction": 0.5}),
+    ],
+)
+async def test_a_change_that_may_move_a_model_waits_for_the_running_task(
+    start: Start, slow: Path, url: str, body: dict[str, Any]
+) -> None:
+    async with start(config=slow) as client:
+        task_id = await running(client)
+        before = (await client.get("/config/status")).headers["ETag"]
+        change = asyncio.create_task(client.put(url, json=body))
+        assert await waits(client, change)
+        assert (await client.get("/config/status")).headers["ETag"] == before
+        assert (await client.get("/models/b")).json()["is_loaded"]
+        await client.post(f"/task/{task_id}/cancel")
+        assert (await change).status_code == 200
+        assert (await client.task(task_id))["status"] == "cancelled"
+
+
+async def test_no_change_overtakes_an_earlier_one_that_waits(start: Start, slow: Path) -> None:
+    async with start(config=slow) as client:
+        task_id = await running(client)
+        first = asyncio.create_task(client.put("/models/b", json={"memory_mb": 1, "description": "First."}))
+        assert await waits(client, first)
+        # Compared with what is in force, this one changes nothing that is loaded: it takes the first one back.
+        second = asyncio.create_task(client.put("/models/b", json={"memory_mb": None, "description": "Second."}))
+        while "Second." not in slow.read_text():
+            await asyncio.sleep(0.01)
+        assert await waits(client, second)
+        await client.post(f"/task/{task_id}/cancel")
+        assert [(await change).status_code for change in (first, second)] == [200, 200]
+        config = (await client.get("/models/b")).json()["config"]
+        assert (config["memory_mb"], config["description"]) == (0, "Second.")
+        assert (await client.get("/config/status")).headers["ETag"] == (await second).headers["ETag"]
+        assert not (await client.get("/config/status")).json()["waiting"]
+
+
 async def test_an_entry_that_is_mended_forgets_its_errors(start: Start, path: Path) -> None:
     path.write_text(TEXT.replace("b: {name: B,", "b: {name: B, fault: error, fault_at: load,"))
     async with start(config=path) as client:

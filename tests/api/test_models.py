@@ -137,6 +137,28 @@ async def test_unload_waits_for_the_running_task_and_goes_before_waiting_ones(st
         assert (nothing["message"], nothing["freed_bytes"]) == ("No model was loaded.", 0)
 
 
+async def test_unload_without_waiting_is_accepted_at_once_and_done_after_the_running_task(start: Start) -> None:
+    async with start(models={"fake": {"step_seconds": 0.1}}) as client:
+        task_id = await client.submit(steps=200)
+        while not await resident(client):
+            await asyncio.sleep(0.01)
+        answer = await client.post("/models/unload", params={"wait": "false"})
+        assert (answer.status_code, answer.json()) == (
+            202,
+            {"message": "All models are unloaded once the running task has ended."},
+        )
+        assert client.app.state.services.tasks.is_running("fake")
+        assert await resident(client) == ["fake"]
+        await client.post(f"/task/{task_id}/cancel")
+        while await resident(client):
+            await asyncio.sleep(0.01)
+        assert (await client.task(task_id))["status"] == "cancelled"
+        documented = (await client.get("/openapi.json")).json()["paths"]["/models/unload"]["post"]["responses"]
+        assert documented["202"]["content"]["application/json"]["schema"]["$ref"].endswith("/UnloadAccepted")
+        client.app.state.service.begin_drain()
+        assert (await client.post("/models/unload", params={"wait": "false"})).json()["code"] == "draining"
+
+
 async def test_a_model_is_loaded_and_unloaded_when_asked_and_says_what_came_free(start: Start) -> None:
     async with start(models={"a": {"memory_mb": 64}, "b": {}}) as client:
         loaded = (await client.post("/models/a/load")).json()

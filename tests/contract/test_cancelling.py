@@ -49,7 +49,7 @@ class House:
         return (await self.tasks.submit(TaskDraft(type=TaskType.TEXT2IMAGE, model=model, prompt="x"))).id
 
     async def until_loading(self, model: str) -> None:
-        while self.models.state(model) is not ModelState.LOADING:
+        while self.models.status(model).state is not ModelState.LOADING:
             await asyncio.sleep(0.01)
 
     async def until_ended(self, task_id: str) -> TaskStatus:
@@ -90,7 +90,7 @@ async def test_a_cancelled_load_ends_its_task_at_once_and_its_model_is_no_worse_
             assert (await house.tasks.records.get(stuck)).attempt == 0
             await house.tasks.between_tasks(house.models.unload_all)
         assert not house.models.quarantined("stuck")
-        assert house.models.state("stuck") is ModelState.COLD
+        assert house.models.status("stuck").state is ModelState.COLD
 
 
 async def test_a_load_that_ends_within_the_grace_is_not_lost(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ async def test_in_a_thread_the_task_ends_at_once_and_the_load_goes_on(tmp_path: 
         cancelled = await house.submit("slow")
         await house.until_loading("slow")
         assert (await house.tasks.cancel(cancelled)).status is TaskStatus.CANCELLED
-        assert house.models.state("slow") is ModelState.LOADING
+        assert house.models.status("slow").state is ModelState.LOADING
         assert await house.until_ended(await house.submit("slow")) is TaskStatus.COMPLETED
 
 
@@ -142,7 +142,7 @@ async def test_a_task_and_a_model_tell_how_far_their_load_is(
             task_id = await house.submit("slow")
             with house.bus.subscribe(task_id) as its_own:
                 await house.until_loading("slow")
-                while (progress := house.models.load_progress("slow")) is None or not progress.percent:
+                while (progress := house.models.status("slow").load_progress) is None or not progress.percent:
                     await asyncio.sleep(0.01)
                 assert await house.until_ended(task_id) is TaskStatus.COMPLETED
         assert progress.bytes_total == SIZE
@@ -172,10 +172,10 @@ async def test_a_cancelled_task_is_not_told_how_far_its_load_is(
     async with opened(tmp_path, grace_s=60, slow=slow) as house:
         task_id = await house.submit("slow")
         with house.bus.subscribe(task_id) as its_own:
-            while not house.models.load_progress("slow"):
+            while not house.models.status("slow").load_progress:
                 await asyncio.sleep(0.01)
             await house.tasks.cancel(task_id)
-            while house.models.state("slow") is ModelState.LOADING:
+            while house.models.status("slow").state is ModelState.LOADING:
                 await asyncio.sleep(0.01)
         assert (await all_of(its_own))[-1].name == "cancelled"
 
@@ -225,7 +225,7 @@ async def test_a_load_that_ends_while_its_cancelled_task_is_written_down_ends_it
         cancelling = asyncio.create_task(house.tasks.cancel(task_id))
         await disk.refused.wait()
         assert (await house.tasks.cancel(task_id)).status is TaskStatus.PROCESSING  # once more, and it changes nothing
-        while house.models.state("slow") is not ModelState.RESIDENT:
+        while house.models.status("slow").state is not ModelState.RESIDENT:
             await asyncio.sleep(0.01)
         await house.tasks.between_tasks(house.models.warm_up)  # the run loop has gone on
         disk.let.set()

@@ -250,7 +250,7 @@ class Residency(RuleBasedStateMachine):
         folders = Folders(root, root)
         self.models = DynamicModelManager(catalog(self.most), self.engine, self.bus, folders, self.clock)
         for model in {*SIZES} - {"vast"}:
-            self.models._fitting.loaded(model, SIZES[model])  # as their files say
+            self.models._facts.learn(model, weights=SIZES[model])  # as their files say
         self.used: list[str] = []
         self.forgiven: Counter[str] = Counter()
         self.requests = 0
@@ -394,7 +394,7 @@ class Residency(RuleBasedStateMachine):
     @invariant()
     def what_the_manager_says_is_what_the_engine_holds(self) -> None:
         assert {it.model: it.weight_bytes for it in self.models.residents} == self.engine.loaded
-        says = {model: size for model in SIZES if (size := self.models.host_bytes(model)) is not None}
+        says = {model: size for model in SIZES if (size := self.models.status(model).host_bytes) is not None}
         assert says == self.engine.warm | self.engine.copies
 
     @invariant()
@@ -412,15 +412,17 @@ class Residency(RuleBasedStateMachine):
     @invariant()
     def every_model_is_in_one_state(self) -> None:
         for model in SIZES:
-            error = self.models.error(model)
+            error = self.models.status(model).error
             there = {
                 ModelState.RESIDENT: model in self.engine.loaded,
                 ModelState.WARM: model in self.engine.warm,
                 ModelState.ERROR: error is not None and not {model} & {*self.engine.loaded, *self.engine.warm},
             }
-            assert self.models.state(model) is next((s for s, is_there in there.items() if is_there), ModelState.COLD)
+            assert self.models.status(model).state is next(
+                (s for s, is_there in there.items() if is_there), ModelState.COLD
+            )
             assert (error is not None and error.code is FailureCode.MODEL_QUARANTINED) == self.models.quarantined(model)
-            assert (self.models.unloads_at(model) is not None) <= (model in self.engine.loaded)
+            assert (self.models.status(model).unloads_at is not None) <= (model in self.engine.loaded)
 
     @invariant()
     def the_host_holds_no_more_than_it_may(self) -> None:

@@ -23,6 +23,7 @@ from imagegen.gpu.worker_engine import WorkerEngine
 from imagegen.loaders import SPECS
 from imagegen.loaders.folder import header_bytes
 from imagegen.loaders.host_copy import HostCopy, tensors_of
+from imagegen.models.facts import Facts
 from imagegen.models.fitting import Fitting
 from imagegen.models.manager import DynamicModelManager
 from tests.conftest import load_command, request_for
@@ -248,8 +249,9 @@ def test_a_swap_moves_the_transformer_and_the_device_holds_one_model(
 
 
 def test_weights_that_can_never_fit_are_refused_with_the_numbers_of_the_device(models: Path) -> None:
-    memory, fitting = measure("cuda"), Fitting(Folders(models, models / "loras"))
-    fitting.weigh("a", catalog(), memory)
+    memory, facts = measure("cuda"), Facts()
+    fitting = Fitting(facts, Folders(models, models / "loras"))
+    facts.learn("a", weights=fitting.least_bytes("a", catalog(), memory))
     with pytest.raises(DoesNotFit) as refused:
         fitting.check("a", 64 * 64, catalog(gpu_memory_fraction=1e-6), memory)
     assert f"{memory.gpu_name} has 0.0 GiB" in refused.value.detail

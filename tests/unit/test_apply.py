@@ -1,11 +1,13 @@
 """A catalog is put in force: who leaves, what is forgotten, and what stays."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from imagegen.catalog.catalog import Catalog, GlobalSettings
+from imagegen.catalog.difference import Difference
 from imagegen.catalog.sources import Folders
 from imagegen.core.errors import DoesNotFit
 from imagegen.core.events import ModelCooled, ModelUnloaded
@@ -44,13 +46,13 @@ async def test_a_resident_model_leaves_for_good_if_its_entry_changed_or_went(
     (*_, gone) = await told(house, house.models.apply(catalog(WARM, **entries)))
     assert gone == ModelUnloaded(model="a", reason="config", warm=False)
     assert house.current is None
-    assert house.models.load_seconds("a") is None
+    assert house.models.status("a").load_seconds is None
 
 
 async def test_a_warm_model_leaves_host_memory_for_the_same_reasons(house: House) -> None:
     await house.work("a")
     await house.work("b")
-    assert house.models.state("a") is ModelState.WARM
+    assert house.models.status("a").state is ModelState.WARM
     assert await told(house, house.models.apply(catalog(WARM, a=spec(memory_mb=1), b=spec()))) == [
         ModelCooled(model="a", reason="config")
     ]
@@ -60,9 +62,9 @@ async def test_a_warm_model_leaves_host_memory_for_the_same_reasons(house: House
 async def test_a_smaller_host_cache_is_kept_to_at_once(house: House) -> None:
     for model in "abc":
         await house.work(model)
-    assert [house.models.state(model) for model in "ab"] == [ModelState.WARM] * 2
+    assert [house.models.status(model).state for model in "ab"] == [ModelState.WARM] * 2
     await house.models.apply(catalog({"host_cache_gb": 45 / 2**30}, a=spec(), b=spec(), c=spec()))
-    assert [house.models.state(model) for model in "ab"] == [ModelState.COLD, ModelState.WARM]
+    assert [house.models.status(model).state for model in "ab"] == [ModelState.COLD, ModelState.WARM]
 
 
 async def test_what_was_learnt_of_a_changed_entry_is_forgotten(house: House) -> None:
@@ -71,10 +73,10 @@ async def test_what_was_learnt_of_a_changed_entry_is_forgotten(house: House) -> 
     for _ in range(2):
         house.engine.instead["load"] = CRASHED
         await house.work("b")
-    assert house.models.error("a")
+    assert house.models.status("a").error
     assert house.models.quarantined("b")
     await house.models.apply(catalog(WARM, a=spec(load_seconds=1), b=spec(load_seconds=1), c=spec()))
-    assert house.models.error("a") is None
+    assert house.models.status("a").error is None
     assert not house.models.quarantined("b")
     assert isinstance(await house.work("b"), Generated)
 
@@ -95,6 +97,46 @@ async def test_what_did_not_fit_may_fit_as_another_entry(tmp_path: Path) -> None
         await house.models.check_fits("a")
     await house.models.apply(catalog(a=spec()))
     await house.models.check_fits("a")
+
+
+async def test_a_catalog_for_which_no_model_has_to_leave_is_applied_during_a_load(house: House) -> None:
+    changes: list[Difference | None] = []
+    new = catalog({**WARM, "ageing_minutes": 1}, a=spec(steps=9, description="x"), b=spec(), c=spec(), d=spec())
+    house.engine.on_load = lambda: changes.append(house.models.apply_at_once(new))
+    await house.work("a")
+    assert changes == [Difference(added=("d",), changed=("a",), settings=("ageing_minutes",))]
+    assert house.current == "a"
+    assert house.models.catalog is new
+    assert house.engine.asked == ["load a", "generate a"]
+
+
+@pytest.mark.parametrize(
+    "new",
+    [
+        catalog(WARM, a=spec(memory_mb=1), b=spec(), c=spec()),
+        catalog(WARM, a=spec(), b=spec()),
+        catalog({**WARM, "max_resident": 2}, a=spec(), b=spec(), c=spec()),
+        catalog({}, a=spec(), b=spec(), c=spec()),
+        catalog({**WARM, "gpu_memory_fraction": 0.5}, a=spec(), b=spec(), c=spec()),
+    ],
+)
+async def test_a_catalog_for_which_a_model_may_have_to_leave_is_not_applied_at_once(house: House, new: Catalog) -> None:
+    before = house.models.catalog
+    assert house.models.apply_at_once(new) is None
+    assert house.models.catalog is before
+
+
+@pytest.mark.parametrize("changed", [{"description": "x"}, {"steps": 9}])
+async def test_what_is_read_from_the_files_stays_known_if_only_words_change_meanwhile(
+    tmp_path: Path, changed: dict[str, Any]
+) -> None:
+    house = House(catalog(a=spec(memory_mb=2**16)), Folders(tmp_path, tmp_path))
+    await house.models.warm_up()
+    checking = asyncio.create_task(house.models.check_fits("a"))
+    await asyncio.sleep(0)  # a thread reads the files now
+    assert house.models.apply_at_once(catalog(a=spec(memory_mb=2**16, **changed)))
+    with pytest.raises(DoesNotFit):
+        await checking
 
 
 async def test_missing_weights_are_no_state_to_forget(house: House) -> None:

@@ -38,9 +38,10 @@ from imagegen.gpu.protocol import (
 )
 from imagegen.loaders.base import Family, OnStep, Placement
 from imagegen.loaders.fake import FakeModelLoader, FakeSpec
-from imagegen.models.fitting import CROWDED_FOR
-from imagegen.models.manager import DynamicModelManager, LoadProgress
+from imagegen.models.facts import CROWDED_FOR
+from imagegen.models.manager import DynamicModelManager
 from imagegen.models.residency import ModelState
+from imagegen.models.status import LoadProgress
 from tests.conftest import SCRIPTED, request_for
 from tests.unit.conftest import grey
 
@@ -175,8 +176,8 @@ async def told(house: House, *actions: Awaitable[object]) -> list[Event]:
 
 async def test_at_the_start_nothing_is_resident(house: House) -> None:
     assert house.models.current is None
-    assert house.models.load_seconds("a") is None
-    assert house.models.last_used("a") is None
+    assert house.models.status("a").load_seconds is None
+    assert house.models.status("a").last_used is None
 
 
 async def test_a_model_is_loaded_when_it_is_needed_and_then_stays(house: House) -> None:
@@ -219,7 +220,7 @@ async def test_the_engine_gets_the_entry_the_settings_and_the_folders(house: Hou
 
 async def test_what_a_load_took_and_what_it_left_is_known(house: House) -> None:
     await house.models.ensure("a")
-    assert house.models.load_seconds("a") == 3.5
+    assert house.models.status("a").load_seconds == 3.5
     assert house.models.memory == FULL
     assert house.models.current is not None
     assert house.models.current.weight_bytes == 30
@@ -242,7 +243,7 @@ async def test_a_model_that_does_not_load_is_not_resident(house: House) -> None:
     house.engine.instead["load"] = MISSING
     assert await house.models.ensure("a") == MISSING
     assert house.current is None
-    assert house.models.load_seconds("a") is None
+    assert house.models.status("a").load_seconds is None
 
 
 async def test_a_failed_load_can_be_tried_again(house: House) -> None:
@@ -269,7 +270,7 @@ async def test_each_percent_that_a_load_reads_is_told_once_and_never_more_than_t
 
     def on_progress(progress: LoadProgress) -> None:
         seen.append(progress)
-        shown.append(file.models.load_progress("a"))
+        shown.append(file.models.status("a").load_progress)
 
     events = await told(file, file.models.ensure("a", on_progress))
     assert seen == shown == [LoadProgress(10, 1000), LoadProgress(505, 1000), LoadProgress(1000, 1000)]
@@ -279,7 +280,7 @@ async def test_each_percent_that_a_load_reads_is_told_once_and_never_more_than_t
         (505, 1000),
         (1000, 1000),
     ]
-    assert file.models.load_progress("a") is None
+    assert file.models.status("a").load_progress is None
 
 
 async def test_a_load_whose_files_are_unknown_tells_bytes_and_no_percents(house: House) -> None:
@@ -290,7 +291,7 @@ async def test_a_load_whose_files_are_unknown_tells_bytes_and_no_percents(house:
     events = await told(house, house.models.ensure("a"))
     assert shown == [LoadProgress(20, None)]
     assert [type(event) for event in events] == [ModelLoading, ModelFailed]
-    assert house.models.load_progress("a") is None
+    assert house.models.status("a").load_progress is None
 
 
 async def test_a_model_that_comes_from_host_memory_reads_nothing(file: House) -> None:
@@ -300,7 +301,7 @@ async def test_a_model_that_comes_from_host_memory_reads_nothing(file: House) ->
     await file.models.evict_idle()
     file.clock.now += 10**6
     await file.models.evict_idle()
-    assert file.models.state("a") is ModelState.WARM
+    assert file.models.status("a").state is ModelState.WARM
     file.engine.reads = [500]
     events = await told(file, file.models.ensure("a"))
     assert [event for event in events if isinstance(event, ModelLoading)] == [ModelLoading(model="a")]
@@ -328,12 +329,12 @@ async def test_the_time_a_model_has_worked_since_it_was_loaded_is_counted(house:
 
 async def test_the_last_use_of_a_model_is_remembered_when_it_has_left(house: House) -> None:
     await house.work("a")
-    used = house.models.last_used("a")
+    used = house.models.status("a").last_used
     assert used is not None
     assert house.models.current is not None
     assert house.models.current.last_used_at == used
     await house.work("b")
-    assert house.models.last_used("a") == used
+    assert house.models.status("a").last_used == used
 
 
 async def test_a_failed_task_leaves_the_model_where_it_is(house: House) -> None:
@@ -402,7 +403,7 @@ async def test_what_the_device_and_the_host_hold_of_an_offloaded_model_is_told(h
     events = await told(house, house.models.ensure("a"))
     assert events[1] == ModelLoaded(model="a", seconds=1, device_bytes=20)
     assert house.models.current is not None
-    assert (house.models.current.device_bytes, house.models.host_bytes("a")) == (20, 30)
+    assert (house.models.current.device_bytes, house.models.status("a").host_bytes) == (20, 30)
 
 
 async def test_before_the_device_is_known_everything_may_fit(house: House) -> None:
@@ -631,11 +632,11 @@ CRASHED = Failed(code=FailureCode.WORKER_CRASHED, message="It died.")
 
 
 async def test_a_model_is_cold_then_resident_then_cold(house: House) -> None:
-    assert house.models.state("a") is ModelState.COLD
+    assert house.models.status("a").state is ModelState.COLD
     await house.models.ensure("a")
-    assert house.models.state("a") is ModelState.RESIDENT
+    assert house.models.status("a").state is ModelState.RESIDENT
     await house.models.unload("a")
-    assert house.models.state("a") is ModelState.COLD
+    assert house.models.status("a").state is ModelState.COLD
 
 
 async def test_on_its_way_it_is_loading_or_unloading(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -643,7 +644,7 @@ async def test_on_its_way_it_is_loading_or_unloading(house: House, monkeypatch: 
     usual = ScriptedExecutor._answer
 
     def look(self: ScriptedExecutor, kind: str, command: Any, answer: Any) -> Any:
-        seen.append((kind, house.models.state("a")))
+        seen.append((kind, house.models.status("a").state))
         return usual(self, kind, command, answer)
 
     monkeypatch.setattr(ScriptedExecutor, "_answer", look)
@@ -676,18 +677,18 @@ async def test_for_a_model_without_weights_nobody_leaves(house: House) -> None:
     house.engine.instead["load"] = MISSING
     assert await house.models.ensure("bare") == MISSING
     assert house.current == "a"
-    assert house.models.state("bare") is ModelState.COLD
+    assert house.models.status("bare").state is ModelState.COLD
 
 
 async def test_a_load_that_failed_is_an_error_until_one_succeeds(house: House) -> None:
     broken = MISSING.evolve(code=FailureCode.WEIGHTS_CORRUPT)
     house.engine.instead["load"] = broken
     await house.models.ensure("a")
-    assert house.models.state("a") is ModelState.ERROR
-    assert house.models.error("a") == broken
+    assert house.models.status("a").state is ModelState.ERROR
+    assert house.models.status("a").error == broken
     await house.models.ensure("a")
-    assert house.models.state("a") is ModelState.RESIDENT
-    assert house.models.error("a") is None
+    assert house.models.status("a").state is ModelState.RESIDENT
+    assert house.models.status("a").error is None
 
 
 async def test_a_model_that_kills_its_worker_twice_at_its_load_is_left_alone_until_somebody_asks(house: House) -> None:
@@ -699,9 +700,9 @@ async def test_a_model_that_kills_its_worker_twice_at_its_load_is_left_alone_unt
     assert failed is not None
     assert failed.code is FailureCode.MODEL_QUARANTINED
     assert len(house.engine.asked) == 2
-    assert house.models.state("a") is ModelState.ERROR
+    assert house.models.status("a").state is ModelState.ERROR
     assert await house.models.load("a") is None
-    assert house.models.state("a") is ModelState.RESIDENT
+    assert house.models.status("a").state is ModelState.RESIDENT
 
 
 async def test_that_somebody_asks_ends_a_quarantine_even_if_the_load_says_no(house: House) -> None:
@@ -710,8 +711,8 @@ async def test_that_somebody_asks_ends_a_quarantine_even_if_the_load_says_no(hou
         await house.models.ensure("a")
     house.engine.instead["load"] = MISSING
     assert await house.models.load("a") == MISSING
-    assert house.models.error("a") is None
-    assert house.models.state("a") is ModelState.COLD
+    assert house.models.status("a").error is None
+    assert house.models.status("a").state is ModelState.COLD
 
 
 async def test_a_worker_that_dies_while_unloading_says_nothing_of_the_model(house: House) -> None:
@@ -737,13 +738,13 @@ async def test_two_requests_that_kill_it_in_a_row_are_a_quarantine_and_a_picture
 
 
 async def test_when_a_model_leaves_is_known(house: House) -> None:
-    assert house.models.unloads_at("a") is None
+    assert house.models.status("a").unloads_at is None
     await house.models.ensure("a")
     resident = house.models.current
     assert resident is not None
-    assert house.models.unloads_at("a") == resident.last_used_at + timedelta(minutes=30)
+    assert house.models.status("a").unloads_at == resident.last_used_at + timedelta(minutes=30)
     await house.models.ensure("never")
-    assert house.models.unloads_at("never") is None
+    assert house.models.status("never").unloads_at is None
 
 
 async def test_a_model_that_a_waiting_task_wants_does_not_leave(house: House) -> None:
@@ -781,7 +782,7 @@ async def test_without_room_in_the_host_nothing_stays_warm(house: House) -> None
     await house.models.ensure("a")
     await house.models.ensure("never")
     assert kept_warm(house) == [False]
-    assert house.models.state("a") is ModelState.COLD
+    assert house.models.status("a").state is ModelState.COLD
 
 
 async def test_what_happens_to_a_warm_model_is_told(warm_house: House) -> None:
@@ -812,10 +813,10 @@ async def test_warm_models_that_the_engine_dropped_are_cold(warm_house: House, i
     await warm_house.models.ensure("never")
     if "load" in instead:
         await warm_house.models.unload("never")
-    assert warm_house.models.state("a") is ModelState.WARM
+    assert warm_house.models.status("a").state is ModelState.WARM
     warm_house.engine.instead = instead
     await warm_house.work("never")
-    assert warm_house.models.state("a") is ModelState.COLD
+    assert warm_house.models.status("a").state is ModelState.COLD
 
 
 async def test_a_warm_model_that_does_not_come_back_is_warm_no_longer(warm_house: House) -> None:
@@ -823,7 +824,7 @@ async def test_a_warm_model_that_does_not_come_back_is_warm_no_longer(warm_house
     await warm_house.models.ensure("never")
     warm_house.engine.instead["load"] = MISSING
     assert await warm_house.models.ensure("a") == MISSING
-    assert warm_house.models.state("a") is ModelState.COLD
+    assert warm_house.models.status("a").state is ModelState.COLD
 
 
 async def test_a_load_that_fails_is_told_with_its_reason(house: House) -> None:
@@ -837,7 +838,7 @@ async def test_a_model_that_cannot_stay_warm_is_cold(warm_house: House) -> None:
     await warm_house.work("a")
     warm_house.engine.instead["unload"] = Unloaded(warm=False, memory=EMPTY)
     await warm_house.work("never")
-    assert warm_house.models.state("a") is ModelState.COLD
+    assert warm_house.models.status("a").state is ModelState.COLD
 
 
 async def test_a_model_that_is_switched_away_stays_warm_and_comes_back(warm_house: House) -> None:
@@ -845,11 +846,11 @@ async def test_a_model_that_is_switched_away_stays_warm_and_comes_back(warm_hous
     await models.ensure("a")
     await models.ensure("never")
     assert kept_warm(warm_house) == [True]
-    assert (models.state("a"), models.host_bytes("a")) == (ModelState.WARM, 30)
+    assert (models.status("a").state, models.status("a").host_bytes) == (ModelState.WARM, 30)
     warm_house.engine.instead["load"] = Loaded(seconds=0.2, warm=True, weight_bytes=30, memory=FULL)
     await models.ensure("a")
-    assert (models.state("a"), models.state("never")) == (ModelState.RESIDENT, ModelState.WARM)
-    assert (models.warm_seconds("a"), models.load_seconds("a")) == (0.2, 3.5)
+    assert (models.status("a").state, models.status("never").state) == (ModelState.RESIDENT, ModelState.WARM)
+    assert (models.status("a").warm_seconds, models.status("a").load_seconds) == (0.2, 3.5)
 
 
 async def test_what_a_switch_costs_depends_on_where_the_model_is(warm_house: House) -> None:
@@ -867,7 +868,7 @@ async def test_the_least_recently_used_goes_when_the_host_is_full(warm_house: Ho
     for model in ("a", "short", "never", "bare"):
         warm_house.clock.now += 1
         await warm_house.models.ensure(model)
-    states = {model: warm_house.models.state(model) for model in ("a", "short", "never", "bare")}
+    states = {model: warm_house.models.status(model).state for model in ("a", "short", "never", "bare")}
     assert states == {
         "a": ModelState.COLD,
         "short": ModelState.WARM,
@@ -884,11 +885,11 @@ async def test_the_copy_of_a_resident_model_counts_in_the_hosts_share(warm_house
     back = Loaded(seconds=0.2, warm=True, weight_bytes=30, host_bytes=30, memory=FULL)
     warm_house.engine.instead["load"] = back
     await models.ensure("a")
-    assert (models.host_bytes("a"), models.host_bytes("never")) == (30, 30)
+    assert (models.status("a").host_bytes, models.status("never").host_bytes) == (30, 30)
     warm_house.engine.instead["load"] = back.evolve(warm=False)  # offloaded: its weights lie in the host
     await models.ensure("short")
-    assert (models.state("a"), models.state("never")) == (ModelState.WARM, ModelState.COLD)
-    assert (models.host_bytes("a"), models.host_bytes("short")) == (30, 30)
+    assert (models.status("a").state, models.status("never").state) == (ModelState.WARM, ModelState.COLD)
+    assert (models.status("a").host_bytes, models.status("short").host_bytes) == (30, 30)
 
 
 @pytest.mark.parametrize(
@@ -910,7 +911,7 @@ async def test_by_default_half_of_the_available_host_memory_keeps_models_warm(
         memory = FULL.evolve(gpu_available=gpu, host_available=left)
         house.engine.instead = {"load": Loaded(seconds=1, weight_bytes=30, memory=memory)}
         await models.ensure(model)
-    assert [models.state(model) for model in ("a", "never", "short")] == states
+    assert [models.status(model).state for model in ("a", "never", "short")] == states
 
 
 async def test_an_idle_model_goes_to_the_host_first_and_then_altogether(warm_house: House) -> None:
@@ -918,7 +919,7 @@ async def test_an_idle_model_goes_to_the_host_first_and_then_altogether(warm_hou
     for state in (ModelState.WARM, ModelState.COLD):
         warm_house.clock.now += 60
         await warm_house.models.evict_idle()
-        assert warm_house.models.state("short") is state
+        assert warm_house.models.status("short").state is state
 
 
 async def test_unloading_by_hand_frees_the_host_too(warm_house: House) -> None:
@@ -927,7 +928,7 @@ async def test_unloading_by_hand_frees_the_host_too(warm_house: House) -> None:
     report = await warm_house.models.unload_all()
     assert report.models == ["never", "a"]
     assert kept_warm(warm_house) == [True, False, False]
-    assert {warm_house.models.state(model) for model in ("a", "never")} == {ModelState.COLD}
+    assert {warm_house.models.status(model).state for model in ("a", "never")} == {ModelState.COLD}
 
 
 async def test_a_warm_model_that_a_waiting_task_wants_stays_warm(warm_house: House) -> None:
@@ -935,9 +936,9 @@ async def test_a_warm_model_that_a_waiting_task_wants_stays_warm(warm_house: Hou
     await warm_house.models.ensure("never")
     warm_house.clock.now += 60
     await warm_house.models.evict_idle({"short"})
-    assert warm_house.models.state("short") is ModelState.WARM
+    assert warm_house.models.status("short").state is ModelState.WARM
     await warm_house.models.evict_idle()
-    assert warm_house.models.state("short") is ModelState.COLD
+    assert warm_house.models.status("short").state is ModelState.COLD
 
 
 async def test_a_warm_model_that_comes_back_is_not_dropped_for_the_one_that_leaves(warm_house: House) -> None:
@@ -948,7 +949,10 @@ async def test_a_warm_model_that_comes_back_is_not_dropped_for_the_one_that_leav
         "short",
         "never",
     ]
-    assert (warm_house.models.state("a"), warm_house.models.state("never")) == (ModelState.RESIDENT, ModelState.WARM)
+    assert (warm_house.models.status("a").state, warm_house.models.status("never").state) == (
+        ModelState.RESIDENT,
+        ModelState.WARM,
+    )
 
 
 async def test_a_worker_that_is_found_dead_when_a_warm_model_is_dropped_takes_all_along(warm_house: House) -> None:
@@ -957,7 +961,7 @@ async def test_a_worker_that_is_found_dead_when_a_warm_model_is_dropped_takes_al
     warm_house.engine.instead["unload"] = CRASHED
     assert await warm_house.models.ensure("bare") is None
     assert warm_house.engine.asked[-2:] == ["unload a", "load bare"]
-    states = {model: warm_house.models.state(model) for model in ("a", "short", "never", "bare")}
+    states = {model: warm_house.models.status(model).state for model in ("a", "short", "never", "bare")}
     assert states.pop("bare") is ModelState.RESIDENT
     assert set(states.values()) == {ModelState.COLD}
 
@@ -991,7 +995,7 @@ async def test_a_dead_worker_takes_the_warm_ones_along(warm_house: House) -> Non
     await warm_house.models.ensure("never")
     warm_house.engine.instead["generate"] = CRASHED
     await warm_house.work("never")
-    assert {warm_house.models.state(model) for model in ("a", "never")} == {ModelState.COLD}
+    assert {warm_house.models.status(model).state for model in ("a", "never")} == {ModelState.COLD}
 
 
 # -- the files of the next model ---------------------------------------------------------------------------------------
@@ -1051,7 +1055,8 @@ class Several(House):
     def __init__(self, folder: Path, max_resident: int, total: int = 1000, **settings: Any) -> None:
         super().__init__(several(max_resident, **settings), Folders(folder, folder))
         self.has(total, free=total)
-        self.models._fitting._weights = dict.fromkeys(TRIO, 30)  # as their files say
+        for model in TRIO:
+            self.models._facts.learn(model, weights=30)  # as their files say
 
     def has(self, total: int, *, free: int) -> None:
         """The device's memory, and what other processes leave of it."""
@@ -1095,7 +1100,8 @@ async def test_as_many_models_stay_as_fit_with_room_to_work(tmp_path: Path, tota
 async def test_what_other_processes_hold_is_left_out(tmp_path: Path) -> None:
     gib = 2**30
     house = Several(tmp_path, 2, total=10 * gib)
-    house.models._fitting._weights = dict.fromkeys(TRIO, 3 * gib)
+    for model in TRIO:
+        house.models._facts.learn(model, weights=3 * gib)
     for free, residents in ((10 * gib, "ba"), (4 * gib, "b")):
         house.has(10 * gib, free=free)
         await house.load("a", "b", device_bytes=3 * gib)
@@ -1123,7 +1129,7 @@ async def test_what_models_share_is_counted_once(tmp_path: Path) -> None:
     await house.load("c")  # nobody knows yet that it has the same
     assert house.residents == "cb"
     await house.models.unload_all()
-    house.models._fitting.loaded("c", 30, {"t5": 20})
+    house.models._facts.learn("c", weights=30, shared={"t5": 20})
     await house.load("a", "b", "c", shared={"t5": 20})
     assert house.residents == "cba"
 
@@ -1131,7 +1137,7 @@ async def test_what_models_share_is_counted_once(tmp_path: Path) -> None:
 async def test_a_model_that_nobody_has_weighed_is_loaded_alone_and_stays_beside_others_later(tmp_path: Path) -> None:
     house = Several(tmp_path, 3)
     await house.load("a", "b")
-    house.models._fitting.forget("c")
+    house.models._facts.forget("c")
     house.models._fitting._families = {"fake": Family(FakeSpec, Silent())}
     await house.load("c")
     assert house.residents == "c"
@@ -1173,7 +1179,7 @@ async def test_each_resident_model_has_its_own_time(tmp_path: Path) -> None:
     house.clock.now += 60
     await house.models.evict_idle({"c"})
     assert house.residents == "bc"
-    assert [bool(house.models.unloads_at(model)) for model in "abc"] == [False, True, True]
+    assert [bool(house.models.status(model).unloads_at) for model in "abc"] == [False, True, True]
 
 
 async def test_the_work_of_all_resident_models_since_the_latest_load_is_counted(tmp_path: Path) -> None:
@@ -1211,7 +1217,7 @@ async def test_a_dead_worker_takes_all_resident_models_along(tmp_path: Path, dea
 async def test_a_worker_that_is_found_dead_by_the_first_that_leaves_is_no_end_of_the_service(tmp_path: Path) -> None:
     house = Several(tmp_path, 3, total=100)
     await house.load("a", "b")
-    house.models._fitting._weights["c"] = 90
+    house.models._facts.learn("c", weights=90)
     house.engine.instead["unload"] = CRASHED
     assert await house.models.ensure("c") is None
     assert (house.engine.asked[2:], house.residents) == (["unload a", "load c"], "c")
@@ -1272,7 +1278,7 @@ async def test_what_runs_out_of_memory_alone_fails_and_is_not_tried_for_ever(tmp
     house.engine.always["load"] = alone
     assert await house.models.ensure("c") == alone
     assert house.engine.asked[6:] == ["load c", "unload b", "load c"]
-    assert house.models.error("c") == alone
+    assert house.models.status("c").error == alone
 
 
 async def test_for_pictures_that_could_be_made_one_by_one_nobody_leaves(tmp_path: Path) -> None:

@@ -105,8 +105,8 @@ async def update_model(
 ) -> ModelWritten:
     """Replaces the given fields of the entry and keeps the others. Null resets a field to its default.
 
-    The change takes effect between two tasks, and the answer waits for that. A model in memory is unloaded if the
-    change affects how it is loaded. PUT, for clients of the original API, and PATCH (RFC 7396,
+    A change that affects how the model is loaded waits for the running task, and the model is unloaded. Any other
+    change is in force at once. PUT, for clients of the original API, and PATCH (RFC 7396,
     `application/merge-patch+json` or `application/json`) do the same.
     """
     if fields.pop("model_id", model_id) != model_id:

@@ -9,7 +9,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from imagegen.api.dependencies import Models, Puller, Tasks, Writer
 from imagegen.api.problems import describe
-from imagegen.api.schemas import CurrentModel, GpuMemory, ModelDetails, ModelList, PullView, Unloaded
+from imagegen.api.schemas import CurrentModel, GpuMemory, ModelDetails, ModelList, PullView, UnloadAccepted, Unloaded
 from imagegen.api.views import gib, model_details, model_view, pull_view, resident_view, tag, unloaded
 from imagegen.core.errors import LoadFailed, ModelBusy, NotPulling
 
@@ -23,8 +23,8 @@ async def list_models(models: Models, puller: Puller, writer: Writer, response: 
     entries = models.catalog.models
     here = await asyncio.to_thread(lambda: {model_id: puller.has(spec) for model_id, spec in entries.items()})
     views = [
-        model_view(model_id, spec, models, puller.pull(model_id), weights_here=here[model_id])
-        for model_id, spec in entries.items()
+        model_view(id_, spec, models.status(id_).with_weights(puller.pull(id_), here=here[id_]))
+        for id_, spec in entries.items()
     ]
     return ModelList(models=views, total=len(views))
 
@@ -39,14 +39,33 @@ async def get_current_model(models: Models) -> CurrentModel:
         is_loaded=resident is not None,
         last_used=resident.last_used_at if resident else None,
         gpu_memory=GpuMemory(allocated=gib(memory.allocated), cached=gib(memory.cached), total=gib(memory.total)),
-        models=[resident_view(each, models) for each in models.residents],
+        models=[
+            resident_view(each, models.catalog.model(each.model), models.status(each.model))
+            for each in models.residents
+        ],
     )
 
 
-@router.post("/unload", operation_id="unload_model", summary="Unload all models", responses=describe("draining"))
-async def unload_model(models: Models, tasks: Tasks) -> Unloaded:
-    """Waits for the running task, then frees the memory. The next task that needs the model loads it again."""
-    return unloaded(await tasks.between_tasks(models.unload_all))
+@router.post(
+    "/unload",
+    response_model=Unloaded,
+    operation_id="unload_model",
+    summary="Unload all models",
+    responses={202: {"model": UnloadAccepted, "description": "With `wait=false`"}, **describe("draining")},
+)
+async def unload_model(
+    models: Models,
+    tasks: Tasks,
+    wait: Annotated[
+        bool, Query(description="Wait until the models are unloaded; if false, answer 202 at once.")
+    ] = True,
+) -> Unloaded | Response:
+    """Waits for the running task, then frees the memory. The next task that needs a model loads it again."""
+    if wait:
+        return unloaded(await tasks.between_tasks(models.unload_all))
+    tasks.ask_between_tasks(models.unload_all)
+    accepted = UnloadAccepted(message="All models are unloaded once the running task has ended.")
+    return Response(accepted.model_dump_json(), 202, media_type="application/json")
 
 
 @router.get("/{model_id}", operation_id="get_model", summary="One model", responses=describe("model_not_found"))
@@ -59,7 +78,9 @@ async def get_model(model_id: str, models: Models, puller: Puller, writer: Write
 async def _details(model_id: str, models: Models, puller: Puller) -> ModelDetails:
     spec = models.catalog.model(model_id)
     here = await asyncio.to_thread(puller.has, spec)
-    return model_details(model_id, spec, models, puller.pull(model_id), weights_here=here)
+    pull = puller.pull(model_id)
+    status = models.status(model_id).with_weights(pull, here=here)
+    return model_details(model_id, spec, status, pull, weights_here=here)
 
 
 @router.post(

@@ -613,6 +613,12 @@ class Unloaded(BaseModel):
     left_bytes: int
 
 
+class UnloadAccepted(BaseModel):
+    """The models are unloaded later."""
+
+    message: str = Field(examples=["All models are unloaded once the running task has ended."])
+
+
 class GpuInfo(BaseModel):
     """The device, as last measured by the worker. Memory is in GiB."""
 

@@ -30,8 +30,9 @@ from imagegen.core.receipt import Receipt
 from imagegen.core.task import GenerationTask, StoredImage, TaskStatus
 from imagegen.core.webhooks import Delivery, Webhook, WebhookEvent
 from imagegen.hub.puller import Pull
-from imagegen.models.manager import DynamicModelManager, UnloadReport
-from imagegen.models.residency import ModelState, Resident
+from imagegen.models.manager import UnloadReport
+from imagegen.models.residency import Resident
+from imagegen.models.status import ModelStatus
 from imagegen.tasks.outlooks import Outlook, Plan
 
 GIB = 1024**3
@@ -153,10 +154,8 @@ def event_view(event: Event) -> dict[str, Any]:
     return data
 
 
-def model_view(
-    model_id: str, spec: ModelSpec, models: DynamicModelManager, pull: Pull | None, *, weights_here: bool
-) -> ModelView:
-    return ModelView(**_model_fields(model_id, spec, models, pull, weights_here))
+def model_view(model_id: str, spec: ModelSpec, status: ModelStatus) -> ModelView:
+    return ModelView(**_model_fields(model_id, spec, status))
 
 
 def unloaded(report: UnloadReport) -> Unloaded:
@@ -165,22 +164,22 @@ def unloaded(report: UnloadReport) -> Unloaded:
     return Unloaded(message=message, freed_bytes=report.freed, left_bytes=report.left)
 
 
-def resident_view(resident: Resident, models: DynamicModelManager) -> ResidentModel:
+def resident_view(resident: Resident, spec: ModelSpec, status: ModelStatus) -> ResidentModel:
     return ResidentModel(
         model=resident.model,
-        name=models.catalog.model(resident.model).name,
+        name=spec.name,
         device_bytes=resident.device_bytes,
         last_used=resident.last_used_at,
-        unloads_at=models.unloads_at(resident.model),
+        unloads_at=status.unloads_at,
     )
 
 
 def model_details(
-    model_id: str, spec: ModelSpec, models: DynamicModelManager, pull: Pull | None, *, weights_here: bool
+    model_id: str, spec: ModelSpec, status: ModelStatus, pull: Pull | None, *, weights_here: bool
 ) -> ModelDetails:
-    progress = models.load_progress(model_id)
+    progress = status.load_progress
     return ModelDetails(
-        **_model_fields(model_id, spec, models, pull, weights_here),
+        **_model_fields(model_id, spec, status),
         weights_here=weights_here,
         load_progress=LoadProgressView(**progress._asdict()) if progress else None,
         pull=pull_view(pull) if pull else None,
@@ -188,26 +187,19 @@ def model_details(
     )
 
 
-def _model_fields(
-    model_id: str, spec: ModelSpec, models: DynamicModelManager, pull: Pull | None, weights_here: bool
-) -> dict[str, Any]:
-    resident, error = models.resident(model_id), models.error(model_id)
-    state = models.state(model_id)
-    if state is ModelState.COLD and pull is not None and not pull.ended:
-        state = ModelState.DOWNLOADING
-    elif state is ModelState.COLD and not weights_here:
-        state = ModelState.ABSENT
+def _model_fields(model_id: str, spec: ModelSpec, status: ModelStatus) -> dict[str, Any]:
+    resident, error = status.resident, status.error
     return {
         "id": model_id,
         "is_loaded": resident is not None,
-        "last_used": models.last_used(model_id),
-        "state": state,
+        "last_used": status.last_used,
+        "state": status.state,
         "error_code": error.code if error else None,
         "error_message": error.message if error else None,
-        "unloads_at": models.unloads_at(model_id),
-        "load_seconds": models.load_seconds(model_id),
-        "warm_load_seconds": models.warm_seconds(model_id),
-        "host_bytes": models.host_bytes(model_id),
+        "unloads_at": status.unloads_at,
+        "load_seconds": status.load_seconds,
+        "warm_load_seconds": status.warm_seconds,
+        "host_bytes": status.host_bytes,
         "device_bytes": resident.device_bytes if resident else None,
         **spec.model_dump(include=_MODEL_FIELDS),
     }

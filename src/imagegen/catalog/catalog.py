@@ -21,6 +21,7 @@ from imagegen.catalog.fields import (
     Loads,
     Receipt,
     Request,
+    Residency,
     Text,
     WeightsPath,
     marked,
@@ -76,7 +77,7 @@ class GlobalSettings(Section):
     gpu_memory_fraction: Annotated[float, Loads] = Field(
         default=0.9, gt=0, le=1, description="Share of the device's memory that the service may take (CUDA only)."
     )
-    max_resident: int = Field(
+    max_resident: Annotated[int, Residency] = Field(
         default=1,
         ge=1,
         le=64,
@@ -100,7 +101,7 @@ class GlobalSettings(Section):
         "(`sequential`), or layers just before they run (`group`). `enable_cpu_offload: true` means "
         "`model`.",
     )
-    host_cache_gb: Annotated[float, Field(ge=0, le=100_000)] | Literal["auto"] = Field(
+    host_cache_gb: Annotated[Annotated[float, Field(ge=0, le=100_000)] | Literal["auto"], Residency] = Field(
         default="auto",
         description="Host memory, in GiB, for models that left the device and stay warm; 0: none. `auto`: half of the "
         "available memory; without a GPU none.",

@@ -1,6 +1,7 @@
 """The difference of two Catalogs, and which models must be reloaded for it. Pure."""
 
-from imagegen.catalog.catalog import Catalog
+from imagegen.catalog.catalog import Catalog, GlobalSettings
+from imagegen.catalog.fields import Residency, marked
 from imagegen.core.value import Value
 
 
@@ -19,6 +20,11 @@ class Difference(Value):
     @property
     def empty(self) -> bool:
         return not (self.added or self.changed or self.removed or self.settings)
+
+    @property
+    def moves_models(self) -> bool:
+        """Whether a model may have to leave memory: then the change waits for the running task."""
+        return bool(self.outdated) or not marked(GlobalSettings, Residency).isdisjoint(self.settings)
 
 
 def difference(old: Catalog, new: Catalog) -> Difference:

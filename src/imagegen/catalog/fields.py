@@ -23,6 +23,8 @@ class Mark(Enum):
     LOADS = auto()
     #: Of an entry: only people and requests read it; a change reloads nothing.
     REQUEST = auto()
+    #: Of `global`: it decides which models stay in memory; a change waits for the running task.
+    RESIDENCY = auto()
     #: It changes pixels: receipts name it.
     RECEIPT = auto()
     #: Words: it names no file.
@@ -39,6 +41,7 @@ class Mark(Enum):
 
 Loads: Final = Mark.LOADS
 Request: Final = Mark.REQUEST
+Residency: Final = Mark.RESIDENCY
 Receipt: Final = Mark.RECEIPT
 
 #: The marks that say what a text is; every text of an entry has one.

@@ -32,7 +32,7 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-#: Puts a catalog in force between two tasks; returns the difference. Raises Draining.
+#: Puts a catalog in force, in the order of the calls; returns the difference. Raises Draining.
 Swap = Callable[[Catalog], Awaitable[Difference]]
 
 #: An edit: from the file's text to the new text.
@@ -93,6 +93,10 @@ class CatalogWriter:
         self._known: Stamp | None = None
         now = datetime.now(UTC)
         self._status = ConfigStatus(file=file.name, loaded_at=now, checked_at=now)
+
+    def __repr__(self) -> str:
+        state, etag = "OK" if self._status.ok else "BROKEN", (self.etag or "")[:8] or None
+        return f"<CatalogWriter [{state}, File: {self._status.file}, ETag: {etag}, Swaps: {len(self._swaps)}]>"
 
     # -- reads --------------------------------------------------------------------------------------------------------
 
@@ -284,7 +288,7 @@ class CatalogWriter:
         return _Accepted(new.etag, swapping)
 
     async def _put_in_force(self, new: "_Text", source: str, same: bool) -> Difference:
-        """Put a catalog in force: between two tasks, unless nothing changes."""
+        """Put a catalog in force, unless nothing changes."""
         try:
             change = Difference() if same else await self._swap(new.catalog)
         except Draining:  # the next start reads the file

@@ -300,6 +300,11 @@ class EventBus:
         self._subscribers: dict[str | None, dict[Subscription, None]] = {}
         self._closed = False
 
+    def __repr__(self) -> str:
+        state = "CLOSED" if self._closed else "OPEN"
+        tasks, last_id = len(self._history), self._last_id
+        return f"<EventBus [{state}, Subscribers: {self.subscribers}, Tasks: {tasks}, Last ID: {last_id}]>"
+
     @property
     def last_id(self) -> int:
         return self._last_id

@@ -32,6 +32,12 @@ class GpuExecutor:
     def __init__(self, make_engine: Callable[[], Engine]) -> None:
         self._engine = make_engine()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="gpu")
+        #: Calls that somebody awaits.
+        self._calls = 0
+
+    def __repr__(self) -> str:
+        state = "ACTIVE" if self._calls else "IDLE"
+        return f"<GpuExecutor [{state}, Calls: {self._calls}, Engine: {type(self._engine).__name__}]>"
 
     async def load(self, command: Load, on_read: Callable[[int], object]) -> Loaded | Failed:
         """`on_read` is called on the loop with the bytes read so far, every LOOK_EVERY_S."""
@@ -76,7 +82,11 @@ class GpuExecutor:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def _run(self, call: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+        self._calls += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+        finally:
+            self._calls -= 1
 
 
 class _Relay:

@@ -94,6 +94,11 @@ class WorkerEngine:
         #: Killed, and not dead yet.
         self._lingering: list[subprocess.Popen[bytes]] = []
 
+    def __repr__(self) -> str:
+        worker = self._worker
+        state = f"RUNNING, PID: {worker.process.pid}" if worker else "NO WORKER"
+        return f"<WorkerEngine [{state}, Lingering: {len(self._lingering)}]>"
+
     @property
     def pid(self) -> int | None:
         """The worker's process id while there is one."""

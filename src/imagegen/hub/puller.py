@@ -83,6 +83,11 @@ class ModelPuller:
         self._news: dict[str, asyncio.Event] = {}
         self._draining = False
 
+    def __repr__(self) -> str:
+        state = "DRAINING" if self._draining else "OPEN"
+        pulling = self._running[0] if self._running else None
+        return f"<ModelPuller [{state}, Pulling: {pulling}, Waiting: {self._turns.qsize()}, Known: {len(self._pulls)}]>"
+
     # -- reads --------------------------------------------------------------------------------------------------------
 
     def pull(self, model: str) -> Pull | None:

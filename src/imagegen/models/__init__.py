@@ -1,1 +1,1 @@
-"""What is resident in device memory, and who must leave."""
+"""Which models are in device memory, what is known of them, and which of them must leave."""

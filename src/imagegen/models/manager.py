@@ -1,4 +1,4 @@
-"""DynamicModelManager: the single writer of residency. Its changing methods are awaited by the run loop only."""
+"""DynamicModelManager: decides which models are in memory. Only the run loop awaits the methods that change that."""
 
 import asyncio
 import time
@@ -37,43 +37,28 @@ from imagegen.gpu.protocol import (
     Unload,
 )
 from imagegen.loaders.base import OnStep, StopFlag
+from imagegen.models.facts import Facts
 from imagegen.models.fitting import Fitting
 from imagegen.models.reading_ahead import ReadingAhead
 from imagegen.models.residency import Kills, ModelState, Resident, Warm, is_idle, too_warm, victims_for
+from imagegen.models.status import LoadProgress, ModelStatus
 
 log = structlog.get_logger(__name__)
 
 
 class UnloadReport(NamedTuple):
-    """What unloading did, measured afterwards: bytes of device memory, or of host memory where there is no device."""
+    """The result of an unload, measured afterwards: bytes of device memory, or of host memory without a GPU."""
 
     models: list[str]
     freed: int
     left: int
 
 
-class LoadProgress(NamedTuple):
-    """How far a load from disk is: bytes that it has read, of the bytes of the model's files.
-
-    A load may end before it has read them all: what is in memory already (a part that another model shares, a file in
-    the page cache) is not read again. Libraries that it imports count; never more than the total is told.
-    """
-
-    bytes_done: int
-    #: None: unknown.
-    bytes_total: int | None
-
-    @property
-    def percent(self) -> int | None:
-        """Whole percents; None while the total is unknown."""
-        return 100 * self.bytes_done // self.bytes_total if self.bytes_total else None
-
-
 OnProgress = Callable[[LoadProgress], object]
 
 
 class DynamicModelManager:
-    """Loads a model when it is needed, keeps as many in device memory as may be and fit, and evicts them."""
+    """Loads models when they are needed, keeps up to `max_resident` of them on the device if they fit, evicts them."""
 
     def __init__(
         self,
@@ -88,30 +73,32 @@ class DynamicModelManager:
         self._bus = bus
         self._folders = folders
         self._clock = clock
-        #: The least recently used one first.
+        #: The models in device memory, the least recently used one first.
         self._residents: dict[str, Resident] = {}
         self._served_s = 0.0
         self._last_used: dict[str, datetime] = {}
-        #: From disk, and from host memory.
-        self._load_seconds: dict[str, float] = {}
-        self._warm_seconds: dict[str, float] = {}
         self._warm: dict[str, Warm] = {}
         self._memory = DeviceMemory()
-        #: What the engine held before anything was loaded.
+        #: Bytes that the engine held before the first load.
         self._floor = 0
-        self._fitting = Fitting(folders)
+        self._facts = Facts()
+        self._fitting = Fitting(self._facts, folders)
         self._reading_ahead = ReadingAhead()
-        #: The one that is on its way in or out.
+        #: The model that is being loaded or unloaded.
         self._moving: dict[str, ModelState] = {}
-        #: Of the load from disk that is under way.
+        #: The progress of the load from disk that is under way.
         self._progress: dict[str, LoadProgress] = {}
-        self._kills: dict[str, Kills] = {}
-        #: Whether the load under way was given up: its end is nobody's fault.
+        #: Whether the load under way was abandoned: its failure is not the model's.
         self._abandoned = False
-        #: Why the latest load did not succeed.
-        self._errors: dict[str, Failed] = {}
 
-    # -- reads that only inform; anyone may ask -----------------------------------------------------------------------
+    def __repr__(self) -> str:
+        resident, warm = ", ".join(self._residents) or None, ", ".join(self._warm) or None
+        moving = "".join(f", {state.upper()}: {model}" for model, state in self._moving.items())
+        return (
+            f"<DynamicModelManager [Models: {len(self._catalog.models)}, Resident: {resident}, Warm: {warm}{moving}]>"
+        )
+
+    # -- reads that only inform ---------------------------------------------------------------------------------------
 
     @property
     def catalog(self) -> Catalog:
@@ -124,103 +111,95 @@ class DynamicModelManager:
 
     @property
     def current(self) -> Resident | None:
-        """Of the models in device memory, the most recently used one."""
+        """The most recently used model in device memory; None: there is none."""
         return next(reversed(self._residents.values()), None)
 
     def resident(self, model: str) -> Resident | None:
-        """None where it is not in device memory."""
+        """A model in device memory; None: it is not there."""
         return self._residents.get(model)
 
     @property
     def served_s(self) -> float:
-        """Seconds of work since the latest load: how much of their quantum the resident models have spent."""
+        """Seconds of work since the latest load: the part of their quantum that the resident models have used."""
         return self._served_s
 
     def victims(self, model: str) -> list[str]:
-        """Who would leave device memory if it were needed there now, in this order."""
+        """The models that a load of `model` would unload now, in this order."""
         return [] if model in self._residents else self._victims(model, list(self._residents))
 
     def stays(self, model: str, residents: Sequence[str]) -> tuple[str, ...]:
-        """Which of these, if they were resident, would stay when it is loaded; most recently used first."""
+        """The models of `residents` that a load of `model` would leave in memory; most recently used first."""
         return tuple(residents[: len(residents) - len(self._victims(model, residents[::-1]))])
 
     def _victims(self, model: str, residents: Sequence[str]) -> list[str]:
         known = {it: self._fitting.need(it, self._catalog, self._memory, self._floor) for it in (*residents, model)}
         needs = {it: need for it, need in known.items() if need is not None}
-        return victims_for(model, residents, self._catalog.settings.max_resident, needs, self._fitting.crowds)
+        return victims_for(model, residents, self._catalog.settings.max_resident, needs, self._facts.crowds)
 
     @property
     def memory(self) -> DeviceMemory:
-        """As last measured."""
+        """The memory of the device, as last measured."""
         return self._memory
 
-    def last_used(self, model: str) -> datetime | None:
-        return self._last_used.get(model)
-
-    def load_seconds(self, model: str) -> float | None:
-        """How long its last load from disk took; None before the first."""
-        return self._load_seconds.get(model)
-
-    def load_progress(self, model: str) -> LoadProgress | None:
-        """How far its load from disk is; None unless one is under way."""
-        return self._progress.get(model)
-
-    def warm_seconds(self, model: str) -> float | None:
-        """How long its last return from host memory took; None before the first."""
-        return self._warm_seconds.get(model)
-
-    def host_bytes(self, model: str) -> int | None:
-        """Bytes of host memory that its weights take while it is warm, offloaded, or back from there; None: none."""
-        if model in self._warm:
-            return self._warm[model].weight_bytes
-        return self._residents[model].host_bytes or None if model in self._residents else None
-
     def switch_seconds(self, model: str) -> float | None:
-        """What bringing it to the device would cost now, as last measured."""
-        return self.warm_seconds(model) if model in self._warm else self.load_seconds(model)
+        """Seconds to bring a model to the device now, as last measured; None: not measured yet."""
+        facts = self._facts.of(model)
+        return facts.warm_seconds if model in self._warm else facts.load_seconds
 
-    def state(self, model: str) -> ModelState:
-        """As far as this manager knows: what is on disk is asked elsewhere, and counts as cold here."""
+    def status(self, model: str) -> ModelStatus:
+        """All that this manager knows of a model, configured or not."""
+        facts, resident = self._facts.of(model), self._residents.get(model)
+        return ModelStatus(
+            state=self._state(model),
+            resident=resident,
+            last_used=self._last_used.get(model),
+            unloads_at=self._unloads_at(resident) if resident else None,
+            load_seconds=facts.load_seconds,
+            warm_seconds=facts.warm_seconds,
+            load_progress=self._progress.get(model),
+            host_bytes=self._host_bytes(model),
+            error=facts.error,
+        )
+
+    def _state(self, model: str) -> ModelState:
         if model in self._moving:
             return self._moving[model]
         if model in self._residents:
             return ModelState.RESIDENT
         if model in self._warm:
             return ModelState.WARM
-        return ModelState.ERROR if model in self._errors else ModelState.COLD
+        return ModelState.COLD if self._facts.of(model).error is None else ModelState.ERROR
 
-    def error(self, model: str) -> Failed | None:
-        """Why its latest load did not succeed, or why it is quarantined."""
-        return self._errors.get(model)
-
-    def quarantined(self, model: str) -> bool:
-        return self._kills.get(model, Kills()).quarantined
-
-    def unloads_at(self, model: str) -> datetime | None:
-        """When it leaves the device unless it is used before; None if it is not there, or stays."""
-        resident = self._residents.get(model)
-        if resident is None:
-            return None
-        minutes = self._catalog.idle_minutes(model)
+    def _unloads_at(self, resident: Resident) -> datetime | None:
+        minutes = self._catalog.idle_minutes(resident.model)
         return resident.last_used_at + timedelta(minutes=minutes) if minutes else None
 
+    def _host_bytes(self, model: str) -> int | None:
+        if model in self._warm:
+            return self._warm[model].weight_bytes
+        return self._residents[model].host_bytes or None if model in self._residents else None
+
+    def quarantined(self, model: str) -> bool:
+        return self._facts.of(model).kills.quarantined
+
     def find_loras(self, request: GenerationRequest) -> tuple[str, ...]:
-        """The files of the request's LoRAs. Raises LoraNotFound."""
+        """The paths of the request's LoRA files. Raises LoraNotFound."""
         return tuple(map(str, lora_files(request.loras, self._folders.loras)))
 
     async def check_fits(self, model: str, pixels: int = 0) -> None:
-        """Raises DoesNotFit for a model, or a picture of so many pixels by it, that the device can never hold."""
-        if not self._fitting.knows(model):
-            catalog = self._catalog
-            await asyncio.to_thread(self._fitting.weigh, model, catalog, self._memory)
-            if catalog is not self._catalog:  # it may be another entry now, for whose load this is no measure
-                self._fitting.forget(model)
+        """Raises DoesNotFit if the device can never hold the model, or a picture of so many pixels by it."""
+        if self._facts.of(model).weights is None:
+            read_for = self._catalog
+            least = await asyncio.to_thread(self._fitting.least_bytes, model, read_for, self._memory)
+            # Meanwhile the model may have been loaded, or another configuration applied.
+            if self._facts.of(model).weights is None and read_for.loaded_as(model) == self._catalog.loaded_as(model):
+                self._facts.learn(model, weights=least)
         self._fitting.check(model, pixels, self._catalog, self._memory)
 
-    # -- changes: between two tasks, by the run loop ------------------------------------------------------------------
+    # -- changes: the run loop makes them between two tasks -----------------------------------------------------------
 
     async def warm_up(self) -> None:
-        """Start the engine and learn what device it has."""
+        """Start the engine and measure the memory of its device."""
         self._begun(await self._executor.measure())
 
     def _begun(self, answer: Measured | Failed) -> None:
@@ -237,9 +216,9 @@ class DynamicModelManager:
         self._memory = memory
 
     async def ensure(self, model: str, on_progress: OnProgress = lambda progress: None) -> Failed | None:
-        """Make `model` resident. Returns why that was not possible.
+        """Load `model` unless it is resident. Returns why that failed; None: the model is resident.
 
-        `on_progress` is called for each percent of its files that is read.
+        `on_progress` is called at each percent of the model's files.
         """
         if model in self._residents:
             return None
@@ -248,14 +227,14 @@ class DynamicModelManager:
         if self.quarantined(model):
             return Failed(code=FailureCode.MODEL_QUARANTINED, message=ModelQuarantined().detail)
         try:
-            await self.check_fits(model)  # a task that came before the device was known
+            await self.check_fits(model)  # the device was unknown when the task was admitted
         except DoesNotFit as error:
             return Failed(code=FailureCode.OUT_OF_MEMORY, message=error.detail)
         if model in self._warm or await asyncio.to_thread(self._weights_here, model):
             await self._make_room(model)
-        failed = await self._load(model, on_progress)  # where there are no weights, it says so, and nobody had to leave
+        failed = await self._load(model, on_progress)  # without weights this fails, and no model had to leave
         if failed is None:
-            await self._make_room(model)  # a look at the disk may be wrong
+            await self._make_room(model)  # if the look at the disk was wrong
             return None if model in self._residents else await self._load(model, on_progress)
         await self._replace_if_much_stays()
         return failed
@@ -268,17 +247,17 @@ class DynamicModelManager:
             await self._unload(victim, "switch", keep_warm=True, coming=model)
 
     async def load(self, model: str) -> Failed | None:
-        """As `ensure`, because somebody asks: that ends a quarantine, and counts as a use."""
+        """Like `ensure`, for an operator: it ends a quarantine and counts as a use."""
         if self.quarantined(model):
-            self._errors.pop(model, None)
-        self._kills.pop(model, None)
+            self._facts.learn(model, error=None)
+        self._facts.learn(model, kills=Kills())
         failed = await self.ensure(model)
         if failed is None:
             self._touch(model, datetime.now(UTC))
         return failed
 
     def abandon_load(self, model: str) -> None:
-        """Kill the worker if it is still loading this model. A thread cannot be killed: there the load goes on."""
+        """Kill the worker if it is still loading this model. Without a worker process the load goes on."""
         if self._moving.get(model) is ModelState.LOADING:
             log.info("load_abandoned", model=model)
             self._abandoned = self._executor.abort()
@@ -297,28 +276,28 @@ class DynamicModelManager:
                 self._progressed(model, read, on_progress)
 
             answer = await self._load_beside_others(command, on_read)
-            if self._abandoned and isinstance(answer, Loaded):  # it was killed the moment after
+            if self._abandoned and isinstance(answer, Loaded):  # the worker was killed just after the load
                 self._begun(await self._executor.recycle())
-                answer = Failed(code=FailureCode.WORKER_CRASHED, message="The load was given up.")
+                answer = Failed(code=FailureCode.WORKER_CRASHED, message="The load was abandoned.")
         self._heard(answer)
         if isinstance(answer, Failed):
             if answer.code is not FailureCode.WEIGHTS_MISSING and not self._abandoned:
-                self._errors[model] = answer
+                self._facts.learn(model, error=answer)
             self._failed(model, answer)
             if not self._abandoned:
                 self._blame(model, answer)
-            self._cooled(model, "load_failed")  # if it was warm, it did not survive the attempt
+            self._cooled(model, "load_failed")  # a failed load drops the warm copy
             failure = Failure(code=answer.code, message=answer.message)
             self._bus.publish(ModelFailed(model=model, failure=failure))
             if not answer.worker_died:
                 await self._measure_again(model)
             return answer
         self._arrived(model, answer)
-        await self._keep_budget()  # if it is offloaded, it has taken host memory
+        await self._keep_budget()  # an offloaded model takes host memory
         return None
 
     async def _measure_again(self, model: str) -> None:
-        """What was last measured, at the unload before, still held the memory that was kept for the load of `model`."""
+        """Measure the memory: the latest measurement, at the unload before, included what was kept for this load."""
         answer = await self._executor.measure()
         if isinstance(answer, Failed):
             self._failed(model, answer)
@@ -326,7 +305,7 @@ class DynamicModelManager:
             self._measured(answer.memory)
 
     async def _load_beside_others(self, command: Load, on_read: Callable[[int], object]) -> Loaded | Failed:
-        """If the memory does not suffice, the others leave and it is tried once more."""
+        """Load a model. If it runs out of memory beside other models, unload these and load it once more."""
         answer = await self._executor.load(command, on_read)
         if not self._abandoned and self._wants_more_room(command.model, answer):
             await self._evict_others(command.model, answer, "switch")
@@ -344,7 +323,7 @@ class DynamicModelManager:
 
     def _progressed(self, model: str, read: int, on_progress: OnProgress) -> None:
         before = self._progress.get(model)
-        if before is None:  # it comes from host memory
+        if before is None:  # the model comes from host memory
             return
         now = before._replace(bytes_done=max(before.bytes_done, min(read, before.bytes_total or read)))
         self._progress[model] = now
@@ -363,12 +342,10 @@ class DynamicModelManager:
             last_used_at=now,
             last_used=self._clock(),
         )
-        self._errors.pop(model, None)
         self._warm.pop(model, None)
         self._reading_ahead.forget(model)
         self._measured(loaded.memory)
-        self._fitting.loaded(model, loaded.device_bytes, loaded.shared)
-        (self._warm_seconds if loaded.warm else self._load_seconds)[model] = loaded.seconds
+        self._facts.loaded(model, loaded)
         log.info(
             "model_loaded",
             model=model,
@@ -390,9 +367,9 @@ class DynamicModelManager:
         *,
         together: bool = False,
     ) -> Generated | Stopped | Failed:
-        """Run a request on a model that `ensure` has made resident; `together` as in Generate.
+        """Run a request on a resident model, after `ensure`; `together` as in Generate.
 
-        If the memory does not suffice for pictures made one by one, the other models leave and it is tried once more.
+        If pictures that are made one by one run out of memory, the other models are unloaded and it runs once more.
         """
         try:
             loras = self.find_loras(request)
@@ -413,7 +390,7 @@ class DynamicModelManager:
         answer = await self._executor.generate(command, stop, on_step)
         if not together and self._wants_more_room(model, answer):
             await self._evict_others(model, answer, "room")
-            failed = await self.ensure(model)  # the worker may have died under that, and the model with it
+            failed = await self.ensure(model)  # an unload may have killed the worker
             if failed is not None:
                 return failed
             answer = await self._executor.generate(command, stop, on_step)
@@ -422,21 +399,20 @@ class DynamicModelManager:
             self._failed(model, answer, request)
             self._blame(model, answer, request, *companions)
         elif isinstance(answer, Generated):
-            self._kills.pop(model, None)
             self._measured(answer.memory)
-            self._fitting.worked(model, answer.working_bytes)
+            self._facts.worked(model, answer.working_bytes)
         self._used(model, self._clock() - began)
         return answer
 
     def _wants_more_room(self, model: str, answer: Outcome) -> bool:
-        """Whether it ran out of memory beside other models."""
+        """Whether the model ran out of memory while others were resident."""
         out_of_memory = isinstance(answer, Failed) and answer.code is FailureCode.OUT_OF_MEMORY
         return out_of_memory and bool(self._residents.keys() - {model})
 
     async def _evict_others(self, model: str, answer: Outcome, reason: str) -> None:
-        """Make all the room there is for a second attempt. They do not stay warm: host memory may be what is short."""
+        """Unload the other models for a second attempt. They do not stay warm: host memory may be the bottleneck."""
         self._heard(answer)
-        self._fitting.crowded(model, *self._residents)
+        self._facts.crowded(model, *self._residents)
         others = [resident for resident in self._residents if resident != model]
         log.warning("out_of_memory_beside_others", model=model, evicted=others)
         for other in others:
@@ -444,9 +420,9 @@ class DynamicModelManager:
 
     @contextmanager
     def reading_ahead(self, model: str | None) -> Iterator[None]:
-        """Bring the files of the model that is loaded next into the page cache while the context lasts; None: no model.
+        """Read the files of the model that is loaded next into the page cache while the context lasts; None: no model.
 
-        Without a device nothing is read: host memory is where models work.
+        Without a GPU nothing is read: the models themselves are in host memory.
         """
         catalog = self._catalog
         known = model if model in catalog.models and self._memory.gpu_available else None
@@ -463,13 +439,13 @@ class DynamicModelManager:
         self._touch(model, now)
 
     def _touch(self, model: str, now: datetime) -> None:
-        """If it is resident, it is the most recently used one."""
+        """Make a resident model the most recently used one."""
         resident = self._residents.pop(model, None)
         if resident is not None:
             self._residents[model] = resident.evolve(last_used=self._clock(), last_used_at=now)
 
     def _failed(self, model: str, failed: Failed, request: GenerationRequest | None = None) -> None:
-        self._fitting.failed(model, request.size.pixels if request else 0, failed)
+        self._facts.failed(model, request.size.pixels if request else 0, failed)
         log.error("engine_failed", model=model, code=failed.code, reason=failed.message, traceback=failed.traceback)
         if failed.worker_died:
             for lost in list(self._residents):
@@ -482,41 +458,46 @@ class DynamicModelManager:
         self._memory = self._memory.evolve(allocated=0, cached=0, outside=0, free=left, host=0)
 
     def _blame(self, model: str, failed: Failed, *requests: GenerationRequest) -> None:
-        """It killed the worker by its load or by a request. That a worker dies of an unload says nothing of a model."""
+        """Count a kill by a load or by requests. A worker that dies during an unload is not the model's fault."""
         if not failed.worker_died:
             return
-        self._kills[model] = self._kills.get(model, Kills()).another(*requests)
+        self._facts.learn(model, kills=self._facts.of(model).kills.another(*requests))
         if self.quarantined(model):
             self._quarantine(model)
 
     def _quarantine(self, model: str) -> None:
         failure = Failure(code=FailureCode.MODEL_QUARANTINED, message=ModelQuarantined().detail)
         log.error("model_quarantined", model=model)
-        self._errors[model] = Failed(code=failure.code, message=failure.message)
+        self._facts.learn(model, error=Failed(code=failure.code, message=failure.message))
         self._bus.publish(ModelFailed(model=model, failure=failure))
 
+    def apply_at_once(self, catalog: Catalog) -> Difference | None:
+        """Put a catalog in force if no model has to leave memory for it, also while a task runs or a model loads.
+
+        None: nothing was changed, and `apply` must do it.
+        """
+        change = difference(self._catalog, catalog)
+        if change.moves_models:
+            return None
+        self._catalog = catalog
+        return change
+
     async def apply(self, catalog: Catalog) -> Difference:
-        """Put a catalog in force. What would be loaded otherwise now, or not at all, leaves and is forgotten."""
+        """Put a catalog in force. Unload and forget models that it removes, or changes in what a load depends on."""
         change = difference(self._catalog, catalog)
         for model in change.outdated:
             if model in self._residents:
                 await self._unload(model, "config")
             await self._cool(model, "config")
-            self._forget(model)
+            self._facts.forget(model)
         self._catalog = catalog
         await self._keep_budget()
         for victim in list(self._residents)[: -catalog.settings.max_resident]:
             await self._unload(victim, "config", keep_warm=True)
         return change
 
-    def _forget(self, model: str) -> None:
-        """What was learnt of an entry that is another one now."""
-        for known in (self._errors, self._kills, self._load_seconds, self._warm_seconds):
-            known.pop(model, None)
-        self._fitting.forget(model)
-
     async def _keep_budget(self) -> None:
-        """Drop the oldest warm models beyond the host's share."""
+        """Drop the oldest warm models that exceed the host budget."""
         for kept in sorted(self._warm.values(), key=lambda kept: kept.since):
             if sum(self._in_host().values()) > self._host_budget():
                 await self._cool(kept.model, "room")
@@ -524,13 +505,13 @@ class DynamicModelManager:
     def _in_host(self) -> dict[str, int]:
         """Bytes of host memory that the weights of each model take."""
         models = (*self._warm, *self._residents)
-        return {model: size for model in models if (size := self.host_bytes(model))}
+        return {model: size for model in models if (size := self._host_bytes(model))}
 
     def _host_budget(self) -> int:
         """Bytes of host memory that the weights of all models may take.
 
-        `auto` is half of what is available without them: a load needs page cache, offloaded models need room, and
-        other processes grow.
+        `auto` is half of the memory that would be available without them. A load needs page cache, offloaded models
+        need memory, and other processes grow.
         """
         share = self._catalog.settings.host_cache_gb
         if share != "auto":
@@ -538,7 +519,7 @@ class DynamicModelManager:
         return (self._memory.host_available + sum(self._in_host().values())) // 2 if self._memory.gpu_available else 0
 
     async def evict_idle(self, wanted: Collection[str] = ()) -> None:
-        """Unload what has not been used for its time and is not `wanted` by a task that waits."""
+        """Unload idle models that no task waits for. `wanted`: the models of waiting tasks."""
         for resident in list(self._residents.values()):
             if resident.model not in wanted and is_idle(
                 resident, self._catalog.idle_minutes(resident.model), self._clock()
@@ -550,18 +531,18 @@ class DynamicModelManager:
                 await self._cool(kept.model, "idle")
 
     async def unload_all(self) -> UnloadReport:
-        """Unload whatever is resident."""
+        """Unload all models, warm ones included."""
         return await self.unload(*self._residents, *self._warm)
 
     async def unload(self, *models: str) -> UnloadReport:
-        """Unload those of the models that are in memory, warm ones included."""
+        """Unload models; those that are not in memory are skipped. Warm ones are dropped."""
         gone, before = [model for model in models if model in self._residents or model in self._warm], self._memory
         for model in gone:
             await (self._unload(model, "asked") if model in self._residents else self._cool(model, "asked"))
         return UnloadReport(gone, freed=max(0, before.held - self._memory.held), left=self._memory.held)
 
     async def _cool(self, model: str, reason: str) -> None:
-        """Drop a warm model, unless it has gone with its worker meanwhile."""
+        """Drop a warm model, unless it was lost with its worker."""
         if model not in self._warm:
             return
         self._cooled(model, reason)
@@ -581,16 +562,16 @@ class DynamicModelManager:
             self._cooled(kept, reason)
 
     async def _replace_if_much_stays(self) -> None:
-        """Memory that no model accounts for comes back with a new worker process, and not otherwise."""
+        """Replace the worker if much memory stays taken while nothing is loaded: only its end frees that."""
         limit = self._catalog.settings.residual_limit_mb * 2**20
         if not self._residents and not self._warm and self._memory.held - self._floor > limit:
             log.warning("worker_recycled", left_bytes=self._memory.held, floor_bytes=self._floor)
             self._begun(await self._executor.recycle())
 
     async def _may_stay_warm(self, resident: Resident, coming: str | None) -> bool:
-        """Whether it fits into the host's share, for which older ones are dropped, but not the one that comes back.
+        """Whether a model fits into the host budget. Older warm models are dropped for it, but not `coming`.
 
-        The copies of models on the device count: they have one once they have come back, and it goes where they go.
+        The host copies of resident models count. A model that came back from host memory has one until it leaves.
         """
         others = [kept for kept in self._warm.values() if kept.model != coming]
         movable = {resident.model, *(kept.model for kept in others)}
@@ -604,10 +585,10 @@ class DynamicModelManager:
     async def _unload(self, model: str, reason: str, *, keep_warm: bool = False, coming: str | None = None) -> None:
         resident = self._residents.get(model)
         if resident is None:
-            return  # its worker died while others left
+            return  # its worker died during another unload
         keep_warm = keep_warm and await self._may_stay_warm(resident, coming)
         if model not in self._residents:
-            return  # its worker died while others made room for it
+            return  # its worker died while older warm models were dropped
         self._bus.publish(ModelUnloading(model=model, reason=reason))
         with self._on_its_way(model, ModelState.UNLOADING):
             command = Unload(model=model, keep_warm=keep_warm, switching=reason == "switch")

@@ -1,4 +1,4 @@
-"""ReadingAhead: brings the files of the model that is loaded next into the page cache while another model works."""
+"""ReadingAhead: reads the files of the model that is loaded next into the page cache while another model works."""
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
@@ -9,15 +9,15 @@ from threading import Event
 from imagegen.core.errors import EngineError
 from imagegen.loaders.host_memory import available_bytes
 
-#: Bytes that are read at a time. Between two pieces the thread looks whether it is to stop.
+#: Bytes that are read at a time. The thread checks between two pieces whether it must stop.
 PIECE = 8 * 2**20
 
-#: The files may take this share of the memory that is available: the page cache gives way to whatever needs memory.
+#: Files that are larger than the available memory divided by this are not read: the page cache would drop them.
 _SHARE = 2
 
 
 class ReadingAhead:
-    """Owns how far it has come. Used on the loop; a thread reads."""
+    """Owns the position in the files of one model. Event loop only; a thread reads."""
 
     def __init__(self) -> None:
         self._model: str | None = None
@@ -26,10 +26,10 @@ class ReadingAhead:
 
     @contextmanager
     def of(self, model: str | None, files: Callable[[], Sequence[Path]]) -> Iterator[None]:
-        """Read a model's files while the context lasts, from where the last context for it ended. None: no model.
+        """Read a model's files while the context lasts, from where its last context stopped. None: read nothing.
 
-        `files` is called in the thread; if it raises EngineError or OSError, nothing is read: the load will tell why.
-        The thread may end after the context does, with the piece that it reads; until then no other one begins.
+        `files` is called in the thread. If it raises EngineError or OSError, nothing is read: the load reports it.
+        The thread may outlast the context by one piece; no other thread starts before it ends.
         """
         stop = Event()
         if model is not None and (self._thread is None or self._thread.done()):
@@ -42,7 +42,7 @@ class ReadingAhead:
             stop.set()
 
     def forget(self, model: str) -> None:
-        """It was loaded. Until it is needed again, its files may have left the page cache."""
+        """Start over at the next context: the model was loaded, and its files may leave the page cache."""
         if model == self._model:
             self._model = None
 
@@ -54,9 +54,9 @@ def _read(pieces: Iterator[None], stop: Event) -> None:
 
 
 def _pieces(files: Callable[[], Sequence[Path]]) -> Iterator[None]:
-    """Read the files if there is memory for them, a piece at each step.
+    """Read the files, one piece at each step, if the memory holds them.
 
-    By reading and not by `posix_fadvise`: Linux lets one such call fetch no more than a request of the disk may have.
+    `posix_fadvise` would not do: on Linux one such call reads no more than the disk accepts in one request.
     """
     paths, buffer = files(), bytearray(PIECE)
     if sum(path.stat().st_size for path in paths) > available_bytes() // _SHARE:

@@ -1,4 +1,4 @@
-"""Pure policy: who leaves the device to make room, and who is idle. No I/O, no clock."""
+"""The policy of residency: which models leave the device to make room, and which are idle. Pure: no I/O, no clock."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
@@ -10,7 +10,7 @@ from pydantic import Field
 from imagegen.core.task import GenerationRequest
 from imagegen.core.value import Value
 
-#: Kills after which a model is left alone until someone asks for it.
+#: Kills in a row after which a model is quarantined: it is loaded again only by `POST /models/{id}/load`.
 QUARANTINE_AFTER = 2
 
 
@@ -20,18 +20,18 @@ class Resident(Value):
     model: str
     #: Bytes of its parameters and buffers, as the engine counted them.
     weight_bytes: int
-    #: Of those, the most that are in device memory at one time.
+    #: The most of these bytes that are in device memory at one time.
     device_bytes: int = Field(default_factory=lambda told: told["weight_bytes"])
-    #: Host memory that they take beside the device's.
+    #: Bytes of host memory that they take in addition.
     host_bytes: int = 0
     loaded_at: datetime
     last_used_at: datetime
-    #: The same moment on a clock that nobody sets, in seconds: idleness is counted on it.
+    #: The same moment in seconds of the manager's monotonic clock, by which idle models are found.
     last_used: float
 
 
 class ModelState(StrEnum):
-    """Where a configured model is."""
+    """Where the weights of a configured model are, or what is done with them."""
 
     #: Its weights are not on this machine.
     ABSENT = "absent"
@@ -42,9 +42,9 @@ class ModelState(StrEnum):
     #: In device memory.
     RESIDENT = "resident"
     UNLOADING = "unloading"
-    #: Out of device memory, and in host memory: it comes back by a copy.
+    #: In host memory, not on the device. A copy brings it back.
     WARM = "warm"
-    #: The last load failed, or it is quarantined.
+    #: The latest load failed, or the model is quarantined.
     ERROR = "error"
 
 
@@ -53,12 +53,12 @@ class Warm(Value):
 
     model: str
     weight_bytes: int
-    #: When it left, on the manager's clock.
+    #: When it left the device, in seconds of the manager's clock.
     since: float
 
 
 def too_warm(leaving: Resident, warm: Iterable[Warm], budget: int) -> list[str] | None:
-    """Which warm models must go so that `leaving` may stay within `budget` bytes, oldest first; None: it may not."""
+    """The warm models to drop, oldest first, so that `leaving` fits into `budget` bytes too; None: it never fits."""
     if leaving.weight_bytes > budget:
         return None
     oldest_first = sorted(warm, key=lambda kept: kept.since)
@@ -73,10 +73,10 @@ def too_warm(leaving: Resident, warm: Iterable[Warm], budget: int) -> list[str] 
 
 
 class Kills(Value):
-    """Workers that a model has killed in a row, without a picture in between."""
+    """The worker processes that a model has killed since its latest picture."""
 
     count: int = 0
-    #: What ran; empty: its load.
+    #: The requests that ran at the latest kill; empty: a load.
     by: tuple[GenerationRequest, ...] = ()
 
     @property
@@ -84,21 +84,21 @@ class Kills(Value):
         return self.count >= QUARANTINE_AFTER
 
     def another(self, *by: GenerationRequest) -> "Kills":
-        """One more. A request that comes again does not count again: a poisonous one is no fault of its model."""
+        """Count a kill. A request of the latest kill does not count again: it may be at fault, and not the model."""
         repeated = any(request in self.by for request in by)
         return Kills(count=max(1, self.count + (not repeated)), by=by)
 
 
 class Need(NamedTuple):
-    """Bytes of device memory that a model takes, as far as they are known."""
+    """Bytes of device memory that a model needs, as far as they are known."""
 
     #: Its weights that no other model shares.
     own: int
-    #: By name: the parts that it shares with every model that has one of the same name.
+    #: Its other parts, by name. Models that have a part of the same name share it.
     shared: Mapping[str, int]
-    #: What making a picture takes beside the weights.
+    #: For a picture, in addition to the weights.
     working: int
-    #: What all resident models may take together while this one works; 0: unknown.
+    #: For all resident models together while this one makes a picture; 0: unknown.
     limit: int
 
 
@@ -109,10 +109,9 @@ def victims_for(
     needs: Mapping[str, Need],
     crowds: Iterable[Collection[str]] = (),
 ) -> list[str]:
-    """Who must leave before `model` may be loaded, in this order. `residents`: the least recently used first.
+    """The models to unload before `model` is loaded, in this order. `residents`: the least recently used first.
 
-    A model without a need is one of which nobody knows what it takes: it is resident alone. `crowds` are models that
-    ran out of memory together.
+    A model whose need is unknown is resident alone. `crowds` are models that ran out of memory together.
     """
     stay, leave = [resident for resident in residents if resident != model], list[str]()
     while stay and not (len(stay) < max_resident and _fit([*stay, model], needs, crowds)):
@@ -121,7 +120,7 @@ def victims_for(
 
 
 def _fit(models: Collection[str], needs: Mapping[str, Need], crowds: Iterable[Collection[str]]) -> bool:
-    """Whether the weights of all and the work of any one of them fit together: one model works at a time."""
+    """Whether the weights of all models fit, with a picture by any one of them: one model works at a time."""
     if not all(model in needs for model in models) or any(set(crowd) <= set(models) for crowd in crowds):
         return False
     known = [needs[model] for model in models]
@@ -131,5 +130,5 @@ def _fit(models: Collection[str], needs: Mapping[str, Need], crowds: Iterable[Co
 
 
 def is_idle(resident: Resident, idle_minutes: float, now: float) -> bool:
-    """Whether nobody has used it for that long; 0 minutes is never."""
+    """Whether the model was not used for `idle_minutes`; with 0 it is never idle."""
     return idle_minutes > 0 and now - resident.last_used >= idle_minutes * 60

@@ -1,4 +1,4 @@
-"""Estimates: how long pictures take, as measured, and when which waiting task will run. Pure but for `Paces`."""
+"""Estimates: measured times of pictures, and forecasts of when waiting tasks run. Pure, except for `Paces`."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -9,21 +9,21 @@ from imagegen.core.task import GenerationRequest
 from imagegen.tasks.batching import calls
 from imagegen.tasks.queue import Costs, Current, Fairness, Stays, TaskTicket, foremost, lanes, next_model
 
-#: Sizes that are remembered of each model.
+#: Remembered sizes of each model.
 MAX_SIZES = 64
-#: What the latest picture counts against the ones before it.
+#: The weight of the latest picture in the moving average, from 0 to 1.
 WEIGHT_OF_LATEST = 0.3
 
 
 class Shape(NamedTuple):
-    """What the time of a step depends on, beside the model."""
+    """What the time of a step depends on, in addition to the model."""
 
     pixels: int
     from_picture: bool
 
 
 class Paces:
-    """Seconds a step of each model and size, learned from finished tasks."""
+    """Learns from calls how many seconds a step takes, by model and size, and a task, by model."""
 
     def __init__(self) -> None:
         self._step_s: dict[str, OrderedDict[Shape, float]] = {}
@@ -31,11 +31,11 @@ class Paces:
 
     @property
     def work_s(self) -> Mapping[str, float]:
-        """By model: how long its tasks take, whatever they ask."""
+        """Seconds that a task takes, by model: a moving average of all its tasks."""
         return self._work_s
 
     def learn(self, model: str, request: GenerationRequest, seconds: float) -> None:
-        """A task took so long."""
+        """Record the seconds of a call with one task."""
         sizes, shape = self._step_s.setdefault(model, OrderedDict()), _shape(request)
         sizes[shape] = _smooth(sizes.pop(shape, None), seconds / _steps(request))
         if len(sizes) > MAX_SIZES:
@@ -43,13 +43,13 @@ class Paces:
         self._work_s[model] = _smooth(self._work_s.get(model), seconds)
 
     def learn_together(self, model: str, requests: Sequence[GenerationRequest], seconds: float) -> None:
-        """Tasks took so long in one call. That says nothing of a step alone."""
+        """Record the seconds of a call that several tasks shared. The time of a step does not follow from it."""
         pictures = sum(request.batch_size for request in requests)
         for request in requests:
             self._work_s[model] = _smooth(self._work_s.get(model), seconds * request.batch_size / pictures)
 
     def expect(self, model: str, request: GenerationRequest) -> float | None:
-        """How long a task will take: by its size, or in proportion to the nearest one; None for a model without any."""
+        """Seconds that a task will take, in proportion to the nearest measured size; None: no size was measured."""
         sizes, shape = self._step_s.get(model), _shape(request)
         if not sizes:
             return None
@@ -74,42 +74,42 @@ def _apart(one: Shape, other: Shape) -> float:
 
 
 class Forecast(NamedTuple):
-    """When a waiting task will run if nothing else comes. Seconds from now."""
+    """When a waiting task will run if no further task arrives. In seconds from now."""
 
     #: Tasks before it.
     position: int
     start_s: float
     finish_s: float
-    #: Whether every time that this is made of was measured.
+    #: Whether all times that this forecast is computed from were measured.
     measured: bool
 
 
 class Known(NamedTuple):
-    """What a forecast is made of."""
+    """What a forecast is computed from."""
 
     current: Current
     costs: Costs
     now: float
     fairness: Fairness
-    #: Until the running task ends; None: nobody knows.
+    #: Seconds until the running call ends; None: unknown.
     busy_s: float | None
-    #: How long a waiting task will take by itself; None: nobody knows.
+    #: Seconds that a waiting task takes in a call of its own; None: unknown.
     work_s: Callable[[TaskTicket], float | None]
-    #: How many pictures its call may make.
+    #: The most pictures of a call that starts with this ticket.
     most: Callable[[TaskTicket], int] = lambda ticket: 1
-    #: What a call of so many pictures takes, as a share of what they take one by one.
+    #: The time of a call with so many pictures, as a share of the time of as many single calls.
     share: Callable[[TaskTicket, int], float] = lambda ticket, pictures: 1.0
     stays: Stays = lambda model, residents: ()
 
     def call_s(self, call: Sequence[TaskTicket]) -> float | None:
-        """How long tasks take that run together."""
+        """Seconds of a call that these tasks share; None: unknown."""
         alone_s = [work_s for ticket in call if (work_s := self.work_s(ticket)) is not None]
         share = self.share(call[0], sum(ticket.pictures for ticket in call))
         return sum(alone_s) * share if len(alone_s) == len(call) else None
 
 
 def forecast(ready: Iterable[TaskTicket], known: Known) -> dict[str, Forecast]:
-    """By task id, for all that wait: the order in which `choose` would take them, and what that takes."""
+    """The forecasts of all waiting tasks, by task id, in the order in which `choose` would take them."""
     told: dict[str, Forecast] = {}
     clock, measured, current = known.busy_s or 0.0, known.busy_s is not None, known.current
     for call in calls(order(ready, known), known.most):
@@ -127,7 +127,7 @@ def forecast(ready: Iterable[TaskTicket], known: Known) -> dict[str, Forecast]:
 
 
 def order(ready: Iterable[TaskTicket], known: Known) -> Iterator[TaskTicket]:
-    """As `choose` would take them, with waiting that raises priorities as it is now."""
+    """Tickets in the order in which `choose` would take them. Priorities are raised by the waiting until now only."""
     left, current, now = sorted(ready), known.current, known.now + (known.busy_s or 0)
     first = foremost(left, now, known.fairness) if left else []
     taken = {ticket.task_id for ticket in first}
@@ -145,7 +145,10 @@ def order(ready: Iterable[TaskTicket], known: Known) -> Iterator[TaskTicket]:
 
 
 def remaining_s(expected_s: float | None, steps: tuple[int, int], spent_s: float) -> float | None:
-    """Until the end of a task that makes its pictures: its share of what was expected, else by its own pace."""
+    """Seconds until a running call ends; None: unknown.
+
+    In proportion to the steps that are left of the expected seconds, or by its own pace if nothing was expected.
+    """
     done, total = steps
     if expected_s is not None:
         return expected_s * (total - done) / total if done else max(0.0, expected_s - spent_s)

@@ -1,5 +1,6 @@
 """TaskManager: the interface to all tasks. It owns the queue and three parts: Intake, Runner and Stopping."""
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -121,7 +122,11 @@ class TaskManager:
 
     async def between_tasks(self, action: Callable[[], Awaitable[T]]) -> T:
         """Have the run loop await `action` while no task runs, before any waiting task. Raises Draining."""
-        return await self._runner.between_tasks(action)
+        return await self._runner.ask_between_tasks(action)
+
+    def ask_between_tasks(self, action: Callable[[], Awaitable[T]]) -> "asyncio.Future[T]":
+        """Like `between_tasks`, without waiting. Raises Draining."""
+        return self._runner.ask_between_tasks(action)
 
     # -- stopping -----------------------------------------------------------------------------------------------------
 

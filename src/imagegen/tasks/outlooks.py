@@ -1,4 +1,4 @@
-"""Outlooks: what tasks that have not ended can expect, and telling it to those who listen."""
+"""Outlooks: the positions and expected times of tasks, and the events that report them."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -16,39 +16,39 @@ from imagegen.tasks.estimates import Forecast, Known, Paces, forecast, remaining
 from imagegen.tasks.life import LiveTask, Queued
 from imagegen.tasks.queue import Costs, Current, Fairness, Likeness, TaskQueue, TaskTicket
 
-#: A forecast of the queue is made anew when it is older, in seconds, or the queue has changed.
+#: Seconds after which the forecast of the queue is computed again. A change of the queue discards it at once.
 FORECAST_LASTS_S = 1
 
-#: Seconds between two looks at whose position has changed: a start moves everyone.
+#: Seconds from a change of the queue to the events about changed positions: one start changes the position of all.
 POSITIONS_EVERY_S = 0.25
 
-#: What a caller is told at most, in seconds, when the queue is full.
+#: The largest `Retry-After`, in seconds, when the queue is full.
 MAX_RETRY_AFTER_S = 120
 
 
 class Outlook(NamedTuple):
-    """What a task that has not ended can expect. A time is None while what it depends on was not measured yet."""
+    """The position and the expected times of a task. A time is None while it depends on one that was not measured."""
 
-    #: Tasks that are to run before it; None: it runs.
+    #: The number of tasks that run before it; None: it runs.
     position: int | None
     start_at: datetime | None = None
     finish_at: datetime | None = None
 
 
 class Plan(NamedTuple):
-    """What would become of a request."""
+    """What would happen to a request."""
 
     model: str
     request: GenerationRequest
-    #: Who would have to leave the device for it.
+    #: The models that would be unloaded for it.
     evicts: list[str]
-    #: What bringing its model there would take; 0: it is there; None: not measured yet.
+    #: Seconds to bring its model to the device; 0: it is there; None: not measured yet.
     load_s: float | None
     outlook: Outlook
 
 
 class Outlooks:
-    """Owns what was measured of finished tasks. All else it reads: it belongs to TaskManager."""
+    """Owns the measured times of calls, and reads everything else. Belongs to TaskManager."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class Outlooks:
         bus: EventBus,
         clock: Callable[[], float],
     ) -> None:
-        """`active` are all tasks that have not ended; most of them are in the queue."""
+        """`active`: all tasks that have not ended, by id."""
         self._active = active
         self._running = running
         self._queue = queue
@@ -68,15 +68,15 @@ class Outlooks:
         self._clock = clock
         self._paces = Paces()
         self._payoffs = Payoffs()
-        #: When it was made, and by task.
+        #: When the forecast was computed, and the forecasts by task id.
         self._forecast: tuple[float, dict[str, Forecast]] | None = None
-        #: The look at positions that is due.
+        #: The timer of the next events about changed positions.
         self._look: asyncio.TimerHandle | None = None
 
-    # -- what was measured --------------------------------------------------------------------------------------------
+    # -- measured times -----------------------------------------------------------------------------------------------
 
     def learn(self, call: Call, seconds: float) -> None:
-        """A call took so long."""
+        """Record the seconds of a call that succeeded."""
         model, first, pictures = call.model, call.first.record.request, call.pictures
         if call.together:
             self._paces.learn_together(model, call.requests, seconds)
@@ -87,13 +87,13 @@ class Outlooks:
             self._payoffs.learn(model, call.likeness.kind, in_call, seconds / pictures)
 
     def failed(self, call: Call, code: FailureCode) -> None:
-        """A call failed; of several pictures, that may be why."""
+        """Record that a call failed. If it made several pictures, the next calls are smaller."""
         if call.likeness is not None and call.together:
             too_large = code is FailureCode.OUT_OF_MEMORY
             self._payoffs.failed(call.model, call.likeness.kind, call.pictures, too_large=too_large)
 
     def most(self, ticket: TaskTicket) -> int:
-        """How many pictures a call may make that this one is the first of, by what has paid so far."""
+        """The most pictures of a call that starts with this ticket, by what has paid so far."""
         model, alike = ticket.model, ticket.likeness
         models = self._models.catalog.models
         if alike is None or model not in models or models[model].max_batch == 1:
@@ -105,7 +105,7 @@ class Outlooks:
     def _share(self, ticket: TaskTicket, pictures: int) -> float:
         return self._payoffs.share(ticket.model, ticket.likeness.kind, pictures) if ticket.likeness else 1
 
-    # -- what ordering is decided by ----------------------------------------------------------------------------------
+    # -- what `choose` is given ---------------------------------------------------------------------------------------
 
     def current(self) -> Current:
         models = [resident.model for resident in self._models.residents]
@@ -119,24 +119,24 @@ class Outlooks:
         settings = self._models.catalog.settings
         return Fairness(settings.patience_swaps, settings.quantum_swaps, settings.ageing_minutes * 60)
 
-    # -- what follows from it -----------------------------------------------------------------------------------------
+    # -- forecasts ----------------------------------------------------------------------------------------------------
 
     def of(self, task_id: str) -> Outlook | None:
-        """None for a task that has ended."""
+        """The outlook of a task; None: it has ended."""
         active = self._active.get(task_id)
         if active is None or active.ending:
             return None
         if active.record.status is TaskStatus.PROCESSING:
             call = self._running()
             runs = call is not None and active in call.members
-            busy_s = self._busy_s() if runs else 0  # only its files are left to be written
+            busy_s = self._busy_s() if runs else 0  # outside the call only its files remain to be written
             return Outlook(None, active.record.started_at, _after(busy_s))
         if (told := self._forecasts().get(task_id)) is not None:
             return _outlook(told)
         return Outlook(self._queue().position(active.ticket()))
 
     def plan(self, model: str, request: GenerationRequest, priority: int, alike: Likeness | None) -> Plan:
-        """Of a request that nobody made."""
+        """The plan of a request that is not enqueued."""
         return Plan(
             model=model,
             request=request,
@@ -146,12 +146,12 @@ class Outlooks:
         )
 
     def retry_after(self) -> int:
-        """Whole seconds in which, at the measured pace, a tenth of the queue is done: many come back."""
+        """Whole seconds after which a refused caller should try again: the forecast for a tenth of the queue."""
         last = max((each.finish_s for each in self._forecasts().values()), default=0)
         return min(MAX_RETRY_AFTER_S, max(1, ceil(last / 10)))
 
     def _busy_s(self) -> float | None:
-        """Seconds until the running call ends; None: nobody knows."""
+        """Seconds until the running call ends; 0: none runs; None: unknown."""
         call = self._running()
         if call is None:
             return 0
@@ -197,16 +197,16 @@ class Outlooks:
 
         return forecast([*self._queue().tickets, ticket], known._replace(work_s=work_s))[""]
 
-    # -- whose position has changed -----------------------------------------------------------------------------------
+    # -- events about positions ---------------------------------------------------------------------------------------
 
     def changed(self) -> None:
-        """Who waits, or what runs, is not what it was."""
+        """Discard the forecast, because the queue or the running call has changed, and report new positions soon."""
         self._forecast = None
         if self._look is None and self._bus.followed:
             self._look = asyncio.get_running_loop().call_later(POSITIONS_EVERY_S, self._tell_moved)
 
     def _tell_moved(self) -> None:
-        """Only to who listens: a start moves every task that waits."""
+        """Publish the positions that have changed, of tasks that have subscribers."""
         self._look = None
         told = self._forecasts()
         for task_id in self._bus.followed:
@@ -214,7 +214,7 @@ class Outlooks:
                 self._bus.publish(_moved(task_id, _outlook(told[task_id])))
 
     def tell(self, task_id: str) -> None:
-        """To a listener that has just come, if the task has moved since it was queued."""
+        """Publish a task's position for a new subscriber, if it has changed since the task was enqueued."""
         active, told = self._active.get(task_id), self._forecasts().get(task_id)
         stage = active.stage if active is not None else None
         if isinstance(stage, Queued) and told is not None and told.position != stage.position:

@@ -1,4 +1,4 @@
-"""TaskQueue, and the pure function that decides which waiting task is next."""
+"""TaskQueue, and `choose`: the pure function that decides which waiting task runs next."""
 
 import asyncio
 import heapq
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 @dataclass(frozen=True, slots=True, order=True)
 class ControlTicket:
-    """Something the run loop is asked to do between two tasks: evict, unload, expire, stop."""
+    """An action that the run loop executes between two tasks: evict, unload, apply a configuration, stop."""
 
     sequence: int
     action: Callable[[], Awaitable[object]] = field(compare=False)
@@ -24,7 +24,7 @@ Kind = tuple[int, int, bool, bool]
 
 
 class Likeness(NamedTuple):
-    """What the tasks of one call have in common beside their model."""
+    """What tasks must have in common, beside their model, to share a call."""
 
     width: int
     height: int
@@ -34,7 +34,7 @@ class Likeness(NamedTuple):
 
     @property
     def kind(self) -> Kind:
-        """As far as it decides how long a picture takes."""
+        """The part of it that decides how long a picture takes."""
         return self.width * self.height, self.steps, self.guidance_scale > 1, self.negative_prompt
 
 
@@ -48,28 +48,28 @@ class TaskTicket:
     sequence: int
     task_id: str = field(compare=False)
     model: str = field(compare=False)
-    #: When it was accepted, in seconds on the clock that `choose` is given.
+    #: When the task was accepted, in seconds of the clock that `choose` is given.
     since: float = field(compare=False)
-    #: What a companion in one call must have in common with it; None: it has none.
+    #: What a companion in its call must have in common with it; None: it cannot be batched.
     likeness: Likeness | None = field(default=None, compare=False)
-    #: How many it makes.
+    #: The number of pictures that it makes.
     pictures: int = field(default=1, compare=False)
 
     @property
     def place(self) -> tuple[int, int]:
-        """What orders it."""
+        """The key by which tickets are ordered."""
         return self.priority, self.sequence
 
 
 Ticket = ControlTicket | TaskTicket
 
 
-#: Which of the resident models stay when another one is loaded, given its id and theirs; most recently used first.
+#: From a model and the resident models: those that stay resident when the model is loaded. Most recently used first.
 Stays = Callable[[str, Sequence[str]], Sequence[str]]
 
 
 class Current(NamedTuple):
-    """The resident models, as far as ordering depends on them."""
+    """The resident models, as far as the order of tasks depends on them."""
 
     #: The most recently used one.
     model: str | None
@@ -84,7 +84,7 @@ class Current(NamedTuple):
         return () if self.model is None else (self.model, *self.beside)
 
     def then(self, model: str, work_s: float, stays: Stays) -> "Current":
-        """After so much work of `model`, which is loaded first if it is not resident."""
+        """The resident models after `work_s` seconds of work by `model`, which is loaded if it is not resident."""
         if model not in self.models:
             return Current(model, work_s, tuple(stays(model, self.models)))
         others = tuple(resident for resident in self.models if resident != model)
@@ -93,7 +93,7 @@ class Current(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Measured prices, in seconds, with guesses for what has not run yet."""
+    """Measured seconds of loads and tasks by model, with a guess for a model that has not run yet."""
 
     load_s: Mapping[str, float] = field(default_factory=dict)
     work_s: Mapping[str, float] = field(default_factory=dict)
@@ -114,11 +114,11 @@ QUANTUM_SWAPS = 45
 
 
 class Fairness(NamedTuple):
-    """How much order is given up for fewer swaps, and how far priorities go. docs/scheduling.md says what follows."""
+    """How far tasks may be reordered to save swaps, and how waiting raises priorities. See docs/scheduling.md."""
 
     patience_swaps: float = PATIENCE_SWAPS
     quantum_swaps: float = QUANTUM_SWAPS
-    #: Seconds of waiting that are worth one step of priority; 0: no waiting is.
+    #: Seconds of waiting that raise a task by one step of priority; 0: waiting raises none.
     ageing_s: float = 300
 
 
@@ -130,31 +130,33 @@ Lanes = dict[str, deque[TaskTicket]]
 def choose(
     ready: Sequence[TaskTicket], current: Current, costs: Costs, now: float, fairness: Fairness = USUAL
 ) -> TaskTicket:
-    """The task to run next. Pure: no clock, no I/O; the simulator in bench/ runs this very function.
+    """The task to run next. Pure: no clock, no I/O. The simulator in bench/ runs this function, too.
 
-    1. Only the lowest priority number counts, and what has waited long enough for each step that it is above.
-    2. Of these, the tasks of the resident models come first, in order of arrival,
-    3. unless the resident models have had their quantum and another model is due, with a task that came before all of
-       them.
-    4. Where a model is loaded, the one that is due longest is next;
-    5. if none is, the one with the largest claim: the sum of its tasks' waits over the price of serving them.
+    1. Only tasks with the lowest priority number are considered, and tasks that have waited long enough to be raised
+       to it.
+    2. Of these, the tasks of the resident models come first, in order of arrival.
+    3. Another model interrupts them if the resident models have used their quantum, the other model is due, and one of
+       its tasks arrived before all of theirs.
+    4. When a model must be loaded, it is the due model whose oldest task arrived first.
+    5. If no model is due, it is the one with the largest claim: the sum of its tasks' waits, divided by the seconds
+       that its load and its tasks take.
 
-    A swap opens a run of that model's work (2), never a single task: in a burst every task is old, and an age bound
-    for single tasks swaps at each one.
+    After a swap the tasks of that model follow each other (rule 2). A bound on the age of single tasks would swap at
+    each task of a burst, where every task is old.
     """
     waiting = lanes(foremost(ready, now, fairness))
     return waiting[next_model(waiting, current, costs, now, fairness)][0]
 
 
 def foremost(ready: Sequence[TaskTicket], now: float, fairness: Fairness) -> list[TaskTicket]:
-    """Rule 1."""
+    """The tasks that rule 1 leaves."""
     best = min(ticket.priority for ticket in ready)
     step_s = fairness.ageing_s or math.inf
     return [t for t in ready if t.priority == best or now - t.since >= (t.priority - best) * step_s]
 
 
 def lanes(tickets: Iterable[TaskTicket]) -> Lanes:
-    """By model, in order of arrival."""
+    """Tickets by model, in order of arrival."""
     by_model: Lanes = {}
     for ticket in sorted(tickets, key=_arrival):
         by_model.setdefault(ticket.model, deque()).append(ticket)
@@ -165,7 +167,7 @@ _arrival = attrgetter("sequence")
 
 
 def next_model(waiting: Lanes, current: Current, costs: Costs, now: float, fairness: Fairness) -> str:
-    """Rules 2 to 5."""
+    """The model whose oldest task is next, by rules 2 to 5."""
     others = [model for model in waiting if model not in current.models]
     due = _longest_due([waiting[model][0] for model in others], costs, now, fairness)
     own = min((waiting[model][0] for model in current.models if model in waiting), key=_arrival, default=None)
@@ -177,13 +179,13 @@ def next_model(waiting: Lanes, current: Current, costs: Costs, now: float, fairn
 
 
 def _longest_due(oldest: Iterable[TaskTicket], costs: Costs, now: float, fairness: Fairness) -> TaskTicket | None:
-    """Of the oldest task of each model: the first to arrive of those that have waited long enough."""
+    """The task that arrived first among those whose model is due. `oldest`: the oldest task of each model."""
     due = (t for t in oldest if now - t.since >= fairness.patience_swaps * costs.swap(t.model))
     return min(due, key=_arrival, default=None)
 
 
 def _interrupts(due: TaskTicket | None, own: TaskTicket, current: Current, costs: Costs, fairness: Fairness) -> bool:
-    """Rule 3; `own` is the oldest task of the resident models."""
+    """Whether rule 3 applies. `own`: the oldest task of the resident models."""
     if due is None or due.sequence > own.sequence:
         return False
     return current.served_s >= fairness.quantum_swaps * costs.swap(due.model)
@@ -195,7 +197,7 @@ def _claim(tickets: Sequence[TaskTicket], swap_s: float, work_s: float, now: flo
 
 
 class TaskQueue(asyncio.PriorityQueue[Ticket]):
-    """Control tickets first, then what `choose` says. Bounded by its owner, so that control always gets in."""
+    """Returns control tickets first, then the task that `choose` returns. Intake bounds the number of tasks."""
 
     def __init__(
         self,
@@ -210,12 +212,16 @@ class TaskQueue(asyncio.PriorityQueue[Ticket]):
         self._costs = costs
         self._clock = clock
 
+    def __repr__(self) -> str:
+        state = "HELD" if self.held else "OPEN"
+        return f"<TaskQueue [{state}, Waiting: {self.waiting}, Control: {len(self._control)}]>"
+
     def _init(self, maxsize: int) -> None:
         self._control: list[ControlTicket] = []
-        #: Whether tasks are to stay. Whoever changes that puts a control ticket in, so that it is noticed.
+        #: Whether no task may be taken. Set it in a control ticket: only a new ticket wakes a waiting `get`.
         self.held = False
         self._tasks: dict[str, TaskTicket] = {}
-        #: The same tickets' places, sorted: each task that comes and each that is looked at asks for its position.
+        #: The places of the same tickets, sorted, because positions are computed often.
         self._places: list[tuple[int, int]] = []
 
     def _put(self, item: Ticket) -> None:
@@ -255,14 +261,14 @@ class TaskQueue(asyncio.PriorityQueue[Ticket]):
         return self._tasks.values()
 
     def first_load(self, cold: Callable[[str], bool]) -> str | None:
-        """Of the models that have to be loaded first, the one whose tasks come first; None: no task waits for any."""
+        """The model that is loaded next, of those that `cold` is true of; None: no task waits for one of them."""
         waiting = [ticket for ticket in self._tasks.values() if cold(ticket.model)]
         if not waiting:
             return None
         return choose(waiting, Current(None), self._costs(), self._clock(), self._fairness()).model
 
     def position(self, ticket: TaskTicket) -> int:
-        """How many tasks stand before it by priority and arrival; affinity may change that."""
+        """The number of tasks before it by priority and arrival. `choose` may take others first."""
         return bisect_left(self._places, ticket.place)
 
     def remove(self, task_id: str) -> bool:

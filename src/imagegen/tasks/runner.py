@@ -10,8 +10,9 @@ from imagegen.core.errors import DeviceFault, Draining, FailureCode
 from imagegen.core.events import EventBus, TaskLoaded, TaskLoading, TaskLoadingProgress, TaskStarted
 from imagegen.core.task import MAX_ATTEMPTS, InputPictures, TaskType
 from imagegen.gpu.protocol import Failed, Generated, Stopped
-from imagegen.models.manager import DynamicModelManager, LoadProgress
+from imagegen.models.manager import DynamicModelManager
 from imagegen.models.residency import ModelState
+from imagegen.models.status import LoadProgress
 from imagegen.storage.images import ImageStore
 from imagegen.storage.tasks import TaskJournal
 from imagegen.tasks.batching import companions
@@ -57,6 +58,9 @@ class Runner:
         self._call: Call | None = None
         self._stopped = False
 
+    def __repr__(self) -> str:
+        return f"<Runner [{'STOPPED' if self._stopped else 'OPEN'}, {self._call}]>"
+
     @property
     def call(self) -> Call | None:
         """The call under way."""
@@ -84,7 +88,7 @@ class Runner:
                 elif self._parking.park(live):
                     beside.create_task(self._fetch(live.record.model))
 
-    async def between_tasks(self, action: Callable[[], Awaitable[T]]) -> T:
+    def ask_between_tasks(self, action: Callable[[], Awaitable[T]]) -> asyncio.Future[T]:
         if self._intake.closed:
             raise Draining
         result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
@@ -95,7 +99,7 @@ class Runner:
                 result.set_result(value)
 
         self._control(act)
-        return await result
+        return result
 
     def stop(self) -> None:
         """End the run loop once the task that runs has ended."""
@@ -180,7 +184,7 @@ class Runner:
         return outcome
 
     def _is_cold(self, model: str) -> bool:
-        return self._models.state(model) is ModelState.COLD
+        return self._models.status(model).state is ModelState.COLD
 
     async def _load_for(self, live: LiveTask) -> Failed | None:
         """Make the model of a task resident. Returns why that was not possible."""

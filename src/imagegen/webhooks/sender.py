@@ -69,6 +69,9 @@ class WebhookSender:
         self._resumed = False
         outbox.on_birth(self._look_soon)
 
+    def __repr__(self) -> str:
+        return f"<WebhookSender [{'ON' if self._signer else 'OFF'}, Pending: {self._turns.pending}]>"
+
     # -- for the API --------------------------------------------------------------------------------------------------
 
     def accept(self, url: str, events: Sequence[WebhookEvent]) -> Webhook:

@@ -39,6 +39,11 @@ class Turns:
     _under_way: Counter[str] = field(init=False, repr=False, default_factory=Counter)
     _numbers: Iterator[int] = field(init=False, repr=False, default_factory=count)
 
+    @property
+    def pending(self) -> int:
+        """Deliveries that wait or are sent."""
+        return len(self._known)
+
     def due(self, delivery_id: str) -> float | None:
         """When the delivery is tried next; None: it does not wait for a time."""
         turn = self._known.get(delivery_id)
