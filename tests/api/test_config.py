@@ -179,7 +179,7 @@ async def test_a_running_task_ends_on_the_old_entry_and_waiting_ones_of_a_remove
 ) -> None:
     path.write_text(TEXT.replace("b: {name: B,", "b: {name: B, step_seconds: 0.05,"))
     async with start(config=path) as client:
-        running, waiting = await client.submit(model="b", steps=8), await client.submit(model="b", steps=8)
+        running, waiting = await client.submit(model="b", steps=100), await client.submit(model="b")
         other = await client.submit(model="a")
         await client.until(running, "processing")
         assert (await client.delete("/models/b")).status_code == 200

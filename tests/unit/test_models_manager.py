@@ -286,8 +286,7 @@ async def test_each_percent_that_a_load_reads_is_told_once_and_never_more_than_t
 async def test_a_load_whose_files_are_unknown_tells_bytes_and_no_percents(house: House) -> None:
     house.engine.reads = [10, 20]
     shown = list[LoadProgress | None]()
-    progress = house.models.load_progress
-    house.engine._answer = lambda *_: shown.append(progress("a")) or CRASHED  # type: ignore[method-assign,func-returns-value]
+    house.engine._answer = lambda *_: shown.append(house.models.status("a").load_progress) or CRASHED  # type: ignore[method-assign,func-returns-value]
     events = await told(house, house.models.ensure("a"))
     assert shown == [LoadProgress(20, None)]
     assert [type(event) for event in events] == [ModelLoading, ModelFailed]
