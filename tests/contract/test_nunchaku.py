@@ -18,7 +18,6 @@ from imagegen.core.errors import FailureCode
 from imagegen.gpu.engine import LocalEngine
 from imagegen.gpu.protocol import EngineOptions, Failed, Loaded, Unload, Unloaded
 from imagegen.loaders import SPECS, nunchaku
-from imagegen.loaders.host_copy import HostCopy
 from tests.conftest import load_command
 from tests.contract.families import LIBRARY_WARNINGS, Shelf, catalog_of, draw, provenance, shelf_of, small
 from tests.nunchaku_files import write_t5, write_transformer
@@ -265,12 +264,17 @@ def test_a_file_of_another_kind_is_refused(engine: LocalEngine, shelf: Shelf, in
 # -- memory that torch does not know of --------------------------------------------------------------------------------
 
 
-def test_the_stand_ins_weights_are_on_the_device_as_the_engines_are(shelf: Shelf, installed: Any) -> None:
+def test_the_stand_in_holds_its_weights_as_the_engine_does(shelf: Shelf, installed: Any) -> None:
+    module = installed("nunchaku_engine")
     file = shelf.folder / "nunchaku" / "svdq-int4_r32-flux.1-dev.safetensors"
-    transformer = installed("nunchaku_engine").NunchakuFluxTransformer2dModel.from_pretrained(str(file), device="cpu")
-    assert not [name for name, _ in transformer.named_parameters() if "transformer_blocks" in name]
-    with pytest.raises(RuntimeError, match="cannot pin"):
-        HostCopy([transformer], "cuda")
+    with pretended():
+        transformer = module.NunchakuFluxTransformer2dModel.from_pretrained(str(file))
+        seen = dict(transformer.named_parameters())
+        assert {tensor.device.type for tensor in seen.values()} == {"cuda"}
+        assert not [name for name in seen if "transformer_blocks" in name]
+        assert module._C.utils.used > 0
+        del transformer
+        assert (module._C.utils.used, module._C.utils.kept > 0) == (0, True)
 
 
 @pytest.fixture

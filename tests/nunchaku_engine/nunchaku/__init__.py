@@ -24,28 +24,6 @@ def _read(path: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         return json.loads(file.metadata()["config"]), {name: file.get_tensor(name) for name in file.offset_keys()}
 
 
-class _OnDevice(torch.Tensor):
-    """A tensor in device memory, which cannot be pinned."""
-
-    def pin_memory(self, device: object = None) -> torch.Tensor:
-        raise RuntimeError("cannot pin 'torch.cuda.FloatTensor' only dense CPU tensors can be pinned")
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        with torch._C.DisableTorchFunctionSubclass():
-            result = func(*args, **(kwargs or {}))
-        kept = (torch.Tensor.data.__get__, torch.Tensor.detach)  # type: ignore[attr-defined]
-        return result.as_subclass(cls) if func in kept else result
-
-
-def _on_device(module: Any) -> Any:
-    for part in module.modules():
-        for name, tensor in list(part.named_parameters(recurse=False)):
-            parameter = torch.nn.Parameter(tensor.data.as_subclass(_OnDevice), requires_grad=False)
-            setattr(part, name, parameter)
-    return module
-
-
 class NunchakuFluxTransformerBlocks(torch.nn.Module):
     """All blocks as one, whose weights are no parameters."""
 
@@ -80,7 +58,7 @@ class NunchakuFluxTransformer2dModel(FluxTransformer2DModel):  # type: ignore[mi
         m = _C.QuantizedFluxModel([*transformer.transformer_blocks, *transformer.single_transformer_blocks])
         transformer.transformer_blocks = torch.nn.ModuleList([NunchakuFluxTransformerBlocks(m)])
         transformer.single_transformer_blocks = torch.nn.ModuleList([])
-        return _on_device(transformer)  # type: ignore[no-any-return]
+        return transformer
 
 
 class NunchakuT5EncoderModel(T5EncoderModel):  # type: ignore[misc]
@@ -92,5 +70,4 @@ class NunchakuT5EncoderModel(T5EncoderModel):  # type: ignore[misc]
         config, tensors = _read(pretrained_model_name_or_path)
         encoder = cls(T5Config(**config))
         encoder.load_state_dict(tensors, strict=False)
-        encoder = encoder.to(kwargs.get("device", "cuda"), kwargs.get("torch_dtype", torch.bfloat16)).eval()
-        return _on_device(encoder)  # type: ignore[no-any-return]
+        return encoder.to(kwargs.get("device", "cuda"), kwargs.get("torch_dtype", torch.bfloat16)).eval()
