@@ -276,7 +276,7 @@ def best(model: Model, card: int) -> Way | None:
 
 def written(model: Model, way: Way) -> dict[str, Any]:
     """The whole entry."""
-    entry = entry_of(model) | way.adds
+    entry = {**entry_of(model), **way.adds}
     if "gguf_file" in entry:
         entry.pop("local_path", None)  # of the weights that the file replaces
     return entry

@@ -13,7 +13,7 @@ FLUX = MODELS[0]
 
 
 def test_the_page_has_the_table_that_the_script_makes() -> None:
-    assert card_table.PAGE.read_text() == card_table.page(), "run `python -m scripts.card_table`"
+    assert card_table.PAGE.read_text() == card_table.page(), "run `python scripts/card_table.py`"
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
