@@ -122,7 +122,7 @@ def test_a_model_that_stays_warm_comes_back_without_a_load_and_draws_the_same(en
 
 
 def test_a_warm_model_that_is_dropped_or_whose_entry_changed_is_loaded_anew(engine: Engine) -> None:
-    for again, warm in (({}, True), ({"steps": 9}, False)):
+    for again, warm in (({}, True), ({"steps": 9, "description": "Faster."}, True), ({"memory_mb": 1}, False)):
         loaded(engine, fake_catalog(), "fake")
         engine.unload(Unload(model="fake", keep_warm=True))
         back = engine.load(load_command(fake_catalog(fake=again), "fake"))

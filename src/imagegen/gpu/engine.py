@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import NamedTuple, Protocol, TypeVar
 
 from imagegen.catalog.catalog import GlobalSettings
+from imagegen.catalog.fields import Request, marked
 from imagegen.catalog.sources import Folders, missing
 from imagegen.core.errors import FailureCode, UnsupportedDevice, WeightsMissing
 from imagegen.gpu.devices import Device, choose
@@ -152,7 +153,7 @@ class LocalEngine:
             raise UnsupportedDevice(f"The card that IMAGEGEN_DEVICE names cannot be used: {problem}")
         forget_peak(self.device)
         limit(self.device, command.memory_fraction)
-        entry = command.model_dump_json()
+        entry = self._entry(command)
         warm = self._come_back(command.model, entry)
         try:
             model = warm or self._open(command)
@@ -169,6 +170,12 @@ class LocalEngine:
             shared={part.name: part.bytes for part in model.parts if part.name},
             memory=self._measure(),
         )
+
+    def _entry(self, command: Load) -> str:
+        """What the command loads. A change of fields that only requests read is no other model."""
+        words = marked(self._families[command.spec["type"]].spec, Request)
+        spec = {name: value for name, value in command.spec.items() if name not in words}
+        return command.evolve(spec=spec).model_dump_json()
 
     def _come_back(self, model: str, entry: str) -> LoadedModel | None:
         """The warm model, on the device again; None where none of the same entry is warm."""
