@@ -16,5 +16,5 @@ def clear_class_caches(model: Any) -> None:
             # A wrapper of diffusers' own hides the cache among the variables that it uses.
             cells = (method.__closure__ or ()) if isinstance(method, FunctionType) else ()
             for function in (method, *(cell.cell_contents for cell in cells)):
-                if hasattr(function, "cache_clear"):
-                    function.cache_clear()
+                if (clear := getattr(function, "cache_clear", None)) is not None:
+                    clear()

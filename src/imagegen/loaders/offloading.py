@@ -82,7 +82,8 @@ class Turns:
     def _hook(self, name: str, module: Any) -> None:
         from accelerate.hooks import add_hook_to_module
 
-        add_hook_to_module(module, _Turn(self, name, self._device), append=True)
+        turn: Any = _Turn(self, name, self._device)  # it has the methods of a ModelHook
+        add_hook_to_module(module, turn, append=True)
 
 
 class _Turn:
