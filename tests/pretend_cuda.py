@@ -391,7 +391,7 @@ class _Mode(TorchFunctionMode):
         if ours or target == "cuda":
             torch.cuda.init()  # torch does, at the first tensor
             self._cuda.touch(func.__name__)
-            self._refuse(func, given, args, kwargs, target)
+            self._refuse(func, given if ours else [], args, kwargs, target)
             args = tuple(map(_on_cpu, args))
             kwargs = {name: _on_cpu(value) for name, value in kwargs.items()}
         pin = kwargs.pop("pin_memory", False)
@@ -418,9 +418,9 @@ class _Mode(TorchFunctionMode):
     def _refuse(
         self, func: Any, given: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], target: str
     ) -> None:
-        """Raise what the real functions raise."""
-        theirs = [it for it in given if it not in self._cuda.device and it.dim() and not it.is_meta]
-        if theirs and len(theirs) < len(given) and func not in _BOTH_SIDES:
+        """Raise what the real functions raise. `given`: tensors of which one at least is on the card."""
+        theirs = any(it not in self._cuda.device and it.dim() and not it.is_meta for it in given)
+        if theirs and func not in _BOTH_SIDES:
             words = "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu!"
             raise RuntimeError(f"{words} (when calling {func.__name__})")
         if func is _TENSOR.__getitem__ and args[0] not in self._cuda.device:
@@ -492,9 +492,10 @@ def _storages(tensor: torch.Tensor) -> list[torch.UntypedStorage]:
     if type(tensor) not in (torch.Tensor, torch.nn.Parameter) and hasattr(tensor, "__tensor_flatten__"):
         # Quantised: a wrapper around others.
         return [it for name in tensor.__tensor_flatten__()[0] for it in _storages(getattr(tensor, name))]
-    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-        return []
-    return [tensor.untyped_storage()]
+    try:
+        return [tensor.untyped_storage()]
+    except NotImplementedError:  # inside of torch.vmap: a wrapper as well
+        return _storages(torch._C._functorch.get_unwrapped(tensor))
 
 
 def _keys(tensor: torch.Tensor) -> list[int]:
