@@ -94,40 +94,47 @@ class Storages:
     """The storages in one kind of memory, each from when it is added until torch frees it. Bytes."""
 
     def __init__(self) -> None:
-        self._bytes: dict[int, int] = {}
+        self._sizes: dict[int, int] = {}
+        # Threads that load add to it as well. CPython changes threads at calls and jumps, not inside of `+=`.
+        self.bytes = 0
         #: Most at once since `forget_peak`.
         self.peak = 0
-        #: Most at once since `trim`: an allocator keeps what was freed. Bytes, and how many pieces.
-        self.reserved = self.pieces = 0
-
-    @property
-    def bytes(self) -> int:
-        return sum(self._sizes())
-
-    def _sizes(self) -> list[int]:
-        return [size for size in list(self._bytes.values()) if size]
+        #: Most at once since `trim`: an allocator keeps what was freed.
+        self.reserved = 0
 
     def __contains__(self, tensor: torch.Tensor) -> bool:
         return self.has(_keys(tensor))
 
     def has(self, keys: Iterable[int]) -> bool:
         """Whether one of these storages is here."""
-        return not self._bytes.keys().isdisjoint(keys)
+        return not self._sizes.keys().isdisjoint(keys)
+
+    def has_all(self, keys: set[int]) -> bool:
+        return keys <= self._sizes.keys()
 
     def add(self, tensor: torch.Tensor) -> None:
         for storage in _storages(tensor):
-            if storage._cdata not in self._bytes:
-                self._bytes[storage._cdata] = storage.nbytes()
-                finalize(storage, self._bytes.pop, storage._cdata, None).atexit = False
-        sizes = self._sizes()
-        self.peak, self.reserved = max(self.peak, sum(sizes)), max(self.reserved, sum(sizes))
-        self.pieces = max(self.pieces, len(sizes))
+            key, size = storage._cdata, storage.nbytes()
+            if key not in self._sizes:
+                self._sizes[key] = size
+                self.bytes += size
+                finalize(storage, self._remove, key, size).atexit = False
+        self.peak, self.reserved = max(self.peak, self.bytes), max(self.reserved, self.bytes)
+
+    def _remove(self, key: int, size: int) -> None:
+        del self._sizes[key]
+        self.bytes -= size
 
     def forget_peak(self) -> None:
         self.peak = self.bytes
 
     def trim(self) -> None:
-        self.reserved, self.pieces = self.bytes, len(self._sizes())
+        self.reserved = self.bytes
+
+    @property
+    def pieces(self) -> int:
+        """How many there are; an empty one takes no memory."""
+        return sum(map(bool, list(self._sizes.values())))
 
 
 class Cuda:
@@ -391,7 +398,8 @@ class _Mode(TorchFunctionMode):
         if ours or target == "cuda":
             torch.cuda.init()  # torch does, at the first tensor
             self._cuda.touch(func.__name__)
-            self._refuse(func, given, args, kwargs, target)
+            self._refuse(func, [] if self._cuda.device.has_all(known) or not ours else given, args, kwargs, target)
+        if target == "cuda":
             args = tuple(map(_on_cpu, args))
             kwargs = {name: _on_cpu(value) for name, value in kwargs.items()}
         pin = kwargs.pop("pin_memory", False)
@@ -418,9 +426,9 @@ class _Mode(TorchFunctionMode):
     def _refuse(
         self, func: Any, given: list[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], target: str
     ) -> None:
-        """Raise what the real functions raise."""
-        theirs = [it for it in given if it not in self._cuda.device and it.dim() and not it.is_meta]
-        if theirs and len(theirs) < len(given) and func not in _BOTH_SIDES:
+        """Raise what the real functions raise. `given`: tensors of which one at least is on the card."""
+        theirs = any(it not in self._cuda.device and it.dim() and not it.is_meta for it in given)
+        if theirs and func not in _BOTH_SIDES:
             words = "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu!"
             raise RuntimeError(f"{words} (when calling {func.__name__})")
         if func is _TENSOR.__getitem__ and args[0] not in self._cuda.device:
@@ -492,9 +500,10 @@ def _storages(tensor: torch.Tensor) -> list[torch.UntypedStorage]:
     if type(tensor) not in (torch.Tensor, torch.nn.Parameter) and hasattr(tensor, "__tensor_flatten__"):
         # Quantised: a wrapper around others.
         return [it for name in tensor.__tensor_flatten__()[0] for it in _storages(getattr(tensor, name))]
-    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-        return []
-    return [tensor.untyped_storage()]
+    try:
+        return [tensor.untyped_storage()]
+    except NotImplementedError:  # inside of torch.vmap: a wrapper as well
+        return _storages(torch._C._functorch.get_unwrapped(tensor))
 
 
 def _keys(tensor: torch.Tensor) -> list[int]:

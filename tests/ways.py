@@ -171,7 +171,7 @@ def _run(
     engine: LocalEngine, way: Way, task: str = "text2image", previews: list[bytes] | None = None, stop_at: int = 0
 ) -> Generated | Stopped | Failed:
     """One picture. `previews` gets what is shown on the way."""
-    stop, (pictures, fields) = threading.Event(), TASKS[task]
+    stop, brought = threading.Event(), dict[str, Any](TASKS[task][0])
 
     def on_step(step: int, total: int, *shown: bytes) -> None:
         if step == stop_at:
@@ -179,8 +179,8 @@ def _run(
         if previews is not None:
             previews.extend(shown)
 
-    request = request_for(steps=way.steps, **fields)
-    command = Generate(model="a", request=request, previews=int(previews is not None), **pictures)
+    request = request_for(steps=way.steps, **TASKS[task][1])
+    command = Generate(model="a", request=request, previews=int(previews is not None), **brought)
     return engine.generate(command, stop, on_step)
 
 

@@ -148,6 +148,7 @@ def test_what_is_made_on_the_card_is_there(cuda: Cuda) -> None:
     assert not torch.empty_like(inside, device="cpu").is_cuda
     assert not torch.empty(2, device="meta").is_cuda
     assert torch.empty_like(torch.empty(2, device="meta"), device="cuda").is_cuda
+    assert torch.vmap(lambda row: row + 1)(inside).is_cuda
     host = torch.zeros(1, 4)
     assert not host.copy_(inside).is_cuda
     assert not host.is_cuda
