@@ -9,8 +9,9 @@ from types import FrameType
 import structlog
 import uvicorn
 
-from imagegen.app import Service, create_app
+from imagegen.app import create_app
 from imagegen.catalog.catalog import Catalog
+from imagegen.lifecycle import Lifecycle
 from imagegen.settings import Settings
 from imagegen.storage.database import check
 from imagegen.storage.lock import exclusive
@@ -27,9 +28,9 @@ CONNECTION_GRACE_S = 5
 class DrainingServer(uvicorn.Server):
     """Drains at a signal and answers requests meanwhile. uvicorn alone would stop listening first."""
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle) -> None:
         super().__init__(config)
-        self._service = service
+        self._lifecycle = lifecycle
         self._loop: asyncio.AbstractEventLoop | None = None
         self._signals = 0
 
@@ -37,7 +38,7 @@ class DrainingServer(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         # As in other daemons, SIGHUP reloads the configuration. By default it would end the process.
-        self._loop.add_signal_handler(signal.SIGHUP, self._service.reload)
+        self._loop.add_signal_handler(signal.SIGHUP, self._lifecycle.reload)
         if self.started:
             host, port = self.servers[0].sockets[0].getsockname()[:2]
             address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
@@ -45,7 +46,7 @@ class DrainingServer(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Answer requests until the drain has ended: probes and callers that wait for a task need the answers."""
-        return self._service.ended or await super().on_tick(counter)
+        return self._lifecycle.ended or await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Drain at the first signal, put the running task back at the second, close all connections at the third.
@@ -57,7 +58,7 @@ class DrainingServer(uvicorn.Server):
             self.should_exit = True
             self.force_exit = self._signals > 2
         else:
-            act = self._service.begin_drain if self._signals == 1 else self._service.hurry
+            act = self._lifecycle.begin_drain if self._signals == 1 else self._lifecycle.hurry
             self._loop.call_soon_threadsafe(act)
 
 
@@ -77,7 +78,7 @@ def serve(settings: Settings, catalog: Catalog) -> int:
     Raises StoreMisconfigured, DataDirInUse, DataDirUnusable or JournalDamaged.
     """
     app = create_app(settings, catalog)
-    service: Service = app.state.service
+    lifecycle: Lifecycle = app.state.lifecycle
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -87,11 +88,11 @@ def serve(settings: Settings, catalog: Catalog) -> int:
         timeout_graceful_shutdown=CONNECTION_GRACE_S,
         server_header=False,
     )
-    server = DrainingServer(config, service)
+    server = DrainingServer(config, lifecycle)
     _collect_seldom()
     with exclusive(settings.data_dir):
         check(settings.journal_path)
         server.run()
     if not server.started:
         return 1
-    return EXIT_CRASHED if service.crashed else 0
+    return EXIT_CRASHED if lifecycle.crashed else 0

@@ -48,13 +48,13 @@ async def test_eight_tasks_in_one_call_get_the_pictures_that_they_get_one_by_one
     async with start(config=config) as client:
         alone = await pictures(client, first := await submit(client))
         assert await calls(client, first) == [1] * 8
-        models, tasks = client.app.state.services.models, client.app.state.services.tasks
+        device, models = client.app.state.services.device, client.app.state.services.models
         loaded_at = models.current.loaded_at
         assert (await client.patch("/models/tiny", json={"max_batch": 8})).status_code == 200
         alike = likeness(TaskType.TEXT2IMAGE, request_for(), 0)
         assert alike is not None
         for number in (2, 4, 8):  # as if that had been fast
-            tasks._outlooks._payoffs.learn("tiny", alike.kind, number, 1e-6 / number)
+            device.measurements.payoffs.learn("tiny", alike.kind, number, 1e-6 / number)
         together = await pictures(client, second := await submit(client))
         assert await calls(client, second) == [8] * 8
         assert max(abs(one - other).max() for one, other in zip(alone, together, strict=True)) <= 1

@@ -419,7 +419,7 @@ async def test_a_broken_file_keeps_the_old_configuration_and_the_service_ready(s
         assert (await client.post("/config/rollback", json={"version": 1})).status_code == 200
         assert path.read_text() == TEXT
         assert (await client.get("/config/status")).json()["ok"]
-        client.app.state.service.begin_drain()
+        client.app.state.lifecycle.begin_drain()
         assert "event: config_rejected" in (await events).text
 
 

@@ -137,18 +137,18 @@ async def test_large_pictures_are_read_piece_by_piece(client: Client, monkeypatc
 async def test_records_of_earlier_versions_have_the_same_headers(client: Client) -> None:
     url = await picture(client)
     new = dict((await client.get(url)).headers)
-    service = client.app.state.service
-    task = await service._tasks.records.get(re.findall(r"[0-9a-f-]{36}", url)[0])
+    records = client.app.state.services.tasks.records
+    task = await records.get(re.findall(r"[0-9a-f-]{36}", url)[0])
     old = tuple(image.evolve(sha256="", bytes=0) for image in task.images)
-    await service._journal.update(task.evolve(images=old))
+    await records.write(task.evolve(images=old))
     assert dict((await client.get(url)).headers) == new
     assert (await client.get(url, headers={"range": "bytes=0-1"})).status_code == 206
 
 
 async def test_a_picture_that_is_gone_from_where_it_was_is_not_found(client: Client) -> None:
     url = await picture(client)
-    service = client.app.state.service
-    await service._images.delete((await service._tasks.records.get(re.findall(r"[0-9a-f-]{36}", url)[0])).images)
+    services = client.app.state.services
+    await services.images.delete((await services.tasks.records.get(re.findall(r"[0-9a-f-]{36}", url)[0])).images)
     for ask in (client.get, client.head):
         assert (await ask(url)).status_code == 404
 

@@ -82,7 +82,7 @@ async def test_where_two_models_may_be_resident_tasks_alternate_and_each_is_load
             assert {task["status"] for task in ended} == {"completed"}
         begun = [task["started_at"] for task in ended]
         assert begun == sorted(begun)
-        client.app.state.service.begin_drain()
+        client.app.state.lifecycle.begin_drain()
         assert re.findall(r"^event: (\w+)$", (await loads).text, re.MULTILINE) == ["loading", "model_loaded"] * 2
 
 
@@ -155,7 +155,7 @@ async def test_unload_without_waiting_is_accepted_at_once_and_done_after_the_run
         assert (await client.task(task_id))["status"] == "cancelled"
         documented = (await client.get("/openapi.json")).json()["paths"]["/models/unload"]["post"]["responses"]
         assert documented["202"]["content"]["application/json"]["schema"]["$ref"].endswith("/UnloadAccepted")
-        client.app.state.service.begin_drain()
+        client.app.state.lifecycle.begin_drain()
         assert (await client.post("/models/unload", params={"wait": "false"})).json()["code"] == "draining"
 
 
@@ -209,7 +209,7 @@ async def test_everything_that_happens_can_be_followed_and_filtered(start: Start
         for model in "ab":
             task_id = await client.submit(model=model)
             await client.get(f"/task/{task_id}/events")  # until its last one
-        client.app.state.service.begin_drain()
+        client.app.state.lifecycle.begin_drain()
 
         def names(answer: httpx.Response) -> list[str]:
             return re.findall(r"^event: (\w+)$", answer.text, re.MULTILINE)
@@ -239,7 +239,7 @@ async def test_how_far_a_load_is_can_be_asked_and_followed(
             shown.extend(filter(None, [model["load_progress"]]))
             await asyncio.sleep(0.02)
         await its_own
-        client.app.state.service.begin_drain()
+        client.app.state.lifecycle.begin_drain()
         assert model["load_progress"] is None
         assert {progress["bytes_total"] for progress in shown} == {size}
         assert any(0 < progress["bytes_done"] < size for progress in shown)

@@ -23,7 +23,7 @@ async def test_draining_refuses_new_tasks_ends_streams_and_keeps_answering(start
         await client.until(running, "processing")
         stream = asyncio.create_task(client.get(f"/task/{running}/events"))
         await asyncio.sleep(0)
-        client.app.state.service.begin_drain()
+        client.app.state.lifecycle.begin_drain()
         answer = await client.post("/text2image", json={"prompt": "x"})
         assert (answer.status_code, answer.json()["code"]) == (503, "draining")
         assert int(answer.headers["retry-after"]) > 0
@@ -49,16 +49,16 @@ async def test_a_device_fault_in_thread_mode_ends_the_service_and_the_task_is_tr
     models = {"fake": {"fault": "device_fault", "fault_prompt": "poison"}}
     async with start(models=models) as client:
         task_id = await client.submit("poison")
-        while not client.app.state.service.crashed:
+        while not client.app.state.lifecycle.crashed:
             await asyncio.sleep(0.01)
         assert (await client.task(task_id))["status"] == "processing"
     async with start(models=models) as client:
-        while not client.app.state.service.crashed:
+        while not client.app.state.lifecycle.crashed:
             await asyncio.sleep(0.01)
     async with start(models=models) as client:
         task = await client.until(task_id)
         assert (task["status"], task["error_code"], task["attempt"]) == ("failed", "interrupted", 2)
-        assert not client.app.state.service.crashed
+        assert not client.app.state.lifecycle.crashed
 
 
 async def test_a_full_disk_fails_the_task_and_not_the_service(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,4 +207,4 @@ async def test_a_journal_of_a_newer_version_is_left_alone(start: Start, tmp_path
     async with start() as client:
         answer = await client.post("/text2image", json={"prompt": "x"})
         assert (answer.status_code, answer.json()["code"]) == (503, "storage_failed")
-        assert client.app.state.service.crashed
+        assert client.app.state.lifecycle.crashed

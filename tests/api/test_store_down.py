@@ -163,7 +163,7 @@ async def test_what_was_just_made_when_the_service_was_hurried_is_shipped_by_the
         with monkeypatch.context() as patch:
             patch.setattr(DynamicModelManager, "generate", hurried)
             task_id = await client.submit()
-            while not client.app.state.service.ended:
+            while not client.app.state.lifecycle.ended:
                 await asyncio.sleep(0.01)
             assert (await client.task(task_id))["status"] == "processing"
     async with start(store=bucket.address) as client:

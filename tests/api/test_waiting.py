@@ -54,9 +54,9 @@ async def test_nobody_waits_for_a_service_that_stops(start: Start) -> None:
         waiting = asyncio.create_task(client.post("/text2image", json={"prompt": "x"}, headers={"prefer": "wait=100"}))
         while not client.app.state.services.bus.followed:
             await asyncio.sleep(0.01)
-        client.app.state.service.begin_drain()
+        client.app.state.lifecycle.begin_drain()
         assert (await waiting).status_code == 202
-        client.app.state.service.hurry()
+        client.app.state.lifecycle.hurry()
 
 
 async def post_and_go(client: Client, body: dict[str, Any]) -> None:

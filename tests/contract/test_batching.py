@@ -31,7 +31,7 @@ async def batching(root: Path, engine: Engine | None = None, **fields: Any) -> A
         alike = likeness(TaskType.TEXT2IMAGE, request_for(), 0)
         assert alike is not None
         for pictures in (1, 1, 2, 4):
-            house.tasks._outlooks._payoffs.learn("a", alike.kind, pictures, 100 / pictures)
+            house.device.measurements.payoffs.learn("a", alike.kind, pictures, 100 / pictures)
         yield house
 
 

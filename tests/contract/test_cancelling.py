@@ -16,11 +16,11 @@ from imagegen.gpu.engine import Engine, LocalEngine
 from imagegen.gpu.executor import GpuExecutor
 from imagegen.gpu.protocol import EngineOptions
 from imagegen.gpu.worker_engine import WorkerEngine
-from imagegen.models.manager import DynamicModelManager
 from imagegen.models.residency import ModelState
 from imagegen.storage.images import ImageStore
 from imagegen.storage.tasks import TaskJournal
 from imagegen.tasks.admission import Limits, TaskDraft
+from imagegen.tasks.device import Device
 from imagegen.tasks.manager import TaskManager
 from tests.conftest import fake_catalog
 
@@ -41,9 +41,10 @@ class House:
         self.images = ImageStore(root / "images")
         self.executor = GpuExecutor(lambda: engine)
         catalog = fake_catalog(**models)
-        self.models = DynamicModelManager(catalog, self.executor, self.bus, Folders(root, root))
+        self.device = Device(self.executor, catalog, self.bus, Folders(root, root))
+        self.models = self.device.models
         limits = Limits(max_queue=9, max_batch_size=4, max_pixels=10_000)
-        self.tasks = TaskManager(self.models, self.journal, self.images, self.bus, limits, cancel_grace_s=grace_s)
+        self.tasks = TaskManager(self.device, self.journal, self.images, self.bus, limits, cancel_grace_s=grace_s)
 
     async def submit(self, model: str) -> str:
         return (await self.tasks.submit(TaskDraft(type=TaskType.TEXT2IMAGE, model=model, prompt="x"))).id

@@ -18,10 +18,11 @@ from imagegen.gpu.protocol import EngineOptions
 from imagegen.hub.process import OnProgress
 from imagegen.hub.protocol import Fetch, Fetched, Progress, Refused
 from imagegen.hub.puller import ModelPuller, PullState
-from imagegen.models.manager import DynamicModelManager, Folders
+from imagegen.models.manager import Folders
 from imagegen.storage.images import ImageStore
 from imagegen.storage.tasks import TaskJournal
 from imagegen.tasks.admission import Limits, TaskDraft
+from imagegen.tasks.device import Device
 from imagegen.tasks.manager import TaskManager
 from tests.conftest import fake_catalog
 
@@ -39,9 +40,10 @@ class House:
         self.journal = TaskJournal(root / "tasks.sqlite3")
         self.images = ImageStore(root / "images")
         self.executor = GpuExecutor(lambda: LocalEngine(EngineOptions(device="cpu")))
-        self.models = DynamicModelManager(self.catalog, self.executor, self.bus, Folders(root, root))
+        self.device = Device(self.executor, self.catalog, self.bus, Folders(root, root))
+        self.models = self.device.models
         self.puller = ModelPuller(lambda: self.catalog, root, self.bus, self._fetch)
-        self.tasks = TaskManager(self.models, self.journal, self.images, self.bus, LIMITS, puller=self.puller)
+        self.tasks = TaskManager(self.device, self.journal, self.images, self.bus, LIMITS, puller=self.puller)
         self.downloads = 0
         self.fetching = False
         self.tell: OnProgress = lambda progress: None

@@ -22,11 +22,11 @@ from imagegen.core.errors import FailureCode, ModelQuarantined, QueueFull, TaskF
 from imagegen.core.events import EventBus
 from imagegen.core.task import MAX_ATTEMPTS, GenerationTask, TaskStatus, TaskType
 from imagegen.gpu.protocol import Failed
-from imagegen.models.manager import DynamicModelManager
 from imagegen.storage.images import ImageStore
 from imagegen.storage.tasks import TaskFilter, TaskJournal
 from imagegen.tasks.admission import Limits, TaskDraft
 from imagegen.tasks.batching import likeness
+from imagegen.tasks.device import Device
 from imagegen.tasks.life import Loading, Running
 from imagegen.tasks.manager import TaskManager
 from tests.conftest import fake_catalog, request_for
@@ -65,8 +65,9 @@ class Service(RuleBasedStateMachine):
         self.journal = TaskJournal(root / "tasks.sqlite3")
         self.images = ImageStore(root / "images")
         folders = Folders(root, root)
-        self.models = DynamicModelManager(self.catalog, self.executor, self.bus, folders, self.clock)
-        self.tasks = TaskManager(self.models, self.journal, self.images, self.bus, LIMITS, self.clock, cancel_grace_s=0)
+        self.device = Device(self.executor, self.catalog, self.bus, folders, self.clock)
+        self.models = self.device.models
+        self.tasks = TaskManager(self.device, self.journal, self.images, self.bus, LIMITS, cancel_grace_s=0)
         self._learn_what_pays()
         self.running = self.loop.create_task(self.tasks.run())
         self.do(self.tasks.between_tasks(self.journal.count))  # what an earlier run left is queued by then
@@ -76,7 +77,7 @@ class Service(RuleBasedStateMachine):
         alike = likeness(TaskType.TEXT2IMAGE, request_for(guidance_scale=3.5), 0)
         assert alike is not None
         for pictures in (1, 1, 2, 2, 4, 4):
-            self.tasks._outlooks._payoffs.learn("a", alike.kind, pictures, 1 / pictures)
+            self.device.measurements.payoffs.learn("a", alike.kind, pictures, 1 / pictures)
 
     def _close(self) -> None:
         self.running.cancel()

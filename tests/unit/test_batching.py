@@ -1,5 +1,6 @@
 """Who goes along in one call, and how many pictures of a call are found to pay."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from imagegen.core.task import GenerationRequest, GenerationTask, Lora, Replay, TaskType
 from imagegen.tasks.batching import MARGIN, TRY_AGAIN, TRY_AGAIN_IN_MEMORY, Payoffs, calls, companions, likeness
-from imagegen.tasks.estimates import Known, forecast
+from imagegen.tasks.estimates import Now, forecast
 from imagegen.tasks.life import LiveTask
 from imagegen.tasks.queue import USUAL, Costs, Current, Fairness, Likeness, TaskTicket
 from tests.conftest import SCRIPTED, request_for
@@ -218,10 +219,25 @@ def test_what_is_left_after_three_runs_is_what_pays(one: float, two: float) -> N
 # -- what follows for forecasts ----------------------------------------------------------------------------------------
 
 
+class CallsOfThree:
+    """Calls of up to three pictures, which take half the time of single ones."""
+
+    def work_s(self, ticket: TaskTicket) -> float:
+        return 2.0 * ticket.pictures
+
+    def most(self, ticket: TaskTicket) -> int:
+        return 3
+
+    def share(self, ticket: TaskTicket, pictures: int) -> float:
+        return 0.5 if pictures > 1 else 1.0
+
+    def stays(self, model: str, residents: Sequence[str]) -> Sequence[str]:
+        return ()
+
+
 def test_those_who_go_along_are_expected_to_begin_and_end_together() -> None:
-    known = Known(Current("a"), Costs({}, {}), 0, Fairness(), 0.0, lambda ticket: 2.0 * ticket.pictures)
-    known = known._replace(most=lambda ticket: 3, share=lambda ticket, pictures: 0.5 if pictures > 1 else 1.0)
-    told = forecast([ticket(1), ticket(2, alike=None), ticket(3), ticket(4), ticket(5)], known)
+    now = Now(Current("a"), Costs({}, {}), 0, Fairness(), 0.0)
+    told = forecast([ticket(1), ticket(2, alike=None), ticket(3), ticket(4), ticket(5)], now, CallsOfThree())
     times = {task_id: (it.start_s, it.finish_s, it.position) for task_id, it in told.items()}
     assert times == {
         "task-1": (0, 3, 0),

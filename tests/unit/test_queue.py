@@ -439,13 +439,22 @@ def test_a_calm_service_answers_in_order_of_arrival() -> None:
 
 
 class Device:
-    """What the queue asks about: residency and time."""
+    """The situation that the queue reads: residency and time."""
 
-    def __init__(self, current: Current = Current(None), now: float = 0) -> None:  # noqa: B008 - a value
-        self.current, self.now = current, now
+    def __init__(self, resident: Current = Current(None), now: float = 0) -> None:  # noqa: B008 - a value
+        self.resident, self.now = resident, now
+
+    def current(self) -> Current:
+        return self.resident
+
+    def costs(self) -> Costs:
+        return COSTS
+
+    def fairness(self) -> Fairness:
+        return Fairness()
 
     def queue(self, *tickets: TaskTicket) -> TaskQueue:
-        queue = TaskQueue(lambda: self.current, lambda: COSTS, lambda: self.now)
+        queue = TaskQueue(self, lambda: self.now)
         for each in tickets:
             queue.put_nowait(each)
         return queue
@@ -477,7 +486,7 @@ def test_of_the_models_that_must_be_loaded_the_one_whose_tasks_come_first_is_kno
 async def test_what_is_resident_is_asked_when_a_task_is_taken_not_when_it_comes() -> None:
     device = Device(Current("a"))
     queue = device.queue(ticket(1, "a"), ticket(2, "b"))
-    device.current = Current("b")
+    device.resident = Current("b")
     taken = await queue.get()
     assert isinstance(taken, TaskTicket)
     assert taken.model == "b"

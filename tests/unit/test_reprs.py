@@ -12,7 +12,7 @@ from imagegen.gpu.protocol import EngineOptions
 from imagegen.gpu.worker_engine import WorkerEngine
 from imagegen.loaders import SPECS
 from imagegen.settings import Settings
-from imagegen.tasks.queue import ControlTicket, Costs, Current, TaskQueue, TaskTicket
+from imagegen.tasks.queue import ControlTicket, Costs, Current, Fairness, TaskQueue, TaskTicket
 from tests.conftest import fake_config
 
 
@@ -29,8 +29,19 @@ def service(tmp_path: Path) -> Service:
     return Service(settings, load_catalog(config, SPECS))
 
 
+class NothingMeasured:
+    def current(self) -> Current:
+        return Current(None)
+
+    def costs(self) -> Costs:
+        return Costs()
+
+    def fairness(self) -> Fairness:
+        return Fairness()
+
+
 def queue() -> TaskQueue:
-    queue = TaskQueue(lambda: Current(None), Costs, lambda: 0)
+    queue = TaskQueue(NothingMeasured(), lambda: 0)
     queue.put_nowait(ControlTicket(1, nothing))
     for number in range(2):
         queue.put_nowait(TaskTicket(0, number, str(number), "a", since=0))

@@ -25,10 +25,10 @@ from imagegen.core.errors import (
 from imagegen.core.events import EventBus, TaskMoved, TaskQueued
 from imagegen.core.task import GenerationTask, InputPictures, StoredImage, TaskStatus, TaskType
 from imagegen.gpu.protocol import Failed
-from imagegen.models.manager import DynamicModelManager
 from imagegen.storage.images import FileStore, ImageStore
 from imagegen.storage.tasks import Claim, TaskFilter, TaskJournal
 from imagegen.tasks.admission import Limits, TaskDraft
+from imagegen.tasks.device import Device
 from imagegen.tasks.manager import TaskManager
 from tests.conftest import SCRIPTED, fake_catalog
 from tests.scripted import BROKEN, CRASH, FULL, MAX_BATCH, Clock, ScriptedExecutor
@@ -100,10 +100,9 @@ class House:
         self.journal = GatedJournal(root / "tasks.sqlite3")
         self.images = ImageStore(root / "images", bucket)
         catalog = fake_catalog(**({"a": {"max_batch": MAX_BATCH}, "b": {}} | models))
-        self.models = DynamicModelManager(catalog, self.engine, self.bus, Folders(root, root), self.clock)
-        self.tasks = TaskManager(
-            self.models, self.journal, self.images, self.bus, LIMITS, self.clock, cancel_grace_s=3600
-        )
+        self.device = Device(self.engine, catalog, self.bus, Folders(root, root), self.clock)
+        self.models = self.device.models
+        self.tasks = TaskManager(self.device, self.journal, self.images, self.bus, LIMITS, cancel_grace_s=3600)
 
     async def submit(self, model: str = "a", **fields: Any) -> str:
         return (await self.tasks.submit(draft(model, **fields))).id

@@ -13,6 +13,7 @@ from imagegen.models.manager import DynamicModelManager
 from imagegen.service.image_service import ImageService
 from imagegen.settings import Settings
 from imagegen.storage.images import ImageStore
+from imagegen.tasks.device import Device
 from imagegen.tasks.manager import TaskManager
 from imagegen.webhooks.sender import WebhookSender
 
@@ -24,12 +25,16 @@ class Services:
     settings: Settings
     service: ImageService
     tasks: TaskManager
-    models: DynamicModelManager
+    device: Device
     puller: ModelPuller
     images: ImageStore
     bus: EventBus
     writer: CatalogWriter
     webhooks: WebhookSender
+
+    @property
+    def models(self) -> DynamicModelManager:
+        return self.device.models
 
 
 def services_of(request: Request) -> Services:

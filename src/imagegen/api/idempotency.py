@@ -13,7 +13,7 @@ from imagegen.core.task import TaskType
 from imagegen.service.image_service import ImageService
 from imagegen.storage.tasks import Claim
 from imagegen.tasks.admission import TaskDraft
-from imagegen.tasks.manager import Once
+from imagegen.tasks.manager import Accepted
 
 REPLAYED_HEADER = {
     "description": "`true`: an earlier request with the same Idempotency-Key made this task.",
@@ -29,7 +29,7 @@ class _Submitter:
         self._who = who
         self._key = key
 
-    async def submit(self, draft: TaskDraft, body: BaseModel) -> Once:
+    async def submit(self, draft: TaskDraft, body: BaseModel) -> Accepted:
         """Submit a draft. A key belongs to one `body`: with another one it raises KeyReused."""
         if self._key is None:
             return await self._service.submit(self._who, draft)

@@ -14,7 +14,7 @@ from imagegen.core.errors import TaskFinished, TaskNotFound
 from imagegen.core.owner import Owner
 from imagegen.core.receipt import receipt_of
 from imagegen.core.task import GenerationTask, TaskStatus
-from imagegen.tasks.manager import Once
+from imagegen.tasks.manager import Accepted
 
 #: The longest wait in seconds. Proxies give up long before.
 MAX_WAIT_S = 600
@@ -40,13 +40,13 @@ class _Caller:
         self._who = who
         self._wait_s = wait_s
 
-    async def answer(self, once: Once, *, cancel: bool = False) -> Response:
+    async def answer(self, accepted: Accepted, *, cancel: bool = False) -> Response:
         """202, or 200 with the task if it ends while the caller waits.
 
         `cancel`: cancel the task if the caller disconnects while it waits.
         """
-        response = await self._answer(once.task, cancel=cancel)
-        if once.repeated:
+        response = await self._answer(accepted.task, cancel=cancel)
+        if accepted.repeated:
             response.headers["Idempotency-Replayed"] = "true"
         return response
 

@@ -211,9 +211,9 @@ async def _run(draft: TaskDraft, settings: Settings, catalog: Catalog) -> tuple[
     # Imported here: the other commands do not need FastAPI.
     from imagegen.app import Service
 
-    running = Service(settings, catalog)
-    service, images = running.services.service, running.services.images
-    async with running.run():
+    made = Service(settings, catalog)
+    service, images = made.services.service, made.services.images
+    async with made.lifecycle.run():
         try:
             task = (await service.submit(ANYONE, draft)).task
         except ImagegenError as error:

@@ -19,7 +19,7 @@ from imagegen.core.owner import Owner
 from imagegen.core.task import GenerationTask, TaskStatus
 from imagegen.storage.tasks import Claim, Page, TaskFilter
 from imagegen.tasks.admission import TaskDraft
-from imagegen.tasks.manager import Once, TaskManager
+from imagegen.tasks.manager import Accepted, TaskManager
 from imagegen.tasks.outlooks import Plan
 
 
@@ -32,7 +32,7 @@ class ImageService:
 
     # -- making tasks -------------------------------------------------------------------------------------------------
 
-    async def submit(self, who: Owner, draft: TaskDraft, claim: Claim | None = None) -> Once:
+    async def submit(self, who: Owner, draft: TaskDraft, claim: Claim | None = None) -> Accepted:
         """Accept a task: once this returns it is on disk and will run.
 
         With a claim, an earlier request with the same key returns its task instead. Raises ImagegenError with the
@@ -40,13 +40,13 @@ class ImageService:
         """
         draft = draft.evolve(owner=who.name)
         if claim is None:
-            return Once(await self._tasks.submit(draft), repeated=False)
+            return Accepted(await self._tasks.submit(draft), repeated=False)
         return await self._tasks.submit_once(draft, claim._replace(owner=who.name))
 
-    async def replay(self, who: Owner, task_id: str) -> Once:
+    async def replay(self, who: Owner, task_id: str) -> Accepted:
         """Accept a task that makes the pictures of another one again. Raises TaskNotFound, NoReceipt; as submit()."""
         await self.task(who, task_id)
-        return Once(await self._tasks.replay(task_id), repeated=False)
+        return Accepted(await self._tasks.replay(task_id), repeated=False)
 
     async def plan(self, who: Owner, draft: TaskDraft) -> Plan:
         """What would happen to a request. Raises ImagegenError if it would be refused for ever."""

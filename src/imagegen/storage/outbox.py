@@ -48,9 +48,9 @@ class Outbox:
     """Stores and finds deliveries. Durable writes raise StorageFull or StorageFailed when the disk refuses."""
 
     def __init__(self, database: Database, render: Render | None = None) -> None:
-        """Without `render` no deliveries are created."""
         self._database = database
-        self._render = render
+        #: Renders the body of a webhook; without it no deliveries are created.
+        self.render = render
         self._tell: Callable[[], None] = _nobody
 
     # -- creating -----------------------------------------------------------------------------------------------------
@@ -61,7 +61,7 @@ class Outbox:
         return [born for task, event in events if (born := self._born(task, event)) is not None]
 
     def _born(self, task: GenerationTask, event: WebhookEvent) -> Delivery | None:
-        if self._render is None or task.webhook is None or event not in task.webhook.events:
+        if self.render is None or task.webhook is None or event not in task.webhook.events:
             return None
         now = datetime.now(UTC)
         return Delivery(
@@ -69,7 +69,7 @@ class Outbox:
             task_id=task.id,
             event=event,
             url=task.webhook.url,
-            payload=self._render(task, event, now),
+            payload=self.render(task, event, now),
             created_at=now,
         )
 

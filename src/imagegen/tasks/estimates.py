@@ -1,13 +1,13 @@
 """Estimates: measured times of pictures, and forecasts of when waiting tasks run. Pure, except for `Paces`."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from imagegen.core.task import GenerationRequest
 from imagegen.tasks.batching import calls
-from imagegen.tasks.queue import Costs, Current, Fairness, Stays, TaskTicket, foremost, lanes, next_model
+from imagegen.tasks.queue import Costs, Current, Fairness, TaskTicket, Work, foremost, lanes, next_model
 
 #: Remembered sizes of each model.
 MAX_SIZES = 64
@@ -36,8 +36,9 @@ class Paces:
 
     def learn(self, model: str, request: GenerationRequest, seconds: float) -> None:
         """Record the seconds of a call with one task."""
-        sizes, shape = self._step_s.setdefault(model, OrderedDict()), _shape(request)
-        sizes[shape] = _smooth(sizes.pop(shape, None), seconds / _steps(request))
+        work = Work.of(request)
+        sizes, shape = self._step_s.setdefault(model, OrderedDict()), _shape(work)
+        sizes[shape] = _smooth(sizes.pop(shape, None), seconds / work.steps)
         if len(sizes) > MAX_SIZES:
             sizes.popitem(last=False)
         self._work_s[model] = _smooth(self._work_s.get(model), seconds)
@@ -48,21 +49,17 @@ class Paces:
         for request in requests:
             self._work_s[model] = _smooth(self._work_s.get(model), seconds * request.batch_size / pictures)
 
-    def expect(self, model: str, request: GenerationRequest) -> float | None:
-        """Seconds that a task will take, in proportion to the nearest measured size; None: no size was measured."""
-        sizes, shape = self._step_s.get(model), _shape(request)
+    def expect(self, model: str, work: Work) -> float | None:
+        """Seconds that work will take, in proportion to the nearest measured size; None: no size was measured."""
+        sizes, shape = self._step_s.get(model), _shape(work)
         if not sizes:
             return None
         nearest = min(sizes, key=lambda known: (known.from_picture != shape.from_picture, _apart(known, shape)))
-        return sizes[nearest] * shape.pixels / nearest.pixels * _steps(request)
+        return sizes[nearest] * shape.pixels / nearest.pixels * work.steps
 
 
-def _shape(request: GenerationRequest) -> Shape:
-    return Shape(request.size.pixels, request.strength is not None)
-
-
-def _steps(request: GenerationRequest) -> float:
-    return request.steps * request.batch_size * (request.strength or 1)
+def _shape(work: Work) -> Shape:
+    return Shape(work.pixels, work.from_picture)
 
 
 def _smooth(before: float | None, latest: float) -> float:
@@ -84,8 +81,8 @@ class Forecast(NamedTuple):
     measured: bool
 
 
-class Known(NamedTuple):
-    """What a forecast is computed from."""
+class Now(NamedTuple):
+    """The state from which a forecast begins."""
 
     current: Current
     costs: Costs
@@ -93,55 +90,69 @@ class Known(NamedTuple):
     fairness: Fairness
     #: Seconds until the running call ends; None: unknown.
     busy_s: float | None
-    #: Seconds that a waiting task takes in a call of its own; None: unknown.
-    work_s: Callable[[TaskTicket], float | None]
-    #: The most pictures of a call that starts with this ticket.
-    most: Callable[[TaskTicket], int] = lambda ticket: 1
-    #: The time of a call with so many pictures, as a share of the time of as many single calls.
-    share: Callable[[TaskTicket, int], float] = lambda ticket, pictures: 1.0
-    stays: Stays = lambda model, residents: ()
-
-    def call_s(self, call: Sequence[TaskTicket]) -> float | None:
-        """Seconds of a call that these tasks share; None: unknown."""
-        alone_s = [work_s for ticket in call if (work_s := self.work_s(ticket)) is not None]
-        share = self.share(call[0], sum(ticket.pictures for ticket in call))
-        return sum(alone_s) * share if len(alone_s) == len(call) else None
 
 
-def forecast(ready: Iterable[TaskTicket], known: Known) -> dict[str, Forecast]:
+class Expectations(Protocol):
+    """What a forecast expects of tasks and models."""
+
+    def work_s(self, ticket: TaskTicket) -> float | None:
+        """Seconds that a waiting task takes in a call of its own; None: unknown."""
+        ...
+
+    def most(self, ticket: TaskTicket) -> int:
+        """The most pictures of a call that starts with this ticket."""
+        ...
+
+    def share(self, ticket: TaskTicket, pictures: int) -> float:
+        """The time of a call with so many pictures, as a share of the time of as many single calls."""
+        ...
+
+    def stays(self, model: str, residents: Sequence[str]) -> Sequence[str]:
+        """The models of `residents` that a load of `model` leaves in memory."""
+        ...
+
+
+def forecast(ready: Iterable[TaskTicket], at: Now, expected: Expectations) -> dict[str, Forecast]:
     """The forecasts of all waiting tasks, by task id, in the order in which `choose` would take them."""
     told: dict[str, Forecast] = {}
-    clock, measured, current = known.busy_s or 0.0, known.busy_s is not None, known.current
-    for call in calls(order(ready, known), known.most):
-        ticket, work_s = call[0], known.call_s(call)
+    clock, measured, current = at.busy_s or 0.0, at.busy_s is not None, at.current
+    for call in calls(order(ready, at, expected), expected.most):
+        ticket, work_s = call[0], _call_s(call, expected)
         if ticket.model not in current.models:
-            clock += known.costs.swap(ticket.model)
-            measured = measured and ticket.model in known.costs.load_s
-        current = current.then(ticket.model, 0, known.stays)
+            clock += at.costs.swap(ticket.model)
+            measured = measured and ticket.model in at.costs.load_s
+        current = current.then(ticket.model, 0, expected.stays)
         start_s, started = clock, measured
-        clock += known.costs.work(ticket.model) * len(call) if work_s is None else work_s
+        clock += at.costs.work(ticket.model) * len(call) if work_s is None else work_s
         measured = measured and work_s is not None
         for ticket in call:
             told[ticket.task_id] = Forecast(len(told), start_s, clock, started and measured)
     return told
 
 
-def order(ready: Iterable[TaskTicket], known: Known) -> Iterator[TaskTicket]:
+def _call_s(call: Sequence[TaskTicket], expected: Expectations) -> float | None:
+    """Seconds of a call that these tasks share; None: unknown."""
+    alone_s = [work_s for ticket in call if (work_s := expected.work_s(ticket)) is not None]
+    share = expected.share(call[0], sum(ticket.pictures for ticket in call))
+    return sum(alone_s) * share if len(alone_s) == len(call) else None
+
+
+def order(ready: Iterable[TaskTicket], at: Now, expected: Expectations) -> Iterator[TaskTicket]:
     """Tickets in the order in which `choose` would take them. Priorities are raised by the waiting until now only."""
-    left, current, now = sorted(ready), known.current, known.now + (known.busy_s or 0)
-    first = foremost(left, now, known.fairness) if left else []
+    left, current, now = sorted(ready), at.current, at.now + (at.busy_s or 0)
+    first = foremost(left, now, at.fairness) if left else []
     taken = {ticket.task_id for ticket in first}
     others = (ticket for ticket in left if ticket.task_id not in taken)
     for group in (first, *(list(tickets) for _, tickets in groupby(others, key=lambda ticket: ticket.priority))):
         waiting = lanes(group)
         while waiting:
-            model = next_model(waiting, current, known.costs, now, known.fairness)
+            model = next_model(waiting, current, at.costs, now, at.fairness)
             ticket = waiting[model].popleft()
             if not waiting[model]:
                 del waiting[model]
             yield ticket
-            now += known.costs.work(model) + (0 if model in current.models else known.costs.swap(model))
-            current = current.then(model, known.costs.work(model), known.stays)
+            now += at.costs.work(model) + (0 if model in current.models else at.costs.swap(model))
+            current = current.then(model, at.costs.work(model), expected.stays)
 
 
 def remaining_s(expected_s: float | None, steps: tuple[int, int], spent_s: float) -> float | None:

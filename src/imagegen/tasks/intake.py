@@ -2,7 +2,6 @@
 
 import asyncio
 import secrets
-from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -11,15 +10,14 @@ import structlog
 from imagegen.core.errors import Draining, FailureCode, KeyReused, ModelQuarantined, QueueFull
 from imagegen.core.events import EventBus, TaskQueued
 from imagegen.core.task import MAX_ATTEMPTS, MAX_SEED, GenerationRequest, GenerationTask, InputPictures
-from imagegen.models.manager import DynamicModelManager
 from imagegen.storage.images import ImageStore
 from imagegen.storage.tasks import Claim, Claimed, TaskJournal
 from imagegen.tasks.admission import Limits, TaskDraft, admit, draft_of, new_task
 from imagegen.tasks.batching import likeness
+from imagegen.tasks.device import Device
 from imagegen.tasks.life import LiveTask, Saving
 from imagegen.tasks.outlooks import Outlooks, Plan
 from imagegen.tasks.parking import Parking
-from imagegen.tasks.queue import TaskQueue
 from imagegen.tasks.records import Records
 
 log = structlog.get_logger(__name__)
@@ -28,7 +26,7 @@ log = structlog.get_logger(__name__)
 RETRY_AFTER_DRAIN_S = 10
 
 
-class Once(NamedTuple):
+class Accepted(NamedTuple):
     """The task of a request that may have been sent before."""
 
     task: GenerationTask
@@ -41,27 +39,25 @@ class Intake:
 
     def __init__(
         self,
-        queue: TaskQueue,
+        device: Device,
         parking: Parking,
         records: Records,
         outlooks: Outlooks,
-        models: DynamicModelManager,
         journal: TaskJournal,
         images: ImageStore,
         bus: EventBus,
         limits: Limits,
-        clock: Callable[[], float],
     ) -> None:
-        self._queue = queue
+        self._queue = device.queue
+        self._models = device.models
+        self._clock = device.clock
         self._parking = parking
         self._records = records
         self._outlooks = outlooks
-        self._models = models
         self._journal = journal
         self._images = images
         self._bus = bus
         self._limits = limits
-        self._clock = clock
         #: Tasks that are being written to the journal, and will then be enqueued.
         self._arriving = 0
         self._closed = False
@@ -87,14 +83,14 @@ class Intake:
         assert isinstance(stored, GenerationTask)  # without a claim nothing can be claimed already
         return stored
 
-    async def submit_once(self, draft: TaskDraft, claim: Claim) -> Once:
+    async def submit_once(self, draft: TaskDraft, claim: Claim) -> Accepted:
         # The key is looked up first, so that a full queue does not refuse a task that is in it already.
         stored = await self._journal.claimed(claim.key, claim.owner) or await self._submit(draft, claim)
         if isinstance(stored, GenerationTask):
-            return Once(stored, repeated=False)
+            return Accepted(stored, repeated=False)
         if stored.digest != claim.digest:
             raise KeyReused
-        return Once(await self._records.get(stored.task_id), repeated=True)
+        return Accepted(await self._records.get(stored.task_id), repeated=True)
 
     async def replay(self, task_id: str) -> GenerationTask:
         task = await self._records.get(task_id)

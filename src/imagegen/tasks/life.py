@@ -9,7 +9,7 @@ from typing import Self, TypeVar
 from imagegen.core.provenance import Provenance
 from imagegen.core.task import MAX_ATTEMPTS, Failure, GenerationTask, StoredImage, TaskStatus
 from imagegen.tasks.batching import likeness
-from imagegen.tasks.queue import Likeness, TaskTicket
+from imagegen.tasks.queue import Likeness, TaskTicket, Work
 
 
 class IllegalTransition(RuntimeError):
@@ -176,10 +176,9 @@ class LiveTask:
 
     def ticket(self) -> TaskTicket:
         """The ticket that stands for it in the queue."""
-        it = self._record
-        return TaskTicket(
-            it.priority, it.sequence, it.id, it.model, self.since, self.likeness, pictures=it.request.batch_size
-        )
+        it, work = self._record, Work.of(self._record.request)
+        pictures = it.request.batch_size
+        return TaskTicket(it.priority, it.sequence, it.id, it.model, self.since, self.likeness, pictures, work)
 
     def is_late(self, now: float) -> bool:
         """Whether it has missed its deadline. A task that was attempted once cannot miss it any more."""

@@ -1,27 +1,25 @@
-"""TaskManager: the interface to all tasks. It owns the queue and three parts: Intake, Runner and Stopping."""
+"""TaskManager: the interface to all tasks. Its three parts are: Intake, Runner and Stopping."""
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from imagegen.core.events import EventBus
 from imagegen.core.task import GenerationTask
 from imagegen.hub.puller import ModelPuller, Pull
-from imagegen.models.manager import DynamicModelManager
 from imagegen.storage.images import ImageStore
 from imagegen.storage.tasks import Claim, TaskJournal
 from imagegen.tasks.admission import Limits, TaskDraft
-from imagegen.tasks.intake import Intake, Once
+from imagegen.tasks.device import Device
+from imagegen.tasks.intake import Accepted, Intake
 from imagegen.tasks.life import Saving
 from imagegen.tasks.outlooks import Outlook, Outlooks, Plan
 from imagegen.tasks.parking import Parking
-from imagegen.tasks.queue import TaskQueue
 from imagegen.tasks.records import Records
 from imagegen.tasks.runner import Runner
 from imagegen.tasks.stopping import Stopping
 
-__all__ = ["Once", "TaskManager"]
+__all__ = ["Accepted", "TaskManager"]
 
 T = TypeVar("T")
 
@@ -31,33 +29,27 @@ class TaskManager:
 
     def __init__(
         self,
-        models: DynamicModelManager,
+        device: Device,
         journal: TaskJournal,
         images: ImageStore,
         bus: EventBus,
         limits: Limits,
-        clock: Callable[[], float] = time.monotonic,
         puller: ModelPuller | None = None,
         cancel_grace_s: float = 5,
     ) -> None:
         """Without a puller no weights are pulled, whatever the catalog says."""
+        self._device = device
         records = self.records = Records(journal, images, bus)
-        outlooks = self._outlooks = Outlooks(
-            records.live, lambda: self._runner.call, lambda: self._queue, models, bus, clock
-        )
-        queue = self._queue = TaskQueue(outlooks.current, outlooks.costs, clock, outlooks.fairness)
-        parking = self._parking = Parking(models, puller, bus)
-        intake = self._intake = Intake(queue, parking, records, outlooks, models, journal, images, bus, limits, clock)
-        runner = self._runner = Runner(intake, queue, parking, records, outlooks, models, journal, images, bus, clock)
-        self._stopping = Stopping(
-            intake, runner, queue, parking, records, outlooks, models, images, clock, cancel_grace_s
-        )
+        outlooks = self._outlooks = Outlooks(records.live, device, bus)
+        parking = self._parking = Parking(device.models, puller, bus)
+        intake = self._intake = Intake(device, parking, records, outlooks, journal, images, bus, limits)
+        runner = self._runner = Runner(device, intake, parking, records, outlooks, journal, images, bus)
+        self._stopping = Stopping(device, intake, runner, parking, records, outlooks, images, cancel_grace_s)
 
     def __repr__(self) -> str:
         state = "DRAINING" if self.draining else "OPEN"
-        return (
-            f"<TaskManager [{state}, Waiting: {self.queue_size}, Live: {len(self.records.live)}, {self._runner.call}]>"
-        )
+        live, call = len(self.records.live), self._device.call
+        return f"<TaskManager [{state}, Waiting: {self.queue_size}, Live: {live}, {call}]>"
 
     # -- accepting ----------------------------------------------------------------------------------------------------
 
@@ -65,7 +57,7 @@ class TaskManager:
         """Accept a task. Once this returns, it is on disk and will run. Raises ImagegenError if it is refused."""
         return await self._intake.submit(draft)
 
-    async def submit_once(self, draft: TaskDraft, claim: Claim) -> Once:
+    async def submit_once(self, draft: TaskDraft, claim: Claim) -> Accepted:
         """Like `submit`, unless an earlier request with the claim's key has made a task. Also raises KeyReused."""
         return await self._intake.submit_once(draft, claim)
 
@@ -95,7 +87,7 @@ class TaskManager:
 
     def is_running(self, model: str) -> bool:
         """Whether the call under way is one of this model."""
-        return self._runner.call is not None and self._runner.call.model == model
+        return self._device.call is not None and self._device.call.model == model
 
     def waits_for_store(self, task_id: str) -> bool:
         """Whether the task's pictures are made and wait until the store of pictures can be reached."""

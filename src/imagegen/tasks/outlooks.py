@@ -1,20 +1,18 @@
 """Outlooks: the positions and expected times of tasks, and the events that report them."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from math import ceil
 from typing import NamedTuple
 
-from imagegen.core.errors import FailureCode
 from imagegen.core.events import EventBus, TaskMoved
 from imagegen.core.task import GenerationRequest, TaskStatus
-from imagegen.models.manager import DynamicModelManager
-from imagegen.tasks.batching import Payoffs
 from imagegen.tasks.call import Call
-from imagegen.tasks.estimates import Forecast, Known, Paces, forecast, remaining_s
+from imagegen.tasks.device import Device
+from imagegen.tasks.estimates import Forecast, Now, forecast, remaining_s
 from imagegen.tasks.life import LiveTask, Queued
-from imagegen.tasks.queue import Costs, Current, Fairness, Likeness, TaskQueue, TaskTicket
+from imagegen.tasks.queue import Likeness, TaskTicket, Work
 
 #: Seconds after which the forecast of the queue is computed again. A change of the queue discards it at once.
 FORECAST_LASTS_S = 1
@@ -48,76 +46,17 @@ class Plan(NamedTuple):
 
 
 class Outlooks:
-    """Owns the measured times of calls, and reads everything else. Belongs to TaskManager."""
+    """Computes forecasts of the queue of a device and publishes changed positions. Belongs to TaskManager."""
 
-    def __init__(
-        self,
-        active: Mapping[str, LiveTask],
-        running: Callable[[], Call | None],
-        queue: Callable[[], TaskQueue],
-        models: DynamicModelManager,
-        bus: EventBus,
-        clock: Callable[[], float],
-    ) -> None:
+    def __init__(self, active: Mapping[str, LiveTask], device: Device, bus: EventBus) -> None:
         """`active`: all tasks that have not ended, by id."""
         self._active = active
-        self._running = running
-        self._queue = queue
-        self._models = models
+        self._device = device
         self._bus = bus
-        self._clock = clock
-        self._paces = Paces()
-        self._payoffs = Payoffs()
         #: When the forecast was computed, and the forecasts by task id.
         self._forecast: tuple[float, dict[str, Forecast]] | None = None
         #: The timer of the next events about changed positions.
         self._look: asyncio.TimerHandle | None = None
-
-    # -- measured times -----------------------------------------------------------------------------------------------
-
-    def learn(self, call: Call, seconds: float) -> None:
-        """Record the seconds of a call that succeeded."""
-        model, first, pictures = call.model, call.first.record.request, call.pictures
-        if call.together:
-            self._paces.learn_together(model, call.requests, seconds)
-        else:
-            self._paces.learn(model, first, seconds)
-        if call.likeness is not None:
-            in_call = pictures if call.together else 1
-            self._payoffs.learn(model, call.likeness.kind, in_call, seconds / pictures)
-
-    def failed(self, call: Call, code: FailureCode) -> None:
-        """Record that a call failed. If it made several pictures, the next calls are smaller."""
-        if call.likeness is not None and call.together:
-            too_large = code is FailureCode.OUT_OF_MEMORY
-            self._payoffs.failed(call.model, call.likeness.kind, call.pictures, too_large=too_large)
-
-    def most(self, ticket: TaskTicket) -> int:
-        """The most pictures of a call that starts with this ticket, by what has paid so far."""
-        model, alike = ticket.model, ticket.likeness
-        models = self._models.catalog.models
-        if alike is None or model not in models or models[model].max_batch == 1:
-            return 1
-        if (resident := self._models.resident(model)) is not None:
-            self._payoffs.loaded(model, resident.loaded_at)
-        return self._payoffs.most(model, alike.kind, models[model].max_batch, ticket.pictures)
-
-    def _share(self, ticket: TaskTicket, pictures: int) -> float:
-        return self._payoffs.share(ticket.model, ticket.likeness.kind, pictures) if ticket.likeness else 1
-
-    # -- what `choose` is given ---------------------------------------------------------------------------------------
-
-    def current(self) -> Current:
-        models = [resident.model for resident in self._models.residents]
-        return Current(models[0], self._models.served_s, tuple(models[1:])) if models else Current(None)
-
-    def costs(self) -> Costs:
-        loads = {model: self._models.switch_seconds(model) for model in self._models.catalog.models}
-        return Costs({model: s for model, s in loads.items() if s is not None}, dict(self._paces.work_s))
-
-    def fairness(self) -> Fairness:
-        settings = self._models.catalog.settings
-        return Fairness(settings.patience_swaps, settings.quantum_swaps, settings.ageing_minutes * 60)
 
     # -- forecasts ----------------------------------------------------------------------------------------------------
 
@@ -127,21 +66,21 @@ class Outlooks:
         if active is None or active.ending:
             return None
         if active.record.status is TaskStatus.PROCESSING:
-            call = self._running()
+            call = self._device.call
             runs = call is not None and active in call.members
             busy_s = self._busy_s() if runs else 0  # outside the call only its files remain to be written
             return Outlook(None, active.record.started_at, _after(busy_s))
         if (told := self._forecasts().get(task_id)) is not None:
             return _outlook(told)
-        return Outlook(self._queue().position(active.ticket()))
+        return Outlook(self._device.queue.position(active.ticket()))
 
     def plan(self, model: str, request: GenerationRequest, priority: int, alike: Likeness | None) -> Plan:
         """The plan of a request that is not enqueued."""
         return Plan(
             model=model,
             request=request,
-            evicts=self._models.victims(model),
-            load_s=0 if self._models.resident(model) else self._models.switch_seconds(model),
+            evicts=self._device.models.victims(model),
+            load_s=0 if self._device.models.resident(model) else self._device.models.switch_seconds(model),
             outlook=_outlook(self._forecast_with(model, request, priority, alike)),
         )
 
@@ -152,50 +91,45 @@ class Outlooks:
 
     def _busy_s(self) -> float | None:
         """Seconds until the running call ends; 0: none runs; None: unknown."""
-        call = self._running()
+        call = self._device.call
         if call is None:
             return 0
-        spent_s, expected_s = self._clock() - call.since, self._expect(call)
+        spent_s, expected_s = self._device.clock() - call.since, self._expect(call)
         if call.began:
             return remaining_s(expected_s, call.steps, spent_s)
-        load_s = self._models.switch_seconds(call.model)
+        load_s = self._device.models.switch_seconds(call.model)
         return None if load_s is None or expected_s is None else max(0.0, load_s - spent_s) + expected_s
 
     def _expect(self, call: Call) -> float | None:
-        model, alike = call.model, call.likeness
-        one_s = self._paces.expect(model, call.first.record.request)
-        if one_s is None or not call.together or alike is None:
+        measured, first = self._device.measurements, call.first
+        one_s = measured.expect(call.model, Work.of(first.record.request))
+        if one_s is None or not call.together:
             return one_s
-        pictures = call.pictures
-        all_s = one_s * pictures / call.first.record.request.batch_size
-        return all_s * self._payoffs.share(model, alike.kind, pictures)
+        all_s = one_s * call.pictures / first.record.request.batch_size
+        return all_s * measured.share(first.ticket(), call.pictures)
 
-    def _known(self) -> Known:
-        running, current = self._running(), self.current()
-        if running is not None:
-            current = current.then(running.model, 0, self._models.stays)
-
-        def work_s(ticket: TaskTicket) -> float | None:
-            return self._paces.expect(ticket.model, self._active[ticket.task_id].record.request)
-
-        known = Known(current, self.costs(), self._clock(), self.fairness(), self._busy_s(), work_s)
-        return known._replace(most=self.most, share=self._share, stays=self._models.stays)
+    def _now(self) -> Now:
+        measured, call = self._device.measurements, self._device.call
+        current = measured.current()
+        if call is not None:
+            current = current.then(call.model, 0, measured.stays)
+        return Now(current, measured.costs(), self._device.clock(), measured.fairness(), self._busy_s())
 
     def _forecasts(self) -> dict[str, Forecast]:
-        now = self._clock()
+        now = self._device.clock()
         if self._forecast is None or now - self._forecast[0] > FORECAST_LASTS_S:
-            self._forecast = (now, forecast(self._queue().tickets, self._known()))
+            self._forecast = (now, self._compute(self._device.queue.tickets))
         return self._forecast[1]
 
     def _forecast_with(self, model: str, request: GenerationRequest, priority: int, alike: Likeness | None) -> Forecast:
-        known, own_s = self._known(), self._paces.expect(model, request)
-        last = max((ticket.sequence for ticket in self._queue().tickets), default=0) + 1
-        ticket = TaskTicket(priority, last, "", model, known.now, alike, request.batch_size)
+        tickets = self._device.queue.tickets
+        last = max((ticket.sequence for ticket in tickets), default=0) + 1
+        now = self._device.clock()
+        ticket = TaskTicket(priority, last, "", model, now, alike, request.batch_size, Work.of(request))
+        return self._compute([*tickets, ticket])[""]
 
-        def work_s(other: TaskTicket) -> float | None:
-            return own_s if other is ticket else known.work_s(other)
-
-        return forecast([*self._queue().tickets, ticket], known._replace(work_s=work_s))[""]
+    def _compute(self, tickets: Iterable[TaskTicket]) -> dict[str, Forecast]:
+        return forecast(tickets, self._now(), self._device.measurements)
 
     # -- events about positions ---------------------------------------------------------------------------------------
 

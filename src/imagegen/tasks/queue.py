@@ -8,7 +8,9 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
+
+from imagegen.core.task import GenerationRequest
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -38,6 +40,22 @@ class Likeness(NamedTuple):
         return self.width * self.height, self.steps, self.guidance_scale > 1, self.negative_prompt
 
 
+class Work(NamedTuple):
+    """What the time of a task depends on, beside its model."""
+
+    #: Of one picture.
+    pixels: int
+    #: Whether it begins with a picture.
+    from_picture: bool
+    #: Denoising steps of all pictures. With a strength, only that share of them runs.
+    steps: float
+
+    @classmethod
+    def of(cls, request: GenerationRequest) -> "Work":
+        steps = request.steps * request.batch_size * (request.strength or 1)
+        return cls(request.size.pixels, request.strength is not None, steps)
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class TaskTicket:
     """A waiting task's place in the queue: by priority, then by arrival."""
@@ -54,6 +72,7 @@ class TaskTicket:
     likeness: Likeness | None = field(default=None, compare=False)
     #: The number of pictures that it makes.
     pictures: int = field(default=1, compare=False)
+    work: Work = field(default=Work(1, False, 1), compare=False)
 
     @property
     def place(self) -> tuple[int, int]:
@@ -196,20 +215,22 @@ def _claim(tickets: Sequence[TaskTicket], swap_s: float, work_s: float, now: flo
     return waited / (swap_s + len(tickets) * work_s)
 
 
+class Situation(Protocol):
+    """What `choose` is given beside the tickets and the time."""
+
+    def current(self) -> Current: ...
+
+    def costs(self) -> Costs: ...
+
+    def fairness(self) -> Fairness: ...
+
+
 class TaskQueue(asyncio.PriorityQueue[Ticket]):
     """Returns control tickets first, then the task that `choose` returns. Intake bounds the number of tasks."""
 
-    def __init__(
-        self,
-        current: Callable[[], Current],
-        costs: Callable[[], Costs],
-        clock: Callable[[], float],
-        fairness: Callable[[], Fairness] = Fairness,
-    ) -> None:
+    def __init__(self, situation: Situation, clock: Callable[[], float]) -> None:
         super().__init__()
-        self._fairness = fairness
-        self._current = current
-        self._costs = costs
+        self._situation = situation
         self._clock = clock
 
     def __repr__(self) -> str:
@@ -235,7 +256,8 @@ class TaskQueue(asyncio.PriorityQueue[Ticket]):
         if self._control:
             return heapq.heappop(self._control)
         ready = list(self._tasks.values())
-        ticket = choose(ready, self._current(), self._costs(), self._clock(), self._fairness())
+        it = self._situation
+        ticket = choose(ready, it.current(), it.costs(), self._clock(), it.fairness())
         return self._pop(ticket.task_id)
 
     def _pop(self, task_id: str) -> TaskTicket:
@@ -265,7 +287,8 @@ class TaskQueue(asyncio.PriorityQueue[Ticket]):
         waiting = [ticket for ticket in self._tasks.values() if cold(ticket.model)]
         if not waiting:
             return None
-        return choose(waiting, Current(None), self._costs(), self._clock(), self._fairness()).model
+        it = self._situation
+        return choose(waiting, Current(None), it.costs(), self._clock(), it.fairness()).model
 
     def position(self, ticket: TaskTicket) -> int:
         """The number of tasks before it by priority and arrival. `choose` may take others first."""

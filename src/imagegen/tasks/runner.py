@@ -10,18 +10,18 @@ from imagegen.core.errors import DeviceFault, Draining, FailureCode
 from imagegen.core.events import EventBus, TaskLoaded, TaskLoading, TaskLoadingProgress, TaskStarted
 from imagegen.core.task import MAX_ATTEMPTS, InputPictures, TaskType
 from imagegen.gpu.protocol import Failed, Generated, Stopped
-from imagegen.models.manager import DynamicModelManager
 from imagegen.models.residency import ModelState
 from imagegen.models.status import LoadProgress
 from imagegen.storage.images import ImageStore
 from imagegen.storage.tasks import TaskJournal
 from imagegen.tasks.batching import companions
 from imagegen.tasks.call import Call
+from imagegen.tasks.device import Device
 from imagegen.tasks.intake import Intake
 from imagegen.tasks.life import LiveTask, Loading, StopRequest
 from imagegen.tasks.outlooks import Outlooks
 from imagegen.tasks.parking import Parking
-from imagegen.tasks.queue import ControlTicket, TaskQueue
+from imagegen.tasks.queue import ControlTicket
 from imagegen.tasks.records import Records
 from imagegen.tasks.saving import Saver
 
@@ -29,42 +29,36 @@ T = TypeVar("T")
 
 
 class Runner:
-    """Runs one call at a time. Belongs to TaskManager, which documents the public methods."""
+    """Runs the calls of one device, one at a time. Belongs to TaskManager, which documents the public methods."""
 
     def __init__(
         self,
+        device: Device,
         intake: Intake,
-        queue: TaskQueue,
         parking: Parking,
         records: Records,
         outlooks: Outlooks,
-        models: DynamicModelManager,
         journal: TaskJournal,
         images: ImageStore,
         bus: EventBus,
-        clock: Callable[[], float],
     ) -> None:
+        self._device = device
+        self._queue = device.queue
+        self._models = device.models
+        self._measurements = device.measurements
+        self._clock = device.clock
         self._intake = intake
-        self._queue = queue
         self._parking = parking
         self._records = records
         self._outlooks = outlooks
-        self._models = models
         self._journal = journal
         self._bus = bus
-        self._clock = clock
         self._saving = Saver(images, records, bus, self._on_room)
         self._control_numbers = count()
-        self._call: Call | None = None
         self._stopped = False
 
     def __repr__(self) -> str:
-        return f"<Runner [{'STOPPED' if self._stopped else 'OPEN'}, {self._call}]>"
-
-    @property
-    def call(self) -> Call | None:
-        """The call under way."""
-        return self._call
+        return f"<Runner [{'STOPPED' if self._stopped else 'OPEN'}, {self._device.call}]>"
 
     # -- the run loop -------------------------------------------------------------------------------------------------
 
@@ -134,12 +128,12 @@ class Runner:
 
     async def _attempt(self, first: LiveTask, beside: asyncio.TaskGroup) -> None:
         """Run a task, together with similar ones that wait; then save the pictures, or apply the rules of `_failed`."""
-        self._call = call = Call(first, self._bus, self._clock())
+        self._device.call = call = Call(first, self._bus, self._clock())
         try:
             self._start(first)
             outcome = await self._generate(call)
         finally:
-            self._call = None
+            self._device.call = None
         if isinstance(outcome, Generated):
             for live, _ in call.deal(outcome.images):
                 live.save(outcome.provenance)
@@ -178,9 +172,9 @@ class Runner:
                 model, request, pictures, call, call.on_step, task.previews, others, together=call.together
             )
         if isinstance(outcome, Generated):
-            self._outlooks.learn(call, self._clock() - began)
+            self._measurements.learn(call, self._clock() - began)
         elif isinstance(outcome, Failed):
-            self._outlooks.failed(call, outcome.code)
+            self._measurements.failed(call, outcome.code)
         return outcome
 
     def _is_cold(self, model: str) -> bool:
@@ -210,11 +204,11 @@ class Runner:
     def _let_others_join(self, call: Call) -> None:
         """Add waiting tasks that are similar to the first, as many as make the call faster. The call waits for none."""
         now, first = self._clock(), call.first.ticket()
-        most = self._outlooks.most(first)
+        most = self._measurements.most(first)
         live = self._records.live
         # While the service drains no further task starts.
         waiting = [] if self._intake.closed else [t for t in self._queue.tickets if not live[t.task_id].is_late(now)]
-        for ticket in companions(first, waiting, most, now, self._outlooks.fairness()):
+        for ticket in companions(first, waiting, most, now, self._measurements.fairness()):
             self._queue.remove(ticket.task_id)
             call.members.append(live[ticket.task_id])
             self._start(live[ticket.task_id])

@@ -1,17 +1,16 @@
 """Stopping: cancels tasks, fails tasks that can no longer run, and drains."""
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from imagegen.core.errors import FailureCode, TaskFinished
 from imagegen.core.task import GenerationTask, TaskStatus
-from imagegen.models.manager import DynamicModelManager
 from imagegen.storage.images import ImageStore
+from imagegen.tasks.device import Device
 from imagegen.tasks.intake import Intake
 from imagegen.tasks.life import LiveTask, Loading, StopRequest
 from imagegen.tasks.outlooks import Outlooks
 from imagegen.tasks.parking import Parking
-from imagegen.tasks.queue import TaskQueue
 from imagegen.tasks.records import Records
 from imagegen.tasks.runner import Runner
 
@@ -21,26 +20,25 @@ class Stopping:
 
     def __init__(
         self,
+        device: Device,
         intake: Intake,
         runner: Runner,
-        queue: TaskQueue,
         parking: Parking,
         records: Records,
         outlooks: Outlooks,
-        models: DynamicModelManager,
         images: ImageStore,
-        clock: Callable[[], float],
         cancel_grace_s: float,
     ) -> None:
+        self._device = device
+        self._queue = device.queue
+        self._models = device.models
+        self._clock = device.clock
         self._intake = intake
         self._runner = runner
-        self._queue = queue
         self._parking = parking
         self._records = records
         self._outlooks = outlooks
-        self._models = models
         self._images = images
-        self._clock = clock
         self._cancel_grace_s = cancel_grace_s
 
     # -- one task -----------------------------------------------------------------------------------------------------
@@ -55,7 +53,7 @@ class Stopping:
         if live is None or live.ending:
             return task
         live.request_stop(StopRequest.CANCEL)
-        call = self._runner.call
+        call = self._device.call
         if isinstance(live.stage, Loading):
             # The task ends at once. The load gets some time to end by itself: its result may be useful.
             asyncio.get_running_loop().call_later(self._cancel_grace_s, self._abandon_load, live)
@@ -67,7 +65,7 @@ class Stopping:
 
     def _abandon_load(self, cancelled: LiveTask) -> None:
         """Kill the worker if it is still loading for this task and no other task wants the model."""
-        call, model = self._runner.call, cancelled.record.model
+        call, model = self._device.call, cancelled.record.model
         if call is None or call.first is not cancelled:
             return
         if all(live is cancelled or live.record.model != model for live in self._records.live.values()):
@@ -117,8 +115,8 @@ class Stopping:
 
     def hurry(self) -> None:
         self._wait_for_no_store()
-        if self._runner.call is not None:
-            for live in self._runner.call.members:
+        if self._device.call is not None:
+            for live in self._device.call.members:
                 live.request_stop(StopRequest.PUT_BACK)
 
     def _wait_for_no_store(self) -> None:

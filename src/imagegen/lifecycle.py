@@ -1,0 +1,227 @@
+"""How the service runs: the start, housekeeping, a new configuration, the drain."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import Any
+
+import structlog
+
+from imagegen import logs
+from imagegen.catalog.catalog import Catalog
+from imagegen.catalog.difference import Difference
+from imagegen.catalog.writer import CatalogWriter
+from imagegen.core.errors import Draining, ImagegenError
+from imagegen.core.events import EventBus
+from imagegen.hub.puller import ModelPuller
+from imagegen.settings import Settings
+from imagegen.storage.images import ImageStore
+from imagegen.storage.tasks import Retention, TaskJournal
+from imagegen.tasks.device import Device
+from imagegen.tasks.manager import TaskManager
+from imagegen.webhooks.sender import WebhookSender
+
+log = structlog.get_logger(__name__)
+
+#: Seconds that a running task gets to stop between two steps before its worker is killed.
+STOP_GRACE_S = 3
+
+#: Seconds by which the end of a task that has missed its deadline may be late.
+DEADLINES_EVERY_S = 1
+
+Chore = Callable[[], Coroutine[Any, Any, object]]
+
+
+class CatalogSwap:
+    """Puts a new catalog in force."""
+
+    def __init__(self, device: Device, tasks: TaskManager, puller: ModelPuller) -> None:
+        self._models = device.models
+        self._tasks = tasks
+        self._puller = puller
+        #: Catalogs that wait for the running task.
+        self._waiting = 0
+
+    async def __call__(self, catalog: Catalog) -> Difference:
+        """At once, or between two tasks if a model may have to leave memory. Raises Draining.
+
+        No catalog overtakes one that waits for the running task.
+        """
+        if not self._waiting and (change := self._models.apply_at_once(catalog)) is not None:
+            self._follow(change, catalog)
+            return change
+        self._waiting += 1
+        try:
+            return await self._tasks.between_tasks(lambda: self._apply(catalog))
+        finally:
+            self._waiting -= 1
+
+    async def _apply(self, catalog: Catalog) -> Difference:
+        change = await self._models.apply(catalog)
+        self._follow(change, catalog)
+        await self._tasks.fail_removed()
+        return change
+
+    def _follow(self, change: Difference, catalog: Catalog) -> None:
+        for model in change.removed:
+            self._puller.removed(model)
+        if "log_level" in change.settings:
+            logs.configure(catalog.settings.log_level)
+
+
+class Housekeeping:
+    """What is done every `housekeeping_s` seconds: eviction of idle models, retention, repeated writes, deadlines."""
+
+    def __init__(self, settings: Settings, device: Device, tasks: TaskManager, images: ImageStore) -> None:
+        self._settings = settings
+        self._models = device.models
+        self._tasks = tasks
+        self._images = images
+
+    def chores(self) -> list[tuple[Chore, float]]:
+        """Each chore with its interval in seconds."""
+        every_s = self._settings.housekeeping_s
+        usual: list[Chore] = [self._evict_idle, self._expire, self._tasks.records.write_ends, self._images.check]
+        return [*((chore, every_s) for chore in usual), (self._tasks.fail_late, min(every_s, DEADLINES_EVERY_S))]
+
+    async def _evict_idle(self) -> None:
+        """Only asks: which models are resident changes between two tasks."""
+        await self._tasks.between_tasks(lambda: self._models.evict_idle(self._tasks.wanted))
+
+    async def _expire(self) -> None:
+        settings = self._models.catalog.settings.over(self._settings)
+        kept = Retention(
+            age_s=settings.retention_days * 86_400,
+            tasks=settings.retention_tasks,
+            size=int(settings.retention_gb * 2**30),
+        )
+        if any(kept):
+            await self._tasks.records.expire(kept)
+
+
+class Lifecycle:
+    """Starts the parts of the service, keeps them running, and ends them in order."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        device: Device,
+        tasks: TaskManager,
+        journal: TaskJournal,
+        images: ImageStore,
+        bus: EventBus,
+        puller: ModelPuller,
+        webhooks: WebhookSender,
+        config: CatalogWriter,
+    ) -> None:
+        self._settings = settings
+        self._executor = device.executor
+        self._tasks = tasks
+        self._journal = journal
+        self._images = images
+        self._bus = bus
+        self._puller = puller
+        self._webhooks = webhooks
+        self._config = config
+        self._housekeeping = Housekeeping(settings, device, tasks, images)
+        self._running: asyncio.Task[None] | None = None
+        self._leaving: asyncio.Task[None] | None = None
+        self._in_a_hurry = asyncio.Event()
+
+    @property
+    def crashed(self) -> bool:
+        """Whether the run loop has ended by an error. The process must then end, because no task runs any more."""
+        running = self._running
+        return running is not None and running.done() and not running.cancelled() and running.exception() is not None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run loop has ended: the drain is over, or the service crashed."""
+        return self._running is not None and self._running.done()
+
+    @asynccontextmanager
+    async def run(self) -> AsyncIterator[None]:
+        """Serve until the context ends, then drain."""
+        async with AsyncExitStack() as stack:
+            self._images.sweep()
+            stack.callback(self._images.close)
+            stack.push_async_callback(self._journal.close)
+            stack.push_async_callback(self._executor.close, 2 * STOP_GRACE_S)
+            _beside(stack, self._webhooks.run(), "webhooks")
+            _beside(stack, self._puller.run(), "pulls")
+            self._running = asyncio.create_task(self._tasks.run(), name="tasks")
+            self._running.add_done_callback(_log_crash)
+            stack.push_async_callback(self._leave)
+            await self._config.begin()
+            _beside(stack, self._config.run(), "config file")
+            stack.callback(self._config.close)
+            for chore, every_s in self._housekeeping.chores():
+                _beside(stack, _repeat(chore, every_s), chore.__name__)
+            yield
+
+    # -- at a signal --------------------------------------------------------------------------------------------------
+
+    def begin_drain(self) -> None:
+        """Refuse new tasks and end all event streams; the running task goes on, and so do reads."""
+        if self._running is not None and self._leaving is None:
+            self._tasks.begin_drain()
+            self._puller.begin_drain()
+            self._bus.close()
+            self._leaving = asyncio.create_task(self._drain(self._running), name="drain")
+
+    def hurry(self) -> None:
+        """Do not wait for the running task: it returns to the queue."""
+        self._in_a_hurry.set()
+
+    def reload(self) -> None:
+        """Read models.yaml again."""
+        self._config.ask_reload("signal")
+
+    async def _leave(self) -> None:
+        self.begin_drain()
+        assert self._leaving is not None
+        await self._leaving
+        with suppress(ImagegenError):  # tasks whose end the disk still refuses run once more after the next start
+            await self._tasks.records.write_ends()
+
+    async def _drain(self, running: asyncio.Task[None]) -> None:
+        """Wait for the running task; after `drain_timeout_s` put it back into the queue; at last kill its worker."""
+        hurried = asyncio.create_task(self._in_a_hurry.wait())
+        await asyncio.wait(
+            [running, hurried], timeout=self._settings.drain_timeout_s, return_when=asyncio.FIRST_COMPLETED
+        )
+        hurried.cancel()
+        for harder in (self._tasks.hurry, self._executor.abort):
+            if running.done():
+                return
+            harder()
+            await asyncio.wait([running], timeout=STOP_GRACE_S)
+        await _cancel(running)
+
+
+def _beside(stack: AsyncExitStack, job: Coroutine[Any, Any, None], name: str) -> None:
+    """Run a job until the stack closes, and log the error that ends it."""
+    running = asyncio.create_task(job, name=name)
+    running.add_done_callback(_log_crash)
+    stack.push_async_callback(_cancel, running)
+
+
+async def _repeat(chore: Chore, every_s: float) -> None:
+    while True:
+        await asyncio.sleep(every_s)
+        try:
+            await chore()
+        except Draining:
+            return
+        except ImagegenError as error:  # a full disk, for example: the next attempt may succeed
+            log.warning("housekeeping_failed", chore=chore.__name__, code=error.code)
+
+
+def _log_crash(running: asyncio.Task[None]) -> None:
+    if not running.cancelled() and (error := running.exception()) is not None:
+        log.critical("service_crashed", reason=repr(error), exc_info=error)
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])

@@ -1,0 +1,39 @@
+"""Device: one GPU and all that belongs to it alone."""
+
+import time
+from collections.abc import Callable
+
+from imagegen.catalog.catalog import Catalog
+from imagegen.catalog.sources import Folders
+from imagegen.core.events import EventBus
+from imagegen.gpu.executor import GpuExecutor
+from imagegen.models.manager import DynamicModelManager
+from imagegen.tasks.call import Call
+from imagegen.tasks.measurements import Measurements
+from imagegen.tasks.queue import TaskQueue
+
+
+class Device:
+    """One GPU: its thread with the worker behind it, its models, its queue, its measured times, the call under way.
+
+    Two of them share nothing but the bus. Runner is the only writer of `call`.
+    """
+
+    def __init__(
+        self,
+        executor: GpuExecutor,
+        catalog: Catalog,
+        bus: EventBus,
+        folders: Folders,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.executor = executor
+        self.models = DynamicModelManager(catalog, executor, bus, folders, clock)
+        self.measurements = Measurements(self.models)
+        self.queue = TaskQueue(self.measurements, clock)
+        self.clock = clock
+        #: The call under way; None: there is none.
+        self.call: Call | None = None
+
+    def __repr__(self) -> str:
+        return f"<Device [{self.call}, {self.queue}, {self.models}]>"
