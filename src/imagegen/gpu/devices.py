@@ -19,7 +19,7 @@ class Device(NamedTuple):
 
     #: What torch calls it: `cpu`, `cuda`, `cuda:1`.
     name: str
-    #: Why it is `cpu` although a card was asked for, or there are signs of one.
+    #: Why it is `cpu` although a card was asked for or seems to be there.
     problem: str | None = None
 
 
@@ -41,7 +41,7 @@ def only_card(asked: str, environment: Mapping[str, str]) -> tuple[str, dict[str
 
 
 def see_only_card(asked: str) -> str:
-    """Like `only_card`, for this process; once it has initialised CUDA it sees what it sees, and the name stays."""
+    """Like `only_card`, for this process; no effect after CUDA has been initialised."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         return asked
@@ -101,7 +101,7 @@ def _why_not_this(device: str) -> str | None:
         run_kernel(device)
     except RuntimeError as error:
         if "no kernel image" not in str(error):
-            return None  # it may pass: the card is full, say. The load that it stops says so
+            return None  # it may be temporary, for example a full card: then the load reports it
         major, minor = torch.cuda.get_device_capability(device)
         name = torch.cuda.get_device_name(device)
         return f"torch {torch.__version__} has no kernels for {name} (compute capability {major}.{minor})."

@@ -1,4 +1,4 @@
-"""The Engine protocol, and LocalEngine: loaded models in this very process."""
+"""The Engine protocol, and LocalEngine, which runs models in this process."""
 
 import gc
 import os
@@ -67,11 +67,11 @@ class Engine(Protocol):
     """Owns the loaded models. Every method blocks, is called from one thread, and returns instead of raising."""
 
     def load(self, command: Load) -> Loaded | Failed:
-        """Add a model to those in memory. Making room is the caller's business."""
+        """Load a model beside those in memory. The caller has evicted others if that is necessary."""
         ...
 
     def unload(self, command: Unload) -> Unloaded | Failed:
-        """Drop a model, or let it stay warm; dropping one that is not there is no failure."""
+        """Unload a model, or keep it warm. Unloading a model that is not loaded succeeds."""
         ...
 
     def generate(self, command: Generate, stop: StopFlag, on_step: OnStep) -> Generated | Stopped | Failed:
@@ -83,21 +83,21 @@ class Engine(Protocol):
         ...
 
     def abort(self) -> bool:
-        """From any thread: end what is running at the price of everything loaded. False: this engine cannot."""
+        """End the running call, from any thread. All loaded models are lost. False: this engine cannot do that."""
         ...
 
     @property
     def bytes_read(self) -> int:
-        """From any thread: bytes that its process has read since the load under way began."""
+        """Bytes that the engine's process has read since the running load began. From any thread."""
         ...
 
     def close(self) -> None:
-        """Drop everything, and the process where the engine has one."""
+        """Unload everything, and end the worker process if the engine has one."""
         ...
 
 
 class _Kept(NamedTuple):
-    """A model in memory, and the command that brought it there: another entry of the same name is another model."""
+    """A model in memory, and the command that loaded it: a different entry of the same name is a different model."""
 
     entry: str
     model: LoadedModel
@@ -112,13 +112,13 @@ class LocalEngine:
         self._options = options
         self._families = families
         self._models: dict[str, _Kept] = {}
-        #: Those that left the device and stayed in host memory.
+        #: The models that left the device and stay in host memory.
         self._warm: dict[str, _Kept] = {}
         self._parts = Parts()
         self._chosen: Device | None = None
-        #: Whether the garbage collector was told to leave the libraries' objects alone.
+        #: Whether the libraries' objects are frozen: the garbage collector ignores them.
         self._libraries_frozen = False
-        #: Since the last load began.
+        #: What the process has read since the latest load began.
         self._reading: Reading | None = None
 
     @property
@@ -127,7 +127,7 @@ class LocalEngine:
 
     @property
     def device(self) -> str:
-        """The device's name, found out at the first use: it takes an import of torch."""
+        """The device. It is determined at the first use, because that imports torch."""
         return self._choose().name
 
     def _choose(self) -> Device:
@@ -172,13 +172,13 @@ class LocalEngine:
         )
 
     def _entry(self, command: Load) -> str:
-        """What the command loads. A change of fields that only requests read is no other model."""
+        """The fields of the entry that a load depends on. Entries that differ in other fields are the same model."""
         words = marked(self._families[command.spec["type"]].spec, Request)
         spec = {name: value for name, value in command.spec.items() if name not in words}
         return command.evolve(spec=spec).model_dump_json()
 
     def _come_back(self, model: str, entry: str) -> LoadedModel | None:
-        """The warm model, on the device again; None where none of the same entry is warm."""
+        """Move the warm model back to the device; None: no model of the same entry is warm."""
         kept = self._warm.pop(model, None)
         if kept is None or kept.entry != entry:
             return None
@@ -228,11 +228,11 @@ class LocalEngine:
                 return self._at_border(lambda: self._generate(command, step), FailureCode.GENERATION_FAILED)
             return Stopped()
 
-        # For pictures that can be made one by one, no warm model is dropped.
+        # A call of several pictures is retried one by one instead, so it drops no warm model.
         return attempt() if command.together else self._with_room(attempt)
 
     def _with_room(self, attempt: Callable[[], OutcomeT | Failed]) -> OutcomeT | Failed:
-        """Once more, with everything given up that is only kept for speed, if the memory did not suffice."""
+        """Run `work`; if it is out of memory, drop everything that is kept only for speed and run it once more."""
         outcome = attempt()
         if not (isinstance(outcome, Failed) and outcome.code is FailureCode.OUT_OF_MEMORY):
             return outcome
@@ -288,7 +288,7 @@ class LocalEngine:
         return measure(device.name).evolve(cuda_problem=device.problem, outside=outside)
 
     def abort(self) -> bool:
-        """A thread cannot be ended from outside; the stop flag is all there is."""
+        """A thread cannot be ended from outside. The stop flag ends the call between two steps."""
         return False
 
     def close(self) -> None:

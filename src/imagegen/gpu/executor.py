@@ -1,4 +1,4 @@
-"""GpuExecutor: the only door to the device. One thread runs every engine call, in the order of asking."""
+"""GpuExecutor: the only access to the device. One thread runs all engine calls, in order of arrival."""
 
 import asyncio
 from collections import deque
@@ -27,12 +27,12 @@ LOOK_EVERY_S = 0.5
 
 
 class GpuExecutor:
-    """Awaitable engine calls. Made on the loop; the engine itself is touched by the one thread only."""
+    """Awaitable engine calls. Only its one thread calls the engine, except for `abort` and `bytes_read`."""
 
     def __init__(self, make_engine: Callable[[], Engine]) -> None:
         self._engine = make_engine()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="gpu")
-        #: Calls that somebody awaits.
+        #: Calls that have not returned.
         self._calls = 0
 
     def __repr__(self) -> str:
@@ -40,7 +40,7 @@ class GpuExecutor:
         return f"<GpuExecutor [{state}, Calls: {self._calls}, Engine: {type(self._engine).__name__}]>"
 
     async def load(self, command: Load, on_read: Callable[[int], object]) -> Loaded | Failed:
-        """`on_read` is called on the loop with the bytes read so far, every LOOK_EVERY_S."""
+        """Load a model. `on_read` is called on the loop every LOOK_EVERY_S, with the bytes read so far."""
         loop = asyncio.get_running_loop()
         timer: asyncio.TimerHandle
 
@@ -59,7 +59,7 @@ class GpuExecutor:
         return await self._run(lambda: self._engine.unload(command))
 
     async def recycle(self) -> Measured | Failed:
-        """Drop the engine with everything that it holds, and measure the one that comes after it."""
+        """Close the engine with everything that it holds, start it again, and measure it."""
         await self._run(self._engine.close)
         return await self.measure()
 
@@ -67,16 +67,16 @@ class GpuExecutor:
         return await self._run(self._engine.measure)
 
     async def generate(self, command: Generate, stop: StopFlag, on_step: OnStep) -> Generated | Stopped | Failed:
-        """`on_step` is called on the loop."""
+        """Run a loaded model. `on_step` is called on the loop."""
         relay = _Relay(asyncio.get_running_loop(), on_step)
         return await self._run(lambda: self._engine.generate(command, stop, relay.tell))
 
     def abort(self) -> bool:
-        """End the call under way; it then returns as Failed. False: this engine cannot."""
+        """End the running call, which then returns Failed. False: this engine cannot do that."""
         return self._engine.abort()
 
     async def close(self, patience_s: float) -> None:
-        """Wait for the call under way, then close the engine. After `patience_s` the thread is left to the process."""
+        """Wait for the running call, then close the engine. After `patience_s` the thread is abandoned."""
         closing = asyncio.ensure_future(self._run(self._engine.close))
         await asyncio.wait([closing], timeout=patience_s)
         self._thread.shutdown(wait=False, cancel_futures=True)
@@ -90,7 +90,7 @@ class GpuExecutor:
 
 
 class _Relay:
-    """Brings steps from the thread to the loop, in order: it is woken once for all that wait, not for each."""
+    """Passes steps from the thread to the loop, in order. One wake-up of the loop delivers all that wait."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, on_step: OnStep) -> None:
         self._loop = loop
@@ -98,9 +98,9 @@ class _Relay:
         self._waiting: deque[tuple[Any, ...]] = deque()
 
     def tell(self, *step: Any) -> None:
-        """In the thread."""
+        """Queue a step for the loop. Called in the thread."""
         self._waiting.append(step)
-        # One that is not alone here is taken along by a delivery that is on its way.
+        # If others wait already, the delivery that is scheduled for them takes this one, too.
         if len(self._waiting) == 1:
             self._loop.call_soon_threadsafe(self._deliver)
 

@@ -1,6 +1,6 @@
 """What this machine has for torch: cards, driver, libraries.
 
-torch is asked in a process of its own, since a broken driver or library ends or stops the process that asks.
+torch is examined in a process of its own, because a broken driver or library can crash or hang the process that asks.
 `python -m imagegen.gpu.machine` is that process: one line of JSON for each part, as soon as it is known.
 """
 
@@ -22,7 +22,7 @@ from imagegen.gpu.devices import choose, only_card
 from imagegen.gpu.worker_engine import worker_environment
 from imagegen.loaders.host_memory import available_bytes, machine_bytes
 
-#: Seconds that torch and the libraries get to be imported, and the cards to answer.
+#: Time limit for the imports and the cards' answers, in seconds.
 LOOK_S = 120
 
 DRIVER = Path("/proc/driver/nvidia/version")
@@ -37,45 +37,45 @@ class Card(Value):
     #: As `8.9`.
     capability: str
     total: int
-    #: As a process with a CUDA context sees it: the context itself takes some hundred MiB.
+    #: Free memory, as a process with a CUDA context sees it. The context itself takes some hundred MiB.
     free: int = 0
-    #: Why its memory could not be asked for.
+    #: Why its memory could not be read.
     trouble: str = ""
 
 
 class Torch(Value):
     version: str
-    #: The CUDA version that it was built for; None: it is the CPU build.
+    #: The CUDA version that torch was built for; None: the CPU build.
     built_for: str | None = None
-    #: The newest CUDA version that the driver runs; None: there is no driver, or nobody asked it.
+    #: The newest CUDA version that the driver supports; None: there is no driver, or it was not asked.
     driver_runs: str | None = None
-    #: Those that the worker would see: all, or the one that IMAGEGEN_DEVICE names.
+    #: The cards that the worker would see: all, or the one that IMAGEGEN_DEVICE names.
     cards: tuple[Card, ...] = ()
-    #: What models would run on: `cuda` or `cpu`.
+    #: The device that models would run on: `cuda` or `cpu`.
     device: str = "cpu"
-    #: Why it is `cpu` although a card was asked for, or there are signs of one.
+    #: Why it is `cpu` although a card was asked for or seems to be there.
     problem: str | None = None
 
 
 class Library(Value):
     """A library that some models need."""
 
-    #: `another`: a different package of the same name.
+    #: `another`: a different package has the same name.
     state: Literal["here", "absent", "broken", "another"]
     version: str = ""
-    #: What its import said.
+    #: The message of the failed import.
     trouble: str = ""
 
 
 class Machine(Value):
-    """None: the process that looked ended before it knew."""
+    """None: the process ended before it could report this part."""
 
     torch: Torch | None = None
     triton: Library | None = None
     torchao: Library | None = None
     nunchaku: Library | None = None
     torchvision: Library | None = None
-    #: How that process ended, unless it ended well.
+    #: How that process ended, if it failed.
     ended: str = ""
     #: Version of the NVIDIA driver; None: it is not loaded.
     driver: str | None = None
@@ -90,9 +90,9 @@ class Machine(Value):
 
 
 def look(asked: str) -> Machine:
-    """Ask torch and the system, as a worker for this IMAGEGEN_DEVICE sees them.
+    """Examine torch and the system, as a worker with this IMAGEGEN_DEVICE sees them.
 
-    Takes as long as an import of torch; on each card, a CUDA context for a moment.
+    Takes as long as an import of torch, and opens a CUDA context on each card for a moment.
     """
     device, card = only_card(asked, os.environ)
     command = [sys.executable, "-P", "-m", "imagegen.gpu.machine", device]
@@ -106,7 +106,7 @@ def look(asked: str) -> Machine:
         written, ended = b"", f"no process could be started: {error.strerror}"
     known: dict[str, object] = {"ended": ended}
     for line in written.splitlines(keepends=True):
-        if line.endswith(b"\n"):  # else it was killed while it wrote
+        if line.endswith(b"\n"):  # a partial line: the process was killed while it wrote
             known |= json.loads(line)
     has_card = any(DEVICES.glob("nvidia[0-9]*"))
     memory = {"memory_total": machine_bytes(), "memory_available": available_bytes()}
@@ -129,17 +129,17 @@ def driver() -> str | None:
     return found[1] if found else None
 
 
-# -- in the process that is asked --------------------------------------------------------------------------------------
+# -- in the process that examines --------------------------------------------------------------------------------------
 
 
 def torch_facts(asked: str) -> Torch:
-    """What torch says of itself and of the cards, before it is used for anything."""
+    """What torch reports about itself and the cards."""
     import torch
 
     cards = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
-    known = tuple(map(_card, cards))  # before a kernel runs, which takes memory
+    known = tuple(map(_card, cards))  # read first, because a kernel takes memory
     device = choose(asked)
-    runs = getattr(torch._C, "_cuda_getDriverVersion", int)()  # 13010 is 13.1; 0: there is no driver
+    runs = getattr(torch._C, "_cuda_getDriverVersion", int)()  # 13010 means 13.1; 0 means no driver
     return Torch(
         version=torch.__version__,
         built_for=torch.version.cuda,
@@ -157,7 +157,7 @@ def _card(index: int) -> Card:
     about = Card(index=index, name=card.name, capability=f"{card.major}.{card.minor}", total=card.total_memory)
     try:
         free, _ = torch.cuda.mem_get_info(index)
-    except RuntimeError as error:  # broken, full to the last byte, or another process's alone
+    except RuntimeError as error:  # broken, completely full, or reserved for another process
         return about.evolve(trouble=_first_line(error))
     return about.evolve(free=free)
 
@@ -174,7 +174,7 @@ def library(name: str) -> Library:
 
 
 def nunchaku() -> Library:
-    """The engine, or what has its name."""
+    """The engine, or another package of that name."""
     from imagegen.loaders.nunchaku import find_engine
 
     found = library("nunchaku")
@@ -190,7 +190,7 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
-#: In this order: an import that ends the process hides only what comes after it.
+#: In this order: an import that crashes the process hides only the later ones.
 PARTS: Mapping[str, Callable[[str], Value]] = MappingProxyType(
     {
         "torch": torch_facts,
@@ -203,9 +203,9 @@ PARTS: Mapping[str, Callable[[str], Value]] = MappingProxyType(
 
 
 def main(asked: str) -> None:
-    """Write what there is, part by part."""
+    """Report each part as soon as it is known."""
     with os.fdopen(os.dup(1), "w") as answers:
-        os.dup2(2, 1)  # what a library prints is no answer
+        os.dup2(2, 1)  # what libraries print must not mix with the report
         for name, ask in PARTS.items():
             answers.write(json.dumps({name: ask(asked).model_dump(mode="json")}) + "\n")
             answers.flush()

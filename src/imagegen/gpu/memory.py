@@ -1,4 +1,4 @@
-"""Measures memory, gives it back, and tells what kind of failure an exception is."""
+"""Measures memory, returns freed memory, and classifies exceptions."""
 
 import ctypes
 import gc
@@ -30,13 +30,13 @@ STICKY = (
 
 BROKEN_CONTEXT = "The GPU reported a fault that only a new process can clear."
 
-#: How torch's allocator says what it did not get.
+#: How torch's allocator reports the size that it could not allocate.
 _TRIED = re.compile(r"Tried to allocate ([\d.]+) ([KMG]iB)")
 _UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
 def measure(device: str) -> DeviceMemory:
-    """The device's and this process's memory now."""
+    """The present memory of the device and of this process."""
     if not device.startswith("cuda"):
         return DeviceMemory(host=_resident_bytes(), host_total=machine_bytes(), host_available=available_bytes())
     import torch
@@ -56,7 +56,7 @@ def measure(device: str) -> DeviceMemory:
 
 
 def limit(device: str, fraction: float) -> None:
-    """From now on this process takes at most that share of the device's memory."""
+    """Limit this process to that share of the device's memory."""
     if device.startswith("cuda"):
         import torch
 
@@ -65,17 +65,17 @@ def limit(device: str, fraction: float) -> None:
 
 
 def forget_peak(device: str) -> None:
-    """What follows is to be measured on its own."""
+    """Reset the peak of device memory."""
     if device.startswith("cuda"):
         import torch
 
-        # Before it, the device counts as an invalid argument.
+        # Before CUDA is initialised, torch rejects the device as an invalid argument.
         torch.cuda.init()  # type: ignore[no-untyped-call]
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def highest(device: str) -> int:
-    """Most bytes of device memory that were in use since `forget_peak`; 0: unknown."""
+    """The peak of device memory in use since `forget_peak`, in bytes; 0: unknown."""
     if not device.startswith("cuda"):
         return 0
     import torch
@@ -84,7 +84,7 @@ def highest(device: str) -> int:
 
 
 def peak(device: str, error: str) -> int:
-    """What the work that ended with this message would have taken at least, in bytes; 0: unknown."""
+    """The least memory that the failed work would have taken, in bytes, by its error message; 0: unknown."""
     tried = _TRIED.search(error)
     if not device.startswith("cuda") or tried is None:
         return 0
@@ -94,7 +94,7 @@ def peak(device: str, error: str) -> int:
 def _resident_bytes() -> int:
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:  # no /proc: the peak is the best that there is
+    except OSError:  # no /proc: the peak is the best available value
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return pages * resource.getpagesize()
 
@@ -103,7 +103,7 @@ def give_back(device: str, *, switching: bool = False) -> None:
     """Return freed memory to the device and to the operating system.
 
     `switching`: the next model takes the device memory, so torch's allocator keeps it. Where it does not suffice, the
-    allocator itself returns what it keeps and tries again.
+    allocator frees its cache by itself and retries.
     """
     gc.collect()
     if device.startswith("cuda") and not switching:
@@ -120,7 +120,7 @@ def give_back(device: str, *, switching: bool = False) -> None:
 
 
 def run_kernel(device: str) -> None:
-    """Run one tiny kernel and wait for everything on the device. Raises RuntimeError, also for what failed earlier."""
+    """Run one tiny kernel and synchronize. Raises RuntimeError, also for an earlier asynchronous error."""
     import torch
 
     torch.ones(1, device=device).add_(1)
@@ -128,7 +128,7 @@ def run_kernel(device: str) -> None:
 
 
 def context_works(device: str) -> bool:
-    """Whether the device still runs a kernel: after some errors every later call in the process fails."""
+    """Whether the device still runs kernels. After some errors every later call of the process fails."""
     if not device.startswith("cuda"):
         return True
     try:
@@ -139,7 +139,7 @@ def context_works(device: str) -> bool:
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """The exception, then those that it was raised from or while handling: libraries wrap CUDA's errors."""
+    """The exception and its causes and contexts, because libraries wrap CUDA's errors."""
     seen: set[int] = set()
     link: BaseException | None = error
     while link is not None and id(link) not in seen:
@@ -149,7 +149,7 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def classify(error: BaseException, during: FailureCode) -> tuple[FailureCode, str]:
-    """The code of an exception and a message that may reach a caller; `during` is the code of an unknown one."""
+    """The code of an exception, and a message for the caller. `during`: the code of an unknown exception."""
     if any(words in str(cause).lower() for cause in causes(error) for words in STICKY):
         return FailureCode.DEVICE_FAULT, BROKEN_CONTEXT
     if any(map(out_of_memory, causes(error))):

@@ -1,4 +1,4 @@
-"""Everything that crosses the GPU border, in both directions. Over a pipe each value is one msgpack frame."""
+"""All messages that cross the GPU border, in both directions. Over a pipe each is one msgpack frame."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -15,11 +15,11 @@ from imagegen.core.value import Value
 
 
 class EngineOptions(Value):
-    """What an engine is told once, at its start."""
+    """The options of an engine, set at its start."""
 
     #: `auto`, `cpu`, `cuda`, `cuda:1`; a UUID (`GPU-...`, `MIG-...`) for a worker process only.
     device: str = "auto"
-    #: Where compiled code is kept from one process to the next; empty: where torch's own default says.
+    #: The folder for compiled code, which later processes reuse; empty: torch's default.
     compiled_dir: str = ""
 
 
@@ -33,11 +33,11 @@ class Load(Value):
     model: str
     #: The entry of models.yaml, as its spec class dumps it.
     spec: dict[str, Any]
-    #: The section `global`, likewise, as far as loading depends on it.
+    #: The fields of the section `global` that a load depends on.
     settings: dict[str, Any]
     models_dir: str
     loras_dir: str
-    #: Share of the device's memory that it may take (CUDA only).
+    #: Share of the device's memory that the process may take (CUDA only).
     memory_fraction: float = 0.9
 
     @classmethod
@@ -54,13 +54,13 @@ class Load(Value):
 
 
 class Unload(Value):
-    """Drop a model and give its memory back. Answer: Unloaded or Failed."""
+    """Unload a model and free its memory. Answer: Unloaded or Failed."""
 
     kind: Literal["unload"] = "unload"
     model: str
-    #: Let it stay in host memory: the next Load of the same entry is a copy.
+    #: Keep it in host memory: the next Load of the same entry copies it back.
     keep_warm: bool = False
-    #: A Load comes next: what that model may share (T5, CLIP, VAE) stays where it is until then.
+    #: A Load of another model follows: parts that it may share (T5, CLIP, VAE) stay on the device until then.
     switching: bool = False
 
 
@@ -71,26 +71,26 @@ class Generate(Value):
     model: str
     request: GenerationRequest
     init_image: bytes | None = None
-    #: With `init_image`: its white part is drawn anew, the black part stays.
+    #: With `init_image`: white is repainted, black is kept.
     mask_image: bytes | None = None
     #: The files of `request.loras`.
     lora_files: tuple[str, ...] = ()
-    #: Steps of each picture that are to come with a preview.
+    #: The steps of each picture that include a preview.
     previews: int = 0
-    #: Whether all pictures are made in one call of the model; a Step is then one of each of them.
+    #: Whether all pictures are made in one call of the model. A Step is then one step of each picture.
     together: bool = False
-    #: Only together: further requests, which differ from `request` in words and seeds alone.
+    #: Only with `together`: further requests, which differ from `request` in prompts and seeds only.
     companions: tuple[GenerationRequest, ...] = ()
 
 
 class StopGenerating(Value):
-    """End the running Generate between two steps. No answer of its own; late ones are ignored."""
+    """Stop the running Generate between two steps. It has no answer; if it is late, it is ignored."""
 
     kind: Literal["stop"] = "stop"
 
 
 class Measure(Value):
-    """How is the device? Answer: Measured."""
+    """Measure the device's memory. Answer: Measured."""
 
     kind: Literal["measure"] = "measure"
 
@@ -101,50 +101,50 @@ Command = Annotated[Load | Unload | Generate | StopGenerating | Measure, Field(d
 # -- answers -----------------------------------------------------------------------------------------------------------
 
 
-#: Device memory that a process takes beside what torch's allocator holds: its CUDA context and the loaded kernels. An
-#: estimate: nothing tells a process its own share, and it depends on the card and on what has run.
+#: Device memory of a process beside torch's allocator: its CUDA context and loaded kernels. An estimate, because a
+#: process cannot read its own share; the real value depends on the card and on the kernels that have run.
 CONTEXT_BYTES = 512 * 2**20
 
 
 class DeviceMemory(Value):
-    """Measured by the engine's process. Bytes."""
+    """Memory in bytes, measured by the engine's process."""
 
     gpu_available: bool = False
     gpu_name: str | None = None
     allocated: int = 0
     #: Held by torch's allocator, in use or not.
     cached: int = 0
-    #: Of this process's models, beside torch's allocator: what an engine of their own takes.
+    #: Held by this process's models outside torch's allocator, as Nunchaku's engine does.
     outside: int = 0
-    #: Of the whole device: what no process has taken.
+    #: Free on the whole device.
     free: int = 0
     total: int = 0
-    #: Why models run on the CPU although a card was asked for, or there are signs of one. None: they should, or do not.
+    #: Why models run on the CPU although a card was asked for or seems to be there; None: no such problem.
     cuda_problem: str | None = None
     #: Resident host memory of the engine's process.
     host: int = 0
-    #: Of the machine, as far as this process may use it.
+    #: Host memory of the machine, or the limit of this process's cgroup.
     host_total: int = 0
-    #: Of that, what can be taken without swapping.
+    #: Host memory that can be allocated without swapping.
     host_available: int = 0
 
     @property
     def held(self) -> int:
-        """What models take: device memory, or host memory where there is no device."""
+        """Memory held by models: device memory, or host memory if there is no device."""
         return self.cached if self.gpu_available else self.host
 
     @property
     def foreign(self) -> int:
-        """About what other processes hold of the device: what is neither free nor this process's own."""
+        """Device memory held by other processes, about: the total less what is free and this process's own."""
         ours = self.cached + self.outside + CONTEXT_BYTES
         return max(0, self.total - self.free - ours) if self.gpu_available else 0
 
     def capacity(self, fraction: float) -> int:
-        """What models may take: that share of the device's memory, or the machine's where there is none; 0: unknown."""
+        """Memory for models: that share of the device's, or the machine's if there is no device; 0: unknown."""
         return int(self.total * fraction) if self.gpu_available else self.host_total
 
 
-#: A worker may send no larger preview.
+#: The largest preview that a worker may send, in bytes.
 MAX_PREVIEW_BYTES = 65_536
 
 
@@ -152,74 +152,74 @@ class Step(Value):
     kind: Literal["step"] = "step"
     step: int
     total: int
-    #: JPEG: what the picture will be like. Empty: none was asked for.
+    #: A JPEG of the unfinished picture; empty: none was requested for this step.
     preview: bytes = Field(default=b"", max_length=MAX_PREVIEW_BYTES)
 
 
 class Outcome(Value):
-    """The end of something that takes memory."""
+    """The answer to a command that takes memory."""
 
-    #: The memory did not suffice at first: all warm models were dropped for a second attempt.
+    #: Whether the first attempt ran out of memory, so that all warm models were dropped for a second one.
     made_room: bool = False
 
 
 class Loaded(Outcome):
     kind: Literal["loaded"] = "loaded"
     seconds: float
-    #: Whether it came from host memory.
+    #: Whether it was warm.
     warm: bool = False
     #: Bytes of the model's parameters and buffers.
     weight_bytes: int
-    #: Of those, the most that are in device memory at one time: fewer than all where they are offloaded.
+    #: The most of these that are in device memory at one time: fewer than all if parts are offloaded.
     device_bytes: int = Field(default_factory=lambda told: told["weight_bytes"])
-    #: Host memory that they take beside the device's.
+    #: Host memory that they take in addition.
     host_bytes: int = 0
-    #: Of those, what had to be brought to the device; the rest was there.
+    #: The bytes that were copied to the device; the rest was there already, in shared parts.
     moved_bytes: int = 0
-    #: Of `weight_bytes`, the parts that other models may share: a model with a part of the same name has the very same.
+    #: Bytes of the parts that other models can share, by name. Two models with a part of the same name share it.
     shared: dict[str, int] = Field(default_factory=dict)
     memory: DeviceMemory
 
 
 class Unloaded(Value):
     kind: Literal["unloaded"] = "unloaded"
-    #: Whether it stays in host memory, as `keep_warm` asked; not every model can.
+    #: Whether it stays in host memory. Not every model can.
     warm: bool = False
     memory: DeviceMemory
 
 
 class Generated(Outcome):
     kind: Literal["generated"] = "generated"
-    #: Those of `request` first, then those of its companions.
+    #: The pictures of `request` first, then those of its companions.
     images: tuple[Pixels, ...]
-    #: With the number of pictures in the call.
+    #: What the pixels depend on, with the number of pictures in the call.
     provenance: Provenance
     memory: DeviceMemory
-    #: Device memory that the call took at most beyond what was in use before it; 0: unknown.
+    #: The peak of device memory during the call, less what was in use before it; 0: unknown.
     working_bytes: int = 0
 
 
 class Stopped(Outcome):
-    """Ended by StopGenerating."""
+    """The Generate was stopped."""
 
     kind: Literal["stopped"] = "stopped"
 
 
 class Failed(Outcome):
-    """What an exception becomes at the border: no frame and no tensor survives in it."""
+    """An exception, as a plain value: it keeps no frame and no tensor alive."""
 
     kind: Literal["failed"] = "failed"
     code: FailureCode
-    #: May reach the caller: no path, no secret.
+    #: For the caller: it contains no path and no secret.
     message: str
     #: For the log.
     traceback: str = ""
-    #: Out of memory: the bytes that it would have taken at least, as far as it got. 0: unknown.
+    #: After an out of memory: the least bytes that the work would have taken; 0: unknown.
     need_bytes: int = 0
 
     @property
     def worker_died(self) -> bool:
-        """Whether everything that was resident is gone with its process."""
+        """Whether the worker died, so that no model is resident any more."""
         return self.code in (FailureCode.WORKER_CRASHED, FailureCode.WORKER_HUNG)
 
 
@@ -239,7 +239,7 @@ _ANSWERS: TypeAdapter[Answer] = TypeAdapter(Answer)
 
 def pack(value: Value) -> bytes:
     """One frame."""
-    # A traceback may hold what no encoding takes: file names with bytes that are no text.
+    # A traceback may contain file names whose bytes are not valid text.
     frame = msgpack.packb(value.model_dump(), unicode_errors="replace")
     assert isinstance(frame, bytes)
     return frame

@@ -1,18 +1,18 @@
-"""How much a process reads: how far its load is, and the sign that it still works."""
+"""Measures how much a process reads: the progress of a load, and a sign that a worker is alive."""
 
 import resource
 from contextlib import suppress
 from pathlib import Path
 
-#: Bytes that count as a sign of life. A worker in a deadlock may still read a few from time to time: a timer, a pipe.
+#: Bytes that count as a sign of life. A worker in a deadlock may still read a few, for example from a pipe.
 SIGN_BYTES = 2**20
 
 
 class Reading:
-    """What a process reads from here on, by the kernel's counters in /proc. A kernel that does not tell counts nothing.
+    """The bytes that a process reads from now on, by the kernel's counters in /proc; always 0 without these.
 
-    Memory counts as a sign of life, too, as far as it is more than ever before: some file systems (FUSE) do not count
-    what is read through a mapped file. CPU time does not count: a worker that spins in a deadlock has it as well.
+    A new maximum of resident memory is a sign of life, too, because some file systems (FUSE) do not count reads of
+    mapped files. CPU time is none: a worker that spins in a deadlock uses it as well.
     """
 
     def __init__(self, pid: int) -> None:
@@ -21,16 +21,16 @@ class Reading:
 
     @property
     def bytes(self) -> int:
-        """Bytes read since then. May be asked from any thread.
+        """Bytes read so far. From any thread.
 
-        A mapped file counts only as far as it comes from storage, and not where the page cache has it: that takes
-        seconds. Libraries that a load imports count as well.
+        A mapped file counts only if it is read from storage, not if it is in the page cache, where it takes seconds only.
+        Libraries that a load imports count as well.
         """
         asked, fetched, _ = _counters(self._pid)
         return max(0, asked - self._first[0], fetched - self._first[1])
 
     def grew(self) -> bool:
-        """Whether there is a new sign of life: SIGN_BYTES more than at the last one."""
+        """Whether there is a new sign of life: SIGN_BYTES more than at the previous one."""
         now = _counters(self._pid)
         grew = any(count >= before + SIGN_BYTES for count, before in zip(now, self._sign, strict=True))
         if grew:
@@ -39,10 +39,10 @@ class Reading:
 
 
 def _counters(pid: int) -> tuple[int, ...]:
-    """Bytes read by system calls, bytes fetched from storage, bytes of resident memory; 0 where that is not known."""
+    """Bytes read by system calls, bytes read from storage, bytes of resident memory; 0: unknown."""
     asked = fetched = resident = 0
     process = Path("/proc") / str(pid)
-    with suppress(OSError, KeyError):  # it is gone, or the kernel keeps no such account
+    with suppress(OSError, KeyError):  # the process has ended, or the kernel has no such counters
         words = (process / "io").read_bytes().split()
         counts = dict(zip(words[::2], words[1::2], strict=True))
         asked, fetched = int(counts[b"rchar:"]), int(counts[b"read_bytes:"])

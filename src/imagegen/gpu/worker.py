@@ -23,7 +23,7 @@ from imagegen.gpu.protocol import (
 
 
 def main(fd: int, options: EngineOptions) -> None:
-    """Serve until the parent closes its end."""
+    """Serve commands until the parent closes the socket."""
     follow_parent()
     with Connection(fd) as connection:
         session = Session(connection, LocalEngine(options))
@@ -35,7 +35,7 @@ def main(fd: int, options: EngineOptions) -> None:
 
 
 class Session:
-    """One conversation with the parent."""
+    """The connection to the parent."""
 
     def __init__(self, connection: Connection, engine: LocalEngine) -> None:
         self._connection = connection
@@ -55,11 +55,11 @@ class Session:
             case Measure():
                 self._send(self._engine.measure())
             case StopGenerating():
-                pass  # what it meant has already ended
+                pass  # late: that call has already ended
 
     def _on_step(self, step: int, total: int, *preview: bytes) -> None:
         self._send(Step(step=step, total=total, preview=b"".join(preview)))
-        # The parent says nothing but "stop" while a command runs.
+        # While a command runs, the parent sends nothing but StopGenerating.
         if self._connection.poll(0) and isinstance(unpack_command(self._connection.recv_bytes()), StopGenerating):
             self._stop.set()
 
@@ -68,7 +68,7 @@ class Session:
 
 
 def quiet() -> None:
-    """Only our own words go to stderr: the libraries' advice is for whoever wrote the loader."""
+    """Silence the libraries' warnings, which are meant for developers. Only our own messages go to stderr."""
     warnings.simplefilter("ignore")
     logging.basicConfig(level=logging.ERROR)
 

@@ -47,20 +47,20 @@ log = structlog.get_logger(__name__)
 
 AnswerT = TypeVar("AnswerT", Loaded, Unloaded, Measured, Generated | Stopped)
 
-#: How often a waiting thread looks at the stop flag and the clock, in seconds.
+#: Interval at which a waiting thread checks the stop flag and the clock, in seconds.
 TICK_S = 0.02
 
 #: Seconds between attempts to start a worker.
 START_DELAYS_S = (0.5, 1, 2, 4)
 
-#: A worker that is waited for is looked at so many times within its timeout: whether it reads.
+#: Number of checks within a timeout whether a silent worker reads.
 LOOKS = 10
 
-#: Seconds that a killed worker may take to die. It gives its memory back first: 0.5 s for each GiB on two busy cores,
-#: measured. One that waits in the kernel for a driver or a disk may never die.
+#: Seconds that a killed worker may take to die. The kernel frees its memory first: 0.5 s for each GiB on two busy
+#: cores, measured. A worker that waits in the kernel for a driver or a disk may never die.
 KILL_PATIENCE_S = 30
 
-#: The worker never downloads, so it gets no token and no network.
+#: The worker never downloads, so it gets no token and no network access.
 HIDDEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACEHUB_API_TOKEN")
 WORKER_VARIABLES = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "DIFFUSERS_DISABLE_REMOTE_CODE": "1"}
 
@@ -75,23 +75,23 @@ ALLOCATOR_SETTINGS = {
 
 ALLOCATOR_SETTINGS_SINCE = (2, 13)
 
-#: Where torch looks for them. It reads one of those that are set, so each gets all settings.
+#: The variables that torch reads. It reads only one of those that are set, so each gets all settings.
 ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 
 
 class WorkerEngine:
-    """An Engine whose models die with its worker, not with the service. A dead worker is replaced at the next call."""
+    """An Engine that runs models in a worker process. A worker that died is replaced at the next call."""
 
     def __init__(self, options: EngineOptions, *, load_timeout_s: float = 900, step_timeout_s: float = 300) -> None:
-        """The timeouts bound the silence while loading and between two steps; a worker that exceeds one is killed.
+        """A worker that is silent for longer than the timeout, during a load or between two steps, is killed.
 
-        Silence: the worker neither answers nor reads.
+        Silent: it neither answers nor reads.
         """
         self._options = options
         self._load_timeout_s = load_timeout_s
         self._step_timeout_s = step_timeout_s
         self._worker: _Worker | None = None
-        #: Killed, and not dead yet.
+        #: Workers that were killed and have not died yet.
         self._lingering: list[subprocess.Popen[bytes]] = []
 
     def __repr__(self) -> str:
@@ -101,7 +101,7 @@ class WorkerEngine:
 
     @property
     def pid(self) -> int | None:
-        """The worker's process id while there is one."""
+        """The process id of the worker; None: there is none."""
         return self._worker.process.pid if self._worker else None
 
     @property
@@ -146,10 +146,10 @@ class WorkerEngine:
         return answer if isinstance(answer, expected | Failed) else self._bury(FailureCode.WORKER_CRASHED)
 
     def _converse(self, command: Value, timeout_s: float, tick: "Callable[[_Worker], None]", on_step: OnStep) -> Answer:
-        """Send a command and pass its steps on until the answer that ends it. The worker's death is an answer, too."""
+        """Send a command and pass on its steps until its answer. The death of the worker is answered by Failed."""
         try:
             worker = self._worker = self._worker or self._start()
-        except OSError:  # no descriptor, no process, no memory to be had
+        except OSError:  # no descriptor, process or memory available
             return Failed(code=FailureCode.WORKER_CRASHED, message="The worker process could not be started.")
         try:
             worker.reading = Reading(worker.process.pid)
@@ -161,16 +161,16 @@ class WorkerEngine:
                 on_step(answer.step, answer.total, *filter(None, [answer.preview]))
         except TimeoutError:
             return self._bury(FailureCode.WORKER_HUNG)
-        except (EOFError, OSError, ValueError, UnpackException):  # or words that are none: another version's worker
+        except (EOFError, OSError, ValueError, UnpackException):  # or a frame that is no message
             return self._bury(FailureCode.WORKER_CRASHED)
         if isinstance(answer, Failed) and answer.code is FailureCode.DEVICE_FAULT:
-            # A broken context poisons every later call in that process.
+            # After that, every later call in the worker would fail.
             failed = self._bury(FailureCode.WORKER_CRASHED, answer.traceback)
             return failed.evolve(message="The GPU's context broke; the worker process was replaced.")
         return answer
 
     def _start(self) -> "_Worker":
-        """A new worker; what the system refuses now it may grant a little later."""
+        """Start a worker. If the system refuses, try again a little later."""
         self._reap()
         for delay_s in START_DELAYS_S:
             try:
@@ -191,7 +191,7 @@ class WorkerEngine:
         return Failed(code=code, message=f"The worker process {how} was replaced.", traceback=traceback)
 
     def _forget(self, status: int | None) -> None:
-        """The worker has ended with this status; None: it was killed and lives."""
+        """Note that the worker has ended with this status; None: it was killed and still lives."""
         assert self._worker is not None
         if status is None:
             process = self._worker.process
@@ -200,7 +200,7 @@ class WorkerEngine:
         self._worker = None
 
     def _reap(self) -> None:
-        """Take the status of those that have died meanwhile, so that no zombie stays."""
+        """Collect the status of killed workers that have died meanwhile, so that they do not remain as zombies."""
         self._lingering = [process for process in self._lingering if process.poll() is None]
 
 
@@ -210,23 +210,23 @@ class _Worker:
     def __init__(self, options: EngineOptions, io_timeout_s: float) -> None:
         ours, theirs = socket.socketpair()
         for direction in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
-            # A worker that stops in the middle of a frame is as dead as one whose pipe is closed.
+            # A worker that stops in the middle of a frame is treated like one whose pipe is closed.
             ours.setsockopt(socket.SOL_SOCKET, direction, struct.pack("@ll", math.ceil(io_timeout_s), 0))
         device, card = only_card(options.device, os.environ)
         told = options.evolve(device=device).model_dump_json()
         with ours, theirs:
-            # -P: no module is taken from the folder that the service happens to start in.
+            # -P: no module is imported from the working directory.
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "imagegen.gpu.worker", str(theirs.fileno()), told],
                 pass_fds=[theirs.fileno()],
                 env=worker_environment(os.environ) | card,
-                # Closes with this process, however it ends: the worker then leaves, even in the middle of a load.
+                # This pipe closes when this process ends for any reason. The worker then exits, even during a load.
                 stdin=subprocess.PIPE,
             )
             self._connection = Connection(ours.detach())
-        #: Since the last command was sent.
+        #: What it has read since the last command was sent.
         self.reading = Reading(self.process.pid)
-        #: On the monotonic clock: when it must be gone.
+        #: When it must have ended, in seconds of the monotonic clock.
         self._gone_by = math.inf
 
     def send(self, command: Value) -> None:
@@ -234,13 +234,13 @@ class _Worker:
         self._connection.send_bytes(pack(command))
 
     def receive(self, timeout_s: float, tick: "Callable[[_Worker], None]") -> Answer:
-        """The next answer. Raises TimeoutError after so much silence, EOFError or OSError when the worker is gone.
+        """The next answer. Raises TimeoutError after so much silence, EOFError or OSError if the worker has ended.
 
         Also raises TimeoutError if the worker was aborted and does not end.
         """
         began = time.monotonic()
         deadline, look_at = began + timeout_s, began + timeout_s / LOOKS
-        tick(self)  # also when steps come so fast that nobody ever waits for one
+        tick(self)  # also if steps arrive so fast that this never waits
         while not self._connection.poll(TICK_S):
             tick(self)
             self._wake()
@@ -253,14 +253,14 @@ class _Worker:
         return unpack_answer(self._connection.recv_bytes())
 
     def _wake(self) -> None:
-        """Let it go on if somebody has stopped it (SIGSTOP): it can neither answer nor be told to stop."""
+        """Continue the worker if it was stopped (SIGSTOP), because it could neither answer nor read a command."""
         with suppress(ChildProcessError):  # it has ended
             if os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WNOHANG) is not None:
                 log.warning("worker_woken", pid=self.process.pid)
                 self.process.send_signal(signal.SIGCONT)
 
     def end(self, patience_s: float = 5) -> int | None:
-        """Ask to leave, by closing both pipes; kill what does not. Its exit status, as in `kill`."""
+        """Close both pipes, so that it exits; kill it if it does not. Returns the exit status, as `kill` does."""
         self._close_pipes()
         try:
             return self.process.wait(timeout=patience_s)
@@ -268,7 +268,7 @@ class _Worker:
             return self.kill()
 
     def kill(self) -> int | None:
-        """End it now; its exit status (negative: the signal). None: after KILL_PATIENCE_S it is still there."""
+        """Kill it. Returns the exit status (negative: the signal); None: it still lives after KILL_PATIENCE_S."""
         self.abort()
         try:
             return self.process.wait(timeout=max(0, self._gone_by - time.monotonic()))
@@ -278,7 +278,7 @@ class _Worker:
             self._close_pipes()
 
     def abort(self) -> None:
-        """From any thread: kill it. The thread that waits for an answer sees the pipe close and cleans up."""
+        """Kill it, from any thread. The thread that waits for an answer sees the pipe close and cleans up."""
         self._gone_by = min(self._gone_by, time.monotonic() + KILL_PATIENCE_S)
         self.process.kill()
 
@@ -289,7 +289,7 @@ class _Worker:
 
 
 def worker_environment(ours: Mapping[str, str]) -> dict[str, str]:
-    """What a worker finds in its environment. Of the settings of torch's allocator, the operator's own win."""
+    """The environment of a worker. Settings of torch's allocator that the operator has made take precedence."""
     kept = {name: value for name, value in ours.items() if not _hidden(name)}
     if tuple(map(int, metadata.version("torch").split(".")[:2])) < ALLOCATOR_SETTINGS_SINCE:
         return kept | WORKER_VARIABLES
