@@ -23,7 +23,7 @@ class Reading:
     def bytes(self) -> int:
         """Bytes read so far. From any thread.
 
-        A mapped file counts only if it is read from storage, not if it is in the page cache, where it takes seconds only.
+        A mapped file counts only if it is read from storage, not if the page cache has it, which is fast.
         Libraries that a load imports count as well.
         """
         asked, fetched, _ = _counters(self._pid)
