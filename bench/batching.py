@@ -26,7 +26,7 @@ from imagegen.gpu.protocol import EngineOptions, Generate, Generated, Loaded
 from imagegen.gpu.worker_engine import WorkerEngine
 from imagegen.loaders import SPECS
 from imagegen.settings import Settings
-from imagegen.storage.tasks import TaskFilter, TaskJournal
+from imagegen.storage.journal import TaskFilter, TaskJournal
 
 SIDES = (64, 128, 256)
 SIZES = (2, 4, 8)

@@ -473,7 +473,7 @@ def gemm_flops(side: int = 8192, rounds: int = 50) -> float:
 # -- small things ------------------------------------------------------------------------------------------------------
 
 #: Nobody stops it, nobody counts its steps.
-ALONE = (threading.Event(), lambda step, total: None)
+ALONE = (threading.Event(), lambda *step: None)
 
 
 def expect(answer: object, kind: type[AnswerT]) -> AnswerT:

@@ -60,7 +60,7 @@ def draw() -> Image.Image:
     engine = LocalEngine(EngineOptions(device="cpu"))
     engine.load(Load.entry(catalog, "tiny", Folders(Path(), Path())))
     request = GenerationRequest(prompt="mountains at sunset", width=128, height=128, steps=8, guidance_scale=0, seed=1)
-    outcome = engine.generate(Generate(model="tiny", request=request), threading.Event(), lambda step, total: None)
+    outcome = engine.generate(Generate(model="tiny", request=request), threading.Event(), lambda *step: None)
     assert isinstance(outcome, Generated)
     return Image.frombytes("RGB", (128, 128), outcome.images[0].rgb)
 

@@ -240,7 +240,7 @@ def load(engine: WorkerEngine, catalog: Catalog, model: str, root: Path = Path()
 
 
 def draw(engine: WorkerEngine, model: str, request: GenerationRequest) -> None:
-    outcome = engine.generate(Generate(model=model, request=request), threading.Event(), lambda step, total: None)
+    outcome = engine.generate(Generate(model=model, request=request), threading.Event(), lambda *step: None)
     assert isinstance(outcome, Generated), outcome
 
 

@@ -32,8 +32,8 @@ from imagegen.loaders import SPECS
 from imagegen.service.image_service import ImageService
 from imagegen.settings import Settings
 from imagegen.storage.images import ImageStore
+from imagegen.storage.journal import TaskJournal
 from imagegen.storage.s3 import S3
-from imagegen.storage.tasks import TaskJournal
 from imagegen.tasks.admission import Limits
 from imagegen.tasks.device import Device
 from imagegen.tasks.manager import TaskManager

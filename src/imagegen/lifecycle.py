@@ -16,7 +16,7 @@ from imagegen.core.events import EventBus
 from imagegen.hub.puller import ModelPuller
 from imagegen.settings import Settings
 from imagegen.storage.images import ImageStore
-from imagegen.storage.tasks import Retention, TaskJournal
+from imagegen.storage.journal import Retention, TaskJournal
 from imagegen.tasks.device import Device
 from imagegen.tasks.manager import TaskManager
 from imagegen.webhooks.sender import WebhookSender

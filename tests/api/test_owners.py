@@ -10,7 +10,7 @@ from imagegen.core.errors import TaskNotFound
 from imagegen.core.owner import ANYONE, Owner
 from imagegen.core.task import TaskStatus, TaskType
 from imagegen.service.image_service import ImageService
-from imagegen.storage.tasks import Claim, TaskFilter
+from imagegen.storage.journal import Claim, TaskFilter
 from imagegen.tasks.admission import TaskDraft
 from tests.api.conftest import Client, Start
 

@@ -11,7 +11,7 @@ import pytest
 from imagegen.core.errors import StorageFull
 from imagegen.core.task import GenerationTask
 from imagegen.storage.images import ImageStore
-from imagegen.storage.tasks import TaskJournal
+from imagegen.storage.journal import TaskJournal
 from tests.api.conftest import Client, Start
 
 SLOW = {"fake": {"step_seconds": 0.02}}

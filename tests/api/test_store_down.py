@@ -15,7 +15,7 @@ from imagegen.core.errors import StorageFull
 from imagegen.core.task import GenerationTask
 from imagegen.models.manager import DynamicModelManager
 from imagegen.storage import folder, images, s3
-from imagegen.storage.tasks import TaskJournal
+from imagegen.storage.journal import TaskJournal
 from tests.api.conftest import Client, Start
 from tests.api.test_tasks import events
 from tests.s3 import SECRET, Bucket

@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 
 from imagegen.core.errors import StorageFull
 from imagegen.core.task import GenerationTask
-from imagegen.storage.tasks import TaskJournal
+from imagegen.storage.journal import TaskJournal
 from tests.api.conftest import Client, Start
 from tests.receiver import OLDER_SECRET, SECRET, Receiver, bodies, hooks, receiving
 

@@ -18,7 +18,7 @@ from imagegen.gpu.protocol import EngineOptions
 from imagegen.gpu.worker_engine import WorkerEngine
 from imagegen.models.residency import ModelState
 from imagegen.storage.images import ImageStore
-from imagegen.storage.tasks import TaskJournal
+from imagegen.storage.journal import TaskJournal
 from imagegen.tasks.admission import Limits, TaskDraft
 from imagegen.tasks.device import Device
 from imagegen.tasks.manager import TaskManager

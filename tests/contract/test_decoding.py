@@ -96,7 +96,7 @@ def test_a_picture_that_does_not_fit_is_decoded_in_tiles_and_says_so(
     tiled = engine.generate(
         Generate(model=kind, request=request_for(width=side, height=side, steps=2, guidance_scale=3.0)),
         threading.Event(),
-        lambda step, total: steps.append(step),
+        lambda step, total, _=b"": steps.append(step),
     )
     assert steps == [1, 2]
     assert isinstance(whole, Generated)
@@ -130,7 +130,7 @@ def test_pictures_of_one_call_are_decoded_one_by_one_before_any_is_cut(engine: L
 
 
 def test_one_picture_in_tiles_marks_the_batch(engine: LocalEngine, device: Device) -> None:
-    def second_picture(step: int, total: int) -> None:
+    def second_picture(step: int, total: int, preview: bytes = b"") -> None:
         if step == 3:
             device.most = 10**9
 
@@ -165,9 +165,9 @@ def test_another_error_of_the_decoder_is_not_tried_again(engine: LocalEngine, mo
 def test_a_preview_in_tiles_does_not_mark_the_picture(engine: LocalEngine, device: Device) -> None:
     previews: list[bytes] = []
 
-    def preview(step: int, total: int, *picture: bytes) -> None:
-        previews.extend(picture)
+    def preview(step: int, total: int, picture: bytes = b"") -> None:
         if picture:
+            previews.append(picture)
             device.most = 10**9  # for the picture itself there is memory again
 
     request = request_for(width=128, height=128, steps=4, guidance_scale=3.0)

@@ -45,7 +45,9 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
 
 def run(engine: Engine, model: str, request: GenerationRequest, **command: object) -> Generated | Stopped | Failed:
     return engine.generate(
-        Generate.model_validate({"model": model, "request": request, **command}), threading.Event(), lambda s, t: None
+        Generate.model_validate({"model": model, "request": request, **command}),
+        threading.Event(),
+        lambda *step: None,
     )
 
 
@@ -67,7 +69,7 @@ def test_every_step_is_told_in_order(engine: Engine) -> None:
     loaded(engine, fake_catalog(), "fake")
     steps: list[tuple[int, int]] = []
     command = Generate(model="fake", request=request_for(steps=3, batch_size=2))
-    engine.generate(command, threading.Event(), lambda step, total: steps.append((step, total)))
+    engine.generate(command, threading.Event(), lambda step, total, _=b"": steps.append((step, total)))
     assert steps == [(k, 6) for k in range(1, 7)]
 
 
@@ -76,7 +78,7 @@ def test_a_stop_ends_the_work_between_two_steps_and_leaves_the_engine_well(engin
     stop = threading.Event()
     steps: list[int] = []
 
-    def on_step(step: int, total: int) -> None:
+    def on_step(step: int, total: int, preview: bytes = b"") -> None:
         steps.append(step)
         if step == 2:
             stop.set()
@@ -90,7 +92,7 @@ def test_a_stop_ends_the_work_between_two_steps_and_leaves_the_engine_well(engin
 def test_a_stop_that_comes_late_does_not_stop_the_next_request(engine: Engine) -> None:
     loaded(engine, fake_catalog(), "fake")
     stop = threading.Event()
-    engine.generate(Generate(model="fake", request=request_for(steps=1)), stop, lambda s, t: stop.set())
+    engine.generate(Generate(model="fake", request=request_for(steps=1)), stop, lambda step, total, _=b"": stop.set())
     assert isinstance(run(engine, "fake", request_for()), Generated)
 
 
@@ -267,7 +269,7 @@ def test_pictures_of_one_call_are_those_of_calls_of_their_own_but_for_rounding(
     )
     requests = [request_for(prompt, seed=seed, width=171, height=33) for seed, prompt in enumerate(prompts)]
     requests.append(requests[0].evolve(seed=9, batch_size=2))
-    outcome = engine.generate(together(*requests), threading.Event(), lambda step, total: None)
+    outcome = engine.generate(together(*requests), threading.Event(), lambda *step: None)
     assert isinstance(outcome, Generated)
     assert (outcome.provenance.call_pictures, [image.seed for image in outcome.images]) == (5, [0, 1, 2, 9, 10])
     alone = [run(engine, "tiny", request) for request in requests]
@@ -283,17 +285,17 @@ def test_a_step_of_a_call_is_one_of_each_picture_and_a_stop_ends_them_all(engine
     loaded(engine, fake_catalog(fake={"max_batch": 4}), "fake")
     steps, stop = list[tuple[int, int]](), threading.Event()
     command = together(request_for(steps=3), request_for("b", steps=3, batch_size=2), model="fake")
-    outcome = engine.generate(command, stop, lambda step, total: steps.append((step, total)))
+    outcome = engine.generate(command, stop, lambda step, total, _=b"": steps.append((step, total)))
     assert isinstance(outcome, Generated)
     assert steps == [(1, 3), (2, 3), (3, 3)]
     stop.set()
-    assert isinstance(engine.generate(command, stop, lambda step, total: None), Stopped)
+    assert isinstance(engine.generate(command, stop, lambda *step: None), Stopped)
 
 
 def test_a_call_that_the_memory_does_not_hold_is_told_at_once_and_drops_nothing(engine: Engine) -> None:
     loaded(engine, fake_catalog(fake={"max_batch": 4, "most_pictures": 1}), "fake")
     command = together(request_for(), request_for("b"), model="fake")
-    failed = engine.generate(command, threading.Event(), lambda step, total: None)
+    failed = engine.generate(command, threading.Event(), lambda *step: None)
     assert isinstance(failed, Failed)
     assert (failed.code, failed.made_room) == (FailureCode.OUT_OF_MEMORY, False)
     assert isinstance(run(engine, "fake", request_for()), Generated)
@@ -311,7 +313,7 @@ def test_a_stopped_picture_does_not_colour_the_next_one(engine: Engine, shipped:
     before = run(engine, "tiny", request_for())
     stop = threading.Event()
     stopped = engine.generate(
-        Generate(model="tiny", request=request_for("a star", steps=200)), stop, lambda s, t: stop.set()
+        Generate(model="tiny", request=request_for("a star", steps=200)), stop, lambda step, total, _=b"": stop.set()
     )
     assert isinstance(stopped, Stopped)
     assert run(engine, "tiny", request_for()) == before or _same_images(run(engine, "tiny", request_for()), before)
@@ -323,7 +325,7 @@ def test_image_to_image_stops_within_a_step_and_the_next_picture_is_that_of_a_fr
     loaded(engine, shipped, "tiny")
     stop, steps = threading.Event(), list[int]()
 
-    def on_step(step: int, total: int) -> None:
+    def on_step(step: int, total: int, preview: bytes = b"") -> None:
         steps.append(step)
         if step == 2:
             stop.set()
@@ -331,9 +333,9 @@ def test_image_to_image_stops_within_a_step_and_the_next_picture_is_that_of_a_fr
     request = request_for("a star", steps=100, strength=0.8)
     assert isinstance(engine.generate(from_blue(request), stop, on_step), Stopped)
     assert len(steps) <= 4  # the one under way, and one more while the word crosses the pipe
-    after = engine.generate(from_blue(request_for(strength=0.8)), threading.Event(), lambda s, t: None)
+    after = engine.generate(from_blue(request_for(strength=0.8)), threading.Event(), lambda *step: None)
     fresh = loaded(LocalEngine(CPU), shipped, "tiny")
-    alone = fresh.generate(from_blue(request_for(strength=0.8)), threading.Event(), lambda s, t: None)
+    alone = fresh.generate(from_blue(request_for(strength=0.8)), threading.Event(), lambda *step: None)
     fresh.close()
     assert _same_images(after, alone)
 
@@ -373,14 +375,15 @@ def test_previews_show_the_picture_long_before_it_is_done_and_change_nothing(
     loaded(engine, shipped, "tiny")
     previews: dict[int, bytes] = {}
 
-    def on_step(step: int, total: int, *preview: bytes) -> None:
-        previews.update((step, jpeg) for jpeg in preview)
+    def on_step(step: int, total: int, preview: bytes = b"") -> None:
+        if preview:
+            previews[step] = preview
 
     request = request_for(width=128, height=128, steps=10, strength=strength)
     command = from_blue(request) if strength else Generate(model="tiny", request=request)
     shown = engine.generate(command.model_copy(update={"previews": 1}), threading.Event(), on_step)
     assert isinstance(shown, Generated)
-    assert _same_images(shown, engine.generate(command, threading.Event(), lambda s, t: None))
+    assert _same_images(shown, engine.generate(command, threading.Event(), lambda *step: None))
     steps = 10 if strength is None else 9
     assert list(previews) == [round(steps / 2)]
     (jpeg,) = previews.values()
@@ -411,5 +414,5 @@ def test_image_to_image_starts_from_the_picture(engine: Engine, shipped: Catalog
     assert blue > 150 > red
     steps: list[int] = []
     command = Generate(model="tiny", request=request_for(steps=10, strength=0.5), init_image=file.getvalue())
-    engine.generate(command, threading.Event(), lambda step, total: steps.append(total))
+    engine.generate(command, threading.Event(), lambda step, total, _=b"": steps.append(total))
     assert steps == [5] * 5

@@ -185,7 +185,7 @@ def stopped(engine: LocalEngine, kind: str, task: str) -> Generated | Stopped | 
     pictures, fields = TASKS[task]
     request = request_for(**{"prompt": "a star", "steps": 8, "guidance_scale": 3.0, **fields})
     command = Generate(model=kind, request=request, **pictures)
-    return engine.generate(command, stop, lambda done, total: stop.set() if done == 2 else None)
+    return engine.generate(command, stop, lambda done, total, _=b"": stop.set() if done == 2 else None)
 
 
 @pytest.mark.parametrize("kind", SOME_FIRST)

@@ -63,7 +63,7 @@ def draw(engine: LocalEngine, *added: tuple[float, Path]) -> Generated | Failed:
     loras = tuple(Lora(path=file.name, scale=scale) for scale, file in added)
     files = [file for _, file in added]
     command = Generate(model="tiny", request=request_for(loras=loras), lora_files=tuple(map(str, files)))
-    outcome = engine.generate(command, threading.Event(), lambda step, total: None)
+    outcome = engine.generate(command, threading.Event(), lambda *step: None)
     assert isinstance(outcome, Generated | Failed)
     return outcome
 

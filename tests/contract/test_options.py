@@ -58,7 +58,7 @@ class House:
     def draw(self, stop_at: int | None = None, **changes: Any) -> bytes:
         stop = threading.Event()
         command = Generate(model="a", request=request_for(**changes))
-        outcome = self.engine.generate(command, stop, lambda step, total: stop.set() if step == stop_at else None)
+        outcome = self.engine.generate(command, stop, lambda step, *_: stop.set() if step == stop_at else None)
         if stop_at is not None:
             assert isinstance(outcome, Stopped)
             return b""

@@ -20,7 +20,7 @@ from imagegen.hub.protocol import Fetch, Fetched, Progress, Refused
 from imagegen.hub.puller import ModelPuller, PullState
 from imagegen.models.manager import Folders
 from imagegen.storage.images import ImageStore
-from imagegen.storage.tasks import TaskJournal
+from imagegen.storage.journal import TaskJournal
 from imagegen.tasks.admission import Limits, TaskDraft
 from imagegen.tasks.device import Device
 from imagegen.tasks.manager import TaskManager

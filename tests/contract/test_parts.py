@@ -55,7 +55,7 @@ def load(engine: LocalEngine, folders: Path, model: str, **fields: Any) -> Loade
 
 
 def draw(engine: LocalEngine, model: str) -> bytes:
-    answer = engine.generate(Generate(model=model, request=request_for()), threading.Event(), lambda step, total: None)
+    answer = engine.generate(Generate(model=model, request=request_for()), threading.Event(), lambda *step: None)
     assert isinstance(answer, Generated), answer
     return answer.images[0].rgb
 

@@ -40,7 +40,7 @@ def model() -> Iterator[LoadedModel]:
 
 def draw(model: LoadedModel, inputs: Inputs = Inputs(), **changes: Any) -> bytes:  # noqa: B008
     request: GenerationRequest = request_for(**changes)
-    (picture,) = model.generate(request, inputs, lambda step, total: None)
+    (picture,) = model.generate(request, inputs, lambda *step: None)
     return picture.rgb
 
 
@@ -68,15 +68,15 @@ def test_a_lora_neither_uses_nor_leaves_anything(model: LoadedModel, tmp_path: P
 def test_the_words_of_a_shared_call_are_remembered_together_and_never_taken_for_one_prompt(model: LoadedModel) -> None:
     counter = Counter(model)
     requests = [request_for("a cat", seed=1), request_for("a dog", seed=1)]
-    first = model.generate_together(requests, lambda step, total: None)
+    first = model.generate_together(requests, lambda *step: None)
     assert counter.runs == 1
-    assert model.generate_together(requests, lambda step, total: None) == first
+    assert model.generate_together(requests, lambda *step: None) == first
     assert counter.runs == 1
     alone = draw(model, prompt="a cat", seed=1)
     assert counter.runs == 2
     model.trim()
     assert draw(model, prompt="a cat", seed=1) == alone
-    turned = model.generate_together(requests[::-1], lambda step, total: None)
+    turned = model.generate_together(requests[::-1], lambda *step: None)
     assert counter.runs == 4
     assert abs(sum(turned[1].rgb) - sum(first[0].rgb)) < len(alone) / 100
 

@@ -337,7 +337,7 @@ class Residency(RuleBasedStateMachine):
         self.ensure(model, [it for it in troubles if it[0] == "load"])
         if model in self.engine.loaded:
             request = request_for(prompt=str(self.requests))
-            work = self.models.generate(model, request, InputPictures(), threading.Event(), lambda step, total: None)
+            work = self.models.generate(model, request, InputPictures(), threading.Event(), lambda *step: None)
             self.uses(model)
             before = [*self.used]
             with self.wanting(model):

@@ -67,7 +67,7 @@ class Device:
     async def work(self, model: str) -> Generated | Stopped | Failed:
         failed = await self.models.ensure(model)
         return failed or await self.models.generate(
-            model, request_for(), InputPictures(), threading.Event(), lambda step, total: None
+            model, request_for(), InputPictures(), threading.Event(), lambda *step: None
         )
 
     @property

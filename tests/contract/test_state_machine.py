@@ -23,7 +23,7 @@ from imagegen.core.events import EventBus
 from imagegen.core.task import MAX_ATTEMPTS, GenerationTask, TaskStatus, TaskType
 from imagegen.gpu.protocol import Failed
 from imagegen.storage.images import ImageStore
-from imagegen.storage.tasks import TaskFilter, TaskJournal
+from imagegen.storage.journal import TaskFilter, TaskJournal
 from imagegen.tasks.admission import Limits, TaskDraft
 from imagegen.tasks.batching import likeness
 from imagegen.tasks.device import Device

@@ -79,7 +79,7 @@ def draw(
     request = request_for(loras=loras, **changes)
     files = (str(lora),) if lora else ()
     command = Generate(model=model, request=request, init_image=image, lora_files=files)
-    answer = engine.generate(command, threading.Event(), lambda step, total: None)
+    answer = engine.generate(command, threading.Event(), lambda *step: None)
     assert isinstance(answer, Generated), answer
     return answer.images[0].rgb
 
@@ -88,7 +88,7 @@ def stop(engine: LocalEngine, **inputs: Any) -> None:
     """Begin a picture and end it after its first step."""
     flag = threading.Event()
     command = Generate(model="a", request=request_for(prompt="another", strength=0.6), **inputs)
-    assert isinstance(engine.generate(command, flag, lambda step, total: flag.set()), Stopped)
+    assert isinstance(engine.generate(command, flag, lambda step, total, _=b"": flag.set()), Stopped)
 
 
 def png() -> bytes:
@@ -311,7 +311,7 @@ def test_encoders_leave_once_the_prompt_is_encoded(
     steps: list[set[str]] = []
     command = Generate(model="a", request=request_for())
     answer = engine.generate(
-        command, threading.Event(), lambda step, total: steps.append(parts_on_the_device(engine, cuda))
+        command, threading.Event(), lambda step, total, _=b"": steps.append(parts_on_the_device(engine, cuda))
     )
     assert isinstance(answer, Generated)
     assert seen == [{"text_encoder", "transformer", "vae"}, {"text_encoder_2", "transformer", "vae"}]

@@ -38,7 +38,7 @@ def engine() -> Iterator[WorkerEngine]:
 
 def generate(engine: WorkerEngine, prompt: str = "fine", stop: threading.Event | None = None) -> object:
     command = Generate(model="fake", request=request_for(prompt))
-    return engine.generate(command, stop or threading.Event(), lambda step, total: None)
+    return engine.generate(command, stop or threading.Event(), lambda *step: None)
 
 
 @pytest.mark.parametrize("fault", ["abort", "segfault", "exit", "device_fault"])
@@ -198,7 +198,7 @@ def test_a_worker_that_is_stopped_while_it_runs_does_not_hold_a_stop() -> None:
     pid = engine.pid
     assert pid is not None
 
-    def on_step(step: int, total: int) -> None:
+    def on_step(step: int, total: int, preview: bytes = b"") -> None:
         if not seen.is_set():
             os.kill(pid, signal.SIGSTOP)
             stop.set()
@@ -239,7 +239,7 @@ def test_a_stop_is_heard_when_steps_come_faster_than_anyone_looks(engine: Worker
     assert isinstance(engine.load(load_command(fake_catalog(fake={"step_seconds": 0.001}), "fake")), Loaded)
     stop, seen = threading.Event(), 0
 
-    def on_step(step: int, total: int) -> None:
+    def on_step(step: int, total: int, preview: bytes = b"") -> None:
         nonlocal seen
         seen = step
         stop.set()
@@ -266,7 +266,7 @@ def test_a_worker_that_stops_in_the_middle_of_a_frame_is_killed_and_replaced(
     with monkeypatch.context() as patch:
         patch.setattr(subprocess, "Popen", start_another)
         command = Generate(model="fake", request=request_for(), init_image=bytes(8_000_000))
-        failed = engine.generate(command, threading.Event(), lambda step, total: None)
+        failed = engine.generate(command, threading.Event(), lambda *step: None)
     assert isinstance(failed, Failed)
     assert failed.worker_died
     assert engine.pid is None

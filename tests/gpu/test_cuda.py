@@ -64,7 +64,7 @@ def load(engine: Engine, models: Path, chosen: Catalog, model: str = "a") -> Loa
 
 def draw(engine: Engine, model: str = "a", **changes: Any) -> bytes:
     command = Generate(model=model, request=request_for(**changes))
-    outcome = engine.generate(command, threading.Event(), lambda step, total: None)
+    outcome = engine.generate(command, threading.Event(), lambda *step: None)
     assert isinstance(outcome, Generated), outcome
     return outcome.images[0].rgb
 
@@ -141,7 +141,7 @@ def test_what_a_picture_takes_beside_the_weights_is_told_and_grows_with_it(engin
     taken = []
     for side in (64, 256):
         command = Generate(model="a", request=request_for(width=side, height=side))
-        outcome = engine.generate(command, threading.Event(), lambda step, total: None)
+        outcome = engine.generate(command, threading.Event(), lambda *step: None)
         assert isinstance(outcome, Generated)
         taken.append(outcome.working_bytes)
     assert 0 < taken[0] < taken[1] < 2**30
@@ -166,7 +166,7 @@ def test_a_lora_counts_for_one_picture_on_weights_that_went_straight_to_the_devi
     plain = draw(engine, "tiny")
     request = request_for(loras=(Lora(path=file.name, scale=1),))
     command = Generate(model="tiny", request=request, lora_files=(str(file),))
-    styled = engine.generate(command, threading.Event(), lambda step, total: None)
+    styled = engine.generate(command, threading.Event(), lambda *step: None)
     assert isinstance(styled, Generated), styled
     assert styled.images[0].rgb != plain
     assert draw(engine, "tiny") == plain
@@ -270,7 +270,7 @@ async def test_a_worker_is_replaced_if_more_than_the_limit_stays_on_the_device(
     await manager.warm_up()
     worker = engine.pid
     assert await manager.ensure("a") is None
-    await executor.generate(Generate(model="a", request=request_for()), threading.Event(), lambda step, total: None)
+    await executor.generate(Generate(model="a", request=request_for()), threading.Event(), lambda *step: None)
     report = await manager.unload_all()
     assert report.models == ["a"]
     assert (engine.pid != worker) is replaced
@@ -286,7 +286,7 @@ def test_a_full_device_fails_one_task_with_the_numbers_and_the_next_one_runs(
     ours = int(total * shipped.memory_fraction("tiny")) - torch.cuda.memory_reserved()
     hog = torch.empty(min(free, ours) - 256 * 2**20, dtype=torch.uint8, device="cuda")
     command = Generate(model="tiny", request=request_for(width=8192, height=8192, steps=1))
-    failed = engine.generate(command, threading.Event(), lambda step, total: None)
+    failed = engine.generate(command, threading.Event(), lambda *step: None)
     assert isinstance(failed, Failed)
     assert failed.code is FailureCode.OUT_OF_MEMORY
     assert "GiB" in failed.message

@@ -73,7 +73,7 @@ def load(engine: LocalEngine, catalog: Catalog | None = None, model: str = "fake
 
 
 def draw(engine: LocalEngine) -> Generated | Stopped | Failed:
-    return engine.generate(Generate(model="fake", request=request_for()), threading.Event(), lambda step, total: None)
+    return engine.generate(Generate(model="fake", request=request_for()), threading.Event(), lambda *step: None)
 
 
 def test_what_the_card_has_left_and_what_others_hold_is_measured(engine: LocalEngine, card: Card) -> None:

@@ -9,7 +9,7 @@ from imagegen.gpu.engine import LocalEngine
 from imagegen.gpu.executor import GpuExecutor
 from imagegen.gpu.protocol import EngineOptions
 from imagegen.storage.images import ImageStore
-from imagegen.storage.tasks import TaskJournal
+from imagegen.storage.journal import TaskJournal
 from imagegen.tasks.admission import Limits
 from imagegen.tasks.device import Device
 from imagegen.tasks.manager import TaskManager

@@ -156,7 +156,7 @@ WRONG: dict[str, tuple[str, str, str]] = {
     "several pictures in a call of an engine that nobody tried": (
         "FLUX.1-Kontext-dev\n",
         "FLUX.1-Kontext-dev\n    max_batch: 2\n",
-        "18:3: max_batch: nobody has tried the engine with several pictures in one call; leave it out",
+        "18:3: max_batch: not tested with Nunchaku's engine; leave it out",
     ),
     "several pictures in a call, judged as one": (
         "guidance_scale: 0\n",

@@ -15,8 +15,8 @@ from sqlalchemy import Connection, Engine, create_engine, event, inspect
 
 from imagegen.core.errors import FailureCode, StorageFailed, StorageFull
 from imagegen.core.task import Failure, GenerationTask, InputPictures, StoredImage, TaskStatus, TaskType
-from imagegen.storage.schema import metadata
-from imagegen.storage.tasks import Claim, Claimed, Retention, TaskFilter, TaskJournal
+from imagegen.storage.journal import Claim, Claimed, Retention, TaskFilter, TaskJournal
+from imagegen.storage.tables import metadata
 from tests.conftest import request_for
 from tests.unit.conftest import MORNING, task_id, task_of
 

@@ -152,7 +152,7 @@ class House:
         """What the run loop does for a task."""
         failed = await self.models.ensure(model)
         return failed or await self.models.generate(
-            model, request_for(**request), InputPictures(), threading.Event(), lambda step, total: None
+            model, request_for(**request), InputPictures(), threading.Event(), lambda *step: None
         )
 
 
@@ -1285,7 +1285,7 @@ async def test_for_pictures_that_could_be_made_one_by_one_nobody_leaves(tmp_path
     await house.load("a", "b")
     house.engine.instead["generate"] = OUT_OF_MEMORY
     outcome = await house.models.generate(
-        "b", request_for(), InputPictures(), threading.Event(), lambda step, total: None, together=True
+        "b", request_for(), InputPictures(), threading.Event(), lambda *step: None, together=True
     )
     assert (outcome, house.residents) == (OUT_OF_MEMORY, "ba")
 

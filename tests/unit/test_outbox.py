@@ -14,8 +14,8 @@ from imagegen.core.errors import DeliveryNotFound, StorageFailed
 from imagegen.core.task import GenerationTask, InputPictures, TaskStatus
 from imagegen.core.webhooks import Delivery, DeliveryState, Webhook, WebhookEvent
 from imagegen.storage import outbox as outbox_module
+from imagegen.storage.journal import TaskJournal
 from imagegen.storage.outbox import DeliveryFilter
-from imagegen.storage.tasks import TaskJournal
 from imagegen.webhooks.client import Answer
 from imagegen.webhooks.sender import WebhookSender
 from imagegen.webhooks.signing import Signer

@@ -26,7 +26,7 @@ from imagegen.core.events import EventBus, TaskMoved, TaskQueued
 from imagegen.core.task import GenerationTask, InputPictures, StoredImage, TaskStatus, TaskType
 from imagegen.gpu.protocol import Failed
 from imagegen.storage.images import FileStore, ImageStore
-from imagegen.storage.tasks import Claim, TaskFilter, TaskJournal
+from imagegen.storage.journal import Claim, TaskFilter, TaskJournal
 from imagegen.tasks.admission import Limits, TaskDraft
 from imagegen.tasks.device import Device
 from imagegen.tasks.manager import TaskManager

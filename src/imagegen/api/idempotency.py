@@ -11,7 +11,7 @@ from imagegen.api.dependencies import Who, services_of
 from imagegen.core.owner import Owner
 from imagegen.core.task import TaskType
 from imagegen.service.image_service import ImageService
-from imagegen.storage.tasks import Claim
+from imagegen.storage.journal import Claim
 from imagegen.tasks.admission import TaskDraft
 from imagegen.tasks.manager import Accepted
 

@@ -17,7 +17,7 @@ from imagegen.catalog.catalog import ModelId
 from imagegen.core.receipt import Receipt, receipt_of
 from imagegen.core.task import GenerationTask, TaskStatus
 from imagegen.settings import Settings
-from imagegen.storage.tasks import TaskFilter
+from imagegen.storage.journal import TaskFilter
 from imagegen.tasks.manager import TaskManager
 
 router = APIRouter(tags=["tasks"])

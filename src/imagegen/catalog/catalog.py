@@ -246,9 +246,8 @@ class ModelSpec(Section):
 
     @model_validator(mode="after")
     def _batches_where_it_can(self) -> Self:
-        why_not = self.why_no_batch if self.max_batch > 1 else None
-        if why_not is not None:
-            raise ValueError(f"max_batch: {why_not}; leave it out")
+        if self.max_batch > 1:
+            self.check_batch()
         return self
 
     @field_validator("local_path")
@@ -272,10 +271,9 @@ class ModelSpec(Section):
     def supports_lora(self) -> bool:
         return False
 
-    @property
-    def why_no_batch(self) -> str | None:
-        """Why this entry cannot have a `max_batch`; None: it can."""
-        return f"models of type {self.type} make one picture at a time"
+    def check_batch(self) -> None:
+        """Raises ValueError if a call of this model cannot make several pictures."""
+        raise ValueError(f"max_batch: models of type {self.type} make one picture at a time; leave it out")
 
 
 def _freeze(models: Mapping[str, ModelSpec]) -> Mapping[str, ModelSpec]:

@@ -5,8 +5,8 @@ import typer
 import imagegen
 from imagegen.cli.config import config_app
 from imagegen.cli.doctor import doctor
+from imagegen.cli.generate import generate, inspect, replay
 from imagegen.cli.models import models_app
-from imagegen.cli.pictures import generate, inspect, replay
 from imagegen.cli.serving import serve
 
 app = typer.Typer(

@@ -218,8 +218,8 @@ class LocalEngine:
     def generate(self, command: Generate, stop: StopFlag, on_step: OnStep) -> Generated | Stopped | Failed:
         self._parts.let_go()
 
-        def step(done: int, total: int, *preview: bytes) -> None:
-            on_step(done, total, *preview)
+        def step(done: int, total: int, preview: bytes = b"") -> None:
+            on_step(done, total, preview)
             if stop.is_set():
                 raise Stop
 

@@ -4,7 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from imagegen.gpu.engine import Engine
 from imagegen.gpu.protocol import (
@@ -95,11 +95,11 @@ class _Relay:
     def __init__(self, loop: asyncio.AbstractEventLoop, on_step: OnStep) -> None:
         self._loop = loop
         self._on_step = on_step
-        self._waiting: deque[tuple[Any, ...]] = deque()
+        self._waiting: deque[tuple[int, int, bytes]] = deque()
 
-    def tell(self, *step: Any) -> None:
+    def tell(self, step: int, total: int, preview: bytes = b"") -> None:
         """Queue a step for the loop. Called in the thread."""
-        self._waiting.append(step)
+        self._waiting.append((step, total, preview))
         # If others wait already, the delivery that is scheduled for them takes this one, too.
         if len(self._waiting) == 1:
             self._loop.call_soon_threadsafe(self._deliver)

@@ -57,8 +57,8 @@ class Session:
             case StopGenerating():
                 pass  # late: that call has already ended
 
-    def _on_step(self, step: int, total: int, *preview: bytes) -> None:
-        self._send(Step(step=step, total=total, preview=b"".join(preview)))
+    def _on_step(self, step: int, total: int, preview: bytes = b"") -> None:
+        self._send(Step(step=step, total=total, preview=preview))
         # While a command runs, the parent sends nothing but StopGenerating.
         if self._connection.poll(0) and isinstance(unpack_command(self._connection.recv_bytes()), StopGenerating):
             self._stop.set()

@@ -142,7 +142,7 @@ class WorkerEngine:
         self._reap()
 
     def _ask(self, command: Value, expected: type[AnswerT], timeout_s: float) -> AnswerT | Failed:
-        answer = self._converse(command, timeout_s, lambda worker: None, lambda step, total, *preview: None)
+        answer = self._converse(command, timeout_s, lambda worker: None, lambda step, total, preview=b"": None)
         return answer if isinstance(answer, expected | Failed) else self._bury(FailureCode.WORKER_CRASHED)
 
     def _converse(self, command: Value, timeout_s: float, tick: "Callable[[_Worker], None]", on_step: OnStep) -> Answer:
@@ -158,7 +158,7 @@ class WorkerEngine:
                 answer = worker.receive(timeout_s, tick)
                 if not isinstance(answer, Step):
                     break
-                on_step(answer.step, answer.total, *filter(None, [answer.preview]))
+                on_step(answer.step, answer.total, answer.preview)
         except TimeoutError:
             return self._bury(FailureCode.WORKER_HUNG)
         except (EOFError, OSError, ValueError, UnpackException):  # or a frame that is no message

@@ -18,22 +18,22 @@ SpecT = TypeVar("SpecT", bound=ModelSpec)
 class OnStep(Protocol):
     """Called after each denoising step."""
 
-    def __call__(self, step: int, total: int, /, *preview: bytes) -> None:
-        """Steps done, steps in all, and one small JPEG where a preview was asked for. Raises Stop to end the work."""
+    def __call__(self, step: int, total: int, preview: bytes = b"", /) -> None:
+        """Steps done, steps in all, and a small JPEG if a preview was requested. Raises Stop to end the call."""
 
 
 class StopFlag(Protocol):
-    """Whether the work is to end between two steps: a `threading.Event`, or several as one."""
+    """Whether the call should end between two steps: a `threading.Event`, or several as one."""
 
     def is_set(self) -> bool: ...
 
 
 class Stop(Exception):
-    """Raised through a pipeline to end it between two steps."""
+    """Raised by OnStep through a pipeline, to end it between two steps."""
 
 
 class Placement(NamedTuple):
-    """Where and how a model is to live."""
+    """Where and how a model is loaded."""
 
     #: `cpu`, `cuda`, `cuda:1`.
     device: str

@@ -138,11 +138,11 @@ class DiffusersSpec(OptionsSpec):
         """Whether its weights can leave the device and come back: torchao's tensors cannot be moved in place."""
         return self.quantize is None
 
-    @property
-    def why_no_batch(self) -> str | None:
+    def check_batch(self) -> None:
         if not self.kind.batches or self.kind.text2image is None:
-            return f"{self.pipeline_class} makes one picture at a time"
-        return "the step cache judges all pictures of a call as one" if self.step_cache is not None else None
+            raise ValueError(f"max_batch: {self.pipeline_class} makes one picture at a time; leave it out")
+        if self.step_cache is not None:
+            raise ValueError("max_batch: the step cache judges all pictures of a call as one; leave it out")
 
 
 def _capabilities(kind: PipelineKind) -> dict[str, bool]:
@@ -628,7 +628,7 @@ class _BatchSteps:
         # The real number: image-to-image runs int(steps * strength) of them. Ernie has no `num_timesteps`.
         total = getattr(pipeline, "num_timesteps", None) or len(pipeline.scheduler.timesteps)
         preview = self._lookout.look(pipeline, step + 1, total, kwargs["latents"]) if self._lookout else None
-        self._on_step(self._done + self._in_picture, total * self._pictures, *filter(None, [preview]))
+        self._on_step(self._done + self._in_picture, total * self._pictures, preview or b"")
         return kwargs
 
     def picture_done(self) -> None:

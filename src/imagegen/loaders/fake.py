@@ -52,9 +52,8 @@ class FakeSpec(ModelSpec):
         default=0, ge=0, description="Pictures of one call for which its memory suffices; 0: any number."
     )
 
-    @property
-    def why_no_batch(self) -> str | None:
-        return None
+    def check_batch(self) -> None:
+        """Its calls can make any number of pictures."""
 
 
 class FakeModelLoader(ModelLoader[FakeSpec]):
@@ -108,7 +107,7 @@ class FakeModel(LoadedModel):
             if self._spec.fault_at == "step" and self._spec.fault_prompt in request.prompt:
                 self._commit()
             wanted = step % request.steps + 1 in wanted_steps(inputs.previews, request.steps)
-            on_step(step + 1, total, *([_preview(request)] if wanted else []))
+            on_step(step + 1, total, _preview(request) if wanted else b"")
         return [_picture(request, seed) for seed in request.seeds]
 
     def generate_together(self, requests: Sequence[GenerationRequest], on_step: OnStep) -> list[Pixels]:

@@ -77,9 +77,8 @@ class NunchakuSpec(QuantisedSpec):
     def supports_lora(self) -> bool:
         return False  # the engine has its own way of adding them
 
-    @property
-    def why_no_batch(self) -> str | None:
-        return "nobody has tried the engine with several pictures in one call"
+    def check_batch(self) -> None:
+        raise ValueError("max_batch: not tested with Nunchaku's engine; leave it out")
 
     def hub_files(self) -> tuple[HubFiles, ...]:
         own: tuple[HubFiles, ...] = ()

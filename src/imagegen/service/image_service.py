@@ -17,7 +17,7 @@ from imagegen.core.events import (
 )
 from imagegen.core.owner import Owner
 from imagegen.core.task import GenerationTask, TaskStatus
-from imagegen.storage.tasks import Claim, Page, TaskFilter
+from imagegen.storage.journal import Claim, Page, TaskFilter
 from imagegen.tasks.admission import TaskDraft
 from imagegen.tasks.manager import Accepted, TaskManager
 from imagegen.tasks.outlooks import Plan

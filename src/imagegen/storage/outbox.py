@@ -10,7 +10,7 @@ from sqlalchemy import Connection, bindparam, delete, exists, func, insert, sele
 from imagegen.core.task import GenerationTask
 from imagegen.core.webhooks import Delivery, DeliveryState, WebhookEvent
 from imagegen.storage.database import Database
-from imagegen.storage.schema import deliveries, tasks
+from imagegen.storage.tables import deliveries, tasks
 
 #: Renders the body of a webhook for a task.
 Render = Callable[[GenerationTask, WebhookEvent, datetime], str]

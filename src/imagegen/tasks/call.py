@@ -59,7 +59,7 @@ class Call:
         """Read by the GPU's thread between two steps. Members do not change then, only their stop requests do."""
         return all(member.told_to_stop for member in self.members)
 
-    def on_step(self, step: int, total: int, *preview: bytes) -> None:
+    def on_step(self, step: int, total: int, preview: bytes = b"") -> None:
         """Publish the step to each member that has not ended.
 
         In a call that makes all pictures together, one step of the call is one step of each picture.
@@ -71,8 +71,8 @@ class Call:
             pictures = member.record.request.batch_size if self.together else 1
             task_id, done, of = member.record.id, step * pictures, total * pictures
             self._bus.publish(TaskStep(task_id=task_id, step=done, total=of))
-            for jpeg in preview:
-                image = base64.b64encode(jpeg).decode()
+            if preview:
+                image = base64.b64encode(preview).decode()
                 self._bus.publish(TaskPreview(task_id=task_id, step=done, total=of, image=image))
 
     def deal(self, images: Sequence[Pixels]) -> Iterator[tuple[LiveTask, tuple[Pixels, ...]]]:

@@ -11,7 +11,7 @@ from imagegen.core.errors import Draining, FailureCode, KeyReused, ModelQuaranti
 from imagegen.core.events import EventBus, TaskQueued
 from imagegen.core.task import MAX_ATTEMPTS, MAX_SEED, GenerationRequest, GenerationTask, InputPictures
 from imagegen.storage.images import ImageStore
-from imagegen.storage.tasks import Claim, Claimed, TaskJournal
+from imagegen.storage.journal import Claim, Claimed, TaskJournal
 from imagegen.tasks.admission import Limits, TaskDraft, admit, draft_of, new_task
 from imagegen.tasks.batching import likeness
 from imagegen.tasks.device import Device

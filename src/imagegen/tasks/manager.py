@@ -8,7 +8,7 @@ from imagegen.core.events import EventBus
 from imagegen.core.task import GenerationTask
 from imagegen.hub.puller import ModelPuller, Pull
 from imagegen.storage.images import ImageStore
-from imagegen.storage.tasks import Claim, TaskJournal
+from imagegen.storage.journal import Claim, TaskJournal
 from imagegen.tasks.admission import Limits, TaskDraft
 from imagegen.tasks.device import Device
 from imagegen.tasks.intake import Accepted, Intake

@@ -15,7 +15,7 @@ from imagegen.core.errors import (
 from imagegen.core.events import EventBus, TaskCancelled, TaskCompleted, TaskFailed, TaskSaved
 from imagegen.core.task import Failure, GenerationTask, StoredImage
 from imagegen.storage.images import ImageStore, task_of
-from imagegen.storage.tasks import Page, Retention, TaskFilter, TaskJournal
+from imagegen.storage.journal import Page, Retention, TaskFilter, TaskJournal
 from imagegen.tasks.life import LiveTask
 
 log = structlog.get_logger(__name__)

@@ -13,7 +13,7 @@ from imagegen.gpu.protocol import Failed, Generated, Stopped
 from imagegen.models.residency import ModelState
 from imagegen.models.status import LoadProgress
 from imagegen.storage.images import ImageStore
-from imagegen.storage.tasks import TaskJournal
+from imagegen.storage.journal import TaskJournal
 from imagegen.tasks.batching import companions
 from imagegen.tasks.call import Call
 from imagegen.tasks.device import Device

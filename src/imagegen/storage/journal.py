@@ -12,7 +12,7 @@ from imagegen.core.task import GenerationTask, InputPictures, TaskStatus
 from imagegen.core.webhooks import Delivery
 from imagegen.storage.database import Database
 from imagegen.storage.outbox import Outbox, Render
-from imagegen.storage.schema import inputs, keys, prompts, service, tasks
+from imagegen.storage.tables import inputs, keys, prompts, service, tasks
 
 Query = Select[*tuple[Any, ...]]
 
