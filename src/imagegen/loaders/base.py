@@ -87,6 +87,13 @@ class LoadedModel(ABC):
     def provenance(self, inputs: Inputs) -> Provenance:
         """What makes the pictures of a request with these inputs."""
 
+    def warnings(self, request: GenerationRequest) -> Sequence[str]:
+        """What the pictures of the latest call ignore of this request, in sentences for its caller.
+
+        Asked once for each request of the call, after it. A sentence holds no path.
+        """
+        return ()
+
     @property
     def device_bytes(self) -> int:
         """Of `weight_bytes`, the most that are in device memory at one time."""

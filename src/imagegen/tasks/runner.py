@@ -141,8 +141,8 @@ class Runner:
         finally:
             self._call = None
         if isinstance(outcome, Generated):
-            for live, _ in call.deal(outcome.images):
-                live.save(outcome.provenance)
+            for live, warnings in call.warned(outcome.warnings):
+                live.save(outcome.provenance, warnings)
             self._saving.take(call.deal(outcome.images), beside)
             self._queue.held = self._saving.crowded
             return
