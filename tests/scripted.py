@@ -47,6 +47,8 @@ class ScriptedExecutor(GpuExecutor):
         #: Whether the next load waits for `end_load`.
         self.holds = False
         self.loading: asyncio.Future[Failed | None] | None = None
+        #: Of each request of the next call.
+        self.warnings: tuple[tuple[str, ...], ...] = ()
         self._called = asyncio.Event()
 
     @property
@@ -131,4 +133,5 @@ class ScriptedExecutor(GpuExecutor):
             seeds = [seed for request in (command.request, *command.companions) for seed in request.seeds]
             pixels = [Pixels(width=2, height=1, seed=seed, rgb=b"abcdef") for seed in seeds]
             made_by = SCRIPTED.evolve(call_pictures=len(seeds) if command.together else 1)
-            future.set_result(Generated(images=tuple(pixels), memory=DeviceMemory(), provenance=made_by))
+            made = Generated(images=tuple(pixels), memory=DeviceMemory(), provenance=made_by, warnings=self.warnings)
+            future.set_result(made)

@@ -13,9 +13,12 @@ from huggingface_hub import constants
 
 from imagegen.catalog.catalog import HubFiles
 from imagegen.catalog.hub_cache import HubCache, is_here
+from imagegen.catalog.pipeline_files import Dtype
+from imagegen.catalog.sources import weights_here
 from imagegen.core.errors import FailureCode
 from imagegen.hub.process import fetch_in_process
 from imagegen.hub.protocol import Fetch, Fetched, Progress, Refused
+from imagegen.loaders.stable_diffusion import StableDiffusionSpec
 from tests.hub import Hub, Repo
 
 #: Large enough to be cut in the middle.
@@ -93,6 +96,50 @@ def test_what_is_needed_comes_and_nothing_else(hub: Hub) -> None:
     assert all((folder / path).read_bytes() == FILES[path] for path in NEEDED)
     assert is_here(wish())
     assert (HubCache(NAME).folder / "refs" / "main").read_text() == hub.repos[NAME].commit
+
+
+BOTH = FILES | {"vae/diffusion_pytorch_model.bf16.safetensors": WEIGHTS[:200]}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "comes"),
+    [
+        ("float32", BIG),
+        ("float16", "vae/diffusion_pytorch_model.fp16.safetensors"),
+        ("bfloat16", "vae/diffusion_pytorch_model.bf16.safetensors"),
+    ],
+)
+def test_of_several_copies_the_one_in_the_entrys_dtype_comes(hub: Hub, dtype: Dtype, comes: str) -> None:
+    hub.add(NAME, BOTH)
+    wanted = HubFiles.of(NAME, dtype=dtype)
+    assert pull(wanted) == Fetched()
+    assert hub.sent == len(BOTH[comes])
+    assert is_here(wanted)
+
+
+@pytest.mark.parametrize("copy", ["fp16", "bf16"])
+def test_a_repository_with_nothing_but_a_copy_comes_for_every_dtype(hub: Hub, copy: str) -> None:
+    hub.add(NAME, {path: content for path, content in BOTH.items() if not path.startswith("vae/diff") or copy in path})
+    assert pull() == Fetched()
+    assert is_here(wish())
+
+
+def test_a_tokenizer_that_a_newer_library_has_saved_comes(hub: Hub) -> None:
+    index = b'{"tokenizer": ["transformers", "SentencePieceBackend"], "vae": ["diffusers", "AutoencoderKL"]}'
+    files = {"model_index.json": index, "tokenizer/tokenizer_config.json": b"{}", "tokenizer/spiece.model": b"x"}
+    hub.add(NAME, FILES | files)
+    assert pull() == Fetched()
+    assert (snapshot(hub.repos[NAME]) / "tokenizer" / "spiece.model").is_file()
+    assert is_here(wish())
+
+
+def test_a_checker_that_no_load_opens_is_not_fetched_and_refuses_nothing(hub: Hub) -> None:
+    entry = {"name": "A", "type": "stable_diffusion", "pipeline_class": "StableDiffusionPipeline", "hf_path": NAME}
+    index = b'{"safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"], "vae": ["diffusers", "x"]}'
+    hub.add(NAME, FILES | {"model_index.json": index, "safety_checker/pytorch_model.bin": WEIGHTS})
+    assert pull(*StableDiffusionSpec.model_validate(entry).hub_files()) == Fetched()
+    assert hub.sent == len(WEIGHTS)
+    assert weights_here(StableDiffusionSpec.model_validate(entry), Path("none"))
 
 
 def test_progress_is_told_in_bytes_up_to_the_whole(hub: Hub) -> None:

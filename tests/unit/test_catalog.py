@@ -173,7 +173,7 @@ def test_the_share_of_the_device_is_above_zero_and_at_most_one(fraction: float) 
 
 
 def test_the_pipeline_of_a_flux_model_is_not_a_free_choice() -> None:
-    flux = {"name": "A", "type": "flux"}
+    flux = {"name": "A", "type": "flux", "local_path": "a"}
     assert SPECS["flux"].model_validate(flux).pipeline_class == "FluxPipeline"
     with pytest.raises(ValidationError):
         SPECS["flux"].model_validate({**flux, "pipeline_class": "utils"})

@@ -124,7 +124,6 @@ def test_a_folder_of_another_pipeline_is_refused(folder: Path, index: object) ->
         b"not JSON",
         b"\xff\xfe\xfd",
         b"<!doctype html>",
-        b"version https://git-lfs.github.com/spec/v1\n",
         b'{"_class_name": "FluxPipeline",}',
         b"[" * 100_000,
     ],
@@ -342,7 +341,7 @@ def test_a_library_that_is_not_installed_is_named(error: ImportError, said: str)
 def test_weights_go_straight_to_the_device_where_nothing_stays_in_host_memory(
     device: str, fields: dict[str, Any], way: str | None, host_cache_gb: float
 ) -> None:
-    spec = FluxSpec.model_validate({"name": "A", "type": "flux"} | fields)
+    spec = FluxSpec.model_validate({"name": "A", "type": "flux", "local_path": "a"} | fields)
     settings = GlobalSettings(host_cache_gb=host_cache_gb)
     assert device_map(spec, Placement(device, settings, Folders(Path(), Path()), Parts())) == way
 
@@ -367,7 +366,7 @@ def test_float8_is_multiplied_as_such_where_the_device_can(
     import torch
 
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    spec = FluxSpec.model_validate({"name": "A", "type": "flux", "quantize": word})
+    spec = FluxSpec.model_validate({"name": "A", "type": "flux", "local_path": "a", "quantize": word})
     assert rounding(spec, device) == way
 
 

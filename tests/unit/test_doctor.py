@@ -311,6 +311,9 @@ def test_a_model_that_is_larger_than_the_card_is_worth_a_word(settings: Settings
     assert "docs/models.md" in found.mend
 
 
+#: Any file of the embedded model will do: without the engine nobody opens it.
+NUNCHAKU_FILE = "transformer/diffusion_pytorch_model.safetensors"
+
 LACKING: dict[str, tuple[dict[str, Any], Machine, str]] = {
     "torchvision": (
         {"type": "diffusers", "pipeline_class": "QwenImageEditPlusPipeline"},
@@ -318,7 +321,7 @@ LACKING: dict[str, tuple[dict[str, Any], Machine, str]] = {
         "here, and cannot run: torchvision is absent",
     ),
     "nunchaku": (
-        {"type": "nunchaku", "base_model": "builtin:tiny"},
+        {"type": "nunchaku", "base_model": "builtin:tiny", "local_path": "builtin:tiny", "weight_name": NUNCHAKU_FILE},
         CPU.evolve(nunchaku=Library(state="another", version="0.15.4")),
         "here, and cannot run: nunchaku: the installed package",
     ),

@@ -128,7 +128,10 @@ def test_a_quantised_entry_still_needs_its_base_model(tmp_path: Path) -> None:
     assert missing(spec, tmp_path) == (HubFiles(repo="org/gguf", files=("a.gguf",)), base)
     (tmp_path / "a.gguf").touch()
     assert missing(spec, tmp_path) == (base,)
-    (tmp_path / "org" / "base").mkdir(parents=True)
+    (tmp_path / "org" / "base" / "vae").mkdir(parents=True)
+    assert missing(spec, tmp_path) == (base,)
+    for name, content in PIPELINE.items():
+        (tmp_path / "org" / "base" / name).write_text(content)
     assert missing(spec, tmp_path) == ()
 
 
@@ -145,5 +148,8 @@ def test_a_folder_that_is_missing_is_not_made_up_for_by_a_lora(tmp_path: Path) -
     spec = FluxSpec.model_validate({"name": "A", "type": "flux", "local_path": "nowhere", "loras": loras})
     assert missing(spec, tmp_path) == ()
     assert not weights_here(spec, tmp_path)
-    (tmp_path / "nowhere").mkdir()
+    (tmp_path / "nowhere" / "vae").mkdir(parents=True)
+    (tmp_path / "nowhere" / INDEX).write_text(PIPELINE[INDEX])
+    assert not weights_here(spec, tmp_path)
+    (tmp_path / "nowhere" / "vae" / "diffusion_pytorch_model.safetensors").touch()
     assert weights_here(spec, tmp_path)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from imagegen.catalog.pipeline_files import INDEX, lacking, needed, parts_of, variant
+from imagegen.catalog.pipeline_files import INDEX, Dtype, lacking, needed, parts_of, variant
 
 INDEX_OF_FLUX: dict[str, Any] = {
     "_class_name": "FluxPipeline",
@@ -116,6 +116,87 @@ def test_shards_without_their_list_are_no_weights() -> None:
     paths = [path for path in REPOSITORY if not path.endswith(".index.json")]
     assert lacking(paths, INDEX_OF_FLUX) == "transformer"
     assert not set(SHARDS) & set(needed(paths, INDEX_OF_FLUX))
+
+
+@pytest.mark.parametrize(
+    ("cls", "names"),
+    [
+        ("TokenizersBackend", ["tokenizer.json", "tokenizer_config.json"]),
+        ("SentencePieceBackend", ["spiece.model", "tokenizer_config.json"]),
+        ("MistralCommonBackend", ["tekken.json", "tokenizer_config.json"]),
+        ("Qwen2VLImageProcessorPil", ["preprocessor_config.json"]),
+        ("CLIPImageProcessor", ["preprocessor_config.json", "config.json"]),
+        ("PixtralProcessor", ["processor_config.json", "chat_template.jinja"]),
+        ("CLIPFeatureExtractor", ["preprocessor_config.json"]),
+        ("NameOfNextYear", ["tokenizer.json", "._config.json"]),
+        ("Qwen2Tokenizer", ["vocab.json", "pytorch_model.bin"]),
+    ],
+)
+def test_a_part_whose_folder_needs_no_weights_is_complete_without(cls: str, names: list[str]) -> None:
+    index = {"x": ["transformers", cls]}
+    paths = [f"x/{name}" for name in names]
+    assert lacking(paths, index) is None
+    assert set(needed(paths, index)) == {
+        INDEX,
+        *(path for path in paths if not path.endswith((".bin", "._config.json"))),
+    }
+
+
+@pytest.mark.parametrize(
+    ("cls", "names"),
+    [
+        ("NameOfNextYear", ["config.json"]),
+        ("NameOfNextYear", ["generation_config.json", "tokenizer.json"]),
+        ("NameOfNextYear", ["tokenizer.json", "pytorch_model.bin"]),
+        ("CLIPTextModel", ["config.json", "model.safetensors.index.json"]),
+        ("CLIPTextModel", []),
+        ("TokenizersBackend", []),
+    ],
+)
+def test_a_part_whose_folder_is_that_of_a_model_needs_weights(cls: str, names: list[str]) -> None:
+    assert lacking([f"x/{name}" for name in names], {"x": ["transformers", cls]}) == "x"
+
+
+#: Of a part with every copy, the weights that an entry of this dtype reads, and of one with fp16 beside full precision.
+COPIES = [
+    ("auto", "model.safetensors", "model.safetensors"),
+    ("float32", "model.safetensors", "model.safetensors"),
+    ("float16", "model.fp16.safetensors", "model.fp16.safetensors"),
+    ("bfloat16", "model.bf16.safetensors", "model.safetensors"),
+]
+
+
+@pytest.mark.parametrize(("dtype", "of_all", "of_two"), COPIES)
+def test_the_copy_in_the_entrys_dtype_is_taken(dtype: Dtype, of_all: str, of_two: str) -> None:
+    index = {"x": ["transformers", "CLIPTextModel"]}
+    names = ["config.json", "model.safetensors", "model.fp16.safetensors"]
+    for more, weights in (["model.bf16.safetensors"], of_all), ([], of_two):
+        paths = [f"x/{name}" for name in [*names, *more]]
+        assert needed(paths, index, dtype=dtype) == [INDEX, "x/config.json", f"x/{weights}"]
+        told = variant(paths, index, dtype=dtype)
+        assert f"{'.' + told if told else ''}.safetensors" == weights.removeprefix("model")
+        assert lacking(needed(paths, index, dtype=dtype), index, dtype=dtype) is None
+
+
+@pytest.mark.parametrize("dtype", [dtype for dtype, *_ in COPIES])
+def test_where_one_copy_is_all_there_is_every_dtype_takes_it(dtype: Dtype) -> None:
+    index = {"x": ["transformers", "CLIPTextModel"], "y": ["diffusers", "AutoencoderKL"]}
+    for copy in ("fp16", "bf16"):
+        paths = [
+            "x/config.json",
+            f"x/model.{copy}.safetensors",
+            "y/config.json",
+            "y/diffusion_pytorch_model.safetensors",
+        ]
+        assert set(needed(paths, index, dtype=dtype)) == {INDEX, *paths}
+        assert variant(paths, index, dtype=dtype) == copy
+        assert lacking(paths, index, dtype=dtype) is None
+
+
+def test_shards_of_a_copy_that_are_not_all_there_are_not_taken() -> None:
+    cut = ["transformer/diffusion_pytorch_model.fp16-00001-of-00002.safetensors"]
+    cut += ["transformer/diffusion_pytorch_model.safetensors.index.fp16.json"]
+    assert sorted(needed([*REPOSITORY, *cut], INDEX_OF_FLUX, dtype="float16")) == sorted(REPOSITORY)
 
 
 @pytest.mark.parametrize("part", [["diffusers"], "words", 7, ["a", 1], None, {}])

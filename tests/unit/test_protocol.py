@@ -75,6 +75,7 @@ ANSWERS: list[Value] = [
         ),
         memory=MEMORY,
         provenance=SCRIPTED.evolve(weights=("a/b@c",), options={"compile": True, "step_cache": 0.1}),
+        warnings=(("Two layers are ignored.",), ()),
     ),
     Stopped(),
     *(Failed(code=code, message="It failed.", traceback="Traceback ...") for code in FailureCode),
@@ -88,6 +89,11 @@ def kinds(union: Any) -> set[type[Value]]:
 
 def kind_of(value: Value) -> Any:
     return value.model_dump()["kind"]
+
+
+def test_warnings_are_cut_to_their_limits() -> None:
+    many = Generated(images=(), memory=MEMORY, provenance=SCRIPTED, warnings=(("x" * 1000,) * 100,))
+    assert many.warnings == (("x" * 500,) * 16,)
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=kind_of)

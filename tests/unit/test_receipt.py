@@ -18,6 +18,12 @@ def test_it_says_what_was_asked_and_what_made_it() -> None:
     )
 
 
+def test_it_says_what_the_pictures_ignore() -> None:
+    receipt = receipt_of(task_of(1, provenance=SCRIPTED, warnings=("A layer is ignored.",)))
+    assert receipt is not None
+    assert receipt.of_picture(3, "ab").warnings == ("A layer is ignored.",)
+
+
 def test_it_survives_json() -> None:
     receipt = receipt_of(task_of(1, provenance=SCRIPTED.evolve(options={"compile": True})))
     assert receipt is not None

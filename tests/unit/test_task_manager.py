@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import pytest
 
+from imagegen.api.views import task_view
 from imagegen.catalog.sources import Folders
 from imagegen.core.errors import (
     DeviceFault,
@@ -566,6 +567,17 @@ async def test_any_other_failure_of_a_task_alone_is_its_end(tmp_path: Path, outc
         assert task.failure is not None
         assert (task.failure.code, task.failure.message, task.attempt) == (outcome.code, outcome.message, 1)
         assert task.completed_at is not None
+
+
+async def test_each_task_of_a_shared_call_has_the_warnings_of_its_own_request(tmp_path: Path) -> None:
+    async with opened(tmp_path) as house:
+        ids = await house.pair()
+        house.engine.warnings = (("Two layers of the LoRA are ignored.",), ())
+        await house.make()
+        tasks = [await house.ended(task_id) for task_id in ids]
+        assert [task.warnings for task in tasks] == [("Two layers of the LoRA are ignored.",), ()]
+        assert [await house.journal.get(task.id) for task in tasks] == tasks
+        assert [task_view(task, None).model_dump().get("warnings") for task in tasks] == [list(tasks[0].warnings), None]
 
 
 async def test_after_a_shared_call_that_failed_each_task_runs_alone(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from imagegen.catalog.sources import Folders
-from imagegen.core.errors import WeightsMissing
+from imagegen.core.errors import WeightsMissing, WeightsRefused
 from imagegen.loaders.base import find_weights
 from imagegen.loaders.fake import FakeSpec
 
@@ -44,7 +44,8 @@ def test_an_entry_that_names_no_place_is_told_so() -> None:
 
 def test_a_file_is_no_folder_of_weights(tmp_path: Path) -> None:
     (tmp_path / "weights").write_bytes(b"x")
-    advice(spec(local_path="weights"), tmp_path)
+    with pytest.raises(WeightsRefused, match="local_path names a file: weights"):
+        find_weights(spec(local_path="weights"), Folders(tmp_path, tmp_path))
 
 
 def test_no_path_of_this_machine_reaches_the_caller() -> None:

@@ -364,6 +364,9 @@ class TaskView(BaseModel):
     receipt: Receipt | None = Field(
         None, description="Once its pictures are made: everything that their pixels depend on. Absent in lists."
     )
+    warnings: list[str] | None = Field(
+        None, description="What its pictures ignore of the request, such as a part of a LoRA, in sentences."
+    )
     replay: ReplayView | None = Field(None, description="If it is a replay: the comparison with the original task.")
     error_code: str | None = Field(None, description="If it failed: a stable code.")
     error_message: str | None = Field(None, description="If it failed: the reason.")

@@ -100,6 +100,7 @@ def task_view(
         links=task_links(task.id),
         format=task.output.format,
         receipt=receipt,
+        warnings=list(task.warnings) or None,
         replay=replay_view(task),
         **task.model_dump(include=_TASK_FIELDS),
         **task.request.model_dump(exclude={"loras"}),

@@ -1,6 +1,7 @@
 """The Catalog: the typed, frozen content of models.yaml. A change of the file makes a new Catalog."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
@@ -27,6 +28,7 @@ from imagegen.catalog.fields import (
     marked,
     refuse_bare_text,
 )
+from imagegen.catalog.pipeline_files import Dtype
 from imagegen.core.errors import ModelNotFound
 from imagegen.core.limits import MaxQueue, RetentionDays, RetentionGb, RetentionTasks
 from imagegen.core.sizes import TABLE_BASE
@@ -175,12 +177,14 @@ class HubFiles(Value):
     files: tuple[str, ...] = ()
     #: Parts of the pipeline that are not needed, because they come from elsewhere.
     without: tuple[str, ...] = ()
+    #: Which copy of the weights is needed where there are several.
+    dtype: Dtype = "auto"
 
     @classmethod
-    def of(cls, source: str, *, files: tuple[str, ...] = (), without: tuple[str, ...] = ()) -> Self:
-        """From `org/name[@revision]`."""
+    def of(cls, source: str, **what: Any) -> Self:
+        """From `org/name[@revision]` and the other fields."""
         repo, _, revision = source.partition("@")
-        return cls(repo=repo, revision=revision or None, files=files, without=without)
+        return cls(repo=repo, revision=revision or None, **what)
 
 
 class ModelSpec(Section):
@@ -202,9 +206,7 @@ class ModelSpec(Section):
         description="A folder, absolute or below the models directory; `builtin:NAME` is a model that ships with "
         "imagegen.",
     )
-    torch_dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
-        default="auto", description="`auto` is bfloat16 on a GPU, float32 on a CPU."
-    )
+    torch_dtype: Dtype = Field(default="auto", description="`auto` is bfloat16 on a GPU, float32 on a CPU.")
     memory_usage: Annotated[Literal["low", "medium", "high"], Request] = Field(
         default="medium", description="Shown to people."
     )
@@ -260,7 +262,18 @@ class ModelSpec(Section):
 
     def hub_files(self) -> tuple[HubFiles, ...]:
         """The files to pull where `local_path` does not exist; empty if the entry names no repository."""
-        return (HubFiles.of(self.hf_path),) if self.hf_path else ()
+        return (HubFiles.of(self.hf_path, dtype=self.torch_dtype),) if self.hf_path else ()
+
+    def lacks(self, place: Callable[[str], Path]) -> str | None:
+        """What is missing of the files that `local_path` names; None: nothing, or the entry has no `local_path`.
+
+        `place` gives the path on this machine for a path of models.yaml. May raise OSError.
+        """
+        return None if self.local_path is None or place(self.local_path).exists() else self.local_path
+
+    def lacks_beside(self, place: Callable[[str], Path]) -> str | None:
+        """What is missing of other files that are only on this machine and in no repository."""
+        return None
 
     @property
     def supports_negative_prompt(self) -> bool:

@@ -8,7 +8,6 @@ models--ORG--NAME/blobs/<sha256 or git's sha1>      the contents
 import json
 import os
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,9 @@ from imagegen.catalog.pipeline_files import INDEX, lacking
 
 #: What the cache lacks of a repository of which it has nothing.
 EVERYTHING = "everything"
+
+#: Folders in folders of a repository. Real ones have two.
+_MAX_DEPTH = 8
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -85,22 +87,35 @@ def is_here(files: HubFiles, root: Path | None = None) -> bool:
 def lacks(files: HubFiles, root: Path | None = None) -> str | None:
     """The first file or part that the cache does not hold, or EVERYTHING; None: it holds all of it."""
     folder = HubCache(files.repo, root).snapshot(files.revision)
-    if folder is None:
-        return EVERYTHING
+    return EVERYTHING if folder is None else lacks_in(folder, files)
+
+
+def lacks_in(folder: Path, files: HubFiles) -> str | None:
+    """The first file or part that a folder does not hold of what a repository with these files would; None: nothing."""
     if files.files:
         return next((name for name in files.files if not (folder / name).is_file()), None)
     index = _read_index(folder / INDEX)
-    return INDEX if index is None else lacking(paths_in(folder), index, files.without)
+    return INDEX if index is None else lacking(paths_in(folder), index, files.without, files.dtype)
 
 
-def paths_in(folder: Path) -> Iterable[str]:
-    """The files of a folder that exist, by their paths in the repository."""
-    return [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
+def paths_in(folder: Path, *, dangling: bool = False) -> list[str]:
+    """The files of a folder, by their paths in the repository, also those in linked folders.
+
+    `dangling`: links to files that are not there count, too.
+    """
+    exists = os.path.lexists if dangling else os.path.isfile
+    found = []
+    for home, folders, names in os.walk(folder, followlinks=True):
+        here = Path(home).relative_to(folder)
+        if len(here.parts) >= _MAX_DEPTH:
+            folders.clear()  # else a link to a folder above would never end
+        found += [(here / name).as_posix() for name in names if exists(os.path.join(home, name))]
+    return found
 
 
 def _read_index(file: Path) -> dict[str, Any] | None:
     try:
-        index = json.loads(file.read_bytes())
+        index = json.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError):
         return None
     return index if isinstance(index, dict) else None

@@ -1,17 +1,35 @@
 """Which files of a repository a diffusers pipeline needs, and whether a set of files is complete. Pure."""
 
 import re
-from collections.abc import Collection, Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
 #: Names the parts of a pipeline. It is linked into a snapshot last.
 INDEX = "model_index.json"
 
-#: Suffixes of classes without weights. transformers 5 saves tokenizers and processors under new names.
-_WEIGHTLESS = (
-    *("Tokenizer", "TokenizerFast", "TokenizersBackend", "Scheduler"),
-    *("Processor", "ProcessorFast", "ProcessorPil", "Extractor"),
+#: `torch_dtype` of an entry.
+Dtype = Literal["auto", "float32", "float16", "bfloat16"]
+
+#: The copies of weights that a dtype takes, best first. None: the files without a variant in their names, which mostly
+#: have full precision. A copy in the entry's own dtype is half as large and becomes the same numbers.
+_COPIES: Mapping[Dtype, tuple[str | None, ...]] = MappingProxyType(
+    {
+        "auto": (None, "bf16", "fp16"),
+        "float32": (None, "bf16", "fp16"),
+        "float16": ("fp16", None, "bf16"),
+        "bfloat16": ("bf16", None, "fp16"),
+    }
 )
+
+#: Words in the names of classes that have no weights, whatever their version calls them.
+_WEIGHTLESS = ("Tokenizer", "Scheduler", "Processor", "FeatureExtractor")
+
+#: Every model is saved with one of these files, and nothing else is.
+_OF_MODELS = frozenset({"config.json", "generation_config.json"})
+
+#: Suffixes of weights in all formats.
+_ALL_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".onnx", ".gguf")
 
 #: Suffixes of a part's small files: configurations, vocabularies, chat templates.
 _COMPANIONS = (".json", ".txt", ".model", ".jinja", ".tiktoken")
@@ -20,7 +38,8 @@ _STEM = r"(?P<stem>model|diffusion_pytorch_model)"
 _SHARD = r"(?:-(?P<number>\d{5})-of-(?P<count>\d{5}))"
 #: model.safetensors, model.fp16.safetensors, model-00001-of-00002.safetensors, and both combinations of these.
 _WEIGHTS = re.compile(
-    rf"{_STEM}(?:\.(?P<early>fp16))?{_SHARD}?(?:\.(?P<late>fp16))?\.safetensors(?P<index>\.index(?:\.(?P<last>fp16))?\.json)?"
+    rf"{_STEM}(?:\.(?P<early>fp16|bf16))?{_SHARD}?(?:\.(?P<late>fp16|bf16))?\.safetensors"
+    r"(?P<index>\.index(?:\.(?P<last>fp16|bf16))?\.json)?"
 )
 _ANY_INDEX = re.compile(r"\.index(\.[a-z0-9]+)?\.json$")
 
@@ -44,32 +63,69 @@ def parts_of(index: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def needed(paths: Iterable[str], index: Mapping[str, Any], without: Collection[str] = ()) -> list[str]:
+def needed(
+    paths: Iterable[str], index: Mapping[str, Any], without: Collection[str] = (), dtype: Dtype = "auto"
+) -> list[str]:
     """The paths of a repository that the pipeline needs. Of the parts in `without`, only the configuration."""
     folders = _by_folder(paths)
+    copy = _best_copy(folders, index, without, dtype)
     chosen = [INDEX]
     for part, cls in parts_of(index).items():
         names = folders.get(part, set())
-        weights = _chosen_weights(names) if part not in without and has_weights(cls) else []
-        chosen += [f"{part}/{name}" for name in sorted(_companions(names) | {w.name for w in weights})]
+        read = part not in without and needs_weights(cls, names)
+        chosen += [
+            f"{part}/{name}" for name in sorted(_companions(names) | (weights_of(names, copy) if read else set()))
+        ]
     return chosen
 
 
-def lacking(paths: Iterable[str], index: Mapping[str, Any], without: Collection[str] = ()) -> str | None:
+def lacking(
+    paths: Iterable[str], index: Mapping[str, Any], without: Collection[str] = (), dtype: Dtype = "auto"
+) -> str | None:
     """The first part of the pipeline whose files are incomplete; None: all are complete."""
     folders = _by_folder(paths)
+    return _lacking(folders, index, without, _best_copy(folders, index, without, dtype))
+
+
+def variant(
+    paths: Iterable[str], index: Mapping[str, Any], without: Collection[str] = (), dtype: Dtype = "auto"
+) -> str | None:
+    """The copy that from_pretrained must be told to read, `fp16` or `bf16`; None: the files without a variant.
+
+    Parts that do not have this copy are read from the files without a variant.
+    """
+    return _best_copy(_by_folder(paths), index, without, dtype)
+
+
+def _best_copy(
+    folders: Mapping[str, set[str]], index: Mapping[str, Any], without: Collection[str], dtype: Dtype
+) -> str | None:
+    """The first copy in the order of the dtype with which the pipeline is complete; without such a copy, the first."""
+    there = {w.variant for part in parts_of(index) if part not in without for w in _parsed(folders.get(part, ()))}
+    copies = [copy for copy in _COPIES[dtype] if copy in there] or [None]
+    return next((copy for copy in copies if _lacking(folders, index, without, copy) is None), copies[0])
+
+
+def _lacking(
+    folders: Mapping[str, set[str]], index: Mapping[str, Any], without: Collection[str], copy: str | None
+) -> str | None:
     for part, cls in parts_of(index).items():
-        names = folders.get(part, set())
-        if part not in without and not (_is_whole(names) if has_weights(cls) else _companions(names)):
+        if part not in without and not is_whole(folders.get(part, set()), cls, copy):
             return part
     return None
 
 
-def variant(paths: Iterable[str], index: Mapping[str, Any], without: Collection[str] = ()) -> str | None:
-    """`fp16` if some part has no other weights: from_pretrained must be told so. Else None."""
-    folders = _by_folder(paths)
-    weights = (w for part in parts_of(index) if part not in without for w in _chosen_weights(folders.get(part, set())))
-    return next((w.variant for w in weights if w.variant), None)
+def is_whole(names: Collection[str], cls: str, copy: str | None) -> bool:
+    """Whether the files of a part of this class are complete, read from this copy of its weights."""
+    return _has_all_shards(names, copy) if needs_weights(cls, names) else bool(_companions(names))
+
+
+def part_files(names: Collection[str], cls: str, dtype: Dtype) -> list[str] | None:
+    """Of the files of one folder, those that a part of this class needs; None: they are incomplete."""
+    for copy in _COPIES[dtype]:
+        if is_whole(names, cls, copy):
+            return sorted(_companions(names) | (weights_of(names, copy) if needs_weights(cls, names) else set()))
+    return None
 
 
 def _by_folder(paths: Iterable[str]) -> dict[str, set[str]]:
@@ -82,34 +138,48 @@ def _by_folder(paths: Iterable[str]) -> dict[str, set[str]]:
     return folders
 
 
-def has_weights(cls: str) -> bool:
-    """Whether a part of this class is read from weights, beside its configuration."""
-    return not cls.endswith(_WEIGHTLESS)
+def needs_weights(cls: str, names: Collection[str]) -> bool:
+    """Whether a part of this class, with these files in its folder, is read from weights.
+
+    The class decides where its name says what it is; else the files: a folder without weights and without the
+    configuration of a model belongs to a part that needs none.
+    """
+    if any(word in cls for word in _WEIGHTLESS):
+        return False
+    visible = [name for name in names if not name.startswith(".")]
+    of_a_model = any(name in _OF_MODELS or name.endswith(_ALL_WEIGHTS) or _ANY_INDEX.search(name) for name in visible)
+    return of_a_model or not _companions(visible)
 
 
 def _companions(names: Collection[str]) -> set[str]:
-    return {name for name in names if name.endswith(_COMPANIONS) and not _ANY_INDEX.search(name)}
+    return {
+        name
+        for name in names
+        if name.endswith(_COMPANIONS) and not name.startswith(".") and not _ANY_INDEX.search(name)
+    }
 
 
-def _parse(name: str) -> _Weights | None:
-    match = _WEIGHTS.fullmatch(name)
-    if match is None:
-        return None
-    variant = match["early"] or match["late"] or match["last"]
-    if match["index"]:
-        return _Weights(name, match["stem"], variant, (0, 0))
-    shard = (int(match["number"]), int(match["count"])) if match["number"] else None
-    return _Weights(name, match["stem"], variant, shard)
+def _parsed(names: Iterable[str]) -> Iterator[_Weights]:
+    for name in names:
+        if match := _WEIGHTS.fullmatch(name):
+            shard = (int(match["number"]), int(match["count"])) if match["number"] else None
+            variant = match["early"] or match["late"] or match["last"]
+            yield _Weights(name, match["stem"], variant, (0, 0) if match["index"] else shard)
 
 
-def _chosen_weights(names: Collection[str]) -> list[_Weights]:
-    """The weights files that the libraries open: full precision before fp16; of shards and a single file, one.
+def weights_of(names: Iterable[str], copy: str | None) -> set[str]:
+    """The names of the weights files that the libraries open, the index of shards included."""
+    return {weights.name for weights in _opened(names, copy)}
+
+
+def _opened(names: Iterable[str], copy: str | None) -> list[_Weights]:
+    """Those of the copy, or without a variant where there is no such copy; of shards and a single file, one.
 
     diffusers prefers the shards, transformers the single file.
     """
-    known = [weights for weights in map(_parse, names) if weights]
-    plain = [weights for weights in known if weights.variant is None]
-    known = plain if any(weights.shard != (0, 0) for weights in plain) else [w for w in known if w.variant]
+    known = list(_parsed(names))
+    copies = {weights.variant for weights in known if weights.shard != (0, 0)}
+    known = [weights for weights in known if weights.variant == (copy if copy in copies else None)]
     whole = [weights for weights in known if weights.shard is None]
     cut = [weights for weights in known if weights.shard is not None]
     if (0, 0) not in {weights.shard for weights in cut}:
@@ -117,9 +187,8 @@ def _chosen_weights(names: Collection[str]) -> list[_Weights]:
     return whole if any(weights.stem == "model" for weights in whole) else cut
 
 
-def _is_whole(names: Collection[str]) -> bool:
-    """Whether a part's folder holds all its weights."""
-    shards = {weights.shard for weights in _chosen_weights(names)}
+def _has_all_shards(names: Collection[str], copy: str | None) -> bool:
+    shards = {weights.shard for weights in _opened(names, copy)}
     counts = {shard[1] for shard in shards if shard and shard != (0, 0)}
     if not counts:
         return None in shards

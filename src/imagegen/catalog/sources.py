@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from imagegen.builtin import BUILTIN, builtin_model
 from imagegen.catalog.catalog import HubFiles, ModelSpec
-from imagegen.catalog.hub_cache import HubCache, is_here
+from imagegen.catalog.hub_cache import HubCache, is_here, lacks_in
 from imagegen.core.errors import LoraNotFound
 from imagegen.core.task import Lora
 
@@ -37,26 +37,39 @@ def missing(spec: ModelSpec, models_dir: Path) -> tuple[HubFiles, ...]:
     return tuple(files for files in spec.hub_files() if not (_replaced(spec, files, models_dir) or is_here(files)))
 
 
+def lacks_locally(spec: ModelSpec, models_dir: Path) -> str | None:
+    """What is missing of the files that `local_path` names; None: nothing, or the entry has none. May raise OSError."""
+    return spec.lacks(lambda path: local(path, models_dir))
+
+
 def weights_here(spec: ModelSpec, models_dir: Path) -> bool:
     """Whether an entry can be loaded without a pull. An entry that names no place needs no weights.
 
     Files that cannot be read count as missing; the load says why.
     """
     try:
-        folder = local_folder(spec, models_dir)
-        if folder is not None and spec.hf_path is None and not folder.exists():
+        if spec.local_path is not None and spec.hf_path is None and lacks_locally(spec, models_dir) is not None:
             return False
-        return not missing(spec, models_dir)
+        beside = spec.lacks_beside(lambda path: local(path, models_dir))
+        return beside is None and not missing(spec, models_dir)
     except OSError:
         return False
 
 
 def _replaced(spec: ModelSpec, files: HubFiles, models_dir: Path) -> bool:
-    """Whether a local folder replaces the repository: `local_path` for `hf_path`, a folder of its name otherwise."""
+    """Whether local files replace the repository: `local_path` for `hf_path`, a folder of its name otherwise.
+
+    They do where they are complete.
+    """
     if spec.hf_path is not None and spec.hf_path.partition("@")[0] == files.repo:
-        folder = local_folder(spec, models_dir)
-        return folder is not None and folder.exists()
-    return not files.files and (models_dir / files.repo).is_dir()
+        return spec.local_path is not None and lacks_locally(spec, models_dir) is None
+    return not files.files and local_repository(files, models_dir) is not None
+
+
+def local_repository(files: HubFiles, models_dir: Path) -> Path | None:
+    """The folder below the models directory that has a repository's name, if it holds these files."""
+    folder = models_dir / files.repo
+    return folder if folder.is_dir() and lacks_in(folder, files) is None else None
 
 
 def cached_snapshot(source: str) -> Path | None:

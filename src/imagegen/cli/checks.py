@@ -17,7 +17,7 @@ from imagegen.builtin import default_config
 from imagegen.catalog.catalog import Catalog, HubFiles, ModelSpec
 from imagegen.catalog.hub_cache import EVERYTHING, cache_root, lacks
 from imagegen.catalog.loading import ConfigError, load_catalog
-from imagegen.catalog.sources import Folders, missing, weights_here
+from imagegen.catalog.sources import Folders, local_folder, missing, weights_here
 from imagegen.cli.common import EX_CANTCREAT, EX_CONFIG, EX_DATAERR, EX_UNAVAILABLE
 from imagegen.core.errors import EngineError
 from imagegen.core.task import GenerationRequest
@@ -279,7 +279,8 @@ def _torchvision(machine: Machine) -> Finding:
 def models(catalog: Catalog, settings: Settings, machine: Machine) -> Iterator[Finding]:
     """For each entry: whether its weights are here, whether it fits, and whether it has what it needs."""
     for model_id, spec in catalog.models.items():
-        here = weights_here(spec, settings.models_path)
+        folder = local_folder(spec, settings.models_path)
+        here = weights_here(spec, settings.models_path) or (folder is not None and folder.exists() and not spec.hf_path)
         yield _model(model_id, catalog, settings, machine) if here else _absent(model_id, spec, settings.models_path)
 
 
@@ -299,13 +300,13 @@ def _not_here(files: HubFiles) -> str:
 
 
 def _model(model_id: str, catalog: Catalog, settings: Settings, machine: Machine) -> Finding:
-    spec = catalog.models[model_id]
+    spec, where = catalog.models[model_id], Folders(settings.models_path, settings.loras_path)
     if (lack := _lack(spec, machine)) is not None:
         return _fault("models", model_id, f"here, and cannot run: {lack[0]}", lack[1], EX_UNAVAILABLE)
     cards = machine.torch.cards if machine.torch is not None and settings.device != "cpu" else ()
-    where = Folders(settings.models_path, settings.loras_path)
     placement = Placement("cuda" if cards else "cpu", catalog.settings, where, Parts())
     try:
+        FAMILIES[spec.type].loader.check(spec, where)
         size = FAMILIES[spec.type].loader.least_bytes(spec, placement)
     except EngineError as error:
         mend = f"`imagegen models pull {model_id}`" if spec.hub_files() else f"{advice(spec)}.".capitalize()

@@ -227,6 +227,8 @@ async def _run(draft: TaskDraft, settings: Settings, catalog: Catalog) -> tuple[
         task = await service.task(ANYONE, task.id)
         if task.status is not TaskStatus.COMPLETED:
             fail(task.failure.message if task.failure else "Cancelled.", EX_UNAVAILABLE)
+        for warning in task.warnings:
+            typer.echo(f"warning: {warning}", err=True)
         return task, [b"".join([piece async for piece in images.pieces(it, 0, it.bytes)]) for it in task.images]
 
 

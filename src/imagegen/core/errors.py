@@ -277,6 +277,7 @@ class FailureCode(StrEnum):
     LOAD_FAILED = "load_failed"
     WEIGHTS_MISSING = "weights_missing"
     WEIGHTS_REFUSED = "weights_refused"
+    WEIGHTS_UNREADABLE = "weights_unreadable"
     WEIGHTS_CORRUPT = "weights_corrupt"
     ENGINE_MISSING = "engine_missing"
     UNSUPPORTED_DEVICE = "unsupported_device"
@@ -313,6 +314,12 @@ class WeightsMissing(EngineError):
     """The model's weights are not on this machine."""
 
     failure = FailureCode.WEIGHTS_MISSING
+
+
+class WeightsUnreadable(EngineError):
+    """The system does not let imagegen read the model's files."""
+
+    failure = FailureCode.WEIGHTS_UNREADABLE
 
 
 class WeightsRefused(EngineError):

@@ -3,7 +3,7 @@
 from typing import Self
 
 from imagegen.core.provenance import Provenance
-from imagegen.core.task import GenerationRequest, GenerationTask, TaskType
+from imagegen.core.task import GenerationRequest, GenerationTask, TaskType, Warnings
 from imagegen.core.value import Value
 
 
@@ -19,6 +19,8 @@ class Receipt(Value):
     init_image_sha256: str | None = None
     mask_image_sha256: str | None = None
     provenance: Provenance
+    #: What the pictures ignore of the request.
+    warnings: Warnings = ()
     #: SHA-256 of the pixels, hexadecimal; None in the receipt of a task, which may have several pictures.
     pixels_sha256: str | None = None
 
@@ -39,4 +41,5 @@ def receipt_of(task: GenerationTask) -> Receipt | None:
         init_image_sha256=task.init_image_sha256,
         mask_image_sha256=task.mask_image_sha256,
         provenance=task.provenance,
+        warnings=task.warnings,
     )

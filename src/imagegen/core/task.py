@@ -4,9 +4,9 @@ from datetime import datetime
 from enum import StrEnum
 from functools import cached_property
 from hashlib import sha256
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from imagegen.core.errors import FailureCode
 from imagegen.core.provenance import Provenance
@@ -22,6 +22,21 @@ MAX_SEED = 2**32 - 1
 
 #: More than any sampler gains from.
 MAX_STEPS = 200
+
+
+#: The most warnings of one task, and the most characters of one warning. What is beyond them is cut off.
+MAX_WARNINGS = 16
+MAX_WARNING_LENGTH = 500
+
+
+def _bounded(warnings: Any) -> Any:
+    if not isinstance(warnings, list | tuple):
+        return warnings
+    return tuple(it[:MAX_WARNING_LENGTH] if isinstance(it, str) else it for it in warnings[:MAX_WARNINGS])
+
+
+#: What the caller of a request should know about its pictures: sentences without a path and without a secret.
+Warnings = Annotated[tuple[str, ...], BeforeValidator(_bounded)]
 
 
 class TaskStatus(StrEnum):
@@ -211,5 +226,7 @@ class GenerationTask(Value):
     mask_image_sha256: str | None = None
     #: What made its pictures; None until they are made.
     provenance: Provenance | None = None
+    #: What its pictures ignore of the request; empty until they are made.
+    warnings: Warnings = ()
     #: None: not a replay.
     replay: Replay | None = None

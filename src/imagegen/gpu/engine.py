@@ -268,15 +268,23 @@ class LocalEngine:
         inputs = Inputs(command.init_image, command.mask_image, [Path(file) for file in command.lora_files])
         inputs = inputs._replace(previews=command.previews)
         model = kept.model
+        requests = [command.request, *command.companions]
         if not command.together:
             images, in_call = model.generate(command.request, inputs, on_step), 1
         else:
-            images = model.generate_together([command.request, *command.companions], on_step)
+            images = model.generate_together(requests, on_step)
             in_call = len(images)
+        warnings = tuple(tuple(model.warnings(request)) for request in requests)
         made_by = model.provenance(inputs).evolve(call_pictures=in_call)
         working_bytes = max(0, highest(self.device) - before)
         memory = self._measure()
-        return Generated(images=tuple(images), memory=memory, provenance=made_by, working_bytes=working_bytes)
+        return Generated(
+            images=tuple(images),
+            memory=memory,
+            provenance=made_by,
+            warnings=warnings if any(warnings) else (),
+            working_bytes=working_bytes,
+        )
 
     def measure(self) -> Measured | Failed:
         self._parts.let_go()

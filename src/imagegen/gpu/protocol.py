@@ -10,7 +10,7 @@ from imagegen.catalog.fields import Loads, marked
 from imagegen.catalog.sources import Folders
 from imagegen.core.errors import FailureCode
 from imagegen.core.provenance import Provenance
-from imagegen.core.task import GenerationRequest, Pixels
+from imagegen.core.task import GenerationRequest, Pixels, Warnings
 from imagegen.core.value import Value
 
 
@@ -194,6 +194,8 @@ class Generated(Outcome):
     images: tuple[Pixels, ...]
     #: What the pixels depend on, with the number of pictures in the call.
     provenance: Provenance
+    #: Those of each request, in the order of `images`; empty: there are none.
+    warnings: tuple[Warnings, ...] = ()
     memory: DeviceMemory
     #: The peak of device memory during the call, less what was in use before it; 0: unknown.
     working_bytes: int = 0

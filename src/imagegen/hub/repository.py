@@ -84,11 +84,11 @@ class Repository:
             raise refusal(FailureCode.WEIGHTS_REFUSED, message)
         self.fetch(self.files[INDEX])
         index = json.loads(self.cache.blob(self.files[INDEX].digest).read_bytes())
-        part = lacking(self.files, index, wanted.without)
+        part = lacking(self.files, index, wanted.without, wanted.dtype)
         if part is not None:
             message = f"'{self.repo}' has no safetensors weights for its part '{part}'."
             raise refusal(FailureCode.WEIGHTS_REFUSED, message)
-        return needed(self.files, index, wanted.without)
+        return needed(self.files, index, wanted.without, wanted.dtype)
 
     def on_disk(self, file: RemoteFile) -> int:
         """The bytes of a file that are on disk."""

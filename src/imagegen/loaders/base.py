@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from imagegen.catalog.catalog import GlobalSettings, ModelSpec
-from imagegen.catalog.sources import Folders, cached_snapshot, local_folder
-from imagegen.core.errors import WeightsMissing
+from imagegen.catalog.pipeline_files import INDEX
+from imagegen.catalog.sources import Folders, cached_snapshot, lacks_locally, local_folder
+from imagegen.core.errors import WeightsMissing, WeightsRefused
 from imagegen.core.provenance import Provenance
 from imagegen.core.task import GenerationRequest, Pixels
 from imagegen.loaders.parts import Part, Parts
@@ -87,6 +88,13 @@ class LoadedModel(ABC):
     def provenance(self, inputs: Inputs) -> Provenance:
         """What makes the pictures of a request with these inputs."""
 
+    def warnings(self, request: GenerationRequest) -> Sequence[str]:
+        """What the pictures of the latest call ignore of this request, in sentences for its caller.
+
+        Asked once for each request of the call, after it. A sentence holds no path.
+        """
+        return ()
+
     @property
     def device_bytes(self) -> int:
         """Of `weight_bytes`, the most that are in device memory at one time."""
@@ -139,6 +147,13 @@ class ModelLoader(ABC, Generic[SpecT]):
     def load(self, spec: SpecT, placement: Placement) -> LoadedModel:
         """Load from where the entry says, or from the hub's cache. Raises EngineError for what it knows to be wrong."""
 
+    def check(self, spec: SpecT, folders: Folders) -> None:
+        """Raises EngineError for weights that cannot be loaded, as far as their files say so without being read whole.
+
+        Asked in a process without torch.
+        """
+        return
+
     def least_bytes(self, spec: SpecT, placement: Placement) -> int | None:
         """What its weights take on the device at least, by what the files say of themselves; None: nobody knows.
 
@@ -159,14 +174,33 @@ class Family(NamedTuple):
 
 
 def find_weights(spec: ModelSpec, folders: Folders) -> Path:
-    """The folder of the weights: `local_path` where it exists, else the snapshot in the hub's cache."""
+    """The folder of the weights: `local_path` where it is complete, else the snapshot in the hub's cache.
+
+    Without a snapshot an incomplete `local_path` is taken, too: the load says what it lacks. Raises WeightsMissing.
+    """
     folder = local_folder(spec, folders.models)
-    if folder is not None and folder.is_dir():
-        return folder
     cached = cached_snapshot(spec.hf_path) if spec.hf_path else None
+    if folder is not None and folder.is_dir() and (cached is None or lacks_locally(spec, folders.models) is None):
+        return folder
+    if cached is None and folder is not None and folder.is_file():
+        raise WeightsRefused(f"{_what_it_is(folder)} This entry needs a folder with a {INDEX}.")
     if cached is None:
         raise WeightsMissing(f"The weights of '{spec.name}' are not on this machine: {advice(spec)}")
     return cached
+
+
+def _what_it_is(file: Path) -> str:
+    """A sentence about a file that an entry names in the place of a folder."""
+    match file.suffix.lower():
+        case ".safetensors":
+            what = "a single file of weights, a checkpoint or one part of a model"
+        case ".gguf":
+            what = "a GGUF file, for an entry of type gguf"
+        case ".ckpt" | ".pt" | ".pth" | ".bin":
+            what = "a file of pickled weights, which can execute code and is never opened"
+        case _:
+            what = "a file"
+    return f"local_path names {what}: {file.name}."
 
 
 def advice(spec: ModelSpec) -> str:

@@ -15,7 +15,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from imagegen.catalog.catalog import CpuOffload, HubFiles, Section
 from imagegen.catalog.fields import HubSource, Receipt, WeightsFile
-from imagegen.catalog.hub_cache import paths_in
+from imagegen.catalog.hub_cache import lacks_in, paths_in
 from imagegen.catalog.pipeline_files import needed, variant
 from imagegen.catalog.sources import WEIGHTS, lora_files
 from imagegen.core.errors import EngineMissing, LoraNotFound, LoraRefused, WeightsCorrupt
@@ -81,11 +81,33 @@ class DiffusersSpec(OptionsSpec):
     )
 
     def hub_files(self) -> tuple[HubFiles, ...]:
-        return super().hub_files() + self.lora_files()
+        own = (HubFiles.of(self.hf_path, **self._pipeline_files),) if self.hf_path else ()
+        return own + self.lora_files()
 
     def lora_files(self) -> tuple[HubFiles, ...]:
         """What to fetch for the entry's own LoRAs."""
         return tuple(HubFiles.of(lora.repo, files=(lora.path,)) for lora in self.loras if lora.repo)
+
+    @property
+    def elsewhere(self) -> tuple[str, ...]:
+        """The parts that do not come from the pipeline's folder or repository."""
+        return ()
+
+    @property
+    def _pipeline_files(self) -> dict[str, Any]:
+        """What is needed of the pipeline's folder or repository: fields of HubFiles."""
+        return {"without": self.elsewhere, "dtype": self.torch_dtype}
+
+    def lacks(self, place: Callable[[str], Path]) -> str | None:
+        if self.local_path is None:
+            return None
+        return lacks_in(place(self.local_path), HubFiles(repo="", **self._pipeline_files))
+
+    @model_validator(mode="after")
+    def _names_its_weights(self) -> Self:
+        if self.local_path is None and self.hf_path is None:
+            raise ValueError("no weights are named; give hf_path or local_path")
+        return self
 
     @property
     def kind(self) -> PipelineKind:
@@ -197,7 +219,7 @@ def load_model(
     `parts` take the place of those in the folder: they come from the files `beside` it, and are quantised like that
     unless they can tell. `model` is called instead of DiffusersModel. Raises EngineError.
     """
-    check_folder(folder, spec.pipeline_class, without=parts)
+    check_pipeline(spec, folder)
     if not parts:  # else their loader has done that, before it read them
         import_pipeline(spec, placement)
     sources = _sources(spec, folder, placement, without=parts)
@@ -227,6 +249,11 @@ def load_model(
     return (model or DiffusersModel)(spec, pipeline, adapters, own_parts, moved, made_by, offload, turns)
 
 
+def check_pipeline(spec: DiffusersSpec, folder: Path) -> None:
+    """Refuse a folder whose pipeline cannot be loaded. Raises EngineError."""
+    check_folder(folder, spec.pipeline_class, spec.elsewhere, spec.torch_dtype)
+
+
 def least_bytes(
     spec: DiffusersSpec, folder: Path, placement: Placement, beside: Mapping[str, int] = MappingProxyType({})
 ) -> int | None:
@@ -237,15 +264,16 @@ def least_bytes(
     word = spec.torch_dtype
     width = 4 if word == "float32" or (word == "auto" and placement.device == "cpu") else 2
     sizes = Counter(beside)
-    for file in pipeline_files(spec, folder, beside):
+    for file in pipeline_files(spec, folder):
         if file.suffix == WEIGHTS:
             sizes[file.parent.name] += header_bytes(file, width)
     return most_bytes(sizes, offloaded_parts(sizes, offload))
 
 
-def pipeline_files(spec: DiffusersSpec, folder: Path, without: Collection[str] = ()) -> list[Path]:
-    """As `ModelLoader.files`, for a pipeline's folder without the weights of some of its parts."""
-    return [folder / name for name in needed(paths_in(folder), read_index(folder, spec.pipeline_class), without)]
+def pipeline_files(spec: DiffusersSpec, folder: Path) -> list[Path]:
+    """As `ModelLoader.files`, for a pipeline's folder without the weights of the parts that are `elsewhere`."""
+    index = read_index(folder, spec.pipeline_class)
+    return [folder / name for name in needed(paths_in(folder), index, spec.elsewhere, spec.torch_dtype)]
 
 
 def _offload(spec: DiffusersSpec, placement: Placement) -> CpuOffload:
@@ -269,9 +297,11 @@ def _sources(spec: DiffusersSpec, folder: Path, placement: Placement, without: C
         return {}
     options = [spec.chosen(name, placement.settings) for name in ("enable_vae_slicing", "enable_vae_tiling")]
     treatment = (spec.torch_dtype, placement.device, *options)
+    index = read_index(folder, spec.pipeline_class)
+    copy = variant(paths_in(folder), index, without, spec.torch_dtype)
     return {
-        name: Source.of(folder, name, kind, treatment)
-        for name, kind in read_index(folder, spec.pipeline_class).items()
+        name: Source.of(folder, name, kind, treatment, copy)
+        for name, kind in index.items()
         if name.startswith(SHAREABLE) and name not in without and kind != [None, None]
     }
 
@@ -328,7 +358,7 @@ def open_pipeline(
             # The encoders stay in host memory, and the denoiser is rounded on the device nevertheless.
             given[denoiser] = getattr(diffusers, index[denoiser][1]).from_pretrained(
                 folder / denoiser,
-                variant=variant(paths, {denoiser: index[denoiser]}),
+                variant=variant(paths, {denoiser: index[denoiser]}, dtype=spec.torch_dtype),
                 quantization_config=rounded.quant_mapping[denoiser],
                 device_map=placement.device,
                 **how,
@@ -336,7 +366,7 @@ def open_pipeline(
             rounded, elsewhere = None, [*elsewhere, denoiser]
         return getattr(diffusers, spec.pipeline_class).from_pretrained(
             folder,
-            variant=variant(paths, index, without=elsewhere),
+            variant=variant(paths, index, elsewhere, spec.torch_dtype),
             quantization_config=rounded,
             device_map=straight,
             **how,

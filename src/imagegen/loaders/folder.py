@@ -1,13 +1,20 @@
 """What a pipeline's folder must hold, read before any library touches it."""
 
 import json
-from collections.abc import Collection, Iterator
+import os
+from codecs import BOM_UTF8
+from collections.abc import Collection
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from imagegen.catalog.pipeline_files import has_weights
-from imagegen.core.errors import WeightsCorrupt, WeightsMissing, WeightsRefused
+from imagegen.catalog.hub_cache import paths_in
+from imagegen.catalog.pipeline_files import INDEX, Dtype, lacking, needed, needs_weights, weights_of
+from imagegen.catalog.sources import WEIGHTS
+from imagegen.core.errors import WeightsCorrupt, WeightsMissing, WeightsRefused, WeightsUnreadable
+
+#: In the names of the files that list the shards of a part.
+SHARD_INDEX = ".safetensors.index."
 
 #: What a model_index.json may name; anything else would be imported by diffusers from wherever it lies.
 TRUSTED_LIBRARIES = frozenset({"diffusers", "transformers"})
@@ -28,24 +35,101 @@ _WIDTHS = {"F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "BOOL": 1}
 MAX_HEADER = 100_000_000
 
 
-def check_folder(folder: Path, pipeline_class: str, without: Collection[str] = ()) -> None:
-    """Refuse a folder of another pipeline, of foreign code, or whose weights are missing or cut off.
+def check_folder(
+    folder: Path, pipeline_class: str, without: Collection[str] = (), dtype: Dtype = "auto"
+) -> dict[str, list[Any]]:
+    """The parts of a pipeline, name -> [library, class], if its folder can be loaded. Opens only what a load reads.
 
-    `without`: parts that come from elsewhere. Raises WeightsMissing, WeightsRefused or WeightsCorrupt.
+    `without`: parts that come from elsewhere. Raises WeightsMissing, WeightsRefused, WeightsUnreadable or
+    WeightsCorrupt.
     """
-    for name, part in read_index(folder, pipeline_class).items():
-        if name in without or part == [None, None] or not has_weights(part[1]):
-            continue
-        for file in weight_files(folder, name):
-            check_safetensors(file, file.relative_to(folder))
+    _check_listable(folder, "the model")
+    index = read_index(folder, pipeline_class)
+    for name in index:
+        _check_listable(folder / name, f"'{name}'")
+    paths = paths_in(folder, dangling=True)  # check_file has a sentence for links to nothing
+    part = lacking(paths, index, without, dtype)
+    if part is not None:
+        raise _missing(folder, part, index[part][1])
+    for path in needed(paths, index, without, dtype):
+        check_file(folder / path, path)
+        if SHARD_INDEX in path:
+            _check_shards(folder / path, path)
+    return index
+
+
+def _check_listable(folder: Path, part: str) -> None:
+    try:
+        next(folder.iterdir(), None)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise _unreadable(f"The folder of {part}", error) from None
+
+
+def _missing(folder: Path, part: str, cls: str) -> WeightsMissing:
+    """Why a part is incomplete, in the words of what lies there."""
+    home = folder / part
+    there = sorted(home.iterdir()) if home.is_dir() else []
+    names = [file.name for file in there]
+    for shards in (home / name for name in names if SHARD_INDEX in name):
+        _check_shards(shards, f"{part}/{shards.name}")
+    if not there:
+        return WeightsMissing(f"The model's folder has no files for '{part}'.")
+    if not needs_weights(cls, names):
+        return WeightsMissing(f"The model's folder has no configuration for '{part}'.")
+    hidden = [name for name in names if name.startswith("._")]
+    if hidden and not any(name.endswith(WEIGHTS) for name in names if name not in hidden):
+        return WeightsMissing(f"{part}/{hidden[0]} is a note of macOS about a file, and the file itself is not there.")
+    return WeightsMissing(f"The model's folder has no safetensors weights for '{part}'.")
+
+
+def _check_shards(file: Path, name: str) -> None:
+    """Raises WeightsMissing for a shard that is in the index and not in the folder."""
+    for shard in sorted(_shards(file)):
+        if not (file.parent / shard).is_file():
+            raise WeightsMissing(f"The model's folder lacks {name.partition('/')[0]}/{shard}.")
+
+
+#: How a file begins that git-lfs has put in the place of the real one.
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def check_file(file: Path, name: str) -> None:
+    """Check one file that a load reads. Messages contain `name` and no path.
+
+    Raises WeightsMissing, WeightsUnreadable, WeightsRefused or WeightsCorrupt.
+    """
+    try:
+        with file.open("rb") as stream:
+            head = stream.read(len(_LFS_POINTER))
+    except FileNotFoundError:
+        raise WeightsMissing(f"{name} is a link to a file that is not there; fetch it again.") from None
+    except OSError as error:
+        raise _unreadable(name, error) from None
+    if head == _LFS_POINTER:
+        raise WeightsMissing(f"{name} is a git-lfs pointer and not the file itself; `git lfs pull` fetches the file.")
+    if name.endswith(".json") and head.startswith(BOM_UTF8):
+        raise WeightsRefused(f"{name} begins with a byte order mark, which the libraries cannot read; remove it.")
+    if name.endswith(WEIGHTS):
+        check_safetensors(file, name)
+
+
+def _unreadable(name: str, error: OSError) -> WeightsUnreadable:
+    if isinstance(error, PermissionError):
+        who = f"the user that runs imagegen (uid {os.geteuid()}, gid {os.getegid()})"
+        return WeightsUnreadable(f"{name} may not be read by {who}.")
+    return WeightsUnreadable(f"{name} cannot be read: {error.strerror}.")
 
 
 def read_index(folder: Path, pipeline_class: str) -> dict[str, list[Any]]:
     """The parts of a pipeline: name -> [library, class]."""
+    file = folder / INDEX
+    if not os.path.lexists(file):
+        raise WeightsMissing(f"The model's folder has no {INDEX}: it is no diffusers pipeline.")
+    check_file(file, INDEX)
     try:
-        index = json.loads((folder / "model_index.json").read_bytes())
-    except FileNotFoundError:
-        raise WeightsMissing("The model's folder has no model_index.json: it is no diffusers pipeline.") from None
+        index = json.loads(file.read_bytes())
     except (ValueError, RecursionError):
         raise WeightsRefused("The model's model_index.json is not JSON.") from None
     if not isinstance(index, dict) or index.get("_class_name") != pipeline_class:
@@ -70,18 +154,11 @@ def _trusted(part: list[Any]) -> bool:
     return part[0] in TRUSTED_LIBRARIES or tuple(part) in TRUSTED_PARTS
 
 
-def weight_files(folder: Path, part: str) -> Iterator[Path]:
-    """The safetensors files of a part, by its index where it is cut into several. Raises WeightsMissing."""
+def weight_files(folder: Path, part: str, copy: str | None) -> list[Path]:
+    """The safetensors files that a load reads of a part, from this copy of its weights."""
     home = folder / part
-    whole = sorted(home.glob("*.safetensors"))
-    indexes = sorted(home.glob("*.safetensors.index.json"))
-    if not whole:
-        raise WeightsMissing(f"The model's folder has no safetensors weights for '{part}'.")
-    yield from whole
-    for index in indexes:
-        for name in sorted(_shards(index)):
-            if not (home / name).is_file():
-                raise WeightsMissing(f"The model's folder lacks {part}/{name}.")
+    names = weights_of((file.name for file in home.iterdir()), copy)
+    return [home / name for name in sorted(names) if name.endswith(WEIGHTS)]
 
 
 def _shards(index: Path) -> set[str]:

@@ -1,6 +1,6 @@
 """Quantised transformers in GGUF files, inside the pipeline of their base model."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -8,18 +8,20 @@ from pydantic import AliasChoices, Field, StringConstraints, field_validator, mo
 
 from imagegen.catalog.catalog import HubFiles
 from imagegen.catalog.fields import HubSourceOrPath, WeightsFile
+from imagegen.catalog.hub_cache import lacks_in
 from imagegen.catalog.sources import Folders, cached_file, cached_snapshot, local
 from imagegen.core.errors import WeightsCorrupt, WeightsMissing
 from imagegen.loaders.base import LoadedModel, ModelLoader, Placement, advice
 from imagegen.loaders.diffusers_model import (
     DiffusersSpec,
+    check_pipeline,
     import_pipeline,
     least_bytes,
     load_model,
     pipeline_files,
     torch_dtype,
 )
-from imagegen.loaders.folder import read_index
+from imagegen.loaders.folder import check_file, read_index
 
 #: Transformer classes that diffusers reads from GGUF files.
 TRANSFORMERS = frozenset(
@@ -51,13 +53,29 @@ class QuantisedSpec(DiffusersSpec):
             raise ValueError("must be org/name[@revision] or a folder, not a URL")
         return base_model
 
+    @property
+    def elsewhere(self) -> tuple[str, ...]:
+        return (*super().elsewhere, "transformer")
+
     def base_folder(self, folders: Folders) -> Path:
         """Where the rest of the pipeline lies. Raises WeightsMissing."""
         folder = local(self.base_model, folders.models)
-        found = folder if folder.is_dir() else cached_snapshot(self.base_model) if self.base_on_hub else None
-        if found is None:
+        cached = cached_snapshot(self.base_model) if self.base_on_hub else None
+        if folder.is_dir() and (cached is None or self._lacks_base(folder) is None):
+            return folder
+        if cached is None:
             raise WeightsMissing(f"The base model of '{self.name}' is not on this machine.")
-        return found
+        return cached
+
+    def _lacks_base(self, folder: Path) -> str | None:
+        return lacks_in(folder, HubFiles(repo="", **self._pipeline_files))
+
+    def lacks_beside(self, place: Callable[[str], Path]) -> str | None:
+        return None if self.base_on_hub else self._lacks_base(place(self.base_model))
+
+    @model_validator(mode="after")
+    def _names_its_weights(self) -> Self:
+        return self  # each family says which file it needs
 
     @model_validator(mode="after")
     def _not_cast_as_well(self) -> Self:
@@ -73,7 +91,7 @@ class QuantisedSpec(DiffusersSpec):
 
     def base_files(self) -> tuple[HubFiles, ...]:
         """What to fetch of it."""
-        return (HubFiles.of(self.base_model, without=("transformer",)),) if self.base_on_hub else ()
+        return (HubFiles.of(self.base_model, **self._pipeline_files),) if self.base_on_hub else ()
 
 
 class GGUFSpec(QuantisedSpec):
@@ -109,6 +127,13 @@ class GGUFSpec(QuantisedSpec):
             raise ValueError("no file is named; give gguf_file beside hf_path, or local_path")
         return self
 
+    def lacks(self, place: Callable[[str], Path]) -> str | None:
+        if self.local_path is None:
+            return None
+        path = place(self.local_path)
+        names = [path, *([path / self.gguf_file] if self.gguf_file else [])]
+        return None if any(it.is_file() for it in names) else self.gguf_file or self.local_path
+
     def hub_files(self) -> tuple[HubFiles, ...]:
         own = (HubFiles.of(self.hf_path, files=(self.gguf_file,)),) if self.hf_path and self.gguf_file else ()
         return own + self.base_files() + self.lora_files()
@@ -119,17 +144,23 @@ class GGUFModelLoader(ModelLoader[GGUFSpec]):
 
     def load(self, spec: GGUFSpec, placement: Placement) -> LoadedModel:
         file = find_gguf(spec, placement.folders)
+        check_file(file, file.name)
         base = spec.base_folder(placement.folders)
         import_pipeline(spec, placement)
         transformer = open_transformer(spec, file, base, torch_dtype(spec.torch_dtype, placement.device))
         return load_model(spec, base, placement, {"transformer": transformer}, beside=[file])
+
+    def check(self, spec: GGUFSpec, folders: Folders) -> None:
+        file = find_gguf(spec, folders)
+        check_file(file, file.name)
+        check_pipeline(spec, spec.base_folder(folders))
 
     def least_bytes(self, spec: GGUFSpec, placement: Placement) -> int | None:
         file = find_gguf(spec, placement.folders)
         return least_bytes(spec, spec.base_folder(placement.folders), placement, {"transformer": file.stat().st_size})
 
     def files(self, spec: GGUFSpec, folders: Folders) -> Sequence[Path]:
-        base = pipeline_files(spec, spec.base_folder(folders), without=("transformer",))
+        base = pipeline_files(spec, spec.base_folder(folders))
         return [find_gguf(spec, folders), *base]
 
 

@@ -14,17 +14,19 @@ from imagegen.core.errors import EngineMissing, UnsupportedDevice, WeightsCorrup
 from imagegen.loaders.base import LoadedModel, ModelLoader, Placement, advice
 from imagegen.loaders.diffusers_model import (
     DiffusersModel,
+    check_pipeline,
     import_pipeline,
     load_model,
     pipeline_files,
     quiet_libraries,
     torch_dtype,
 )
-from imagegen.loaders.folder import check_safetensors
+from imagegen.loaders.folder import check_file
 from imagegen.loaders.gguf import QuantisedSpec
 
 #: Stands for `int4` or `fp4` in a file's name.
 PRECISION = "{precision}"
+PRECISIONS = ("int4", "fp4")
 
 #: CUDA compute capabilities that the engine has kernels for (its own documentation, November 2026); Hopper has none.
 INT4 = frozenset({(7, 5), (8, 0), (8, 6), (8, 9)})
@@ -70,6 +72,21 @@ class NunchakuSpec(QuantisedSpec):
         return self
 
     @property
+    def elsewhere(self) -> tuple[str, ...]:
+        return (*super().elsewhere, *(["text_encoder_2"] if self.t5_weight_name else []))
+
+    def lacks(self, place: Callable[[str], Path]) -> str | None:
+        """As in the base class; the file of one precision is enough."""
+        if self.local_path is None:
+            return None
+        for word in PRECISIONS:
+            path = place(self.local_path.replace(PRECISION, word))
+            name = (self.weight_name or "").replace(PRECISION, word)
+            if path.is_file() or (name and (path / name).is_file()):
+                return None
+        return self.weight_name or self.local_path
+
+    @property
     def stays_in_host_memory(self) -> bool:
         return False  # the engine puts its weights on the device, and the blocks are out of torch's reach
 
@@ -83,7 +100,7 @@ class NunchakuSpec(QuantisedSpec):
     def hub_files(self) -> tuple[HubFiles, ...]:
         own: tuple[HubFiles, ...] = ()
         if self.hf_path and self.weight_name:
-            names = {self.weight_name.replace(PRECISION, word) for word in ("int4", "fp4")}
+            names = {self.weight_name.replace(PRECISION, word) for word in PRECISIONS}
             own = (HubFiles.of(self.hf_path, files=tuple(sorted(names))),)
         t5_home = self.t5_hf_path or self.hf_path
         if t5_home and self.t5_weight_name:
@@ -111,13 +128,13 @@ class NunchakuModelLoader(ModelLoader[NunchakuSpec]):
             parts["text_encoder_2"] = open_t5(engine, spec, files[1], placement)
         return load_model(spec, base, placement, parts, beside=files, quantization=precision, model=made)
 
+    def check(self, spec: NunchakuSpec, folders: Folders) -> None:
+        for file in _any_files(spec, folders):
+            check_file(file, file.name)
+        check_pipeline(spec, spec.base_folder(folders))
+
     def files(self, spec: NunchakuSpec, folders: Folders) -> Sequence[Path]:
-        try:
-            own = _own_files(spec, "int4", folders)
-        except WeightsMissing:  # which of the two is read depends on the device; they are about as large
-            own = _own_files(spec, "fp4", folders)
-        replaced = ("transformer", "text_encoder_2") if spec.t5_weight_name else ("transformer",)
-        return [*own, *pipeline_files(spec, spec.base_folder(folders), without=replaced)]
+        return [*_any_files(spec, folders), *pipeline_files(spec, spec.base_folder(folders))]
 
 
 class NunchakuModel(DiffusersModel):
@@ -173,6 +190,14 @@ def _own_files(spec: NunchakuSpec, precision: str, folders: Folders) -> list[Pat
     return files
 
 
+def _any_files(spec: NunchakuSpec, folders: Folders) -> list[Path]:
+    """Those of one precision that are here: which one is read depends on the device; they are about as large."""
+    try:
+        return _own_files(spec, "int4", folders)
+    except WeightsMissing:
+        return _own_files(spec, "fp4", folders)
+
+
 def open_transformer(engine: Any, spec: NunchakuSpec, file: Path, placement: Placement) -> Any:
     """The transformer in 4 bits. Raises WeightsCorrupt."""
     return open_file(
@@ -198,7 +223,7 @@ def open_t5(engine: Any, spec: NunchakuSpec, file: Path, placement: Placement) -
 
 def open_file(opener: Callable[..., Any], file: Path, **how: Any) -> Any:
     """What the engine makes of a file. Raises WeightsCorrupt."""
-    check_safetensors(file, file.name)
+    check_file(file, file.name)
     try:
         return opener(str(file), **how)
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from imagegen.catalog.sources import Folders
 from imagegen.loaders.base import LoadedModel, ModelLoader, Placement, find_weights
-from imagegen.loaders.diffusers_model import DiffusersSpec, least_bytes, load_model, pipeline_files
+from imagegen.loaders.diffusers_model import DiffusersSpec, check_pipeline, least_bytes, load_model, pipeline_files
 
 
 class OtherSpec(DiffusersSpec):
@@ -38,6 +38,9 @@ class OtherModelLoader(ModelLoader[OtherSpec]):
 
     def load(self, spec: OtherSpec, placement: Placement) -> LoadedModel:
         return load_model(spec, find_weights(spec, placement.folders), placement)
+
+    def check(self, spec: OtherSpec, folders: Folders) -> None:
+        check_pipeline(spec, find_weights(spec, folders))
 
     def least_bytes(self, spec: OtherSpec, placement: Placement) -> int | None:
         return least_bytes(spec, find_weights(spec, placement.folders), placement)

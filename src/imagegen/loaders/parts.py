@@ -34,9 +34,9 @@ class Source(NamedTuple):
     treatment: Hashable
 
     @classmethod
-    def of(cls, folder: Path, name: str, kind: Sequence[str], treatment: Hashable) -> Self:
-        """The source of a part in a pipeline's folder, which has been checked."""
-        files = tuple(weight_files(folder, name))
+    def of(cls, folder: Path, name: str, kind: Sequence[str], treatment: Hashable, copy: str | None = None) -> Self:
+        """The source of a part in a pipeline's folder, which has been checked. `copy`: of its weights."""
+        files = tuple(weight_files(folder, name, copy))
         return cls(tuple(kind), _config(folder / name / "config.json"), files, tuple(map(_stamp, files)), treatment)
 
     @property

@@ -7,7 +7,7 @@ from typing import Literal
 
 from imagegen.catalog.sources import Folders
 from imagegen.loaders.base import LoadedModel, ModelLoader, Placement, find_weights
-from imagegen.loaders.diffusers_model import DiffusersSpec, least_bytes, load_model, pipeline_files
+from imagegen.loaders.diffusers_model import DiffusersSpec, check_pipeline, least_bytes, load_model, pipeline_files
 
 
 class StableDiffusionSpec(DiffusersSpec):
@@ -22,6 +22,11 @@ class StableDiffusionSpec(DiffusersSpec):
         "StableDiffusionInpaintPipeline",
     ] = "StableDiffusion3Pipeline"
 
+    @property
+    def elsewhere(self) -> tuple[str, ...]:
+        left_out = tuple(name for name, part in _PARTS.get(self.pipeline_class, {}).items() if part is None)
+        return super().elsewhere + left_out
+
 
 class StableDiffusionModelLoader(ModelLoader[StableDiffusionSpec]):
     """Loads Stable Diffusion pipelines, safetensors only."""
@@ -30,12 +35,14 @@ class StableDiffusionModelLoader(ModelLoader[StableDiffusionSpec]):
         parts = _PARTS.get(spec.pipeline_class, {})
         return load_model(spec, find_weights(spec, placement.folders), placement, parts)
 
+    def check(self, spec: StableDiffusionSpec, folders: Folders) -> None:
+        check_pipeline(spec, find_weights(spec, folders))
+
     def least_bytes(self, spec: StableDiffusionSpec, placement: Placement) -> int | None:
-        folder = find_weights(spec, placement.folders)
-        return least_bytes(spec, folder, placement, dict.fromkeys(_PARTS.get(spec.pipeline_class, ()), 0))
+        return least_bytes(spec, find_weights(spec, placement.folders), placement)
 
     def files(self, spec: StableDiffusionSpec, folders: Folders) -> Sequence[Path]:
-        return pipeline_files(spec, find_weights(spec, folders), without=_PARTS.get(spec.pipeline_class, ()))
+        return pipeline_files(spec, find_weights(spec, folders))
 
 
 #: Without a watermark, which changes pixels where its library happens to be installed.

@@ -4,7 +4,7 @@ import base64
 from collections.abc import Iterator, Sequence
 
 from imagegen.core.events import EventBus, TaskPreview, TaskStep
-from imagegen.core.task import GenerationRequest, Pixels
+from imagegen.core.task import GenerationRequest, Pixels, Warnings
 from imagegen.tasks.life import LiveTask
 
 
@@ -74,6 +74,12 @@ class Call:
             if preview:
                 image = base64.b64encode(preview).decode()
                 self._bus.publish(TaskPreview(task_id=task_id, step=done, total=of, image=image))
+
+    def warned(self, warnings: Sequence[Warnings]) -> Iterator[tuple[LiveTask, Warnings]]:
+        """Each member that has not ended, with its warnings. `warnings`: of each request, or empty."""
+        for number, member in enumerate(self.members):
+            if not member.ending:
+                yield member, warnings[number] if warnings else ()
 
     def deal(self, images: Sequence[Pixels]) -> Iterator[tuple[LiveTask, tuple[Pixels, ...]]]:
         """Each member that has not ended, with its pictures."""

@@ -135,8 +135,8 @@ class Runner:
         finally:
             self._device.call = None
         if isinstance(outcome, Generated):
-            for live, _ in call.deal(outcome.images):
-                live.save(outcome.provenance)
+            for live, warnings in call.warned(outcome.warnings):
+                live.save(outcome.provenance, warnings)
             self._saving.take(call.deal(outcome.images), beside)
             self._queue.held = self._saving.crowded
             return
