@@ -234,7 +234,7 @@ class Published:
     _encoded: bytes | None = field(default=None, compare=False, repr=False)
 
     def encoded(self, encode: Callable[[int, Event], bytes]) -> bytes:
-        """The event encoded by `encode`. All subscribers share one encoding."""
+        """The event encoded by `encode`. Subscribers share the first encoding, so all must pass the same function."""
         if self._encoded is None:
             self._encoded = encode(self.id, self.event)
         return self._encoded
