@@ -112,8 +112,8 @@ def create_app(settings: Settings, catalog: Catalog) -> FastAPI:
     )
     app.state.lifecycle = service.lifecycle
     app.state.services = service.services
-    include_routers(app, settings.max_upload_bytes)
     install(app)
+    include_routers(app, settings.max_upload_bytes)
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)
     app.add_middleware(Guard, host=settings.host, allowed_hosts=settings.allowed_hosts)
     app.add_middleware(TextAsProblem)

@@ -1,4 +1,4 @@
-"""All routers, in the order of the OpenAPI document. The files of other APIs are included here as well."""
+"""All routers, in the order of the OpenAPI document. Another API adds its router and its renderer of errors here."""
 
 from fastapi import FastAPI
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 
 from imagegen.api.dependencies import EffectiveSettings, Images, Tasks
 from imagegen.api.native.images.ranges import Range, parse_range
-from imagegen.api.problems import describe, problem
+from imagegen.api.problems import describe, problem, problem_json
 from imagegen.core.task import StoredImage
 from imagegen.storage.images import MEDIA_TYPES, ImageStore, media_type
 
@@ -125,7 +125,7 @@ async def _content(images: ImageStore, image: StoredImage, headers: dict[str, st
         headers |= {"Content-Digest": headers["Repr-Digest"]}  # of the bytes that are sent, so of no part
     elif part.empty:
         headers = _SAFE | {"Content-Range": f"bytes */{size}"}
-        return problem("range_not_satisfiable", "The picture has no such bytes.", headers=headers)
+        return problem_json(problem("range_not_satisfiable", "The picture has no such bytes."), headers)
     else:
         status = 206
         headers |= {"Content-Range": f"bytes {part.start}-{part.stop - 1}/{size}"}
