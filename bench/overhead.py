@@ -23,7 +23,7 @@ from tests.conftest import fake_catalog, fake_config
 from tests.server import Server
 
 from bench._shared import Connection, machine, quantile, table
-from imagegen.api.schemas import Text2ImageBody
+from imagegen.api.native.tasks.generation import Text2ImageBody
 from imagegen.app import create_app
 from imagegen.core.events import TaskStep
 from imagegen.settings import Settings

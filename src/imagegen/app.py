@@ -10,11 +10,11 @@ from fastapi_offline import FastAPIOffline
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
 import imagegen
-from imagegen.api import bundle, config, events, generation, images, models, system, tasks, webhooks
 from imagegen.api.dependencies import Services
 from imagegen.api.guard import Guard
-from imagegen.api.payloads import WebhookPayloads
+from imagegen.api.native.webhooks import WebhookPayloads
 from imagegen.api.problems import TextAsProblem, install
+from imagegen.api.routers import include_routers
 from imagegen.catalog.catalog import Catalog
 from imagegen.catalog.file import ConfigFile, etag_of
 from imagegen.catalog.sources import Folders
@@ -112,10 +112,8 @@ def create_app(settings: Settings, catalog: Catalog) -> FastAPI:
     )
     app.state.lifecycle = service.lifecycle
     app.state.services = service.services
-    app.include_router(generation.upload_router, max_body_size=settings.max_upload_bytes)
-    for room in (generation, tasks, bundle, images, models, config, webhooks, events, system):
-        app.include_router(room.router)
     install(app)
+    include_routers(app, settings.max_upload_bytes)
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)
     app.add_middleware(Guard, host=settings.host, allowed_hosts=settings.allowed_hosts)
     app.add_middleware(TextAsProblem)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from imagegen.api.sse import frame
+from imagegen.api.native.events import frame
 from imagegen.core.events import EventBus, TaskCancelled
 from imagegen.gpu.protocol import DeviceMemory
 from tests.api.conftest import Client, Start

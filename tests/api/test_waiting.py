@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from imagegen.api.waiting import MAX_WAIT_S, preferred_wait
+from imagegen.api.native.tasks.waiting import MAX_WAIT_S, preferred_wait
 from tests.api.conftest import Client, Start
 
 SLOW = {"fake": {"step_seconds": 0.02, "steps": 200}}

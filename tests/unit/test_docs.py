@@ -1,6 +1,7 @@
 """The reference pages name everything that there is."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from imagegen.app import create_app
 from imagegen.catalog.catalog import Catalog, GlobalSettings, ModelSpec
 from imagegen.catalog.loading import field_names
 from imagegen.core.errors import FailureCode
+from imagegen.core.events import Event
 from imagegen.loaders import SPECS
 from imagegen.loaders.fake import FakeSpec
 from imagegen.settings import Settings
@@ -20,6 +22,15 @@ CONFIGURATION = (DOCS / "configuration.md").read_text()
 FAKE = set(FakeSpec.model_fields) - set(ModelSpec.model_fields)
 API = (DOCS / "api.md").read_text()
 GLOSSARY = (DOCS / "glossary.md").read_text()
+
+
+def kinds_of_event(kind: type[Event]) -> Iterator[type[Event]]:
+    for each in kind.__subclasses__():
+        yield each
+        yield from kinds_of_event(each)
+
+
+EVENTS = sorted({it.name for it in kinds_of_event(Event) if it.__module__ == Event.__module__ and hasattr(it, "name")})
 
 
 @pytest.mark.parametrize(
@@ -37,6 +48,11 @@ def test_every_process_setting_is_documented(name: str) -> None:
 @pytest.mark.parametrize("code", [*STATUS, *FailureCode])
 def test_every_code_is_documented(code: str) -> None:
     assert f"`{code}`" in API
+
+
+@pytest.mark.parametrize("name", EVENTS)
+def test_every_event_is_documented(name: str) -> None:
+    assert f"`{name}`" in API
 
 
 def test_every_tag_of_the_openapi_document_is_described_and_is_a_word_of_the_glossary(

@@ -297,6 +297,12 @@ async def test_an_event_is_encoded_once_for_all_its_listeners() -> None:
     assert encoded == [1, 2, 3]
 
 
+def test_each_function_has_its_own_encoding_of_an_event() -> None:
+    published = Published(7, TaskStarted(task_id="a", attempt=1))
+    assert published.encoded(lambda event_id, _: f"one {event_id}".encode()) == b"one 7"
+    assert published.encoded(lambda event_id, _: f"two {event_id}".encode()) == b"two 7"
+
+
 def test_who_has_listeners_of_its_own_is_known() -> None:
     bus = EventBus(1)
     with bus.subscribe("a"), bus.subscribe():

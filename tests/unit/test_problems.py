@@ -6,7 +6,7 @@ from http import HTTPStatus
 
 import pytest
 
-from imagegen.api.problems import MEDIA_TYPE, STATUS, FieldError, describe, problem
+from imagegen.api.problems import MEDIA_TYPE, STATUS, FieldError, describe, problem, problem_json
 from imagegen.core.errors import (
     DataDirInUse,
     DataDirUnusable,
@@ -96,7 +96,7 @@ def test_only_what_gets_better_by_waiting_says_when() -> None:
 
 
 def test_a_problem_is_what_rfc_9457_says() -> None:
-    response = problem("task_not_found", "There is no task with this id.")
+    response = problem_json(problem("task_not_found", "There is no task with this id."))
     assert response.status_code == 404
     assert response.media_type == MEDIA_TYPE == "application/problem+json"
     assert json.loads(bytes(response.body)) == {
@@ -109,16 +109,17 @@ def test_a_problem_is_what_rfc_9457_says() -> None:
 
 
 def test_a_problem_lists_the_fields_that_are_wrong() -> None:
-    response = problem("invalid_request", "x", errors=[FieldError(loc="body.width", message="too small")])
+    wrong = FieldError(loc="body.width", message="too small")
+    response = problem_json(problem("invalid_request", "x", errors=[wrong]))
     assert json.loads(bytes(response.body))["errors"] == [{"loc": "body.width", "message": "too small"}]
 
 
 def test_the_frameworks_own_status_goes_before_the_table() -> None:
-    assert problem("http_error", "x", status=418).status_code == 418
+    assert problem("http_error", "x", status=418).status == 418
 
 
 def test_a_code_that_is_not_in_the_table_is_a_bug_of_ours() -> None:
-    assert problem("internal_error", "x").status_code == 500
+    assert problem("internal_error", "x").status == 500
 
 
 # -- in the documentation ----------------------------------------------------------------------------------------------

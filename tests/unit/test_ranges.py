@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagegen.api.ranges import parse_range
+from imagegen.api.native.images.ranges import parse_range
 
 SIZE = 1000
 

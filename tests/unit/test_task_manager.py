@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pytest
 
-from imagegen.api.views import task_view
+from imagegen.api.native.tasks.view import task_view
 from imagegen.catalog.sources import Folders
 from imagegen.core.errors import (
     DeviceFault,

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from imagegen.api.uploads import decode_image
+from imagegen.api.native.images.uploads import decode_image
 from imagegen.core.errors import ImageTooLarge, InvalidImage
 
 MAX_PIXELS = 24_000_000

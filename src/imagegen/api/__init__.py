@@ -1,1 +1,1 @@
-"""The HTTP API: routers validate a request, call a service or a manager, and render the answer."""
+"""HTTP. Routes validate a request, call a service or a manager, and make the response."""

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from imagegen.api.problems import problem
+from imagegen.api.problems import error_response, problem
 
 #: These methods change nothing, so any page may use them: the browser does not let it read the answer.
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -32,10 +32,10 @@ class Guard:
         headers = Headers(scope=scope)
         if self._hosts and host_name(headers.get("host", "")) not in self._hosts:
             refusal = problem("unknown_host", "This host name is not allowed; see IMAGEGEN_ALLOWED_HOSTS.")
-            return await refusal(scope, receive, send)
+            return await error_response(scope, refusal)(scope, receive, send)
         if scope["method"] not in SAFE_METHODS and is_cross_origin(headers):
             refusal = problem("cross_origin", "Web pages of another origin may not do this.")
-            return await refusal(scope, receive, send)
+            return await error_response(scope, refusal)(scope, receive, send)
         await self._app(scope, receive, send)
 
 

@@ -1,11 +1,11 @@
-"""Errors as RFC 9457 problem details with a stable `code`. STATUS is the only table from codes to HTTP statuses."""
+"""Errors: from a stable code to its HTTP status (STATUS) and to a body (RFC 9457, or what an API's renderer makes)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from types import MappingProxyType
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
@@ -87,13 +87,35 @@ class Problem(BaseModel):
     errors: list[FieldError] | None = None
 
 
-def problem(
-    code: str, detail: str, *, status: int | None = None, errors: list[FieldError] | None = None, headers: Any = None
-) -> JSONResponse:
-    """A problem response. Without a `status`, STATUS has it."""
+#: Makes the response of an error from its problem and from the headers that it must have, such as Retry-After.
+Renderer = Callable[[Problem, Mapping[str, str] | None], Response]
+
+
+def problem(code: str, detail: str, *, status: int | None = None, errors: list[FieldError] | None = None) -> Problem:
+    """The problem of an error. Without a `status`, STATUS has it; 500 if `code` is not there."""
     status = status or STATUS.get(code, 500)
-    body = Problem(title=HTTPStatus(status).phrase, status=status, code=code, detail=detail, errors=errors)
-    return JSONResponse(body.model_dump(exclude_none=True), status, headers=headers, media_type=MEDIA_TYPE)
+    return Problem(title=HTTPStatus(status).phrase, status=status, code=code, detail=detail, errors=errors)
+
+
+def problem_json(problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
+    """The renderer of imagegen's own API: RFC 9457."""
+    return JSONResponse(problem.model_dump(exclude_none=True), problem.status, headers=headers, media_type=MEDIA_TYPE)
+
+
+def render_errors(app: FastAPI, prefix: str, renderer: Renderer) -> None:
+    """Let `renderer` make the response of every error at `prefix` and below it, also where there is no route.
+
+    If several prefixes match a path, the longest one counts. Other paths have problem details. Call install() first.
+    """
+    app.state.error_renderers = {**app.state.error_renderers, prefix: renderer}
+
+
+def error_response(scope: Scope, problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
+    """The response of an error, from the renderer of the path."""
+    renderers: Mapping[str, Renderer] = scope["app"].state.error_renderers
+    prefixes = [prefix for prefix in renderers if f"{scope['path']}/".startswith(f"{prefix}/")]
+    render = renderers[max(prefixes, key=len)] if prefixes else problem_json
+    return render(problem, headers)
 
 
 def describe(*codes: str) -> dict[int | str, dict[str, Any]]:
@@ -107,7 +129,8 @@ def describe(*codes: str) -> dict[int | str, dict[str, Any]]:
 
 
 def install(app: FastAPI) -> None:
-    """Make every error of the app a problem response, and describe it in the OpenAPI document."""
+    """Answer every error of the app with error_response(), and describe problems in the OpenAPI document."""
+    app.state.error_renderers = {}
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -136,21 +159,23 @@ def _with_problems(document: dict[str, Any]) -> dict[str, Any]:
     return document
 
 
-async def _on_imagegen_error(request: Request, error: Exception) -> JSONResponse:
+async def _on_imagegen_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ImagegenError)
     headers = {"Retry-After": str(error.retry_after)} if error.retry_after is not None else None
     errors = None
     if isinstance(error, ConfigInvalid):
         errors = [FieldError(loc=_printable(loc), message=_printable(what)) for loc, what in error.problems[:20]]
-    return problem(error.code, _printable(error.detail)[:2000], headers=headers, errors=errors or None)
+    what = problem(error.code, _printable(error.detail)[:2000], errors=errors or None)
+    return error_response(request.scope, what, headers)
 
 
-async def _on_validation_error(request: Request, error: Exception) -> JSONResponse:
+async def _on_validation_error(request: Request, error: Exception) -> Response:
     # The input is never sent back: it may be huge, secret, or not encodable (lone surrogates, infinities).
     assert isinstance(error, RequestValidationError)
     errors = [FieldError(loc=_loc(item["loc"]), message=_printable(item["msg"])) for item in error.errors()[:20]]
     first = errors[0]
-    return problem("invalid_request", f"{first.loc}: {first.message}", errors=errors)
+    what = problem("invalid_request", f"{first.loc}: {first.message}", errors=errors)
+    return error_response(request.scope, what)
 
 
 def _loc(parts: tuple[str | int, ...]) -> str:
@@ -161,18 +186,20 @@ def _printable(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-async def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
+async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = _CODE_OF_STATUS.get(error.status_code, "http_error")
-    return problem(code, str(error.detail), status=error.status_code, headers=error.headers)
+    what = problem(code, str(error.detail), status=error.status_code)
+    return error_response(request.scope, what, error.headers)
 
 
-async def _on_bug(request: Request, error: Exception) -> JSONResponse:
-    return problem("internal_error", "The service failed on this request; its log has the details.")
+async def _on_bug(request: Request, error: Exception) -> Response:
+    what = problem("internal_error", "The service failed on this request; its log has the details.")
+    return error_response(request.scope, what)
 
 
 class TextAsProblem:
-    """Middleware: makes problem responses of the plain-text errors that Starlette sends outside of our handlers."""
+    """Middleware: replaces the plain-text errors that Starlette sends outside of our handlers by error_response()."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -186,7 +213,8 @@ class TextAsProblem:
                 replaced = True
                 status = message["status"]
                 detail = HTTPStatus(status).description or HTTPStatus(status).phrase
-                await problem(_CODE_OF_STATUS.get(status, "http_error"), detail, status=status)(scope, receive, send)
+                what = problem(_CODE_OF_STATUS.get(status, "http_error"), detail, status=status)
+                await error_response(scope, what)(scope, receive, send)
             elif not replaced:
                 await send(message)
 

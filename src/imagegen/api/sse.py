@@ -1,12 +1,10 @@
-"""Server-sent events: the frame of an event, and the response that streams frames."""
+"""Server-sent events: the response that streams frames. Each API makes the frame of an event itself."""
 
-import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from types import MappingProxyType
 
 from starlette.responses import StreamingResponse
 
-from imagegen.api.views import event_view
 from imagegen.core.events import Event, Published
 
 #: Seconds without an event after which a comment is sent, because proxies close silent connections.
@@ -25,13 +23,7 @@ class EventStream(StreamingResponse):
         super().__init__(frames, status_code, headers=_HEADERS)
 
 
-def frame(event_id: int, event: Event) -> bytes:
-    """The frame of one event."""
-    data = json.dumps(event_view(event), ensure_ascii=False, separators=(",", ":"))
-    return f"event: {event.name}\ndata: {data}\nid: {event_id}\n\n".encode()
-
-
-async def frames(events: AsyncIterator[Published | None]) -> AsyncIterator[bytes]:
-    """The frame of each event, and a comment for each None."""
+async def frames(events: AsyncIterator[Published | None], frame: Callable[[int, Event], bytes]) -> AsyncIterator[bytes]:
+    """`frame` of the id and the event of each, and a comment for each None."""
     async for published in events:
         yield published.encoded(frame) if published else KEEP_ALIVE

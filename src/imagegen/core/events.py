@@ -231,13 +231,14 @@ class Published:
 
     id: int
     event: Event
-    _encoded: bytes | None = field(default=None, compare=False, repr=False)
+    #: By the function that made them.
+    _encodings: dict[Callable[[int, Event], bytes], bytes] = field(default_factory=dict, compare=False, repr=False)
 
     def encoded(self, encode: Callable[[int, Event], bytes]) -> bytes:
-        """The event encoded by `encode`. All subscribers share one encoding."""
-        if self._encoded is None:
-            self._encoded = encode(self.id, self.event)
-        return self._encoded
+        """The event encoded by `encode`. All subscribers that pass the same function share one encoding."""
+        if encode not in self._encodings:
+            self._encodings[encode] = encode(self.id, self.event)
+        return self._encodings[encode]
 
 
 class Subscription:

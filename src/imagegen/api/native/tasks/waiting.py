@@ -6,10 +6,10 @@ from contextlib import suppress
 from typing import Annotated
 
 from fastapi import Depends, Header, Request, Response
+from pydantic import BaseModel, Field
 
 from imagegen.api.dependencies import Services, Who, services_of, settings_of
-from imagegen.api.schemas import TaskAccepted
-from imagegen.api.views import task_links, task_view
+from imagegen.api.native.tasks.view import TaskLinks, task_links, task_view
 from imagegen.core.errors import TaskFinished, TaskNotFound
 from imagegen.core.owner import Owner
 from imagegen.core.receipt import receipt_of
@@ -23,6 +23,15 @@ MAX_WAIT_S = 600
 FIRST_LOOK_S = 1
 
 _WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?(\d{1,6})\"?\s*(?=$|[,;])", re.IGNORECASE)
+
+
+class TaskAccepted(BaseModel):
+    """The task is on disk and will run."""
+
+    task_id: str = Field(examples=["0b9c6c5e-3f0a-4b1e-9a55-2f4c6f0f8d11"])
+    status: TaskStatus = Field(examples=["pending"])
+    message: str = Field(examples=["The task is queued."])
+    links: TaskLinks
 
 
 def preferred_wait(prefer: str | None) -> int:

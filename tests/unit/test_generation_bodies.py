@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from imagegen.api.schemas import Image2ImageBody, Text2ImageBody
+from imagegen.api.native.tasks.generation import Image2ImageBody, Text2ImageBody
 
 
 def text2image(body: str | dict[str, Any]) -> Text2ImageBody:

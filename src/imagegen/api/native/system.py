@@ -1,18 +1,55 @@
 """Probes and the health report."""
 
 from datetime import UTC, datetime
+from typing import Literal
 
 from fastapi import APIRouter
 from fastapi.responses import RedirectResponse
+from pydantic import BaseModel, Field
 
 import imagegen
 from imagegen.api.dependencies import Images, Models, Tasks
+from imagegen.api.native.shared import gib
 from imagegen.api.problems import describe
-from imagegen.api.schemas import GpuInfo, Health, Probe
-from imagegen.api.views import gib
 from imagegen.core.errors import Draining, StoreUnreachable
 
 router = APIRouter(tags=["service"])
+
+
+class GpuInfo(BaseModel):
+    """The device, as last measured by the worker. Memory is in GiB."""
+
+    gpu_available: bool
+    gpu_name: str | None
+    gpu_memory_allocated: float
+    gpu_memory_cached: float = Field(description="What torch's allocator in this service holds, in use or not.")
+    gpu_memory_free: float = Field(description="What no process holds.")
+    gpu_memory_foreign: float = Field(
+        description="An estimate of what other processes hold: the total, less what is free, less what is cached, less "
+        "0.5 GiB for CUDA itself."
+    )
+    gpu_memory_total: float
+    cuda_problem: str | None = Field(
+        description="Why models run on the CPU although a GPU was configured or seems to be installed."
+    )
+    host_memory: float = Field(description="Resident host memory of the process that runs the models.")
+
+
+class Health(BaseModel):
+    """The state of the service, its device and its store."""
+
+    status: Literal["healthy", "draining", "unhealthy"]
+    timestamp: datetime
+    version: str
+    queue_size: int = Field(description="Tasks that wait.")
+    total_tasks: int = Field(description="Tasks in the history, ended or not.")
+    current_model: str | None = Field(description="The most recently used model in device memory.")
+    store: Literal["ok", "unreachable"] = Field(description="Whether the files of pictures can be reached.")
+    gpu_info: GpuInfo
+
+
+class Probe(BaseModel):
+    status: Literal["ok"] = "ok"
 
 
 @router.get("/", include_in_schema=False)

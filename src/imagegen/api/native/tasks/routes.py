@@ -4,15 +4,15 @@ from typing import Annotated
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Header, Query, Response
-from pydantic import AwareDatetime
+from pydantic import AwareDatetime, BaseModel, Field
 
 from imagegen.api.dependencies import EffectiveSettings, Service, Tasks, Who
-from imagegen.api.generation import ACCEPTING
+from imagegen.api.native.events import frame
+from imagegen.api.native.tasks.generation import ACCEPTING
+from imagegen.api.native.tasks.view import TaskView, task_view
+from imagegen.api.native.tasks.waiting import Caller, TaskAccepted
 from imagegen.api.problems import describe
-from imagegen.api.schemas import QueueCleared, TaskAccepted, TaskPage, TaskView
 from imagegen.api.sse import KEEP_ALIVE_S, EventStream, frames
-from imagegen.api.views import task_view
-from imagegen.api.waiting import Caller
 from imagegen.catalog.catalog import ModelId
 from imagegen.core.receipt import Receipt, receipt_of
 from imagegen.core.task import GenerationTask, TaskStatus
@@ -27,6 +27,22 @@ _LINK = {
     "schema": {"type": "string"},
     "example": '</tasks?limit=50&cursor=4711>; rel="next"',
 }
+
+
+class TaskPage(BaseModel):
+    """A page of tasks, newest first."""
+
+    tasks: list[TaskView]
+    total: int = Field(description="Tasks in the history, ended or not.")
+    filtered: int = Field(description="Those of them that match the filter, also on other pages.")
+
+
+class QueueCleared(BaseModel):
+    """The result of clearing the queue."""
+
+    message: str = Field(examples=["3 waiting tasks were cancelled."])
+    cancelled: int
+    remaining_tasks: int = Field(description="Tasks that still wait.")
 
 
 @router.get("/task/{task_id}", operation_id="get_task", summary="One task", responses=describe("task_not_found"))
@@ -148,7 +164,7 @@ async def follow_task(
     of the present state. After 15 seconds without an event a comment is sent.
     """
     await service.task(who, task_id)  # raises here, because a stream that has begun cannot answer with a 404
-    return EventStream(frames(service.events(who, task_id, last_event_id, KEEP_ALIVE_S)))
+    return EventStream(frames(service.events(who, task_id, last_event_id, KEEP_ALIVE_S), frame))
 
 
 def _view(task: GenerationTask, tasks: TaskManager, settings: Settings, receipt: Receipt | None = None) -> TaskView:

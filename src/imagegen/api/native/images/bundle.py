@@ -9,8 +9,8 @@ from fastapi import APIRouter
 from fastapi.responses import StreamingResponse
 
 from imagegen.api.dependencies import EffectiveSettings, Images, Service, Who
+from imagegen.api.native.tasks.view import task_view
 from imagegen.api.problems import describe
-from imagegen.api.views import task_view
 from imagegen.core.errors import TaskNotFinished
 from imagegen.core.receipt import receipt_of
 from imagegen.core.task import StoredImage

@@ -1,17 +1,34 @@
-"""GET /events: the events of all tasks and models, and of the configuration."""
+"""The body of an event, and GET /events: the events of all tasks and models, and of the configuration."""
 
+import json
 from collections.abc import AsyncIterator, Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
 from imagegen.api.dependencies import Bus
-from imagegen.api.sse import KEEP_ALIVE, KEEP_ALIVE_S, EventStream, frame
-from imagegen.core.events import EventBus
+from imagegen.api.native.images.routes import image_view
+from imagegen.api.sse import KEEP_ALIVE, KEEP_ALIVE_S, EventStream
+from imagegen.core.events import Event, EventBus, TaskCompleted, TaskSaved
 
 router = APIRouter(tags=["service"])
 
 Filter = Annotated[list[str], Query(max_length=50)]
+
+
+def event_view(event: Event) -> dict[str, Any]:
+    """The data of an event. Pictures have the same form as in the task."""
+    data = event.model_dump(mode="json")
+    if isinstance(event, TaskCompleted | TaskSaved):
+        data["result_files"] = [image.path for image in event.images]
+        data["images"] = [image_view(image).model_dump() for image in event.images]
+    return data
+
+
+def frame(event_id: int, event: Event) -> bytes:
+    """The frame of one event."""
+    data = json.dumps(event_view(event), ensure_ascii=False, separators=(",", ":"))
+    return f"event: {event.name}\ndata: {data}\nid: {event_id}\n\n".encode()
 
 
 @router.get(

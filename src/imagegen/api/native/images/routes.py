@@ -6,10 +6,11 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Request
 from fastapi.responses import RedirectResponse, Response, StreamingResponse
+from pydantic import BaseModel, Field
 
 from imagegen.api.dependencies import EffectiveSettings, Images, Tasks
-from imagegen.api.problems import describe, problem
-from imagegen.api.ranges import Range, parse_range
+from imagegen.api.native.images.ranges import Range, parse_range
+from imagegen.api.problems import describe, problem, problem_json
 from imagegen.core.task import StoredImage
 from imagegen.storage.images import MEDIA_TYPES, ImageStore, media_type
 
@@ -28,6 +29,22 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
     307: {"description": "The picture is in a bucket, and IMAGEGEN_STORE_URLS is `presigned`: a URL that expires."},
     **describe("image_not_found", "range_not_satisfiable", "storage_failed", "store_unreachable"),
 }
+
+
+class ImageView(BaseModel):
+    """One finished picture."""
+
+    url: str = Field(examples=["/images/20261123/0b9c6c5e-3f0a-4b1e-9a55-2f4c6f0f8d11-0.png"])
+    width: int = Field(examples=[128])
+    height: int = Field(examples=[128])
+    seed: int = Field(description="The seed of this picture. A request with it makes this picture alone.", examples=[7])
+    pixels_sha256: str = Field(
+        "", description="SHA-256 of the pixels before they were encoded, hexadecimal; empty in older tasks."
+    )
+
+
+def image_view(image: StoredImage) -> ImageView:
+    return ImageView(url=f"/images/{image.path}", **image.model_dump(include=set(ImageView.model_fields)))
 
 
 async def _conditions(
@@ -108,7 +125,7 @@ async def _content(images: ImageStore, image: StoredImage, headers: dict[str, st
         headers |= {"Content-Digest": headers["Repr-Digest"]}  # of the bytes that are sent, so of no part
     elif part.empty:
         headers = _SAFE | {"Content-Range": f"bytes */{size}"}
-        return problem("range_not_satisfiable", "The picture has no such bytes.", headers=headers)
+        return problem_json(problem("range_not_satisfiable", "The picture has no such bytes."), headers)
     else:
         status = 206
         headers |= {"Content-Range": f"bytes {part.start}-{part.stop - 1}/{size}"}
