@@ -11,12 +11,14 @@ from imagegen import logs
 from imagegen.catalog.catalog import Catalog
 from imagegen.catalog.difference import Difference
 from imagegen.catalog.writer import CatalogWriter
-from imagegen.core.errors import Draining, ImagegenError
+from imagegen.core.errors import Draining, ImagegenError, JournalLost
 from imagegen.core.events import EventBus
 from imagegen.hub.puller import ModelPuller
 from imagegen.settings import Settings
+from imagegen.storage.files import file_id
 from imagegen.storage.images import ImageStore
 from imagegen.storage.journal import Retention, TaskJournal
+from imagegen.storage.lock import LOCK
 from imagegen.tasks.device import Device
 from imagegen.tasks.manager import TaskManager
 from imagegen.webhooks.sender import WebhookSender
@@ -25,6 +27,9 @@ log = structlog.get_logger(__name__)
 
 #: Seconds that a running task gets to stop between two steps before its worker is killed.
 STOP_GRACE_S = 3
+
+#: Seconds between two checks of the lock.
+LOOK_EVERY_S = 1
 
 #: Seconds by which the end of a task that has missed its deadline may be late.
 DEADLINES_EVERY_S = 1
@@ -72,17 +77,21 @@ class CatalogSwap:
 class Housekeeping:
     """What is done every `housekeeping_s` seconds: eviction of idle models, retention, repeated writes, deadlines."""
 
-    def __init__(self, settings: Settings, device: Device, tasks: TaskManager, images: ImageStore) -> None:
+    def __init__(
+        self, settings: Settings, device: Device, tasks: TaskManager, journal: TaskJournal, images: ImageStore
+    ) -> None:
         self._settings = settings
         self._models = device.models
         self._tasks = tasks
+        self._journal = journal
         self._images = images
 
     def chores(self) -> list[tuple[Chore, float]]:
         """Each chore with its interval in seconds."""
         every_s = self._settings.housekeeping_s
-        usual: list[Chore] = [self._evict_idle, self._expire, self._tasks.records.write_ends, self._images.check]
-        return [*((chore, every_s) for chore in usual), (self._tasks.fail_late, min(every_s, DEADLINES_EVERY_S))]
+        tasks = self._tasks
+        usual = [self._journal.check, self._evict_idle, self._expire, tasks.records.write_ends, self._images.check]
+        return [*((chore, every_s) for chore in usual), (tasks.fail_late, min(every_s, DEADLINES_EVERY_S))]
 
     async def _evict_idle(self) -> None:
         """Only asks: which models are resident changes between two tasks."""
@@ -123,10 +132,18 @@ class Lifecycle:
         self._puller = puller
         self._webhooks = webhooks
         self._config = config
-        self._housekeeping = Housekeeping(settings, device, tasks, images)
+        self._housekeeping = Housekeeping(settings, device, tasks, journal, images)
+        self._lock = settings.data_dir / LOCK
+        #: Why nothing can be stored any more.
+        self._loss: JournalLost | None = None
         self._running: asyncio.Task[None] | None = None
         self._leaving: asyncio.Task[None] | None = None
         self._in_a_hurry = asyncio.Event()
+
+    @property
+    def lost(self) -> bool:
+        """Whether the journal or the lock was removed, or the disk has failed. The process must then end."""
+        return self._loss is not None
 
     @property
     def crashed(self) -> bool:
@@ -136,8 +153,8 @@ class Lifecycle:
 
     @property
     def ended(self) -> bool:
-        """Whether the run loop has ended: the drain is over, or the service crashed."""
-        return self._running is not None and self._running.done()
+        """Whether no task runs any more: the drain is over, or the service crashed, or its journal is lost."""
+        return self.lost or (self._running is not None and self._running.done())
 
     @asynccontextmanager
     async def run(self) -> AsyncIterator[None]:
@@ -147,6 +164,7 @@ class Lifecycle:
             stack.callback(self._images.close)
             stack.push_async_callback(self._journal.close)
             stack.push_async_callback(self._executor.close, 2 * STOP_GRACE_S)
+            _beside(stack, self._watch(), "journal")
             _beside(stack, self._webhooks.run(), "webhooks")
             _beside(stack, self._puller.run(), "pulls")
             self._running = asyncio.create_task(self._tasks.run(), name="tasks")
@@ -158,6 +176,21 @@ class Lifecycle:
             for chore, every_s in self._housekeeping.chores():
                 _beside(stack, _repeat(chore, every_s), chore.__name__)
             yield
+
+    async def _watch(self) -> None:
+        """Refuse all tasks once the journal is lost, or another instance can lock the data directory."""
+        lost = asyncio.create_task(self._journal.until_lost())
+        held = file_id(self._lock)
+        try:
+            while not lost.done() and (held is None or file_id(self._lock) == held):
+                await asyncio.wait([lost], timeout=LOOK_EVERY_S)
+            reason = lost.result() if lost.done() else JournalLost(f"{self._lock} was removed while the service ran.")
+            self._loss = reason
+            log.critical("journal_lost", reason=reason.detail)
+            self.begin_drain()
+            self.hurry()
+        finally:
+            lost.cancel()
 
     # -- at a signal --------------------------------------------------------------------------------------------------
 
@@ -191,6 +224,10 @@ class Lifecycle:
             [running, hurried], timeout=self._settings.drain_timeout_s, return_when=asyncio.FIRST_COMPLETED
         )
         hurried.cancel()
+        if self.lost:  # nothing that the running task does can be stored
+            self._executor.abort()
+            await _cancel(running)
+            return
         for harder in (self._tasks.hurry, self._executor.abort):
             if running.done():
                 return

@@ -21,6 +21,9 @@ log = structlog.get_logger(__name__)
 #: EX_SOFTWARE of sysexits.h: an internal error. A service manager then restarts the process.
 EXIT_CRASHED = 70
 
+#: EX_IOERR: the journal is lost.
+EXIT_LOST = 74
+
 #: Seconds that the process waits at its end for connections that are still open.
 CONNECTION_GRACE_S = 5
 
@@ -95,4 +98,6 @@ def serve(settings: Settings, catalog: Catalog) -> int:
         server.run()
     if not server.started:
         return 1
+    if lifecycle.lost:
+        return EXIT_LOST
     return EXIT_CRASHED if lifecycle.crashed else 0

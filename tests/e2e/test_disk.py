@@ -2,12 +2,14 @@
 
 import resource
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import httpx
 import psutil
+import pytest
 
-from tests.server import Server
+from tests.server import PATIENCE_S, Server
 
 
 @contextmanager
@@ -44,3 +46,25 @@ def test_a_disk_that_refuses_is_told_to_callers_and_forgotten_once_it_is_well(tm
         assert server.terminate() == 0
     with Server(data, fake_yaml) as server:  # what the disk refused at first was written down later
         assert server.task(running)["error_code"] in ("storage_failed", "storage_full")
+
+
+@pytest.mark.parametrize("lost", ["imagegen.sqlite3", "lock", ""])
+def test_a_data_directory_that_is_removed_ends_the_service_with_a_reason(
+    tmp_path: Path, fake_yaml: Path, lost: str
+) -> None:
+    """`lost`: the file that is removed; empty: the directory is moved."""
+    data = tmp_path / "data"
+    with Server(data, fake_yaml) as server:
+        accepted = server.submit("runs", model="fake", steps=40)
+        server.until(accepted, "processing")
+        if lost:
+            (data / lost).unlink()
+        else:
+            data.rename(tmp_path / "elsewhere")
+        with suppress(httpx.TransportError):
+            while True:  # until its end no task is accepted that would be lost
+                answer = server.http.post("/text2image", json={"prompt": "now?", "model": "fake"})
+                assert answer.status_code == 503 or lost == "lock"
+                assert answer.status_code in (202, 503)
+        assert server.process.wait(PATIENCE_S) == 74
+        assert any("journal_lost" in line and "was removed" in line for line in server.log)

@@ -58,6 +58,8 @@ STATUS: Mapping[str, int] = MappingProxyType(
         "queue_full": 503,
         "draining": 503,
         "storage_failed": 503,
+        "journal_lost": 503,
+        "search_too_long": 503,
         "store_unreachable": 503,
         "storage_full": 507,
     }

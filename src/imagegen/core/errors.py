@@ -228,6 +228,18 @@ class StorageFailed(ImagegenError):
     code = "storage_failed"
 
 
+class JournalLost(StorageFailed):
+    """The journal was removed, or its disk failed. It is unknown what was stored; the service stops."""
+
+    code = "journal_lost"
+
+
+class SearchTooLong(ImagegenError):
+    """The search took too long. Search for a longer text, or narrow it by status, model or time."""
+
+    code = "search_too_long"
+
+
 class EncodingFailed(ImagegenError):
     """The pictures cannot be written in this format."""
 

@@ -15,6 +15,15 @@ def storage_error(error: OSError) -> StorageFull | StorageFailed:
     return StorageFull() if error.errno in DISK_FULL else StorageFailed()
 
 
+def file_id(path: Path) -> tuple[int, int] | None:
+    """The device and inode of a file; None: it does not exist. Another file of the same name has another id."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 def write_whole(path: Path, data: bytes) -> None:
     """Write, fsync, rename, fsync the folder: a crash leaves the whole file or no file."""
     if not path.parent.is_dir():

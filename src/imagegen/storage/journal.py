@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Select, bindparam, delete, func, insert, literal_column, select, update
 
+from imagegen.core.errors import JournalLost
 from imagegen.core.task import GenerationTask, InputPictures, TaskStatus
 from imagegen.core.webhooks import Delivery
 from imagegen.storage.database import Database
@@ -18,6 +19,9 @@ Query = Select[*tuple[Any, ...]]
 
 #: Parameters of one statement, well below SQLite's limit.
 _CHUNK = 500
+
+#: Matching tasks that a page counts at most: counting 200,000 takes a tenth of a second.
+MAX_COUNTED = 10_000
 
 # Built once: building a statement takes several times as long as running it.
 _INSERT = insert(tasks)
@@ -73,7 +77,7 @@ class Page(NamedTuple):
     tasks: list[GenerationTask]
     #: Tasks in the journal.
     total: int
-    #: Tasks that match the filter.
+    #: Tasks that match the filter, counted up to MAX_COUNTED.
     filtered: int
     #: Whether older tasks match.
     more: bool = False
@@ -164,20 +168,20 @@ class TaskJournal:
                 self.outbox.tell()
 
     async def get(self, task_id: str) -> GenerationTask | None:
-        row = await self._database.run(lambda connection: connection.execute(_GET, {"of": task_id}).one_or_none())
+        row = await self._database.look_up(lambda connection: connection.execute(_GET, {"of": task_id}).one_or_none())
         return _task(row) if row else None
 
     async def pictures(self, task_id: str) -> InputPictures:
         """The input pictures of a task, unless it failed or was cancelled."""
         query = select(inputs.c.image, inputs.c.mask).where(inputs.c.task_id == task_id)
-        row = await self._database.run(lambda connection: connection.execute(query).one_or_none())
+        row = await self._database.look_up(lambda connection: connection.execute(query).one_or_none())
         return InputPictures(init_image=row.image, mask_image=row.mask) if row else InputPictures()
 
     async def unfinished(self) -> list[GenerationTask]:
         """The unfinished tasks of an earlier run, in order of arrival."""
         states = (TaskStatus.PENDING, TaskStatus.PROCESSING)
         query = select(tasks.c.sequence, tasks.c.record).where(tasks.c.status.in_(states)).order_by(tasks.c.sequence)
-        return _tasks(await self._database.run(lambda connection: connection.execute(query).all()))
+        return _tasks(await self._database.search(lambda connection: connection.execute(query).all()))
 
     async def page(self, wanted: TaskFilter, limit: int, before: int | None = None) -> Page:
         """A page of matching tasks, newest first; with `before`, those that arrived before that sequence."""
@@ -187,22 +191,25 @@ class TaskJournal:
 
         def work(connection: Connection) -> tuple[Sequence[Any], int, int]:
             rows = connection.execute(query.limit(limit + 1)).all()
-            return rows, connection.scalar(count) or 0, connection.scalar(_matching(count, wanted)) or 0
+            total = connection.scalar(count) or 0
+            counted = total if wanted == TaskFilter() else connection.scalar(_bounded(wanted)) or 0
+            return rows, total, counted
 
-        rows, total, filtered = await self._database.run(work)
+        rows, total, filtered = await self._database.search(work)
         return Page(_tasks(rows[:limit]), total, filtered, more=len(rows) > limit)
 
     async def surplus(self, kept: Retention) -> list[GenerationTask]:
         """Some of the ended tasks beyond the limits, oldest first."""
 
+        now = await self._database.run(self._count, durable=False)
+
         def work(connection: Connection) -> Sequence[Any]:
-            now = self._count(connection)
             for query in _too_many(kept, now, connection):
                 if rows := connection.execute(query.order_by(tasks.c.ended_s, tasks.c.sequence).limit(_CHUNK)).all():
                     return rows
             return []
 
-        return _tasks(await self._database.run(work))
+        return _tasks(await self._database.search(work))
 
     async def delete(self, task_ids: Sequence[str]) -> None:
         """Delete the records of at most 500 tasks."""
@@ -218,7 +225,15 @@ class TaskJournal:
 
     async def count(self) -> int:
         query = select(func.count()).select_from(tasks)
-        return await self._database.run(lambda connection: connection.scalar(query)) or 0
+        return await self._database.look_up(lambda connection: connection.scalar(query)) or 0
+
+    async def check(self) -> None:
+        """Compare the files on disk with those that are open. Raises JournalLost."""
+        await self._database.run(lambda connection: None, durable=False)
+
+    async def until_lost(self) -> JournalLost:
+        """Return the reason once the journal is lost. No task can be accepted or ended any more."""
+        return await self._database.until_lost()
 
     async def close(self) -> None:
         await self._database.close()
@@ -251,6 +266,12 @@ class TaskJournal:
             connection.execute(update(service).values(seconds=now))
             self._counted = now
         return now
+
+
+def _bounded(wanted: TaskFilter) -> Query:
+    """Counts the tasks that match, up to MAX_COUNTED."""
+    some = _matching(select(tasks.c.sequence), wanted).limit(MAX_COUNTED).subquery()
+    return select(func.count()).select_from(some)
 
 
 def _matching(query: Query, wanted: TaskFilter) -> Query:

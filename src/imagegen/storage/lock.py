@@ -8,6 +8,9 @@ from pathlib import Path
 
 from imagegen.core.errors import DataDirInUse, DataDirUnusable
 
+#: The file in the data directory that is locked.
+LOCK = "lock"
+
 
 @contextmanager
 def exclusive(data_dir: Path) -> Iterator[None]:
@@ -17,7 +20,7 @@ def exclusive(data_dir: Path) -> Iterator[None]:
     """
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
-        lock = (data_dir / "lock").open("a+")
+        lock = (data_dir / LOCK).open("a+")
     except OSError as error:
         raise DataDirUnusable(f"Cannot use the data directory {data_dir}: {error.strerror}.") from error
     with lock as file:
@@ -44,7 +47,7 @@ def holder(data_dir: Path) -> str | None:
     Linux alone has that list, and a container's list has only what runs in it.
     """
     try:
-        name, file = (data_dir / "lock").read_text().strip(), (data_dir / "lock").stat()
+        name, file = (data_dir / LOCK).read_text().strip(), (data_dir / LOCK).stat()
         locks = [line.split() for line in LOCKS.read_text().splitlines()]
     except OSError:
         return None

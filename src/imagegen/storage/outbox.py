@@ -88,13 +88,15 @@ class Outbox:
     # -- reading ------------------------------------------------------------------------------------------------------
 
     async def get(self, delivery_id: str) -> Delivery | None:
-        row = await self._database.run(lambda connection: connection.execute(_GET, {"of": delivery_id}).one_or_none())
+        row = await self._database.look_up(
+            lambda connection: connection.execute(_GET, {"of": delivery_id}).one_or_none()
+        )
         return _delivery(row) if row else None
 
     async def pending(self, after: int) -> list[Delivery]:
         """The next pending deliveries, oldest first, without their payloads."""
         query = select(*_BRIEF).where(_PENDING, deliveries.c.sequence > after).order_by(deliveries.c.sequence)
-        rows = await self._database.run(lambda connection: connection.execute(query.limit(CHUNK)).all())
+        rows = await self._database.look_up(lambda connection: connection.execute(query.limit(CHUNK)).all())
         return [_delivery(row) for row in rows]
 
     async def page(self, wanted: DeliveryFilter, limit: int, before: int | None = None) -> tuple[list[Delivery], bool]:
@@ -106,7 +108,7 @@ class Outbox:
             query = query.where(deliveries.c.task_id == wanted.task_id)
         if wanted.state is not None:
             query = query.where(deliveries.c.state == wanted.state.value)
-        rows = await self._database.run(lambda connection: connection.execute(query).all())
+        rows = await self._database.search(lambda connection: connection.execute(query).all())
         return [_delivery(row) for row in rows[:limit]], len(rows) > limit
 
     # -- changing -----------------------------------------------------------------------------------------------------

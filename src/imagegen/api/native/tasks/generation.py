@@ -44,11 +44,12 @@ ACCEPTING = (
     "queue_full",
     "draining",
     "storage_failed",
+    "journal_lost",
     "storage_full",
 )
 
 #: Those of them that `POST /plan` never answers with, because it accepts no task.
-_ONLY_ACCEPTING = ("queue_full", "draining", "storage_failed", "storage_full")
+_ONLY_ACCEPTING = ("queue_full", "draining", "storage_failed", "journal_lost", "storage_full")
 
 
 def _plain_text(text: str) -> str:

@@ -34,7 +34,9 @@ class TaskPage(BaseModel):
 
     tasks: list[TaskView]
     total: int = Field(description="Tasks in the history, ended or not.")
-    filtered: int = Field(description="Those of them that match the filter, also on other pages.")
+    filtered: int = Field(
+        description="Those of them that match the filter, also on other pages; with a filter, counted up to 10,000."
+    )
 
 
 class QueueCleared(BaseModel):
