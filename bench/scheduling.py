@@ -18,7 +18,8 @@ from random import Random
 from typing import NamedTuple
 
 from bench._shared import DOCS, bars, quantile, table
-from imagegen.tasks.queue import Costs, Current, TaskTicket, choose
+from imagegen.tasks.scheduling import Costs, Current, choose
+from imagegen.tasks.tickets import TaskTicket
 
 DAYS, REQUESTS, MODELS, FOLDED = 23, 26_823, 87, 5
 IMAGE_S = 2.6

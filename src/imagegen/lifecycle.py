@@ -170,6 +170,10 @@ class Lifecycle:
             self._running = asyncio.create_task(self._tasks.run(), name="tasks")
             self._running.add_done_callback(_log_crash)
             stack.push_async_callback(self._leave)
+            # A cancel, a clear and max_queue must see the tasks of an earlier run.
+            recovered = asyncio.create_task(self._tasks.until_recovered())
+            await asyncio.wait([recovered, self._running], return_when=asyncio.FIRST_COMPLETED)
+            recovered.cancel()
             await self._config.begin()
             _beside(stack, self._config.run(), "config file")
             stack.callback(self._config.close)

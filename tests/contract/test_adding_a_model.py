@@ -41,7 +41,7 @@ def test_the_example_is_read_loaded_run_and_stopped_like_any_family(example: Any
     assert isinstance(engine.load(load_command(catalog, "dusk")), Loaded)
     command = Generate(model="dusk", request=request_for(batch_size=2, steps=2, seed=5))
     steps: list[tuple[int, int]] = []
-    outcome = engine.generate(command, threading.Event(), lambda *step: steps.append(step))
+    outcome = engine.generate(command, threading.Event(), lambda step, total, _=b"": steps.append((step, total)))
     assert isinstance(outcome, Generated)
     assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert outcome.images[0].rgb[0] == 20

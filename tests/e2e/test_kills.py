@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 import psutil
@@ -101,3 +102,17 @@ def test_a_task_that_loses_two_workers_fails_its_model_is_left_alone_and_the_nex
     assert server.until(other)["status"] == "completed"
     server.http.post("/models/quick/load").raise_for_status()
     assert server.until(server.submit(model="quick"))["status"] == "completed"
+
+
+def test_the_tasks_of_an_earlier_run_are_in_the_queue_before_the_first_request_is_answered(
+    tmp_path: Path, fake_yaml: Path
+) -> None:
+    with Server(tmp_path / "data", fake_yaml) as server:
+        running = server.submit(model="fake", steps=200)
+        server.until(running, "processing")
+        waiting = [server.submit(model="fake", steps=1) for _ in range(200)]
+        server.kill()
+    with Server(tmp_path / "data", fake_yaml) as server:
+        cleared = server.http.post("/queue/clear").json()["cleared"]
+        assert cleared in (len(waiting), len(waiting) + 1)  # the one that ran may have begun again
+        assert all(server.task(task_id)["status"] == "cancelled" for task_id in waiting)

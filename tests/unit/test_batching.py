@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from imagegen.core.task import GenerationRequest, GenerationTask, Lora, Replay, TaskType
 from imagegen.tasks.batching import MARGIN, TRY_AGAIN, TRY_AGAIN_IN_MEMORY, Payoffs, calls, companions, likeness
 from imagegen.tasks.estimates import Now, forecast
+from imagegen.tasks.lanes import Lanes
 from imagegen.tasks.life import LiveTask
-from imagegen.tasks.queue import USUAL, Costs, Current, Fairness, Likeness, TaskTicket
+from imagegen.tasks.scheduling import USUAL, Costs, Current, Fairness
+from imagegen.tasks.tickets import Likeness, TaskTicket
 from tests.conftest import SCRIPTED, request_for
 
 ALIKE = Likeness(64, 64, 4, 0.0, False)
@@ -26,7 +28,7 @@ def ticket(
 
 
 def along(first: TaskTicket, *waiting: TaskTicket, most: int = 8, now: float = 0) -> list[int]:
-    return [it.sequence for it in companions(first, waiting, most, now, USUAL)]
+    return [it.sequence for it in companions(first, Lanes(waiting).companions(first, now, USUAL), most)]
 
 
 def task(request: GenerationRequest | None = None, **fields: object) -> GenerationTask:
@@ -237,7 +239,8 @@ class CallsOfThree:
 
 def test_those_who_go_along_are_expected_to_begin_and_end_together() -> None:
     now = Now(Current("a"), Costs({}, {}), 0, Fairness(), 0.0)
-    told = forecast([ticket(1), ticket(2, alike=None), ticket(3), ticket(4), ticket(5)], now, CallsOfThree())
+    tickets = [ticket(1), ticket(2, alike=None), ticket(3), ticket(4), ticket(5)]
+    told = forecast(Lanes(tickets), now, CallsOfThree())
     times = {task_id: (it.start_s, it.finish_s, it.position) for task_id, it in told.items()}
     assert times == {
         "task-1": (0, 3, 0),

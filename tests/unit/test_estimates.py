@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagegen.tasks.estimates import MAX_SIZES, Forecast, Now, Paces, forecast, remaining_s
-from imagegen.tasks.queue import Costs, Current, Fairness, Stays, TaskTicket, Work, choose
+from imagegen.tasks.estimates import HORIZON, MAX_SIZES, Forecast, Now, Paces, beyond, forecast, remaining_s
+from imagegen.tasks.lanes import Lanes
+from imagegen.tasks.scheduling import Costs, Current, Fairness, Stays, choose
+from imagegen.tasks.tickets import TaskTicket, Work
 from tests.conftest import request_for
 
 LOADS = {"a": 10.0, "b": 20.0, "c": 30.0}
@@ -43,7 +45,7 @@ class Expected:
 
 def told(tickets: list[TaskTicket], expected: Expected | None = None, **changes: Any) -> dict[str, Forecast]:
     usual = Now(Current("a"), Costs(LOADS, WORKS), 0, Fairness(), 5.0)
-    return forecast(tickets, usual._replace(**changes), expected or Expected())
+    return forecast(Lanes(tickets), usual._replace(**changes), expected or Expected())
 
 
 # -- paces -------------------------------------------------------------------------------------------------------------
@@ -201,3 +203,12 @@ def test_what_runs_is_expected_to_take_its_share_else_it_goes_by_its_own_pace() 
     assert remaining_s(10, (3, 4), 100) == 2.5
     assert remaining_s(None, (3, 4), 9) == 3
     assert remaining_s(None, (0, 0), 9) is None
+
+
+def test_behind_the_horizon_a_forecast_goes_on_as_fast_as_before_it() -> None:
+    forecasts = told([ticket(number) for number in range(3 * HORIZON)], busy_s=0.0)
+    assert len(forecasts) == HORIZON
+    last = beyond(forecasts, 2 * HORIZON)
+    assert last == Forecast(2 * HORIZON, 2 * HORIZON * WORKS["a"], (2 * HORIZON + 1) * WORKS["a"], True)
+    # By priority and arrival it is before some tasks that `choose` takes first.
+    assert beyond(forecasts, 3).position == HORIZON

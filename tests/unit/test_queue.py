@@ -10,18 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagegen.tasks.queue import (
-    PATIENCE_SWAPS,
-    QUANTUM_SWAPS,
-    ControlTicket,
-    Costs,
-    Current,
-    Fairness,
-    Stays,
-    TaskQueue,
-    TaskTicket,
-    choose,
-)
+from imagegen.tasks.queue import ControlTicket, TaskQueue
+from imagegen.tasks.scheduling import PATIENCE_SWAPS, QUANTUM_SWAPS, Costs, Current, Fairness, Stays, choose
+from imagegen.tasks.tickets import TaskTicket
 
 SWAP_S, WORK_S = 12.0, 2.6
 COSTS = Costs(dict.fromkeys("abcde", SWAP_S), dict.fromkeys("abcde", WORK_S))

@@ -12,7 +12,9 @@ from imagegen.gpu.protocol import EngineOptions
 from imagegen.gpu.worker_engine import WorkerEngine
 from imagegen.loaders import SPECS
 from imagegen.settings import Settings
-from imagegen.tasks.queue import ControlTicket, Costs, Current, Fairness, TaskQueue, TaskTicket
+from imagegen.tasks.queue import ControlTicket, TaskQueue
+from imagegen.tasks.scheduling import Costs, Current, Fairness
+from imagegen.tasks.tickets import TaskTicket
 from tests.conftest import fake_config
 
 

@@ -1,12 +1,13 @@
 """Batching: which waiting tasks share a call of their model, and how many pictures a call may have."""
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import islice
 
 from imagegen.core.task import GenerationRequest, TaskType
-from imagegen.tasks.queue import Fairness, Kind, Likeness, TaskTicket, foremost
+from imagegen.tasks.tickets import Kind, Likeness, TaskTicket
 
 #: The share by which a size must be faster than the next smaller one. Less is not worth the longer wait for the first
 #: picture.
@@ -19,6 +20,8 @@ ENOUGH_RUNS = 3
 LATEST = 5
 #: Calls after which a barred size is tried again: one that did not pay or failed, and one that was out of memory.
 TRY_AGAIN, TRY_AGAIN_IN_MEMORY = 200, 1000
+#: Waiting tasks that are considered for a call.
+MAX_READ = 1000
 #: Remembered kinds of work of each model.
 MAX_KINDS = 64
 
@@ -31,20 +34,21 @@ def likeness(wanted: TaskType, request: GenerationRequest, previews: int) -> Lik
     return Likeness(request.width, request.height, request.steps, request.guidance_scale, negative)
 
 
-def companions(
-    first: TaskTicket, waiting: Sequence[TaskTicket], most: int, now: float, fairness: Fairness
-) -> list[TaskTicket]:
-    """The waiting tasks that join the call of `first`, in order of arrival.
+def companions(first: TaskTicket, waiting: Iterable[TaskTicket], most: int) -> list[TaskTicket]:
+    """The waiting tasks that join the call of `first`: similar ones, which are not split.
 
-    They are similar to `first`, pass rule 1 of `choose` with it, and are not split. `most`: pictures of the call.
+    `waiting`: tasks that may run now, in order of arrival; the first MAX_READ are considered. `most`: pictures of the
+    call.
     """
     room, along = most - first.pictures, list[TaskTicket]()
     if room < 1 or first.likeness is None:
         return along
-    for ticket in sorted(foremost([first, *waiting], now, fairness), key=lambda ticket: ticket.sequence):
-        if ticket is not first and _alike(ticket, first) and ticket.pictures <= room:
+    for ticket in islice(waiting, MAX_READ):
+        if _alike(ticket, first) and ticket.pictures <= room:
             along.append(ticket)
             room -= ticket.pictures
+            if room < 1:
+                break
     return along
 
 

@@ -1,6 +1,7 @@
 """Intake: accepts tasks and enqueues them, and recovers the tasks that an earlier run left."""
 
 import asyncio
+import heapq
 import secrets
 from datetime import UTC, datetime
 from typing import NamedTuple
@@ -61,6 +62,8 @@ class Intake:
         #: Tasks that are being written to the journal, and will then be enqueued.
         self._arriving = 0
         self._closed = False
+        #: The deadlines of tasks that were enqueued, the earliest first. Those of tasks that have begun are ignored.
+        self._deadlines: list[tuple[float, str]] = []
 
     @property
     def closed(self) -> bool:
@@ -144,9 +147,18 @@ class Intake:
         position = self._queue.position(ticket)
         live.enqueue(position)
         self._records.live[live.record.id] = live
+        if live.deadline is not None and not live.record.attempt:
+            heapq.heappush(self._deadlines, (live.deadline, live.record.id))
         self._queue.put_nowait(ticket)
         self._bus.publish(TaskQueued(task_id=live.record.id, position=position))
         self._outlooks.changed()
+
+    def late(self) -> list[LiveTask]:
+        """The tasks whose deadline has passed since the last time."""
+        now, ids = self._clock(), list[str]()
+        while self._deadlines and self._deadlines[0][0] <= now:
+            ids.append(heapq.heappop(self._deadlines)[1])
+        return [live for task_id in ids if (live := self._records.live.get(task_id)) is not None and live.is_late(now)]
 
     # -- recovery -----------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from typing import Self, TypeVar
 from imagegen.core.provenance import Provenance
 from imagegen.core.task import MAX_ATTEMPTS, Failure, GenerationTask, StoredImage, TaskStatus, Warnings
 from imagegen.tasks.batching import likeness
-from imagegen.tasks.queue import Likeness, TaskTicket, Work
+from imagegen.tasks.tickets import Likeness, TaskTicket, Work
 
 
 class IllegalTransition(RuntimeError):

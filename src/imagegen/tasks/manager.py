@@ -78,8 +78,10 @@ class TaskManager:
 
     @property
     def wanted(self) -> set[str]:
-        """The models of all tasks that wait or run. A task whose pictures are being uploaded needs no model."""
-        return {live.record.model for live in self.records.live.values() if not live.record.storing}
+        """The models of all tasks that wait or run."""
+        call = self._device.call
+        running = set() if call is None else {call.model}
+        return self._device.queue.lanes.models | self._parking.models | running
 
     @property
     def draining(self) -> bool:
@@ -105,6 +107,10 @@ class TaskManager:
     def download(self, task_id: str) -> Pull | None:
         """The pull that a task waits for."""
         return self._parking.download(task_id)
+
+    async def until_recovered(self) -> None:
+        """Return once the tasks of an earlier run are in the queue."""
+        await self._runner.recovered.wait()
 
     # -- running ------------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,8 @@ from imagegen.models.manager import DynamicModelManager
 from imagegen.tasks.batching import Payoffs
 from imagegen.tasks.call import Call
 from imagegen.tasks.estimates import Paces
-from imagegen.tasks.queue import Costs, Current, Fairness, TaskTicket, Work
+from imagegen.tasks.scheduling import Costs, Current, Fairness
+from imagegen.tasks.tickets import TaskTicket, Work
 
 
 class Measurements:

@@ -1,7 +1,8 @@
 """Outlooks: the positions and expected times of tasks, and the events that report them."""
 
 import asyncio
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from math import ceil
 from typing import NamedTuple
@@ -10,9 +11,9 @@ from imagegen.core.events import EventBus, TaskMoved
 from imagegen.core.task import GenerationRequest, TaskStatus
 from imagegen.tasks.call import Call
 from imagegen.tasks.device import Device
-from imagegen.tasks.estimates import Forecast, Now, forecast, remaining_s
+from imagegen.tasks.estimates import Forecast, Now, beyond, forecast, remaining_s
 from imagegen.tasks.life import LiveTask, Queued
-from imagegen.tasks.queue import Likeness, TaskTicket, Work
+from imagegen.tasks.tickets import Likeness, TaskTicket, Work
 
 #: Seconds after which the forecast of the queue is computed again. A change of the queue discards it at once.
 FORECAST_LASTS_S = 1
@@ -70,9 +71,8 @@ class Outlooks:
             runs = call is not None and active in call.members
             busy_s = self._busy_s() if runs else 0  # outside the call only its files remain to be written
             return Outlook(None, active.record.started_at, _after(busy_s))
-        if (told := self._forecasts().get(task_id)) is not None:
-            return _outlook(told)
-        return Outlook(self._device.queue.position(active.ticket()))
+        told = self._forecast_of(active)
+        return Outlook(self._device.queue.position(active.ticket())) if told is None else _outlook(told)
 
     def plan(self, model: str, request: GenerationRequest, priority: int, alike: Likeness | None) -> Plan:
         """The plan of a request that is not enqueued."""
@@ -115,21 +115,33 @@ class Outlooks:
             current = current.then(call.model, 0, measured.stays)
         return Now(current, measured.costs(), self._device.clock(), measured.fairness(), self._busy_s())
 
+    def _forecast_of(self, live: LiveTask) -> Forecast | None:
+        """The forecast of a task in the queue; None: it is not in the queue."""
+        if not isinstance(live.stage, Queued):
+            return None
+        told = self._forecasts()
+        if not told or live.record.id in told:
+            return told.get(live.record.id)
+        return beyond(told, self._device.queue.position(live.ticket()))
+
     def _forecasts(self) -> dict[str, Forecast]:
         now = self._device.clock()
         if self._forecast is None or now - self._forecast[0] > FORECAST_LASTS_S:
-            self._forecast = (now, self._compute(self._device.queue.tickets))
+            self._forecast = (now, self._compute())
         return self._forecast[1]
 
     def _forecast_with(self, model: str, request: GenerationRequest, priority: int, alike: Likeness | None) -> Forecast:
-        tickets = self._device.queue.tickets
-        last = max((ticket.sequence for ticket in tickets), default=0) + 1
-        now = self._device.clock()
-        ticket = TaskTicket(priority, last, "", model, now, alike, request.batch_size, Work.of(request))
-        return self._compute([*tickets, ticket])[""]
+        queue, now = self._device.queue, self._device.clock()
+        ticket = TaskTicket(priority, sys.maxsize, "", model, now, alike, request.batch_size, Work.of(request))
+        queue.lanes.add(ticket)
+        try:
+            told = self._compute()
+        finally:
+            queue.lanes.remove(ticket)
+        return told[""] if "" in told else beyond(told, queue.position(ticket))
 
-    def _compute(self, tickets: Iterable[TaskTicket]) -> dict[str, Forecast]:
-        return forecast(tickets, self._now(), self._device.measurements)
+    def _compute(self) -> dict[str, Forecast]:
+        return forecast(self._device.queue.lanes, self._now(), self._device.measurements)
 
     # -- events about positions ---------------------------------------------------------------------------------------
 
@@ -142,16 +154,18 @@ class Outlooks:
     def _tell_moved(self) -> None:
         """Publish the positions that have changed, of tasks that have subscribers."""
         self._look = None
-        told = self._forecasts()
         for task_id in self._bus.followed:
-            if task_id in told and self._active[task_id].tell_position(told[task_id].position):
-                self._bus.publish(_moved(task_id, _outlook(told[task_id])))
+            live = self._active.get(task_id)
+            if live is not None and (told := self._forecast_of(live)) and live.tell_position(told.position):
+                self._bus.publish(_moved(task_id, _outlook(told)))
 
     def tell(self, task_id: str) -> None:
         """Publish a task's position for a new subscriber, if it has changed since the task was enqueued."""
-        active, told = self._active.get(task_id), self._forecasts().get(task_id)
-        stage = active.stage if active is not None else None
-        if isinstance(stage, Queued) and told is not None and told.position != stage.position:
+        live = self._active.get(task_id)
+        stage = live.stage if live is not None else None
+        if live is None or not isinstance(stage, Queued):
+            return
+        if (told := self._forecast_of(live)) is not None and told.position != stage.position:
             self._bus.publish(_moved(task_id, _outlook(told)))
 
 

@@ -24,6 +24,11 @@ class Parking:
     def __repr__(self) -> str:
         return f"<Parking [{', '.join(f'{model}: {len(tasks)}' for model, tasks in self._parked.items())}]>"
 
+    @property
+    def models(self) -> set[str]:
+        """The models of the tasks that are here."""
+        return {model for model, tasks in self._parked.items() if tasks}
+
     def lacks_weights(self, live: LiveTask) -> bool:
         """Whether the weights of its model must be pulled first."""
         model, catalog = live.record.model, self._models.catalog

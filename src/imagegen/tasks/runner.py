@@ -56,6 +56,8 @@ class Runner:
         self._saving = Saver(images, records, bus, self._on_room)
         self._control_numbers = count()
         self._stopped = False
+        #: Set once the tasks of an earlier run are in the queue.
+        self.recovered = asyncio.Event()
 
     def __repr__(self) -> str:
         return f"<Runner [{'STOPPED' if self._stopped else 'OPEN'}, {self._device.call}]>"
@@ -67,6 +69,7 @@ class Runner:
             for live in await self._intake.recover():
                 self._saving.resume(live, beside)
             self._queue.held = self._saving.crowded
+            self.recovered.set()
             await self._models.warm_up()
             while not self._stopped:
                 ticket = await self._queue.get()
@@ -207,8 +210,8 @@ class Runner:
         most = self._measurements.most(first)
         live = self._records.live
         # While the service drains no further task starts.
-        waiting = [] if self._intake.closed else [t for t in self._queue.tickets if not live[t.task_id].is_late(now)]
-        for ticket in companions(first, waiting, most, now, self._measurements.fairness()):
+        waiting = () if self._intake.closed else self._queue.companions(first)
+        for ticket in companions(first, (it for it in waiting if not live[it.task_id].is_late(now)), most):
             self._queue.remove(ticket.task_id)
             call.members.append(live[ticket.task_id])
             self._start(live[ticket.task_id])

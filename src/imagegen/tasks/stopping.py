@@ -32,7 +32,6 @@ class Stopping:
         self._device = device
         self._queue = device.queue
         self._models = device.models
-        self._clock = device.clock
         self._intake = intake
         self._runner = runner
         self._parking = parking
@@ -86,8 +85,7 @@ class Stopping:
         return len(ids)
 
     async def fail_late(self) -> int:
-        now = self._clock()
-        late = self._take_all_out(live for live in self._records.live.values() if live.is_late(now))
+        late = self._take_all_out(self._intake.late())
         await asyncio.gather(*map(self._records.fail_late, late))
         return len(late)
 
