@@ -113,6 +113,6 @@ def test_the_tasks_of_an_earlier_run_are_in_the_queue_before_the_first_request_i
         waiting = [server.submit(model="fake", steps=1) for _ in range(200)]
         server.kill()
     with Server(tmp_path / "data", fake_yaml) as server:
-        cleared = server.http.post("/queue/clear").json()["cleared"]
+        cleared = server.http.post("/queue/clear").json()["cancelled"]
         assert cleared in (len(waiting), len(waiting) + 1)  # the one that ran may have begun again
         assert all(server.task(task_id)["status"] == "cancelled" for task_id in waiting)
