@@ -1,6 +1,5 @@
 """The composition root: builds the service's objects and connects them."""
 
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -62,8 +61,7 @@ class Service:
     """The objects of a service, built and connected. `lifecycle` runs them."""
 
     def __init__(self, settings: Settings, catalog: Catalog) -> None:
-        # Microseconds of the wall clock: above every id of an earlier run, below what JSON numbers hold.
-        bus = EventBus(first_id=time.time_ns() // 1000)
+        bus = EventBus()
         folders = Folders(settings.models_path, settings.loras_path)
         device = Device(GpuExecutor(lambda: make_engine(settings)), catalog, bus, folders)
         models = device.models

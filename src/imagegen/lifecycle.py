@@ -1,6 +1,7 @@
 """How the service runs: the start, housekeeping, a new configuration, the drain."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
@@ -164,6 +165,8 @@ class Lifecycle:
             stack.callback(self._images.close)
             stack.push_async_callback(self._journal.close)
             stack.push_async_callback(self._executor.close, 2 * STOP_GRACE_S)
+            # Microseconds of the wall clock are above the ids of earlier versions.
+            self._bus.begin(await self._journal.reserve_event_ids(time.time_ns() // 1000))
             _beside(stack, self._watch(), "journal")
             _beside(stack, self._webhooks.run(), "webhooks")
             _beside(stack, self._puller.run(), "pulls")

@@ -115,13 +115,33 @@ async def test_an_ended_task_says_until_when_it_is_kept(start: Start) -> None:
 
 async def test_of_many_results_the_newest_are_kept(start: Start, tmp_path: Path) -> None:
     async with start(retention_tasks=2, housekeeping_s=0.02) as client:
-        ids = [await client.submit() for _ in range(4)]
-        for task_id in ids[2:]:
-            await client.until(task_id)
+        ids = []
+        for _ in range(4):  # one after the other, so that they end in this order
+            ids.append(await client.submit())
+            await client.until(ids[-1])
         while (await client.get("/tasks")).json()["total"] > 2:
             await asyncio.sleep(0.01)
         assert [task["task_id"] for task in (await client.get("/tasks")).json()["tasks"]] == [ids[3], ids[2]]
         assert len(pictures(tmp_path)) == 2
+
+
+async def test_a_file_that_cannot_be_removed_keeps_its_own_task_only(start: Start, tmp_path: Path) -> None:
+    async with start() as client:
+        ids = []
+        for _ in range(3):
+            ids.append(await client.submit())
+            await client.until(ids[-1])
+        (stuck,) = (await client.task(ids[0]))["result_files"]
+    (file,) = tmp_path.rglob(stuck.rpartition("/")[2])
+    file.unlink()
+    file.mkdir()
+    async with start(retention_tasks=1, housekeeping_s=0.02) as client:
+        while (await client.get("/tasks")).json()["total"] > 2:
+            await asyncio.sleep(0.01)
+        assert [task["task_id"] for task in (await client.get("/tasks")).json()["tasks"]] == [ids[2], ids[0]]
+        file.rmdir()
+        while (await client.get("/tasks")).json()["total"] > 1:
+            await asyncio.sleep(0.01)
 
 
 async def test_a_task_that_cannot_begin_in_time_fails_with_a_code_of_its_own(start: Start) -> None:

@@ -7,7 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import httpx
@@ -222,6 +222,18 @@ def test_a_broken_device_in_thread_mode_exits_70_and_the_journal_brings_the_task
     with Server(tmp_path / "data", config, IMAGEGEN_ISOLATION="thread") as server:
         done = [server.until(task_id) for task_id in ids]
         assert [(task["status"], task["attempt"]) for task in done] == [("completed", 2), ("completed", 1)]
+
+
+@pytest.mark.parametrize("path", ["/models/fake/load", "/text2image"])
+def test_a_device_that_breaks_during_a_load_ends_the_process_whoever_asked_for_the_load(
+    tmp_path: Path, path: str
+) -> None:
+    config = tmp_path / "models.yaml"
+    config.write_text(fake_config(fake={"fault": "device_fault", "fault_at": "load"}))
+    with Server(tmp_path / "data", config, IMAGEGEN_ISOLATION="thread") as server:
+        with suppress(httpx.TransportError):
+            server.http.post(path, json={"prompt": "a star"} if path == "/text2image" else None)
+        assert server.process.wait(PATIENCE_S) == 70
 
 
 def test_a_second_instance_on_the_same_data_exits_75_and_a_killed_one_lets_go(tmp_path: Path, fake_yaml: Path) -> None:

@@ -540,12 +540,31 @@ async def test_a_journal_without_owners_keeps_its_tasks_and_their_keys(
             INSERT INTO before SELECT key, digest, task_id, made_s FROM keys; DROP TABLE keys;
             ALTER TABLE before RENAME TO keys; CREATE INDEX ix_keys_made_s ON keys (made_s);
             UPDATE tasks SET record = json_remove(record, '$.owner');
+            ALTER TABLE service DROP COLUMN event_ids;
             UPDATE alembic_version SET version_num = '0005';"""
         )
     again = await lives.next()
     assert await again.claimed("k") == Claimed(task_id(1), claim.digest)
     (found,) = (await again.page(TaskFilter(owner=""), 10)).tasks
     assert (found.id, found.owner) == (task_id(1), "")
+
+
+async def test_event_ids_grow_over_restarts_also_if_the_clock_is_set_back(lives: Lives) -> None:
+    first = await lives.journal.reserve_event_ids(1_000)
+    assert first == 1_000
+    second = await (await lives.next()).reserve_event_ids(10)
+    assert second > first + 10**6
+    third = await (await lives.next()).reserve_event_ids(2**50)
+    assert third == 2**50
+
+
+async def test_what_retention_cannot_remove_is_left_out(journal: TaskJournal) -> None:
+    tasks = await insert(journal, 1, 2, 3)
+    await journal.update(*map(ended, tasks))
+    kept = Retention(tasks=1)
+    assert ids(await journal.surplus(kept)) == [task_id(1), task_id(2)]
+    assert ids(await journal.surplus(kept, without={task_id(1)})) == [task_id(2)]
+    assert ids(await journal.surplus(kept, without={task_id(1), task_id(2)})) == []
 
 
 # -- owners ------------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """TaskManager with a scripted executor and a clock that the test advances: intake, runner, stopping."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -72,8 +72,8 @@ class SlowBucket:
         await self.gate.wait()
         self.files[name] = data
 
-    async def read(self, name: str, start: int, stop: int) -> bytes:
-        return self.files[name][start:stop]
+    async def pieces(self, name: str, start: int, stop: int) -> AsyncGenerator[bytes, None]:
+        yield self.files[name][start:stop]
 
     async def size(self, name: str) -> int:
         if name not in self.files:
@@ -83,9 +83,6 @@ class SlowBucket:
     async def delete(self, names: Collection[str]) -> None:
         for name in names:
             self.files.pop(name, None)
-
-    async def check(self) -> None:
-        pass
 
     async def url(self, name: str, method: Literal["GET", "HEAD"]) -> str | None:
         return None

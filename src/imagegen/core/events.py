@@ -289,8 +289,10 @@ class Subscription:
 class EventBus:
     """Publishes each event to every subscriber, and remembers the events of the latest tasks. Event loop only."""
 
-    def __init__(self, first_id: int, *, kept_tasks: int = 1000, kept_events: int = 256, backlog: int = 256) -> None:
-        """`first_id` must be above every id of earlier runs; the wall clock in microseconds usually is."""
+    def __init__(
+        self, first_id: int = 1, *, kept_tasks: int = 1000, kept_events: int = 256, backlog: int = 256
+    ) -> None:
+        """`first_id`: as in `begin`."""
         self._ids = count(first_id)
         self._last_id = first_id - 1
         self._kept_tasks = kept_tasks
@@ -318,6 +320,10 @@ class EventBus:
     def followed(self) -> list[str]:
         """Tasks that have subscribers."""
         return [task_id for task_id in self._subscribers if task_id is not None]
+
+    def begin(self, first_id: int) -> None:
+        """Number the events from here on. Before the first event."""
+        self._ids, self._last_id = count(first_id), first_id - 1
 
     def publish(self, event: Event) -> None:
         self._last_id = next(self._ids)

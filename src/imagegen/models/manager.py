@@ -88,6 +88,8 @@ class DynamicModelManager:
         self._moving: dict[str, ModelState] = {}
         #: The progress of the load from disk that is under way.
         self._progress: dict[str, LoadProgress] = {}
+        #: Whether the device is broken for this process. Only without a worker process: a worker is replaced.
+        self.broken = False
         #: Whether the load under way was abandoned: its failure is not the model's.
         self._abandoned = False
 
@@ -446,6 +448,7 @@ class DynamicModelManager:
 
     def _failed(self, model: str, failed: Failed, request: GenerationRequest | None = None) -> None:
         self._facts.failed(model, request.size.pixels if request else 0, failed)
+        self.broken = self.broken or failed.code is FailureCode.DEVICE_FAULT
         log.error("engine_failed", model=model, code=failed.code, reason=failed.message, traceback=failed.traceback)
         if failed.worker_died:
             for lost in list(self._residents):

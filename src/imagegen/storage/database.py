@@ -151,7 +151,7 @@ class Database:
             self._writer.check()
             return results
         except (SQLAlchemyError, OSError) as error:
-            raise _storage_error(error) from error
+            raise _storage_error(error, writing=self._writer is not None) from error
 
     def _dispose(self) -> None:
         if self._reader is not None:
@@ -258,7 +258,7 @@ def _query(reader: Engine, work: Callable[[Connection], T], limit_s: float | Non
         cause = error.orig if isinstance(error, DBAPIError) else error
         if getattr(cause, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT:
             raise SearchTooLong from error
-        raise _storage_error(error, reading=True) from error
+        raise _storage_error(error) from error
 
 
 def _configure(connection: sqlite3.Connection, record: object) -> None:
@@ -280,7 +280,7 @@ def _begin(connection: Connection) -> None:
 
 
 def _storage_error(
-    error: SQLAlchemyError | OSError, *, reading: bool = False
+    error: SQLAlchemyError | OSError, *, writing: bool = False
 ) -> StorageFull | StorageFailed | JournalLost:
     cause = error.orig if isinstance(error, DBAPIError) else error
     if isinstance(cause, OSError):
@@ -288,6 +288,6 @@ def _storage_error(
     code = getattr(cause, "sqlite_errorcode", None) or 0
     if code == sqlite3.SQLITE_FULL:
         return StorageFull()
-    if code in _FATAL and not reading:
+    if code in _FATAL and writing:
         return JournalLost(f"The disk failed while the journal was written ({getattr(cause, 'sqlite_errorname', '')}).")
     return StorageFailed()

@@ -4,12 +4,16 @@ import asyncio
 import errno
 import os
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import AsyncGenerator, Collection, Iterator
 from contextlib import contextmanager, suppress
+from itertools import groupby
 from pathlib import Path
 
 from imagegen.core.errors import ImageNotFound, StorageFailed
 from imagegen.storage.files import storage_error, write_whole
+
+#: Bytes that are read at once. Most pictures are one piece; a slow reader holds no more than one.
+PIECE = 2 * 2**20
 
 
 class Folder:
@@ -34,12 +38,16 @@ class Folder:
         except FileNotFoundError:  # a deletion removed the folder while it was empty
             write_whole(path, data)
 
-    async def read(self, name: str, start: int, stop: int) -> bytes:
-        return await asyncio.to_thread(self._read, name, start, stop)
-
-    def _read(self, name: str, start: int, stop: int) -> bytes:
-        with self._opened(name) as file:
-            return os.pread(file, stop - start, start)
+    async def pieces(self, name: str, start: int, stop: int) -> AsyncGenerator[bytes, None]:
+        opened = self._opened(name)
+        file = await asyncio.to_thread(opened.__enter__)
+        try:
+            for begin in range(start, stop, PIECE):
+                yield await asyncio.to_thread(os.pread, file, min(PIECE, stop - begin), begin)
+        except OSError as error:
+            raise StorageFailed from error
+        finally:
+            await asyncio.to_thread(opened.__exit__, None, None, None)
 
     async def size(self, name: str) -> int:
         return await asyncio.to_thread(self._size, name)
@@ -54,17 +62,31 @@ class Folder:
 
     def remove(self, names: Collection[str]) -> None:
         """Like `delete`, in the caller's thread."""
-        try:
-            for name in names:
-                (self._root / name).unlink(missing_ok=True)
-        except OSError as error:
-            raise StorageFailed from error
-        for folder in {(self._root / name).parent for name in names}:
-            with suppress(OSError):  # not empty, or missing
-                folder.rmdir()
+        stuck = list[str]()
+        for folder, files in groupby(sorted(names), key=lambda name: name.partition("/")[0]):
+            stuck += self._remove_from(folder, [name.partition("/")[2] for name in files])
+        if stuck:
+            raise StorageFailed(f"The file {self._root / stuck[0]} cannot be removed.")
 
-    async def check(self) -> None:
-        """Nothing to check: a disk reports its errors when something is stored."""
+    def _remove_from(self, folder: str, files: Collection[str]) -> list[str]:
+        """Remove files of one folder, and the folder if it becomes empty. Returns the names that stay."""
+        stuck = list[str]()
+        try:
+            with _descriptor(self._root / folder, os.O_DIRECTORY) as place:
+                for file in files:
+                    try:
+                        os.unlink(file, dir_fd=place)
+                    except FileNotFoundError:
+                        continue
+                    except OSError:
+                        stuck.append(f"{folder}/{file}")
+        except FileNotFoundError:
+            return []
+        except OSError:  # a link, for example: what it leads to is not ours
+            return [f"{folder}/{file}" for file in files]
+        with suppress(OSError):  # not empty
+            (self._root / folder).rmdir()
+        return stuck
 
     async def url(self, name: str, method: str) -> str | None:
         """None: only the service can read these files."""

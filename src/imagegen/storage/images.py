@@ -4,9 +4,9 @@ import asyncio
 import hashlib
 import random
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -23,11 +23,11 @@ MEDIA_TYPES: Mapping[str, str] = MappingProxyType({str(form): f"image/{form}" fo
 #: The names of this store's files: day, task id and number of the picture.
 NAME = re.compile(rf"\d{{8}}/([0-9a-f-]{{36}})-\d{{1,3}}\.(?:{'|'.join(MEDIA_TYPES)})")
 
-#: Bytes that are read at once. Most pictures are one piece; a slow reader holds no more than one.
-PIECE = 2 * 2**20
-
 #: Seconds between two attempts to reach a store that is down: the first pause and the longest; each one doubles.
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
+
+#: The object that a check writes.
+CHECK_NAME = "reachable"
 
 #: Seconds after which a silent store counts as unreachable.
 CHECK_S = 5
@@ -39,8 +39,11 @@ class FileStore(Protocol):
     async def put(self, name: str, data: bytes, media_type: str) -> None:
         """Store or replace a file. If it fails, the old file or no file is there. Also raises StorageFull."""
 
-    async def read(self, name: str, start: int, stop: int) -> bytes:
-        """A range of a file's bytes. Raises ImageNotFound."""
+    def pieces(self, name: str, start: int, stop: int) -> AsyncGenerator[bytes, None]:
+        """A range of a file's bytes, in pieces of about PIECE. The file is opened once, so it may be deleted meanwhile.
+
+        Raises ImageNotFound at the first piece.
+        """
         ...
 
     async def size(self, name: str) -> int:
@@ -48,10 +51,7 @@ class FileStore(Protocol):
         ...
 
     async def delete(self, names: Collection[str]) -> None:
-        """Remove files. A missing file is no error."""
-
-    async def check(self) -> None:
-        """Check that the store can be reached."""
+        """Remove all files that can be removed, then raise for one that cannot. A missing file is no error."""
 
     async def url(self, name: str, method: Literal["GET", "HEAD"]) -> str | None:
         """A short-lived URL from which a caller can fetch a file directly; None: only the service can read it."""
@@ -97,7 +97,7 @@ class ImageStore:
 
     @property
     def reachable(self) -> bool:
-        """Whether the last attempt to reach the files succeeded."""
+        """Whether the latest upload, or check by an upload, succeeded, and no read has failed since."""
         return self._reachable
 
     # -- storing ------------------------------------------------------------------------------------------------------
@@ -152,10 +152,10 @@ class ImageStore:
         while left:
             path = left[0].path
             try:
-                data = await self._here.read(path, 0, left[0].bytes)
+                data = b"".join([piece async for piece in self._here.pieces(path, 0, left[0].bytes)])
             except ImageNotFound as error:
                 raise StorageFailed("The spool has lost a picture.") from error
-            await self._noting(self._files.put(path, data, media_type(path)))
+            await self._put(path, data)
             del left[0]
 
     async def spooled(self, images: Iterable[StoredImage]) -> bool:
@@ -191,10 +191,11 @@ class ImageStore:
         """The size of the file in bytes. Raises ImageNotFound or StorageFailed."""
         return await self._noting(self._files.size(image.path))
 
-    async def pieces(self, image: StoredImage, start: int, stop: int) -> AsyncIterator[bytes]:
+    async def pieces(self, image: StoredImage, start: int, stop: int) -> AsyncGenerator[bytes, None]:
         """The bytes of a picture in pieces. Raises ImageNotFound or StorageFailed."""
-        for begin in range(start, stop, PIECE):
-            yield await self._noting(self._files.read(image.path, begin, min(begin + PIECE, stop)))
+        async with aclosing(self._files.pieces(image.path, start, stop)) as pieces:
+            while (piece := await self._noting(anext(pieces, None))) is not None:
+                yield piece
 
     async def url(self, image: StoredImage, method: Literal["GET", "HEAD"]) -> str | None:
         """As FileStore.url. Raises StorageFailed."""
@@ -203,24 +204,31 @@ class ImageStore:
     # -- maintenance --------------------------------------------------------------------------------------------------
 
     async def check(self) -> None:
-        """Check whether the files can be reached, unless an upload is about to tell."""
+        """Check by a write of a few bytes whether the bucket accepts pictures, unless an upload is about to tell."""
         if self._shipping:
             return
-        try:
+        with suppress(StoreUnreachable, TimeoutError):
             async with asyncio.timeout(CHECK_S):
-                await self._noting(self._files.check())
-        except (StoreUnreachable, TimeoutError):
-            self._reachable = False
+                await self._put(CHECK_NAME, b"ok")
+
+    async def _put(self, name: str, data: bytes) -> None:
+        """Store a file in the bucket. Only this makes the store count as reachable again."""
+        if self._bucket is None:  # a disk reports its errors when something is stored
+            return
+        reached = False
+        try:
+            await self._bucket.put(name, data, media_type(name) if name != CHECK_NAME else "text/plain")
+            reached = True
+        finally:  # also after a timeout
+            self._reachable = reached
 
     async def _noting(self, operation: Awaitable[T]) -> T:
-        """Note whether the files can be reached. "Not found" is an answer as well."""
+        """Note whether the files can be reached. An answer does not show that the store accepts pictures as well."""
         try:
-            answer = await operation
-        except StorageFailed as error:
-            self._reachable = self._reachable and not isinstance(error, StoreUnreachable)
+            return await operation
+        except StoreUnreachable:
+            self._reachable = False
             raise
-        self._reachable = True
-        return answer
 
     def tidy(self, wanted: Iterable[StoredImage]) -> None:
         """Remove pictures from the spool that no task will upload. Only while nothing is saved."""

@@ -1,7 +1,7 @@
 """TaskJournal: the records of all tasks. A record is on disk before its caller gets an answer."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +33,10 @@ _INDEX = insert(prompts)
 
 #: Shorter texts are not in the index of trigrams.
 _TRIGRAM = 3
+
+#: Event ids that are reserved for a run: at 1,000 events a second, those of eleven days. Ids stay below 2^53, which is
+#: what JSON numbers hold, over seven million restarts.
+EVENT_IDS = 10**9
 
 #: Seconds of service for which an idempotency key is kept: a day.
 _KEYS_LAST_S = 86_400
@@ -198,15 +202,18 @@ class TaskJournal:
         rows, total, filtered = await self._database.search(work)
         return Page(_tasks(rows[:limit]), total, filtered, more=len(rows) > limit)
 
-    async def surplus(self, kept: Retention) -> list[GenerationTask]:
-        """Some of the ended tasks beyond the limits, oldest first."""
+    async def surplus(self, kept: Retention, without: Collection[str] = ()) -> list[GenerationTask]:
+        """Some of the ended tasks beyond the limits, oldest first. `without`: ids of tasks to leave out."""
 
         now = await self._database.run(self._count, durable=False)
 
         def work(connection: Connection) -> Sequence[Any]:
             for query in _too_many(kept, now, connection):
-                if rows := connection.execute(query.order_by(tasks.c.ended_s, tasks.c.sequence).limit(_CHUNK)).all():
-                    return rows
+                rows = connection.execute(
+                    query.order_by(tasks.c.ended_s, tasks.c.sequence).limit(_CHUNK + len(without))
+                ).all()
+                if left := [row for row in rows if row.id not in without][:_CHUNK]:
+                    return [row[:2] for row in left]
             return []
 
         return _tasks(await self._database.search(work))
@@ -222,6 +229,16 @@ class TaskJournal:
             self.outbox.forget(task_ids, connection)
 
         await self._database.run(work)
+
+    async def reserve_event_ids(self, first: int) -> int:
+        """The first event id of this run: `first`, or a higher one if an earlier run may have used that."""
+
+        def work(connection: Connection) -> int:
+            begin = max(first, (connection.scalar(select(service.c.event_ids)) or 0) + 1)
+            connection.execute(update(service).values(event_ids=begin + EVENT_IDS))
+            return begin
+
+        return await self._database.run(work)
 
     async def count(self) -> int:
         query = select(func.count()).select_from(tasks)
@@ -303,7 +320,7 @@ def _iso(time: datetime | None) -> str:
 
 def _too_many(kept: Retention, now: float, connection: Connection) -> list[Query]:
     """For each exceeded limit, the tasks beyond it; the newest are kept."""
-    query, ended = select(tasks.c.sequence, tasks.c.record), tasks.c.ended_s.is_not(None)
+    query, ended = select(tasks.c.sequence, tasks.c.record, tasks.c.id), tasks.c.ended_s.is_not(None)
     newest_first = (tasks.c.ended_s.desc(), tasks.c.sequence.desc())
     queries = [query.where(tasks.c.ended_s < now - kept.age_s)] if kept.age_s else []
     counts = select(func.count(), func.coalesce(func.sum(tasks.c.stored_bytes), 0)).where(ended)

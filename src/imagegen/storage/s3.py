@@ -2,17 +2,18 @@
 
 import os
 import re
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncGenerator, Collection, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal
 
 import obstore
 import structlog
-from obstore.exceptions import BaseError, PermissionDeniedError
+from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
 from imagegen.core.errors import ImageNotFound, StoreMisconfigured, StoreUnreachable
+from imagegen.storage.folder import PIECE
 
 if TYPE_CHECKING:
     from obstore.store import BackoffConfig, ClientConfig, RetryConfig
@@ -62,9 +63,13 @@ class S3:
                 use_multipart=False,
             )
 
-    async def read(self, name: str, start: int, stop: int) -> bytes:
+    async def pieces(self, name: str, start: int, stop: int) -> AsyncGenerator[bytes, None]:
+        if start == stop:
+            return
         with _refusals("get"):
-            return bytes(await obstore.get_range_async(self._store, name, start=start, end=stop))
+            found = await obstore.get_async(self._store, name, options={"range": (start, stop)})
+            async for piece in found.stream(min_chunk_size=PIECE):
+                yield bytes(piece)
 
     async def size(self, name: str) -> int:
         with _refusals("head"):
@@ -74,11 +79,6 @@ class S3:
         if names:
             with _refusals("delete"):
                 await obstore.delete_async(self._store, list(names))
-
-    async def check(self) -> None:
-        with _refusals("head"), suppress(FileNotFoundError, PermissionDeniedError):
-            # "Not found" shows that it can be reached; "forbidden" is the answer to those who may not list the bucket.
-            await obstore.head_async(self._store, "reachable")
 
     async def url(self, name: str, method: Literal["GET", "HEAD"]) -> str | None:
         with _refusals("sign"):

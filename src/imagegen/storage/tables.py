@@ -1,6 +1,7 @@
 """The journal's tables after the newest migration."""
 
 from sqlalchemy import (
+    BigInteger,
     Column,
     Float,
     ForeignKey,
@@ -53,12 +54,14 @@ inputs = Table(
     Column("mask", LargeBinary),
 )
 
-#: One row: seconds of service so far, over all runs.
+#: One row: what is counted over all runs.
 service = Table(
     "service",
     metadata,
     Column("id", Integer, primary_key=True),
     Column("seconds", Float, nullable=False),
+    # No run has published an event with a higher id.
+    Column("event_ids", BigInteger, nullable=False, server_default="0"),
 )
 
 #: The Idempotency-Key of each request, so that a retry makes no second task. Each owner has names of its own.

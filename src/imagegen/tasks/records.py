@@ -9,6 +9,7 @@ from imagegen.core.errors import (
     ImageNotFound,
     StorageFailed,
     StorageFull,
+    StoreUnreachable,
     TaskNotFinished,
     TaskNotFound,
 )
@@ -125,6 +126,7 @@ class Records:
             await self._journal.update(*ended)
         for task in ended:
             del self._unwritten[task.id]
+            await self._images.unspool(task.storing or task.images)
 
     # -- deleting -----------------------------------------------------------------------------------------------------
 
@@ -133,19 +135,44 @@ class Records:
         task = await self.get(task_id)
         if not task.status.finished:
             raise TaskNotFinished
-        await self._remove([task])
+        await self._images.delete(task.images + task.storing)
+        await self._forget([task])
 
     async def expire(self, kept: Retention) -> int:
-        """Delete the ended tasks that retention does not keep; returns their number."""
-        deleted = 0
-        while surplus := await self._journal.surplus(kept):
-            await self._remove(surplus)
-            deleted += len(surplus)
+        """Delete the ended tasks that retention does not keep; returns their number.
+
+        A task whose files cannot be removed stays until the next time.
+        """
+        deleted, stuck = 0, set[str]()
+        while surplus := await self._journal.surplus(kept, without=stuck):
+            removed = await self._remove_files(surplus)
+            await self._forget(removed)
+            deleted += len(removed)
+            stuck |= {task.id for task in surplus} - {task.id for task in removed}
+            if not removed:  # a folder that may only be read, for example
+                break
         return deleted
 
-    async def _remove(self, ended: list[GenerationTask]) -> None:
-        """Files are deleted first: a record without files can be deleted later, but files without a record are lost."""
-        await self._images.delete(image for task in ended for image in task.images + task.storing)
+    async def _remove_files(self, ended: list[GenerationTask]) -> list[GenerationTask]:
+        """Remove the files of tasks. Returns the tasks without files now. Raises StoreUnreachable."""
+        try:
+            await self._images.delete(image for task in ended for image in task.images + task.storing)
+        except StoreUnreachable:
+            raise
+        except StorageFailed:
+            return [task for task in ended if await self._removed_files(task)]
+        return ended
+
+    async def _removed_files(self, task: GenerationTask) -> bool:
+        try:
+            await self._images.delete(task.images + task.storing)
+        except StorageFailed as error:
+            log.error("files_not_removed", task_id=task.id, reason=error.detail)
+            return False
+        return True
+
+    async def _forget(self, ended: list[GenerationTask]) -> None:
+        """Delete records. Their files are deleted first: files without a record are lost."""
         await self._journal.delete([task.id for task in ended])
         for task in ended:
             self._unwritten.pop(task.id, None)

@@ -75,6 +75,8 @@ class Runner:
                 ticket = await self._queue.get()
                 if isinstance(ticket, ControlTicket):
                     await ticket.action()
+                    if self._models.broken:  # by a load or an unload that somebody asked for
+                        raise DeviceFault
                     continue
                 self._outlooks.changed()
                 live = self._records.live[ticket.task_id]
