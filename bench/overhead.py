@@ -29,6 +29,7 @@ from imagegen.core.events import TaskStep
 from imagegen.settings import Settings
 from imagegen.storage.files import write_whole
 from imagegen.storage.png import encode_png
+from imagegen.testing import WITH_FAKE
 
 STEPS = 28
 BODY = {"prompt": "a red circle on a blue background", "seed": 7, "steps": STEPS, "width": 16, "height": 16}
@@ -65,7 +66,7 @@ async def in_process(rounds: int, requests: int) -> dict[str, list[Cost]]:
         config = Path(folder) / "models.yaml"
         config.write_text(fake_config())
         settings = Settings(data_dir=Path(folder), config=config, isolation="thread", device="cpu")
-        service, bare = create_app(settings, fake_catalog()), bare_app()
+        service, bare = create_app(settings, fake_catalog(), WITH_FAKE), bare_app()
         await stack.enter_async_context(service.router.lifespan_context(service))
 
         async def whole_task() -> None:

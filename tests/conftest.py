@@ -14,11 +14,14 @@ from imagegen.catalog.loading import load_catalog, parse_catalog
 from imagegen.catalog.sources import Folders
 from imagegen.core.provenance import Provenance
 from imagegen.core.task import GenerationRequest
-from imagegen.gpu.protocol import Load
-from imagegen.loaders import SPECS
+from imagegen.gpu.protocol import EngineOptions, Load
+from imagegen.testing import SPECS, WITH_FAKE
 
 if TYPE_CHECKING:
     from tests.s3 import Bucket
+
+#: Of an engine on the CPU that knows the fake family.
+CPU = EngineOptions(device="cpu", families=WITH_FAKE)
 
 #: What a scripted engine says.
 SCRIPTED = Provenance(loader="fake", pipeline="FakePipeline", dtype="uint8", device="none", versions={"imagegen": "0"})

@@ -25,7 +25,7 @@ import httpx
 from PIL import Image
 
 from imagegen.core.task import GenerationTask, TaskStatus
-from imagegen.loaders.fake import colour_of
+from imagegen.testing.fake import colour_of
 from tests.conftest import fake_config
 from tests.server import Server, environment, serve_command
 

@@ -28,7 +28,8 @@ from imagegen.gpu.protocol import EngineOptions
 from imagegen.gpu.worker_engine import WorkerEngine
 from imagegen.hub.puller import ModelPuller
 from imagegen.lifecycle import CatalogSwap, Lifecycle
-from imagegen.loaders import SPECS
+from imagegen.loaders import PRODUCT
+from imagegen.loaders.base import families_named, specs_of
 from imagegen.service.image_service import ImageService
 from imagegen.settings import Settings
 from imagegen.storage.images import ImageStore
@@ -44,9 +45,9 @@ from imagegen.webhooks.signing import Signer
 log = structlog.get_logger(__name__)
 
 
-def make_engine(settings: Settings) -> Engine:
-    """The engine that the settings ask for."""
-    options = EngineOptions(device=settings.device, compiled_dir=str(settings.compiled_path))
+def make_engine(settings: Settings, families: str) -> Engine:
+    """The engine that the settings ask for, with the families of that table (`module:attribute`)."""
+    options = EngineOptions(device=settings.device, compiled_dir=str(settings.compiled_path), families=families)
     if settings.isolation == "thread":
         return LocalEngine(options.evolve(device=see_only_card(settings.device)))
     return WorkerEngine(options, load_timeout_s=settings.load_timeout_s, step_timeout_s=settings.step_timeout_s)
@@ -61,11 +62,13 @@ def make_images(settings: Settings) -> ImageStore:
 class Service:
     """The objects of a service, built and connected. `lifecycle` runs them."""
 
-    def __init__(self, settings: Settings, catalog: Catalog) -> None:
+    def __init__(self, settings: Settings, catalog: Catalog, families: str = PRODUCT) -> None:
+        """`families`: the table of model families, as `module:attribute`. Raises what `families_named` raises."""
+        table = families_named(families)
         # Microseconds of the wall clock: above every id of an earlier run, below what JSON numbers hold.
         bus = EventBus(first_id=time.time_ns() // 1000)
         folders = Folders(settings.models_path, settings.loras_path)
-        device = Device(GpuExecutor(lambda: make_engine(settings)), catalog, bus, folders)
+        device = Device(GpuExecutor(lambda: make_engine(settings, families)), catalog, bus, folders, table)
         models = device.models
         journal, images = TaskJournal(settings.journal_path), make_images(settings)
         limits = Limits(
@@ -84,16 +87,19 @@ class Service:
         )
         versions = Versions(settings.data_dir / "config" / etag_of(str(settings.config.absolute())))
         swap = CatalogSwap(device, tasks, puller)
-        config = CatalogWriter(ConfigFile(settings.config), versions, SPECS, catalog, swap, bus)
+        config = CatalogWriter(ConfigFile(settings.config), versions, specs_of(table), catalog, swap, bus)
         self.lifecycle = Lifecycle(settings, device, tasks, journal, images, bus, puller, webhooks, config)
         self.services = Services(
             settings, ImageService(tasks, bus), tasks, device, puller, images, bus, config, webhooks
         )
 
 
-def create_app(settings: Settings, catalog: Catalog) -> FastAPI:
-    """The ASGI application. Nothing runs before its lifespan begins; `app.state.lifecycle` drains it."""
-    service = Service(settings, catalog)
+def create_app(settings: Settings, catalog: Catalog, families: str = PRODUCT) -> FastAPI:
+    """The ASGI application. Nothing runs before its lifespan begins; `app.state.lifecycle` drains it.
+
+    `families`: the table of model families, as `module:attribute`.
+    """
+    service = Service(settings, catalog, families)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -12,8 +12,8 @@ from fastapi import FastAPI
 
 from imagegen.app import create_app
 from imagegen.catalog.loading import load_catalog
-from imagegen.loaders import SPECS
 from imagegen.settings import Settings
+from imagegen.testing import SPECS, WITH_FAKE
 from tests.conftest import fake_config
 
 
@@ -55,7 +55,7 @@ def start(tmp_path: Path) -> Start:
             settings["config"].write_text(fake_config(**(models or {})))
         catalog = settings.pop("catalog", None) or load_catalog(settings["config"], SPECS)
         defaults = {"data_dir": tmp_path / "data", "isolation": "thread", "device": "cpu", "drain_timeout_s": 5}
-        app = create_app(Settings(**(defaults | settings)), catalog)
+        app = create_app(Settings(**(defaults | settings)), catalog, WITH_FAKE)
         async with app.router.lifespan_context(app):
             transport = httpx.ASGITransport(app, raise_app_exceptions=False)
             async with Client(transport=transport, base_url="http://127.0.0.1") as client:

@@ -12,15 +12,12 @@ from imagegen.core.errors import FailureCode
 from imagegen.core.events import TaskStarted, TaskStep
 from imagegen.core.task import GenerationTask, TaskStatus, TaskType
 from imagegen.gpu.engine import Engine, LocalEngine
-from imagegen.gpu.protocol import EngineOptions
 from imagegen.gpu.worker_engine import WorkerEngine
-from imagegen.loaders.fake import colour_of
 from imagegen.tasks.admission import TaskDraft
 from imagegen.tasks.batching import likeness
-from tests.conftest import request_for
+from imagegen.testing.fake import colour_of
+from tests.conftest import CPU, request_for
 from tests.contract.test_cancelling import House, opened
-
-CPU = EngineOptions(device="cpu")
 
 
 @asynccontextmanager

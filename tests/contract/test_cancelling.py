@@ -22,9 +22,9 @@ from imagegen.storage.journal import TaskJournal
 from imagegen.tasks.admission import Limits, TaskDraft
 from imagegen.tasks.device import Device
 from imagegen.tasks.manager import TaskManager
-from tests.conftest import fake_catalog
+from imagegen.testing import FAMILIES
+from tests.conftest import CPU, fake_catalog
 
-CPU = EngineOptions(device="cpu")
 FOR_EVER = {"load_seconds": 60}
 #: Bytes of a file of weights.
 SIZE = 8 * 2**20
@@ -41,7 +41,7 @@ class House:
         self.images = ImageStore(root / "images")
         self.executor = GpuExecutor(lambda: engine)
         catalog = fake_catalog(**models)
-        self.device = Device(self.executor, catalog, self.bus, Folders(root, root))
+        self.device = Device(self.executor, catalog, self.bus, Folders(root, root), FAMILIES)
         self.models = self.device.models
         limits = Limits(max_queue=9, max_batch_size=4, max_pixels=10_000)
         self.tasks = TaskManager(self.device, self.journal, self.images, self.bus, limits, cancel_grace_s=grace_s)

@@ -39,6 +39,7 @@ from imagegen.gpu.protocol import (
 from imagegen.loaders.base import OnStep
 from imagegen.models.manager import DynamicModelManager
 from imagegen.models.residency import ModelState
+from imagegen.testing import FAMILIES
 from tests.conftest import SCRIPTED, fake_catalog, request_for
 
 T = TypeVar("T")
@@ -248,7 +249,7 @@ class Residency(RuleBasedStateMachine):
         self.engine, self.bus, self.clock = Engine(self.most, self.total), Bus(), Clock()
         root = Path(self.folder.name)
         folders = Folders(root, root)
-        self.models = DynamicModelManager(catalog(self.most), self.engine, self.bus, folders, self.clock)
+        self.models = DynamicModelManager(catalog(self.most), self.engine, self.bus, folders, FAMILIES, self.clock)
         for model in {*SIZES} - {"vast"}:
             self.models._facts.learn(model, weights=SIZES[model])  # as their files say
         self.used: list[str] = []

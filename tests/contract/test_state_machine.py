@@ -29,6 +29,7 @@ from imagegen.tasks.batching import likeness
 from imagegen.tasks.device import Device
 from imagegen.tasks.life import Loading, Running
 from imagegen.tasks.manager import TaskManager
+from imagegen.testing import FAMILIES
 from tests.conftest import fake_catalog, request_for
 from tests.scripted import BROKEN, CRASH, FULL, MAX_BATCH, Clock, ScriptedExecutor
 
@@ -65,7 +66,7 @@ class Service(RuleBasedStateMachine):
         self.journal = TaskJournal(root / "tasks.sqlite3")
         self.images = ImageStore(root / "images")
         folders = Folders(root, root)
-        self.device = Device(self.executor, self.catalog, self.bus, folders, self.clock)
+        self.device = Device(self.executor, self.catalog, self.bus, folders, FAMILIES, self.clock)
         self.models = self.device.models
         self.tasks = TaskManager(self.device, self.journal, self.images, self.bus, LIMITS, cancel_grace_s=0)
         self._learn_what_pays()

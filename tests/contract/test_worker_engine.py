@@ -24,9 +24,7 @@ from imagegen.gpu import worker_engine
 from imagegen.gpu.protocol import EngineOptions, Failed, Generate, Generated, Loaded, Measured, Stopped
 from imagegen.gpu.worker_engine import WorkerEngine
 from imagegen.hub.process import downloader_environment
-from tests.conftest import fake_catalog, load_command, request_for
-
-CPU = EngineOptions(device="cpu")
+from tests.conftest import CPU, fake_catalog, load_command, request_for
 
 
 @pytest.fixture
@@ -332,9 +330,8 @@ def test_ctrl_c_in_the_terminal_leaves_the_worker_to_its_parent(engine: WorkerEn
 PARENT = """
 import sys
 from imagegen.gpu.worker_engine import WorkerEngine
-from imagegen.gpu.protocol import EngineOptions
-from tests.conftest import fake_catalog, load_command
-engine = WorkerEngine(EngineOptions(device="cpu"))
+from tests.conftest import CPU, fake_catalog, load_command
+engine = WorkerEngine(CPU)
 engine.measure()
 print(engine.pid, flush=True)
 engine.load(load_command(fake_catalog(slow={"load_seconds": 600}), "slow"))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import pytest
 from PIL import Image
 
 from imagegen.builtin import builtin_model
-from tests.e2e.test_cli import imagegen
+from tests.e2e import test_cli
 from tests.hub import Hub
 from tests.server import PATIENCE_S, Server
 
@@ -36,6 +37,8 @@ TINY = {
     "guidance_scale": 0,
     "max_sequence_length": 64,
 }
+imagegen = partial(test_cli.imagegen, module="imagegen.testing")
+
 FAKE = {"name": "fake", "type": "fake", "base_size": 64, "steps": 2}
 
 

@@ -24,6 +24,7 @@ from imagegen.gpu.protocol import (
     Unloaded,
 )
 from imagegen.loaders.base import LoadedModel
+from imagegen.testing import WITH_FAKE
 from tests.conftest import fake_catalog, load_command, request_for
 
 GIB = 2**30
@@ -63,7 +64,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Card:
 
 @pytest.fixture
 def engine(card: Card) -> Iterator[LocalEngine]:
-    made = LocalEngine(EngineOptions())
+    made = LocalEngine(EngineOptions(families=WITH_FAKE))
     yield made
     made.close()
 
@@ -173,7 +174,7 @@ def test_a_card_that_was_asked_for_and_cannot_be_used_fails_each_load_with_the_r
     monkeypatch.setattr(devices, "_cards", lambda: [Path("/dev/nvidia0")])
     monkeypatch.setattr(devices.os, "access", lambda path, mode: True)
     card.broken["init"] = "The NVIDIA driver on your system is too old (found version 12020)."
-    engine = LocalEngine(EngineOptions(device="cuda"))
+    engine = LocalEngine(EngineOptions(device="cuda", families=WITH_FAKE))
     answer = engine.measure()
     assert isinstance(answer, Measured)
     assert answer.memory.cuda_problem == card.broken["init"]
@@ -181,7 +182,7 @@ def test_a_card_that_was_asked_for_and_cannot_be_used_fails_each_load_with_the_r
     assert isinstance(failed, Failed)
     assert failed.code is FailureCode.UNSUPPORTED_DEVICE
     assert failed.message == f"The card that IMAGEGEN_DEVICE names cannot be used: {card.broken['init']}"
-    engine = LocalEngine(EngineOptions(device="auto"))
+    engine = LocalEngine(EngineOptions(device="auto", families=WITH_FAKE))
     loaded = load(engine)
     assert isinstance(loaded, Loaded)
     assert loaded.memory.cuda_problem == card.broken["init"]

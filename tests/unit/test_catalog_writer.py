@@ -30,7 +30,7 @@ from imagegen.core.errors import (
     StorageFull,
 )
 from imagegen.core.events import ConfigChanged, ConfigRejected, Event, EventBus
-from imagegen.loaders import SPECS
+from imagegen.testing import SPECS
 from tests.unit.test_yaml_loading import BROKEN
 
 GOOD = """\

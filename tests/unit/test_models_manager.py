@@ -37,11 +37,12 @@ from imagegen.gpu.protocol import (
     Unloaded,
 )
 from imagegen.loaders.base import Family, OnStep, Placement
-from imagegen.loaders.fake import FakeModelLoader, FakeSpec
 from imagegen.models.facts import CROWDED_FOR
 from imagegen.models.manager import DynamicModelManager
 from imagegen.models.residency import ModelState
 from imagegen.models.status import LoadProgress
+from imagegen.testing import FAMILIES
+from imagegen.testing.fake import FakeModelLoader, FakeSpec
 from tests.conftest import SCRIPTED, request_for
 from tests.unit.conftest import grey
 
@@ -142,7 +143,7 @@ class House:
         self.clock = Clock()
         self.engine = ScriptedExecutor(self.clock)
         self.bus = EventBus(1)
-        self.models = DynamicModelManager(catalog, self.engine, self.bus, folders, self.clock)
+        self.models = DynamicModelManager(catalog, self.engine, self.bus, folders, FAMILIES, self.clock)
 
     @property
     def current(self) -> str | None:

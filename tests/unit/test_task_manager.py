@@ -31,6 +31,7 @@ from imagegen.storage.journal import Claim, TaskFilter, TaskJournal
 from imagegen.tasks.admission import Limits, TaskDraft
 from imagegen.tasks.device import Device
 from imagegen.tasks.manager import TaskManager
+from imagegen.testing import FAMILIES
 from tests.conftest import SCRIPTED, fake_catalog
 from tests.scripted import BROKEN, CRASH, FULL, MAX_BATCH, Clock, ScriptedExecutor
 from tests.unit.conftest import task_id as id_of
@@ -101,7 +102,7 @@ class House:
         self.journal = GatedJournal(root / "tasks.sqlite3")
         self.images = ImageStore(root / "images", bucket)
         catalog = fake_catalog(**({"a": {"max_batch": MAX_BATCH}, "b": {}} | models))
-        self.device = Device(self.engine, catalog, self.bus, Folders(root, root), self.clock)
+        self.device = Device(self.engine, catalog, self.bus, Folders(root, root), FAMILIES, self.clock)
         self.models = self.device.models
         self.tasks = TaskManager(self.device, self.journal, self.images, self.bus, LIMITS, cancel_grace_s=3600)
 

@@ -15,6 +15,7 @@ from imagegen.cli.common import (
     EX_TEMPFAIL,
     ConfigOption,
     fail,
+    families_of,
     open_catalog,
     settings_with,
 )
@@ -22,6 +23,7 @@ from imagegen.core.errors import DataDirInUse, DataDirUnusable, JournalDamaged, 
 
 
 def serve(
+    context: typer.Context,
     host: Annotated[str | None, typer.Option(help="Address to listen on.  [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 chooses one.  [default: 5050]")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the tasks and pictures.")] = None,
@@ -30,13 +32,13 @@ def serve(
 ) -> None:
     """Start the HTTP service. Every setting is also an IMAGEGEN_* variable."""
     settings = settings_with(host=host, port=port, data_dir=data_dir, config=config, isolation=isolation)
-    catalog = open_catalog(settings.config)
+    catalog = open_catalog(settings.config, families_of(context))
     logs.configure(catalog.settings.log_level)
     # Imported here: the other commands do not need FastAPI.
     from imagegen.server import serve as run
 
     try:
-        code = run(settings, catalog)
+        code = run(settings, catalog, families_of(context))
     except DataDirInUse as error:
         fail(error.detail, EX_TEMPFAIL)
     except DataDirUnusable as error:
