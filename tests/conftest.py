@@ -12,7 +12,6 @@ from imagegen.builtin import default_config
 from imagegen.catalog.catalog import Catalog
 from imagegen.catalog.loading import load_catalog, parse_catalog
 from imagegen.catalog.sources import Folders
-from imagegen.core.provenance import Provenance
 from imagegen.core.task import GenerationRequest
 from imagegen.gpu.protocol import EngineOptions, Load
 from imagegen.testing import SPECS, WITH_FAKE
@@ -22,9 +21,6 @@ if TYPE_CHECKING:
 
 #: Of an engine on the CPU that knows the fake family.
 CPU = EngineOptions(device="cpu", families=WITH_FAKE)
-
-#: What a scripted engine says.
-SCRIPTED = Provenance(loader="fake", pipeline="FakePipeline", dtype="uint8", device="none", versions={"imagegen": "0"})
 
 
 def fake_config(**models: dict[str, Any]) -> str:

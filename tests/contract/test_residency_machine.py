@@ -40,7 +40,9 @@ from imagegen.loaders.base import OnStep
 from imagegen.models.manager import DynamicModelManager
 from imagegen.models.residency import ModelState
 from imagegen.testing import FAMILIES
-from tests.conftest import SCRIPTED, fake_catalog, request_for
+from imagegen.testing.clock import Clock
+from imagegen.testing.engine import SCRIPTED
+from tests.conftest import fake_catalog, request_for
 
 T = TypeVar("T")
 
@@ -214,15 +216,6 @@ class Bus(EventBus):
     def publish(self, event: Event) -> None:
         self.published.append(event)
         super().publish(event)
-
-
-class Clock:
-    """Passes when told."""
-
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def catalog(max_resident: int) -> Catalog:

@@ -26,7 +26,7 @@ from imagegen.gpu.protocol import DeviceMemory, Failed, Generated, Loaded
 from imagegen.loaders import PRODUCT, SPECS
 from imagegen.settings import Settings
 from imagegen.storage.lock import exclusive
-from tests.conftest import SCRIPTED
+from imagegen.testing.engine import SCRIPTED
 from tests.pretend_cuda import Card as PretendedCard
 from tests.pretend_cuda import pretended
 

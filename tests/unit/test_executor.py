@@ -10,7 +10,8 @@ from imagegen.gpu import executor
 from imagegen.gpu.executor import GpuExecutor
 from imagegen.gpu.protocol import DeviceMemory, Generate, Generated, Load, Loaded
 from imagegen.loaders.base import OnStep
-from tests.conftest import SCRIPTED, fake_catalog, load_command, request_for
+from imagegen.testing.engine import SCRIPTED
+from tests.conftest import fake_catalog, load_command, request_for
 
 
 class Stepping:

@@ -33,7 +33,8 @@ from imagegen.gpu.protocol import (
     unpack_command,
 )
 from imagegen.loaders.base import families_named
-from tests.conftest import SCRIPTED, request_for
+from imagegen.testing.engine import SCRIPTED
+from tests.conftest import request_for
 
 MEMORY = DeviceMemory(gpu_available=True, gpu_name="H200", allocated=2**37, cached=2**38, total=2**39, host=2**33)
 

@@ -69,7 +69,7 @@ class FakeModelLoader(ModelLoader[FakeSpec]):
             commit(spec.fault)
         return FakeModel(spec)
 
-    def least_bytes(self, spec: FakeSpec, placement: Placement) -> int:
+    def least_bytes(self, spec: FakeSpec, placement: Placement) -> int | None:
         return spec.memory_mb * 2**20
 
     def files(self, spec: FakeSpec, folders: Folders) -> Sequence[Path]:
