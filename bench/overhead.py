@@ -19,7 +19,6 @@ import structlog
 import uvloop
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Scope
-from tests.conftest import fake_catalog, fake_config
 from tests.server import Server
 
 from bench._shared import Connection, machine, quantile, table
@@ -30,6 +29,7 @@ from imagegen.settings import Settings
 from imagegen.storage.files import write_whole
 from imagegen.storage.png import encode_png
 from imagegen.testing import WITH_FAKE
+from imagegen.testing.config import fake_catalog, fake_config
 
 STEPS = 28
 BODY = {"prompt": "a red circle on a blue background", "seed": 7, "steps": STEPS, "width": 16, "height": 16}

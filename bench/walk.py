@@ -21,7 +21,6 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 import httpx
-from tests.conftest import fake_config
 
 import imagegen
 from bench._shared import table
@@ -29,6 +28,7 @@ from imagegen.app import create_app
 from imagegen.catalog.loading import load_catalog
 from imagegen.settings import Settings
 from imagegen.testing import SPECS, WITH_FAKE
+from imagegen.testing.config import fake_config
 
 ROOT = str(Path(imagegen.__file__).parent) + "/"
 

@@ -62,15 +62,27 @@ def make_images(settings: Settings) -> ImageStore:
 class Service:
     """The objects of a service, built and connected. `lifecycle` runs them."""
 
-    def __init__(self, settings: Settings, catalog: Catalog, families: str = PRODUCT) -> None:
-        """`families`: the table of model families, as `module:attribute`. Raises what `families_named` raises."""
+    def __init__(
+        self,
+        settings: Settings,
+        catalog: Catalog,
+        families: str = PRODUCT,
+        *,
+        executor: GpuExecutor | None = None,
+        journal: TaskJournal | None = None,
+    ) -> None:
+        """`families`: the table of model families, as `module:attribute`. Raises what `families_named` raises.
+
+        Tests give an executor or a journal of their own.
+        """
         table = families_named(families)
         # Microseconds of the wall clock: above every id of an earlier run, below what JSON numbers hold.
         bus = EventBus(first_id=time.time_ns() // 1000)
         folders = Folders(settings.models_path, settings.loras_path)
-        device = Device(GpuExecutor(lambda: make_engine(settings, families)), catalog, bus, folders, table)
+        executor = executor or GpuExecutor(lambda: make_engine(settings, families))
+        device = Device(executor, catalog, bus, folders, table)
         models = device.models
-        journal, images = TaskJournal(settings.journal_path), make_images(settings)
+        journal, images = journal or TaskJournal(settings.journal_path), make_images(settings)
         limits = Limits(
             max_queue=settings.max_queue,
             max_batch_size=settings.max_batch_size,
@@ -95,11 +107,13 @@ class Service:
 
 
 def create_app(settings: Settings, catalog: Catalog, families: str = PRODUCT) -> FastAPI:
-    """The ASGI application. Nothing runs before its lifespan begins; `app.state.lifecycle` drains it.
+    """The ASGI application. `families`: the table of model families, as `module:attribute`."""
+    return app_of(Service(settings, catalog, families))
 
-    `families`: the table of model families, as `module:attribute`.
-    """
-    service = Service(settings, catalog, families)
+
+def app_of(service: Service) -> FastAPI:
+    """The ASGI application of a service, which its lifespan runs; `app.state.lifecycle` drains it."""
+    settings = service.services.settings
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -10,11 +10,8 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from imagegen.app import create_app
-from imagegen.catalog.loading import load_catalog
-from imagegen.settings import Settings
-from imagegen.testing import SPECS, WITH_FAKE
-from tests.conftest import fake_config
+from imagegen.app import app_of
+from imagegen.testing.service import new_service
 
 
 class Client(httpx.AsyncClient):
@@ -50,12 +47,7 @@ Start = Callable[..., AbstractAsyncContextManager[Client]]
 def start(tmp_path: Path) -> Start:
     @asynccontextmanager
     async def run(models: dict[str, dict[str, Any]] | None = None, **settings: Any) -> AsyncIterator[Client]:
-        if "config" not in settings:
-            settings["config"] = tmp_path / "models.yaml"
-            settings["config"].write_text(fake_config(**(models or {})))
-        catalog = settings.pop("catalog", None) or load_catalog(settings["config"], SPECS)
-        defaults = {"data_dir": tmp_path / "data", "isolation": "thread", "device": "cpu", "drain_timeout_s": 5}
-        app = create_app(Settings(**(defaults | settings)), catalog, WITH_FAKE)
+        app = app_of(new_service(tmp_path, models, **settings))
         async with app.router.lifespan_context(app):
             transport = httpx.ASGITransport(app, raise_app_exceptions=False)
             async with Client(transport=transport, base_url="http://127.0.0.1") as client:

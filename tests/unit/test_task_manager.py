@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from structlog.contextvars import merge_contextvars
+from structlog.testing import capture_logs
 
 from imagegen.api.native.tasks.view import task_view
 from imagegen.catalog.sources import Folders
@@ -562,6 +564,16 @@ async def test_a_load_that_kills_the_worker_is_an_attempt(tmp_path: Path) -> Non
         task = await house.ended(task_id)
         assert task.failure is not None
         assert (task.failure.code, task.attempt) == (FailureCode.WORKER_CRASHED, 2)
+
+
+async def test_the_log_lines_of_a_load_and_of_a_failure_name_the_task(tmp_path: Path) -> None:
+    with capture_logs(processors=[merge_contextvars]) as logged:
+        async with opened(tmp_path) as house:
+            task_id = await house.submit("b")
+            await house.fail_call(BROKEN)
+            await house.ended(task_id)
+    named = {line["event"]: line.get("task_id") for line in logged}
+    assert named["model_loaded"] == named["engine_failed"] == named["task_ended"] == task_id
 
 
 @pytest.mark.parametrize("outcome", [BROKEN, OUT_OF_MEMORY])

@@ -38,4 +38,4 @@ class Device:
         self.call: Call | None = None
 
     def __repr__(self) -> str:
-        return f"<Device [{self.call}, {self.queue}, {self.models}]>"
+        return f"<Device [{self.call!r}, {self.queue!r}, {self.models!r}]>"
