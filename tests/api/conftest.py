@@ -1,7 +1,7 @@
 """The whole service in this process, with fake models, behind a real HTTP client."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,9 @@ import pytest
 from fastapi import FastAPI
 
 from imagegen.app import app_of
+from imagegen.core.errors import StorageFull
+from imagegen.core.task import GenerationTask, InputPictures
+from imagegen.storage.journal import Claim, Claimed, Retention, TaskJournal
 from imagegen.testing.service import new_service
 
 
@@ -37,6 +40,38 @@ class Client(httpx.AsyncClient):
             if task["status"] in (statuses or ("completed", "failed", "cancelled")):
                 return task
             await asyncio.sleep(0.01)
+
+
+class FullDisk(TaskJournal):
+    """The journal of the service in `folder`, on a disk that is full for the methods that `full` names.
+
+    `update` only refuses the ends of tasks.
+    """
+
+    def __init__(self, folder: Path, *full: str) -> None:
+        super().__init__(folder / "data" / "imagegen.sqlite3")
+        self.full: Collection[str] = full
+        self.refused = 0
+
+    def _refuse(self, method: str) -> None:
+        if method in self.full:
+            self.refused += 1
+            raise StorageFull
+
+    async def insert(
+        self, task: GenerationTask, pictures: InputPictures, claim: Claim | None = None
+    ) -> GenerationTask | Claimed:
+        self._refuse("insert")
+        return await super().insert(task, pictures, claim)
+
+    async def update(self, *changed: GenerationTask) -> None:
+        if any(task.status.finished for task in changed):
+            self._refuse("update")
+        await super().update(*changed)
+
+    async def surplus(self, kept: Retention) -> list[GenerationTask]:
+        self._refuse("surplus")
+        return await super().surplus(kept)
 
 
 #: start(settings..., models={...}) -> the service, running; `config` names a file of the test's own.

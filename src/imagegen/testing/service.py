@@ -14,7 +14,7 @@ from imagegen.core.owner import ANYONE
 from imagegen.core.task import GenerationTask, TaskType
 from imagegen.gpu.executor import GpuExecutor
 from imagegen.settings import Settings
-from imagegen.storage.tasks import TaskJournal
+from imagegen.storage.journal import TaskJournal
 from imagegen.tasks.admission import TaskDraft
 from imagegen.testing import SPECS, WITH_FAKE
 from imagegen.testing.config import fake_config
