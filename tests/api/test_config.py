@@ -81,7 +81,7 @@ async def test_a_model_is_added_changed_used_and_removed(start: Start, path: Pat
         changed = await client.put("/models/c", json={"steps": 3, "description": "Ours."})
         assert changed.json() == {"message": "'c' was changed.", "model_id": "c"}
         assert (await client.until(await client.submit(model="c")))["steps"] == 3
-        merge = {
+        merge: dict[str, Any] = {
             "content": '{"steps": null, "model_id": "c"}',
             "headers": {"Content-Type": "application/merge-patch+json"},
         }

@@ -362,7 +362,13 @@ async def test_a_listener_that_hangs_up_is_forgotten(start: Start) -> None:
             """Nobody listens any more."""
 
         for path in (f"/task/{task_id}/events", "/events"):
-            scope = {"type": "http", "method": "GET", "path": path, "query_string": b"", "scheme": "http"}
+            scope: dict[str, Any] = {
+                "type": "http",
+                "method": "GET",
+                "path": path,
+                "query_string": b"",
+                "scheme": "http",
+            }
             scope |= {"http_version": "1.1", "headers": [(b"host", b"127.0.0.1")], "asgi": {"version": "3.0"}}
             await asyncio.wait_for(client.app(scope, receive, send), 30)
             assert bus.subscribers == 0

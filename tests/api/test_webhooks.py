@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -356,7 +357,7 @@ async def test_deliveries_go_with_their_task(start: Start, receiver: Receiver) -
             task_id = await client.submit(webhook_url=receiver.url(path))
             await client.until(task_id)
             await until_state(client, "delivered" if path == "/in" else "pending", task_id=task_id)
-            await until(lambda path=path: receiver.at(path))
+            await until(partial(receiver.at, path))
             await client.delete(f"/task/{task_id}")
         (waiting,) = await deliveries(client)  # what is on its way gets there
         receiver.replies_with("/slow", 200)

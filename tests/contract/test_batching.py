@@ -88,7 +88,7 @@ async def test_what_waits_shares_a_call_and_each_has_its_own_picture_and_progres
         for seed, task in enumerate(tasks):
             (image,) = task.images
             assert (image.seed, task.attempt, task.request.seed) == (seed, 1, seed)
-            assert colour_of(seed) in _first_pixel(tmp_path / "images" / image.path)
+            assert colour_of(seed) in _first_pixel(tmp_path / "data" / "images" / image.path)
             assert steps(house, task.id) == [(k, 4) for k in range(1, 5)]
 
 

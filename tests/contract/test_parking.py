@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 
+from imagegen.catalog.sources import Folders
 from imagegen.core.errors import FailureCode, QueueFull
 from imagegen.core.events import Event, EventBus, TaskDownloading
 from imagegen.core.task import GenerationTask, TaskStatus, TaskType
@@ -17,7 +18,6 @@ from imagegen.gpu.executor import GpuExecutor
 from imagegen.hub.process import OnProgress
 from imagegen.hub.protocol import Fetch, Fetched, Progress, Refused
 from imagegen.hub.puller import ModelPuller, PullState
-from imagegen.models.manager import Folders
 from imagegen.storage.images import ImageStore
 from imagegen.storage.journal import TaskJournal
 from imagegen.tasks.admission import Limits, TaskDraft

@@ -36,7 +36,7 @@ from imagegen.gpu.protocol import (
     Unload,
     Unloaded,
 )
-from imagegen.loaders.base import OnStep
+from imagegen.loaders.base import OnStep, StopFlag
 from imagegen.models.manager import DynamicModelManager
 from imagegen.models.residency import ModelState
 from imagegen.testing import FAMILIES
@@ -181,7 +181,7 @@ class Engine(GpuExecutor):
         self.residue += 2 * LIMIT * (trouble == "leak")
         return Unloaded(warm=command.model in self.warm, memory=self._measure())
 
-    async def generate(self, command: Generate, stop: threading.Event, on_step: OnStep) -> Generated | Stopped | Failed:
+    async def generate(self, command: Generate, stop: StopFlag, on_step: OnStep) -> Generated | Stopped | Failed:
         assert command.model in self.loaded, "ran what is not resident"
         trouble = self._trouble("generate", command.model)
         made_room = trouble in SHORT

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from importlib import metadata
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -421,7 +422,7 @@ def test_torch_knows_all_settings_that_its_allocator_gets() -> None:
 
 
 def test_a_torch_that_does_not_know_our_allocator_settings_gets_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_engine.metadata, "version", lambda name: "2.11.1+cu130")
+    monkeypatch.setattr(metadata, "version", lambda name: "2.11.1+cu130")
     own = {"PYTORCH_ALLOC_CONF": "backend:native"}
     assert worker_engine.worker_environment(own)["PYTORCH_ALLOC_CONF"] == "backend:native"
     assert "PYTORCH_ALLOC_CONF" not in worker_engine.worker_environment({})

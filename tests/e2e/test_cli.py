@@ -16,7 +16,10 @@ ROOT = Path(__file__).parents[2]
 
 
 def imagegen(
-    *arguments: str | Path, module: str = "imagegen", cwd: Path | None = None, env: Mapping[str, str] | None = None
+    *arguments: str | Path | int,
+    module: str = "imagegen",
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", module, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, timeout=PATIENCE_S, check=False)

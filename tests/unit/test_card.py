@@ -1,5 +1,6 @@
 """A LocalEngine on a card: torch.cuda is patched, and the fake family's models take no device memory."""
 
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -172,7 +173,7 @@ def test_a_card_that_was_asked_for_and_cannot_be_used_fails_each_load_with_the_r
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(devices, "_cards", lambda: [Path("/dev/nvidia0")])
-    monkeypatch.setattr(devices.os, "access", lambda path, mode: True)
+    monkeypatch.setattr(os, "access", lambda path, mode: True)
     card.broken["init"] = "The NVIDIA driver on your system is too old (found version 12020)."
     engine = LocalEngine(EngineOptions(device="cuda", families=WITH_FAKE))
     answer = engine.measure()

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from imagegen.catalog.catalog import RESERVED_IDS, Catalog, GlobalSettings, HubSource, ModelId, ModelSpec
+from imagegen.catalog.catalog import RESERVED_IDS, Catalog, GlobalSettings, ModelId, ModelSpec
+from imagegen.catalog.fields import HubSource
 from imagegen.core.errors import ModelNotFound
 from imagegen.testing import FAMILIES, SPECS
 from imagegen.testing.fake import FakeSpec

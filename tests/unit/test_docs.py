@@ -8,7 +8,7 @@ import pytest
 
 from imagegen.api.problems import STATUS
 from imagegen.app import create_app
-from imagegen.catalog.catalog import Catalog, GlobalSettings
+from imagegen.catalog.catalog import Catalog, GlobalSettings, Section
 from imagegen.catalog.loading import field_names
 from imagegen.core.errors import FailureCode
 from imagegen.core.events import Event
@@ -30,7 +30,10 @@ def kinds_of_event(kind: type[Event]) -> Iterator[type[Event]]:
 EVENTS = sorted({it.name for it in kinds_of_event(Event) if it.__module__ == Event.__module__ and hasattr(it, "name")})
 
 
-@pytest.mark.parametrize("name", sorted({n for s in (GlobalSettings, *SPECS.values()) for n in field_names(s)}))
+SECTIONS: list[type[Section]] = [GlobalSettings, *SPECS.values()]
+
+
+@pytest.mark.parametrize("name", sorted({n for s in SECTIONS for n in field_names(s)}))
 def test_every_field_of_models_yaml_is_documented(name: str) -> None:
     assert f"`{name}`" in CONFIGURATION
 

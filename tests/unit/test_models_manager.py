@@ -45,7 +45,7 @@ from imagegen.models.residency import ModelState
 from imagegen.models.status import LoadProgress
 from imagegen.testing import FAMILIES
 from imagegen.testing.clock import Clock
-from imagegen.testing.engine import CRASHED, HUNG, MISSING, OUT_OF_MEMORY, SCRIPTED, ScriptedEngine
+from imagegen.testing.engine import CRASHED, HUNG, MISSING, OUT_OF_MEMORY, SCRIPTED, Answer, Kind, ScriptedEngine
 from imagegen.testing.fake import FakeModelLoader, FakeSpec
 from tests.conftest import request_for
 from tests.unit.conftest import grey
@@ -745,7 +745,7 @@ async def test_what_happens_to_a_warm_model_is_told(warm_house: House) -> None:
     ],
     ids=str,
 )
-async def test_warm_models_that_the_engine_dropped_are_cold(warm_house: House, instead: dict[str, Any]) -> None:
+async def test_warm_models_that_the_engine_dropped_are_cold(warm_house: House, instead: dict[Kind, Answer]) -> None:
     await warm_house.work("a")
     await warm_house.models.ensure("never")
     if "load" in instead:
@@ -1019,7 +1019,7 @@ class Several(House):
         **settings: Any,
     ) -> Self:
         """`sizes`: of the models whose files say another size; None: their files say none."""
-        families = {"fake": Family(FakeSpec, Weighed(dict.fromkeys(TRIO, 30) | sizes))}
+        families = {"fake": Family(FakeSpec, Weighed({**dict.fromkeys(TRIO, 30), **sizes}))}
         house = cls(several(max_resident, **settings), Folders(folder, folder), families)
         await house.has(total, free=total)
         for model in TRIO:
