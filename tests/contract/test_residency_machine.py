@@ -36,12 +36,12 @@ from imagegen.gpu.protocol import (
     Unload,
     Unloaded,
 )
-from imagegen.loaders.base import OnStep, StopFlag
+from imagegen.loaders.base import Family, OnStep, StopFlag
 from imagegen.models.manager import DynamicModelManager
 from imagegen.models.residency import ModelState
-from imagegen.testing import FAMILIES
 from imagegen.testing.clock import Clock
 from imagegen.testing.engine import SCRIPTED
+from imagegen.testing.fake import FakeModelLoader, FakeSpec
 from tests.conftest import fake_catalog, request_for
 
 T = TypeVar("T")
@@ -242,9 +242,11 @@ class Residency(RuleBasedStateMachine):
         self.engine, self.bus, self.clock = Engine(self.most, self.total), Bus(), Clock()
         root = Path(self.folder.name)
         folders = Folders(root, root)
-        self.models = DynamicModelManager(catalog(self.most), self.engine, self.bus, folders, FAMILIES, self.clock)
-        for model in {*SIZES} - {"vast"}:
-            self.models._facts.learn(model, weights=SIZES[model])  # as their files say
+        sizes = {model: size for model, size in SIZES.items() if model != "vast"}
+        families = {"fake": Family(FakeSpec, FakeModelLoader(sizes))}
+        self.models = DynamicModelManager(catalog(self.most), self.engine, self.bus, folders, families, self.clock)
+        for model in sizes:
+            self.do(self.models.check_fits(model))
         self.used: list[str] = []
         self.forgiven: Counter[str] = Counter()
         self.requests = 0

@@ -38,7 +38,7 @@ from imagegen.gpu.protocol import (
     Unload,
     Unloaded,
 )
-from imagegen.loaders.base import Family, Placement
+from imagegen.loaders.base import Family
 from imagegen.models.facts import CROWDED_FOR
 from imagegen.models.manager import DynamicModelManager
 from imagegen.models.residency import ModelState
@@ -942,6 +942,7 @@ class Listed(FakeModelLoader):
     """Counts how often it is asked for the files of a model."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.asked = 0
 
     def files(self, spec: FakeSpec, folders: Folders) -> Sequence[Path]:
@@ -996,16 +997,6 @@ def several(max_resident: int, **settings: Any) -> Catalog:
     return Catalog(settings=GlobalSettings(**usual | settings), models=TRIO)
 
 
-class Weighed(FakeModelLoader):
-    """Knows from their files how many bytes models take; None: unknown."""
-
-    def __init__(self, sizes: Mapping[str, int | None]) -> None:
-        self._sizes = sizes
-
-    def least_bytes(self, spec: FakeSpec, placement: Placement) -> int | None:
-        return self._sizes[spec.name]
-
-
 class Several(House):
     """A manager that may keep several models, on a device of `total` bytes; each takes 30."""
 
@@ -1019,7 +1010,7 @@ class Several(House):
         **settings: Any,
     ) -> Self:
         """`sizes`: of the models whose files say another size; None: their files say none."""
-        families = {"fake": Family(FakeSpec, Weighed({**dict.fromkeys(TRIO, 30), **sizes}))}
+        families = {"fake": Family(FakeSpec, FakeModelLoader({**dict.fromkeys(TRIO, 30), **sizes}))}
         house = cls(several(max_resident, **settings), Folders(folder, folder), families)
         await house.has(total, free=total)
         for model in TRIO:
