@@ -31,6 +31,7 @@ from imagegen.gpu.machine import driver
 from imagegen.gpu.protocol import EngineOptions, Failed, Generate, Generated, Load, Loaded, Measured, Unload, Unloaded
 from imagegen.gpu.worker_engine import WorkerEngine
 from imagegen.loaders import SPECS
+from imagegen.loaders.base import OnStep, StopFlag
 from imagegen.loaders.folder import header_bytes
 from imagegen.loaders.host_memory import available_bytes
 
@@ -473,7 +474,7 @@ def gemm_flops(side: int = 8192, rounds: int = 50) -> float:
 # -- small things ------------------------------------------------------------------------------------------------------
 
 #: Nobody stops it, nobody counts its steps.
-ALONE = (threading.Event(), lambda *step: None)
+ALONE: tuple[StopFlag, OnStep] = (threading.Event(), lambda *step: None)
 
 
 def expect(answer: object, kind: type[AnswerT]) -> AnswerT:

@@ -11,8 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.conftest import fake_catalog, request_for
-from tests.scripted import ScriptedExecutor
+from tests.conftest import request_for
 from tests.unit.conftest import task_id, task_of
 
 from bench._shared import machine, quantile, table
@@ -26,6 +25,9 @@ from imagegen.tasks.batching import companions
 from imagegen.tasks.device import Device
 from imagegen.tasks.life import LiveTask
 from imagegen.tasks.manager import TaskManager
+from imagegen.testing import FAMILIES
+from imagegen.testing.config import fake_catalog
+from imagegen.testing.engine import ScriptedEngine
 
 MODELS = "abcdefgh"
 
@@ -37,7 +39,8 @@ class House:
         bus = EventBus(first_id=1)
         models = {name: {"max_batch": 8 if name in "abcd" else 1} for name in MODELS}
         limits = Limits(max_queue=2 * tasks, max_batch_size=4, max_pixels=2**20)
-        self.device = Device(ScriptedExecutor(), fake_catalog(**models), bus, Folders(root, root))  # type: ignore[arg-type]
+        folders = Folders(root, root)
+        self.device = Device(ScriptedEngine(waits=True), fake_catalog(**models), bus, folders, FAMILIES)
         journal, images = TaskJournal(root / "tasks.sqlite3"), ImageStore(root / "images")
         self.manager = TaskManager(self.device, journal, images, bus, limits)
         self.count = 0
@@ -63,12 +66,13 @@ class House:
             self.device.queue.put_nowait(ticket)
             outlooks.changed()
 
+        def show_after_a_change() -> None:
+            outlooks.changed()
+            self.manager.outlook(some[2])
+
         return [
             ("accept a task: enqueue it", self.enqueue),
-            (
-                "show a waiting task after a change",
-                lambda: [outlooks.changed(), self.manager.outlook(some[2])],
-            ),
+            ("show a waiting task after a change", show_after_a_change),
             ("show 50 waiting tasks", lambda: [self.manager.outlook(some[n % 4]) for n in range(50)]),
             ("plan a request", lambda: outlooks.plan("a", request, 0, None)),
             ("take the next task and its companions", start),

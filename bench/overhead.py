@@ -19,7 +19,6 @@ import structlog
 import uvloop
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Scope
-from tests.conftest import fake_catalog, fake_config
 from tests.server import Server
 
 from bench._shared import Connection, machine, quantile, table
@@ -29,6 +28,8 @@ from imagegen.core.events import TaskStep
 from imagegen.settings import Settings
 from imagegen.storage.files import write_whole
 from imagegen.storage.png import encode_png
+from imagegen.testing import WITH_FAKE
+from imagegen.testing.config import fake_catalog, fake_config
 
 STEPS = 28
 BODY = {"prompt": "a red circle on a blue background", "seed": 7, "steps": STEPS, "width": 16, "height": 16}
@@ -65,7 +66,7 @@ async def in_process(rounds: int, requests: int) -> dict[str, list[Cost]]:
         config = Path(folder) / "models.yaml"
         config.write_text(fake_config())
         settings = Settings(data_dir=Path(folder), config=config, isolation="thread", device="cpu")
-        service, bare = create_app(settings, fake_catalog()), bare_app()
+        service, bare = create_app(settings, fake_catalog(), WITH_FAKE), bare_app()
         await stack.enter_async_context(service.router.lifespan_context(service))
 
         async def whole_task() -> None:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import psutil
 import uvloop
-from tests.conftest import fake_config
 from tests.server import Server
 
 from bench._shared import Connection, cpu_s, machine, quantile, table
+from imagegen.testing.config import fake_config
 
 STEPS, STEP_S = 20, 1.0
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import uvloop
-from tests.conftest import fake_config
 from tests.server import Server
 
 from bench._shared import DOCS, Connection, bars, cpu_s, machine, quantile, table
+from imagegen.testing.config import fake_config
 
 BODY = {"prompt": "a red circle on a blue background", "seed": 7}
 

@@ -21,14 +21,14 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 import httpx
-from tests.conftest import fake_config
 
 import imagegen
 from bench._shared import table
 from imagegen.app import create_app
 from imagegen.catalog.loading import load_catalog
-from imagegen.loaders import SPECS
 from imagegen.settings import Settings
+from imagegen.testing import SPECS, WITH_FAKE
+from imagegen.testing.config import fake_config
 
 ROOT = str(Path(imagegen.__file__).parent) + "/"
 
@@ -110,7 +110,7 @@ async def service(folder: Path) -> AsyncIterator[httpx.AsyncClient]:
     config = folder / "models.yaml"
     config.write_text(fake_config(a={}, b={}, slow={"step_seconds": STEP_S}))
     settings = Settings(config=config, data_dir=folder / "data", isolation="thread", device="cpu", housekeeping_s=3600)
-    app = create_app(settings, load_catalog(config, SPECS))
+    app = create_app(settings, load_catalog(config, SPECS), WITH_FAKE)
     async with app.router.lifespan_context(app):
         client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1")
         client.app = app  # type: ignore[attr-defined]

@@ -1,6 +1,5 @@
 """Shared by all tests: catalogs of fake models, and the embedded model's commands."""
 
-import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,32 +9,19 @@ import pytest
 
 from imagegen.builtin import default_config
 from imagegen.catalog.catalog import Catalog
-from imagegen.catalog.loading import load_catalog, parse_catalog
+from imagegen.catalog.loading import load_catalog
 from imagegen.catalog.sources import Folders
-from imagegen.core.provenance import Provenance
 from imagegen.core.task import GenerationRequest
-from imagegen.gpu.protocol import Load
-from imagegen.loaders import SPECS
+from imagegen.gpu.protocol import EngineOptions, Load
+from imagegen.testing import SPECS, WITH_FAKE
+from imagegen.testing.config import fake_catalog as fake_catalog
+from imagegen.testing.config import fake_config as fake_config
 
 if TYPE_CHECKING:
     from tests.s3 import Bucket
 
-#: What a scripted engine says.
-SCRIPTED = Provenance(loader="fake", pipeline="FakePipeline", dtype="uint8", device="none", versions={"imagegen": "0"})
-
-
-def fake_config(**models: dict[str, Any]) -> str:
-    """A models.yaml of fake models; without any, one that is called `fake`."""
-    entries = {
-        model_id: {"name": model_id, "type": "fake", "base_size": 64, "steps": 4} | fields
-        for model_id, fields in (models or {"fake": {}}).items()
-    }
-    return json.dumps({"models": entries})  # which is YAML
-
-
-def fake_catalog(**models: dict[str, Any]) -> Catalog:
-    """The catalog of `fake_config`."""
-    return parse_catalog(fake_config(**models), SPECS)
+#: Of an engine on the CPU that knows the fake family.
+CPU = EngineOptions(device="cpu", families=WITH_FAKE)
 
 
 @pytest.fixture(scope="session")

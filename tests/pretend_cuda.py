@@ -365,9 +365,9 @@ class _Mode(TorchFunctionMode):
         self._answers: dict[Any, Callable[..., Any]] = {
             **{question: question for question in _QUESTIONS},
             torch.device: torch.device,
-            torch._C._nn._parse_to: torch._C._nn._parse_to,  # type: ignore[attr-defined]
+            torch._C._nn._parse_to: torch._C._nn._parse_to,
             torch._has_compatible_shallow_copy_type: torch._has_compatible_shallow_copy_type,
-            _TENSOR.device.__get__: self._device_of,  # type: ignore[attr-defined]
+            _TENSOR.device.__get__: self._device_of,
             _TENSOR.is_cuda.__get__: lambda tensor, *_: tensor in cuda.device,  # type: ignore[attr-defined]
             _TENSOR.is_cpu.__get__: lambda tensor, *_: self._device_of(tensor).type == "cpu",  # type: ignore[attr-defined]
             _TENSOR.get_device: lambda tensor: 0 if tensor in cuda.device else -1,

@@ -18,7 +18,9 @@ PATIENCE_S = 120
 
 
 def serve_command(data_dir: Path, config: Path | None = None) -> list[str]:
-    command = [sys.executable, "-m", "imagegen", "serve", "--port", "0", "--data-dir", str(data_dir)]
+    # A configuration of the tests may have fake models; the shipped one is served by the product itself.
+    package = "imagegen" if config is None else "imagegen.testing"
+    command = [sys.executable, "-m", package, "serve", "--port", "0", "--data-dir", str(data_dir)]
     return command if config is None else [*command, "--config", str(config)]
 
 

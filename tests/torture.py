@@ -25,8 +25,8 @@ import httpx
 from PIL import Image
 
 from imagegen.core.task import GenerationTask, TaskStatus
-from imagegen.loaders.fake import colour_of
-from tests.conftest import fake_config
+from imagegen.testing.config import fake_config
+from imagegen.testing.fake import colour_of
 from tests.server import Server, environment, serve_command
 
 CLIENTS = 3

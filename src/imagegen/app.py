@@ -27,7 +27,8 @@ from imagegen.gpu.protocol import EngineOptions
 from imagegen.gpu.worker_engine import WorkerEngine
 from imagegen.hub.puller import ModelPuller
 from imagegen.lifecycle import CatalogSwap, Lifecycle
-from imagegen.loaders import SPECS
+from imagegen.loaders import PRODUCT
+from imagegen.loaders.base import families_named, specs_of
 from imagegen.service.image_service import ImageService
 from imagegen.settings import Settings
 from imagegen.storage.images import ImageStore
@@ -43,9 +44,9 @@ from imagegen.webhooks.signing import Signer
 log = structlog.get_logger(__name__)
 
 
-def make_engine(settings: Settings) -> Engine:
-    """The engine that the settings ask for."""
-    options = EngineOptions(device=settings.device, compiled_dir=str(settings.compiled_path))
+def make_engine(settings: Settings, families: str) -> Engine:
+    """The engine that the settings ask for, with the families of that table (`module:attribute`)."""
+    options = EngineOptions(device=settings.device, compiled_dir=str(settings.compiled_path), families=families)
     if settings.isolation == "thread":
         return LocalEngine(options.evolve(device=see_only_card(settings.device)))
     return WorkerEngine(options, load_timeout_s=settings.load_timeout_s, step_timeout_s=settings.step_timeout_s)
@@ -60,12 +61,26 @@ def make_images(settings: Settings) -> ImageStore:
 class Service:
     """The objects of a service, built and connected. `lifecycle` runs them."""
 
-    def __init__(self, settings: Settings, catalog: Catalog) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        catalog: Catalog,
+        families: str = PRODUCT,
+        *,
+        executor: GpuExecutor | None = None,
+        journal: TaskJournal | None = None,
+    ) -> None:
+        """`families`: the table of model families, as `module:attribute`. Raises what `families_named` raises.
+
+        Tests give an executor or a journal of their own.
+        """
+        table = families_named(families)
         bus = EventBus()
         folders = Folders(settings.models_path, settings.loras_path)
-        device = Device(GpuExecutor(lambda: make_engine(settings)), catalog, bus, folders)
+        executor = executor or GpuExecutor(lambda: make_engine(settings, families))
+        device = Device(executor, catalog, bus, folders, table)
         models = device.models
-        journal, images = TaskJournal(settings.journal_path), make_images(settings)
+        journal, images = journal or TaskJournal(settings.journal_path), make_images(settings)
         limits = Limits(
             max_queue=settings.max_queue,
             max_batch_size=settings.max_batch_size,
@@ -82,16 +97,21 @@ class Service:
         )
         versions = Versions(settings.data_dir / "config" / etag_of(str(settings.config.absolute())))
         swap = CatalogSwap(device, tasks, puller)
-        config = CatalogWriter(ConfigFile(settings.config), versions, SPECS, catalog, swap, bus)
+        config = CatalogWriter(ConfigFile(settings.config), versions, specs_of(table), catalog, swap, bus)
         self.lifecycle = Lifecycle(settings, device, tasks, journal, images, bus, puller, webhooks, config)
         self.services = Services(
             settings, ImageService(tasks, bus), tasks, device, puller, images, bus, config, webhooks
         )
 
 
-def create_app(settings: Settings, catalog: Catalog) -> FastAPI:
-    """The ASGI application. Nothing runs before its lifespan begins; `app.state.lifecycle` drains it."""
-    service = Service(settings, catalog)
+def create_app(settings: Settings, catalog: Catalog, families: str = PRODUCT) -> FastAPI:
+    """The ASGI application. `families`: the table of model families, as `module:attribute`."""
+    return app_of(Service(settings, catalog, families))
+
+
+def app_of(service: Service) -> FastAPI:
+    """The ASGI application of a service, which its lifespan runs; `app.state.lifecycle` drains it."""
+    settings = service.services.settings
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

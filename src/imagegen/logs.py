@@ -14,6 +14,7 @@ def configure(level: str = "INFO") -> None:
     )
     structlog.configure(
         processors=[
+            structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             *([] if human else [structlog.processors.format_exc_info]),

@@ -75,12 +75,12 @@ def _collect_seldom() -> None:
     gc.set_threshold(20_000, 50, 100)
 
 
-def serve(settings: Settings, catalog: Catalog) -> int:
+def serve(settings: Settings, catalog: Catalog, families: str) -> int:
     """Run until a signal and return the exit code.
 
     Raises StoreMisconfigured, DataDirInUse, DataDirUnusable or JournalDamaged.
     """
-    app = create_app(settings, catalog)
+    app = create_app(settings, catalog, families)
     lifecycle: Lifecycle = app.state.lifecycle
     config = uvicorn.Config(
         app,

@@ -1,7 +1,7 @@
 """The whole service in this process, with fake models, behind a real HTTP client."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,11 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from imagegen.app import create_app
-from imagegen.catalog.loading import load_catalog
-from imagegen.loaders import SPECS
-from imagegen.settings import Settings
-from tests.conftest import fake_config
+from imagegen.app import app_of
+from imagegen.core.errors import StorageFull
+from imagegen.core.task import GenerationTask, InputPictures
+from imagegen.storage.journal import Claim, Claimed, Retention, TaskJournal
+from imagegen.testing.service import new_service
 
 
 class Client(httpx.AsyncClient):
@@ -42,6 +42,38 @@ class Client(httpx.AsyncClient):
             await asyncio.sleep(0.01)
 
 
+class FullDisk(TaskJournal):
+    """The journal of the service in `folder`, on a disk that is full for the methods that `full` names.
+
+    `update` only refuses the ends of tasks.
+    """
+
+    def __init__(self, folder: Path, *full: str) -> None:
+        super().__init__(folder / "data" / "imagegen.sqlite3")
+        self.full: Collection[str] = full
+        self.refused = 0
+
+    def _refuse(self, method: str) -> None:
+        if method in self.full:
+            self.refused += 1
+            raise StorageFull
+
+    async def insert(
+        self, task: GenerationTask, pictures: InputPictures, claim: Claim | None = None
+    ) -> GenerationTask | Claimed:
+        self._refuse("insert")
+        return await super().insert(task, pictures, claim)
+
+    async def update(self, *changed: GenerationTask) -> None:
+        if any(task.status.finished for task in changed):
+            self._refuse("update")
+        await super().update(*changed)
+
+    async def surplus(self, kept: Retention, without: Collection[str] = ()) -> list[GenerationTask]:
+        self._refuse("surplus")
+        return await super().surplus(kept, without)
+
+
 #: start(settings..., models={...}) -> the service, running; `config` names a file of the test's own.
 Start = Callable[..., AbstractAsyncContextManager[Client]]
 
@@ -50,12 +82,7 @@ Start = Callable[..., AbstractAsyncContextManager[Client]]
 def start(tmp_path: Path) -> Start:
     @asynccontextmanager
     async def run(models: dict[str, dict[str, Any]] | None = None, **settings: Any) -> AsyncIterator[Client]:
-        if "config" not in settings:
-            settings["config"] = tmp_path / "models.yaml"
-            settings["config"].write_text(fake_config(**(models or {})))
-        catalog = settings.pop("catalog", None) or load_catalog(settings["config"], SPECS)
-        defaults = {"data_dir": tmp_path / "data", "isolation": "thread", "device": "cpu", "drain_timeout_s": 5}
-        app = create_app(Settings(**(defaults | settings)), catalog)
+        app = app_of(new_service(tmp_path, models, **settings))
         async with app.router.lifespan_context(app):
             transport = httpx.ASGITransport(app, raise_app_exceptions=False)
             async with Client(transport=transport, base_url="http://127.0.0.1") as client:

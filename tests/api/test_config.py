@@ -10,9 +10,12 @@ import httpx
 import pytest
 import structlog
 
+from imagegen import loaders
+from imagegen.app import create_app
 from imagegen.builtin import default_config
 from imagegen.catalog.loading import load_catalog
-from imagegen.loaders import SPECS
+from imagegen.settings import Settings
+from imagegen.testing import SPECS
 from tests.api.conftest import Client, Start
 
 TEXT = """\
@@ -78,7 +81,7 @@ async def test_a_model_is_added_changed_used_and_removed(start: Start, path: Pat
         changed = await client.put("/models/c", json={"steps": 3, "description": "Ours."})
         assert changed.json() == {"message": "'c' was changed.", "model_id": "c"}
         assert (await client.until(await client.submit(model="c")))["steps"] == 3
-        merge = {
+        merge: dict[str, Any] = {
             "content": '{"steps": null, "model_id": "c"}',
             "headers": {"Content-Type": "application/merge-patch+json"},
         }
@@ -88,6 +91,20 @@ async def test_a_model_is_added_changed_used_and_removed(start: Start, path: Pat
         assert (await client.delete("/models/c")).json() == {"message": "'c' was removed.", "model_id": "c"}
         assert path.read_text() == TEXT
         assert code(await client.get("/models/c")) == (404, "model_not_found")
+
+
+async def test_the_fake_family_is_an_unknown_type_of_the_product(tmp_path: Path) -> None:
+    config = tmp_path / "models.yaml"
+    config.write_text(default_config().read_text())
+    settings = Settings(config=config, data_dir=tmp_path / "data", isolation="thread", device="cpu")
+    app = create_app(settings, load_catalog(config, loaders.SPECS))
+    async with app.router.lifespan_context(app):
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            refused = await client.post("/models", json={"model_id": "c", "name": "C", "type": "fake"})
+    assert code(refused) == (422, "config_invalid")
+    assert "unknown type 'fake'" in refused.text
+    assert "known: diffusers, flux, flux_nunchaku, gguf, nunchaku, stable_diffusion" in refused.text
 
 
 REFUSED: list[tuple[str, str, Any, tuple[int, str]]] = [

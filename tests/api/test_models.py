@@ -11,6 +11,7 @@ import pytest
 from imagegen.gpu import executor
 from imagegen.gpu.memory import measure
 from imagegen.gpu.protocol import DeviceMemory
+from imagegen.testing.engine import ScriptedEngine
 from tests.api.conftest import Client, Start
 from tests.conftest import fake_config
 
@@ -298,12 +299,15 @@ async def test_health_tells_queue_model_and_device(client: Client) -> None:
 
 
 async def test_health_tells_who_holds_the_card_and_why_there_is_none(start: Start) -> None:
-    async with start() as client:
-        await client.until(await client.submit())  # the engine has been measured
-        gib, models = 2**30, client.app.state.services.models
-        models._memory = DeviceMemory(
+    gib = 2**30
+    engine = ScriptedEngine(
+        full=DeviceMemory(
             gpu_available=True, gpu_name="G", allocated=3 * gib, cached=4 * gib, free=7 * gib, total=24 * gib
-        )
+        ),
+        empty=DeviceMemory(cuda_problem="The driver is too old."),
+    )
+    async with start(engine=engine) as client:
+        await client.until(await client.submit())
         info = (await client.get("/health")).json()["gpu_info"]
         assert {name: size for name, size in info.items() if name.startswith("gpu_memory_")} == {
             "gpu_memory_allocated": 3,
@@ -312,7 +316,7 @@ async def test_health_tells_who_holds_the_card_and_why_there_is_none(start: Star
             "gpu_memory_foreign": 12.5,
             "gpu_memory_total": 24,
         }
-        models._memory = DeviceMemory(cuda_problem="The driver is too old.")
+        await client.post("/models/unload")
         info = (await client.get("/health")).json()["gpu_info"]
         assert (info["gpu_available"], info["cuda_problem"]) == (False, "The driver is too old.")
 

@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 
-from imagegen.core.errors import StorageFull
-from imagegen.core.task import GenerationTask
+from imagegen.core.errors import StorageFailed, StorageFull
 from imagegen.storage.images import ImageStore
 from imagegen.storage.journal import TaskJournal
-from tests.api.conftest import Client, Start
+from tests.api.conftest import Client, FullDisk, Start
 
 SLOW = {"fake": {"step_seconds": 0.02}}
 
@@ -73,39 +72,25 @@ async def test_a_full_disk_fails_the_task_and_not_the_service(start: Start, monk
         assert (await client.until(await client.submit()))["status"] == "completed"
 
 
-async def test_an_end_that_the_disk_refused_is_true_and_written_down_later(
-    start: Start, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    update = TaskJournal.update
-    full = False
-
-    async def refuse_ends(self: TaskJournal, *tasks: GenerationTask) -> None:
-        if full and any(task.status.finished for task in tasks):
-            raise StorageFull
-        await update(self, *tasks)
-
-    monkeypatch.setattr(TaskJournal, "update", refuse_ends)
-    async with start(housekeeping_s=0.02) as client:
-        full = True
+async def test_an_end_that_the_disk_refused_is_true_and_written_down_later(start: Start, tmp_path: Path) -> None:
+    disk = FullDisk(tmp_path, "update")
+    async with start(housekeeping_s=0.02, journal=disk) as client:
         task_id = await client.submit()
         task = await client.until(task_id)
         assert (task["status"], len(task["images"])) == ("completed", 1)
         assert (await client.get("/tasks")).json()["tasks"][0]["status"] != "completed"
-        full = False
+        disk.full = ()
         while (await client.get("/tasks")).json()["tasks"][0]["status"] != "completed":
             await asyncio.sleep(0.01)
         assert await client.task(task_id) == task
 
 
-async def test_what_the_journal_cannot_store_is_not_accepted(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def refuse(self: TaskJournal, *args: Any) -> Any:
-        raise StorageFull
-
-    async with start() as client:
-        with monkeypatch.context() as patch:
-            patch.setattr(TaskJournal, "insert", refuse)
-            answer = await client.post("/text2image", json={"prompt": "x"})
-            assert (answer.status_code, answer.json()["code"]) == (507, "storage_full")
+async def test_what_the_journal_cannot_store_is_not_accepted(start: Start, tmp_path: Path) -> None:
+    disk = FullDisk(tmp_path, "insert")
+    async with start(journal=disk) as client:
+        answer = await client.post("/text2image", json={"prompt": "x"})
+        assert (answer.status_code, answer.json()["code"]) == (507, "storage_full")
+        disk.full = ()
         assert (await client.get("/health")).json()["queue_size"] == 0
         assert (await client.until(await client.submit()))["status"] == "completed"
 
@@ -182,17 +167,10 @@ async def test_the_documentation_needs_no_other_host(client: Client) -> None:
         assert (await client.get(source)).status_code == 200
 
 
-async def test_housekeeping_goes_on_after_the_disk_refused_once(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = 0
-
-    async def refuse(self: TaskJournal, moment: Any) -> Any:
-        nonlocal asked
-        asked += 1
-        raise StorageFull
-
-    monkeypatch.setattr(TaskJournal, "surplus", refuse)
-    async with start(housekeeping_s=0.01) as client:
-        while asked < 3:
+async def test_housekeeping_goes_on_after_the_disk_refused_once(start: Start, tmp_path: Path) -> None:
+    disk = FullDisk(tmp_path, "surplus")
+    async with start(housekeeping_s=0.01, journal=disk) as client:
+        while disk.refused < 3:
             await asyncio.sleep(0.01)
         assert (await client.until(await client.submit()))["status"] == "completed"
 
@@ -204,7 +182,6 @@ async def test_a_journal_of_a_newer_version_is_left_alone(start: Start, tmp_path
     database.execute("UPDATE alembic_version SET version_num = '9999'")
     database.commit()
     database.close()
-    async with start() as client:
-        answer = await client.post("/text2image", json={"prompt": "x"})
-        assert (answer.status_code, answer.json()["code"]) == (503, "storage_failed")
-        assert client.app.state.lifecycle.crashed
+    with pytest.raises(StorageFailed, match="by a newer imagegen"):
+        async with start():
+            pass

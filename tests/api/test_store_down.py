@@ -11,12 +11,9 @@ from typing import Any
 
 import pytest
 
-from imagegen.core.errors import StorageFull
-from imagegen.core.task import GenerationTask
 from imagegen.models.manager import DynamicModelManager
 from imagegen.storage import folder, images, s3
-from imagegen.storage.journal import TaskJournal
-from tests.api.conftest import Client, Start
+from tests.api.conftest import Client, FullDisk, Start
 from tests.api.test_tasks import events
 from tests.s3 import SECRET, Bucket
 
@@ -172,20 +169,11 @@ async def test_what_was_just_made_when_the_service_was_hurried_is_shipped_by_the
 
 
 async def test_an_end_that_the_disk_refused_leaves_the_spool_for_the_next_run(
-    start: Start, bucket: Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    start: Start, bucket: Bucket, tmp_path: Path
 ) -> None:
-    update = TaskJournal.update
-
-    async def refuse_ends(self: TaskJournal, *tasks: GenerationTask) -> None:
-        if any(task.status.finished for task in tasks):
-            raise StorageFull
-        await update(self, *tasks)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TaskJournal, "update", refuse_ends)
-        async with start(store=bucket.address) as client:
-            task_id = await client.submit()
-            assert (await client.until(task_id))["status"] == "completed"
+    async with start(store=bucket.address, journal=FullDisk(tmp_path, "update")) as client:
+        task_id = await client.submit()
+        assert (await client.until(task_id))["status"] == "completed"
     assert len(spooled(tmp_path)) == 1
     async with start(store=bucket.address) as client:
         done = await client.until(task_id)

@@ -14,6 +14,7 @@ from PIL import Image
 from imagegen.api.native.events import frame
 from imagegen.core.events import EventBus, TaskCancelled
 from imagegen.gpu.protocol import DeviceMemory
+from imagegen.testing.engine import ScriptedEngine
 from tests.api.conftest import Client, Start
 
 SLOW = {"fake": {"step_seconds": 0.02}}
@@ -217,9 +218,9 @@ async def test_a_plan_of_what_never_could_run_says_why(
     start: Start, body: dict[str, Any], status: int, code: str
 ) -> None:
     models = {"fake": {}, "words": {"supports_img2img": False}, "large": {"memory_mb": 65_536}}
-    async with start(models=models) as client:
-        service = client.app.state.services.models
-        service._memory = DeviceMemory(host_total=2**30)
+    memory = DeviceMemory(host_total=2**30)
+    async with start(models=models, engine=ScriptedEngine(full=memory, empty=memory)) as client:
+        await client.until(await client.submit())  # the engine has been measured
         answer = await client.post("/plan", json={"prompt": "x"} | body)
         assert (answer.status_code, answer.json()["code"]) == (status, code)
 
@@ -381,7 +382,13 @@ async def test_a_listener_that_hangs_up_is_forgotten(start: Start) -> None:
             """Nobody listens any more."""
 
         for path in (f"/task/{task_id}/events", "/events"):
-            scope = {"type": "http", "method": "GET", "path": path, "query_string": b"", "scheme": "http"}
+            scope: dict[str, Any] = {
+                "type": "http",
+                "method": "GET",
+                "path": path,
+                "query_string": b"",
+                "scheme": "http",
+            }
             scope |= {"http_version": "1.1", "headers": [(b"host", b"127.0.0.1")], "asgi": {"version": "3.0"}}
             await asyncio.wait_for(client.app(scope, receive, send), 30)
             assert bus.subscribers == 0

@@ -2,15 +2,14 @@
 
 import asyncio
 from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
-from imagegen.core.errors import StorageFull
-from imagegen.core.task import GenerationTask
-from imagegen.storage.journal import TaskJournal
-from tests.api.conftest import Client, Start
+from tests.api.conftest import Client, FullDisk, Start
 from tests.receiver import OLDER_SECRET, SECRET, Receiver, bodies, hooks, receiving
 
 SLOW = {"fake": {"step_seconds": 0.02}}
@@ -243,20 +242,13 @@ async def test_of_one_task_nothing_overtakes(start: Start, receiver: Receiver) -
 
 
 async def test_an_end_that_the_disk_refused_is_told_when_it_is_written_down(
-    start: Start, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+    start: Start, receiver: Receiver, tmp_path: Path
 ) -> None:
-    update, full = TaskJournal.update, True
-
-    async def refuse_ends(self: TaskJournal, *tasks: GenerationTask) -> None:
-        if full and any(task.status.finished for task in tasks):
-            raise StorageFull
-        await update(self, *tasks)
-
-    monkeypatch.setattr(TaskJournal, "update", refuse_ends)
-    async with start(housekeeping_s=0.02, **hooks(receiver)) as client:
+    disk = FullDisk(tmp_path, "update")
+    async with start(housekeeping_s=0.02, journal=disk, **hooks(receiver)) as client:
         await client.until(await client.submit(webhook_url=receiver.url("/in")))
         assert await deliveries(client) == []
-        full = False
+        disk.full = ()
         await until(lambda: receiver.at("/in"))
         await until_state(client, "delivered")
     assert len(receiver.at("/in")) == 1
@@ -365,7 +357,7 @@ async def test_deliveries_go_with_their_task(start: Start, receiver: Receiver) -
             task_id = await client.submit(webhook_url=receiver.url(path))
             await client.until(task_id)
             await until_state(client, "delivered" if path == "/in" else "pending", task_id=task_id)
-            await until(lambda path=path: receiver.at(path))
+            await until(partial(receiver.at, path))
             await client.delete(f"/task/{task_id}")
         (waiting,) = await deliveries(client)  # what is on its way gets there
         receiver.replies_with("/slow", 200)

@@ -32,12 +32,13 @@ def example(monkeypatch: pytest.MonkeyPatch) -> Any:
     module = ModuleType("gradient")
     monkeypatch.setitem(__import__("sys").modules, "gradient", module)
     exec(compile(block(ADDING, "python"), "adding-a-model.md", "exec"), module.__dict__)
+    module.FAMILIES = {**FAMILIES, "gradient": module.GRADIENT}  # type: ignore[attr-defined]
     return module
 
 
 def test_the_example_is_read_loaded_run_and_stopped_like_any_family(example: Any) -> None:
     catalog = parse_catalog(block(ADDING, "yaml"), {**SPECS, "gradient": example.GRADIENT.spec})
-    engine = LocalEngine(EngineOptions(device="cpu"), {**FAMILIES, "gradient": example.GRADIENT})
+    engine = LocalEngine(EngineOptions(device="cpu", families="gradient:FAMILIES"))
     assert isinstance(engine.load(load_command(catalog, "dusk")), Loaded)
     command = Generate(model="dusk", request=request_for(batch_size=2, steps=2, seed=5))
     steps: list[tuple[int, int]] = []

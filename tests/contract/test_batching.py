@@ -12,15 +12,12 @@ from imagegen.core.errors import FailureCode
 from imagegen.core.events import TaskStarted, TaskStep
 from imagegen.core.task import GenerationTask, TaskStatus, TaskType
 from imagegen.gpu.engine import Engine, LocalEngine
-from imagegen.gpu.protocol import EngineOptions
 from imagegen.gpu.worker_engine import WorkerEngine
-from imagegen.loaders.fake import colour_of
 from imagegen.tasks.admission import TaskDraft
 from imagegen.tasks.batching import likeness
-from tests.conftest import request_for
+from imagegen.testing.fake import colour_of
+from tests.conftest import CPU, request_for
 from tests.contract.test_cancelling import House, opened
-
-CPU = EngineOptions(device="cpu")
 
 
 @asynccontextmanager
@@ -91,7 +88,7 @@ async def test_what_waits_shares_a_call_and_each_has_its_own_picture_and_progres
         for seed, task in enumerate(tasks):
             (image,) = task.images
             assert (image.seed, task.attempt, task.request.seed) == (seed, 1, seed)
-            assert colour_of(seed) in _first_pixel(tmp_path / "images" / image.path)
+            assert colour_of(seed) in _first_pixel(tmp_path / "data" / "images" / image.path)
             assert steps(house, task.id) == [(k, 4) for k in range(1, 5)]
 
 

@@ -10,12 +10,13 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
+import torch
 from bench import gpu
-from bench._flux import part_bytes
+from bench._flux import build, part_bytes
 
 from imagegen.core.errors import FailureCode
 from imagegen.gpu.engine import LocalEngine
-from imagegen.gpu.protocol import Failed
+from imagegen.gpu.protocol import Failed, Load, Loaded
 from tests.pretend_cuda import pretended
 
 
@@ -42,7 +43,7 @@ def test_what_is_measured_on_a_gpu_runs_on_tiny_parts(capsys: pytest.CaptureFixt
 def test_without_a_gpu_it_says_so_and_measures_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: False)  # where there is one, it takes minutes
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # where there is one, it takes minutes
     gpu.main([])
     assert capsys.readouterr().out == "bench.gpu: no CUDA device here, nothing to measure.\n"
 
@@ -61,7 +62,7 @@ def test_the_rows_that_only_a_gpu_has_run_on_a_pretended_card(
         yield
         card.foreign = 0
 
-    gpu.build("tiny", rig.folder)
+    build("tiny", rig.folder)
     # A CPU does the work: the picture that is too large is a small one, and so is the room that is left.
     for name, value in {"hog": hog, "CRUMBS": 2**16, "LARGE": {"width": 128, "height": 128}, "MANY": 5}.items():
         monkeypatch.setattr(gpu, name, value)
@@ -110,10 +111,15 @@ def test_a_row_that_fails_says_why_and_the_next_ones_follow(rig: gpu.Rig, capsys
 
 
 def test_a_failure_leaves_nothing_loaded_to_the_next_row(rig: gpu.Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu.build("tiny", rig.folder)
+    build("tiny", rig.folder)
     loads: list[str] = []
     load = LocalEngine.load
-    monkeypatch.setattr(LocalEngine, "load", lambda self, command: loads.append(command.model) or load(self, command))
+
+    def noted(engine: LocalEngine, command: Load) -> Loaded | Failed:
+        loads.append(command.model)
+        return load(engine, command)
+
+    monkeypatch.setattr(LocalEngine, "load", noted)
 
     def ready(stage: gpu.Stage) -> Iterator[gpu.Row]:
         stage.ready()
@@ -160,8 +166,8 @@ def test_the_largest_shape_that_fits_is_measured(
     measured: list[str] = []
     card = SimpleNamespace(total_memory=card_gb * 10**9)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(disk_gb * 10**9))
-    monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(gpu.torch.cuda, "get_device_properties", lambda index: card)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
     monkeypatch.setattr(gpu, "give_back", lambda: None)
     monkeypatch.setattr(gpu, "build", lambda shape, folder, device: folder)
     monkeypatch.setattr(gpu, "run", lambda rig, parts: measured.append(rig.shape))

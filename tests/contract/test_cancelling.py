@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from imagegen.catalog.sources import Folders
-from imagegen.core.events import Event, EventBus, Subscription
+from imagegen.app import Service
+from imagegen.core.events import Event, Subscription
 from imagegen.core.task import GenerationTask, TaskStatus, TaskType
 from imagegen.gpu import executor
 from imagegen.gpu.engine import Engine, LocalEngine
@@ -17,34 +17,23 @@ from imagegen.gpu.executor import GpuExecutor
 from imagegen.gpu.protocol import EngineOptions
 from imagegen.gpu.worker_engine import WorkerEngine
 from imagegen.models.residency import ModelState
-from imagegen.storage.images import ImageStore
 from imagegen.storage.journal import TaskJournal
-from imagegen.tasks.admission import Limits, TaskDraft
-from imagegen.tasks.device import Device
-from imagegen.tasks.manager import TaskManager
-from tests.conftest import fake_catalog
+from imagegen.tasks.admission import TaskDraft
+from imagegen.testing.service import make_service
+from tests.conftest import CPU
 
-CPU = EngineOptions(device="cpu")
 FOR_EVER = {"load_seconds": 60}
 #: Bytes of a file of weights.
 SIZE = 8 * 2**20
 
 
 class House:
-    """The managers with an engine, and nothing of HTTP."""
+    """A service without HTTP."""
 
-    def __init__(
-        self, root: Path, engine: Engine, grace_s: float, models: dict[str, Any], journal: TaskJournal | None = None
-    ) -> None:
-        self.bus = EventBus(first_id=1)
-        self.journal = journal or TaskJournal(root / "tasks.sqlite3")
-        self.images = ImageStore(root / "images")
-        self.executor = GpuExecutor(lambda: engine)
-        catalog = fake_catalog(**models)
-        self.device = Device(self.executor, catalog, self.bus, Folders(root, root))
+    def __init__(self, made: Service, journal: TaskJournal) -> None:
+        services = made.services
+        self.journal, self.bus, self.device, self.tasks = journal, services.bus, services.device, services.tasks
         self.models = self.device.models
-        limits = Limits(max_queue=9, max_batch_size=4, max_pixels=10_000)
-        self.tasks = TaskManager(self.device, self.journal, self.images, self.bus, limits, cancel_grace_s=grace_s)
 
     async def submit(self, model: str) -> str:
         return (await self.tasks.submit(TaskDraft(type=TaskType.TEXT2IMAGE, model=model, prompt="x"))).id
@@ -68,16 +57,13 @@ async def opened(
     journal: TaskJournal | None = None,
     **models: Any,
 ) -> AsyncIterator[House]:
-    house = House(root, engine or WorkerEngine(CPU), grace_s, models, journal)
-    running = asyncio.create_task(house.tasks.run())
-    try:
-        yield house
-    finally:
-        house.tasks.begin_drain()
-        await running
-        await house.executor.close(5)
-        await house.journal.close()
-        house.images.close()
+    engine = engine or WorkerEngine(CPU)
+    journal = journal or TaskJournal(root / "tasks.sqlite3")
+    limits = {"max_queue": 9, "max_batch_size": 4, "max_pixels": 10_000, "cancel_grace_s": grace_s}
+    async with make_service(
+        models, folder=root, engine=GpuExecutor(lambda: engine), journal=journal, models_dir=root, **limits
+    ) as made:
+        yield House(made, journal)
 
 
 async def test_a_cancelled_load_ends_its_task_at_once_and_its_model_is_no_worse_for_it(tmp_path: Path) -> None:

@@ -88,7 +88,8 @@ def test_a_picture_that_does_not_fit_is_decoded_in_tiles_and_says_so(
     engine: LocalEngine, device: Device, kind: str
 ) -> None:
     side = KINDS[kind][1]
-    vae = engine._models[kind].model._pipeline.vae
+    loaded: Any = engine._models[kind].model
+    vae = loaded._pipeline.vae
     before = state(vae)
     whole = run(engine, kind, width=side, height=side)
     device.most = device.begun[-1] - 1

@@ -18,7 +18,6 @@ from imagegen.core.task import GenerationRequest
 from imagegen.gpu.engine import Engine, LocalEngine
 from imagegen.gpu.protocol import (
     DeviceMemory,
-    EngineOptions,
     Failed,
     Generate,
     Generated,
@@ -29,9 +28,7 @@ from imagegen.gpu.protocol import (
     Unloaded,
 )
 from imagegen.gpu.worker_engine import WorkerEngine
-from tests.conftest import fake_catalog, load_command, request_for
-
-CPU = EngineOptions(device="cpu")
+from tests.conftest import CPU, fake_catalog, load_command, request_for
 
 ENGINES: dict[str, Callable[[], Engine]] = {"thread": lambda: LocalEngine(CPU), "process": lambda: WorkerEngine(CPU)}
 

@@ -105,10 +105,11 @@ def test_every_kind_of_tensor_keeps_its_values_and_its_layout(cuda: Cuda, tensor
     layout = torch.empty_like(tensor).stride()
     copy = HostCopy([module], "cuda")
     copy.to_host()
-    assert module.it.stride() == layout
+    assert module.get_buffer("it").stride() == layout
     copy.to_device()
-    assert (module.it.stride(), module.it.dtype) == (layout, tensor.dtype)
-    assert torch.equal(module.it.cpu().float(), tensor.float())
+    back = module.get_buffer("it")
+    assert (back.stride(), back.dtype) == (layout, tensor.dtype)
+    assert torch.equal(back.cpu().float(), tensor.float())
 
 
 def test_what_was_added_on_the_device_comes_along(cuda: Cuda, module: Tied) -> None:

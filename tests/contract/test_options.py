@@ -27,7 +27,7 @@ from imagegen.gpu.protocol import (
     Unload,
     Unloaded,
 )
-from imagegen.loaders import SPECS, diffusers_model, provenance
+from imagegen.loaders import PRODUCT, SPECS, diffusers_model, provenance
 from imagegen.loaders.options import quantization_config, rounding
 from imagegen.settings import Settings
 from tests.conftest import load_command, request_for
@@ -70,7 +70,7 @@ class House:
 @pytest.mark.parametrize("model", [{}, {"type": "stable_diffusion", "pipeline_class": "StableDiffusionXLPipeline"}])
 def test_an_option_of_memory_changes_no_small_picture_by_much(models: Path, option: str, model: dict[str, Any]) -> None:
     model = model | {"local_path": "sdxl" if model else "flux-dev"}
-    plain, saving = House(models, **model).draw(), House(models, **model, **{option: True}).draw()
+    plain, saving = House(models, **model).draw(), House(models, **model | {option: True}).draw()
     assert max(abs(a - b) for a, b in zip(plain, saving, strict=True)) <= 2
 
 
@@ -124,7 +124,7 @@ def test_rounded_weights_take_less_memory_and_draw_nearly_the_same(models: Path,
     assert isinstance(full.loaded, Loaded)
     assert isinstance(rounded.loaded, Loaded)
     assert rounded.loaded.weight_bytes < 0.55 * full.loaded.weight_bytes
-    request = {"prompt": "a cat", "width": 128, "height": 128}
+    request: dict[str, Any] = {"prompt": "a cat", "width": 128, "height": 128}
     pairs = list(zip(full.draw(**request), rounded.draw(**request), strict=True))
     assert 0 < sum(abs(a - b) for a, b in pairs) / len(pairs) < 3
 
@@ -150,7 +150,9 @@ def test_float8_rounds_what_goes_into_a_layer_as_well_where_the_device_multiplie
         House(models, **fields, quantize="float8").draw(**request),
     )
     chosen = quantization_config
-    monkeypatch.setattr(diffusers_model, "quantization_config", lambda *how: chosen(*how[:2], ada, how[3]))
+    monkeypatch.setattr(
+        diffusers_model, "quantization_config", lambda spec, part, device, dtype: chosen(spec, part, ada, dtype)
+    )
     monkeypatch.setattr(provenance, "rounding", lambda spec, device: rounding(spec, ada))
     house = House(models, **fields, quantize="float8")
     layer = house.engine._models["a"].model._pipeline.transformer.transformer_blocks[0].attn.to_q  # type: ignore[attr-defined]
@@ -232,7 +234,7 @@ def no_compiler_cache(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("no_compiler_cache")
 @pytest.mark.parametrize("isolation", ["thread", "process"])
 def test_compiled_code_is_kept_in_the_data_directory(tmp_path: Path, isolation: str) -> None:
-    engine = make_engine(Settings(data_dir=tmp_path, device="cpu", isolation=isolation))
+    engine = make_engine(Settings(data_dir=tmp_path, device="cpu", isolation=isolation), PRODUCT)
     assert isinstance(LocalEngine(engine._options).measure(), Measured)  # type: ignore[attr-defined]
     assert cache_dir_utils.cache_dir() == str(tmp_path / "compiled" / "inductor")
     assert cache_dir_utils.triton_cache_dir(0) == str(tmp_path / "compiled" / "triton")

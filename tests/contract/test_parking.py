@@ -9,22 +9,22 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 
+from imagegen.catalog.sources import Folders
 from imagegen.core.errors import FailureCode, QueueFull
 from imagegen.core.events import Event, EventBus, TaskDownloading
 from imagegen.core.task import GenerationTask, TaskStatus, TaskType
 from imagegen.gpu.engine import LocalEngine
 from imagegen.gpu.executor import GpuExecutor
-from imagegen.gpu.protocol import EngineOptions
 from imagegen.hub.process import OnProgress
 from imagegen.hub.protocol import Fetch, Fetched, Progress, Refused
 from imagegen.hub.puller import ModelPuller, PullState
-from imagegen.models.manager import Folders
 from imagegen.storage.images import ImageStore
 from imagegen.storage.journal import TaskJournal
 from imagegen.tasks.admission import Limits, TaskDraft
 from imagegen.tasks.device import Device
 from imagegen.tasks.manager import TaskManager
-from tests.conftest import fake_catalog
+from imagegen.testing import FAMILIES
+from tests.conftest import CPU, fake_catalog
 
 LIMITS = Limits(max_queue=3, max_batch_size=1, max_pixels=10_000)
 GATED = Refused(code=FailureCode.HUB_GATED, message="Accept the licence.")
@@ -39,8 +39,8 @@ class House:
         self.bus = EventBus(first_id=1)
         self.journal = TaskJournal(root / "tasks.sqlite3")
         self.images = ImageStore(root / "images")
-        self.executor = GpuExecutor(lambda: LocalEngine(EngineOptions(device="cpu")))
-        self.device = Device(self.executor, self.catalog, self.bus, Folders(root, root))
+        self.executor = GpuExecutor(lambda: LocalEngine(CPU))
+        self.device = Device(self.executor, self.catalog, self.bus, Folders(root, root), FAMILIES)
         self.models = self.device.models
         self.puller = ModelPuller(lambda: self.catalog, root, self.bus, self._fetch)
         self.tasks = TaskManager(self.device, self.journal, self.images, self.bus, LIMITS, puller=self.puller)

@@ -36,10 +36,13 @@ from imagegen.gpu.protocol import (
     Unload,
     Unloaded,
 )
-from imagegen.loaders.base import OnStep
+from imagegen.loaders.base import Family, OnStep, StopFlag
 from imagegen.models.manager import DynamicModelManager
 from imagegen.models.residency import ModelState
-from tests.conftest import SCRIPTED, fake_catalog, request_for
+from imagegen.testing.clock import Clock
+from imagegen.testing.engine import SCRIPTED
+from imagegen.testing.fake import FakeModelLoader, FakeSpec
+from tests.conftest import fake_catalog, request_for
 
 T = TypeVar("T")
 
@@ -178,7 +181,7 @@ class Engine(GpuExecutor):
         self.residue += 2 * LIMIT * (trouble == "leak")
         return Unloaded(warm=command.model in self.warm, memory=self._measure())
 
-    async def generate(self, command: Generate, stop: threading.Event, on_step: OnStep) -> Generated | Stopped | Failed:
+    async def generate(self, command: Generate, stop: StopFlag, on_step: OnStep) -> Generated | Stopped | Failed:
         assert command.model in self.loaded, "ran what is not resident"
         trouble = self._trouble("generate", command.model)
         made_room = trouble in SHORT
@@ -215,15 +218,6 @@ class Bus(EventBus):
         super().publish(event)
 
 
-class Clock:
-    """Passes when told."""
-
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 def catalog(max_resident: int) -> Catalog:
     entries: dict[str, dict[str, Any]] = {model: {"auto_unload_minutes": minutes} for model, minutes in MINUTES.items()}
     entries["bare"]["local_path"] = "nowhere"
@@ -248,9 +242,11 @@ class Residency(RuleBasedStateMachine):
         self.engine, self.bus, self.clock = Engine(self.most, self.total), Bus(), Clock()
         root = Path(self.folder.name)
         folders = Folders(root, root)
-        self.models = DynamicModelManager(catalog(self.most), self.engine, self.bus, folders, self.clock)
-        for model in {*SIZES} - {"vast"}:
-            self.models._facts.learn(model, weights=SIZES[model])  # as their files say
+        sizes = {model: size for model, size in SIZES.items() if model != "vast"}
+        families = {"fake": Family(FakeSpec, FakeModelLoader(sizes))}
+        self.models = DynamicModelManager(catalog(self.most), self.engine, self.bus, folders, families, self.clock)
+        for model in sizes:
+            self.do(self.models.check_fits(model))
         self.used: list[str] = []
         self.forgiven: Counter[str] = Counter()
         self.requests = 0

@@ -17,7 +17,7 @@ from imagegen.core.task import InputPictures
 from imagegen.gpu.engine import LocalEngine
 from imagegen.gpu.executor import GpuExecutor
 from imagegen.gpu.protocol import EngineOptions, Failed, Generated, Stopped
-from imagegen.loaders import SPECS
+from imagegen.loaders import FAMILIES, SPECS
 from imagegen.models.manager import DynamicModelManager
 from tests.conftest import request_for
 from tests.pipelines import build
@@ -57,7 +57,9 @@ class Device:
 
     def __init__(self, folder: Path, max_resident: int) -> None:
         self.executor = GpuExecutor(lambda: LocalEngine(EngineOptions(device="cuda")))
-        self.models = DynamicModelManager(catalog(max_resident), self.executor, EventBus(1), Folders(folder, folder))
+        self.models = DynamicModelManager(
+            catalog(max_resident), self.executor, EventBus(1), Folders(folder, folder), FAMILIES
+        )
 
     async def draw(self, model: str) -> bytes:
         outcome = await self.work(model)

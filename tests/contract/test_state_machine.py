@@ -29,13 +29,19 @@ from imagegen.tasks.batching import likeness
 from imagegen.tasks.device import Device
 from imagegen.tasks.life import Loading, Running
 from imagegen.tasks.manager import TaskManager
+from imagegen.testing import FAMILIES
+from imagegen.testing.clock import Clock
+from imagegen.testing.engine import BROKEN, CRASHED, OUT_OF_MEMORY, ScriptedEngine
 from tests.conftest import fake_catalog, request_for
-from tests.scripted import BROKEN, CRASH, FULL, MAX_BATCH, Clock, ScriptedExecutor
 
 T = TypeVar("T")
 
 MODELS = ("a", "b", "c")
 LIMITS = Limits(max_queue=6, max_batch_size=2, max_pixels=10_000)
+
+
+#: The most pictures of one call of `a`.
+MAX_BATCH = 4
 
 
 class Service(RuleBasedStateMachine):
@@ -60,12 +66,12 @@ class Service(RuleBasedStateMachine):
 
     def _open(self) -> None:
         root = Path(self.folder.name)
-        self.executor = ScriptedExecutor()
+        self.executor = ScriptedEngine(waits=True)
         self.bus = EventBus(first_id=1)
         self.journal = TaskJournal(root / "tasks.sqlite3")
         self.images = ImageStore(root / "images")
         folders = Folders(root, root)
-        self.device = Device(self.executor, self.catalog, self.bus, folders, self.clock)
+        self.device = Device(self.executor, self.catalog, self.bus, folders, FAMILIES, self.clock)
         self.models = self.device.models
         self.tasks = TaskManager(self.device, self.journal, self.images, self.bus, LIMITS, cancel_grace_s=0)
         self._learn_what_pays()
@@ -142,8 +148,8 @@ class Service(RuleBasedStateMachine):
             with pytest.raises(TaskFinished):
                 self.do(self.tasks.cancel(task_id))
             return
-        asked = self.executor.asked
-        in_company = asked is not None and bool(asked[0].companions)
+        call = self.executor.call
+        in_company = call is not None and bool(call.command.companions)
         at_once = before is TaskStatus.PENDING or self.executor.loading is not None or in_company
         self.do(self.tasks.cancel(task_id))
         if at_once:
@@ -177,7 +183,7 @@ class Service(RuleBasedStateMachine):
         self.executor.holds = True
 
     @precondition(lambda self: self.executor.loading)
-    @rule(outcome=st.sampled_from([None, None, CRASH, BROKEN]))
+    @rule(outcome=st.sampled_from([None, None, CRASHED, BROKEN]))
     def load_ends(self, outcome: Failed | None) -> None:
         self.executor.end_load(outcome)
         self.settle()
@@ -190,8 +196,8 @@ class Service(RuleBasedStateMachine):
         assert self.models.current.model == model
         assert not self.models.quarantined(model)
 
-    @precondition(lambda self: self.executor.asked)
-    @rule(outcome=st.sampled_from([None, None, None, CRASH, BROKEN, FULL]))
+    @precondition(lambda self: self.executor.call)
+    @rule(outcome=st.sampled_from([None, None, None, CRASHED, BROKEN, OUT_OF_MEMORY]))
     def engine_answers(self, outcome: Failed | None) -> None:
         self.executor.answer(outcome)
         self.settle()
@@ -270,7 +276,8 @@ class Service(RuleBasedStateMachine):
     @invariant()
     def no_more_models_are_resident_than_may_be_and_the_manager_knows_which(self) -> None:
         assert self.executor.most_loaded <= self.most
-        assert {resident.model for resident in self.models.residents} == self.executor.loaded
+        assert {resident.model for resident in self.models.residents} == self.executor.loaded.keys()
+        assert not self.executor.aborted_calls
 
     @invariant()
     def the_run_loop_is_alive_and_never_idle_while_something_waits(self) -> None:

@@ -213,7 +213,7 @@ def test_a_model_in_eight_bits_needs_what_these_take(engine: LocalEngine, models
 
 # -- whole parts that take turns ---------------------------------------------------------------------------------------
 
-EMBEDDED = {"local_path": "builtin:tiny"}
+EMBEDDED: dict[str, Any] = {"local_path": "builtin:tiny"}
 
 
 def parts_on_the_device(engine: LocalEngine, cuda: Cuda) -> set[str]:
@@ -368,7 +368,7 @@ def parts_on_the_device_of_warm(engine: LocalEngine, cuda: Cuda) -> int:
 
 
 def test_encoders_are_offloaded_beside_a_transformer_in_eight_bits(engine: LocalEngine, models: Path) -> None:
-    fields = {"torch_dtype": "bfloat16", "layerwise_casting": "float8_e4m3fn"}
+    fields: dict[str, Any] = {"torch_dtype": "bfloat16", "layerwise_casting": "float8_e4m3fn"}
     cast = load(engine, models, **fields)
     expected = draw(engine)
     unload(engine)

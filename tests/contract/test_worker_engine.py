@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from importlib import metadata
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,7 @@ from imagegen.gpu import worker_engine
 from imagegen.gpu.protocol import EngineOptions, Failed, Generate, Generated, Loaded, Measured, Stopped
 from imagegen.gpu.worker_engine import WorkerEngine
 from imagegen.hub.process import downloader_environment
-from tests.conftest import fake_catalog, load_command, request_for
-
-CPU = EngineOptions(device="cpu")
+from tests.conftest import CPU, fake_catalog, load_command, request_for
 
 
 @pytest.fixture
@@ -332,9 +331,8 @@ def test_ctrl_c_in_the_terminal_leaves_the_worker_to_its_parent(engine: WorkerEn
 PARENT = """
 import sys
 from imagegen.gpu.worker_engine import WorkerEngine
-from imagegen.gpu.protocol import EngineOptions
-from tests.conftest import fake_catalog, load_command
-engine = WorkerEngine(EngineOptions(device="cpu"))
+from tests.conftest import CPU, fake_catalog, load_command
+engine = WorkerEngine(CPU)
 engine.measure()
 print(engine.pid, flush=True)
 engine.load(load_command(fake_catalog(slow={"load_seconds": 600}), "slow"))
@@ -424,7 +422,7 @@ def test_torch_knows_all_settings_that_its_allocator_gets() -> None:
 
 
 def test_a_torch_that_does_not_know_our_allocator_settings_gets_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_engine.metadata, "version", lambda name: "2.11.1+cu130")
+    monkeypatch.setattr(metadata, "version", lambda name: "2.11.1+cu130")
     own = {"PYTORCH_ALLOC_CONF": "backend:native"}
     assert worker_engine.worker_environment(own)["PYTORCH_ALLOC_CONF"] == "backend:native"
     assert "PYTORCH_ALLOC_CONF" not in worker_engine.worker_environment({})

@@ -16,9 +16,12 @@ ROOT = Path(__file__).parents[2]
 
 
 def imagegen(
-    *arguments: str | Path, cwd: Path | None = None, env: Mapping[str, str] | None = None
+    *arguments: str | Path | int,
+    module: str = "imagegen",
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "imagegen", *map(str, arguments)]
+    command = [sys.executable, "-m", module, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, timeout=PATIENCE_S, check=False)
 
 
@@ -101,6 +104,18 @@ def test_version_and_help() -> None:
         shown = imagegen(*command, "--help")
         assert shown.returncode == 0
         assert "Usage" in shown.stdout
+
+
+def test_the_fake_family_is_in_the_command_of_the_tests_only(tmp_path: Path, fake_yaml: Path) -> None:
+    assert imagegen("config", "check", fake_yaml, module="imagegen.testing").returncode == 0
+    refused = imagegen("config", "check", fake_yaml)
+    assert refused.returncode == 78
+    assert "unknown type 'fake'" in refused.stderr
+    out = tmp_path / "out.png"
+    drawn = imagegen("generate", "x", "--config", fake_yaml, "-o", out, module="imagegen.testing")
+    assert drawn.returncode == 0, drawn.stderr
+    with Image.open(out) as image:
+        assert image.size == (64, 64)
 
 
 def test_the_wheel_works_the_same_in_another_folder(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from imagegen.catalog.loading import load_catalog, parse_catalog
-from imagegen.loaders import SPECS
+from imagegen.testing import SPECS
 from tests.conftest import fake_config
 from tests.server import PATIENCE_S, Server
 

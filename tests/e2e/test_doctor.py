@@ -19,10 +19,12 @@ SECRETS = {
 }
 
 
-def doctor(data_dir: Path, *arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
+def doctor(
+    data_dir: Path, *arguments: str | Path, module: str = "imagegen", **variables: str
+) -> subprocess.CompletedProcess[str]:
     names = {"IMAGEGEN_DATA_DIR": str(data_dir), "COLUMNS": "80"} | SECRETS | variables
     return subprocess.run(
-        [sys.executable, "-m", "imagegen", "doctor", *map(str, arguments)],
+        [sys.executable, "-m", module, "doctor", *map(str, arguments)],
         env=environment(**names),
         capture_output=True,
         text=True,
@@ -54,7 +56,7 @@ def test_while_the_service_runs_it_names_its_process_and_changes_nothing(tmp_pat
     with Server(data, fake_yaml) as server:
         task = server.until(server.submit("fine", model="fake", steps=1))
         before = sorted(data.rglob("*"))
-        done = doctor(data, "--json", "--config", fake_yaml)
+        done = doctor(data, "--json", "--config", fake_yaml, module="imagegen.testing")
         assert done.returncode == 0, done.stdout
         assert findings(done)["data"]["says"].endswith(f"in use by process {server.process.pid} (the service)")
         assert sorted(data.rglob("*")) == before

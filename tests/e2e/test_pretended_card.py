@@ -19,7 +19,7 @@ class Service(Server):
     def __init__(self, folder: Path) -> None:
         self._faults = folder / "faults.json"
         variables = environment_of_workers(CARD, self._faults)
-        super().__init__(folder / "data", IMAGEGEN_DEVICE="auto", **variables)
+        super().__init__(folder / "data", None, IMAGEGEN_DEVICE="auto", **variables)
 
     def fail(self, **fault: Any) -> None:
         """The arguments of `Cuda.fail`."""

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import pytest
 from PIL import Image
 
 from imagegen.builtin import builtin_model
-from tests.e2e.test_cli import imagegen
+from tests.e2e import test_cli
 from tests.hub import Hub
 from tests.server import PATIENCE_S, Server
 
@@ -36,6 +37,8 @@ TINY = {
     "guidance_scale": 0,
     "max_sequence_length": 64,
 }
+imagegen = partial(test_cli.imagegen, module="imagegen.testing")
+
 FAKE = {"name": "fake", "type": "fake", "base_size": 64, "steps": 2}
 
 
@@ -102,7 +105,7 @@ def test_a_model_is_pulled_listed_and_drawn_with_without_a_network(hub: Hub, tmp
 
 def test_ctrl_c_keeps_what_arrived_and_the_next_pull_goes_on(hub: Hub, tmp_path: Path, config: Path) -> None:
     hub.flowing.clear()
-    command = [sys.executable, "-m", "imagegen", "models", "pull", "tiny-hub", "--config", str(config)]
+    command = [sys.executable, "-m", "imagegen.testing", "models", "pull", "tiny-hub", "--config", str(config)]
     env = os.environ | hub.environment(tmp_path)
     with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         wait_for_half(hub)
@@ -122,7 +125,7 @@ def test_ctrl_c_keeps_what_arrived_and_the_next_pull_goes_on(hub: Hub, tmp_path:
 
 def test_a_pull_whose_command_is_killed_ends_with_it(hub: Hub, tmp_path: Path, config: Path) -> None:
     hub.flowing.clear()
-    command = [sys.executable, "-m", "imagegen", "models", "pull", "tiny-hub", "--config", str(config)]
+    command = [sys.executable, "-m", "imagegen.testing", "models", "pull", "tiny-hub", "--config", str(config)]
     env = os.environ | hub.environment(tmp_path)
     with subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL) as process:
         wait_for_half(hub)

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import fake_config
-from tests.server import PATIENCE_S, Server
+from tests.server import PATIENCE_S, Server, serve_command
 
 SEEDS = range(12)
 
@@ -246,6 +246,26 @@ def test_a_second_instance_on_the_same_data_exits_75_and_a_killed_one_lets_go(tm
         server.kill()
     with Server(tmp_path / "data", fake_yaml) as third:
         assert third.http.get("/livez").status_code == 200
+
+
+def test_a_journal_of_a_newer_version_and_a_full_disk_end_the_start_with_one_sentence(
+    tmp_path: Path, fake_yaml: Path
+) -> None:
+    data = tmp_path / "data"
+    with Server(data, fake_yaml) as server:
+        assert server.terminate() == 0
+    with closing(sqlite3.connect(data / "imagegen.sqlite3")) as database:
+        database.execute("UPDATE alembic_version SET version_num = '9999'")
+        database.commit()
+    for command, code, words in (
+        (serve_command(data, fake_yaml), 65, "newer imagegen"),
+        # The kernel refuses to write more than nothing to any file.
+        (["prlimit", "--fsize=0", *serve_command(tmp_path / "full", fake_yaml)], 65, "refused"),
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+        assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
+        assert words in done.stderr
+        assert len(done.stderr.splitlines()) == 1
 
 
 def test_a_half_written_picture_of_a_killed_run_is_swept_away(tmp_path: Path, fake_yaml: Path) -> None:

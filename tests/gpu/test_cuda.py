@@ -20,7 +20,7 @@ from imagegen.gpu.executor import GpuExecutor
 from imagegen.gpu.memory import give_back, measure
 from imagegen.gpu.protocol import EngineOptions, Failed, Generate, Generated, Loaded, Measured, Unload, Unloaded
 from imagegen.gpu.worker_engine import WorkerEngine
-from imagegen.loaders import SPECS
+from imagegen.loaders import FAMILIES, SPECS
 from imagegen.loaders.folder import header_bytes
 from imagegen.loaders.host_copy import HostCopy, tensors_of
 from imagegen.models.facts import Facts
@@ -250,7 +250,7 @@ def test_a_swap_moves_the_transformer_and_the_device_holds_one_model(
 
 def test_weights_that_can_never_fit_are_refused_with_the_numbers_of_the_device(models: Path) -> None:
     memory, facts = measure("cuda"), Facts()
-    fitting = Fitting(facts, Folders(models, models / "loras"))
+    fitting = Fitting(facts, Folders(models, models / "loras"), FAMILIES)
     facts.learn("a", weights=fitting.least_bytes("a", catalog(), memory))
     with pytest.raises(DoesNotFit) as refused:
         fitting.check("a", 64 * 64, catalog(gpu_memory_fraction=1e-6), memory)
@@ -266,7 +266,7 @@ async def test_a_worker_is_replaced_if_more_than_the_limit_stays_on_the_device(
     engine = WorkerEngine(CUDA)
     executor = GpuExecutor(lambda: engine)
     chosen = catalog(residual_limit_mb=limit_mb)
-    manager = DynamicModelManager(chosen, executor, EventBus(first_id=1), Folders(models, models / "loras"))
+    manager = DynamicModelManager(chosen, executor, EventBus(first_id=1), Folders(models, models / "loras"), FAMILIES)
     await manager.warm_up()
     worker = engine.pid
     assert await manager.ensure("a") is None

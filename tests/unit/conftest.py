@@ -5,8 +5,9 @@ from typing import Any
 
 from hypothesis import settings
 
-from imagegen.core.task import GenerationTask, Pixels, StoredImage, TaskType
+from imagegen.core.task import GenerationTask, InputPictures, Pixels, StoredImage, TaskType
 from imagegen.storage.images import ImageStore
+from imagegen.storage.journal import TaskJournal
 from imagegen.storage.png import encode_png
 from tests.conftest import request_for
 
@@ -21,6 +22,15 @@ def task_of(number: int, **changes: Any) -> GenerationTask:
     """A task that waits."""
     fields = {"type": TaskType.TEXT2IMAGE, "model": "fake", "request": request_for(), "created_at": MORNING} | changes
     return GenerationTask(id=task_id(number), **fields)
+
+
+async def insert_one(
+    journal: TaskJournal, task: GenerationTask, pictures: InputPictures | None = None
+) -> GenerationTask:
+    """Insert a task without a claim."""
+    inserted = await journal.insert(task, pictures or InputPictures())
+    assert isinstance(inserted, GenerationTask)
+    return inserted
 
 
 def task_id(number: int) -> str:

@@ -11,9 +11,9 @@ from imagegen.catalog.catalog import Catalog, GlobalSettings, ModelSpec
 from imagegen.core.errors import InvalidRequest, ModelNotFound, SizeTooLarge, UnsupportedCapability
 from imagegen.core.sizes import AspectRatio
 from imagegen.core.task import MAX_SEED, GenerationRequest, InputPictures, Lora, TaskType
-from imagegen.loaders.fake import FakeSpec
 from imagegen.loaders.flux import FluxSpec
 from imagegen.tasks.admission import Limits, TaskDraft, admit
+from imagegen.testing.fake import FakeSpec
 
 LIMITS = Limits(max_queue=10, max_batch_size=4, max_pixels=2048 * 2048)
 

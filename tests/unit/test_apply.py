@@ -14,7 +14,8 @@ from imagegen.core.events import ModelCooled, ModelUnloaded
 from imagegen.gpu.protocol import Generated
 from imagegen.models.residency import ModelState
 from imagegen.settings import Settings
-from tests.unit.test_models_manager import CRASHED, MISSING, OUT_OF_MEMORY, House, spec, told
+from imagegen.testing.engine import CRASHED, MISSING, OUT_OF_MEMORY
+from tests.unit.test_models_manager import House, spec, told
 
 
 def catalog(settings: dict[str, Any] | None = None, **models: Any) -> Catalog:
@@ -102,7 +103,12 @@ async def test_what_did_not_fit_may_fit_as_another_entry(tmp_path: Path) -> None
 async def test_a_catalog_for_which_no_model_has_to_leave_is_applied_during_a_load(house: House) -> None:
     changes: list[Difference | None] = []
     new = catalog({**WARM, "ageing_minutes": 1}, a=spec(steps=9, description="x"), b=spec(), c=spec(), d=spec())
-    house.engine.on_load = lambda: changes.append(house.models.apply_at_once(new))
+
+    def apply(call: str) -> None:
+        if call == "load a":
+            changes.append(house.models.apply_at_once(new))
+
+    house.engine.on_call = apply
     await house.work("a")
     assert changes == [Difference(added=("d",), changed=("a",), settings=("ageing_minutes",))]
     assert house.current == "a"

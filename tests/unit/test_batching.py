@@ -14,7 +14,8 @@ from imagegen.tasks.lanes import Lanes
 from imagegen.tasks.life import LiveTask
 from imagegen.tasks.scheduling import USUAL, Costs, Current, Fairness
 from imagegen.tasks.tickets import Likeness, TaskTicket
-from tests.conftest import SCRIPTED, request_for
+from imagegen.testing.engine import SCRIPTED
+from tests.conftest import request_for
 
 ALIKE = Likeness(64, 64, 4, 0.0, False)
 OTHER = ALIKE._replace(width=128)

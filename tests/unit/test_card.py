@@ -1,5 +1,6 @@
 """A LocalEngine on a card: torch.cuda is patched, and the fake family's models take no device memory."""
 
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from imagegen.gpu.protocol import (
     Unloaded,
 )
 from imagegen.loaders.base import LoadedModel
+from imagegen.testing import WITH_FAKE
 from tests.conftest import fake_catalog, load_command, request_for
 
 GIB = 2**30
@@ -63,7 +65,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Card:
 
 @pytest.fixture
 def engine(card: Card) -> Iterator[LocalEngine]:
-    made = LocalEngine(EngineOptions())
+    made = LocalEngine(EngineOptions(families=WITH_FAKE))
     yield made
     made.close()
 
@@ -171,9 +173,9 @@ def test_a_card_that_was_asked_for_and_cannot_be_used_fails_each_load_with_the_r
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(devices, "_cards", lambda: [Path("/dev/nvidia0")])
-    monkeypatch.setattr(devices.os, "access", lambda path, mode: True)
+    monkeypatch.setattr(os, "access", lambda path, mode: True)
     card.broken["init"] = "The NVIDIA driver on your system is too old (found version 12020)."
-    engine = LocalEngine(EngineOptions(device="cuda"))
+    engine = LocalEngine(EngineOptions(device="cuda", families=WITH_FAKE))
     answer = engine.measure()
     assert isinstance(answer, Measured)
     assert answer.memory.cuda_problem == card.broken["init"]
@@ -181,7 +183,7 @@ def test_a_card_that_was_asked_for_and_cannot_be_used_fails_each_load_with_the_r
     assert isinstance(failed, Failed)
     assert failed.code is FailureCode.UNSUPPORTED_DEVICE
     assert failed.message == f"The card that IMAGEGEN_DEVICE names cannot be used: {card.broken['init']}"
-    engine = LocalEngine(EngineOptions(device="auto"))
+    engine = LocalEngine(EngineOptions(device="auto", families=WITH_FAKE))
     loaded = load(engine)
     assert isinstance(loaded, Loaded)
     assert loaded.memory.cuda_problem == card.broken["init"]

@@ -7,10 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from imagegen.catalog.catalog import RESERVED_IDS, Catalog, GlobalSettings, HubSource, ModelId, ModelSpec
+from imagegen.catalog.catalog import RESERVED_IDS, Catalog, GlobalSettings, ModelId, ModelSpec
+from imagegen.catalog.fields import HubSource
 from imagegen.core.errors import ModelNotFound
-from imagegen.loaders import FAMILIES, SPECS
-from imagegen.loaders.fake import FakeSpec
+from imagegen.testing import FAMILIES, SPECS
+from imagegen.testing.fake import FakeSpec
 
 MODEL_ID: TypeAdapter[str] = TypeAdapter(ModelId)
 HUB_SOURCE: TypeAdapter[str] = TypeAdapter(HubSource)

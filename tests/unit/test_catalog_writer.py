@@ -30,7 +30,7 @@ from imagegen.core.errors import (
     StorageFull,
 )
 from imagegen.core.events import ConfigChanged, ConfigRejected, Event, EventBus
-from imagegen.loaders import SPECS
+from imagegen.testing import SPECS
 from tests.unit.test_yaml_loading import BROKEN
 
 GOOD = """\
@@ -55,7 +55,7 @@ class Service:
         self.catalog = parse_catalog(GOOD, SPECS)
         self.events: list[Event] = []
         bus = EventBus(first_id=1)
-        bus.publish = self.events.append  # type: ignore[method-assign]
+        bus.publish = self.events.append  # type: ignore[method-assign,assignment]
         self.versions = Versions(folder / "versions")
         self.draining = False
         #: Set while no task runs.

@@ -7,21 +7,21 @@ from imagegen.catalog.sources import Folders
 from imagegen.core.events import EventBus
 from imagegen.gpu.engine import LocalEngine
 from imagegen.gpu.executor import GpuExecutor
-from imagegen.gpu.protocol import EngineOptions
 from imagegen.storage.images import ImageStore
 from imagegen.storage.journal import TaskJournal
 from imagegen.tasks.admission import Limits
 from imagegen.tasks.device import Device
 from imagegen.tasks.manager import TaskManager
-from tests.conftest import fake_catalog
+from imagegen.testing import FAMILIES
+from tests.conftest import CPU, fake_catalog
 from tests.unit.test_task_manager import draft
 
 LIMITS = Limits(max_queue=10, max_batch_size=4, max_pixels=1024 * 1024)
 
 
 def device(root: Path, bus: EventBus) -> Device:
-    executor = GpuExecutor(lambda: LocalEngine(EngineOptions(device="cpu")))
-    return Device(executor, fake_catalog(a={}, b={}), bus, Folders(root, root))
+    executor = GpuExecutor(lambda: LocalEngine(CPU))
+    return Device(executor, fake_catalog(a={}, b={}), bus, Folders(root, root), FAMILIES)
 
 
 async def test_two_devices_hold_models_of_their_own_and_run_at_the_same_time(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ class Machine:
         patch(torch.cuda, "get_device_capability", lambda device: (6, 1))
         patch(devices, "run_kernel", lambda device: _fail(kernel) if kernel else None)
         patch(devices, "_cards", lambda: [Path(f"/dev/nvidia{number}") for number in range(cards)])
-        patch(devices.os, "access", lambda path, mode: permission)
+        patch(os, "access", lambda path, mode: permission)
 
 
 def _fail(words: str) -> NoReturn:

@@ -23,10 +23,10 @@ from imagegen.gpu import devices
 from imagegen.gpu import machine as looking
 from imagegen.gpu.machine import Card, Library, Machine, Torch
 from imagegen.gpu.protocol import DeviceMemory, Failed, Generated, Loaded
-from imagegen.loaders import SPECS
+from imagegen.loaders import PRODUCT, SPECS
 from imagegen.settings import Settings
 from imagegen.storage.lock import exclusive
-from tests.conftest import SCRIPTED
+from imagegen.testing.engine import SCRIPTED
 from tests.pretend_cuda import Card as PretendedCard
 from tests.pretend_cuda import pretended
 
@@ -278,7 +278,7 @@ def catalog(**fields: Any) -> Catalog:
 
 
 def model(settings: Settings, machine: Machine = CPU, **fields: Any) -> Finding:
-    (found,) = checks.models(catalog(**fields), settings, machine)
+    (found,) = checks.models(catalog(**fields), settings, machine, PRODUCT)
     return found
 
 

@@ -14,7 +14,7 @@ from imagegen.catalog.changes import Roots, with_changed_model, with_model, with
 from imagegen.catalog.editing import NotEditable, Put, Remove, edited
 from imagegen.catalog.yaml import YamlProblem, read
 from imagegen.core.errors import ConfigInvalid, ModelExists, ModelNotFound
-from imagegen.loaders import SPECS
+from imagegen.testing import SPECS
 
 #: No path is refused.
 ANYWHERE = Roots(Path("/"), (Path("/"),))

@@ -10,7 +10,7 @@ from PIL import Image
 from imagegen.core.errors import EncodingFailed
 from imagegen.core.task import ImageFormat, Output, Pixels
 from imagegen.storage.encoding import encode, encoder_of, read_receipt
-from tests.conftest import SCRIPTED
+from imagegen.testing.engine import SCRIPTED
 from tests.unit.conftest import grey, task_of
 
 RECEIPT = {"model": "tiny", "request": {"prompt": 'ein Kreis, 红色圆圈, 🟥\n"quoted"', "seed": 7}}

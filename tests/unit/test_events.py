@@ -110,7 +110,8 @@ async def test_whoever_asks_for_everything_hears_of_models_too() -> None:
         bus.publish(step(1, "a"))
         bus.publish(ModelLoading(model="m"))
         bus.close()
-        assert [type(each.event) for each in await heard(subscription)] == [TaskStep, ModelLoading]
+        expected: list[type[object]] = [TaskStep, ModelLoading]
+        assert [type(each.event) for each in await heard(subscription)] == expected
 
 
 # -- late listeners ----------------------------------------------------------------------------------------------------

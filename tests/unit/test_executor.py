@@ -10,7 +10,8 @@ from imagegen.gpu import executor
 from imagegen.gpu.executor import GpuExecutor
 from imagegen.gpu.protocol import DeviceMemory, Generate, Generated, Load, Loaded
 from imagegen.loaders.base import OnStep
-from tests.conftest import SCRIPTED, fake_catalog, load_command, request_for
+from imagegen.testing.engine import SCRIPTED
+from tests.conftest import fake_catalog, load_command, request_for
 
 
 class Stepping:
@@ -35,7 +36,7 @@ class Stepping:
 @pytest.mark.parametrize("at_once", [True, False])
 async def test_every_step_is_heard_in_order_before_the_end(steps: int, at_once: bool) -> None:
     between = None if at_once else threading.Semaphore(0)
-    executor = GpuExecutor(lambda: Stepping(steps, between))  # type: ignore[arg-type]
+    executor = GpuExecutor(lambda: Stepping(steps, between))  # type: ignore[arg-type,return-value]
     heard: list[tuple[Any, ...]] = []
 
     def on_step(step: int, total: int, preview: bytes = b"") -> None:

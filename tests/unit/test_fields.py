@@ -12,6 +12,7 @@ from imagegen.catalog.catalog import Catalog, GlobalSettings, ModelSpec, Section
 from imagegen.catalog.changes import Roots, with_model
 from imagegen.catalog.difference import difference
 from imagegen.catalog.fields import HubSource, Request, Text, WeightsFile, WeightsPath, marks, texts
+from imagegen.catalog.loading import Families
 from imagegen.catalog.schema import json_schema, reference
 from imagegen.core.errors import PathNotAllowed
 from imagegen.loaders import SPECS
@@ -32,7 +33,7 @@ class NewSpec(ModelSpec):
     styles: tuple[Style, ...] = ()
 
 
-FAMILIES = {**SPECS, "new": NewSpec}
+FAMILIES: Families = {**SPECS, "new": NewSpec}
 HEAD = "models:\n  a:\n    name: A\n    type: new\n"
 
 

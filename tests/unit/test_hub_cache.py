@@ -8,11 +8,12 @@ import pytest
 from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
 
 from imagegen.catalog.catalog import HubFiles
-from imagegen.catalog.hub_cache import EVERYTHING, INDEX, HubCache, is_here, lacks
+from imagegen.catalog.hub_cache import EVERYTHING, HubCache, is_here, lacks
+from imagegen.catalog.pipeline_files import INDEX
 from imagegen.catalog.sources import cached_file, cached_snapshot, missing, weights_here
-from imagegen.loaders.fake import FakeSpec
 from imagegen.loaders.flux import FluxSpec
 from imagegen.loaders.gguf import GGUFSpec
+from imagegen.testing.fake import FakeSpec
 
 COMMIT, OLDER = "a" * 40, "b" * 40
 PIPELINE = {

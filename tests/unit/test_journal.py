@@ -18,7 +18,7 @@ from imagegen.core.task import Failure, GenerationTask, InputPictures, StoredIma
 from imagegen.storage.journal import Claim, Claimed, Retention, TaskFilter, TaskJournal
 from imagegen.storage.tables import metadata
 from tests.conftest import request_for
-from tests.unit.conftest import MORNING, task_id, task_of
+from tests.unit.conftest import MORNING, insert_one, task_id, task_of
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def journal(lives: Lives) -> TaskJournal:
 
 
 async def insert(journal: TaskJournal, *numbers: int, **changes: Any) -> list[GenerationTask]:
-    return [await journal.insert(task_of(number, **changes), InputPictures()) for number in numbers]
+    return [await insert_one(journal, task_of(number, **changes)) for number in numbers]
 
 
 def ids(tasks: list[GenerationTask]) -> list[str]:
@@ -92,7 +92,7 @@ async def test_every_field_of_a_record_is_kept(journal: TaskJournal) -> None:
         images=(StoredImage(path="a/b.png", width=1, height=2, seed=3),),
         failure=Failure(code=FailureCode.OUT_OF_MEMORY, message="It failed."),
     )
-    stored = await journal.insert(task, InputPictures())
+    stored = await insert_one(journal, task)
     assert await journal.get(task.id) == stored == task.evolve(sequence=stored.sequence)
 
 
@@ -109,7 +109,7 @@ async def test_an_unknown_task_is_none(journal: TaskJournal) -> None:
 
 
 async def test_what_was_stored_survives_a_restart(journal: TaskJournal, lives: Lives) -> None:
-    stored = [*await insert(journal, 1), await journal.insert(task_of(2), InputPictures(init_image=b"picture"))]
+    stored = [*await insert(journal, 1), await insert_one(journal, task_of(2), InputPictures(init_image=b"picture"))]
     again = await lives.next()
     assert [await again.get(task.id) for task in stored] == stored
     assert await again.pictures(task_id(2)) == InputPictures(init_image=b"picture")
@@ -177,14 +177,14 @@ async def test_what_has_ended_is_not_unfinished(journal: TaskJournal, status: Ta
 
 
 async def test_an_input_image_is_kept_while_it_may_be_needed(journal: TaskJournal) -> None:
-    task = await journal.insert(task_of(1), InputPictures(init_image=bytes(range(256))))
+    task = await insert_one(journal, task_of(1), InputPictures(init_image=bytes(range(256))))
     await journal.update(task.evolve(status=TaskStatus.PROCESSING, attempt=1))
     assert await journal.pictures(task.id) == InputPictures(init_image=bytes(range(256)))
 
 
 async def test_an_input_image_stays_with_what_can_be_made_again(journal: TaskJournal) -> None:
     pictures = InputPictures(init_image=b"picture", mask_image=b"mask")
-    task = await journal.insert(task_of(1), pictures)
+    task = await insert_one(journal, task_of(1), pictures)
     await journal.update(task.evolve(status=TaskStatus.COMPLETED))
     assert await journal.pictures(task.id) == pictures
 
@@ -192,8 +192,8 @@ async def test_an_input_image_stays_with_what_can_be_made_again(journal: TaskJou
 @pytest.mark.parametrize("status", [TaskStatus.FAILED, TaskStatus.CANCELLED])
 async def test_an_input_image_goes_with_what_comes_to_nothing(journal: TaskJournal, status: TaskStatus) -> None:
     task, other = (
-        await journal.insert(task_of(1), InputPictures(init_image=b"picture")),
-        await journal.insert(task_of(2), InputPictures(init_image=b"other")),
+        await insert_one(journal, task_of(1), InputPictures(init_image=b"picture")),
+        await insert_one(journal, task_of(2), InputPictures(init_image=b"other")),
     )
     await journal.update(task.evolve(status=status))
     assert await journal.pictures(task.id) == InputPictures()
@@ -201,7 +201,7 @@ async def test_an_input_image_goes_with_what_comes_to_nothing(journal: TaskJourn
 
 
 async def test_an_input_image_goes_with_its_task(journal: TaskJournal, path: Path) -> None:
-    await journal.insert(task_of(1), InputPictures(init_image=b"picture"))
+    await insert_one(journal, task_of(1), InputPictures(init_image=b"picture"))
     await journal.delete([task_id(1)])
     assert in_the_file(path, "SELECT * FROM inputs") == []
 
@@ -332,7 +332,7 @@ async def test_concurrent_inserts_share_transactions(journal: TaskJournal) -> No
     await journal.count()
     commits: list[Connection] = []
     with watching("commit", commits.append):
-        stored = await asyncio.gather(*(journal.insert(task_of(number), InputPictures()) for number in range(100)))
+        stored = await asyncio.gather(*(insert_one(journal, task_of(number)) for number in range(100)))
     assert [task.sequence for task in stored] == list(range(1, 101))
     assert 1 <= len(commits) <= 3
 
@@ -347,7 +347,7 @@ async def test_calls_that_come_one_after_the_other_commit_one_by_one(journal: Ta
 
 async def test_a_caller_that_goes_away_takes_nobody_along(journal: TaskJournal) -> None:
     await journal.count()
-    calls = [asyncio.create_task(journal.insert(task_of(number), InputPictures())) for number in range(3)]
+    calls = [asyncio.create_task(insert_one(journal, task_of(number))) for number in range(3)]
     await asyncio.sleep(0)
     calls[1].cancel()
     done = await asyncio.gather(*calls, return_exceptions=True)
@@ -356,7 +356,7 @@ async def test_a_caller_that_goes_away_takes_nobody_along(journal: TaskJournal) 
 
 
 async def test_closing_waits_for_what_was_asked(journal: TaskJournal, lives: Lives) -> None:
-    inserting = asyncio.create_task(journal.insert(task_of(1), InputPictures()))
+    inserting = asyncio.create_task(insert_one(journal, task_of(1)))
     await asyncio.sleep(0)
     again = await lives.next()
     assert (await inserting).id == task_id(1)
@@ -383,7 +383,7 @@ async def test_a_full_disk_acknowledges_nothing_and_loses_nothing(journal: TaskJ
     with watching("connect", only_pages(40)):
         await insert(journal, 1)
         with pytest.raises(StorageFull):
-            await journal.insert(task_of(2), InputPictures(init_image=bytes(200_000)))
+            await insert_one(journal, task_of(2), InputPictures(init_image=bytes(200_000)))
     assert await journal.get(task_id(2)) is None
     assert ids(await journal.unfinished()) == [task_id(1)]
     await insert(journal, 3)
@@ -394,8 +394,8 @@ async def test_all_who_share_a_transaction_share_its_failure(journal: TaskJourna
     with watching("connect", only_pages(40)):
         await journal.count()
         outcomes = await asyncio.gather(
-            journal.insert(task_of(1), InputPictures()),
-            journal.insert(task_of(2), InputPictures(init_image=bytes(200_000))),
+            insert_one(journal, task_of(1)),
+            insert_one(journal, task_of(2), InputPictures(init_image=bytes(200_000))),
             return_exceptions=True,
         )
     acknowledged = [outcome.id for outcome in outcomes if isinstance(outcome, GenerationTask)]
@@ -438,7 +438,7 @@ async def test_a_place_that_holds_no_journal_is_a_failed_disk(path: Path, breaki
     try:
         for _ in range(2):
             with pytest.raises(StorageFailed) as raised:
-                await journal.insert(task_of(1), InputPictures())
+                await insert_one(journal, task_of(1))
             assert str(path) not in raised.value.detail
     finally:
         await journal.close()
@@ -572,7 +572,7 @@ async def test_what_retention_cannot_remove_is_left_out(journal: TaskJournal) ->
 
 async def test_tasks_are_listed_by_owner(journal: TaskJournal) -> None:
     for number, owner in ((1, "alice"), (2, "bob"), (3, "alice"), (4, "")):
-        await journal.insert(task_of(number, owner=owner), InputPictures())
+        await insert_one(journal, task_of(number, owner=owner))
     assert ids((await journal.page(TaskFilter(owner="alice"), 10)).tasks) == [task_id(3), task_id(1)]
     assert (await journal.page(TaskFilter(owner=""), 10)).filtered == 1
     assert (await journal.page(TaskFilter(), 10)).filtered == 4

@@ -61,8 +61,8 @@ def test_the_groups_have_every_task_once_the_foremost_first(arrivals: list[tuple
     assert sorted(ticket for group in taken for ticket in group) == sorted(tickets)
     if tickets:
         assert sorted(taken[0]) == sorted(foremost(tickets, now, AGEING))
-        for group in taken[1:]:
-            assert len({it.priority for it in group}) == 1
+        for later_group in taken[1:]:
+            assert len({it.priority for it in later_group}) == 1
     # Nothing was taken out of the lanes themselves.
     assert lanes.waiting(now, AGEING) == Lanes(tickets).waiting(now, AGEING)
 

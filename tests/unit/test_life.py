@@ -18,7 +18,7 @@ from imagegen.core.errors import FailureCode
 from imagegen.core.task import MAX_ATTEMPTS, Failure, GenerationTask, StoredImage, TaskStatus
 from imagegen.tasks import life
 from imagegen.tasks.life import Ended, Ending, IllegalTransition, LiveTask, Queued, Saving, StopRequest
-from tests.conftest import SCRIPTED
+from imagegen.testing.engine import SCRIPTED
 from tests.unit.conftest import MORNING, task_of
 
 NOON = MORNING + timedelta(hours=4)

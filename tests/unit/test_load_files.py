@@ -8,9 +8,9 @@ import pytest
 
 from imagegen.catalog.catalog import Catalog
 from imagegen.catalog.sources import Folders
-from imagegen.loaders import FAMILIES
 from imagegen.models.facts import Facts
 from imagegen.models.fitting import Fitting
+from imagegen.testing import FAMILIES
 from tests.conftest import fake_catalog
 
 PARTS = {
@@ -100,11 +100,11 @@ def catalog(**fields: Any) -> Catalog:
 
 
 def test_their_bytes_are_known_before_a_load(folders: Folders) -> None:
-    assert Fitting(Facts(), folders).file_bytes("a", catalog(local_path="weights")) == len("weights")
+    assert Fitting(Facts(), folders, FAMILIES).file_bytes("a", catalog(local_path="weights")) == len("weights")
 
 
 @pytest.mark.parametrize(
     "fields", [{"type": "fake"}, {"type": "flux", "local_path": "nowhere"}, {"type": "flux", "local_path": "sd"}]
 )
 def test_nobody_knows_how_many_bytes_a_model_without_files_takes(folders: Folders, fields: dict[str, Any]) -> None:
-    assert Fitting(Facts(), folders).file_bytes("a", catalog(**fields)) is None
+    assert Fitting(Facts(), folders, FAMILIES).file_bytes("a", catalog(**fields)) is None

@@ -1,10 +1,13 @@
 """DynamicModelManager with a scripted engine: who is resident, who must leave, and what is said about it."""
 
+import asyncio
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Self
 
 import pytest
 import structlog
@@ -23,7 +26,6 @@ from imagegen.core.events import (
     ModelUnloading,
 )
 from imagegen.core.task import Failure, InputPictures, Lora
-from imagegen.gpu.executor import GpuExecutor
 from imagegen.gpu.protocol import (
     DeviceMemory,
     Failed,
@@ -36,85 +38,23 @@ from imagegen.gpu.protocol import (
     Unload,
     Unloaded,
 )
-from imagegen.loaders.base import Family, OnStep, Placement
-from imagegen.loaders.fake import FakeModelLoader, FakeSpec
+from imagegen.loaders.base import Family
 from imagegen.models.facts import CROWDED_FOR
 from imagegen.models.manager import DynamicModelManager
 from imagegen.models.residency import ModelState
 from imagegen.models.status import LoadProgress
-from tests.conftest import SCRIPTED, request_for
+from imagegen.testing import FAMILIES
+from imagegen.testing.clock import Clock
+from imagegen.testing.engine import CRASHED, HUNG, MISSING, OUT_OF_MEMORY, SCRIPTED, Answer, Kind, ScriptedEngine
+from imagegen.testing.fake import FakeModelLoader, FakeSpec
+from tests.conftest import request_for
 from tests.unit.conftest import grey
 
 FULL = DeviceMemory(gpu_available=True, gpu_name="G", allocated=30, cached=35, total=80, host=5)
 EMPTY = FULL.evolve(allocated=0, cached=0)
 GENERATED = Generated(images=(grey(),), memory=FULL, provenance=SCRIPTED)
-CRASHED = Failed(code=FailureCode.WORKER_CRASHED, message="The worker process died.")
-HUNG = Failed(code=FailureCode.WORKER_HUNG, message="The worker process stopped answering.")
-OUT_OF_MEMORY = Failed(code=FailureCode.OUT_OF_MEMORY, message="Not enough memory.")
-MISSING = Failed(code=FailureCode.WEIGHTS_MISSING, message="The weights are not here.")
-
-
+#: What a picture takes.
 WORK_S = 2
-
-
-class Clock:
-    """Passes when told to."""
-
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-class ScriptedExecutor(GpuExecutor):
-    """Has no engine: it remembers what it was asked and answers as it was told."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self.asked: list[str] = []
-        self.commands: list[Load | Unload | Generate] = []
-        #: What to answer to the next call of a kind, instead of what succeeds.
-        self.instead: dict[str, Any] = {}
-        #: What it measures with a model and without one.
-        self.full, self.empty = FULL, EMPTY
-        #: What a load tells of the bytes that it has read.
-        self.reads: list[int] = []
-        #: What to answer to each call of a kind.
-        self.always: dict[str, Any] = {}
-        #: What happens while a model loads.
-        self.on_load: Callable[[], object] = lambda: None
-
-    def _answer(self, kind: str, command: Load | Unload | Generate, usual: Any) -> Any:
-        self.asked.append(f"{kind} {command.model}")
-        self.commands.append(command)
-        return self.instead.pop(kind, self.always.get(kind, usual))
-
-    async def load(self, command: Load, on_read: Callable[[int], object]) -> Loaded | Failed:
-        self.on_load()
-        for read in self.reads:
-            on_read(read)
-        answer: Loaded | Failed = self._answer("load", command, Loaded(seconds=3.5, weight_bytes=30, memory=self.full))
-        return answer
-
-    async def unload(self, command: Unload) -> Unloaded | Failed:
-        answer: Unloaded | Failed = self._answer("unload", command, Unloaded(warm=command.keep_warm, memory=self.empty))
-        return answer
-
-    async def generate(self, command: Generate, stop: threading.Event, on_step: OnStep) -> Generated | Stopped | Failed:
-        self._clock.now += WORK_S
-        answer: Generated | Stopped | Failed = self._answer("generate", command, GENERATED.evolve(memory=self.full))
-        return answer
-
-    def abort(self) -> bool:
-        return True
-
-    async def recycle(self) -> Measured | Failed:
-        self.asked.append("recycle")
-        return await self.measure()
-
-    async def measure(self) -> Measured | Failed:
-        answer: Measured | Failed = self.instead.pop("measure", Measured(memory=self.empty))
-        return answer
 
 
 def spec(**fields: Any) -> FakeSpec:
@@ -138,15 +78,20 @@ CATALOG = Catalog(
 class House:
     """A manager with everything around it."""
 
-    def __init__(self, catalog: Catalog, folders: Folders) -> None:
+    def __init__(self, catalog: Catalog, folders: Folders, families: Mapping[str, Family] = FAMILIES) -> None:
         self.clock = Clock()
-        self.engine = ScriptedExecutor(self.clock)
+        self.engine = ScriptedEngine(full=FULL, empty=EMPTY, clock=self.clock, work_s=WORK_S)
         self.bus = EventBus(1)
-        self.models = DynamicModelManager(catalog, self.engine, self.bus, folders, self.clock)
+        self.models = DynamicModelManager(catalog, self.engine, self.bus, folders, families, self.clock)
 
     @property
     def current(self) -> str | None:
         return self.models.current.model if self.models.current else None
+
+    async def measure(self, memory: DeviceMemory) -> None:
+        """Start over with a device that has this memory."""
+        self.engine.instead["measure"] = Measured(memory=memory)
+        await self.models.warm_up()
 
     async def work(self, model: str, **request: Any) -> Generated | Stopped | Failed:
         """What the run loop does for a task."""
@@ -257,11 +202,10 @@ async def test_a_failed_load_can_be_tried_again(house: House) -> None:
 
 
 @pytest.fixture
-def file(house: House, tmp_path: Path) -> House:
+def file(tmp_path: Path) -> House:
     """The model `a` is a file of 1000 bytes."""
-    (tmp_path / "models" / "a.bin").write_bytes(bytes(1000))
-    house.models._catalog = CATALOG.model_copy(update={"models": {"a": spec(local_path="a.bin")}})
-    return house
+    (tmp_path / "a.bin").write_bytes(bytes(1000))
+    return House(CATALOG.evolve(models={"a": spec(local_path="a.bin")}), Folders(tmp_path, tmp_path))
 
 
 async def test_each_percent_that_a_load_reads_is_told_once_and_never_more_than_there_is(file: House) -> None:
@@ -286,7 +230,8 @@ async def test_each_percent_that_a_load_reads_is_told_once_and_never_more_than_t
 async def test_a_load_whose_files_are_unknown_tells_bytes_and_no_percents(house: House) -> None:
     house.engine.reads = [10, 20]
     shown = list[LoadProgress | None]()
-    house.engine._answer = lambda *_: shown.append(house.models.status("a").load_progress) or CRASHED  # type: ignore[method-assign,func-returns-value]
+    house.engine.on_call = lambda call: shown.append(house.models.status("a").load_progress)
+    house.engine.instead["load"] = CRASHED
     events = await told(house, house.models.ensure("a"))
     assert shown == [LoadProgress(20, None)]
     assert [type(event) for event in events] == [ModelLoading, ModelFailed]
@@ -294,8 +239,7 @@ async def test_a_load_whose_files_are_unknown_tells_bytes_and_no_percents(house:
 
 
 async def test_a_model_that_comes_from_host_memory_reads_nothing(file: House) -> None:
-    settings = CATALOG.settings.model_copy(update={"host_cache_gb": 1})
-    file.models._catalog = file.models.catalog.model_copy(update={"settings": settings})
+    await file.models.apply(file.models.catalog.evolve(settings=CATALOG.settings.evolve(host_cache_gb=1)))
     await file.models.ensure("a")
     await file.models.evict_idle()
     file.clock.now += 10**6
@@ -379,7 +323,7 @@ async def test_a_model_that_can_never_fit_is_refused_with_the_numbers_and_nobody
         await house.models.check_fits("large")
     await house.models.check_fits("greedy")
     await house.models.ensure("a")
-    house.models._memory = SMALL
+    await house.measure(SMALL)
     failed = await house.models.ensure("large")
     assert failed is not None
     assert (failed.code, house.current) == (FailureCode.OUT_OF_MEMORY, "a")
@@ -413,11 +357,11 @@ async def test_a_picture_that_took_more_than_there_is_is_not_tried_again_nor_is_
     await house.models.ensure("a")
     house.engine.instead["generate"] = OUT_OF_MEMORY.evolve(need_bytes=2 * 2**30)
     await house.work("a", width=1024, height=1024)
-    house.models._memory = SMALL
+    await house.measure(SMALL)
     await house.models.check_fits("a", 1024 * 1024 - 1)
     with pytest.raises(DoesNotFit, match=r"at least 2\.0 GiB"):
         await house.models.check_fits("a", 1024 * 1024)
-    house.models._memory = SMALL.evolve(total=6 * 2**30)  # somebody else had the memory
+    await house.measure(SMALL.evolve(total=6 * 2**30))  # somebody else had the memory
     await house.models.check_fits("a", 2048 * 2048)
 
 
@@ -638,21 +582,15 @@ async def test_a_model_is_cold_then_resident_then_cold(house: House) -> None:
     assert house.models.status("a").state is ModelState.COLD
 
 
-async def test_on_its_way_it_is_loading_or_unloading(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-    usual = ScriptedExecutor._answer
-
-    def look(self: ScriptedExecutor, kind: str, command: Any, answer: Any) -> Any:
-        seen.append((kind, house.models.status("a").state))
-        return usual(self, kind, command, answer)
-
-    monkeypatch.setattr(ScriptedExecutor, "_answer", look)
+async def test_on_its_way_it_is_loading_or_unloading(house: House) -> None:
+    seen = list[tuple[str, ModelState]]()
+    house.engine.on_call = lambda call: seen.append((call, house.models.status("a").state))
     await house.work("a")
     await house.models.unload_all()
     assert seen == [
-        ("load", ModelState.LOADING),
-        ("generate", ModelState.RESIDENT),
-        ("unload", ModelState.UNLOADING),
+        ("load a", ModelState.LOADING),
+        ("generate a", ModelState.RESIDENT),
+        ("unload a", ModelState.UNLOADING),
     ]
 
 
@@ -807,7 +745,7 @@ async def test_what_happens_to_a_warm_model_is_told(warm_house: House) -> None:
     ],
     ids=str,
 )
-async def test_warm_models_that_the_engine_dropped_are_cold(warm_house: House, instead: dict[str, Any]) -> None:
+async def test_warm_models_that_the_engine_dropped_are_cold(warm_house: House, instead: dict[Kind, Answer]) -> None:
     await warm_house.work("a")
     await warm_house.models.ensure("never")
     if "load" in instead:
@@ -1000,47 +938,58 @@ async def test_a_dead_worker_takes_the_warm_ones_along(warm_house: House) -> Non
 # -- the files of the next model ---------------------------------------------------------------------------------------
 
 
+class Listed(FakeModelLoader):
+    """Counts how often it is asked for the files of a model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = 0
+
+    def files(self, spec: FakeSpec, folders: Folders) -> Sequence[Path]:
+        self.asked += 1
+        return ()
+
+
+class Ahead(House):
+    """A manager whose threads run one after the other."""
+
+    def __init__(self, folder: Path) -> None:
+        self.loader = Listed()
+        super().__init__(CATALOG, Folders(folder, folder), {"fake": Family(FakeSpec, self.loader)})
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(max_workers=1))
+
+    async def read(self, model: str | None) -> int:
+        """How often the files of a model were asked for while another one works."""
+        before = self.loader.asked
+        with self.models.reading_ahead(model):
+            await asyncio.to_thread(lambda: None)  # the thread that reads has ended by then
+        return self.loader.asked - before
+
+
 @pytest.mark.parametrize(
-    ("gpu", "model", "read"), [(True, "b", True), (False, "b", False), (True, "gone", False), (True, None, False)]
+    ("gpu", "model", "times"), [(True, "b", 1), (False, "b", 0), (True, "gone", 0), (True, None, 0)]
 )
 async def test_the_files_of_the_next_model_are_read_where_there_is_a_device(
-    house: House, monkeypatch: pytest.MonkeyPatch, gpu: bool, model: str | None, read: bool
+    tmp_path: Path, gpu: bool, model: str | None, times: int
 ) -> None:
-    house.engine.instead["measure"] = Measured(memory=EMPTY.evolve(gpu_available=gpu))
-    await house.models.warm_up()
-    asked: list[str] = []
-    monkeypatch.setattr(house.models._fitting, "files", lambda model, catalog: asked.append(model) or ())
-    with house.models.reading_ahead(model):
-        if (thread := house.models._reading_ahead._thread) is not None:
-            await thread
-    assert asked == (["b"] if read else [])
+    house = Ahead(tmp_path)
+    await house.measure(EMPTY.evolve(gpu_available=gpu))
+    assert await house.read(model) == times
 
 
-async def test_a_model_that_was_loaded_is_read_again_when_it_is_needed_again(
-    house: House, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    house.engine.instead["measure"] = Measured(memory=EMPTY)
-    await house.models.warm_up()
-    asked: list[str] = []
-    monkeypatch.setattr(house.models._fitting, "files", lambda model, catalog: asked.append(model) or ())
-
-    async def read_ahead() -> int:
-        before = len(asked)
-        with house.models.reading_ahead("b"):
-            assert house.models._reading_ahead._thread is not None
-            await house.models._reading_ahead._thread
-        return len(asked) - before
-
-    assert [await read_ahead(), await read_ahead()] == [1, 0]
+async def test_a_model_that_was_loaded_is_read_again_when_it_is_needed_again(tmp_path: Path) -> None:
+    house = Ahead(tmp_path)
+    await house.measure(EMPTY)
+    assert [await house.read("b"), await house.read("b")] == [1, 0]
     await house.models.ensure("b")
-    assert [await read_ahead(), await read_ahead()] == [1, 0]
+    assert [await house.read("b"), await house.read("b")] == [1, 0]
 
 
 # -- several resident models -------------------------------------------------------------------------------------------
 
 #: A device that has room for as many models of 30 bytes as there are.
 VAST = FULL.evolve(total=1000)
-TRIO = {model: spec() for model in ("a", "b", "c", "d")}
+TRIO = {model: spec(name=model, max_batch=2) for model in ("a", "b", "c", "d")}
 
 
 def several(max_resident: int, **settings: Any) -> Catalog:
@@ -1051,17 +1000,28 @@ def several(max_resident: int, **settings: Any) -> Catalog:
 class Several(House):
     """A manager that may keep several models, on a device of `total` bytes; each takes 30."""
 
-    def __init__(self, folder: Path, max_resident: int, total: int = 1000, **settings: Any) -> None:
-        super().__init__(several(max_resident, **settings), Folders(folder, folder))
-        self.has(total, free=total)
+    @classmethod
+    async def of(
+        cls,
+        folder: Path,
+        max_resident: int,
+        total: int = 1000,
+        sizes: Mapping[str, int | None] = MappingProxyType({}),
+        **settings: Any,
+    ) -> Self:
+        """`sizes`: of the models whose files say another size; None: their files say none."""
+        families = {"fake": Family(FakeSpec, FakeModelLoader({**dict.fromkeys(TRIO, 30), **sizes}))}
+        house = cls(several(max_resident, **settings), Folders(folder, folder), families)
+        await house.has(total, free=total)
         for model in TRIO:
-            self.models._facts.learn(model, weights=30)  # as their files say
+            await house.models.check_fits(model)
+        return house
 
-    def has(self, total: int, *, free: int) -> None:
+    async def has(self, total: int, *, free: int) -> None:
         """The device's memory, and what other processes leave of it."""
         self.engine.empty = EMPTY.evolve(total=total, free=free)
         self.engine.full = FULL.evolve(total=total, free=free - FULL.cached)
-        self.models._memory = self.engine.empty
+        await self.measure(self.engine.empty)
 
     async def load(self, *models: str, **answer: Any) -> None:
         for model in models:
@@ -1078,7 +1038,7 @@ class Several(House):
 
 
 async def test_as_many_models_stay_as_may_and_the_least_recently_used_leaves(tmp_path: Path) -> None:
-    house = Several(tmp_path, 2)
+    house = await Several.of(tmp_path, 2)
     await house.load("a", "b")
     assert (house.residents, house.current) == ("ba", "b")
     await house.work("a")
@@ -1091,25 +1051,23 @@ async def test_as_many_models_stay_as_may_and_the_least_recently_used_leaves(tmp
 
 @pytest.mark.parametrize(("total", "residents"), [(97, "cba"), (96, "cb"), (66, "c")])
 async def test_as_many_models_stay_as_fit_with_room_to_work(tmp_path: Path, total: int, residents: str) -> None:
-    house = Several(tmp_path, 3, total=total)  # 3 x 30, and a quarter of 30 to work
+    house = await Several.of(tmp_path, 3, total=total)  # 3 x 30, and a quarter of 30 to work
     await house.load("a", "b", "c")
     assert house.residents == residents
 
 
 async def test_what_other_processes_hold_is_left_out(tmp_path: Path) -> None:
     gib = 2**30
-    house = Several(tmp_path, 2, total=10 * gib)
-    for model in TRIO:
-        house.models._facts.learn(model, weights=3 * gib)
+    house = await Several.of(tmp_path, 2, total=10 * gib, sizes=dict.fromkeys(TRIO, 3 * gib))
     for free, residents in ((10 * gib, "ba"), (4 * gib, "b")):
-        house.has(10 * gib, free=free)
+        await house.has(10 * gib, free=free)
         await house.load("a", "b", device_bytes=3 * gib)
         assert house.residents == residents
         await house.models.unload_all()
 
 
 async def test_what_a_picture_took_beside_the_weights_stays_free_from_then_on(tmp_path: Path) -> None:
-    house = Several(tmp_path, 3, total=100)
+    house = await Several.of(tmp_path, 3, total=100)
     await house.load("a")
     for working_bytes in (40, 1):  # the largest counts
         house.engine.instead["generate"] = GENERATED.evolve(working_bytes=working_bytes, memory=house.engine.full)
@@ -1122,48 +1080,40 @@ async def test_what_a_picture_took_beside_the_weights_stays_free_from_then_on(tm
 
 
 async def test_what_models_share_is_counted_once(tmp_path: Path) -> None:
-    house = Several(tmp_path, 3, total=76)
+    house = await Several.of(tmp_path, 3, total=76)
     await house.load("a", "b", shared={"t5": 20})
     assert house.residents == "ba"
     await house.load("c")  # nobody knows yet that it has the same
     assert house.residents == "cb"
     await house.models.unload_all()
-    house.models._facts.learn("c", weights=30, shared={"t5": 20})
+    await house.load("c", shared={"t5": 20})
+    await house.models.unload_all()
     await house.load("a", "b", "c", shared={"t5": 20})
     assert house.residents == "cba"
 
 
 async def test_a_model_that_nobody_has_weighed_is_loaded_alone_and_stays_beside_others_later(tmp_path: Path) -> None:
-    house = Several(tmp_path, 3)
+    house = await Several.of(tmp_path, 3, sizes={"c": None})
     await house.load("a", "b")
-    house.models._facts.forget("c")
-    house.models._fitting._families = {"fake": Family(FakeSpec, Silent())}
     await house.load("c")
     assert house.residents == "c"
     await house.load("a")
     assert house.residents == "ac"
 
 
-class Silent(FakeModelLoader):
-    """Cannot tell what its models take."""
-
-    def least_bytes(self, spec: FakeSpec, placement: Placement) -> None:  # type: ignore[override]
-        return None
-
-
 async def test_who_would_leave_is_known_beforehand(tmp_path: Path) -> None:
-    house = Several(tmp_path, 2)
+    house = await Several.of(tmp_path, 2)
     assert house.models.victims("a") == []
     await house.load("a", "b")
     assert [house.models.victims(model) for model in "abc"] == [[], [], ["a"]]
     assert house.models.stays("c", ("b", "a")) == ("b",)
     assert house.models.stays("c", ("b",)) == ("b",)
     assert house.models.stays("c", ()) == ()
-    assert Several(tmp_path, 1).models.stays("c", ("b",)) == ()
+    assert (await Several.of(tmp_path, 1)).models.stays("c", ("b",)) == ()
 
 
 async def test_a_load_by_hand_counts_as_a_use(tmp_path: Path) -> None:
-    house = Several(tmp_path, 2)
+    house = await Several.of(tmp_path, 2)
     await house.load("a", "b")
     assert await house.models.load("a") is None
     assert house.engine.asked == ["load a", "load b"]
@@ -1171,7 +1121,7 @@ async def test_a_load_by_hand_counts_as_a_use(tmp_path: Path) -> None:
 
 
 async def test_each_resident_model_has_its_own_time(tmp_path: Path) -> None:
-    house = Several(tmp_path, 3)
+    house = await Several.of(tmp_path, 3)
     await house.load("a", "b", "c")
     house.clock.now += 29 * 60
     await house.work("b")
@@ -1182,7 +1132,7 @@ async def test_each_resident_model_has_its_own_time(tmp_path: Path) -> None:
 
 
 async def test_the_work_of_all_resident_models_since_the_latest_load_is_counted(tmp_path: Path) -> None:
-    house = Several(tmp_path, 2)
+    house = await Several.of(tmp_path, 2)
     await house.load("a", "b")
     for model in "aab":
         await house.work(model)
@@ -1192,7 +1142,7 @@ async def test_the_work_of_all_resident_models_since_the_latest_load_is_counted(
 
 
 async def test_where_fewer_may_stay_the_least_recently_used_leave_and_nobody_is_loaded_again(tmp_path: Path) -> None:
-    house = Several(tmp_path, 3)
+    house = await Several.of(tmp_path, 3)
     await house.load("a", "b", "c")
     events = await told(house, house.models.apply(several(1)))
     assert house.residents == "c"
@@ -1205,7 +1155,7 @@ async def test_where_fewer_may_stay_the_least_recently_used_leave_and_nobody_is_
 
 @pytest.mark.parametrize("death", [CRASHED, HUNG])
 async def test_a_dead_worker_takes_all_resident_models_along(tmp_path: Path, death: Failed) -> None:
-    house = Several(tmp_path, 3)
+    house = await Several.of(tmp_path, 3)
     await house.load("a", "b", "c")
     house.engine.instead["generate"] = death
     await house.work("b")
@@ -1214,9 +1164,8 @@ async def test_a_dead_worker_takes_all_resident_models_along(tmp_path: Path, dea
 
 
 async def test_a_worker_that_is_found_dead_by_the_first_that_leaves_is_no_end_of_the_service(tmp_path: Path) -> None:
-    house = Several(tmp_path, 3, total=100)
+    house = await Several.of(tmp_path, 3, total=100, sizes={"c": 90})
     await house.load("a", "b")
-    house.models._facts.learn("c", weights=90)
     house.engine.instead["unload"] = CRASHED
     assert await house.models.ensure("c") is None
     assert (house.engine.asked[2:], house.residents) == (["unload a", "load c"], "c")
@@ -1231,7 +1180,7 @@ async def test_a_worker_that_is_found_dead_by_the_first_that_leaves_is_no_end_of
 
 
 async def test_a_load_that_runs_out_of_memory_beside_others_is_tried_once_more_without_them(tmp_path: Path) -> None:
-    house = Several(tmp_path, 3)
+    house = await Several.of(tmp_path, 3)
     await house.load("a", "b")
     house.engine.instead["load"] = OUT_OF_MEMORY.evolve(need_bytes=10**15)
     events = await told(house, house.models.ensure("c"))
@@ -1241,12 +1190,12 @@ async def test_a_load_that_runs_out_of_memory_beside_others_is_tried_once_more_w
     assert ModelFailed not in map(type, events)
     switches = [it.switching for it in house.engine.commands if isinstance(it, Unload)]
     assert switches == [True, True]  # what `c` shares with them stays
-    house.models._memory = VAST
+    await house.measure(VAST)
     await house.models.check_fits("c", 10**6)  # what it took in company says nothing
 
 
 async def test_a_picture_that_runs_out_of_memory_beside_others_is_tried_once_more_without_them(tmp_path: Path) -> None:
-    house = Several(tmp_path, 3, host_cache_gb=1)
+    house = await Several.of(tmp_path, 3, host_cache_gb=1)
     await house.load("a", "b", "c")
     house.engine.instead["generate"] = OUT_OF_MEMORY.evolve(need_bytes=10**15)
     events = await told(house, asserted(house.work("b"), Generated))
@@ -1257,7 +1206,7 @@ async def test_a_picture_that_runs_out_of_memory_beside_others_is_tried_once_mor
         ("a", "room"),
         ("c", "room"),
     ]
-    house.models._memory = VAST
+    await house.measure(VAST)
     await house.models.check_fits("b", 10**6)
 
 
@@ -1266,7 +1215,7 @@ async def asserted(work: Awaitable[object], kind: type) -> None:
 
 
 async def test_what_runs_out_of_memory_alone_fails_and_is_not_tried_for_ever(tmp_path: Path) -> None:
-    house = Several(tmp_path, 3)
+    house = await Several.of(tmp_path, 3)
     await house.load("a", "b")
     alone = OUT_OF_MEMORY.evolve(message="The weights take 3 of 4 GiB.")
     house.engine.always["generate"] = alone
@@ -1281,17 +1230,17 @@ async def test_what_runs_out_of_memory_alone_fails_and_is_not_tried_for_ever(tmp
 
 
 async def test_for_pictures_that_could_be_made_one_by_one_nobody_leaves(tmp_path: Path) -> None:
-    house = Several(tmp_path, 2)
+    house = await Several.of(tmp_path, 2)
     await house.load("a", "b")
     house.engine.instead["generate"] = OUT_OF_MEMORY
     outcome = await house.models.generate(
-        "b", request_for(), InputPictures(), threading.Event(), lambda *step: None, together=True
+        "b", request_for(batch_size=2), InputPictures(), threading.Event(), lambda *step: None, together=True
     )
     assert (outcome, house.residents) == (OUT_OF_MEMORY, "ba")
 
 
 async def test_who_ran_out_of_memory_together_does_not_meet_again_for_some_time(tmp_path: Path) -> None:
-    house = Several(tmp_path, 2)
+    house = await Several.of(tmp_path, 2)
     await house.load("a", "b")
     house.engine.instead["generate"] = OUT_OF_MEMORY
     await house.work("b")
@@ -1305,18 +1254,18 @@ async def test_who_ran_out_of_memory_together_does_not_meet_again_for_some_time(
 
 
 async def test_another_entry_may_stay_where_the_one_before_ran_out_of_memory(tmp_path: Path) -> None:
-    house = Several(tmp_path, 2)
+    house = await Several.of(tmp_path, 2)
     await house.load("a", "b")
     house.engine.instead["generate"] = OUT_OF_MEMORY
     await house.work("b")
     changed = several(2)
-    await house.models.apply(changed.evolve(models=TRIO | {"a": spec(gpu_memory_fraction=0.9)}))
+    await house.models.apply(changed.evolve(models=TRIO | {"a": spec(name="a", gpu_memory_fraction=0.9)}))
     await house.load("a")
     assert house.residents == "ab"
 
 
 async def test_a_model_that_is_lost_when_others_leave_for_its_picture_is_loaded_again(tmp_path: Path) -> None:
-    house = Several(tmp_path, 2)
+    house = await Several.of(tmp_path, 2)
     await house.load("a", "b")
     house.engine.instead |= {"generate": OUT_OF_MEMORY, "unload": CRASHED}
     assert isinstance(await house.work("b"), Generated)
@@ -1325,7 +1274,7 @@ async def test_a_model_that_is_lost_when_others_leave_for_its_picture_is_loaded_
 
 
 async def test_a_model_that_is_lost_and_does_not_load_again_kills_one_worker_and_not_two(tmp_path: Path) -> None:
-    house = Several(tmp_path, 2)
+    house = await Several.of(tmp_path, 2)
     await house.load("a", "b")
     house.engine.instead |= {"generate": OUT_OF_MEMORY, "unload": CRASHED, "load": CRASHED}
     assert await house.work("b") == CRASHED
@@ -1333,10 +1282,10 @@ async def test_a_model_that_is_lost_and_does_not_load_again_kills_one_worker_and
 
 
 async def test_a_load_that_was_given_up_evicts_nobody(tmp_path: Path) -> None:
-    house = Several(tmp_path, 2)
+    house = await Several.of(tmp_path, 2)
     await house.load("a")
     house.engine.instead["load"] = OUT_OF_MEMORY
-    house.engine.on_load = lambda: house.models.abandon_load("b")
+    house.engine.on_call = lambda call: house.models.abandon_load("b")
     await house.models.ensure("b")
     assert house.engine.asked[1:] == ["load b"]
     assert house.residents == "a"

@@ -11,7 +11,7 @@ import pytest
 from pydantic import SecretStr
 
 from imagegen.core.errors import DeliveryNotFound, StorageFailed
-from imagegen.core.task import GenerationTask, InputPictures, TaskStatus
+from imagegen.core.task import GenerationTask, TaskStatus
 from imagegen.core.webhooks import Delivery, DeliveryState, Webhook, WebhookEvent
 from imagegen.storage import outbox as outbox_module
 from imagegen.storage.journal import TaskJournal
@@ -20,7 +20,7 @@ from imagegen.webhooks.client import Answer
 from imagegen.webhooks.sender import WebhookSender
 from imagegen.webhooks.signing import Signer
 from tests.receiver import SECRET
-from tests.unit.conftest import MORNING, task_of
+from tests.unit.conftest import MORNING, insert_one, task_of
 
 ALL = tuple(WebhookEvent)
 DELAYS_S = (5, 300, 1800)
@@ -58,7 +58,7 @@ async def all_of(journal: TaskJournal, **wanted: Any) -> list[Delivery]:
 
 async def born(journal: TaskJournal, *tasks: GenerationTask) -> list[Delivery]:
     for task in tasks:
-        await journal.insert(task, InputPictures())
+        await insert_one(journal, task)
         await journal.update(ended(task))
     return await all_of(journal)
 
@@ -67,7 +67,7 @@ async def born(journal: TaskJournal, *tasks: GenerationTask) -> list[Delivery]:
 
 
 async def test_an_end_and_its_telling_are_one_transaction(journal: TaskJournal, path: Path) -> None:
-    task = await journal.insert(told(1), InputPictures())
+    task = await insert_one(journal, told(1))
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE TRIGGER no BEFORE INSERT ON deliveries BEGIN SELECT RAISE(ABORT, 'no'); END")
         connection.commit()
@@ -84,7 +84,7 @@ async def test_an_end_and_its_telling_are_one_transaction(journal: TaskJournal, 
 
 async def test_what_was_not_asked_for_is_not_told(journal: TaskJournal) -> None:
     for number, events in enumerate([(WebhookEvent.FAILED,), ALL, (WebhookEvent.STARTED,)]):
-        task = await journal.insert(told(number, events=events), InputPictures())
+        task = await insert_one(journal, told(number, events=events))
         await journal.update(task.evolve(status=TaskStatus.PROCESSING))  # its model is being loaded
         await journal.begin(task.evolve(status=TaskStatus.PROCESSING, attempt=1))
         await journal.update(ended(task))
@@ -98,7 +98,7 @@ async def test_what_was_not_asked_for_is_not_told(journal: TaskJournal) -> None:
 
 @pytest.mark.parametrize("status", [TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED])
 async def test_each_end_is_told_by_its_own_word(journal: TaskJournal, status: TaskStatus) -> None:
-    task = await journal.insert(told(1), InputPictures())
+    task = await insert_one(journal, told(1))
     await journal.update(ended(task, status))
     (found,) = await all_of(journal)
     delivery = await journal.outbox.get(found.id)

@@ -15,6 +15,7 @@ from imagegen.gpu.protocol import (
     Answer,
     Command,
     DeviceMemory,
+    EngineOptions,
     Failed,
     Generate,
     Generated,
@@ -31,7 +32,9 @@ from imagegen.gpu.protocol import (
     unpack_answer,
     unpack_command,
 )
-from tests.conftest import SCRIPTED, request_for
+from imagegen.loaders.base import families_named
+from imagegen.testing.engine import SCRIPTED
+from tests.conftest import request_for
 
 MEMORY = DeviceMemory(gpu_available=True, gpu_name="H200", allocated=2**37, cached=2**38, total=2**39, host=2**33)
 
@@ -200,3 +203,23 @@ def test_any_bytes_are_a_message_or_refused(frame: bytes) -> None:
 def test_only_the_end_of_a_worker_takes_along_what_was_resident(code: FailureCode) -> None:
     died = {FailureCode.WORKER_CRASHED, FailureCode.WORKER_HUNG}
     assert Failed(code=code, message="").worker_died is (code in died)
+
+
+@pytest.mark.parametrize("name", ["", "imagegen.loaders", "imagegen.loaders:", ":FAMILIES", "a b:C", "a:b.c", "../a:b"])
+def test_a_table_of_families_is_named_by_module_and_attribute(name: str) -> None:
+    with pytest.raises(ValidationError):
+        EngineOptions(families=name)
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("imagegen.nowhere:FAMILIES", ImportError),
+        ("imagegen.loaders:NOTHING", AttributeError),
+        ("imagegen.loaders:SPECS", TypeError),
+        ("imagegen.loaders:PRODUCT", TypeError),
+    ],
+)
+def test_a_name_of_no_table_of_families_is_refused_at_the_start(name: str, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        families_named(name)

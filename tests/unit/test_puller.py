@@ -8,7 +8,15 @@ import pytest
 from huggingface_hub import constants
 
 from imagegen.catalog.catalog import HubFiles
-from imagegen.core.errors import Draining, FailureCode, ModelNotFound, NoRepository, NotPulling, WeightsHere
+from imagegen.core.errors import (
+    Draining,
+    FailureCode,
+    ImagegenError,
+    ModelNotFound,
+    NoRepository,
+    NotPulling,
+    WeightsHere,
+)
 from imagegen.core.events import EventBus, ModelPulling
 from imagegen.hub.process import OnProgress
 from imagegen.hub.protocol import Fetch, Fetched, Progress, Refused
@@ -170,10 +178,13 @@ async def test_a_process_that_cannot_be_started_is_a_failure(house: House) -> No
 
 
 async def test_what_cannot_be_pulled_is_refused(house: House) -> None:
-    for model, error in (("here", WeightsHere), ("none", NoRepository), ("nothing", ModelNotFound)):
+    refused: list[tuple[str, type[ImagegenError]]]
+    refused = [("here", WeightsHere), ("none", NoRepository), ("nothing", ModelNotFound)]
+    for model, error in refused:
         with pytest.raises(error):
             house.puller.start(model)
-    for model, error in (("a", NotPulling), ("nothing", ModelNotFound)):
+    refused = [("a", NotPulling), ("nothing", ModelNotFound)]
+    for model, error in refused:
         with pytest.raises(error):
             house.puller.cancel(model)
     assert house.puller.is_here("here")

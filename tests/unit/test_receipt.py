@@ -2,7 +2,7 @@
 
 from imagegen.core.provenance import differences
 from imagegen.core.receipt import Receipt, receipt_of
-from tests.conftest import SCRIPTED
+from imagegen.testing.engine import SCRIPTED
 from tests.unit.conftest import task_of
 
 

@@ -10,11 +10,11 @@ from imagegen.catalog.loading import load_catalog
 from imagegen.gpu.executor import GpuExecutor
 from imagegen.gpu.protocol import EngineOptions
 from imagegen.gpu.worker_engine import WorkerEngine
-from imagegen.loaders import SPECS
 from imagegen.settings import Settings
 from imagegen.tasks.queue import ControlTicket, TaskQueue
 from imagegen.tasks.scheduling import Costs, Current, Fairness
 from imagegen.tasks.tickets import TaskTicket
+from imagegen.testing import SPECS, WITH_FAKE
 from tests.conftest import fake_config
 
 
@@ -28,7 +28,7 @@ def service(tmp_path: Path) -> Service:
     config = tmp_path / "models.yaml"
     config.write_text(fake_config(a={}, b={}))
     settings = Settings(config=config, data_dir=tmp_path / "data", isolation="process", device="cpu")
-    return Service(settings, load_catalog(config, SPECS))
+    return Service(settings, load_catalog(config, SPECS), WITH_FAKE)
 
 
 class NothingMeasured:

@@ -11,7 +11,7 @@ from imagegen.builtin import builtin_model
 from imagegen.catalog.sources import local_folder, lora_files, weights_here
 from imagegen.core.errors import LoraNotFound
 from imagegen.core.task import Lora
-from imagegen.loaders.fake import FakeSpec
+from imagegen.testing.fake import FakeSpec
 
 MODELS = Path("models")
 

@@ -1,4 +1,4 @@
-"""TaskManager with a scripted executor and a clock that the test advances: intake, runner, stopping."""
+"""TaskManager with a scripted engine and a clock that the test advances: intake, runner, stopping."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from structlog.contextvars import merge_contextvars
+from structlog.testing import capture_logs
 
 from imagegen.api.native.tasks.view import task_view
 from imagegen.catalog.sources import Folders
@@ -31,13 +33,19 @@ from imagegen.storage.journal import Claim, TaskFilter, TaskJournal
 from imagegen.tasks.admission import Limits, TaskDraft
 from imagegen.tasks.device import Device
 from imagegen.tasks.manager import TaskManager
-from tests.conftest import SCRIPTED, fake_catalog
-from tests.scripted import BROKEN, CRASH, FULL, MAX_BATCH, Clock, ScriptedExecutor
+from imagegen.testing import FAMILIES
+from imagegen.testing.clock import Clock
+from imagegen.testing.engine import BROKEN, CRASHED, OUT_OF_MEMORY, SCRIPTED, ScriptedEngine
+from tests.conftest import fake_catalog
 from tests.unit.conftest import task_id as id_of
 from tests.unit.conftest import task_of
 
 LIMITS = Limits(max_queue=4, max_batch_size=2, max_pixels=10_000)
 BROKEN_DEVICE = Failed(code=FailureCode.DEVICE_FAULT, message="The device is broken.")
+
+
+#: The most pictures of one call of `a`.
+MAX_BATCH = 4
 
 
 class GatedJournal(TaskJournal):
@@ -93,12 +101,12 @@ class House:
 
     def __init__(self, root: Path, bucket: FileStore | None, models: dict[str, Any]) -> None:
         self.clock = Clock()
-        self.engine = ScriptedExecutor()
+        self.engine = ScriptedEngine(waits=True)
         self.bus = EventBus(first_id=1)
         self.journal = GatedJournal(root / "tasks.sqlite3")
         self.images = ImageStore(root / "images", bucket)
         catalog = fake_catalog(**({"a": {"max_batch": MAX_BATCH}, "b": {}} | models))
-        self.device = Device(self.engine, catalog, self.bus, Folders(root, root), self.clock)
+        self.device = Device(self.engine, catalog, self.bus, Folders(root, root), FAMILIES, self.clock)
         self.models = self.device.models
         self.tasks = TaskManager(self.device, self.journal, self.images, self.bus, LIMITS, cancel_grace_s=3600)
 
@@ -243,7 +251,7 @@ async def test_a_quarantined_model_takes_no_task_and_no_plan(tmp_path: Path) -> 
         for _ in range(2):
             house.engine.holds = True
             await house.engine.until_loading()
-            house.engine.end_load(CRASH)
+            house.engine.end_load(CRASHED)
         await house.ended(task_id)
         with pytest.raises(ModelQuarantined):
             await house.submit()
@@ -528,9 +536,9 @@ async def test_a_broken_device_ends_the_run_loop_and_the_task_runs_again_after_a
 async def test_a_task_runs_again_after_its_worker_died_and_fails_when_that_happens_twice(tmp_path: Path) -> None:
     async with opened(tmp_path) as house:
         task_id, other = await house.submit("b"), await house.submit("b")
-        await house.fail_call(CRASH)
+        await house.fail_call(CRASHED)
         await house.until(task_id, "queued", times=2)
-        await house.fail_call(CRASH)
+        await house.fail_call(CRASHED)
         task = await house.ended(task_id)
         assert task.failure is not None
         assert (task.failure.code, task.attempt) == (FailureCode.WORKER_CRASHED, 2)
@@ -549,13 +557,23 @@ async def test_a_load_that_kills_the_worker_is_an_attempt(tmp_path: Path) -> Non
         for _ in range(2):
             house.engine.holds = True
             await house.engine.until_loading()
-            house.engine.end_load(CRASH)
+            house.engine.end_load(CRASHED)
         task = await house.ended(task_id)
         assert task.failure is not None
         assert (task.failure.code, task.attempt) == (FailureCode.WORKER_CRASHED, 2)
 
 
-@pytest.mark.parametrize("outcome", [BROKEN, FULL])
+async def test_the_log_lines_of_a_load_and_of_a_failure_name_the_task(tmp_path: Path) -> None:
+    with capture_logs(processors=[merge_contextvars]) as logged:
+        async with opened(tmp_path) as house:
+            task_id = await house.submit("b")
+            await house.fail_call(BROKEN)
+            await house.ended(task_id)
+    named = {line["event"]: line.get("task_id") for line in logged}
+    assert named["model_loaded"] == named["engine_failed"] == named["task_ended"] == task_id
+
+
+@pytest.mark.parametrize("outcome", [BROKEN, OUT_OF_MEMORY])
 async def test_any_other_failure_of_a_task_alone_is_its_end(tmp_path: Path, outcome: Failed) -> None:
     async with opened(tmp_path) as house:
         task_id = await house.submit()
@@ -593,7 +611,7 @@ async def test_after_a_shared_call_that_failed_each_task_runs_alone(tmp_path: Pa
 async def test_after_a_shared_call_that_was_too_large_the_tasks_run_in_smaller_calls(tmp_path: Path) -> None:
     async with opened(tmp_path) as house:
         ids = await house.four()
-        await house.fail_call(FULL)
+        await house.fail_call(OUT_OF_MEMORY)
         for pair in (ids[:2], ids[2:]):
             assert len((await house.engine.until_generating()).companions) == 1
             house.engine.answer(None)
@@ -605,7 +623,7 @@ async def test_after_a_shared_call_that_was_too_large_the_tasks_run_in_smaller_c
 async def test_after_a_shared_call_that_killed_the_worker_the_attempt_counts_for_both(tmp_path: Path) -> None:
     async with opened(tmp_path) as house:
         ids = await house.pair()
-        await house.fail_call(CRASH)
+        await house.fail_call(CRASHED)
         for task_id in ids:
             assert (await house.engine.until_generating()).companions == ()
             house.engine.answer(None)
@@ -659,7 +677,7 @@ async def test_a_task_that_was_cancelled_when_its_call_failed_is_cancelled(tmp_p
         task_id = await house.submit()
         await house.engine.until_generating()
         await house.tasks.cancel(task_id)
-        house.engine.answer(CRASH)
+        house.engine.answer(CRASHED)
         assert (await house.ended(task_id)).status is TaskStatus.CANCELLED
 
 
@@ -716,7 +734,7 @@ async def test_a_task_that_goes_back_to_the_queue_can_be_cancelled_before_that_i
     async with opened(tmp_path) as house:
         house.journal.holds = lambda task: task.status is TaskStatus.PENDING
         task_id = await house.submit()
-        await house.fail_call(CRASH)
+        await house.fail_call(CRASHED)
         await house.journal.waiting.wait()
         assert (await house.tasks.cancel(task_id)).status is TaskStatus.CANCELLED
         house.journal.gate.set()
@@ -835,7 +853,7 @@ async def test_no_task_joins_a_call_while_the_service_drains(tmp_path: Path) -> 
         assert (await house.record(second)).status is TaskStatus.PENDING
 
 
-@pytest.mark.parametrize("outcome", [None, CRASH])
+@pytest.mark.parametrize("outcome", [None, CRASHED])
 async def test_a_hurried_drain_puts_the_running_tasks_back_and_the_attempt_does_not_count(
     tmp_path: Path, outcome: Failed | None
 ) -> None:

@@ -7,7 +7,7 @@ import pytest
 from imagegen.catalog.sources import Folders
 from imagegen.core.errors import WeightsMissing, WeightsRefused
 from imagegen.loaders.base import find_weights
-from imagegen.loaders.fake import FakeSpec
+from imagegen.testing.fake import FakeSpec
 
 #: A source that is in nobody's cache.
 NOWHERE = "imagegen-tests/in-nobodys-cache"

@@ -13,7 +13,7 @@ from imagegen.builtin import default_config
 from imagegen.catalog.catalog import Catalog
 from imagegen.catalog.loading import ConfigError, load_catalog, parse_catalog
 from imagegen.catalog.yaml import MAX_BYTES, MAX_DEPTH
-from imagegen.loaders import SPECS
+from imagegen.testing import SPECS
 
 KNOWN = "diffusers, fake, flux, flux_nunchaku, gguf, nunchaku, stable_diffusion"
 REPOSITORY = Path(__file__).parents[2]

@@ -11,9 +11,6 @@ from imagegen.catalog.catalog import RESERVED_IDS, GlobalSettings, ModelSpec, Se
 from imagegen.catalog.fields import spellings
 from imagegen.catalog.loading import Families
 
-#: What only tests need.
-_HIDDEN = {"fake"}
-
 
 def description(kind: type[Section], name: str) -> str:
     """The description of a field. A family that narrows `pipeline_class` inherits the one of its base class."""
@@ -28,20 +25,19 @@ def description(kind: type[Section], name: str) -> str:
 
 def json_schema(families: Families) -> dict[str, Any]:
     """JSON schema (draft 2020-12) of a models.yaml."""
-    kinds = {word: kind for word, kind in families.items() if word not in _HIDDEN}
     definitions: dict[str, Any] = {}
-    for kind in {GlobalSettings: None} | dict.fromkeys(kinds.values()):
+    for kind in {GlobalSettings: None} | dict.fromkeys(families.values()):
         definitions |= _definitions(kind)
     entry = {
         "type": "object",
         "required": ["type"],
-        "properties": {"type": {"enum": sorted(kinds), "description": "The model's family."}},
+        "properties": {"type": {"enum": sorted(families), "description": "The model's family."}},
         "allOf": [
             {
                 "if": {"properties": {"type": {"const": word}}, "required": ["type"]},
                 "then": {"$ref": f"#/$defs/{kind.__name__}"},
             }
-            for word, kind in kinds.items()
+            for word, kind in families.items()
         ],
     }
     settings = {"anyOf": [{"$ref": "#/$defs/GlobalSettings"}, {"type": "null"}]}
@@ -102,8 +98,7 @@ def reference(families: Families) -> str:
     """The reference page, in Markdown."""
     by_kind: dict[type[ModelSpec], list[str]] = {}
     for word, kind in families.items():
-        if word not in _HIDDEN:
-            by_kind.setdefault(kind, []).append(word)
+        by_kind.setdefault(kind, []).append(word)
     tables = {"`global`": _rows(GlobalSettings, ()), "`models`: every entry": _rows(ModelSpec, ("type",))}
     for kind in _bases(by_kind):
         words = ", ".join(f"`{word}`" for one, names in by_kind.items() if issubclass(one, kind) for word in names)

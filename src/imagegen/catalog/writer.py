@@ -79,7 +79,8 @@ class CatalogWriter:
         """`catalog` is in force already. `begin` checks whether the file still says so."""
         self._file = file
         self._versions = versions
-        self._families = families
+        #: The spec class of each family.
+        self.families = families
         self._swap = swap
         self._bus = bus
         #: The catalog that is in force after all pending swaps, and the ETag of its text.
@@ -266,7 +267,7 @@ class CatalogWriter:
             return False
 
     def _parse(self, text: str) -> "_Text":
-        return _Text(text, etag_of(text), parse_catalog(text, self._families, name=self._file.name))
+        return _Text(text, etag_of(text), parse_catalog(text, self.families, name=self._file.name))
 
     def _reject(self, error: ConfigError, source: str) -> None:
         errors = tuple(error.lines)

@@ -8,6 +8,7 @@ from imagegen.cli.doctor import doctor
 from imagegen.cli.generate import generate, inspect, replay
 from imagegen.cli.models import models_app
 from imagegen.cli.serving import serve
+from imagegen.loaders import PRODUCT
 
 app = typer.Typer(
     help="Self-hosted image generation: many models, one GPU, an HTTP API that never loses a task.",
@@ -21,9 +22,9 @@ app.add_typer(models_app, name="models")
 app.add_typer(config_app, name="config")
 
 
-def main() -> None:
-    """Entry point."""
-    app()
+def main(families: str = PRODUCT) -> None:
+    """Entry point. `families`: the table of model families, as `module:attribute`."""
+    app(obj=families)
 
 
 @app.command()

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from imagegen.builtin import default_config
 from imagegen.catalog.catalog import Catalog, HubFiles, ModelSpec
@@ -26,8 +26,8 @@ from imagegen.gpu.engine import LEAST_FOREIGN_BYTES
 from imagegen.gpu.machine import Card, Library, Machine
 from imagegen.gpu.protocol import CONTEXT_BYTES, EngineOptions, Failed, Generate, Generated, Load
 from imagegen.gpu.worker_engine import WorkerEngine
-from imagegen.loaders import FAMILIES, SPECS
-from imagegen.loaders.base import Placement, advice
+from imagegen.loaders import SPECS
+from imagegen.loaders.base import ModelLoader, Placement, advice, families_named, specs_of
 from imagegen.loaders.nunchaku import INSTALL, NunchakuSpec
 from imagegen.loaders.options import OptionsSpec
 from imagegen.loaders.parts import Parts
@@ -66,11 +66,11 @@ class Finding(Value):
 # -- configuration -----------------------------------------------------------------------------------------------------
 
 
-def configuration(settings: Settings) -> tuple[Catalog | None, list[Finding]]:
+def configuration(settings: Settings, families: str) -> tuple[Catalog | None, list[Finding]]:
     """The catalog, or None if the file is invalid; and a finding for the file or for each of its problems."""
     file, mend = str(settings.config), "`imagegen config check` shows the same; every field is in docs/models-yaml.md."
     try:
-        catalog = load_catalog(settings.config, SPECS)
+        catalog = load_catalog(settings.config, specs_of(families_named(families)))
     except ConfigError as error:
         lines = [line.removeprefix(f"{file}:") for line in error.lines]
         fault = {"level": "fault", "mend": mend, "exit_code": EX_CONFIG}
@@ -276,12 +276,16 @@ def _torchvision(machine: Machine) -> Finding:
 # -- models ------------------------------------------------------------------------------------------------------------
 
 
-def models(catalog: Catalog, settings: Settings, machine: Machine) -> Iterator[Finding]:
+def models(catalog: Catalog, settings: Settings, machine: Machine, families: str) -> Iterator[Finding]:
     """For each entry: whether its weights are here, whether it fits, and whether it has what it needs."""
+    table = families_named(families)
     for model_id, spec in catalog.models.items():
         folder = local_folder(spec, settings.models_path)
         here = weights_here(spec, settings.models_path) or (folder is not None and folder.exists() and not spec.hf_path)
-        yield _model(model_id, catalog, settings, machine) if here else _absent(model_id, spec, settings.models_path)
+        if here:
+            yield _model(model_id, catalog, settings, machine, table[spec.type].loader)
+        else:
+            yield _absent(model_id, spec, settings.models_path)
 
 
 def _absent(model_id: str, spec: ModelSpec, models_dir: Path) -> Finding:
@@ -299,15 +303,15 @@ def _not_here(files: HubFiles) -> str:
     return source if first == EVERYTHING else f"{source} ({first})"
 
 
-def _model(model_id: str, catalog: Catalog, settings: Settings, machine: Machine) -> Finding:
+def _model(model_id: str, catalog: Catalog, settings: Settings, machine: Machine, loader: ModelLoader[Any]) -> Finding:
     spec, where = catalog.models[model_id], Folders(settings.models_path, settings.loras_path)
     if (lack := _lack(spec, machine)) is not None:
         return _fault("models", model_id, f"here, and cannot run: {lack[0]}", lack[1], EX_UNAVAILABLE)
     cards = machine.torch.cards if machine.torch is not None and settings.device != "cpu" else ()
     placement = Placement("cuda" if cards else "cpu", catalog.settings, where, Parts())
     try:
-        FAMILIES[spec.type].loader.check(spec, where)
-        size = FAMILIES[spec.type].loader.least_bytes(spec, placement)
+        loader.check(spec, where)
+        size = loader.least_bytes(spec, placement)
     except EngineError as error:
         mend = f"`imagegen models pull {model_id}`" if spec.hub_files() else f"{advice(spec)}.".capitalize()
         return _fault("models", model_id, error.detail, mend, EX_DATAERR)

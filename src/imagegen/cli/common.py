@@ -8,7 +8,8 @@ from pydantic import ValidationError
 
 from imagegen.catalog.catalog import Catalog
 from imagegen.catalog.loading import ConfigError, load_catalog
-from imagegen.loaders import SPECS
+from imagegen.loaders import PRODUCT
+from imagegen.loaders.base import families_named, specs_of
 from imagegen.settings import Settings
 
 #: A replay whose pixels differ.
@@ -36,9 +37,15 @@ def settings_with(**given: Any) -> Settings:
         fail("\n".join(lines), EX_CONFIG)
 
 
-def open_catalog(path: Path) -> Catalog:
+def families_of(context: typer.Context) -> str:
+    """The table of model families, as `module:attribute`, that `main` was called with."""
+    return str(context.find_root().obj or PRODUCT)
+
+
+def open_catalog(path: Path, families: str) -> Catalog:
+    """Read models.yaml. Ends the command if it is invalid."""
     try:
-        return load_catalog(path, SPECS)
+        return load_catalog(path, specs_of(families_named(families)))
     except ConfigError as error:
         fail(str(error), EX_CONFIG)
 

@@ -11,13 +11,14 @@ from rich.table import Column, Table
 import imagegen
 from imagegen.cli import checks
 from imagegen.cli.checks import Finding
-from imagegen.cli.common import ConfigOption, settings_with
+from imagegen.cli.common import ConfigOption, families_of, settings_with
 from imagegen.gpu.machine import Machine, look
 
 MARKS = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "fault": "[bold red]FAULT[/]"}
 
 
 def doctor(
+    context: typer.Context,
     config: ConfigOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")] = False,
 ) -> None:
@@ -25,15 +26,15 @@ def doctor(
 
     Changes nothing, and can run while the service runs.
     """
-    settings = settings_with(config=config)
+    settings, families = settings_with(config=config), families_of(context)
     with Console(stderr=True).status("Asking torch ..."):
         machine = look(settings.device)
-    catalog, findings = checks.configuration(settings)
+    catalog, findings = checks.configuration(settings, families)
     findings += checks.folders(settings)
     findings += checks.device(machine, settings)
     findings += checks.libraries(machine)
     if catalog is not None:
-        findings += checks.models(catalog, settings, machine)
+        findings += checks.models(catalog, settings, machine, families)
     with Console(stderr=True).status("Drawing ..."):
         findings.append(checks.picture(settings))
     exit_code = next((finding.exit_code for finding in findings if finding.level == "fault"), 0)

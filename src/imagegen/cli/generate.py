@@ -23,6 +23,7 @@ from imagegen.cli.common import (
     EX_UNAVAILABLE,
     ConfigOption,
     fail,
+    families_of,
     open_catalog,
     settings_with,
 )
@@ -56,6 +57,7 @@ PictureFile = typer.Argument(exists=True, dir_okay=False, help="A picture that i
 
 
 def generate(
+    context: typer.Context,
     prompt: Annotated[str, typer.Argument(help="What the picture shows.")],
     output: Annotated[
         Path,
@@ -90,7 +92,7 @@ def generate(
         output=Output(format=_format_of(output), quality=quality, metadata=metadata),
         pictures=_read_pictures(image, mask),
     )
-    _, files = _make(draft, settings_with(config=config), output)
+    _, files = _make(draft, settings_with(config=config), families_of(context), output)
     for path in _write(files, output):
         typer.echo(path)
 
@@ -101,6 +103,7 @@ def inspect(file: Annotated[Path, PictureFile]) -> None:
 
 
 def replay(
+    context: typer.Context,
     file: Annotated[Path, PictureFile],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="File to write; default: the name of FILE with -replay.")
@@ -121,7 +124,7 @@ def replay(
         output=Output(format=_format_of(output)),
         pictures=_read_pictures(image, mask),
     )
-    task, files = _make(draft, settings_with(config=config), output, receipt)
+    task, files = _make(draft, settings_with(config=config), families_of(context), output, receipt)
     typer.echo(_write(files, output)[0])
     assert task.provenance is not None
     changes = differences(receipt.provenance, task.provenance)
@@ -158,10 +161,10 @@ def _receipt(file: Path) -> Receipt:
 
 
 def _make(
-    draft: TaskDraft, settings: Settings, output: Path, receipt: Receipt | None = None
+    draft: TaskDraft, settings: Settings, families: str, output: Path, receipt: Receipt | None = None
 ) -> tuple[GenerationTask, list[bytes]]:
     """Run one task in a temporary service. Returns the task and the files of its pictures."""
-    catalog = open_catalog(settings.config)
+    catalog = open_catalog(settings.config, families)
     if not output.parent.is_dir():
         fail(f"cannot write {output}: there is no folder {output.parent}", EX_CANTCREAT)
     if receipt is not None:
@@ -185,7 +188,7 @@ def _make(
             "drain_timeout_s": 0,
         }
         try:
-            return asyncio.run(_run(draft, settings.model_copy(update=own), catalog))
+            return asyncio.run(_run(draft, settings.model_copy(update=own), catalog, families))
         except KeyboardInterrupt:
             fail("Cancelled.", EX_INTERRUPTED)
 
@@ -207,11 +210,13 @@ def _check_inputs(pictures: InputPictures, receipt: Receipt) -> None:
             fail(f"--{option}: the picture {what} (sha256: {expected or 'none'})", EX_DATAERR)
 
 
-async def _run(draft: TaskDraft, settings: Settings, catalog: Catalog) -> tuple[GenerationTask, list[bytes]]:
+async def _run(
+    draft: TaskDraft, settings: Settings, catalog: Catalog, families: str
+) -> tuple[GenerationTask, list[bytes]]:
     # Imported here: the other commands do not need FastAPI.
     from imagegen.app import Service
 
-    made = Service(settings, catalog)
+    made = Service(settings, catalog, families)
     service, images = made.services.service, made.services.images
     async with made.lifecycle.run():
         try:

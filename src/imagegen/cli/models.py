@@ -22,6 +22,7 @@ from imagegen.cli.common import (
     EX_UNAVAILABLE,
     ConfigOption,
     fail,
+    families_of,
     open_catalog,
     settings_with,
 )
@@ -51,12 +52,12 @@ def models(context: typer.Context, config: ConfigOption = None) -> None:
     """List the configured models and whether their weights are on this machine."""
     context.obj = config
     if context.invoked_subcommand is None:
-        _list_models(config)
+        _list_models(config, families_of(context))
 
 
-def _list_models(config: Path | None) -> None:
+def _list_models(config: Path | None, families: str) -> None:
     settings = settings_with(config=config)
-    catalog = open_catalog(settings.config)
+    catalog = open_catalog(settings.config, families)
     # Names do not wrap, so that they can be copied and searched for.
     names = [Column(title, no_wrap=True) for title in ("id", "type", "weights")]
     table = Table(*names, "description", box=None)
@@ -78,7 +79,7 @@ def models_pull(
     Bytes that are there already are not downloaded again.
     """
     settings = settings_with(config=config or context.obj)
-    spec = open_catalog(settings.config).models.get(name)
+    spec = open_catalog(settings.config, families_of(context)).models.get(name)
     if spec is None:
         fail(f"There is no model '{name}'; `imagegen models` lists them.", EX_DATAERR)
     if weights_here(spec, settings.models_path):

@@ -15,13 +15,22 @@ from imagegen.cli.common import (
     EX_TEMPFAIL,
     ConfigOption,
     fail,
+    families_of,
     open_catalog,
     settings_with,
 )
-from imagegen.core.errors import DataDirInUse, DataDirUnusable, JournalDamaged, StoreMisconfigured
+from imagegen.core.errors import (
+    DataDirInUse,
+    DataDirUnusable,
+    JournalDamaged,
+    StorageFailed,
+    StorageFull,
+    StoreMisconfigured,
+)
 
 
 def serve(
+    context: typer.Context,
     host: Annotated[str | None, typer.Option(help="Address to listen on.  [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 chooses one.  [default: 5050]")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the tasks and pictures.")] = None,
@@ -30,13 +39,13 @@ def serve(
 ) -> None:
     """Start the HTTP service. Every setting is also an IMAGEGEN_* variable."""
     settings = settings_with(host=host, port=port, data_dir=data_dir, config=config, isolation=isolation)
-    catalog = open_catalog(settings.config)
+    catalog = open_catalog(settings.config, families_of(context))
     logs.configure(catalog.settings.log_level)
     # Imported here: the other commands do not need FastAPI.
     from imagegen.server import serve as run
 
     try:
-        code = run(settings, catalog)
+        code = run(settings, catalog, families_of(context))
     except DataDirInUse as error:
         fail(error.detail, EX_TEMPFAIL)
     except DataDirUnusable as error:
@@ -45,6 +54,10 @@ def serve(
         fail(error.detail, EX_DATAERR)
     except StoreMisconfigured as error:
         fail(error.detail, EX_CONFIG)
+    except StorageFull:
+        fail(f"the disk of the data directory {settings.data_dir} is full", EX_CANTCREAT)
+    except StorageFailed as error:
+        fail(f"cannot use the journal {settings.journal_path}: {error.detail}", EX_DATAERR)
     sys.stderr.flush()
     # A thread that cannot be ended (thread mode, a device that hangs) must not keep the process alive.
     os._exit(code)

@@ -42,8 +42,7 @@ from imagegen.gpu.protocol import (
     Unloaded,
 )
 from imagegen.gpu.reading import Reading
-from imagegen.loaders import FAMILIES
-from imagegen.loaders.base import Family, Inputs, LoadedModel, OnStep, Placement, Stop, StopFlag
+from imagegen.loaders.base import Inputs, LoadedModel, OnStep, Placement, Stop, StopFlag, families_named
 from imagegen.loaders.parts import Parts
 
 #: Below it, `foreign` may be the error of its own estimate.
@@ -108,9 +107,9 @@ class _Kept(NamedTuple):
 class LocalEngine:
     """Runs pipelines in the calling thread."""
 
-    def __init__(self, options: EngineOptions, families: Mapping[str, Family] = FAMILIES) -> None:
+    def __init__(self, options: EngineOptions) -> None:
         self._options = options
-        self._families = families
+        self._families = families_named(options.families)
         self._models: dict[str, _Kept] = {}
         #: The models that left the device and stay in host memory.
         self._warm: dict[str, _Kept] = {}

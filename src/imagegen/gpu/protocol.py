@@ -12,6 +12,7 @@ from imagegen.core.errors import FailureCode
 from imagegen.core.provenance import Provenance
 from imagegen.core.task import GenerationRequest, Pixels, Warnings
 from imagegen.core.value import Value
+from imagegen.loaders import PRODUCT
 
 
 class EngineOptions(Value):
@@ -21,6 +22,8 @@ class EngineOptions(Value):
     device: str = "auto"
     #: The folder for compiled code, which later processes reuse; empty: torch's default.
     compiled_dir: str = ""
+    #: The table of model families, as `module:attribute`; the engine's process imports it. Code sets it, no setting.
+    families: str = Field(default=PRODUCT, pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
 
 
 # -- commands ----------------------------------------------------------------------------------------------------------

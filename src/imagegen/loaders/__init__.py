@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from imagegen.catalog.catalog import ModelSpec
-from imagegen.loaders.base import Family
-from imagegen.loaders.fake import FakeModelLoader, FakeSpec
+from imagegen.loaders.base import Family, specs_of
 from imagegen.loaders.flux import FluxModelLoader, FluxSpec
 from imagegen.loaders.gguf import GGUFModelLoader, GGUFSpec
 from imagegen.loaders.nunchaku import NunchakuModelLoader, NunchakuSpec
@@ -20,9 +19,11 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "flux_nunchaku": Family(NunchakuSpec, NunchakuModelLoader()),
         "nunchaku": Family(NunchakuSpec, NunchakuModelLoader()),
         "diffusers": Family(OtherSpec, OtherModelLoader()),
-        "fake": Family(FakeSpec, FakeModelLoader()),
     }
 )
 
 #: Type word -> spec class, as the catalog reads them.
-SPECS: Mapping[str, type[ModelSpec]] = MappingProxyType({word: family.spec for word, family in FAMILIES.items()})
+SPECS: Mapping[str, type[ModelSpec]] = specs_of(FAMILIES)
+
+#: The name of the table, for `families_named()`.
+PRODUCT = "imagegen.loaders:FAMILIES"

@@ -1,8 +1,10 @@
 """What a model family is: a spec (its fields in models.yaml) and a ModelLoader. Nothing here imports torch."""
 
+import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from imagegen.catalog.catalog import GlobalSettings, ModelSpec
@@ -171,6 +173,23 @@ class Family(NamedTuple):
 
     spec: type[ModelSpec]
     loader: ModelLoader[Any]
+
+
+def families_named(name: str) -> Mapping[str, Family]:
+    """The table of families that `module:attribute` names; the module is imported.
+
+    A name and no table is what the worker process is told: only plain values reach it. Raises ImportError,
+    AttributeError or TypeError if there is no such table.
+    """
+    table = pkgutil.resolve_name(name)
+    if not (isinstance(table, Mapping) and all(isinstance(family, Family) for family in table.values())):
+        raise TypeError(f"{name} is no table of model families")
+    return table
+
+
+def specs_of(families: Mapping[str, Family]) -> Mapping[str, type[ModelSpec]]:
+    """Type word -> spec class, as the catalog reads them."""
+    return MappingProxyType({word: family.spec for word, family in families.items()})
 
 
 def find_weights(spec: ModelSpec, folders: Folders) -> Path:

@@ -7,7 +7,6 @@ from imagegen.catalog.catalog import Catalog
 from imagegen.catalog.sources import Folders
 from imagegen.core.errors import DoesNotFit, EngineError
 from imagegen.gpu.protocol import DeviceMemory
-from imagegen.loaders import FAMILIES
 from imagegen.loaders.base import Family, Placement
 from imagegen.loaders.parts import Parts
 from imagegen.models.facts import Facts
@@ -23,7 +22,7 @@ ADVICE = "Ask for less, choose a smaller model, or set cpu_offload."
 class Fitting:
     """Reads what models need from their files, and refuses what can never fit. Reads the facts, never writes them."""
 
-    def __init__(self, facts: Facts, folders: Folders, families: Mapping[str, Family] = FAMILIES) -> None:
+    def __init__(self, facts: Facts, folders: Folders, families: Mapping[str, Family]) -> None:
         self._facts = facts
         self._folders = folders
         self._families = families

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
@@ -36,7 +36,7 @@ from imagegen.gpu.protocol import (
     Stopped,
     Unload,
 )
-from imagegen.loaders.base import OnStep, StopFlag
+from imagegen.loaders.base import Family, OnStep, StopFlag
 from imagegen.models.facts import Facts
 from imagegen.models.fitting import Fitting
 from imagegen.models.reading_ahead import ReadingAhead
@@ -66,6 +66,7 @@ class DynamicModelManager:
         executor: GpuExecutor,
         bus: EventBus,
         folders: Folders,
+        families: Mapping[str, Family],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._catalog = catalog
@@ -82,7 +83,7 @@ class DynamicModelManager:
         #: Bytes that the engine held before the first load.
         self._floor = 0
         self._facts = Facts()
-        self._fitting = Fitting(self._facts, folders)
+        self._fitting = Fitting(self._facts, folders, families)
         self._reading_ahead = ReadingAhead()
         #: The model that is being loaded or unloaded.
         self._moving: dict[str, ModelState] = {}

@@ -213,9 +213,19 @@ class _Writer:
 
 
 def check(path: Path) -> None:
-    """Check an existing database for damage by reading all of it. Raises JournalDamaged."""
-    if not path.exists():
-        return
+    """Check an existing database for damage by reading all of it, and migrate it. Creates it if it is missing.
+
+    Raises JournalDamaged, StorageFull, or StorageFailed, also for a database of a newer version.
+    """
+    if path.exists():
+        _check_integrity(path)
+    try:
+        _Writer(path).close()
+    except (SQLAlchemyError, OSError) as error:
+        raise _storage_error(error) from error
+
+
+def _check_integrity(path: Path) -> None:
     try:
         with closing(sqlite3.connect(path)) as connection:
             found = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]

@@ -185,7 +185,9 @@ class TaskJournal:
         """The unfinished tasks of an earlier run, in order of arrival."""
         states = (TaskStatus.PENDING, TaskStatus.PROCESSING)
         query = select(tasks.c.sequence, tasks.c.record).where(tasks.c.status.in_(states)).order_by(tasks.c.sequence)
-        return _tasks(await self._database.search(lambda connection: connection.execute(query).all()))
+        # Behind the writes before it: a task that was just inserted is known to its caller before it is found here.
+        rows = await self._database.run(lambda connection: connection.execute(query).all(), durable=False)
+        return _tasks(rows)
 
     async def page(self, wanted: TaskFilter, limit: int, before: int | None = None) -> Page:
         """A page of matching tasks, newest first; with `before`, those that arrived before that sequence."""

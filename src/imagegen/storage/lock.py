@@ -20,7 +20,7 @@ def exclusive(data_dir: Path) -> Iterator[None]:
     """
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
-        lock = (data_dir / LOCK).open("a+")
+        lock = (data_dir / LOCK).open("a+b", buffering=0)
     except OSError as error:
         raise DataDirUnusable(f"Cannot use the data directory {data_dir}: {error.strerror}.") from error
     with lock as file:
@@ -28,12 +28,11 @@ def exclusive(data_dir: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            holder = file.read().strip() or "unknown"
+            holder = file.read().decode(errors="replace").strip() or "unknown"
             raise DataDirInUse(f"Another instance (process {holder}) uses this data directory.") from None
         with suppress(OSError):  # a full disk: the lock holds, without the holder's name
             file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
+            file.write(str(os.getpid()).encode())
         yield
 
 

@@ -1,12 +1,13 @@
 """Device: one GPU and all that belongs to it alone."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from imagegen.catalog.catalog import Catalog
 from imagegen.catalog.sources import Folders
 from imagegen.core.events import EventBus
 from imagegen.gpu.executor import GpuExecutor
+from imagegen.loaders.base import Family
 from imagegen.models.manager import DynamicModelManager
 from imagegen.tasks.call import Call
 from imagegen.tasks.measurements import Measurements
@@ -25,10 +26,11 @@ class Device:
         catalog: Catalog,
         bus: EventBus,
         folders: Folders,
+        families: Mapping[str, Family],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.executor = executor
-        self.models = DynamicModelManager(catalog, executor, bus, folders, clock)
+        self.models = DynamicModelManager(catalog, executor, bus, folders, families, clock)
         self.measurements = Measurements(self.models)
         self.queue = TaskQueue(self.measurements, clock)
         self.clock = clock
@@ -36,4 +38,4 @@ class Device:
         self.call: Call | None = None
 
     def __repr__(self) -> str:
-        return f"<Device [{self.call}, {self.queue}, {self.models}]>"
+        return f"<Device [{self.call!r}, {self.queue!r}, {self.models!r}]>"

@@ -6,6 +6,8 @@ from datetime import UTC, datetime
 from itertools import count
 from typing import TypeVar
 
+from structlog.contextvars import bound_contextvars
+
 from imagegen.core.errors import DeviceFault, Draining, FailureCode
 from imagegen.core.events import EventBus, TaskLoaded, TaskLoading, TaskLoadingProgress, TaskStarted
 from imagegen.core.task import MAX_ATTEMPTS, InputPictures, TaskType
@@ -136,7 +138,8 @@ class Runner:
         self._device.call = call = Call(first, self._bus, self._clock())
         try:
             self._start(first)
-            outcome = await self._generate(call)
+            with bound_contextvars(task_id=first.record.id):  # in the log lines of the load and of the picture
+                outcome = await self._generate(call)
         finally:
             self._device.call = None
         if isinstance(outcome, Generated):

@@ -20,4 +20,4 @@ def upgrade(connection: Connection) -> None:
     try:
         command.upgrade(config, "head")
     except CommandError as error:
-        raise StorageFailed("The journal was written by a newer imagegen.") from error
+        raise StorageFailed("It was written by a newer imagegen, and was not changed.") from error

@@ -12,7 +12,6 @@ from imagegen.api.native.config import WRITING, IfMatch, tag
 from imagegen.api.problems import describe
 from imagegen.catalog.changes import Roots, with_changed_model, with_model, without_model
 from imagegen.core.errors import ConfigInvalid
-from imagegen.loaders import SPECS
 
 router = APIRouter(prefix="/models", tags=["models"], route_class=BoundedRoute)
 
@@ -71,7 +70,7 @@ async def create_model(
 ) -> ModelWritten:
     """Appends an entry to models.yaml. The model can be used at once. The body may have every field of an entry."""
     fields = body.model_extra or {}
-    edit = partial(with_model, model_id=body.model_id, fields=fields, families=SPECS, roots=roots)
+    edit = partial(with_model, model_id=body.model_id, fields=fields, families=writer.families, roots=roots)
     written = await writer.edit(edit, if_match)
     tag(response, written.etag)
     response.headers["Location"] = f"/models/{body.model_id}"
@@ -101,7 +100,7 @@ async def update_model(
     """
     if fields.pop("model_id", model_id) != model_id:
         raise ConfigInvalid("model_id: the id of a model cannot be changed.")
-    edit = partial(with_changed_model, model_id=model_id, fields=fields, families=SPECS, roots=roots)
+    edit = partial(with_changed_model, model_id=model_id, fields=fields, families=writer.families, roots=roots)
     tag(response, (await writer.edit(edit, if_match)).etag)
     return ModelWritten(message=f"'{model_id}' was changed.", model_id=model_id)
 

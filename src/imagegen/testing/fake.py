@@ -59,6 +59,10 @@ class FakeSpec(ModelSpec):
 class FakeModelLoader(ModelLoader[FakeSpec]):
     """Loads nothing, slowly. If there is a file, it is read."""
 
+    def __init__(self, sizes: Mapping[str, int | None] = MappingProxyType({})) -> None:
+        """`sizes`: the bytes that models of these names take by their files, instead of `memory_mb`; None: unknown."""
+        self._sizes = sizes
+
     def load(self, spec: FakeSpec, placement: Placement) -> LoadedModel:
         time.sleep(spec.load_seconds)
         for file in self.files(spec, placement.folders):
@@ -69,8 +73,8 @@ class FakeModelLoader(ModelLoader[FakeSpec]):
             commit(spec.fault)
         return FakeModel(spec)
 
-    def least_bytes(self, spec: FakeSpec, placement: Placement) -> int:
-        return spec.memory_mb * 2**20
+    def least_bytes(self, spec: FakeSpec, placement: Placement) -> int | None:
+        return self._sizes.get(spec.name, spec.memory_mb * 2**20)
 
     def files(self, spec: FakeSpec, folders: Folders) -> Sequence[Path]:
         file = local_folder(spec, folders.models)
