@@ -6,7 +6,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Select, bindparam, delete, func, insert, literal_column, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    bindparam,
+    delete,
+    func,
+    insert,
+    literal_column,
+    select,
+    update,
+)
 
 from imagegen.core.errors import JournalLost
 from imagegen.core.task import GenerationTask, InputPictures, TaskStatus
@@ -192,7 +203,8 @@ class TaskJournal:
     async def page(self, wanted: TaskFilter, limit: int, before: int | None = None) -> Page:
         """A page of matching tasks, newest first; with `before`, those that arrived before that sequence."""
         query, older = _matching(select(tasks.c.sequence, tasks.c.record), wanted), tasks.c.sequence < (before or 0)
-        query = (query.where(older) if before is not None else query).order_by(tasks.c.sequence.desc())
+        newest_first = prompts.c.rowid.desc() if wanted.text is not None else tasks.c.sequence.desc()
+        query = (query.where(older) if before is not None else query).order_by(newest_first)
         count = select(func.count()).select_from(tasks)
 
         def work(connection: Connection) -> tuple[Sequence[Any], int, int]:
@@ -209,16 +221,8 @@ class TaskJournal:
 
         now = await self._database.run(self._count, durable=False)
 
-        def work(connection: Connection) -> Sequence[Any]:
-            for query in _too_many(kept, now, connection):
-                rows = connection.execute(
-                    query.order_by(tasks.c.ended_s, tasks.c.sequence).limit(_CHUNK + len(without))
-                ).all()
-                if left := [row for row in rows if row.id not in without][:_CHUNK]:
-                    return [row[:2] for row in left]
-            return []
-
-        return _tasks(await self._database.search(work))
+        rows = await self._database.search(lambda connection: _surplus(kept, now, without, connection))
+        return _tasks(rows)
 
     async def delete(self, task_ids: Sequence[str]) -> None:
         """Delete the records of at most 500 tasks."""
@@ -298,21 +302,21 @@ def _matching(query: Query, wanted: TaskFilter) -> Query:
         (wanted.status, tasks.c.status == wanted.status),
         (wanted.model, tasks.c.model == wanted.model),
         (wanted.owner, tasks.c.owner == wanted.owner),
-        (wanted.text, tasks.c.sequence.in_(_holding(wanted.text or ""))),
         (wanted.since, tasks.c.created_at >= _iso(wanted.since)),
         (wanted.until, tasks.c.created_at < _iso(wanted.until)),
     )
+    if wanted.text is not None:
+        # A join, not a subquery: it ends with the page, where a subquery reads the whole index first.
+        query = query.select_from(prompts.join(tasks, prompts.c.rowid == tasks.c.sequence)).where(_holds(wanted.text))
     return query.where(*(condition for asked, condition in conditions if asked is not None))
 
 
-def _holding(text: str) -> Query:
-    """The sequences of the tasks whose prompt contains this text."""
+def _holds(text: str) -> ColumnElement[bool]:
+    """Whether the prompt contains this text."""
     if len(text) < _TRIGRAM:
-        condition = prompts.c.prompt.icontains(text, autoescape=True)
-    else:
-        phrase = text.replace('"', '""')
-        condition = literal_column("prompts").match(f'"{phrase}"')
-    return select(prompts.c.rowid).where(condition)
+        return prompts.c.prompt.icontains(text, autoescape=True)
+    phrase = text.replace('"', '""')
+    return literal_column("prompts").match(f'"{phrase}"')
 
 
 def _iso(time: datetime | None) -> str:
@@ -320,22 +324,27 @@ def _iso(time: datetime | None) -> str:
     return time.astimezone(UTC).isoformat() if time else ""
 
 
-def _too_many(kept: Retention, now: float, connection: Connection) -> list[Query]:
-    """For each exceeded limit, the tasks beyond it; the newest are kept."""
-    query, ended = select(tasks.c.sequence, tasks.c.record, tasks.c.id), tasks.c.ended_s.is_not(None)
-    newest_first = (tasks.c.ended_s.desc(), tasks.c.sequence.desc())
-    queries = [query.where(tasks.c.ended_s < now - kept.age_s)] if kept.age_s else []
+def _surplus(kept: Retention, now: float, without: Collection[str], connection: Connection) -> list[Any]:
+    """Rows of the oldest ended tasks beyond the first limit that is exceeded, at most _CHUNK; the newest are kept."""
+    ended = tasks.c.ended_s.is_not(None)
+    columns = tasks.c.sequence, tasks.c.record, tasks.c.id, tasks.c.ended_s, tasks.c.stored_bytes
+    oldest = select(*columns).where(ended).order_by(tasks.c.ended_s, tasks.c.sequence).limit(_CHUNK + len(without))
     counts = select(func.count(), func.coalesce(func.sum(tasks.c.stored_bytes), 0)).where(ended)
     number, size = connection.execute(counts).one()
-    if kept.tasks and number > kept.tasks:
-        stay = select(tasks.c.sequence).where(ended).order_by(*newest_first).limit(kept.tasks)
-        queries.append(query.where(ended, tasks.c.sequence.not_in(stay)))
-    if kept.size and size > kept.size:
-        sums = func.sum(tasks.c.stored_bytes).over(order_by=newest_first).label("with_newer")
-        running = select(tasks.c.sequence, tasks.c.stored_bytes, sums).where(ended).subquery()
-        over = select(running.c.sequence).where(running.c.with_newer > kept.size, running.c.stored_bytes > 0)
-        queries.append(query.where(tasks.c.sequence.in_(over)))
-    return queries
+    too_many = number - kept.tasks if kept.tasks else 0
+    surplus = [
+        (row.sequence, row.record)
+        for place, row in enumerate(connection.execute(oldest))
+        if (place < too_many or (kept.age_s and row.ended_s < now - kept.age_s)) and row.id not in without
+    ]
+    if not surplus and kept.size:
+        for row in connection.execute(oldest.where(tasks.c.stored_bytes > 0)):
+            if size <= kept.size:
+                break
+            size -= row.stored_bytes
+            if row.id not in without:
+                surplus.append((row.sequence, row.record))
+    return surplus[:_CHUNK]
 
 
 def _columns(task: GenerationTask) -> dict[str, Any]:
