@@ -1,6 +1,8 @@
 """Quantised transformers in GGUF files, inside the pipeline of their base model."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -10,7 +12,7 @@ from imagegen.catalog.catalog import HubFiles
 from imagegen.catalog.fields import HubSourceOrPath, WeightsFile
 from imagegen.catalog.hub_cache import lacks_in
 from imagegen.catalog.sources import Folders, cached_file, cached_snapshot, local
-from imagegen.core.errors import WeightsCorrupt, WeightsMissing
+from imagegen.core.errors import WeightsCorrupt, WeightsMissing, WeightsRefused
 from imagegen.loaders.base import LoadedModel, ModelLoader, Placement, advice
 from imagegen.loaders.diffusers_model import (
     DiffusersSpec,
@@ -178,15 +180,13 @@ def find_gguf(spec: GGUFSpec, folders: Folders) -> Path:
 
 
 def open_transformer(spec: GGUFSpec, file: Path, base: Path, dtype: Any) -> Any:
-    """The transformer, still quantised; it computes in `dtype`. Raises WeightsCorrupt."""
+    """The transformer, still quantised; it computes in `dtype`. Raises WeightsCorrupt or WeightsRefused."""
     import diffusers
 
     library, name = read_index(base, spec.pipeline_class).get("transformer", ["", ""])
     if library != "diffusers" or name not in TRANSFORMERS:
         raise WeightsCorrupt(f"The base model's transformer is a {name}, which no GGUF file can replace.")
-    with file.open("rb") as stream:
-        if stream.read(4) != b"GGUF":
-            raise WeightsCorrupt(f"{file.name} is not a GGUF file.")
+    check_types(file)
     try:
         return getattr(diffusers, name).from_single_file(
             str(file),
@@ -197,4 +197,43 @@ def open_transformer(spec: GGUFSpec, file: Path, base: Path, dtype: Any) -> Any:
             local_files_only=True,
         )
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-        raise WeightsCorrupt(f"{file.name} is cut off, or not a transformer of the base model.") from error
+        raise WeightsCorrupt(f"{file.name} is whole, and no {name} like that of the base model.") from error
+
+
+def check_types(file: Path) -> None:
+    """Read which types the tensors of a GGUF file have, and where they end.
+
+    Raises WeightsRefused for a type that diffusers does not read, with the one to take instead, and WeightsCorrupt.
+    """
+    from diffusers.quantizers.gguf.utils import SUPPORTED_GGUF_QUANT_TYPES
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader
+
+    with file.open("rb") as stream:
+        if stream.read(4) != b"GGUF":
+            raise WeightsCorrupt(f"{file.name} is not a GGUF file.")
+    try:
+        counts = Counter(tensor.tensor_type for tensor in GGUFReader(file).tensors)
+    except (OSError, ValueError, KeyError, IndexError, TypeError, UnicodeDecodeError) as error:
+        if GGMLQuantizationType.__name__ in str(error):
+            raise WeightsRefused(
+                f"{file.name} has weights of a type that gguf {version('gguf')} does not know."
+            ) from None
+        raise WeightsCorrupt(f"{file.name} is cut off or damaged; fetch it again.") from error
+    known = {GGMLQuantizationType.F32, GGMLQuantizationType.F16, *SUPPORTED_GGUF_QUANT_TYPES}
+    others = [kind for kind, _ in counts.most_common() if kind not in known]
+    if not others:
+        return
+
+    def bits(kind: GGMLQuantizationType) -> float:
+        values, size = GGML_QUANT_SIZES[kind]
+        return 8 * size / values
+
+    common = [kind for kind in SUPPORTED_GGUF_QUANT_TYPES if kind.name.endswith("_K") or kind.name == "Q8_0"]
+    instead = min(
+        (kind for kind in common if bits(kind) >= bits(others[0])), key=bits, default=GGMLQuantizationType.Q8_0
+    )
+    names = ", ".join(kind.name for kind in others)
+    raise WeightsRefused(
+        f"{file.name} has weights of type {names}, which diffusers does not read. The file is whole: fetching it again "
+        f"does not help. Take the one with {instead.name} in its name."
+    )
