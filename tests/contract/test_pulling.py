@@ -142,6 +142,23 @@ def test_a_checker_that_no_load_opens_is_not_fetched_and_refuses_nothing(hub: Hu
     assert weights_here(StableDiffusionSpec.model_validate(entry), Path("none"))
 
 
+@pytest.mark.parametrize("home", ["", "vae/"])
+def test_one_part_comes_alone_from_its_own_repository_or_from_that_of_a_pipeline(hub: Hub, home: str) -> None:
+    part = {f"{home}config.json": b"{}", f"{home}diffusion_pytorch_model.safetensors": WEIGHTS[:500]}
+    beside = {"README.md": b"#", "vae.safetensors": WEIGHTS, "unet/config.json": b"{}", "unet/x.safetensors": WEIGHTS}
+    hub.add("org/vae", part | beside | ({"model_index.json": b"{}"} if home else {}))
+    wanted = HubFiles.of("org/vae", part="vae")
+    assert pull(wanted) == Fetched()
+    assert hub.sent == 500
+    assert is_here(wanted)
+
+
+def test_a_pipeline_without_such_a_part_is_refused(hub: Hub) -> None:
+    answer = refused(HubFiles.of(NAME, part="text_encoder"))
+    assert answer.code is FailureCode.WEIGHTS_REFUSED
+    assert "no complete part 'text_encoder'" in answer.message
+
+
 def test_progress_is_told_in_bytes_up_to_the_whole(hub: Hub) -> None:
     told: list[Progress] = []
     asyncio.run(fetch_in_process(Fetch(files=(wish(),), reserve_bytes=0), told.append))

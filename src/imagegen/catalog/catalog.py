@@ -177,6 +177,8 @@ class HubFiles(Value):
     files: tuple[str, ...] = ()
     #: Parts of the pipeline that are not needed, because they come from elsewhere.
     without: tuple[str, ...] = ()
+    #: One part instead of a pipeline: the folder of this name, or the repository itself where it holds just one model.
+    part: str | None = None
     #: Which copy of the weights is needed where there are several.
     dtype: Dtype = "auto"
 

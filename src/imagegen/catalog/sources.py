@@ -61,7 +61,7 @@ def _replaced(spec: ModelSpec, files: HubFiles, models_dir: Path) -> bool:
 
     They do where they are complete.
     """
-    if spec.hf_path is not None and spec.hf_path.partition("@")[0] == files.repo:
+    if spec.hf_path is not None and spec.hf_path.partition("@")[0] == files.repo and files.part is None:
         return spec.local_path is not None and lacks_locally(spec, models_dir) is None
     return not files.files and local_repository(files, models_dir) is not None
 

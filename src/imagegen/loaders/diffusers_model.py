@@ -14,11 +14,11 @@ from typing import Annotated, Any, NamedTuple, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from imagegen.catalog.catalog import CpuOffload, HubFiles, Section
-from imagegen.catalog.fields import HubSource, Receipt, WeightsFile
+from imagegen.catalog.fields import HubSource, HubSourceOrPath, PartName, Receipt, WeightsFile
 from imagegen.catalog.hub_cache import lacks_in, paths_in
 from imagegen.catalog.pipeline_files import needed, variant
-from imagegen.catalog.sources import WEIGHTS, lora_files
-from imagegen.core.errors import EngineMissing, LoraNotFound, LoraRefused, WeightsCorrupt
+from imagegen.catalog.sources import WEIGHTS, Folders, lora_files
+from imagegen.core.errors import EngineMissing, LoraNotFound, LoraRefused, WeightsCorrupt, WeightsRefused
 from imagegen.core.provenance import Provenance
 from imagegen.core.sizes import Size, render_size
 from imagegen.core.task import GenerationRequest, Lora, Pixels
@@ -37,6 +37,17 @@ from imagegen.loaders.pipelines import PIPELINES, PipelineKind
 from imagegen.loaders.previews import Lookout
 from imagegen.loaders.prompts import PromptCache
 from imagegen.loaders.provenance import provenance, with_loras
+from imagegen.loaders.replacing import (
+    absent,
+    check_part,
+    files_of,
+    left_out,
+    not_optional,
+    nulls,
+    on_hub,
+    open_part,
+    places_of,
+)
 
 #: Libraries that some pipelines need and imagegen does not bring: torchvision must be of torch's own build.
 _OPTIONAL = ("torchvision", "ftfy", "protobuf")
@@ -76,13 +87,25 @@ class DiffusersSpec(OptionsSpec):
         le=20,
         description="For FLUX and similar models: above 1, negative prompts work, and each step takes twice as long.",
     )
+    parts: Annotated[Mapping[PartName, HubSourceOrPath | None], Receipt] = Field(
+        default_factory=dict,
+        max_length=16,
+        description="Parts that come from elsewhere: a name such as `vae`, and a repository `org/name[@revision]` or a "
+        "folder as in `local_path`, which holds the part or a pipeline with it; null leaves a part out that the "
+        "pipeline can do without, such as `text_encoder_3` (T5) of Stable Diffusion 3.",
+    )
     loras: Annotated[tuple[EntryLora, ...], Receipt] = Field(
         default=(), max_length=8, description="LoRAs that are added to the weights at load."
     )
 
     def hub_files(self) -> tuple[HubFiles, ...]:
         own = (HubFiles.of(self.hf_path, **self._pipeline_files),) if self.hf_path else ()
-        return own + self.lora_files()
+        return own + self.more_files()
+
+    def more_files(self) -> tuple[HubFiles, ...]:
+        """What to fetch beside the pipeline: replaced parts and LoRAs."""
+        parts = [(name, source) for name, source in self.parts.items() if source is not None and on_hub(source)]
+        return tuple(files_of(name, source, self.torch_dtype) for name, source in parts) + self.lora_files()
 
     def lora_files(self) -> tuple[HubFiles, ...]:
         """What to fetch for the entry's own LoRAs."""
@@ -91,7 +114,7 @@ class DiffusersSpec(OptionsSpec):
     @property
     def elsewhere(self) -> tuple[str, ...]:
         """The parts that do not come from the pipeline's folder or repository."""
-        return ()
+        return (*self.parts, *left_out(self.kind, self.parts))
 
     @property
     def _pipeline_files(self) -> dict[str, Any]:
@@ -101,7 +124,21 @@ class DiffusersSpec(OptionsSpec):
     def lacks(self, place: Callable[[str], Path]) -> str | None:
         if self.local_path is None:
             return None
-        return lacks_in(place(self.local_path), HubFiles(repo="", **self._pipeline_files))
+        return self._lacks_in(place(self.local_path))
+
+    def lacks_beside(self, place: Callable[[str], Path]) -> str | None:
+        for name, source in self.parts.items():
+            if source is not None and not on_hub(source):
+                lack = lacks_in(place(source), files_of(name, source, self.torch_dtype))
+                if lack is not None:
+                    return lack
+        return None
+
+    def _lacks_in(self, folder: Path) -> str | None:
+        """What a pipeline's folder on this machine lacks."""
+        needed = self._pipeline_files
+        needed["without"] += absent(self.kind, folder)
+        return lacks_in(folder, HubFiles(repo="", **needed))
 
     @model_validator(mode="after")
     def _names_its_weights(self) -> Self:
@@ -130,6 +167,15 @@ class DiffusersSpec(OptionsSpec):
         if wanted and name is not None and not _capabilities(PIPELINES[name])[str(info.field_name)]:
             raise ValueError(f"its class, {name}, cannot do that; leave it out")
         return wanted
+
+    @model_validator(mode="after")
+    def _parts_that_can_be_replaced(self) -> Self:
+        for name in not_optional(self.kind, self.parts):
+            able = ", ".join(group[0] for group in self.kind.optional)
+            raise ValueError(f"parts: {self.pipeline_class} cannot do without '{name}'; it can without {able}")
+        if self.quantize is not None and self.parts.keys() & set(DENOISERS):
+            raise ValueError("parts and quantize contradict each other: a transformer from elsewhere stays as it is")
+        return self
 
     @model_validator(mode="after")
     def _loras_where_they_go(self) -> Self:
@@ -219,10 +265,12 @@ def load_model(
     `parts` take the place of those in the folder: they come from the files `beside` it, and are quantised like that
     unless they can tell. `model` is called instead of DiffusersModel. Raises EngineError.
     """
-    check_pipeline(spec, folder)
+    check_pipeline(spec, folder, placement.folders)
     if not parts:  # else their loader has done that, before it read them
         import_pipeline(spec, placement)
-    sources = _sources(spec, folder, placement, without=parts)
+    gone = absent(spec.kind, folder)
+    parts = dict.fromkeys(gone) | _other_parts(spec, folder, placement) | dict(parts)
+    sources = _sources(spec, folder, placement, without={*parts, *spec.elsewhere})
     with ExitStack() as undo:
         shared = {name: part for name, source in sources.items() if (part := placement.parts.find(source))}
         moved = 0
@@ -243,15 +291,41 @@ def load_model(
             part.enter()
             moved += part.bytes
         adapters = _entry_adapters(spec, pipeline, placement)
-        made_by = provenance(spec, pipeline, placement, [*beside, folder], quantization)
+        homes = [places_of(*part, spec.torch_dtype, placement.folders.models)[0] for part in _replaced(spec)]
+        made_by = provenance(spec, pipeline, placement, [*beside, *homes, folder], quantization)
         undo.pop_all()
     own_parts = [*shared.values(), *own]
-    return (model or DiffusersModel)(spec, pipeline, adapters, own_parts, moved, made_by, offload, turns)
+    first = {group[0] for group in spec.kind.optional}
+    notes = [f"The model's folder has no '{name}': the pictures are made without it." for name in gone if name in first]
+    return (model or DiffusersModel)(spec, pipeline, adapters, own_parts, moved, made_by, offload, turns, notes)
 
 
-def check_pipeline(spec: DiffusersSpec, folder: Path) -> None:
-    """Refuse a folder whose pipeline cannot be loaded. Raises EngineError."""
-    check_folder(folder, spec.pipeline_class, spec.elsewhere, spec.torch_dtype)
+def _replaced(spec: DiffusersSpec) -> list[tuple[str, str]]:
+    """The parts that come from elsewhere, with their sources."""
+    return [(name, source) for name, source in spec.parts.items() if source is not None]
+
+
+def _other_parts(spec: DiffusersSpec, folder: Path, placement: Placement) -> dict[str, Any]:
+    """What the entry's `parts` put in the place of those in the folder, read from their files. Raises EngineError."""
+    index = read_index(folder, spec.pipeline_class)
+    dtype = torch_dtype(spec.torch_dtype, placement.device)
+    made: dict[str, Any] = dict.fromkeys(name for name in nulls(spec.kind, index) if name not in spec.parts)
+    made |= dict.fromkeys(name for name in left_out(spec.kind, spec.parts) if name in index)
+    for name, source in _replaced(spec):
+        home, files = places_of(name, source, spec.torch_dtype, placement.folders.models)
+        kind = index.get(name, [None, None])
+        if name not in index:
+            raise WeightsRefused(f"{spec.pipeline_class} has no part '{name}'.")
+        copy = next((word for word in ("fp16", "bf16") if any(f".{word}" in it.name for it in files)), None)
+        made[name] = open_part(name, home, kind, copy, dtype)
+    return made
+
+
+def check_pipeline(spec: DiffusersSpec, folder: Path, folders: Folders) -> None:
+    """Refuse a folder whose pipeline cannot be loaded, and parts that cannot. Raises EngineError."""
+    check_folder(folder, spec.pipeline_class, {*spec.elsewhere, *absent(spec.kind, folder)}, spec.torch_dtype)
+    for name, source in _replaced(spec):
+        check_part(name, source, spec.torch_dtype, folders.models)
 
 
 def least_bytes(
@@ -267,13 +341,23 @@ def least_bytes(
     for file in pipeline_files(spec, folder):
         if file.suffix == WEIGHTS:
             sizes[file.parent.name] += header_bytes(file, width)
+    for name, source in _replaced(spec):
+        files = places_of(name, source, spec.torch_dtype, placement.folders.models)[1]
+        sizes[name] += sum(header_bytes(file, width) for file in files if file.suffix == WEIGHTS)
     return most_bytes(sizes, offloaded_parts(sizes, offload))
 
 
 def pipeline_files(spec: DiffusersSpec, folder: Path) -> list[Path]:
     """As `ModelLoader.files`, for a pipeline's folder without the weights of the parts that are `elsewhere`."""
     index = read_index(folder, spec.pipeline_class)
-    return [folder / name for name in needed(paths_in(folder), index, spec.elsewhere, spec.torch_dtype)]
+    without = {*spec.elsewhere, *absent(spec.kind, folder)}
+    return [folder / name for name in needed(paths_in(folder), index, without, spec.torch_dtype)]
+
+
+def replaced_files(spec: DiffusersSpec, folders: Folders) -> list[Path]:
+    """Those of the parts that come from elsewhere. Raises WeightsMissing."""
+    places = [places_of(name, source, spec.torch_dtype, folders.models) for name, source in _replaced(spec)]
+    return [file for _, files in places for file in files]
 
 
 def _offload(spec: DiffusersSpec, placement: Placement) -> CpuOffload:
@@ -351,7 +435,7 @@ def open_pipeline(
     dtype = torch_dtype(spec.torch_dtype, placement.device)
     denoiser = next(name for name in DENOISERS if name in index)
     how = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
-    paths, elsewhere = list(paths_in(folder)), list(parts)
+    paths, elsewhere = paths_in(folder), [*parts, *spec.elsewhere]
     rounded, straight = quantization_config(spec, denoiser, placement.device, dtype), device_map(spec, placement)
     try:
         if rounded is not None and straight is None and placement.device == "cuda":
@@ -460,8 +544,9 @@ class DiffusersModel(LoadedModel):
         made_by: Provenance,
         offload: CpuOffload,
         turns: Turns | None,
+        notes: Sequence[str] = (),
     ) -> None:
-        """Every one of the parts has been entered. `turns`: of the other ones."""
+        """Every one of the parts has been entered. `turns`: of the other ones. `notes`: warnings of each picture."""
         self._spec = spec
         self._pipeline = pipeline
         self._siblings = _Siblings.on(pipeline, spec.kind)
@@ -471,6 +556,7 @@ class DiffusersModel(LoadedModel):
         self._made_by = made_by
         self._offload = offload
         self._turns = turns
+        self._notes = notes
         self._on_device = True
         #: Whether a picture of the latest call was decoded in tiles.
         self._tiled = False
@@ -481,6 +567,9 @@ class DiffusersModel(LoadedModel):
     def provenance(self, inputs: Inputs) -> Provenance:
         made_by = with_loras(self._made_by, inputs.lora_files)
         return made_by.evolve(decoded="tiled") if self._tiled else made_by
+
+    def warnings(self, request: GenerationRequest) -> Sequence[str]:
+        return self._notes
 
     @property
     def weight_bytes(self) -> int:

@@ -6,11 +6,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AliasChoices, Field, StringConstraints, field_validator, model_validator
+from pydantic import AliasChoices, Field, StringConstraints, model_validator
 
 from imagegen.catalog.catalog import HubFiles
 from imagegen.catalog.fields import HubSourceOrPath, WeightsFile
-from imagegen.catalog.hub_cache import lacks_in
 from imagegen.catalog.sources import Folders, cached_file, cached_snapshot, local
 from imagegen.core.errors import WeightsCorrupt, WeightsMissing, WeightsRefused
 from imagegen.loaders.base import LoadedModel, ModelLoader, Placement, advice
@@ -21,9 +20,11 @@ from imagegen.loaders.diffusers_model import (
     least_bytes,
     load_model,
     pipeline_files,
+    replaced_files,
     torch_dtype,
 )
 from imagegen.loaders.folder import check_file, read_index
+from imagegen.loaders.replacing import on_hub
 
 #: Transformer classes that diffusers reads from GGUF files.
 TRANSFORMERS = frozenset(
@@ -48,13 +49,6 @@ class QuantisedSpec(DiffusersSpec):
         "network."
     )
 
-    @field_validator("base_model")
-    @classmethod
-    def _no_url(cls, base_model: str) -> str:
-        if "://" in base_model:
-            raise ValueError("must be org/name[@revision] or a folder, not a URL")
-        return base_model
-
     @property
     def elsewhere(self) -> tuple[str, ...]:
         return (*super().elsewhere, "transformer")
@@ -63,17 +57,21 @@ class QuantisedSpec(DiffusersSpec):
         """Where the rest of the pipeline lies. Raises WeightsMissing."""
         folder = local(self.base_model, folders.models)
         cached = cached_snapshot(self.base_model) if self.base_on_hub else None
-        if folder.is_dir() and (cached is None or self._lacks_base(folder) is None):
+        if folder.is_dir() and (cached is None or self._lacks_in(folder) is None):
             return folder
         if cached is None:
             raise WeightsMissing(f"The base model of '{self.name}' is not on this machine.")
         return cached
 
-    def _lacks_base(self, folder: Path) -> str | None:
-        return lacks_in(folder, HubFiles(repo="", **self._pipeline_files))
-
     def lacks_beside(self, place: Callable[[str], Path]) -> str | None:
-        return None if self.base_on_hub else self._lacks_base(place(self.base_model))
+        base = None if self.base_on_hub else self._lacks_in(place(self.base_model))
+        return super().lacks_beside(place) if base is None else base
+
+    @model_validator(mode="after")
+    def _own_transformer(self) -> Self:
+        if "transformer" in self.parts:
+            raise ValueError("parts: the transformer is the file that the entry names")
+        return self
 
     @model_validator(mode="after")
     def _names_its_weights(self) -> Self:
@@ -89,7 +87,7 @@ class QuantisedSpec(DiffusersSpec):
     @property
     def base_on_hub(self) -> bool:
         """Whether `base_model` can be a repository."""
-        return self.base_model.count("/") == 1 and not self.base_model.startswith(("/", "~", "."))
+        return on_hub(self.base_model)
 
     def base_files(self) -> tuple[HubFiles, ...]:
         """What to fetch of it."""
@@ -138,7 +136,7 @@ class GGUFSpec(QuantisedSpec):
 
     def hub_files(self) -> tuple[HubFiles, ...]:
         own = (HubFiles.of(self.hf_path, files=(self.gguf_file,)),) if self.hf_path and self.gguf_file else ()
-        return own + self.base_files() + self.lora_files()
+        return own + self.base_files() + self.more_files()
 
 
 class GGUFModelLoader(ModelLoader[GGUFSpec]):
@@ -155,7 +153,7 @@ class GGUFModelLoader(ModelLoader[GGUFSpec]):
     def check(self, spec: GGUFSpec, folders: Folders) -> None:
         file = find_gguf(spec, folders)
         check_file(file, file.name)
-        check_pipeline(spec, spec.base_folder(folders))
+        check_pipeline(spec, spec.base_folder(folders), folders)
 
     def least_bytes(self, spec: GGUFSpec, placement: Placement) -> int | None:
         file = find_gguf(spec, placement.folders)
@@ -163,7 +161,7 @@ class GGUFModelLoader(ModelLoader[GGUFSpec]):
 
     def files(self, spec: GGUFSpec, folders: Folders) -> Sequence[Path]:
         base = pipeline_files(spec, spec.base_folder(folders))
-        return [find_gguf(spec, folders), *base]
+        return [find_gguf(spec, folders), *base, *replaced_files(spec, folders)]
 
 
 def find_gguf(spec: GGUFSpec, folders: Folders) -> Path:

@@ -19,6 +19,7 @@ from imagegen.loaders.diffusers_model import (
     load_model,
     pipeline_files,
     quiet_libraries,
+    replaced_files,
     torch_dtype,
 )
 from imagegen.loaders.folder import check_file
@@ -64,6 +65,12 @@ class NunchakuSpec(QuantisedSpec):
         return self
 
     @model_validator(mode="after")
+    def _one_t5(self) -> Self:
+        if self.t5_weight_name and "text_encoder_2" in self.parts:
+            raise ValueError("parts: text_encoder_2 is the file that t5_weight_name names")
+        return self
+
+    @model_validator(mode="after")
     def _kernels_of_its_own(self) -> Self:
         if self.compile:
             raise ValueError("compile: the engine brings its own kernels")
@@ -105,7 +112,7 @@ class NunchakuSpec(QuantisedSpec):
         t5_home = self.t5_hf_path or self.hf_path
         if t5_home and self.t5_weight_name:
             own += (HubFiles.of(t5_home, files=(self.t5_weight_name,)),)
-        return own + self.base_files() + self.lora_files()
+        return own + self.base_files() + self.more_files()
 
 
 class NunchakuModelLoader(ModelLoader[NunchakuSpec]):
@@ -131,10 +138,14 @@ class NunchakuModelLoader(ModelLoader[NunchakuSpec]):
     def check(self, spec: NunchakuSpec, folders: Folders) -> None:
         for file in _any_files(spec, folders):
             check_file(file, file.name)
-        check_pipeline(spec, spec.base_folder(folders))
+        check_pipeline(spec, spec.base_folder(folders), folders)
 
     def files(self, spec: NunchakuSpec, folders: Folders) -> Sequence[Path]:
-        return [*_any_files(spec, folders), *pipeline_files(spec, spec.base_folder(folders))]
+        return [
+            *_any_files(spec, folders),
+            *pipeline_files(spec, spec.base_folder(folders)),
+            *replaced_files(spec, folders),
+        ]
 
 
 class NunchakuModel(DiffusersModel):
