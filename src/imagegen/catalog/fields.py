@@ -62,6 +62,13 @@ def _as_the_hub_names(source: str) -> str:
     return source
 
 
+def is_relative_folder(source: object) -> bool:
+    """Whether a source can be no repository but a folder below another: `a` or `a/b/c`, not `org/name`."""
+    if not isinstance(source, str) or source.startswith(("/", "~", ".")) or "://" in source or "@" in source:
+        return False
+    return source.count("/") != 1
+
+
 def _no_url(source: str) -> str:
     if "://" in source:
         raise ValueError("must be org/name[@revision] or a folder, not a URL")
