@@ -46,7 +46,12 @@ log = structlog.get_logger(__name__)
 
 def make_engine(settings: Settings, families: str) -> Engine:
     """The engine that the settings ask for, with the families of that table (`module:attribute`)."""
-    options = EngineOptions(device=settings.device, compiled_dir=str(settings.compiled_path), families=families)
+    options = EngineOptions(
+        device=settings.device,
+        compiled_dir=str(settings.compiled_path),
+        temporary_dir=str(settings.temporary_path),
+        families=families,
+    )
     if settings.isolation == "thread":
         return LocalEngine(options.evolve(device=see_only_card(settings.device)))
     return WorkerEngine(options, load_timeout_s=settings.load_timeout_s, step_timeout_s=settings.step_timeout_s)

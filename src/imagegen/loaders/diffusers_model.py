@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from functools import partial
+from importlib import import_module
 from math import ceil
 from pathlib import Path
 from types import MappingProxyType
@@ -26,7 +27,7 @@ from imagegen.loaders.adapters import Adapters
 from imagegen.loaders.base import Inputs, LoadedModel, OnStep, Placement
 from imagegen.loaders.class_caches import clear_class_caches
 from imagegen.loaders.decoding import Decoding
-from imagegen.loaders.folder import check_folder, header_bytes, read_index
+from imagegen.loaders.folder import TRUSTED_LIBRARIES, check_folder, header_bytes, read_index
 from imagegen.loaders.host_copy import HostCopy, tensor_bytes
 from imagegen.loaders.host_memory import room
 from imagegen.loaders.offloading import DENOISERS, Turns, layer_bytes, most_bytes, offloaded_parts
@@ -231,14 +232,14 @@ def quiet_libraries() -> None:
         logging.disable_progress_bar()
 
 
-def import_pipeline(spec: DiffusersSpec, placement: Placement) -> None:
+def import_pipeline(spec: DiffusersSpec, folder: Path, placement: Placement) -> None:
     """Import what the entry's pipeline is made of, before anything of the model is in memory."""
-    quiet_libraries()
-    import diffusers
-
-    with suppress(ImportError):  # open_pipeline says what is missing
-        getattr(diffusers, spec.pipeline_class)
-    placement.libraries_imported()
+    parts = [part for part in read_index(folder, spec.pipeline_class).values() if part[0] in TRUSTED_LIBRARIES]
+    with placement.importing():
+        quiet_libraries()
+        for library, name in (*parts, ["diffusers", spec.pipeline_class]):
+            with suppress(ImportError):  # open_pipeline says what is missing
+                getattr(import_module(library), name, None)
 
 
 def torch_dtype(word: str, device: str) -> Any:
@@ -267,7 +268,7 @@ def load_model(
     """
     check_pipeline(spec, folder, placement.folders)
     if not parts:  # else their loader has done that, before it read them
-        import_pipeline(spec, placement)
+        import_pipeline(spec, folder, placement)
     gone = absent(spec.kind, folder)
     parts = dict.fromkeys(gone) | _other_parts(spec, folder, placement) | dict(parts)
     sources = _sources(spec, folder, placement, without={*parts, *spec.elsewhere})
@@ -438,6 +439,10 @@ def open_pipeline(
     paths, elsewhere = paths_in(folder), [*parts, *spec.elsewhere]
     rounded, straight = quantization_config(spec, denoiser, placement.device, dtype), device_map(spec, placement)
     try:
+        for library, name in index.values():
+            if library in TRUSTED_LIBRARIES:
+                # For a class whose library is missing transformers has a stand-in, which names it when it is used.
+                getattr(getattr(import_module(library), name, None), "from_pretrained", None)
         if rounded is not None and straight is None and placement.device == "cuda":
             # The encoders stay in host memory, and the denoiser is rounded on the device nevertheless.
             given[denoiser] = getattr(diffusers, index[denoiser][1]).from_pretrained(
@@ -457,7 +462,7 @@ def open_pipeline(
             **given,
         )
     except ImportError as error:
-        raise EngineMissing(f"{spec.pipeline_class} needs {_library(error)}: install it beside imagegen.") from error
+        raise EngineMissing(f"{spec.pipeline_class} needs {_library(error)}.") from error
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise WeightsCorrupt("The model's files do not fit together; the log says which.") from error
     except RuntimeError as error:
@@ -467,9 +472,13 @@ def open_pipeline(
 
 
 def _library(error: ImportError) -> str:
-    """What is not there, as its module is called."""
-    named = [word for word in _OPTIONAL if word in str(error)]
-    return error.name or next(iter(named), "a library that the log names")
+    """What is not there, as its module is called, and how it is installed."""
+    name = error.name or next(
+        (word for word in _OPTIONAL if word in str(error).lower()), "a library that the log names"
+    )
+    if name == "torchvision":
+        return "torchvision, which is not installed: `make vision` takes the build that matches torch"
+    return f"{name}: install it beside imagegen"
 
 
 def check_tokenizers(pipeline: Any) -> None:

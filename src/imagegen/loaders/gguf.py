@@ -146,7 +146,7 @@ class GGUFModelLoader(ModelLoader[GGUFSpec]):
         file = find_gguf(spec, placement.folders)
         check_file(file, file.name)
         base = spec.base_folder(placement.folders)
-        import_pipeline(spec, placement)
+        import_pipeline(spec, base, placement)
         transformer = open_transformer(spec, file, base, torch_dtype(spec.torch_dtype, placement.device))
         return load_model(spec, base, placement, {"transformer": transformer}, beside=[file])
 

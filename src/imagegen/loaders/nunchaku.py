@@ -119,16 +119,16 @@ class NunchakuModelLoader(ModelLoader[NunchakuSpec]):
     """Puts a 4-bit transformer, and a quantised T5 if there is one, into the pipeline of its base model."""
 
     def load(self, spec: NunchakuSpec, placement: Placement) -> LoadedModel:
-        quiet_libraries()
-        import torch
-
+        with placement.importing():
+            quiet_libraries()
+            import torch
         engine = find_engine()
         precision = choose_precision(placement.device)
         engine._C.utils.trim_memory()  # what a load that failed has left
         made = partial(NunchakuModel, engine, placement.device, outside_torch(placement.device))
         base = spec.base_folder(placement.folders)
         files = _own_files(spec, precision, placement.folders)
-        import_pipeline(spec, placement)
+        import_pipeline(spec, base, placement)
         torch.cuda.empty_cache()  # the engine cannot use what torch has kept for this load
         parts = {"transformer": open_transformer(engine, spec, files[0], placement)}
         if spec.t5_weight_name:

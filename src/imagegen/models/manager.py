@@ -451,7 +451,7 @@ class DynamicModelManager:
         self._facts.failed(model, request.size.pixels if request else 0, failed)
         self.broken = self.broken or failed.code is FailureCode.DEVICE_FAULT
         log.error("engine_failed", model=model, code=failed.code, reason=failed.message, traceback=failed.traceback)
-        if failed.worker_died:
+        if failed.worker_died or failed.worker_replaced:
             for lost in list(self._residents):
                 self._gone(lost, "worker_died")
             self._all_cooled("worker_died")
