@@ -578,7 +578,7 @@ class DiffusersModel(LoadedModel):
         return made_by.evolve(decoded="tiled") if self._tiled else made_by
 
     def warnings(self, request: GenerationRequest) -> Sequence[str]:
-        return self._notes
+        return [*self._notes, *self._adapters.warnings(request.loras)]
 
     @property
     def weight_bytes(self) -> int:
