@@ -29,6 +29,7 @@ from imagegen.hub.puller import ModelPuller
 from imagegen.lifecycle import CatalogSwap, Lifecycle
 from imagegen.loaders import PRODUCT
 from imagegen.loaders.base import families_named, specs_of
+from imagegen.loaders.nunchaku import precision_of
 from imagegen.service.image_service import ImageService
 from imagegen.settings import Settings
 from imagegen.storage.images import ImageStore
@@ -91,7 +92,12 @@ class Service:
             max_batch_size=settings.max_batch_size,
             max_pixels=settings.max_pixels,
         )
-        puller = ModelPuller(lambda: models.catalog, settings.models_path, bus)
+        puller = ModelPuller(
+            lambda: models.catalog,
+            settings.models_path,
+            bus,
+            precision=lambda: precision_of(models.memory.capability),
+        )
         tasks = TaskManager(device, journal, images, bus, limits, puller=puller, cancel_grace_s=settings.cancel_grace_s)
         journal.outbox.render = WebhookPayloads(settings, models, tasks)
         webhooks = WebhookSender(

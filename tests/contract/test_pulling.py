@@ -175,6 +175,18 @@ def test_what_is_there_is_not_fetched_again(hub: Hub) -> None:
     assert [asked.path for asked in hub.asked] == [f"/api/models/{NAME}"]
 
 
+@pytest.mark.parametrize(("precision", "sent"), [("int4", 10), ("fp4", 20), (None, 30)])
+def test_of_files_for_several_cards_only_the_one_for_this_card_comes(
+    hub: Hub, precision: str | None, sent: int
+) -> None:
+    hub.add("org/four", {"a-int4.safetensors": WEIGHTS[:10], "a-fp4.safetensors": WEIGHTS[:20]})
+    names = (("int4", "a-int4.safetensors"), ("fp4", "a-fp4.safetensors"))
+    wanted = HubFiles.of("org/four", by_precision=names).on_card(precision)
+    assert pull(wanted) == Fetched()
+    assert hub.sent == sent
+    assert is_here(wanted)
+
+
 def test_one_file_of_a_repository_and_of_several(hub: Hub) -> None:
     hub.add("org/gguf", {"a.gguf": b"GGUF" + WEIGHTS[:1000], "b.gguf": b"GGUF"})
     assert pull(wish("org/gguf", ("a.gguf",)), wish()) == Fetched()

@@ -176,12 +176,19 @@ class HubFiles(Value):
     revision: str | None = None
     #: The files. Empty: a diffusers pipeline, that is model_index.json and the folders that it names.
     files: tuple[str, ...] = ()
+    #: Precision (`int4`, `fp4`) -> a file that is needed on cards of this precision, and on no others.
+    by_precision: tuple[tuple[str, str], ...] = ()
     #: Parts of the pipeline that are not needed, because they come from elsewhere.
     without: tuple[str, ...] = ()
     #: One part instead of a pipeline: the folder of this name, or the repository itself where it holds just one model.
     part: str | None = None
     #: Which copy of the weights is needed where there are several.
     dtype: Dtype = "auto"
+
+    def on_card(self, precision: str | None) -> Self:
+        """What a card of this precision needs; None: unknown."""
+        file = dict(self.by_precision).get(precision or "")
+        return self if file is None else self.evolve(files=(*self.files, file), by_precision=())
 
     @classmethod
     def of(cls, source: str, **what: Any) -> Self:

@@ -92,7 +92,10 @@ def lacks(files: HubFiles, root: Path | None = None) -> str | None:
 
 def lacks_in(folder: Path, files: HubFiles) -> str | None:
     """The first file or part that a folder does not hold of what a repository with these files would; None: nothing."""
-    if files.files:
+    if files.files or files.by_precision:
+        either = [name for _, name in files.by_precision]
+        if either and not any((folder / name).is_file() for name in either):
+            return either[0]
         return next((name for name in files.files if not (folder / name).is_file()), None)
     if files.part is not None:
         return files.part if part_paths(paths_in(folder), files.part, files.dtype) is None else None

@@ -117,6 +117,8 @@ class DeviceMemory(Value):
 
     gpu_available: bool = False
     gpu_name: str | None = None
+    #: CUDA compute capability.
+    capability: tuple[int, int] | None = None
     allocated: int = 0
     #: Held by torch's allocator, in use or not.
     cached: int = 0

@@ -72,7 +72,8 @@ class Repository:
 
     def choose(self, wanted: HubFiles) -> list[RemoteFile]:
         """The files to download. Downloads model_index.json, which names them. Raises Refusal."""
-        paths = list(wanted.files) or (self._part(wanted) if wanted.part else self._pipeline(wanted))
+        named = [*wanted.files, *(file for _, file in wanted.by_precision)]
+        paths = named or (self._part(wanted) if wanted.part else self._pipeline(wanted))
         for path in paths:
             if path not in self.files:
                 raise refusal(FailureCode.HUB_NOT_FOUND, f"'{self.repo}' has no file '{path}' on the hub.")

@@ -107,8 +107,11 @@ class NunchakuSpec(QuantisedSpec):
     def hub_files(self) -> tuple[HubFiles, ...]:
         own: tuple[HubFiles, ...] = ()
         if self.hf_path and self.weight_name:
-            names = {self.weight_name.replace(PRECISION, word) for word in PRECISIONS}
-            own = (HubFiles.of(self.hf_path, files=tuple(sorted(names))),)
+            if PRECISION in self.weight_name:
+                names = tuple((word, self.weight_name.replace(PRECISION, word)) for word in PRECISIONS)
+                own = (HubFiles.of(self.hf_path, by_precision=names),)
+            else:
+                own = (HubFiles.of(self.hf_path, files=(self.weight_name,)),)
         t5_home = self.t5_hf_path or self.hf_path
         if t5_home and self.t5_weight_name:
             own += (HubFiles.of(t5_home, files=(self.t5_weight_name,)),)
@@ -255,6 +258,11 @@ def find_engine() -> Any:
     return nunchaku
 
 
+def precision_of(capability: tuple[int, ...] | None) -> str | None:
+    """`int4` or `fp4`, whichever the engine has kernels for on a card; None: neither, or the card is unknown."""
+    return "int4" if capability in INT4 else "fp4" if capability in FP4 else None
+
+
 def choose_precision(device: str) -> str:
     """`int4` or `fp4`, whichever the GPU has kernels for. Raises UnsupportedDevice."""
     if device == "cpu":
@@ -262,10 +270,8 @@ def choose_precision(device: str) -> str:
     import torch
 
     capability = torch.cuda.get_device_capability(device)
-    if capability in INT4:
-        return "int4"
-    if capability in FP4:
-        return "fp4"
+    if (precision := precision_of(capability)) is not None:
+        return precision
     raise UnsupportedDevice(
         f"Nunchaku has no kernels for this GPU (compute capability {'.'.join(map(str, capability))}); "
         "it runs on Turing, Ampere, Ada and Blackwell. Use the GGUF or the plain model instead."
