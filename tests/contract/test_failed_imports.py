@@ -9,6 +9,7 @@ import pytest
 
 from imagegen.catalog.catalog import Catalog
 from imagegen.core.errors import FailureCode
+from imagegen.gpu.engine import COMPILER_CACHES
 from imagegen.gpu.protocol import EngineOptions, Failed, Loaded
 from imagegen.gpu.worker_engine import WorkerEngine
 from tests.conftest import load_command
@@ -32,7 +33,9 @@ OTHER_BUILD = 'import torch\n@torch.library.register_fake("torchvision::nms")\nd
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that workers import modules from."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(tmp_path / "site"), os.environ["PYTHONPATH"]])))
-    monkeypatch.delenv("TMPDIR", raising=False)
+    # With a folder of its own for the compiler, torch asks for no temporary one at its import.
+    for variable in ("TMPDIR", *COMPILER_CACHES):
+        monkeypatch.delenv(variable, raising=False)
     (tmp_path / "site").mkdir()
     return tmp_path / "site"
 
