@@ -29,6 +29,7 @@ from imagegen.hub.puller import ModelPuller
 from imagegen.lifecycle import CatalogSwap, Lifecycle
 from imagegen.loaders import PRODUCT
 from imagegen.loaders.base import families_named, specs_of
+from imagegen.loaders.nunchaku import precision_of
 from imagegen.service.image_service import ImageService
 from imagegen.settings import Settings
 from imagegen.storage.images import ImageStore
@@ -46,7 +47,12 @@ log = structlog.get_logger(__name__)
 
 def make_engine(settings: Settings, families: str) -> Engine:
     """The engine that the settings ask for, with the families of that table (`module:attribute`)."""
-    options = EngineOptions(device=settings.device, compiled_dir=str(settings.compiled_path), families=families)
+    options = EngineOptions(
+        device=settings.device,
+        compiled_dir=str(settings.compiled_path),
+        temporary_dir=str(settings.temporary_path),
+        families=families,
+    )
     if settings.isolation == "thread":
         return LocalEngine(options.evolve(device=see_only_card(settings.device)))
     return WorkerEngine(options, load_timeout_s=settings.load_timeout_s, step_timeout_s=settings.step_timeout_s)
@@ -86,7 +92,12 @@ class Service:
             max_batch_size=settings.max_batch_size,
             max_pixels=settings.max_pixels,
         )
-        puller = ModelPuller(lambda: models.catalog, settings.models_path, bus)
+        puller = ModelPuller(
+            lambda: models.catalog,
+            settings.models_path,
+            bus,
+            precision=lambda: precision_of(models.memory.capability),
+        )
         tasks = TaskManager(device, journal, images, bus, limits, puller=puller, cancel_grace_s=settings.cancel_grace_s)
         journal.outbox.render = WebhookPayloads(settings, models, tasks)
         webhooks = WebhookSender(

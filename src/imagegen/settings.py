@@ -172,6 +172,11 @@ class Settings(BaseSettings):
         return (self.compiled_dir or self.data_dir / "compiled").absolute()
 
     @property
+    def temporary_path(self) -> Path:
+        """Where the worker process writes temporary files."""
+        return (self.data_dir / "tmp").absolute()
+
+    @property
     def models_path(self) -> Path:
         return self.models_dir or self.data_dir / "models"
 

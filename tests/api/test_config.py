@@ -169,6 +169,18 @@ async def test_a_path_below_the_roots_is_allowed(start: Start, path: Path, tmp_p
         assert code(await client.post("/models", json=body)) == (422, "path_not_allowed")
 
 
+async def test_the_original_apis_own_example_names_a_folder_below_the_models_directory(
+    start: Start, path: Path
+) -> None:
+    async with start(config=path) as client:
+        body = {"model_id": "c", "name": "C", "type": "flux", "hf_path": "path/to/model"}
+        assert (await client.post("/models", json=body)).status_code == 201
+        config = (await client.get("/models/c")).json()["config"]
+        assert (config["hf_path"], config["local_path"]) == (None, "path/to/model")
+        outside = body | {"model_id": "d", "hf_path": "a/../../../outside"}
+        assert code(await client.post("/models", json=outside)) == (422, "path_not_allowed")
+
+
 # -- who comes first ---------------------------------------------------------------------------------------------------
 
 

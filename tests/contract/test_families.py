@@ -5,6 +5,7 @@ import json
 import shutil
 import threading
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+import transformers
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
@@ -178,7 +180,10 @@ def test_a_lora_counts_for_its_request_only(engine: LocalEngine, shelf: Shelf, k
     file = write_lora(shelf.model(kind), tmp_path / "style.safetensors")
     for task in tasks_of(shelf, kind) if spec.supports_lora else ():
         plain = draw(engine, kind, task)
-        assert not np.array_equal(draw(engine, kind, task, file), plain), task
+        with_lora = run(engine, kind, task, file)
+        assert isinstance(with_lora, Generated)
+        assert with_lora.warnings == ()
+        assert with_lora.images[0].rgb != plain.tobytes(), task
         assert np.array_equal(draw(engine, kind, task), plain), task
 
 
@@ -313,6 +318,33 @@ def test_weights_that_execute_code_are_not_looked_at(engine: LocalEngine, damage
     assert failed.code is FailureCode.WEIGHTS_MISSING
     assert "safetensors" in failed.message
     assert "vae" in failed.message
+
+
+@pytest.mark.skipif(find_spec("torchvision") is not None, reason="is about a machine without torchvision")
+@pytest.mark.parametrize(
+    ("kind", "part", "cls"),
+    [
+        ("flux2", "tokenizer", "PixtralProcessor"),
+        ("qwen-image", "processor", "Qwen2VLProcessor"),
+    ],
+)
+def test_a_processor_that_needs_torchvision_says_so(
+    engine: LocalEngine, shelf: Shelf, tmp_path: Path, kind: str, part: str, cls: str
+) -> None:
+    """The real FLUX.2 and Qwen-Image-Edit have them."""
+    shutil.copytree(shelf.model(kind), tmp_path / kind)
+    index = json.loads((tmp_path / kind / "model_index.json").read_text())
+    entry = shelf.entry(kind)
+    if part not in index:
+        shutil.copytree(tmp_path / kind / "tokenizer", tmp_path / kind / part)
+        transformers.Qwen2VLImageProcessorPil().save_pretrained(tmp_path / kind / part)
+        entry |= {"pipeline_class": "QwenImageEditPlusPipeline"}
+    index |= {part: ["transformers", cls], "_class_name": entry["pipeline_class"]}
+    (tmp_path / kind / "model_index.json").write_text(json.dumps(index))
+    failed = engine.load(load_command(catalog_of(m=entry), "m", tmp_path))
+    assert isinstance(failed, Failed)
+    assert failed.code is FailureCode.ENGINE_MISSING
+    assert "needs torchvision, which is not installed: `make vision`" in failed.message
 
 
 def test_a_class_that_is_not_the_entrys_is_refused(engine: LocalEngine, damaged: Shelf) -> None:

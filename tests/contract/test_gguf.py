@@ -10,6 +10,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
 
 from imagegen.core.errors import FailureCode
 from imagegen.gpu.engine import LocalEngine
@@ -164,6 +165,58 @@ def test_a_file_that_was_cut_off_is_named(engine: LocalEngine, shelf: Shelf, sha
     failed = refused(engine, shelf, local_path="cut.gguf", base_model="flux-dev")
     assert failed.code is FailureCode.WEIGHTS_CORRUPT
     assert "cut.gguf" in failed.message
+
+
+def write_typed(file: Path, kind: GGMLQuantizationType) -> None:
+    """A whole GGUF file whose only tensor has this type."""
+    values, size = GGML_QUANT_SIZES[kind]
+    writer = GGUFWriter(file, arch="flux")
+    writer.add_tensor("x.weight", np.zeros((2, 256 // values * size), dtype=np.uint8), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.mark.usefixtures("whole")
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("IQ1_S", "Q2_K"),
+        ("IQ1_M", "Q2_K"),
+        ("IQ2_XXS", "Q2_K"),
+        ("IQ2_S", "Q2_K"),
+        ("IQ3_XXS", "Q3_K"),
+        ("IQ3_S", "Q3_K"),
+        ("TQ1_0", "Q2_K"),
+        ("TQ2_0", "Q2_K"),
+        ("MXFP4", "Q4_K"),
+        ("Q8_K", "Q8_0"),
+    ],
+)
+def test_a_type_that_the_library_does_not_read_is_named_with_the_one_to_take(
+    engine: LocalEngine, shelf: Shelf, name: str, instead: str
+) -> None:
+    write_typed(shelf.folder / "typed.gguf", GGMLQuantizationType[name])
+    failed = refused(engine, shelf, local_path="typed.gguf", base_model="flux-dev")
+    assert failed.code is FailureCode.WEIGHTS_REFUSED
+    assert f"typed.gguf has weights of type {name}," in failed.message
+    assert f"Take the one with {instead} in its name" in failed.message
+    assert "cut off" not in failed.message
+
+
+@pytest.mark.usefixtures("whole")
+def test_a_type_that_is_newer_than_the_library_is_told(engine: LocalEngine, shelf: Shelf) -> None:
+    file = shelf.folder / "newer.gguf"
+    write_typed(file, GGMLQuantizationType.I8)
+    # Name, one dimension count of 4 bytes, two dimensions of 8, then the type.
+    data = bytearray(file.read_bytes())
+    place = data.index(b"x.weight") + len(b"x.weight") + 4 + 2 * 8
+    data[place : place + 4] = (4000).to_bytes(4, "little")
+    file.write_bytes(data)
+    failed = refused(engine, shelf, local_path="newer.gguf", base_model="flux-dev")
+    assert failed.code is FailureCode.WEIGHTS_REFUSED
+    assert "of a type that gguf" in failed.message
 
 
 @pytest.mark.usefixtures("whole")

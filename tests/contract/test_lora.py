@@ -111,20 +111,146 @@ def test_an_entrys_own_lora_stays_and_a_requests_comes_on_top(tmp_path: Path) ->
     engine.close()
 
 
-@pytest.mark.parametrize("kind", ["other width", "other keys", "cut off", "empty"])
-def test_a_lora_that_does_not_fit_fails_its_own_request_only(engine: LocalEngine, tmp_path: Path, kind: str) -> None:
-    file = write_lora(tmp_path / "other.safetensors", width=96 if kind == "other width" else 160)
-    if kind == "other keys":
-        save_file({"unrelated.weight": torch.zeros(2, 2)}, file)
-    elif kind == "cut off":
-        file.write_bytes(file.read_bytes()[:-50])
-    elif kind == "empty":
-        file.write_bytes(b"")
+# -- files that do not fit ---------------------------------------------------------------------------------------------
+
+
+def layer(name: str, down: str, up: str, width: int = 160) -> dict[str, torch.Tensor]:
+    """One layer of a LoRA for a square matrix of the embedded model."""
+    noise = torch.Generator().manual_seed(0)
+    return {
+        f"{name}.{down}.weight": torch.randn(RANK, width, generator=noise),
+        f"{name}.{up}.weight": torch.randn(width, RANK, generator=noise),
+    }
+
+
+BLOCK = "transformer.transformer_blocks.0.attn.to_q"
+FITS = layer(BLOCK, "lora_A", "lora_B")
+HADA = {f"lora_unet_double_blocks_0_img_attn_qkv.hada_w1_{it}": torch.ones(2, 2) for it in "ab"}
+LOKR = {"lora_unet_down_blocks_0.lokr_w1": torch.ones(2, 2), "lora_unet_down_blocks_0.lokr_w2": torch.ones(2, 2)}
+
+#: What a file contains that is refused, and the true cause.
+REFUSED: dict[str, tuple[dict[str, torch.Tensor] | bytes, str]] = {
+    "other width": (layer(BLOCK, "lora_A", "lora_B", 96), f"for a model of another width: the shape of '{BLOCK}'"),
+    "other keys": ({"unrelated.weight": torch.zeros(2, 2)}, "bad.safetensors has no layers of a LoRA."),
+    "Stable Diffusion": (
+        layer("lora_unet_down_blocks_0_attentions_0_proj_in", "lora_down", "lora_up"),
+        "for another model: FluxPipeline has no such layers as 'lora_unet_down_blocks_0_attentions_0_proj_in'",
+    ),
+    "Stable Diffusion, by diffusers": (
+        layer("unet.down_blocks.0.attentions.0.proj_in", "lora_A", "lora_B"),
+        "for another model: FluxPipeline has no such layers as 'unet.down_blocks.0.attentions.0.proj_in'",
+    ),
+    "LoHa": (HADA, "bad.safetensors is a LoHa, which diffusers does not read."),
+    "LoKr": (LOKR, "bad.safetensors is a LoKr, which diffusers does not read for FluxPipeline."),
+    "OFT": ({"transformer.x.oft_blocks": torch.ones(2, 2, 2)}, "is an OFT adapter, which diffusers does not read."),
+    "textual inversion": ({"emb_params": torch.ones(4, 768)}, "is a textual inversion (an embedding of words)"),
+    "textual inversion of diffusers": ({"<cat>": torch.ones(768)}, "is a textual inversion (an embedding of words)"),
+    "textual inversion of XL": (
+        {"clip_l": torch.ones(2, 768), "clip_g": torch.ones(2, 1280)},
+        "is a textual inversion (an embedding of words)",
+    ),
+    "scalar": ({f"{BLOCK}.lora_A.weight": torch.tensor(1.0)}, f"'{BLOCK}.lora_A.weight' is not a matrix"),
+    "down only": ({f"{BLOCK}.lora_A.weight": torch.ones(2, 160)}, "has no layers of a LoRA"),
+    "git-lfs": (b"version https://git-lfs.github.com/spec/v1\n", "bad.safetensors is a git-lfs pointer"),
+    "empty": (b"", "bad.safetensors is not a safetensors file"),
+}
+
+
+def write(content: dict[str, torch.Tensor] | bytes, file: Path) -> Path:
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    else:
+        save_file(content, file)
+    return file
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_a_lora_that_does_not_fit_fails_its_own_request_with_the_true_cause(
+    engine: LocalEngine, tmp_path: Path, kind: str
+) -> None:
+    content, words = REFUSED[kind]
+    file = write(content, tmp_path / "bad.safetensors")
     plain = pixels(draw(engine))
     failed = draw(engine, (1, file))
     assert isinstance(failed, Failed)
-    assert (failed.code, failed.message) == (FailureCode.LORA_REFUSED, "The LoRA file does not fit this model.")
+    assert failed.code is FailureCode.LORA_REFUSED
+    assert words in failed.message
+    assert str(tmp_path) not in failed.message
     assert pixels(draw(engine)) == plain
+
+
+def test_one_that_was_cut_off_is_told_so(engine: LocalEngine, tmp_path: Path) -> None:
+    file = write_lora(tmp_path / "cut.safetensors")
+    file.write_bytes(file.read_bytes()[:-50])
+    failed = draw(engine, (1, file))
+    assert isinstance(failed, Failed)
+    assert "cut.safetensors is cut off or damaged" in failed.message
+
+
+@pytest.mark.parametrize("error", [AssertionError("what"), IndexError("what"), AttributeError("what")])
+def test_whatever_the_library_stumbles_over_is_the_files_fault(
+    engine: LocalEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    file = write_lora(tmp_path / "style.safetensors")
+    failing(monkeypatch, error, times=1)
+    failed = draw(engine, (1, file))
+    assert isinstance(failed, Failed)
+    assert failed.code is FailureCode.LORA_REFUSED
+    assert "unexpected" not in failed.message
+
+
+# -- files that fit in part --------------------------------------------------------------------------------------------
+
+#: What is added to a layer that fits, and the warning.
+IGNORED: dict[str, tuple[dict[str, torch.Tensor], list[str]]] = {
+    "nothing": ({}, []),
+    "a deeper model": (
+        layer("transformer.transformer_blocks.30.attn.to_q", "lora_A", "lora_B"),
+        ["Of odd.safetensors, about 50 % of the layers are not in this model and are ignored."],
+    ),
+    "scales of a DoRA": (
+        {f"{BLOCK}.dora_scale": torch.ones(160)},
+        ["odd.safetensors is a DoRA, of which the scales are not applied: only its LoRA part counts."],
+    ),
+    "T5": (
+        layer("text_encoder_2.encoder.block.0.layer.0.SelfAttention.q", "lora_A", "lora_B"),
+        [
+            "Of odd.safetensors, the layers for the T5 text encoder are ignored.",
+            "Of odd.safetensors, about 50 % of the layers are not in this model and are ignored.",
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", IGNORED)
+def test_what_is_ignored_of_a_lora_is_told_with_its_pictures(engine: LocalEngine, tmp_path: Path, kind: str) -> None:
+    more, warnings = IGNORED[kind]
+    outcome = draw(engine, (1, write(FITS | more, tmp_path / "odd.safetensors")))
+    assert isinstance(outcome, Generated)
+    assert outcome.warnings == ((tuple(warnings),) if warnings else ())
+    assert pixels(outcome) == pixels(draw(engine, (1, write(FITS, tmp_path / "plain.safetensors"))))
+    after = draw(engine)
+    assert isinstance(after, Generated)
+    assert after.warnings == ()
+
+
+def test_layers_in_the_key_names_of_kohya_are_counted_as_what_they_become(engine: LocalEngine, tmp_path: Path) -> None:
+    """One matrix for queries, keys and values, which the library cuts in three."""
+    noise, name = torch.Generator().manual_seed(0), "lora_unet_double_blocks_0_img_attn_qkv"
+    tensors = {f"{name}.lora_down.weight": torch.randn(RANK, 160, generator=noise), f"{name}.alpha": torch.tensor(2.0)}
+    tensors[f"{name}.lora_up.weight"] = torch.randn(3 * 160, RANK, generator=noise)
+    outcome = draw(engine, (1, write(tensors, tmp_path / "kohya.safetensors")))
+    assert isinstance(outcome, Generated)
+    assert outcome.warnings == ()
+    assert pixels(outcome) != pixels(draw(engine))
+
+
+def test_of_an_entrys_own_lora_every_picture_tells(tmp_path: Path) -> None:
+    write(FITS | IGNORED["a deeper model"][0], tmp_path / "odd.safetensors")
+    with engine_with(tmp_path, "loras: [{path: odd.safetensors}]") as engine:
+        outcome = draw(engine)
+        assert isinstance(outcome, Generated)
+        assert outcome.warnings == (tuple(IGNORED["a deeper model"][1]),)
 
 
 # -- weights that are kept in 8 bits -----------------------------------------------------------------------------------

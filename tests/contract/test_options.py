@@ -278,7 +278,7 @@ def test_a_device_that_is_full_while_blocks_are_compiled_is_told_as_such(
 def test_the_entrys_word_counts_before_the_global_one(models: Path) -> None:
     text = json.dumps({"global": {"enable_vae_tiling": True, "cpu_offload": "model"}} | json.loads(entry()))
     catalog = parse_catalog(text, SPECS)
-    spec = SPECS["flux"].model_validate({"name": "A", "type": "flux", "cpu_offload": "none"})
+    spec = SPECS["flux"].model_validate({"name": "A", "type": "flux", "local_path": "a", "cpu_offload": "none"})
     assert spec.chosen("cpu_offload", catalog.settings) == "none"  # type: ignore[attr-defined]
     assert spec.chosen("enable_vae_tiling", catalog.settings) is True  # type: ignore[attr-defined]
 

@@ -142,6 +142,23 @@ def test_a_checker_that_no_load_opens_is_not_fetched_and_refuses_nothing(hub: Hu
     assert weights_here(StableDiffusionSpec.model_validate(entry), Path("none"))
 
 
+@pytest.mark.parametrize("home", ["", "vae/"])
+def test_one_part_comes_alone_from_its_own_repository_or_from_that_of_a_pipeline(hub: Hub, home: str) -> None:
+    part = {f"{home}config.json": b"{}", f"{home}diffusion_pytorch_model.safetensors": WEIGHTS[:500]}
+    beside = {"README.md": b"#", "vae.safetensors": WEIGHTS, "unet/config.json": b"{}", "unet/x.safetensors": WEIGHTS}
+    hub.add("org/vae", part | beside | ({"model_index.json": b"{}"} if home else {}))
+    wanted = HubFiles.of("org/vae", part="vae")
+    assert pull(wanted) == Fetched()
+    assert hub.sent == 500
+    assert is_here(wanted)
+
+
+def test_a_pipeline_without_such_a_part_is_refused(hub: Hub) -> None:
+    answer = refused(HubFiles.of(NAME, part="text_encoder"))
+    assert answer.code is FailureCode.WEIGHTS_REFUSED
+    assert "no complete part 'text_encoder'" in answer.message
+
+
 def test_progress_is_told_in_bytes_up_to_the_whole(hub: Hub) -> None:
     told: list[Progress] = []
     asyncio.run(fetch_in_process(Fetch(files=(wish(),), reserve_bytes=0), told.append))
@@ -156,6 +173,18 @@ def test_what_is_there_is_not_fetched_again(hub: Hub) -> None:
     hub.asked.clear()
     assert pull() == Fetched()
     assert [asked.path for asked in hub.asked] == [f"/api/models/{NAME}"]
+
+
+@pytest.mark.parametrize(("precision", "sent"), [("int4", 10), ("fp4", 20), (None, 30)])
+def test_of_files_for_several_cards_only_the_one_for_this_card_comes(
+    hub: Hub, precision: str | None, sent: int
+) -> None:
+    hub.add("org/four", {"a-int4.safetensors": WEIGHTS[:10], "a-fp4.safetensors": WEIGHTS[:20]})
+    names = (("int4", "a-int4.safetensors"), ("fp4", "a-fp4.safetensors"))
+    wanted = HubFiles.of("org/four", by_precision=names).on_card(precision)
+    assert pull(wanted) == Fetched()
+    assert hub.sent == sent
+    assert is_here(wanted)
 
 
 def test_one_file_of_a_repository_and_of_several(hub: Hub) -> None:

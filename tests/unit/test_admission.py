@@ -193,7 +193,7 @@ def test_an_empty_negative_prompt_asks_for_nothing() -> None:
 def test_a_lora_is_kept_where_the_model_takes_one_and_refused_elsewhere() -> None:
     ink = Lora(path="ink.safetensors", scale=0.4)
     asked = draft(loras=(ink,))
-    assert request(asked, catalog(a=FluxSpec(name="A", type="flux"))).loras == (ink,)
+    assert request(asked, catalog(a=FluxSpec(name="A", type="flux", local_path="a"))).loras == (ink,)
     with pytest.raises(UnsupportedCapability, match="takes no LoRA"):
         admitted(asked)
 

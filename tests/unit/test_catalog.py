@@ -1,5 +1,6 @@
 """The Catalog: what it promises to everyone who reads it."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,9 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
+from imagegen.builtin import default_config
 from imagegen.catalog.catalog import RESERVED_IDS, Catalog, GlobalSettings, ModelId, ModelSpec
+from imagegen.catalog.changes import Roots
 from imagegen.catalog.fields import HubSource
-from imagegen.core.errors import ModelNotFound
+from imagegen.catalog.loading import load_catalog
+from imagegen.catalog.sources import local_folder
+from imagegen.core.errors import ModelNotFound, PathNotAllowed
+from imagegen.loaders.flux import FluxSpec
 from imagegen.testing import FAMILIES, SPECS
 from imagegen.testing.fake import FakeSpec
 
@@ -47,6 +53,59 @@ def test_a_model_leaves_after_half_an_hour_unless_someone_says_otherwise() -> No
 def test_the_brief_lets_a_model_do_both_unless_its_entry_says_otherwise() -> None:
     assert spec().supports_text2img
     assert spec().supports_img2img
+
+
+# -- what older files say ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["hf_path", "huggingface_path"])
+@pytest.mark.parametrize("path", ["path/to/model", "model", "a/b/c/d"])
+def test_a_relative_path_of_other_than_two_segments_is_a_folder_below_the_models_directory(key: str, path: str) -> None:
+    entry = FluxSpec.model_validate({"name": "A", "type": "flux", key: path})
+    assert (entry.hf_path, entry.local_path) == (None, path)
+    assert local_folder(entry, Path("models")) == Path("models") / path
+
+
+def test_two_segments_are_a_repository_and_anything_else_is_neither() -> None:
+    assert FluxSpec.model_validate({"name": "A", "type": "flux", "hf_path": "org/name@v1"}).hf_path == "org/name@v1"
+    for source in ("/etc/model", "../a/b", "https://h/a/b", "a/b/c@v1", "~/a/b", ""):
+        with pytest.raises(ValidationError):
+            FluxSpec.model_validate({"name": "A", "type": "flux", "hf_path": source})
+
+
+def test_over_http_such_a_path_lies_below_the_roots_like_every_path(tmp_path: Path) -> None:
+    Roots(tmp_path, (tmp_path,)).check(FluxSpec, {"hf_path": "path/to/model"})
+    for path in ("a/../../b", "link/a/b"):
+        (tmp_path / "link").unlink(missing_ok=True)
+        (tmp_path / "link").symlink_to("/etc")
+        with pytest.raises(PathNotAllowed):
+            Roots(tmp_path, (tmp_path,)).check(FluxSpec, {"hf_path": path})
+
+
+SCHNELL = {"name": "A", "type": "flux", "hf_path": "black-forest-labs/FLUX.1-schnell"}
+
+
+def numbers(entry: dict[str, Any]) -> tuple[int, float, int]:
+    spec = SPECS[entry["type"]].model_validate(entry)
+    return (spec.steps, spec.guidance_scale, spec.base_size)
+
+
+def test_an_entry_takes_the_shipped_numbers_of_its_repository_where_it_has_none() -> None:
+    assert numbers(SCHNELL) == (4, 0, 1024)
+    assert numbers({**SCHNELL, "hf_path": "black-forest-labs/FLUX.1-schnell@v1"}) == (4, 0, 1024)
+    assert numbers({**SCHNELL, "steps": 8, "base_size": 768}) == (8, 0, 768)
+    assert numbers({**SCHNELL, "hf_path": "org/name"}) == (28, 3.5, 768)
+    of_the_base = {"type": "gguf", "hf_path": "org/gguf", "gguf_file": "a.gguf", "base_model": SCHNELL["hf_path"]}
+    assert numbers(SCHNELL | of_the_base) == (4, 0, 1024)
+
+
+def test_the_shipped_entries_state_what_the_models_cards_say() -> None:
+    models = load_catalog(default_config(), SPECS).models
+    assert models["qwen-image"].base_size == 1328
+    edit = models["qwen-image-edit"]
+    assert (edit.hf_path, edit.pipeline_class) == ("Qwen/Qwen-Image-Edit-2511", "QwenImageEditPlusPipeline")
+    before = default_config().read_text().partition("  qwen-image-edit:")[0].rstrip().splitlines()[-1]
+    assert "torchvision" in before
 
 
 # -- idle minutes ------------------------------------------------------------------------------------------------------

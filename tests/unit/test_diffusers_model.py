@@ -313,9 +313,12 @@ def test_odd_metadata_beside_the_orientation_does_not_matter(kind: str, entry: t
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (ModuleNotFoundError("No module named 'ftfy'", name="ftfy"), "ftfy"),
-        (ImportError("PixtralProcessor requires the torchvision library"), "torchvision"),
-        (ImportError("something else"), "a library that the log names"),
+        (ModuleNotFoundError("No module named 'ftfy'", name="ftfy"), "ftfy: install it beside imagegen"),
+        (
+            ImportError("\nQwen2VLVideoProcessor requires the Torchvision library but it was not found"),
+            "torchvision, which is not installed: `make vision` takes the build that matches torch",
+        ),
+        (ImportError("something else"), "a library that the log names: install it beside imagegen"),
     ],
 )
 def test_a_library_that_is_not_installed_is_named(error: ImportError, said: str) -> None:

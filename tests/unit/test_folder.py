@@ -35,7 +35,7 @@ def spec(**fields: str) -> FluxSpec:
 
 
 def check(folder: Path, **fields: str) -> None:
-    check_pipeline(spec(**fields), folder)
+    check_pipeline(spec(**fields), folder, Folders(folder.parent, folder.parent))
 
 
 def fault(folder: Path) -> tuple[FailureCode, str]:

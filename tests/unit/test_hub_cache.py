@@ -13,6 +13,7 @@ from imagegen.catalog.pipeline_files import INDEX
 from imagegen.catalog.sources import cached_file, cached_snapshot, missing, weights_here
 from imagegen.loaders.flux import FluxSpec
 from imagegen.loaders.gguf import GGUFSpec
+from imagegen.loaders.nunchaku import NunchakuSpec
 from imagegen.testing.fake import FakeSpec
 
 COMMIT, OLDER = "a" * 40, "b" * 40
@@ -134,6 +135,28 @@ def test_a_quantised_entry_still_needs_its_base_model(tmp_path: Path) -> None:
     for name, content in PIPELINE.items():
         (tmp_path / "org" / "base" / name).write_text(content)
     assert missing(spec, tmp_path) == ()
+
+
+FOUR_BITS = {
+    "name": "A",
+    "type": "nunchaku",
+    "hf_path": "org/four",
+    "weight_name": "svdq-{precision}.safetensors",
+    "base_model": "builtin:tiny",
+}
+
+
+def test_of_the_files_for_several_cards_the_one_for_this_card_is_needed(tmp_path: Path) -> None:
+    spec = NunchakuSpec.model_validate(FOUR_BITS)
+    (unknown,) = missing(spec, tmp_path)
+    assert dict(unknown.by_precision) == {"int4": "svdq-int4.safetensors", "fp4": "svdq-fp4.safetensors"}
+    for precision in ("int4", "fp4"):
+        (needed,) = missing(spec, tmp_path, precision)
+        assert (needed.files, needed.by_precision) == ((f"svdq-{precision}.safetensors",), ())
+    put("org/four", {"svdq-fp4.safetensors": ""})
+    assert weights_here(spec, tmp_path)
+    assert weights_here(spec, tmp_path, "fp4")
+    assert not weights_here(spec, tmp_path, "int4")
 
 
 def test_whether_an_entry_can_be_loaded(tmp_path: Path) -> None:

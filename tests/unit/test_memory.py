@@ -215,6 +215,7 @@ def test_what_others_hold_of_a_card_is_what_is_neither_free_nor_held_here(
     import torch
 
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "G")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 24 * GIB))
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 3 * GIB)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 4 * GIB)

@@ -442,6 +442,16 @@ async def test_a_switch_does_not_replace_the_worker(house: House) -> None:
 # -- dying workers -----------------------------------------------------------------------------------------------------
 
 
+async def test_what_was_resident_goes_with_a_worker_that_was_replaced_and_nobody_is_blamed(house: House) -> None:
+    spoiled = Failed(code=FailureCode.IMPORT_FAILED, message="spoiled", spoiled=True, worker_replaced=True)
+    for _ in range(3):
+        await house.models.ensure("a")
+        house.engine.instead["load"] = spoiled
+        assert await house.models.ensure("b") == spoiled
+        assert house.current is None
+    assert not house.models.quarantined("b")
+
+
 @pytest.mark.parametrize("death", [CRASHED, HUNG])
 async def test_what_was_resident_dies_with_its_worker(house: House, death: Failed) -> None:
     await house.models.ensure("a")

@@ -1,6 +1,7 @@
 """ModelPuller with a scripted download: whose turn it is, what is told, and how it ends."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from huggingface_hub import constants
 
 from imagegen.catalog.catalog import HubFiles
+from imagegen.catalog.loading import parse_catalog
 from imagegen.core.errors import (
     Draining,
     FailureCode,
@@ -21,6 +23,7 @@ from imagegen.core.events import EventBus, ModelPulling
 from imagegen.hub.process import OnProgress
 from imagegen.hub.protocol import Fetch, Fetched, Progress, Refused
 from imagegen.hub.puller import ModelPuller, Pull, PullState
+from imagegen.loaders import SPECS
 from tests.conftest import fake_catalog
 
 GATED = Refused(code=FailureCode.HUB_GATED, message="Accept the licence.", retry_after=7)
@@ -99,6 +102,23 @@ async def test_a_download_is_told_in_bytes_until_it_is_ready(house: House) -> No
         ("downloading", 900),  # 11 of 1000 is still one percent
         ("ready", 900),
     ]
+
+
+@pytest.mark.parametrize("precision", ["int4", "fp4"])
+async def test_of_files_for_several_cards_the_one_for_this_card_is_pulled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    entry = {"name": "A", "type": "nunchaku", "base_model": "builtin:tiny"}
+    entry |= {"hf_path": "org/four", "weight_name": "svdq-{precision}.safetensors"}
+    catalog, downloads = parse_catalog(json.dumps({"models": {"a": entry}}), SPECS), Downloads()
+    puller = ModelPuller(lambda: catalog, tmp_path, EventBus(first_id=1), downloads, precision=lambda: precision)
+    running = asyncio.create_task(puller.run())
+    puller.start("a")
+    await downloads.begin()
+    assert downloads.commands == [Fetch(files=(HubFiles(repo="org/four", files=(f"svdq-{precision}.safetensors",)),))]
+    running.cancel()
+    await asyncio.wait([running])
 
 
 async def test_a_refusal_is_kept_with_its_words(house: House) -> None:

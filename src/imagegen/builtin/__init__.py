@@ -1,6 +1,12 @@
 """Files in the package: the weights of the embedded model and the default models.yaml."""
 
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from ruamel.yaml import YAML
 
 _HERE = Path(__file__).parent
 
@@ -17,6 +23,23 @@ def builtin_models() -> list[str]:
 def builtin_model(name: str) -> Path:
     """The folder of an embedded model."""
     return _HERE / name
+
+
+#: The fields of an entry whose defaults are those of the repository.
+_OF_THE_REPOSITORY = ("steps", "guidance_scale", "base_size")
+
+
+@cache
+def known_repositories() -> Mapping[str, Mapping[str, Any]]:
+    """Repository -> the steps, guidance and size that the shipped models.yaml gives it."""
+    entries = YAML(typ="safe").load(default_config())["models"].values()
+    return MappingProxyType(
+        {
+            entry["hf_path"].partition("@")[0]: MappingProxyType({name: entry[name] for name in _OF_THE_REPOSITORY})
+            for entry in entries
+            if "hf_path" in entry
+        }
+    )
 
 
 def default_config() -> Path:

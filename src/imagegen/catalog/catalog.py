@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from imagegen.builtin import BUILTIN, builtin_models
+from imagegen.builtin import BUILTIN, builtin_models, known_repositories
 from imagegen.catalog.fields import (
     HubSource,
     Loads,
@@ -25,6 +25,7 @@ from imagegen.catalog.fields import (
     Residency,
     Text,
     WeightsPath,
+    is_relative_folder,
     marked,
     refuse_bare_text,
 )
@@ -175,10 +176,19 @@ class HubFiles(Value):
     revision: str | None = None
     #: The files. Empty: a diffusers pipeline, that is model_index.json and the folders that it names.
     files: tuple[str, ...] = ()
+    #: Precision (`int4`, `fp4`) -> a file that is needed on cards of this precision, and on no others.
+    by_precision: tuple[tuple[str, str], ...] = ()
     #: Parts of the pipeline that are not needed, because they come from elsewhere.
     without: tuple[str, ...] = ()
+    #: One part instead of a pipeline: the folder of this name, or the repository itself where it holds just one model.
+    part: str | None = None
     #: Which copy of the weights is needed where there are several.
     dtype: Dtype = "auto"
+
+    def on_card(self, precision: str | None) -> Self:
+        """What a card of this precision needs; None: unknown."""
+        file = dict(self.by_precision).get(precision or "")
+        return self if file is None else self.evolve(files=(*self.files, file), by_precision=())
 
     @classmethod
     def of(cls, source: str, **what: Any) -> Self:
@@ -199,7 +209,8 @@ class ModelSpec(Section):
     hf_path: HubSource | None = Field(
         default=None,
         validation_alias=AliasChoices("hf_path", "huggingface_path"),
-        description="`org/name[@revision]` on the hub.",
+        description="`org/name[@revision]` on the hub. A relative path of other than two segments counts as "
+        "`local_path`, as older files have it.",
     )
     local_path: WeightsPath | None = Field(
         default=None,
@@ -228,7 +239,11 @@ class ModelSpec(Section):
         description="The short side, in pixels, that the model was made for. It scales the table of aspect ratios.",
     )
     steps: Annotated[int, Request] = Field(
-        default=28, ge=1, le=200, description="Denoising steps of a request without `steps`."
+        default=28,
+        ge=1,
+        le=200,
+        description="Denoising steps of a request without `steps`. For a repository that the shipped models.yaml has, "
+        "the default of this field, of `guidance_scale` and of `base_size` is the one there.",
     )
     guidance_scale: Annotated[float, Request] = Field(
         default=3.5, ge=0, le=50, description="Guidance of a request without `guidance_scale`."
@@ -245,6 +260,20 @@ class ModelSpec(Section):
         "measurements show that this is faster; their pictures then differ by rounding from pictures made "
         "alone. 1: each picture has its own call.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_older_files_say(cls, data: Any) -> Any:
+        """A relative path of other than two segments in `hf_path` is a folder, and left out are the shipped numbers."""
+        if not isinstance(data, dict):
+            return data
+        for key in ("hf_path", "huggingface_path"):
+            if "local_path" not in data and is_relative_folder(data.get(key)):
+                data = {name: value for name, value in data.items() if name != key} | {"local_path": data[key]}
+        sources = [data.get(key) for key in ("hf_path", "huggingface_path", "base_model")]
+        repositories = [source.partition("@")[0] for source in sources if isinstance(source, str)]
+        known = next((known_repositories()[name] for name in repositories if name in known_repositories()), {})
+        return dict(known) | data
 
     @model_validator(mode="after")
     def _batches_where_it_can(self) -> Self:

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from imagegen.builtin import BUILTIN, builtin_models
 from imagegen.catalog.catalog import GlobalSettings, Section
 from imagegen.catalog.editing import Change, Put, Remove, edited
-from imagegen.catalog.fields import HubSource, Mark, WeightsFile, spellings, texts
+from imagegen.catalog.fields import HubSource, Mark, WeightsFile, is_relative_folder, spellings, texts
 from imagegen.catalog.loading import SECTIONS, Families
 from imagegen.catalog.yaml import read
 from imagegen.core.errors import ConfigInvalid, ModelExists, ModelNotFound, PathNotAllowed
@@ -50,6 +50,8 @@ class Roots(NamedTuple):
             case Mark.SOURCE_OR_PATH if _is(HUB_SOURCE, value):
                 # `org/name` is looked for below the models directory, and then on the hub.
                 return self._allows(value, (*self.roots, self.models))
+            case Mark.SOURCE if is_relative_folder(value):
+                return self._allows(value, self.roots)  # an older spelling of `local_path`
             case Mark.SOURCE_OR_PATH:
                 return "@" not in value and self._allows(value, self.roots)
         return True

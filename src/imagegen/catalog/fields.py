@@ -62,6 +62,19 @@ def _as_the_hub_names(source: str) -> str:
     return source
 
 
+def is_relative_folder(source: object) -> bool:
+    """Whether a source can be no repository but a folder below another: `a` or `a/b/c`, not `org/name`."""
+    if not isinstance(source, str) or source.startswith(("/", "~", ".")) or "://" in source or "@" in source:
+        return False
+    return source.count("/") != 1
+
+
+def _no_url(source: str) -> str:
+    if "://" in source:
+        raise ValueError("must be org/name[@revision] or a folder, not a URL")
+    return source
+
+
 #: Words for people, or one of a family's own words.
 Text = Annotated[str, Mark.TEXT]
 
@@ -83,7 +96,13 @@ HubSource = Annotated[
 ]
 
 #: `org/name[@revision]`, or a folder as in WeightsPath, which goes first where it exists.
-HubSourceOrPath = Annotated[str, Mark.SOURCE_OR_PATH, StringConstraints(min_length=1, max_length=1000)]
+HubSourceOrPath = Annotated[
+    str, Mark.SOURCE_OR_PATH, StringConstraints(min_length=1, max_length=1000), AfterValidator(_no_url)
+]
+
+
+#: The name of a part of a pipeline, as in its model_index.json.
+PartName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
 
 
 def marks(info: FieldInfo) -> frozenset[Mark]:
@@ -129,6 +148,8 @@ def texts(kind: type[BaseModel], fields: Mapping[str, Any]) -> Iterator[tuple[st
             value = fields.get(key)
             if mark is not None and isinstance(value, str):
                 yield key, mark, value
+            elif mark is not None and isinstance(value, Mapping):  # part -> source
+                yield from ((f"{key}.{name}", mark, it) for name, it in value.items() if isinstance(it, str))
             for inner in sections(info):
                 for item in value if isinstance(value, list) else [value]:
                     if isinstance(item, Mapping):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from imagegen.catalog.catalog import HubFiles
-from imagegen.catalog.pipeline_files import INDEX, lacking
+from imagegen.catalog.pipeline_files import INDEX, lacking, part_paths
 
 #: What the cache lacks of a repository of which it has nothing.
 EVERYTHING = "everything"
@@ -92,9 +92,14 @@ def lacks(files: HubFiles, root: Path | None = None) -> str | None:
 
 def lacks_in(folder: Path, files: HubFiles) -> str | None:
     """The first file or part that a folder does not hold of what a repository with these files would; None: nothing."""
-    if files.files:
+    if files.files or files.by_precision:
+        either = [name for _, name in files.by_precision]
+        if either and not any((folder / name).is_file() for name in either):
+            return either[0]
         return next((name for name in files.files if not (folder / name).is_file()), None)
-    index = _read_index(folder / INDEX)
+    if files.part is not None:
+        return files.part if part_paths(paths_in(folder), files.part, files.dtype) is None else None
+    index = index_in(folder)
     return INDEX if index is None else lacking(paths_in(folder), index, files.without, files.dtype)
 
 
@@ -113,9 +118,10 @@ def paths_in(folder: Path, *, dangling: bool = False) -> list[str]:
     return found
 
 
-def _read_index(file: Path) -> dict[str, Any] | None:
+def index_in(folder: Path) -> dict[str, Any] | None:
+    """The model_index.json of a folder; None: there is none that can be read."""
     try:
-        index = json.loads(file.read_text(encoding="utf-8-sig"))
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError):
         return None
     return index if isinstance(index, dict) else None

@@ -128,6 +128,16 @@ def part_files(names: Collection[str], cls: str, dtype: Dtype) -> list[str] | No
     return None
 
 
+def part_paths(paths: Collection[str], part: str, dtype: Dtype) -> list[str] | None:
+    """The paths that one part needs: of its folder, or of a repository that is no pipeline; None: incomplete."""
+    folder = f"{part}/" if any(path.startswith(f"{part}/") for path in paths) else ""
+    if not folder and INDEX in paths:
+        return None
+    below = [path.removeprefix(folder) for path in paths if path.startswith(folder)]
+    files = part_files({name for name in below if "/" not in name}, "", dtype)
+    return None if files is None else [folder + name for name in files]
+
+
 def _by_folder(paths: Iterable[str]) -> dict[str, set[str]]:
     """The names directly below each folder of the first level."""
     folders: dict[str, set[str]] = {}

@@ -138,7 +138,7 @@ def _default(info: FieldInfo) -> str:
     if info.is_required():
         return "required"
     default = info.get_default(call_default_factory=True)
-    return "" if default in (None, "", ()) else f"`{json.dumps(default)}`".replace('"', "")
+    return "" if default in (None, "", (), {}) else f"`{json.dumps(default)}`".replace('"', "")
 
 
 def _value(schema: Mapping[str, Any]) -> str:
@@ -147,6 +147,9 @@ def _value(schema: Mapping[str, Any]) -> str:
         return " or ".join(_value(it) for it in schema["anyOf"] if it.get("type") != "null")
     if "enum" in schema or "const" in schema:
         return ", ".join(f"`{word}`" for word in schema.get("enum", [schema.get("const")]))
+    if schema.get("type") == "object":
+        (value,) = schema["patternProperties"].values()
+        return f"names, each with {_value(value)}"
     kinds = {"integer": "a whole number", "number": "a number", "boolean": "`true` or `false`", "array": "a list"}
     return kinds.get(schema.get("type", ""), "text") + _bounds(schema)
 

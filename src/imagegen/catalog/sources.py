@@ -32,9 +32,13 @@ def local(path: str, models_dir: Path) -> Path:
     return models_dir / Path(path).expanduser()
 
 
-def missing(spec: ModelSpec, models_dir: Path) -> tuple[HubFiles, ...]:
-    """The files that must be pulled before an entry can be loaded."""
-    return tuple(files for files in spec.hub_files() if not (_replaced(spec, files, models_dir) or is_here(files)))
+def missing(spec: ModelSpec, models_dir: Path, precision: str | None = None) -> tuple[HubFiles, ...]:
+    """The files that must be pulled before an entry can be loaded.
+
+    `precision`: of the weights that the card takes (`int4`, `fp4`); None: unknown. Files of any precision count then.
+    """
+    needed = [files.on_card(precision) for files in spec.hub_files()]
+    return tuple(files for files in needed if not (_replaced(spec, files, models_dir) or is_here(files)))
 
 
 def lacks_locally(spec: ModelSpec, models_dir: Path) -> str | None:
@@ -42,16 +46,16 @@ def lacks_locally(spec: ModelSpec, models_dir: Path) -> str | None:
     return spec.lacks(lambda path: local(path, models_dir))
 
 
-def weights_here(spec: ModelSpec, models_dir: Path) -> bool:
+def weights_here(spec: ModelSpec, models_dir: Path, precision: str | None = None) -> bool:
     """Whether an entry can be loaded without a pull. An entry that names no place needs no weights.
 
-    Files that cannot be read count as missing; the load says why.
+    Files that cannot be read count as missing; the load says why. `precision`: as for `missing`.
     """
     try:
         if spec.local_path is not None and spec.hf_path is None and lacks_locally(spec, models_dir) is not None:
             return False
         beside = spec.lacks_beside(lambda path: local(path, models_dir))
-        return beside is None and not missing(spec, models_dir)
+        return beside is None and not missing(spec, models_dir, precision)
     except OSError:
         return False
 
@@ -61,9 +65,9 @@ def _replaced(spec: ModelSpec, files: HubFiles, models_dir: Path) -> bool:
 
     They do where they are complete.
     """
-    if spec.hf_path is not None and spec.hf_path.partition("@")[0] == files.repo:
+    if spec.hf_path is not None and spec.hf_path.partition("@")[0] == files.repo and files.part is None:
         return spec.local_path is not None and lacks_locally(spec, models_dir) is None
-    return not files.files and local_repository(files, models_dir) is not None
+    return not (files.files or files.by_precision) and local_repository(files, models_dir) is not None
 
 
 def local_repository(files: HubFiles, models_dir: Path) -> Path | None:

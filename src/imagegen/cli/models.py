@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Column, Table
 
-from imagegen.catalog.catalog import HubFiles
+from imagegen.catalog.catalog import HubFiles, ModelSpec
 from imagegen.catalog.sources import missing, weights_here
 from imagegen.cli.common import (
     EX_CANTCREAT,
@@ -27,9 +27,12 @@ from imagegen.cli.common import (
     settings_with,
 )
 from imagegen.core.errors import FailureCode
+from imagegen.gpu.machine import look
 from imagegen.hub.process import fetch_in_process
 from imagegen.hub.protocol import Fetch, Refused
 from imagegen.hub.protocol import Progress as Fetching
+from imagegen.loaders.nunchaku import precision_of
+from imagegen.settings import Settings
 
 #: The exit codes of failed pulls; 69 for all others.
 PULL_EXITS: Mapping[FailureCode, int] = MappingProxyType(
@@ -82,13 +85,23 @@ def models_pull(
     spec = open_catalog(settings.config, families_of(context)).models.get(name)
     if spec is None:
         fail(f"There is no model '{name}'; `imagegen models` lists them.", EX_DATAERR)
-    if weights_here(spec, settings.models_path):
+    precision = _precision(spec, settings)
+    if weights_here(spec, settings.models_path, precision):
         typer.echo(f"The weights of {name} are already here.")
         return
     if not spec.hub_files():
         fail(f"The entry of {name} names no repository to pull weights from.", EX_DATAERR)
-    download(name, missing(spec, settings.models_path))
+    download(name, missing(spec, settings.models_path, precision))
     typer.echo(f"The weights of {name} are here.")
+
+
+def _precision(spec: ModelSpec, settings: Settings) -> str | None:
+    """The precision of the weights that the card takes, where the entry has files for several."""
+    if not any(files.by_precision for files in spec.hub_files()):
+        return None
+    torch = look(settings.device).torch
+    cards = torch.cards if torch is not None else ()
+    return precision_of(tuple(map(int, cards[0].capability.split("."))) if cards else None)
 
 
 def download(name: str, files: tuple[HubFiles, ...]) -> None:

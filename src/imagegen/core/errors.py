@@ -292,6 +292,7 @@ class FailureCode(StrEnum):
     WEIGHTS_UNREADABLE = "weights_unreadable"
     WEIGHTS_CORRUPT = "weights_corrupt"
     ENGINE_MISSING = "engine_missing"
+    IMPORT_FAILED = "import_failed"
     UNSUPPORTED_DEVICE = "unsupported_device"
     OUT_OF_MEMORY = "out_of_memory"
     DEVICE_FAULT = "device_fault"
@@ -350,6 +351,12 @@ class EngineMissing(EngineError):
     """A library that this family needs is not installed."""
 
     failure = FailureCode.ENGINE_MISSING
+
+
+class ImportFailed(EngineError):
+    """A library that is installed cannot be imported."""
+
+    failure = FailureCode.IMPORT_FAILED
 
 
 class UnsupportedDevice(EngineError):

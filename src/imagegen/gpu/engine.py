@@ -4,8 +4,8 @@ import gc
 import os
 import time
 import traceback
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple, Protocol, TypeVar
@@ -15,6 +15,7 @@ from imagegen.catalog.fields import Request, marked
 from imagegen.catalog.sources import Folders, missing
 from imagegen.core.errors import FailureCode, UnsupportedDevice, WeightsMissing
 from imagegen.gpu.devices import Device, choose
+from imagegen.gpu.importing import Importing
 from imagegen.gpu.memory import (
     BROKEN_CONTEXT,
     causes,
@@ -117,6 +118,7 @@ class LocalEngine:
         self._chosen: Device | None = None
         #: Whether the libraries' objects are frozen: the garbage collector ignores them.
         self._libraries_frozen = False
+        self._importing = Importing()
         #: What the process has read since the latest load began.
         self._reading: Reading | None = None
 
@@ -134,7 +136,8 @@ class LocalEngine:
             if self._options.compiled_dir:
                 for variable, folder in COMPILER_CACHES.items():
                     os.environ.setdefault(variable, str(Path(self._options.compiled_dir, folder)))
-            self._chosen = choose(self._options.device)
+            with self._importing:
+                self._chosen = choose(self._options.device)
             if self._chosen.name == "cpu":
                 _share_cores()
             else:
@@ -189,7 +192,7 @@ class LocalEngine:
         spec = family.spec.model_validate(command.spec)
         folders = Folders(Path(command.models_dir), Path(command.loras_dir))
         settings = GlobalSettings.model_validate(command.settings)
-        placement = Placement(self.device, settings, folders, self._parts, self._freeze_libraries)
+        placement = Placement(self.device, settings, folders, self._parts, self._importing_pipeline)
         try:
             return family.loader.load(spec, placement)
         except WeightsMissing as error:
@@ -314,7 +317,14 @@ class LocalEngine:
         return self._chosen is None or context_works(self._chosen.name)
 
     def _at_border(self, work: Callable[[], T], during: FailureCode) -> T | Failed:
-        return at_border(work, during, self._give_back, self._context_works)
+        outcome = at_border(work, during, self._give_back, self._context_works)
+        return outcome.evolve(spoiled=True) if isinstance(outcome, Failed) and self._importing.failed else outcome
+
+    @contextmanager
+    def _importing_pipeline(self) -> Iterator[None]:
+        with self._importing:
+            yield
+        self._freeze_libraries()
 
     def _freeze_libraries(self) -> None:
         """Take what is in memory now out of every later garbage collection, if that is no model: 431,000 objects of

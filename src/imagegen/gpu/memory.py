@@ -45,6 +45,7 @@ def measure(device: str) -> DeviceMemory:
     return DeviceMemory(
         gpu_available=True,
         gpu_name=torch.cuda.get_device_name(device),
+        capability=torch.cuda.get_device_capability(device),
         allocated=torch.cuda.memory_allocated(device),
         cached=torch.cuda.memory_reserved(device),
         free=free,

@@ -22,6 +22,9 @@ class EngineOptions(Value):
     device: str = "auto"
     #: The folder for compiled code, which later processes reuse; empty: torch's default.
     compiled_dir: str = ""
+    #: Of the worker process alone: where it writes temporary files, unless the operator has set TMPDIR. Emptied at its
+    #: start. Empty: where Python's own default says.
+    temporary_dir: str = ""
     #: The table of model families, as `module:attribute`; the engine's process imports it. Code sets it, no setting.
     families: str = Field(default=PRODUCT, pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
 
@@ -114,6 +117,8 @@ class DeviceMemory(Value):
 
     gpu_available: bool = False
     gpu_name: str | None = None
+    #: CUDA compute capability.
+    capability: tuple[int, int] | None = None
     allocated: int = 0
     #: Held by torch's allocator, in use or not.
     cached: int = 0
@@ -221,6 +226,10 @@ class Failed(Outcome):
     traceback: str = ""
     #: After an out of memory: the least bytes that the work would have taken; 0: unknown.
     need_bytes: int = 0
+    #: An import failed half-way, after which every later import of this process may fail.
+    spoiled: bool = False
+    #: For that reason the worker process was replaced: nothing is resident any more.
+    worker_replaced: bool = False
 
     @property
     def worker_died(self) -> bool:

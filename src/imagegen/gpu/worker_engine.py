@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import shutil
 import signal
 import socket
 import struct
@@ -167,6 +168,9 @@ class WorkerEngine:
             # After that, every later call in the worker would fail.
             failed = self._bury(FailureCode.WORKER_CRASHED, answer.traceback)
             return failed.evolve(message="The GPU's context broke; the worker process was replaced.")
+        if isinstance(answer, Failed) and answer.spoiled:
+            self._forget(self._worker.end(patience_s=1))
+            return answer.evolve(worker_replaced=True, message=f"{answer.message} The worker process was replaced.")
         return answer
 
     def _start(self) -> "_Worker":
@@ -214,12 +218,13 @@ class _Worker:
             ours.setsockopt(socket.SOL_SOCKET, direction, struct.pack("@ll", math.ceil(io_timeout_s), 0))
         device, card = only_card(options.device, os.environ)
         told = options.evolve(device=device).model_dump_json()
+        temporary = _empty(options.temporary_dir) if options.temporary_dir and "TMPDIR" not in os.environ else {}
         with ours, theirs:
             # -P: no module is imported from the working directory.
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "imagegen.gpu.worker", str(theirs.fileno()), told],
                 pass_fds=[theirs.fileno()],
-                env=worker_environment(os.environ) | card,
+                env=worker_environment(os.environ) | card | temporary,
                 # This pipe closes when this process ends for any reason. The worker then exits, even during a load.
                 stdin=subprocess.PIPE,
             )
@@ -286,6 +291,13 @@ class _Worker:
         self._connection.close()
         if self.process.stdin is not None:
             self.process.stdin.close()
+
+
+def _empty(folder: str) -> dict[str, str]:
+    """An empty folder for temporary files, as a variable: a worker that was killed has left its files there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    return {"TMPDIR": folder}
 
 
 def worker_environment(ours: Mapping[str, str]) -> dict[str, str]:

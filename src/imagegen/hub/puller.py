@@ -70,11 +70,14 @@ class ModelPuller:
         models_dir: Path,
         bus: EventBus,
         fetch: Fetcher = fetch_in_process,
+        precision: Callable[[], str | None] = lambda: None,
     ) -> None:
+        """`precision`: of the weights that the card takes, `int4` or `fp4`; None: unknown."""
         self._catalog = catalog
         self._models_dir = models_dir
         self._bus = bus
         self._fetch = fetch
+        self._precision = precision
         self._pulls: dict[str, Pull] = {}
         self._turns: asyncio.Queue[str] = asyncio.Queue()
         #: The running pull, and its model.
@@ -100,7 +103,7 @@ class ModelPuller:
 
     def has(self, spec: ModelSpec) -> bool:
         """Like is_here(), for an entry instead of an id."""
-        return weights_here(spec, self._models_dir)
+        return weights_here(spec, self._models_dir, self._precision())
 
     async def follow(self, model: str) -> AsyncIterator[Pull]:
         """The pull now and at each change, until it ends or the service stops. A slow listener skips changes."""
@@ -173,7 +176,7 @@ class ModelPuller:
             self._failed(model, Refused(code=FailureCode.MODEL_REMOVED, message="The model is no longer configured."))
             return
         self._set(self._pulls[model].evolve(state=PullState.DOWNLOADING))
-        command = Fetch(files=missing(spec, self._models_dir))
+        command = Fetch(files=missing(spec, self._models_dir, self._precision()))
         downloading = asyncio.ensure_future(self._fetch(command, lambda progress: self._progressed(model, progress)))
         self._running = model, downloading
         try:

@@ -21,7 +21,7 @@ from huggingface_hub.utils import build_hf_headers
 import imagegen
 from imagegen.catalog.catalog import HubFiles
 from imagegen.catalog.hub_cache import HubCache, paths_in
-from imagegen.catalog.pipeline_files import INDEX, lacking, needed
+from imagegen.catalog.pipeline_files import INDEX, lacking, needed, part_paths
 from imagegen.core.errors import FailureCode
 from imagegen.hub.refusals import refusal
 
@@ -72,11 +72,20 @@ class Repository:
 
     def choose(self, wanted: HubFiles) -> list[RemoteFile]:
         """The files to download. Downloads model_index.json, which names them. Raises Refusal."""
-        paths = list(wanted.files) or self._pipeline(wanted)
+        named = [*wanted.files, *(file for _, file in wanted.by_precision)]
+        paths = named or (self._part(wanted) if wanted.part else self._pipeline(wanted))
         for path in paths:
             if path not in self.files:
                 raise refusal(FailureCode.HUB_NOT_FOUND, f"'{self.repo}' has no file '{path}' on the hub.")
         return [self.files[path] for path in paths]
+
+    def _part(self, wanted: HubFiles) -> list[str]:
+        assert wanted.part is not None
+        paths = part_paths(self.files, wanted.part, wanted.dtype)
+        if paths is None:
+            message = f"'{self.repo}' has no complete part '{wanted.part}' with safetensors weights."
+            raise refusal(FailureCode.WEIGHTS_REFUSED, message)
+        return paths
 
     def _pipeline(self, wanted: HubFiles) -> list[str]:
         if INDEX not in self.files:

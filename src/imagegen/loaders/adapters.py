@@ -8,6 +8,11 @@ from typing import Any
 
 from imagegen.core.errors import LoraRefused
 from imagegen.core.task import Lora
+from imagegen.loaders.lora_file import LoraFile
+
+#: What the library raises for files that it does not expect. A lack of memory and a broken device come as RuntimeError;
+#: the border finds them behind LoraRefused.
+_UNREADABLE = (ValueError, KeyError, RuntimeError, OSError, AssertionError, TypeError, AttributeError, IndexError)
 
 
 class Adapters:
@@ -19,10 +24,17 @@ class Adapters:
         """Add an entry's own LoRAs. `offload` switches the pipeline's offloading on again. Raises LoraRefused."""
         self._pipeline = pipeline
         self._offload = offload
+        #: What the entry's LoRAs have and the model ignores, and likewise those of the latest request.
+        self._warnings: list[str] = []
+        self._of_request: list[str] = []
         self._names = [f"entry{i}" for i in range(len(loras))]
         self._scales = [lora.scale for lora in loras]
-        self._add(self._names, files)
+        self._warnings = self._add(self._names, files)
         self._activate()
+
+    def warnings(self, loras: Sequence[Lora]) -> list[str]:
+        """What the model ignores of its own LoRAs and of those of the latest request, if it had any."""
+        return [*self._warnings, *(self._of_request if loras else ())]
 
     @contextmanager
     def added(self, loras: Sequence[Lora], files: Sequence[Path]) -> Iterator[None]:
@@ -36,26 +48,69 @@ class Adapters:
                 # The library switches offloading off to add a LoRA, and on again only if that succeeds.
                 failed.callback(self._offload)
             try:
-                self._add(names, files)
+                self._of_request = self._add(names, files)
                 failed.pop_all()
                 self._pipeline.set_adapters([*self._names, *names], [*self._scales, *(lora.scale for lora in loras)])
                 yield
             finally:
                 self._remove(names)
 
-    def _add(self, names: Sequence[str], files: Sequence[Path]) -> None:
+    def _add(self, names: Sequence[str], files: Sequence[Path]) -> list[str]:
+        """Add the files under these names. Returns what the model ignores of them. Raises LoraRefused."""
         from safetensors import SafetensorError
 
+        warnings = []
         for name, file in zip(names, files, strict=True):
+            lora = LoraFile.read(file)
             try:
                 self._pipeline.load_lora_weights(
                     file.parent, weight_name=file.name, adapter_name=name, use_safetensors=True
                 )
                 known = [name for part in self._pipeline.get_list_adapters().values() for name in part]
-            except (ValueError, KeyError, RuntimeError, OSError, SafetensorError) as error:
-                raise LoraRefused from error
+            except _UNREADABLE as error:
+                raise LoraRefused(self._why_refused(lora, error)) from error
+            except SafetensorError as error:
+                raise LoraRefused(f"{lora.name} is damaged.") from error
             if name not in known:  # no key of the file fits: the library only warns
-                raise LoraRefused
+                raise LoraRefused(self._made_for_another(lora))
+            warnings += self._ignored(lora, name)
+        return warnings
+
+    def _why_refused(self, lora: LoraFile, error: Exception) -> str:
+        if "size mismatch" in str(error) or "shape" in str(error):
+            return f"{lora.name} is for a model of another width: the shape of '{lora.first}' does not fit."
+        return self._made_for_another(lora)
+
+    def _made_for_another(self, lora: LoraFile) -> str:
+        pipeline = type(self._pipeline).__name__
+        if lora.kronecker:
+            return f"{lora.name} is a LoKr, which diffusers does not read for {pipeline}."
+        return f"{lora.name} is for another model: {pipeline} has no such layers as '{lora.first}'."
+
+    def _ignored(self, lora: LoraFile, name: str) -> list[str]:
+        """Sentences about what was not added of a file."""
+        warnings = []
+        if lora.has_scales:
+            warnings.append(f"{lora.name} is a DoRA, of which the scales are not applied: only its LoRA part counts.")
+        if lora.has_t5 and not any(self._layers(name, part) for part in ("text_encoder_2", "text_encoder_3")):
+            warnings.append(f"Of {lora.name}, the layers for the T5 text encoder are ignored.")
+        layers = [layer for part in self._pipeline.components for layer in self._layers(name, part)]
+        if lora.kronecker:
+            added, there = len(layers), lora.kronecker
+        else:
+            added, there = sum(layer.lora_B[name].weight.shape[0] for layer in layers), lora.rows
+        if added < there:
+            percent = max(1, round(100 * (there - added) / there))
+            warnings.append(f"Of {lora.name}, about {percent} % of the layers are not in this model and are ignored.")
+        return warnings
+
+    def _layers(self, name: str, part: str) -> list[Any]:
+        """The layers of a part of the pipeline that have this adapter."""
+        module = self._pipeline.components.get(part)
+        if not hasattr(module, "modules"):
+            return []
+        kinds = ("lora_B", "lokr_w1", "lokr_w1_a")
+        return [it for it in module.modules() if any(name in getattr(it, kind, ()) for kind in kinds)]
 
     def _remove(self, names: Sequence[str]) -> None:
         if not self._names:

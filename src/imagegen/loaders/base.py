@@ -3,6 +3,7 @@
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
@@ -44,9 +45,9 @@ class Placement(NamedTuple):
     folders: Folders
     #: What other models have in memory; a loader may use some of it and must then tell it to let go of the rest.
     parts: Parts
-    #: To be called when the libraries are imported and nothing of the model is in memory: the engine has the garbage
-    #: collector leave alone what is there.
-    libraries_imported: Callable[[], None] = lambda: None
+    #: A context in which libraries are imported, before anything of the model is in memory. At its end the engine has
+    #: the garbage collector leave alone what is there; an exception in it means that this process cannot go on.
+    importing: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 class Inputs(NamedTuple):

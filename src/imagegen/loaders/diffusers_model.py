@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from functools import partial
+from importlib import import_module
 from math import ceil
 from pathlib import Path
 from types import MappingProxyType
@@ -14,11 +15,11 @@ from typing import Annotated, Any, NamedTuple, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from imagegen.catalog.catalog import CpuOffload, HubFiles, Section
-from imagegen.catalog.fields import HubSource, Receipt, WeightsFile
+from imagegen.catalog.fields import HubSource, HubSourceOrPath, PartName, Receipt, WeightsFile
 from imagegen.catalog.hub_cache import lacks_in, paths_in
 from imagegen.catalog.pipeline_files import needed, variant
-from imagegen.catalog.sources import WEIGHTS, lora_files
-from imagegen.core.errors import EngineMissing, LoraNotFound, LoraRefused, WeightsCorrupt
+from imagegen.catalog.sources import WEIGHTS, Folders, lora_files
+from imagegen.core.errors import EngineMissing, LoraNotFound, LoraRefused, WeightsCorrupt, WeightsRefused
 from imagegen.core.provenance import Provenance
 from imagegen.core.sizes import Size, render_size
 from imagegen.core.task import GenerationRequest, Lora, Pixels
@@ -26,7 +27,7 @@ from imagegen.loaders.adapters import Adapters
 from imagegen.loaders.base import Inputs, LoadedModel, OnStep, Placement
 from imagegen.loaders.class_caches import clear_class_caches
 from imagegen.loaders.decoding import Decoding
-from imagegen.loaders.folder import check_folder, header_bytes, read_index
+from imagegen.loaders.folder import TRUSTED_LIBRARIES, check_folder, header_bytes, read_index
 from imagegen.loaders.host_copy import HostCopy, tensor_bytes
 from imagegen.loaders.host_memory import room
 from imagegen.loaders.offloading import DENOISERS, Turns, layer_bytes, most_bytes, offloaded_parts
@@ -37,6 +38,17 @@ from imagegen.loaders.pipelines import PIPELINES, PipelineKind
 from imagegen.loaders.previews import Lookout
 from imagegen.loaders.prompts import PromptCache
 from imagegen.loaders.provenance import provenance, with_loras
+from imagegen.loaders.replacing import (
+    absent,
+    check_part,
+    files_of,
+    left_out,
+    not_optional,
+    nulls,
+    on_hub,
+    open_part,
+    places_of,
+)
 
 #: Libraries that some pipelines need and imagegen does not bring: torchvision must be of torch's own build.
 _OPTIONAL = ("torchvision", "ftfy", "protobuf")
@@ -76,13 +88,25 @@ class DiffusersSpec(OptionsSpec):
         le=20,
         description="For FLUX and similar models: above 1, negative prompts work, and each step takes twice as long.",
     )
+    parts: Annotated[Mapping[PartName, HubSourceOrPath | None], Receipt] = Field(
+        default_factory=dict,
+        max_length=16,
+        description="Parts that come from elsewhere: a name such as `vae`, and a repository `org/name[@revision]` or a "
+        "folder as in `local_path`, which holds the part or a pipeline with it; null leaves a part out that the "
+        "pipeline can do without, such as `text_encoder_3` (T5) of Stable Diffusion 3.",
+    )
     loras: Annotated[tuple[EntryLora, ...], Receipt] = Field(
         default=(), max_length=8, description="LoRAs that are added to the weights at load."
     )
 
     def hub_files(self) -> tuple[HubFiles, ...]:
         own = (HubFiles.of(self.hf_path, **self._pipeline_files),) if self.hf_path else ()
-        return own + self.lora_files()
+        return own + self.more_files()
+
+    def more_files(self) -> tuple[HubFiles, ...]:
+        """What to fetch beside the pipeline: replaced parts and LoRAs."""
+        parts = [(name, source) for name, source in self.parts.items() if source is not None and on_hub(source)]
+        return tuple(files_of(name, source, self.torch_dtype) for name, source in parts) + self.lora_files()
 
     def lora_files(self) -> tuple[HubFiles, ...]:
         """What to fetch for the entry's own LoRAs."""
@@ -91,7 +115,7 @@ class DiffusersSpec(OptionsSpec):
     @property
     def elsewhere(self) -> tuple[str, ...]:
         """The parts that do not come from the pipeline's folder or repository."""
-        return ()
+        return (*self.parts, *left_out(self.kind, self.parts))
 
     @property
     def _pipeline_files(self) -> dict[str, Any]:
@@ -101,7 +125,21 @@ class DiffusersSpec(OptionsSpec):
     def lacks(self, place: Callable[[str], Path]) -> str | None:
         if self.local_path is None:
             return None
-        return lacks_in(place(self.local_path), HubFiles(repo="", **self._pipeline_files))
+        return self._lacks_in(place(self.local_path))
+
+    def lacks_beside(self, place: Callable[[str], Path]) -> str | None:
+        for name, source in self.parts.items():
+            if source is not None and not on_hub(source):
+                lack = lacks_in(place(source), files_of(name, source, self.torch_dtype))
+                if lack is not None:
+                    return lack
+        return None
+
+    def _lacks_in(self, folder: Path) -> str | None:
+        """What a pipeline's folder on this machine lacks."""
+        needed = self._pipeline_files
+        needed["without"] += absent(self.kind, folder)
+        return lacks_in(folder, HubFiles(repo="", **needed))
 
     @model_validator(mode="after")
     def _names_its_weights(self) -> Self:
@@ -130,6 +168,15 @@ class DiffusersSpec(OptionsSpec):
         if wanted and name is not None and not _capabilities(PIPELINES[name])[str(info.field_name)]:
             raise ValueError(f"its class, {name}, cannot do that; leave it out")
         return wanted
+
+    @model_validator(mode="after")
+    def _parts_that_can_be_replaced(self) -> Self:
+        for name in not_optional(self.kind, self.parts):
+            able = ", ".join(group[0] for group in self.kind.optional)
+            raise ValueError(f"parts: {self.pipeline_class} cannot do without '{name}'; it can without {able}")
+        if self.quantize is not None and self.parts.keys() & set(DENOISERS):
+            raise ValueError("parts and quantize contradict each other: a transformer from elsewhere stays as it is")
+        return self
 
     @model_validator(mode="after")
     def _loras_where_they_go(self) -> Self:
@@ -185,14 +232,14 @@ def quiet_libraries() -> None:
         logging.disable_progress_bar()
 
 
-def import_pipeline(spec: DiffusersSpec, placement: Placement) -> None:
+def import_pipeline(spec: DiffusersSpec, folder: Path, placement: Placement) -> None:
     """Import what the entry's pipeline is made of, before anything of the model is in memory."""
-    quiet_libraries()
-    import diffusers
-
-    with suppress(ImportError):  # open_pipeline says what is missing
-        getattr(diffusers, spec.pipeline_class)
-    placement.libraries_imported()
+    parts = [part for part in read_index(folder, spec.pipeline_class).values() if part[0] in TRUSTED_LIBRARIES]
+    with placement.importing():
+        quiet_libraries()
+        for library, name in (*parts, ["diffusers", spec.pipeline_class]):
+            with suppress(ImportError):  # open_pipeline says what is missing
+                getattr(import_module(library), name, None)
 
 
 def torch_dtype(word: str, device: str) -> Any:
@@ -219,10 +266,12 @@ def load_model(
     `parts` take the place of those in the folder: they come from the files `beside` it, and are quantised like that
     unless they can tell. `model` is called instead of DiffusersModel. Raises EngineError.
     """
-    check_pipeline(spec, folder)
+    check_pipeline(spec, folder, placement.folders)
     if not parts:  # else their loader has done that, before it read them
-        import_pipeline(spec, placement)
-    sources = _sources(spec, folder, placement, without=parts)
+        import_pipeline(spec, folder, placement)
+    gone = absent(spec.kind, folder)
+    parts = dict.fromkeys(gone) | _other_parts(spec, folder, placement) | dict(parts)
+    sources = _sources(spec, folder, placement, without={*parts, *spec.elsewhere})
     with ExitStack() as undo:
         shared = {name: part for name, source in sources.items() if (part := placement.parts.find(source))}
         moved = 0
@@ -243,15 +292,41 @@ def load_model(
             part.enter()
             moved += part.bytes
         adapters = _entry_adapters(spec, pipeline, placement)
-        made_by = provenance(spec, pipeline, placement, [*beside, folder], quantization)
+        homes = [places_of(*part, spec.torch_dtype, placement.folders.models)[0] for part in _replaced(spec)]
+        made_by = provenance(spec, pipeline, placement, [*beside, *homes, folder], quantization)
         undo.pop_all()
     own_parts = [*shared.values(), *own]
-    return (model or DiffusersModel)(spec, pipeline, adapters, own_parts, moved, made_by, offload, turns)
+    first = {group[0] for group in spec.kind.optional}
+    notes = [f"The model's folder has no '{name}': the pictures are made without it." for name in gone if name in first]
+    return (model or DiffusersModel)(spec, pipeline, adapters, own_parts, moved, made_by, offload, turns, notes)
 
 
-def check_pipeline(spec: DiffusersSpec, folder: Path) -> None:
-    """Refuse a folder whose pipeline cannot be loaded. Raises EngineError."""
-    check_folder(folder, spec.pipeline_class, spec.elsewhere, spec.torch_dtype)
+def _replaced(spec: DiffusersSpec) -> list[tuple[str, str]]:
+    """The parts that come from elsewhere, with their sources."""
+    return [(name, source) for name, source in spec.parts.items() if source is not None]
+
+
+def _other_parts(spec: DiffusersSpec, folder: Path, placement: Placement) -> dict[str, Any]:
+    """What the entry's `parts` put in the place of those in the folder, read from their files. Raises EngineError."""
+    index = read_index(folder, spec.pipeline_class)
+    dtype = torch_dtype(spec.torch_dtype, placement.device)
+    made: dict[str, Any] = dict.fromkeys(name for name in nulls(spec.kind, index) if name not in spec.parts)
+    made |= dict.fromkeys(name for name in left_out(spec.kind, spec.parts) if name in index)
+    for name, source in _replaced(spec):
+        home, files = places_of(name, source, spec.torch_dtype, placement.folders.models)
+        kind = index.get(name, [None, None])
+        if name not in index:
+            raise WeightsRefused(f"{spec.pipeline_class} has no part '{name}'.")
+        copy = next((word for word in ("fp16", "bf16") if any(f".{word}" in it.name for it in files)), None)
+        made[name] = open_part(name, home, kind, copy, dtype)
+    return made
+
+
+def check_pipeline(spec: DiffusersSpec, folder: Path, folders: Folders) -> None:
+    """Refuse a folder whose pipeline cannot be loaded, and parts that cannot. Raises EngineError."""
+    check_folder(folder, spec.pipeline_class, {*spec.elsewhere, *absent(spec.kind, folder)}, spec.torch_dtype)
+    for name, source in _replaced(spec):
+        check_part(name, source, spec.torch_dtype, folders.models)
 
 
 def least_bytes(
@@ -267,13 +342,23 @@ def least_bytes(
     for file in pipeline_files(spec, folder):
         if file.suffix == WEIGHTS:
             sizes[file.parent.name] += header_bytes(file, width)
+    for name, source in _replaced(spec):
+        files = places_of(name, source, spec.torch_dtype, placement.folders.models)[1]
+        sizes[name] += sum(header_bytes(file, width) for file in files if file.suffix == WEIGHTS)
     return most_bytes(sizes, offloaded_parts(sizes, offload))
 
 
 def pipeline_files(spec: DiffusersSpec, folder: Path) -> list[Path]:
     """As `ModelLoader.files`, for a pipeline's folder without the weights of the parts that are `elsewhere`."""
     index = read_index(folder, spec.pipeline_class)
-    return [folder / name for name in needed(paths_in(folder), index, spec.elsewhere, spec.torch_dtype)]
+    without = {*spec.elsewhere, *absent(spec.kind, folder)}
+    return [folder / name for name in needed(paths_in(folder), index, without, spec.torch_dtype)]
+
+
+def replaced_files(spec: DiffusersSpec, folders: Folders) -> list[Path]:
+    """Those of the parts that come from elsewhere. Raises WeightsMissing."""
+    places = [places_of(name, source, spec.torch_dtype, folders.models) for name, source in _replaced(spec)]
+    return [file for _, files in places for file in files]
 
 
 def _offload(spec: DiffusersSpec, placement: Placement) -> CpuOffload:
@@ -351,9 +436,13 @@ def open_pipeline(
     dtype = torch_dtype(spec.torch_dtype, placement.device)
     denoiser = next(name for name in DENOISERS if name in index)
     how = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
-    paths, elsewhere = list(paths_in(folder)), list(parts)
+    paths, elsewhere = paths_in(folder), [*parts, *spec.elsewhere]
     rounded, straight = quantization_config(spec, denoiser, placement.device, dtype), device_map(spec, placement)
     try:
+        for library, name in index.values():
+            if library in TRUSTED_LIBRARIES:
+                # For a class whose library is missing transformers has a stand-in, which names it when it is used.
+                getattr(getattr(import_module(library), name, None), "from_pretrained", None)
         if rounded is not None and straight is None and placement.device == "cuda":
             # The encoders stay in host memory, and the denoiser is rounded on the device nevertheless.
             given[denoiser] = getattr(diffusers, index[denoiser][1]).from_pretrained(
@@ -373,7 +462,7 @@ def open_pipeline(
             **given,
         )
     except ImportError as error:
-        raise EngineMissing(f"{spec.pipeline_class} needs {_library(error)}: install it beside imagegen.") from error
+        raise EngineMissing(f"{spec.pipeline_class} needs {_library(error)}.") from error
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise WeightsCorrupt("The model's files do not fit together; the log says which.") from error
     except RuntimeError as error:
@@ -383,9 +472,13 @@ def open_pipeline(
 
 
 def _library(error: ImportError) -> str:
-    """What is not there, as its module is called."""
-    named = [word for word in _OPTIONAL if word in str(error)]
-    return error.name or next(iter(named), "a library that the log names")
+    """What is not there, as its module is called, and how it is installed."""
+    name = error.name or next(
+        (word for word in _OPTIONAL if word in str(error).lower()), "a library that the log names"
+    )
+    if name == "torchvision":
+        return "torchvision, which is not installed: `make vision` takes the build that matches torch"
+    return f"{name}: install it beside imagegen"
 
 
 def check_tokenizers(pipeline: Any) -> None:
@@ -460,8 +553,9 @@ class DiffusersModel(LoadedModel):
         made_by: Provenance,
         offload: CpuOffload,
         turns: Turns | None,
+        notes: Sequence[str] = (),
     ) -> None:
-        """Every one of the parts has been entered. `turns`: of the other ones."""
+        """Every one of the parts has been entered. `turns`: of the other ones. `notes`: warnings of each picture."""
         self._spec = spec
         self._pipeline = pipeline
         self._siblings = _Siblings.on(pipeline, spec.kind)
@@ -471,6 +565,7 @@ class DiffusersModel(LoadedModel):
         self._made_by = made_by
         self._offload = offload
         self._turns = turns
+        self._notes = notes
         self._on_device = True
         #: Whether a picture of the latest call was decoded in tiles.
         self._tiled = False
@@ -481,6 +576,9 @@ class DiffusersModel(LoadedModel):
     def provenance(self, inputs: Inputs) -> Provenance:
         made_by = with_loras(self._made_by, inputs.lora_files)
         return made_by.evolve(decoded="tiled") if self._tiled else made_by
+
+    def warnings(self, request: GenerationRequest) -> Sequence[str]:
+        return [*self._notes, *self._adapters.warnings(request.loras)]
 
     @property
     def weight_bytes(self) -> int:

@@ -6,7 +6,14 @@ from typing import Literal
 
 from imagegen.catalog.sources import Folders
 from imagegen.loaders.base import LoadedModel, ModelLoader, Placement, find_weights
-from imagegen.loaders.diffusers_model import DiffusersSpec, check_pipeline, least_bytes, load_model, pipeline_files
+from imagegen.loaders.diffusers_model import (
+    DiffusersSpec,
+    check_pipeline,
+    least_bytes,
+    load_model,
+    pipeline_files,
+    replaced_files,
+)
 
 
 class FluxSpec(DiffusersSpec):
@@ -25,10 +32,10 @@ class FluxModelLoader(ModelLoader[FluxSpec]):
         return load_model(spec, find_weights(spec, placement.folders), placement)
 
     def check(self, spec: FluxSpec, folders: Folders) -> None:
-        check_pipeline(spec, find_weights(spec, folders))
+        check_pipeline(spec, find_weights(spec, folders), folders)
 
     def least_bytes(self, spec: FluxSpec, placement: Placement) -> int | None:
         return least_bytes(spec, find_weights(spec, placement.folders), placement)
 
     def files(self, spec: FluxSpec, folders: Folders) -> Sequence[Path]:
-        return pipeline_files(spec, find_weights(spec, folders))
+        return [*pipeline_files(spec, find_weights(spec, folders)), *replaced_files(spec, folders)]

@@ -1,16 +1,17 @@
 """Quantised transformers in GGUF files, inside the pipeline of their base model."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AliasChoices, Field, StringConstraints, field_validator, model_validator
+from pydantic import AliasChoices, Field, StringConstraints, model_validator
 
 from imagegen.catalog.catalog import HubFiles
 from imagegen.catalog.fields import HubSourceOrPath, WeightsFile
-from imagegen.catalog.hub_cache import lacks_in
 from imagegen.catalog.sources import Folders, cached_file, cached_snapshot, local
-from imagegen.core.errors import WeightsCorrupt, WeightsMissing
+from imagegen.core.errors import WeightsCorrupt, WeightsMissing, WeightsRefused
 from imagegen.loaders.base import LoadedModel, ModelLoader, Placement, advice
 from imagegen.loaders.diffusers_model import (
     DiffusersSpec,
@@ -19,9 +20,11 @@ from imagegen.loaders.diffusers_model import (
     least_bytes,
     load_model,
     pipeline_files,
+    replaced_files,
     torch_dtype,
 )
 from imagegen.loaders.folder import check_file, read_index
+from imagegen.loaders.replacing import on_hub
 
 #: Transformer classes that diffusers reads from GGUF files.
 TRANSFORMERS = frozenset(
@@ -46,13 +49,6 @@ class QuantisedSpec(DiffusersSpec):
         "network."
     )
 
-    @field_validator("base_model")
-    @classmethod
-    def _no_url(cls, base_model: str) -> str:
-        if "://" in base_model:
-            raise ValueError("must be org/name[@revision] or a folder, not a URL")
-        return base_model
-
     @property
     def elsewhere(self) -> tuple[str, ...]:
         return (*super().elsewhere, "transformer")
@@ -61,17 +57,21 @@ class QuantisedSpec(DiffusersSpec):
         """Where the rest of the pipeline lies. Raises WeightsMissing."""
         folder = local(self.base_model, folders.models)
         cached = cached_snapshot(self.base_model) if self.base_on_hub else None
-        if folder.is_dir() and (cached is None or self._lacks_base(folder) is None):
+        if folder.is_dir() and (cached is None or self._lacks_in(folder) is None):
             return folder
         if cached is None:
             raise WeightsMissing(f"The base model of '{self.name}' is not on this machine.")
         return cached
 
-    def _lacks_base(self, folder: Path) -> str | None:
-        return lacks_in(folder, HubFiles(repo="", **self._pipeline_files))
-
     def lacks_beside(self, place: Callable[[str], Path]) -> str | None:
-        return None if self.base_on_hub else self._lacks_base(place(self.base_model))
+        base = None if self.base_on_hub else self._lacks_in(place(self.base_model))
+        return super().lacks_beside(place) if base is None else base
+
+    @model_validator(mode="after")
+    def _own_transformer(self) -> Self:
+        if "transformer" in self.parts:
+            raise ValueError("parts: the transformer is the file that the entry names")
+        return self
 
     @model_validator(mode="after")
     def _names_its_weights(self) -> Self:
@@ -87,7 +87,7 @@ class QuantisedSpec(DiffusersSpec):
     @property
     def base_on_hub(self) -> bool:
         """Whether `base_model` can be a repository."""
-        return self.base_model.count("/") == 1 and not self.base_model.startswith(("/", "~", "."))
+        return on_hub(self.base_model)
 
     def base_files(self) -> tuple[HubFiles, ...]:
         """What to fetch of it."""
@@ -136,7 +136,7 @@ class GGUFSpec(QuantisedSpec):
 
     def hub_files(self) -> tuple[HubFiles, ...]:
         own = (HubFiles.of(self.hf_path, files=(self.gguf_file,)),) if self.hf_path and self.gguf_file else ()
-        return own + self.base_files() + self.lora_files()
+        return own + self.base_files() + self.more_files()
 
 
 class GGUFModelLoader(ModelLoader[GGUFSpec]):
@@ -146,14 +146,14 @@ class GGUFModelLoader(ModelLoader[GGUFSpec]):
         file = find_gguf(spec, placement.folders)
         check_file(file, file.name)
         base = spec.base_folder(placement.folders)
-        import_pipeline(spec, placement)
+        import_pipeline(spec, base, placement)
         transformer = open_transformer(spec, file, base, torch_dtype(spec.torch_dtype, placement.device))
         return load_model(spec, base, placement, {"transformer": transformer}, beside=[file])
 
     def check(self, spec: GGUFSpec, folders: Folders) -> None:
         file = find_gguf(spec, folders)
         check_file(file, file.name)
-        check_pipeline(spec, spec.base_folder(folders))
+        check_pipeline(spec, spec.base_folder(folders), folders)
 
     def least_bytes(self, spec: GGUFSpec, placement: Placement) -> int | None:
         file = find_gguf(spec, placement.folders)
@@ -161,7 +161,7 @@ class GGUFModelLoader(ModelLoader[GGUFSpec]):
 
     def files(self, spec: GGUFSpec, folders: Folders) -> Sequence[Path]:
         base = pipeline_files(spec, spec.base_folder(folders))
-        return [find_gguf(spec, folders), *base]
+        return [find_gguf(spec, folders), *base, *replaced_files(spec, folders)]
 
 
 def find_gguf(spec: GGUFSpec, folders: Folders) -> Path:
@@ -178,15 +178,13 @@ def find_gguf(spec: GGUFSpec, folders: Folders) -> Path:
 
 
 def open_transformer(spec: GGUFSpec, file: Path, base: Path, dtype: Any) -> Any:
-    """The transformer, still quantised; it computes in `dtype`. Raises WeightsCorrupt."""
+    """The transformer, still quantised; it computes in `dtype`. Raises WeightsCorrupt or WeightsRefused."""
     import diffusers
 
     library, name = read_index(base, spec.pipeline_class).get("transformer", ["", ""])
     if library != "diffusers" or name not in TRANSFORMERS:
         raise WeightsCorrupt(f"The base model's transformer is a {name}, which no GGUF file can replace.")
-    with file.open("rb") as stream:
-        if stream.read(4) != b"GGUF":
-            raise WeightsCorrupt(f"{file.name} is not a GGUF file.")
+    check_types(file)
     try:
         return getattr(diffusers, name).from_single_file(
             str(file),
@@ -197,4 +195,43 @@ def open_transformer(spec: GGUFSpec, file: Path, base: Path, dtype: Any) -> Any:
             local_files_only=True,
         )
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-        raise WeightsCorrupt(f"{file.name} is cut off, or not a transformer of the base model.") from error
+        raise WeightsCorrupt(f"{file.name} is whole, and no {name} like that of the base model.") from error
+
+
+def check_types(file: Path) -> None:
+    """Read which types the tensors of a GGUF file have, and where they end.
+
+    Raises WeightsRefused for a type that diffusers does not read, with the one to take instead, and WeightsCorrupt.
+    """
+    from diffusers.quantizers.gguf.utils import SUPPORTED_GGUF_QUANT_TYPES
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader
+
+    with file.open("rb") as stream:
+        if stream.read(4) != b"GGUF":
+            raise WeightsCorrupt(f"{file.name} is not a GGUF file.")
+    try:
+        counts = Counter(tensor.tensor_type for tensor in GGUFReader(file).tensors)
+    except (OSError, ValueError, KeyError, IndexError, TypeError, UnicodeDecodeError) as error:
+        if GGMLQuantizationType.__name__ in str(error):
+            raise WeightsRefused(
+                f"{file.name} has weights of a type that gguf {version('gguf')} does not know."
+            ) from None
+        raise WeightsCorrupt(f"{file.name} is cut off or damaged; fetch it again.") from error
+    known = {GGMLQuantizationType.F32, GGMLQuantizationType.F16, *SUPPORTED_GGUF_QUANT_TYPES}
+    others = [kind for kind, _ in counts.most_common() if kind not in known]
+    if not others:
+        return
+
+    def bits(kind: GGMLQuantizationType) -> float:
+        values, size = GGML_QUANT_SIZES[kind]
+        return 8 * size / values
+
+    common = [kind for kind in SUPPORTED_GGUF_QUANT_TYPES if kind.name.endswith("_K") or kind.name == "Q8_0"]
+    instead = min(
+        (kind for kind in common if bits(kind) >= bits(others[0])), key=bits, default=GGMLQuantizationType.Q8_0
+    )
+    names = ", ".join(kind.name for kind in others)
+    raise WeightsRefused(
+        f"{file.name} has weights of type {names}, which diffusers does not read. The file is whole: fetching it again "
+        f"does not help. Take the one with {instead.name} in its name."
+    )

@@ -19,6 +19,7 @@ from imagegen.loaders.diffusers_model import (
     load_model,
     pipeline_files,
     quiet_libraries,
+    replaced_files,
     torch_dtype,
 )
 from imagegen.loaders.folder import check_file
@@ -64,6 +65,12 @@ class NunchakuSpec(QuantisedSpec):
         return self
 
     @model_validator(mode="after")
+    def _one_t5(self) -> Self:
+        if self.t5_weight_name and "text_encoder_2" in self.parts:
+            raise ValueError("parts: text_encoder_2 is the file that t5_weight_name names")
+        return self
+
+    @model_validator(mode="after")
     def _kernels_of_its_own(self) -> Self:
         if self.compile:
             raise ValueError("compile: the engine brings its own kernels")
@@ -100,28 +107,31 @@ class NunchakuSpec(QuantisedSpec):
     def hub_files(self) -> tuple[HubFiles, ...]:
         own: tuple[HubFiles, ...] = ()
         if self.hf_path and self.weight_name:
-            names = {self.weight_name.replace(PRECISION, word) for word in PRECISIONS}
-            own = (HubFiles.of(self.hf_path, files=tuple(sorted(names))),)
+            if PRECISION in self.weight_name:
+                names = tuple((word, self.weight_name.replace(PRECISION, word)) for word in PRECISIONS)
+                own = (HubFiles.of(self.hf_path, by_precision=names),)
+            else:
+                own = (HubFiles.of(self.hf_path, files=(self.weight_name,)),)
         t5_home = self.t5_hf_path or self.hf_path
         if t5_home and self.t5_weight_name:
             own += (HubFiles.of(t5_home, files=(self.t5_weight_name,)),)
-        return own + self.base_files() + self.lora_files()
+        return own + self.base_files() + self.more_files()
 
 
 class NunchakuModelLoader(ModelLoader[NunchakuSpec]):
     """Puts a 4-bit transformer, and a quantised T5 if there is one, into the pipeline of its base model."""
 
     def load(self, spec: NunchakuSpec, placement: Placement) -> LoadedModel:
-        quiet_libraries()
-        import torch
-
+        with placement.importing():
+            quiet_libraries()
+            import torch
         engine = find_engine()
         precision = choose_precision(placement.device)
         engine._C.utils.trim_memory()  # what a load that failed has left
         made = partial(NunchakuModel, engine, placement.device, outside_torch(placement.device))
         base = spec.base_folder(placement.folders)
         files = _own_files(spec, precision, placement.folders)
-        import_pipeline(spec, placement)
+        import_pipeline(spec, base, placement)
         torch.cuda.empty_cache()  # the engine cannot use what torch has kept for this load
         parts = {"transformer": open_transformer(engine, spec, files[0], placement)}
         if spec.t5_weight_name:
@@ -131,10 +141,14 @@ class NunchakuModelLoader(ModelLoader[NunchakuSpec]):
     def check(self, spec: NunchakuSpec, folders: Folders) -> None:
         for file in _any_files(spec, folders):
             check_file(file, file.name)
-        check_pipeline(spec, spec.base_folder(folders))
+        check_pipeline(spec, spec.base_folder(folders), folders)
 
     def files(self, spec: NunchakuSpec, folders: Folders) -> Sequence[Path]:
-        return [*_any_files(spec, folders), *pipeline_files(spec, spec.base_folder(folders))]
+        return [
+            *_any_files(spec, folders),
+            *pipeline_files(spec, spec.base_folder(folders)),
+            *replaced_files(spec, folders),
+        ]
 
 
 class NunchakuModel(DiffusersModel):
@@ -244,6 +258,11 @@ def find_engine() -> Any:
     return nunchaku
 
 
+def precision_of(capability: tuple[int, ...] | None) -> str | None:
+    """`int4` or `fp4`, whichever the engine has kernels for on a card; None: neither, or the card is unknown."""
+    return "int4" if capability in INT4 else "fp4" if capability in FP4 else None
+
+
 def choose_precision(device: str) -> str:
     """`int4` or `fp4`, whichever the GPU has kernels for. Raises UnsupportedDevice."""
     if device == "cpu":
@@ -251,10 +270,8 @@ def choose_precision(device: str) -> str:
     import torch
 
     capability = torch.cuda.get_device_capability(device)
-    if capability in INT4:
-        return "int4"
-    if capability in FP4:
-        return "fp4"
+    if (precision := precision_of(capability)) is not None:
+        return precision
     raise UnsupportedDevice(
         f"Nunchaku has no kernels for this GPU (compute capability {'.'.join(map(str, capability))}); "
         "it runs on Turing, Ampere, Ada and Blackwell. Use the GGUF or the plain model instead."

@@ -24,6 +24,8 @@ class PipelineKind(NamedTuple):
     step_cache: bool = False
     #: Whether one call takes several prompts, and makes of each what a call of its own does but for rounding.
     batches: bool = True
+    #: Parts that it can do without, each with those that nothing else needs then.
+    optional: tuple[tuple[str, ...], ...] = (("image_encoder",), ("feature_extractor",), ("safety_checker",))
     #: What both sides of a rendered picture must be multiples of, in pixels.
     multiple: int = 16
 
@@ -45,7 +47,10 @@ FLUX: Mapping[str, PipelineKind] = MappingProxyType(
 STABLE_DIFFUSION: Mapping[str, PipelineKind] = MappingProxyType(
     {
         "StableDiffusion3Pipeline": PipelineKind(
-            "StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline", "StableDiffusion3InpaintPipeline"
+            "StableDiffusion3Pipeline",
+            "StableDiffusion3Img2ImgPipeline",
+            "StableDiffusion3InpaintPipeline",
+            optional=(("text_encoder_3", "tokenizer_3"), ("image_encoder",), ("feature_extractor",)),
         ),
         "StableDiffusionXLPipeline": PipelineKind(
             "StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline"
@@ -67,7 +72,7 @@ OTHERS: Mapping[str, PipelineKind] = MappingProxyType(
         "ChromaPipeline": PipelineKind("ChromaPipeline", "ChromaImg2ImgPipeline"),
         # It pads all prompts of a call to the longest and has the transformer look at the padding, too.
         "CogView4Pipeline": PipelineKind("CogView4Pipeline", batches=False),
-        "ErnieImagePipeline": PipelineKind("ErnieImagePipeline"),
+        "ErnieImagePipeline": PipelineKind("ErnieImagePipeline", optional=(("pe", "pe_tokenizer"),)),
         "HunyuanDiTPipeline": PipelineKind("HunyuanDiTPipeline", lora=False),
         "KolorsPipeline": PipelineKind("KolorsPipeline", "KolorsImg2ImgPipeline"),
         "Krea2Pipeline": PipelineKind("Krea2Pipeline"),

@@ -7,7 +7,14 @@ from typing import Literal
 
 from imagegen.catalog.sources import Folders
 from imagegen.loaders.base import LoadedModel, ModelLoader, Placement, find_weights
-from imagegen.loaders.diffusers_model import DiffusersSpec, check_pipeline, least_bytes, load_model, pipeline_files
+from imagegen.loaders.diffusers_model import (
+    DiffusersSpec,
+    check_pipeline,
+    least_bytes,
+    load_model,
+    pipeline_files,
+    replaced_files,
+)
 
 
 class StableDiffusionSpec(DiffusersSpec):
@@ -36,13 +43,13 @@ class StableDiffusionModelLoader(ModelLoader[StableDiffusionSpec]):
         return load_model(spec, find_weights(spec, placement.folders), placement, parts)
 
     def check(self, spec: StableDiffusionSpec, folders: Folders) -> None:
-        check_pipeline(spec, find_weights(spec, folders))
+        check_pipeline(spec, find_weights(spec, folders), folders)
 
     def least_bytes(self, spec: StableDiffusionSpec, placement: Placement) -> int | None:
         return least_bytes(spec, find_weights(spec, placement.folders), placement)
 
     def files(self, spec: StableDiffusionSpec, folders: Folders) -> Sequence[Path]:
-        return pipeline_files(spec, find_weights(spec, folders))
+        return [*pipeline_files(spec, find_weights(spec, folders)), *replaced_files(spec, folders)]
 
 
 #: Without a watermark, which changes pixels where its library happens to be installed.

@@ -37,6 +37,7 @@ from imagegen.gpu.protocol import (
     Unload,
 )
 from imagegen.loaders.base import Family, OnStep, StopFlag
+from imagegen.loaders.nunchaku import precision_of
 from imagegen.models.facts import Facts
 from imagegen.models.fitting import Fitting
 from imagegen.models.reading_ahead import ReadingAhead
@@ -243,7 +244,7 @@ class DynamicModelManager:
         return failed
 
     def _weights_here(self, model: str) -> bool:
-        return weights_here(self._catalog.model(model), self._folders.models)
+        return weights_here(self._catalog.model(model), self._folders.models, precision_of(self._memory.capability))
 
     async def _make_room(self, model: str) -> None:
         for victim in self._victims(model, list(self._residents)):
@@ -451,7 +452,7 @@ class DynamicModelManager:
         self._facts.failed(model, request.size.pixels if request else 0, failed)
         self.broken = self.broken or failed.code is FailureCode.DEVICE_FAULT
         log.error("engine_failed", model=model, code=failed.code, reason=failed.message, traceback=failed.traceback)
-        if failed.worker_died:
+        if failed.worker_died or failed.worker_replaced:
             for lost in list(self._residents):
                 self._gone(lost, "worker_died")
             self._all_cooled("worker_died")

@@ -1,0 +1,98 @@
+"""What a LoRA file says of itself in its header: which kind of adapter it is, and how much there is to apply."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from imagegen.core.errors import EngineError, LoraRefused
+from imagegen.loaders.folder import MAX_HEADER, check_file
+
+#: The second matrix of a layer, in the key names of diffusers, PEFT, kohya, and XLabs. It has a row for each output.
+_UP = re.compile(r"(\.lora_B(\.\w+)?|\.lora_up|lora\d*\.up|_lora\.up|\.up)\.weight$")
+#: Either matrix.
+_MATRIX = re.compile(r"(lora_[AB](\.\w+)?|lora_(down|up)|lora\d*\.(down|up))\.weight$")
+
+#: Adapters that diffusers does not read, by a part of their keys.
+_OTHER_KINDS: Mapping[str, str] = {
+    ".hada_": "a LoHa",
+    ".oft_": "an OFT adapter",
+    ".boft_": "a BOFT adapter",
+    ".ia3_": "an IA3 adapter",
+    ".on_input": "an IA3 adapter",
+    ".a1.weight": "a GLoRA",
+}
+
+#: Keys of textual inversions: words for the text encoder instead of layers.
+_EMBEDDINGS = frozenset({"emb_params", "string_to_param", "clip_l", "clip_g", "t5"})
+
+#: How keys of layers of T5 begin, where diffusers adds no LoRA to it.
+_T5 = ("lora_te2_", "lora_te3_", "text_encoder_2.", "text_encoder_3.", "text_encoders.t5")
+
+#: Characters of a layer's name in a message.
+_MAX_NAME = 80
+
+
+class LoraFile(NamedTuple):
+    """The layers of a LoRA file."""
+
+    name: str
+    #: Key -> shape of each tensor.
+    tensors: Mapping[str, tuple[int, ...]]
+
+    @classmethod
+    def read(cls, file: Path) -> "LoraFile":
+        """Read the header. Raises LoraRefused for a file that is not whole, or not a LoRA, with the reason."""
+        try:
+            check_file(file, file.name)
+        except EngineError as error:
+            raise LoraRefused(f"The LoRA cannot be read: {error.detail}") from error
+        with file.open("rb") as stream:
+            header = json.loads(stream.read(min(int.from_bytes(stream.read(8), "little"), MAX_HEADER)))
+        tensors = {key: tuple(part["shape"]) for key, part in header.items() if key != "__metadata__"}
+        made = cls(file.name, tensors)
+        reason = made._why_not()
+        if reason is not None:
+            raise LoraRefused(f"{file.name} {reason}")
+        return made
+
+    def _why_not(self) -> str | None:
+        """Why this is no LoRA; None: it is."""
+        for word, kind in _OTHER_KINDS.items():
+            if any(word in key for key in self.tensors):
+                return f"is {kind}, which diffusers does not read."
+        flat = next((key for key, shape in self.tensors.items() if _MATRIX.search(key) and len(shape) < 2), None)
+        if flat is not None:
+            return f"is damaged: '{flat[:_MAX_NAME]}' is not a matrix."
+        if self.rows or self.kronecker:
+            return None
+        if self.tensors.keys() & _EMBEDDINGS or (self.tensors and not any("." in key for key in self.tensors)):
+            return "is a textual inversion (an embedding of words), not a LoRA."
+        return "has no layers of a LoRA."
+
+    @property
+    def rows(self) -> int:
+        """The outputs of all layers. A library that cuts a layer in two leaves the sum as it is."""
+        return sum(shape[0] for key, shape in self.tensors.items() if _UP.search(key))
+
+    @property
+    def kronecker(self) -> int:
+        """The layers of a LoKr."""
+        return len({key.partition(".lokr_")[0] for key in self.tensors if ".lokr_" in key})
+
+    @property
+    def first(self) -> str:
+        """The name of a layer."""
+        key = next((key for key in self.tensors if _UP.search(key) or ".lokr_" in key), "")
+        return re.split(r"\.lora|\.lokr|\.up\.|\.alpha", key)[0][:_MAX_NAME]
+
+    @property
+    def has_scales(self) -> bool:
+        """Whether it is a DoRA with scales that diffusers drops."""
+        return any("dora_scale" in key for key in self.tensors)
+
+    @property
+    def has_t5(self) -> bool:
+        """Whether it has layers for what may be a T5."""
+        return any(key.startswith(_T5) for key in self.tensors)
