@@ -22,7 +22,18 @@ from imagegen.gpu.protocol import EngineOptions, Failed, Generate, Generated, Lo
 from imagegen.gpu.worker_engine import WorkerEngine
 from imagegen.loaders.pipelines import PIPELINES
 from tests.conftest import load_command, request_for
-from tests.contract.families import LIBRARY_WARNINGS, TASKS, Shelf, catalog_of, draw, picture, run, shelf_of, write_lora
+from tests.contract.families import (
+    LIBRARY_WARNINGS,
+    TASKS,
+    Shelf,
+    catalog_of,
+    draw,
+    left_half,
+    picture,
+    run,
+    shelf_of,
+    write_lora,
+)
 from tests.pipelines import KINDS
 
 pytestmark = [pytest.mark.filterwarnings(warning) for warning in LIBRARY_WARNINGS]
@@ -140,10 +151,33 @@ def test_and_is_said_not_to_where_it_would_not(shelf: Shelf, kind: str) -> None:
 )
 def test_inpainting_leaves_the_black_part_alone(engine: LocalEngine, shelf: Shelf, kind: str) -> None:
     assert isinstance(load(engine, shelf, kind), Loaded)
-    drawn = draw(engine, kind, "inpaint", width=96, height=64)
-    original = np.asarray(Image.open(io.BytesIO(picture())))
-    assert np.array_equal(drawn[:, 48:], original[:, 48:])
-    assert not np.array_equal(drawn[:, :48], original[:, :48])
+    # The second size is no multiple of 16: 1080 is none either.
+    for width, height in ((96, 64), (90, 54)):
+        pictures = {"init_image": picture(width, height), "mask_image": left_half(width, height)}
+        drawn = draw(engine, kind, "inpaint", pictures=pictures, width=width, height=height)
+        original = np.asarray(Image.open(io.BytesIO(picture(width, height))))
+        kept = width // 2
+        assert np.array_equal(drawn[:, kept:], original[:, kept:])
+        assert not np.array_equal(drawn[:, :kept], original[:, :kept])
+
+
+@pytest.mark.parametrize("kind", ["sdxl", "flux-dev"])
+def test_a_photo_is_neither_scaled_nor_moved_if_its_sides_are_no_multiples(
+    engine: LocalEngine, shelf: Shelf, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preprocess, seen = VaeImageProcessor.preprocess, []
+
+    def recording(self: Any, image: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.append(image)
+        return preprocess(self, image, *args, **kwargs)
+
+    monkeypatch.setattr(VaeImageProcessor, "preprocess", recording)
+    assert isinstance(load(engine, shelf, kind), Loaded)
+    draw(engine, kind, "image2image", pictures={"init_image": picture(90, 54)}, width=90, height=54)
+    original = np.asarray(Image.open(io.BytesIO(picture(90, 54))))
+    assert seen[0].size == (96, 64)
+    assert np.array_equal(np.asarray(seen[0])[5:59, 3:93], original)
+    assert np.array_equal(np.asarray(seen[0])[:5, 3:93], np.repeat(original[:1], 5, axis=0))
 
 
 def test_the_same_seed_gives_the_same_pixels_whatever_came_in_between(engine: LocalEngine, shelf: Shelf) -> None:

@@ -32,7 +32,7 @@ from imagegen.loaders.host_memory import room
 from imagegen.loaders.offloading import DENOISERS, Turns, layer_bytes, most_bytes, offloaded_parts
 from imagegen.loaders.options import OptionsSpec, attention, compiling, move, quantization_config, step_cache, switch_on
 from imagegen.loaders.parts import SHAREABLE, Part, Source
-from imagegen.loaders.pictures import crop, fit_image, fit_mask, paste
+from imagegen.loaders.pictures import crop, fit_image, fit_mask, pad, paste
 from imagegen.loaders.pipelines import PIPELINES, PipelineKind
 from imagegen.loaders.previews import Lookout
 from imagegen.loaders.prompts import PromptCache
@@ -511,13 +511,13 @@ class DiffusersModel(LoadedModel):
 
     def generate(self, request: GenerationRequest, inputs: Inputs, on_step: OnStep) -> list[Pixels]:
         size = render_size(request.size, self._spec.kind.multiple)
-        pipeline, pictures = self._choose(inputs, size)
+        pipeline, fitted = self._choose(inputs, request.size)
         steps = _BatchSteps(request.batch_size, on_step, inputs.previews, size)
-        call = self._call(request, size, steps) | pictures
+        call = self._call(request, size, steps) | {name: pad(it, size) for name, it in fitted.items()}
         loras = self._adapters.added(request.loras, inputs.lora_files)
         self._tiled = False
         with compiling(self._spec), attention(self._spec), loras, self._remembering(request):
-            return [self._picture(pipeline, call, request.size, seed, steps) for seed in request.seeds]
+            return [self._picture(pipeline, call, request.size, fitted, seed, steps) for seed in request.seeds]
 
     def generate_together(self, requests: Sequence[GenerationRequest], on_step: OnStep) -> list[Pixels]:
         first, seeds = requests[0], [seed for request in requests for seed in request.seeds]
@@ -537,7 +537,7 @@ class DiffusersModel(LoadedModel):
         return self._prompts.paused() if request.loras else nullcontext()
 
     def _choose(self, inputs: Inputs, size: Size) -> tuple[Any, dict[str, Any]]:
-        """The pipeline for these inputs, and what they are to it."""
+        """The pipeline for these inputs, and its arguments for them: pictures of the asked size."""
         if inputs.init_image is None:
             return self._siblings.text2image, {}
         image = fit_image(inputs.init_image, size)
@@ -571,11 +571,19 @@ class DiffusersModel(LoadedModel):
             negative = " "  # without one, these pipelines leave guidance out
         return {"prompt": request.prompt} | ({} if negative is None else {"negative_prompt": negative})
 
-    def _picture(self, pipeline: Any, call: Mapping[str, Any], size: Size, seed: int, steps: "_BatchSteps") -> Pixels:
+    def _picture(
+        self,
+        pipeline: Any,
+        call: Mapping[str, Any],
+        size: Size,
+        fitted: Mapping[str, Any],
+        seed: int,
+        steps: "_BatchSteps",
+    ) -> Pixels:
         picture = self._run(pipeline, call, _noise(seed))[0]
         steps.picture_done()
-        if "mask_image" in call:
-            picture = paste(picture, call["image"], call["mask_image"])
+        if "mask_image" in fitted:
+            picture = paste(picture, fitted["image"], fitted["mask_image"])
         return crop(picture, size, seed)
 
     def _run(self, pipeline: Any, call: Mapping[str, Any], generator: Any) -> Any:

@@ -44,15 +44,37 @@ def _orientation(image: Any) -> Any:
         return None
 
 
-def paste(picture: Any, image: Any, mask: Any) -> Any:
-    """The picture (a tensor, height x width x 3, 0..1) where the mask is white, the image itself where it is black.
+def pad(image: Any, size: Size) -> Any:
+    """The picture in the middle of a larger one, where `crop` finds it. The border repeats its outermost pixels."""
+    import numpy as np
+    from PIL import Image
 
-    No pipeline gives the kept part back as it was: all of it has been through the VAE.
+    width, height = size.width - image.width, size.height - image.height
+    if not width and not height:
+        return image
+    sides = [(height // 2, height - height // 2), (width // 2, width - width // 2)]
+    pixels = np.asarray(image)
+    return Image.fromarray(np.pad(pixels, [*sides, (0, 0)][: pixels.ndim], mode="edge"))
+
+
+def paste(picture: Any, image: Any, mask: Any) -> Any:
+    """The centre of the picture where the mask is white, the image itself where it is black.
+
+    `picture`: a tensor, height x width x 3 or 4, 0..1, at least as large as the image. No pipeline gives the kept part
+    back as it was, because all of it has been through the VAE.
     """
     import numpy as np
 
     share = np.asarray(mask, dtype=np.float32)[..., None] / 255
-    return picture[..., :3].cpu().numpy() * share + np.asarray(image, dtype=np.float32) / 255 * (1 - share)
+    drawn = centre(picture, Size(*image.size))[..., :3].cpu().numpy()
+    return drawn * share + np.asarray(image, dtype=np.float32) / 255 * (1 - share)
+
+
+def centre(picture: Any, size: Size) -> Any:
+    """The middle of a rendered picture, height x width x channels, in the asked size."""
+    height, width, _ = picture.shape
+    left, top = (width - size.width) // 2, (height - size.height) // 2
+    return picture[top : top + size.height, left : left + size.width]
 
 
 def crop(picture: Any, size: Size, seed: int) -> Pixels:
@@ -60,10 +82,8 @@ def crop(picture: Any, size: Size, seed: int) -> Pixels:
 
     `picture`: float32, height x width x 3 or 4, 0..1; an array, or a tensor, of which only bytes leave its device.
     """
-    height, width, channels = picture.shape
-    left, top = (width - size.width) // 2, (height - size.height) // 2
-    rounded = (picture[top : top + size.height, left : left + size.width] * 255).round().clip(0, 255)
+    rounded = (centre(picture, size) * 255).round().clip(0, 255)
     on_device = hasattr(rounded, "cpu")
     samples = rounded.byte().contiguous().cpu().numpy() if on_device else rounded.astype("uint8")
-    alpha = samples[..., 3].tobytes() if channels == 4 else None
+    alpha = samples[..., 3].tobytes() if picture.shape[-1] == 4 else None
     return Pixels(width=size.width, height=size.height, seed=seed, rgb=samples[..., :3].tobytes(), alpha=alpha)

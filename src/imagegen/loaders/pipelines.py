@@ -14,7 +14,7 @@ class PipelineKind(NamedTuple):
 
     text2image: str | None
     image2image: str | None = None
-    #: Image-to-image where only the white part of a mask is drawn anew.
+    #: Image-to-image where only the white part of a mask is repainted.
     inpaint: str | None = None
     negative_prompt: bool = True
     lora: bool = True
