@@ -12,6 +12,7 @@ from PIL import Image
 
 from tests.contract.families import Shelf, left_half, picture
 from tests.server import Server
+from tests.unit.test_pictures import DISPLAY_P3, P3_RED, cut_out, file_of
 
 
 @pytest.fixture(scope="module")
@@ -47,3 +48,39 @@ def test_the_kept_part_of_a_photo_is_the_photo_if_no_side_is_a_multiple_of_16(se
     result = edited(server, photo, mask=left_half(120, 68), width=120, height=68)
     assert np.array_equal(result[:, 60:], pixels_of(photo)[:, 60:])
     assert not np.array_equal(result[:, :60], pixels_of(photo)[:, :60])
+
+
+def test_what_was_cut_away_does_not_come_back(server: Server) -> None:
+    """The transparent part of a cut-out still has the colours of what was removed."""
+    photo = cut_out().resize((120, 68), Image.Resampling.NEAREST)
+    result = edited(server, file_of(photo), mask=left_half(120, 68), width=120, height=68)
+    assert np.array_equal(result[:, 80:], np.full((68, 40, 3), 255))
+    assert result[0, 70].tolist() == [227, 127, 127]
+
+
+def test_the_hole_of_a_white_mask_is_repainted(server: Server) -> None:
+    photo, mask = picture(64, 64), Image.new("RGBA", (64, 64), "white")
+    mask.paste((255, 255, 255, 0), (0, 0, 32, 64))
+    result = edited(server, photo, mask=file_of(mask), width=64, height=64)
+    assert np.array_equal(result[:, 32:], pixels_of(photo)[:, 32:])
+    assert not np.array_equal(result[:, :32], pixels_of(photo)[:, :32])
+
+
+def test_the_kept_part_of_a_photo_in_display_p3_has_the_colours_that_people_saw(server: Server) -> None:
+    photo = file_of(Image.new("RGB", (64, 64), P3_RED), "JPEG", quality=100, icc_profile=DISPLAY_P3)
+    result = edited(server, photo, mask=left_half(64, 64), width=64, height=64)
+    assert np.abs(result[:, 32:].astype(int) - (250, 60, 30)).max() <= 4
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "GIF", "BMP", "TIFF"])
+def test_files_of_this_format_are_read(server: Server, kind: str) -> None:
+    photo = Image.linear_gradient("L").resize((64, 64))
+    result = edited(server, file_of(photo, kind), mask=left_half(64, 64), width=64, height=64)
+    assert np.abs(result[:, 32:].astype(int) - np.asarray(photo)[:, 32:, None]).max() <= 6
+
+
+def test_what_is_not_read_is_told_what_is(server: Server) -> None:
+    body = {"prompt": "x", "model": "sdxl", "image": base64.b64encode(file_of(Image.new("L", (9, 9)), "ICO")).decode()}
+    answer = server.http.post("/image2image", json=body)
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_image")
+    assert "PNG, JPEG, WebP, AVIF, GIF, BMP or TIFF" in answer.json()["detail"]

@@ -26,7 +26,7 @@ class InvalidRequest(ImagegenError):
 
 
 class InvalidImage(ImagegenError):
-    """The image is not a readable PNG, JPEG or WebP picture in base64."""
+    """The image is not a readable PNG, JPEG, WebP, AVIF, GIF, BMP or TIFF picture in base64."""
 
     code = "invalid_image"
 

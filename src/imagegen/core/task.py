@@ -67,7 +67,7 @@ class Lora(Value):
 
 
 class InputPictures(Value):
-    """The encoded input pictures of a request (PNG, JPEG, WebP)."""
+    """The encoded input pictures of a request."""
 
     init_image: bytes | None = None
     #: The model repaints its white part; the black part stays.

@@ -52,9 +52,9 @@ class Placement(NamedTuple):
 class Inputs(NamedTuple):
     """What a request brings along beside its numbers and words."""
 
-    #: An encoded picture (PNG, JPEG, WebP), for image-to-image.
+    #: An encoded picture, for image-to-image.
     init_image: bytes | None = None
-    #: Another one: its white part is drawn anew, the black part stays.
+    #: Another one: its white part is repainted, the black part stays.
     mask_image: bytes | None = None
     #: The files of `request.loras`.
     lora_files: Sequence[Path] = ()

@@ -233,8 +233,8 @@ class Image2ImageBody(GenerationBody):
     image: str = Field(
         min_length=1,
         validation_alias=AliasChoices("image", "base64_image"),
-        description="The input picture: PNG, JPEG or WebP in base64, with or without a `data:` prefix. "
-        "Also read as `base64_image`.",
+        description="The input picture: PNG, JPEG, WebP, AVIF, GIF, BMP or TIFF in base64, with or without a `data:` "
+        "prefix. Its transparent part counts as white. Also read as `base64_image`.",
     )
     strength: float = Field(
         0.8,
@@ -248,7 +248,8 @@ class Image2ImageBody(GenerationBody):
         None,
         min_length=1,
         validation_alias=AliasChoices("mask", "mask_image"),
-        description="Only for models that can inpaint: a picture in base64. The white part of it is repainted. "
+        description="Only for models that can inpaint: a picture in base64. Its white part is repainted; where it is "
+        "transparent, it counts as black. If all of it has one brightness, its transparent part is repainted. "
         "Also read as `mask_image`.",
     )
 
@@ -334,7 +335,7 @@ async def image2image(
     With `mask`, only its white part is repainted. Models that edit (Kontext) ignore `strength`.
     """
     image = await decode_image(body.image, settings.max_input_pixels)
-    mask = await decode_image(body.mask, settings.max_input_pixels) if body.mask else None
+    mask = await decode_image(body.mask, settings.max_input_pixels, mask=True) if body.mask else None
     pictures = InputPictures(init_image=image, mask_image=mask)
     draft = _draft(TaskType.IMAGE2IMAGE, body, webhooks).evolve(strength=body.strength, pictures=pictures)
     once = await submitter.submit(draft, body)
