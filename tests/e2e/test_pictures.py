@@ -84,3 +84,15 @@ def test_what_is_not_read_is_told_what_is(server: Server) -> None:
     answer = server.http.post("/image2image", json=body)
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_image")
     assert "PNG, JPEG, WebP, AVIF, GIF, BMP or TIFF" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("model", ["sdxl", "flux-kontext"])
+def test_a_portrait_stays_a_portrait_with_its_head(server: Server, model: str) -> None:
+    """A phone writes a portrait lying down, and how to turn it."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    portrait = file_of(Image.linear_gradient("L").resize((128, 96)).convert("RGB"), "JPEG", exif=exif)
+    assert edited(server, portrait, model).shape == (80, 48, 3)
+    assert edited(server, portrait, model, aspect_ratio="input").shape == (80, 48, 3)
+    assert edited(server, portrait, model, aspect_ratio="1:1").shape == (64, 64, 3)
+    assert edited(server, portrait, model, width=100, height=80).shape == (80, 100, 3)

@@ -12,6 +12,7 @@ from imagegen.core.errors import InvalidRequest, ModelNotFound, SizeTooLarge, Un
 from imagegen.core.sizes import AspectRatio
 from imagegen.core.task import MAX_SEED, GenerationRequest, InputPictures, Lora, TaskType
 from imagegen.loaders.flux import FluxSpec
+from imagegen.loaders.other import OtherSpec
 from imagegen.tasks.admission import Limits, TaskDraft, admit
 from imagegen.testing.fake import FakeSpec
 
@@ -125,6 +126,40 @@ def test_a_ratio_gives_exactly_the_size_of_the_table_scaled_to_the_models_base(b
 
 def test_width_and_height_go_before_the_ratio() -> None:
     assert request(draft(width=300, height=200, aspect_ratio="9:16")).size == (300, 200)
+
+
+def edit(**fields: Any) -> TaskDraft:
+    return draft(type=TaskType.IMAGE2IMAGE, input_size=(3024, 4032), **fields)
+
+
+@pytest.mark.parametrize("fields", [{}, {"aspect_ratio": "input"}])
+def test_a_portrait_stays_one(fields: dict[str, Any]) -> None:
+    assert request(edit(**fields), catalog(a=fake(base_size=1024))).size == (880, 1184)
+
+
+def test_both_sides_are_multiples_of_what_the_model_needs() -> None:
+    entry = {"name": "A", "type": "diffusers", "pipeline_class": "SanaSprintPipeline", "base_size": 1024}
+    assert request(edit(), catalog(a=OtherSpec.model_validate(entry))).size == (896, 1184)
+
+
+def test_who_names_a_shape_or_a_size_gets_it() -> None:
+    assert request(edit(aspect_ratio="1:1")).size == (768, 768)
+    assert request(edit(width=300, height=200)).size == (300, 200)
+
+
+def test_a_plan_without_a_picture_counts_with_a_square() -> None:
+    assert request(draft(type=TaskType.IMAGE2IMAGE)).size == (768, 768)
+
+
+def test_the_shape_of_an_input_needs_an_input() -> None:
+    with pytest.raises(InvalidRequest, match="text2image has none"):
+        admitted(draft(aspect_ratio="input"))
+    assert request(draft()).size == (768, 768)
+
+
+def test_a_shape_that_nobody_asked_for_is_never_too_large() -> None:
+    limits = LIMITS.evolve(max_pixels=500_000)
+    assert admitted(edit(), catalog(a=fake(base_size=1024)), limits=limits)[1].size.pixels <= 500_000
 
 
 @pytest.mark.parametrize("fields", [{"width": 64}, {"height": 64}])

@@ -31,7 +31,7 @@ from imagegen.catalog.fields import (
 from imagegen.catalog.pipeline_files import Dtype
 from imagegen.core.errors import ModelNotFound
 from imagegen.core.limits import MaxQueue, RetentionDays, RetentionGb, RetentionTasks
-from imagegen.core.sizes import TABLE_BASE
+from imagegen.core.sizes import SIDE_MULTIPLE, TABLE_BASE
 from imagegen.core.value import Value
 
 if TYPE_CHECKING:
@@ -274,6 +274,11 @@ class ModelSpec(Section):
     def lacks_beside(self, place: Callable[[str], Path]) -> str | None:
         """What is missing of other files that are only on this machine and in no repository."""
         return None
+
+    @property
+    def side_multiple(self) -> int:
+        """What both sides of a rendered picture must be multiples of, in pixels."""
+        return SIDE_MULTIPLE
 
     @property
     def supports_negative_prompt(self) -> bool:

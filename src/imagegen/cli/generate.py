@@ -69,7 +69,9 @@ def generate(
         int | None, typer.Option(min=1, max=MAX_STEPS, help="Denoising steps; default: the model's.")
     ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", "-n", min=1, max=64, help="Number of pictures.")] = 1,
-    aspect_ratio: Annotated[AspectRatio, typer.Option(help="Shape of the picture.")] = "1:1",
+    aspect_ratio: Annotated[
+        AspectRatio | None, typer.Option(help="Shape of the picture; default: that of --image, else 1:1.")
+    ] = None,
     image: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Start from this picture.")] = None,
     mask: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="With --image: the white part is repainted.")

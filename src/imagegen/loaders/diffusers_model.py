@@ -146,6 +146,10 @@ class DiffusersSpec(OptionsSpec):
         return self
 
     @property
+    def side_multiple(self) -> int:
+        return self.kind.multiple
+
+    @property
     def supports_negative_prompt(self) -> bool:
         kind = self.kind
         by_true_cfg = self.pipeline_class.startswith("Flux")
@@ -510,7 +514,7 @@ class DiffusersModel(LoadedModel):
         return self._parts
 
     def generate(self, request: GenerationRequest, inputs: Inputs, on_step: OnStep) -> list[Pixels]:
-        size = render_size(request.size, self._spec.kind.multiple)
+        size = render_size(request.size, self._spec.side_multiple)
         pipeline, fitted = self._choose(inputs, request.size)
         steps = _BatchSteps(request.batch_size, on_step, inputs.previews, size)
         call = self._call(request, size, steps) | {name: pad(it, size) for name, it in fitted.items()}
@@ -521,7 +525,7 @@ class DiffusersModel(LoadedModel):
 
     def generate_together(self, requests: Sequence[GenerationRequest], on_step: OnStep) -> list[Pixels]:
         first, seeds = requests[0], [seed for request in requests for seed in request.seeds]
-        size = render_size(first.size, self._spec.kind.multiple)
+        size = render_size(first.size, self._spec.side_multiple)
         call = self._call(first, size, _BatchSteps(1, on_step, 0, size)) | self._words(requests)
         self._tiled = False
         with compiling(self._spec), attention(self._spec):

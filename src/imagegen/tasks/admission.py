@@ -7,7 +7,7 @@ from hashlib import sha256
 
 from imagegen.catalog.catalog import Catalog, ModelSpec
 from imagegen.core.errors import InvalidRequest, ModelNotFound, NoReceipt, SizeTooLarge, UnsupportedCapability
-from imagegen.core.sizes import AspectRatio, Size, size_of
+from imagegen.core.sizes import Shape, Size, size_like, size_of
 from imagegen.core.task import (
     GenerationRequest,
     GenerationTask,
@@ -39,7 +39,10 @@ class TaskDraft(Value):
     model: str | None = None
     prompt: str
     negative_prompt: str | None = None
-    aspect_ratio: AspectRatio = "1:1"
+    #: None: `input` if the draft has an input picture, else `1:1`.
+    aspect_ratio: Shape | None = None
+    #: The size of the upright input picture; Intake sets it if the shape is that of the input.
+    input_size: Size | None = None
     #: Pixels: both or neither. They replace the aspect ratio.
     width: int | None = None
     height: int | None = None
@@ -72,7 +75,7 @@ def admit(
     _check_capabilities(model, spec, draft, catalog)
     if draft.batch_size > limits.max_batch_size:
         raise InvalidRequest(f"batch_size: at most {limits.max_batch_size} pictures in one task.")
-    size = _size(draft, spec)
+    size = _size(draft, spec, limits)
     if size.pixels > limits.max_pixels:
         raise SizeTooLarge(f"{size.width}x{size.height} is more than {limits.max_pixels} pixels.")
     return model, GenerationRequest(
@@ -96,12 +99,26 @@ def _spec(model: str, catalog: Catalog) -> ModelSpec:
         raise ModelNotFound(f"There is no such model; known: {', '.join(catalog.models)}.") from None
 
 
-def _size(draft: TaskDraft, spec: ModelSpec) -> Size:
-    if draft.width is None and draft.height is None:
-        return size_of(draft.aspect_ratio, spec.base_size)
-    if draft.width is None or draft.height is None:
+def _size(draft: TaskDraft, spec: ModelSpec, limits: Limits) -> Size:
+    if (draft.width is None) != (draft.height is None):
         raise InvalidRequest("Give width and height together.")
-    return Size(draft.width, draft.height)
+    if draft.width is not None and draft.height is not None:
+        return Size(draft.width, draft.height)
+    image2image = draft.type is TaskType.IMAGE2IMAGE
+    shape = draft.aspect_ratio or ("input" if image2image else "1:1")
+    if shape != "input":
+        return size_of(shape, spec.base_size)
+    if not image2image:
+        raise InvalidRequest("aspect_ratio: 'input' is the shape of an input picture, and text2image has none.")
+    # A plan has no picture. Its shape changes the number of pixels by little.
+    asked = draft.input_size or Size(1, 1)
+    return size_like(asked, spec.base_size, spec.side_multiple, most_pixels=limits.max_pixels)
+
+
+def needs_input_size(draft: TaskDraft) -> bool:
+    """Whether `admit` needs the size of the input picture."""
+    shaped = draft.aspect_ratio in (None, "input") and draft.width is None
+    return shaped and draft.input_size is None and draft.pictures.init_image is not None
 
 
 def _check_capabilities(model: str, spec: ModelSpec, draft: TaskDraft, catalog: Catalog) -> None:

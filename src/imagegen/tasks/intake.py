@@ -11,9 +11,10 @@ import structlog
 from imagegen.core.errors import Draining, FailureCode, KeyReused, ModelQuarantined, QueueFull
 from imagegen.core.events import EventBus, TaskQueued
 from imagegen.core.task import MAX_ATTEMPTS, MAX_SEED, GenerationRequest, GenerationTask, InputPictures
+from imagegen.loaders.pictures import picture_size
 from imagegen.storage.images import ImageStore
 from imagegen.storage.journal import Claim, Claimed, TaskJournal
-from imagegen.tasks.admission import Limits, TaskDraft, admit, draft_of, new_task
+from imagegen.tasks.admission import Limits, TaskDraft, admit, draft_of, needs_input_size, new_task
 from imagegen.tasks.batching import likeness
 from imagegen.tasks.device import Device
 from imagegen.tasks.life import LiveTask, Saving
@@ -122,6 +123,9 @@ class Intake:
 
     async def _admit(self, draft: TaskDraft) -> tuple[str, GenerationRequest]:
         """The model and the complete request. Raises ImagegenError if this could never run."""
+        if needs_input_size(draft) and draft.pictures.init_image is not None:
+            size = await asyncio.to_thread(picture_size, draft.pictures.init_image)
+            draft = draft.evolve(input_size=size)
         model, request = admit(draft, self._models.catalog, self._limits, lambda: secrets.randbelow(MAX_SEED + 1))
         self._models.find_loras(request)
         await self._models.check_fits(model, request.size.pixels)

@@ -16,7 +16,7 @@ from imagegen.api.native.tasks.waiting import Caller, TaskAccepted
 from imagegen.api.problems import describe
 from imagegen.catalog.catalog import ModelId
 from imagegen.catalog.fields import HubSource
-from imagegen.core.sizes import AspectRatio
+from imagegen.core.sizes import AspectRatio, Shape
 from imagegen.core.task import MAX_SEED, MAX_STEPS, ImageFormat, InputPictures, Lora, Output, TaskType
 from imagegen.core.webhooks import ENDS, WebhookEvent
 from imagegen.tasks.admission import TaskDraft
@@ -109,10 +109,12 @@ class GenerationBody(RequestBody):
         validation_alias=AliasChoices("batch_size", "batchSize"),
         description="Number of pictures. Their seeds are seed, seed + 1, ... Also read as `batchSize`.",
     )
-    aspect_ratio: AspectRatio = Field(
-        "1:1",
+    aspect_ratio: Shape | None = Field(
+        None,
         validation_alias=AliasChoices("aspect_ratio", "aspectRatio"),
-        description="Shape of the picture. The model's `base_size` decides its pixels. Also read as `aspectRatio`.",
+        description="Shape of the picture. The model's `base_size` decides its pixels. `input`: the shape of the input "
+        "picture, which is the default of image2image; a plan, which has no picture, counts with a square. Also read "
+        "as `aspectRatio`.",
     )
     width: Side | None = Field(None, description="Pixels. Replaces `aspect_ratio`, together with `height`.")
     height: Side | None = Field(None, description="Pixels. Replaces `aspect_ratio`, together with `width`.")
@@ -204,6 +206,12 @@ class GenerationBody(RequestBody):
 
 class Text2ImageBody(GenerationBody):
     """The body of text2image."""
+
+    aspect_ratio: AspectRatio = Field(
+        "1:1",
+        validation_alias=AliasChoices("aspect_ratio", "aspectRatio"),
+        description="Shape of the picture. The model's `base_size` decides its pixels. Also read as `aspectRatio`.",
+    )
 
     model_config = ConfigDict(
         json_schema_extra={
