@@ -124,6 +124,19 @@ def test_a_ratio_gives_exactly_the_size_of_the_table_scaled_to_the_models_base(b
     assert {ratio: request(draft(aspect_ratio=ratio), models).size for ratio in SIZES[base]} == SIZES[base]
 
 
+def test_a_model_made_for_an_area_is_asked_for_no_more() -> None:
+    models = catalog(a=fake(base_size=1024, sizing="area"))
+    assert request(draft(aspect_ratio="21:9"), models).size == (1568, 672)
+    assert request(draft(), models).size == (1024, 1024)
+
+
+def test_the_shipped_models_of_a_megapixel_are_asked_for_one(shipped: Catalog) -> None:
+    for name, spec in shipped.models.items():
+        if spec.supports_text2img and name != "tiny":
+            size = request(draft(model=name, aspect_ratio="21:9"), shipped).size
+            assert size.pixels == pytest.approx(spec.base_size**2, rel=0.03), name
+
+
 def test_width_and_height_go_before_the_ratio() -> None:
     assert request(draft(width=300, height=200, aspect_ratio="9:16")).size == (300, 200)
 

@@ -90,3 +90,20 @@ def test_a_size_like_a_picture_keeps_all_limits(width: int, height: int, base: i
     if most > 2 * base**2 and 0.2 < width / height < 5 and base > 20 * multiple:
         assert size.width / size.height == pytest.approx(width / height, rel=0.1)
         assert size.pixels == pytest.approx(base**2, rel=0.1)
+
+
+AREAS = {
+    "1:1": (1024, 1024),
+    "16:9": (1360, 768),
+    "9:16": (768, 1360),
+    "4:3": (1184, 880),
+    "3:4": (880, 1184),
+    "21:9": (1568, 672),
+    "9:21": (672, 1568),
+}
+
+
+def test_with_sizing_by_area_every_ratio_has_the_pixels_of_the_square() -> None:
+    assert {ratio: size_of(ratio, 1024, "area") for ratio in RATIOS} == AREAS
+    assert size_of("16:9", 1328, "area") == (1776, 992)
+    assert size_of("4:3", 1024, "area", 32) == (1184, 896)

@@ -31,7 +31,7 @@ from imagegen.catalog.fields import (
 from imagegen.catalog.pipeline_files import Dtype
 from imagegen.core.errors import ModelNotFound
 from imagegen.core.limits import MaxQueue, RetentionDays, RetentionGb, RetentionTasks
-from imagegen.core.sizes import SIDE_MULTIPLE, TABLE_BASE
+from imagegen.core.sizes import SIDE_MULTIPLE, TABLE_BASE, Sizing
 from imagegen.core.value import Value
 
 if TYPE_CHECKING:
@@ -225,7 +225,13 @@ class ModelSpec(Section):
         default=TABLE_BASE,
         ge=64,
         le=2048,
-        description="The short side, in pixels, that the model was made for. It scales the table of aspect ratios.",
+        description="Pixels: the short side of the model's pictures, or with `sizing: area` the side of a square of "
+        "their area. It scales the table of aspect ratios.",
+    )
+    sizing: Annotated[Sizing, Request] = Field(
+        default="short_side",
+        description="What `base_size` is for other shapes than a square. `area`: 21:9 at 1024 is 1568x672. "
+        "`short_side`, the table of the original API: it is 2389x1024, twice the pixels.",
     )
     steps: Annotated[int, Request] = Field(
         default=28, ge=1, le=200, description="Denoising steps of a request without `steps`."

@@ -107,7 +107,7 @@ def _size(draft: TaskDraft, spec: ModelSpec, limits: Limits) -> Size:
     image2image = draft.type is TaskType.IMAGE2IMAGE
     shape = draft.aspect_ratio or ("input" if image2image else "1:1")
     if shape != "input":
-        return size_of(shape, spec.base_size)
+        return size_of(shape, spec.base_size, spec.sizing, spec.side_multiple)
     if not image2image:
         raise InvalidRequest("aspect_ratio: 'input' is the shape of an input picture, and text2image has none.")
     # A plan has no picture. Its shape changes the number of pixels by little.
