@@ -293,6 +293,7 @@ class FailureCode(StrEnum):
     WEIGHTS_CORRUPT = "weights_corrupt"
     ENGINE_MISSING = "engine_missing"
     UNSUPPORTED_DEVICE = "unsupported_device"
+    NOT_FINITE = "not_finite"
     OUT_OF_MEMORY = "out_of_memory"
     DEVICE_FAULT = "device_fault"
     WORKER_CRASHED = "worker_crashed"
@@ -362,3 +363,9 @@ class LoraRefused(EngineError):
     """The LoRA file does not fit this model."""
 
     failure = FailureCode.LORA_REFUSED
+
+
+class NotFinite(EngineError):
+    """The model computed numbers that are not finite, which are no picture."""
+
+    failure = FailureCode.NOT_FINITE

@@ -18,7 +18,7 @@ from imagegen.catalog.fields import HubSource, Receipt, WeightsFile
 from imagegen.catalog.hub_cache import lacks_in, paths_in
 from imagegen.catalog.pipeline_files import needed, variant
 from imagegen.catalog.sources import WEIGHTS, lora_files
-from imagegen.core.errors import EngineMissing, LoraNotFound, LoraRefused, WeightsCorrupt
+from imagegen.core.errors import EngineMissing, LoraNotFound, LoraRefused, NotFinite, WeightsCorrupt
 from imagegen.core.provenance import Provenance
 from imagegen.core.sizes import Size, render_size
 from imagegen.core.task import GenerationRequest, Lora, Pixels
@@ -51,6 +51,12 @@ _TOKENIZERS = (
 
 #: A tokenizer whose files are missing is silently made anew with its special tokens only.
 _LEAST_VOCABULARY = 0.5
+
+
+_OVERFLOW = (
+    "The model computed numbers that are not finite, which are no picture: they overflow in its dtype. torch_dtype "
+    "bfloat16 or float32 in its entry helps, and vae_dtype: float32 if only its VAE overflows."
+)
 
 
 class EntryLora(Section):
@@ -236,6 +242,8 @@ def load_model(
         placement.parts.let_go()
         pipeline = open_pipeline(spec, folder, placement, parts, shared)
         check_tokenizers(pipeline)
+        if spec.vae_dtype is not None:
+            pipeline.vae.register_to_config(force_upcast=False)  # else XL's pipeline casts it, and back to torch_dtype
         switch_on(pipeline, spec, placement.settings)
         offload, turns = _offload(spec, placement), None
         if offload in ("model", "encoders"):
@@ -270,7 +278,8 @@ def least_bytes(
     sizes = Counter(beside)
     for file in pipeline_files(spec, folder):
         if file.suffix == WEIGHTS:
-            sizes[file.parent.name] += header_bytes(file, width)
+            part = file.parent.name
+            sizes[part] += header_bytes(file, 4 if part == "vae" and spec.vae_dtype else width)
     return most_bytes(sizes, offloaded_parts(sizes, offload))
 
 
@@ -304,7 +313,7 @@ def _sources(spec: DiffusersSpec, folder: Path, placement: Placement, without: C
     index = read_index(folder, spec.pipeline_class)
     copy = variant(paths_in(folder), index, without, spec.torch_dtype)
     return {
-        name: Source.of(folder, name, kind, treatment, copy)
+        name: Source.of(folder, name, kind, (*treatment, spec.vae_dtype) if name == "vae" else treatment, copy)
         for name, kind in index.items()
         if name.startswith(SHAREABLE) and name not in without and kind != [None, None]
     }
@@ -355,6 +364,7 @@ def open_pipeline(
     dtype = torch_dtype(spec.torch_dtype, placement.device)
     denoiser = next(name for name in DENOISERS if name in index)
     how = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
+    each = {"default": dtype, "vae": torch_dtype(spec.vae_dtype, placement.device)} if spec.vae_dtype else dtype
     paths, elsewhere = list(paths_in(folder)), list(parts)
     rounded, straight = quantization_config(spec, denoiser, placement.device, dtype), device_map(spec, placement)
     try:
@@ -373,7 +383,7 @@ def open_pipeline(
             variant=variant(paths, index, elsewhere, spec.torch_dtype),
             quantization_config=rounded,
             device_map=straight,
-            **how,
+            **how | {"dtype": each},
             **given,
         )
     except ImportError as error:
@@ -600,8 +610,14 @@ class DiffusersModel(LoadedModel):
             arguments["intermediate_timesteps"] = None  # Sana Sprint's own is for two steps
         arguments["generator"] = generator
         try:
-            with step_cache(self._spec, pipeline), Decoding(pipeline.vae) as decoding:
+            widened = self._spec.vae_dtype is not None
+            with (
+                step_cache(self._spec, pipeline),
+                Decoding(pipeline.vae, _denoiser(pipeline).dtype if widened else None) as decoding,
+            ):
                 images = pipeline(**arguments).images
+            if not decoding.finite:
+                raise NotFinite(_OVERFLOW)
             self._tiled = self._tiled or decoding.tiled
             return images.float().permute(0, 2, 3, 1)
         finally:
