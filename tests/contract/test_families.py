@@ -43,8 +43,8 @@ CPU = EngineOptions(device="cpu")
 #: Their processors of pictures take torchvision, which is no dependency.
 UNTRIED = {"QwenImageEditPipeline", "QwenImageEditPlusPipeline"}
 
-#: Another is only wider, for tests of quantisation.
-DRAWN = tuple(kind for kind in KINDS if kind != "flux-wide")
+#: Not those that are only wider, for tests of quantisation, or have a part that is not used.
+DRAWN = tuple(kind for kind in KINDS if kind not in ("flux-wide", "ernie-enhanced"))
 
 #: One kind of each family, and those with something of their own.
 SOME = ("flux-dev", "flux-kontext", "flux2-klein", "sd3.5", "sdxl", "sd15", "qwen-image", "sana", "kolors")

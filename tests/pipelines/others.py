@@ -15,6 +15,7 @@ from tests.pipelines.words import (
     gemma_tokenizer,
     glm,
     glm_tokenizer,
+    ministral3,
     mistral,
     qwen3,
     qwen3_vl,
@@ -273,10 +274,13 @@ def bria() -> Any:
     )
 
 
-def ernie() -> Any:
+def ernie(*, enhanced: bool = False) -> Any:
+    """`enhanced`: with a language model that rewrites prompts."""
     from diffusers import ErnieImagePipeline, ErnieImageTransformer2DModel
 
-    tokenizer = byte_tokenizer()
+    tokenizer, enhancer = byte_tokenizer(), byte_tokenizer()
+    # It draws as many tokens as its tokenizer says.
+    enhancer.model_max_length, enhancer.chat_template = 8, "{{ messages[0]['content'] }}"
     transformer = ErnieImageTransformer2DModel(
         hidden_size=32,
         num_attention_heads=2,
@@ -293,8 +297,8 @@ def ernie() -> Any:
         text_encoder=mistral(tokenizer),
         tokenizer=tokenizer,
         scheduler=flow(shift=3.0),
-        pe=None,
-        pe_tokenizer=None,
+        pe=ministral3(enhancer) if enhanced else None,
+        pe_tokenizer=enhancer if enhanced else None,
     )
 
 

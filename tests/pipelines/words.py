@@ -204,6 +204,12 @@ def umt5(tokenizer: Any) -> Any:
     )
 
 
+def ministral3(tokenizer: Any) -> Any:
+    from transformers import Ministral3Config, Ministral3ForCausalLM
+
+    return Ministral3ForCausalLM(Ministral3Config(vocab_size=len(tokenizer), **small()))
+
+
 def mistral(tokenizer: Any) -> Any:
     from transformers import MistralConfig, MistralModel
 

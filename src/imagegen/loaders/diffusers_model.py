@@ -2,9 +2,10 @@
 
 import gc
 import inspect
+import random
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from math import ceil
 from pathlib import Path
@@ -81,6 +82,10 @@ class DiffusersSpec(OptionsSpec):
         ge=1,
         le=20,
         description="For FLUX and similar models: above 1, negative prompts work, and each step takes twice as long.",
+    )
+    use_pe: Annotated[bool, Receipt] = Field(
+        default=False,
+        description="For ERNIE: whether its prompt enhancer, a language model, rewrites the prompt.",
     )
     loras: Annotated[tuple[EntryLora, ...], Receipt] = Field(
         default=(), max_length=8, description="LoRAs that are added to the weights at load."
@@ -539,7 +544,9 @@ class DiffusersModel(LoadedModel):
         call = self._call(first, size, _BatchSteps(1, on_step, 0, size)) | self._words(requests)
         self._tiled = False
         with compiling(self._spec), attention(self._spec):
-            pictures = self._run(self._siblings.text2image, call, [_noise(seed) for seed in seeds])
+            pipeline = self._siblings.text2image
+            with global_seed(seeds[0], pipeline):
+                pictures = self._run(pipeline, call, [_noise(seed) for seed in seeds])
         return [crop(picture, first.size, seed) for picture, seed in zip(pictures, seeds, strict=True)]
 
     def _words(self, requests: Sequence[GenerationRequest]) -> dict[str, Any]:
@@ -569,6 +576,7 @@ class DiffusersModel(LoadedModel):
             "max_area": size.pixels,
             "_auto_resize": False,
             "use_resolution_binning": False,
+            "use_pe": spec.use_pe,
             "num_inference_steps": request.steps,
             "strength": request.strength,
             "true_cfg_scale": spec.true_cfg_scale,
@@ -594,7 +602,8 @@ class DiffusersModel(LoadedModel):
         seed: int,
         steps: "_BatchSteps",
     ) -> Pixels:
-        picture = self._run(pipeline, call, _noise(seed))[0]
+        with global_seed(seed, pipeline):
+            picture = self._run(pipeline, call, _noise(seed))[0]
         steps.picture_done()
         if "mask_image" in fitted:
             picture = paste(picture, fitted["image"], fitted["mask_image"])
@@ -664,6 +673,28 @@ def _noise(seed: int) -> Any:
     import torch
 
     return torch.Generator("cpu").manual_seed(seed)
+
+
+@contextmanager
+def global_seed(seed: int, pipeline: Any) -> Iterator[None]:
+    """The generators of the process begin at `seed`, and afterwards go on as if nothing had been drawn.
+
+    Some schedulers (FlowMatchLCMScheduler in SD3) and language models draw from them.
+    """
+    import numpy as np
+    import torch
+
+    device = pipeline._execution_device
+    words, numbers = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(words)
+            np.random.set_state(numbers)
 
 
 def _enough_steps(steps: int, strength: float) -> int:
