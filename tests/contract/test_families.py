@@ -40,7 +40,7 @@ pytestmark = [pytest.mark.filterwarnings(warning) for warning in LIBRARY_WARNING
 
 CPU = EngineOptions(device="cpu")
 
-#: Their processors of pictures take torchvision, which is no dependency.
+#: Their processors of pictures take torchvision, which is no dependency. test_qwen_edit.py builds them in place.
 UNTRIED = {"QwenImageEditPipeline", "QwenImageEditPlusPipeline"}
 
 #: Not those that are only wider, for tests of quantisation, or have a part that is not used.
@@ -241,6 +241,25 @@ def test_the_smallest_strength_still_takes_a_step(engine: LocalEngine, shelf: Sh
     assert isinstance(load(engine, shelf, kind), Loaded)
     for strength in (0.01, 0.07, 0.3, 1.0):
         draw(engine, kind, "image2image", strength=strength, steps=1)
+
+
+@pytest.mark.parametrize("scheduler", ["LCMScheduler", "TCDScheduler"])
+def test_a_distilled_scheduler_is_asked_for_no_more_steps_than_it_knows(
+    engine: LocalEngine, shelf: Shelf, tmp_path: Path, scheduler: str
+) -> None:
+    shutil.copytree(shelf.model("sd15"), tmp_path / "sd15")
+    for name, field, value in (
+        ("model_index.json", "scheduler", ["diffusers", scheduler]),
+        ("scheduler/scheduler_config.json", "_class_name", scheduler),
+    ):
+        file = tmp_path / "sd15" / name
+        file.write_text(json.dumps(json.loads(file.read_text()) | {field: value}))
+    copies = Shelf(tmp_path)
+    copies._built.add("sd15")
+    assert isinstance(load(engine, copies, "sd15"), Loaded)
+    for strength in (0.01, 0.03, 0.3, 1.0):
+        draw(engine, "sd15", "image2image", strength=strength, steps=4)
+        draw(engine, "sd15", "inpaint", strength=strength, steps=4)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -19,6 +19,7 @@ from tests.pipelines.words import (
     mistral,
     qwen3,
     qwen3_vl,
+    qwen_processor,
     qwen_tokenizer,
     qwen_vl,
     t5,
@@ -28,10 +29,24 @@ from tests.pipelines.words import (
 
 
 def qwen_image() -> Any:
-    from diffusers import QwenImagePipeline, QwenImageTransformer2DModel
+    from diffusers import QwenImagePipeline
+
+    return QwenImagePipeline(**_qwen_parts(qwen_tokenizer()))
+
+
+def qwen_edit(name: str) -> Any:
+    """It cannot be read back from a folder without torchvision."""
+    import diffusers
 
     tokenizer = qwen_tokenizer()
-    return QwenImagePipeline(
+    processor = qwen_processor(tokenizer)
+    return getattr(diffusers, name)(processor=processor, **_qwen_parts(tokenizer))
+
+
+def _qwen_parts(tokenizer: Any) -> dict[str, Any]:
+    from diffusers import QwenImageTransformer2DModel
+
+    return dict(
         scheduler=flow_by_size(),
         vae=qwen_autoencoder(),
         text_encoder=qwen_vl(tokenizer),

@@ -614,7 +614,8 @@ class DiffusersModel(LoadedModel):
         takes = inspect.signature(pipeline.__call__).parameters
         arguments = {name: value for name, value in call.items() if name in takes}
         if "strength" in arguments:
-            arguments["num_inference_steps"] = _enough_steps(call["num_inference_steps"], call["strength"])
+            most = pipeline.scheduler.config.get("original_inference_steps")
+            arguments |= _enough_steps(call["num_inference_steps"], call["strength"], most)
         if "intermediate_timesteps" in takes and arguments["num_inference_steps"] != 2:
             arguments["intermediate_timesteps"] = None  # Sana Sprint's own is for two steps
         arguments["generator"] = generator
@@ -628,7 +629,7 @@ class DiffusersModel(LoadedModel):
             if not decoding.finite:
                 raise NotFinite(_OVERFLOW)
             self._tiled = self._tiled or decoding.tiled
-            return images.float().permute(0, 2, 3, 1)
+            return _in_size(images.float(), call["height"], call["width"]).permute(0, 2, 3, 1)
         finally:
             # An interrupted call leaves step caches in the middle of their sequence.
             self._pipeline.maybe_free_model_hooks()
@@ -697,9 +698,25 @@ def global_seed(seed: int, pipeline: Any) -> Iterator[None]:
             np.random.set_state(numbers)
 
 
-def _enough_steps(steps: int, strength: float) -> int:
-    """Of image-to-image only int(steps * strength) are run; let that be at least one."""
-    return max(steps, ceil(1 / strength))
+def _enough_steps(steps: int, strength: float, most: int | None) -> dict[str, Any]:
+    """The steps and the strength of image-to-image, of which only int(steps * strength) are run: at least one.
+
+    `most`: the steps that the scheduler was distilled from (LCM, TCD); it can do no more of them.
+    """
+    steps = max(steps, ceil(1 / strength))
+    if most is None or steps <= most:
+        return {"num_inference_steps": steps, "strength": strength}
+    return {"num_inference_steps": most, "strength": max(strength, 1 / most)}
+
+
+def _in_size(images: Any, height: int, width: int) -> Any:
+    """Pictures, batch x channels x height x width, scaled if the pipeline has chosen another size (Qwen-Image-Edit)."""
+    import torch
+
+    if images.shape[-2:] == (height, width):
+        return images
+    scaled = torch.nn.functional.interpolate(images, (height, width), mode="bicubic", antialias=True)
+    return scaled.clamp(0, 1)
 
 
 class _BatchSteps:
