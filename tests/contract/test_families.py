@@ -15,11 +15,13 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
+from imagegen.catalog.sources import Folders
 from imagegen.core.errors import FailureCode
 from imagegen.core.sizes import AspectRatio, size_of
 from imagegen.gpu.engine import LocalEngine
 from imagegen.gpu.protocol import EngineOptions, Failed, Generate, Generated, Loaded, Stopped, Unload, Unloaded
 from imagegen.gpu.worker_engine import WorkerEngine
+from imagegen.loaders import FAMILIES
 from imagegen.loaders.pipelines import PIPELINES
 from tests.conftest import load_command, request_for
 from tests.contract.families import (
@@ -241,6 +243,24 @@ def test_the_smallest_strength_still_takes_a_step(engine: LocalEngine, shelf: Sh
     assert isinstance(load(engine, shelf, kind), Loaded)
     for strength in (0.01, 0.07, 0.3, 1.0):
         draw(engine, kind, "image2image", strength=strength, steps=1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "longest"),
+    [("sd3", 1536), ("aura-flow", 512), ("z-image", 2048), pytest.param("lumina2", 8192, marks=pytest.mark.slow)],
+)
+def test_a_picture_is_as_long_as_the_files_say_and_no_longer(
+    engine: LocalEngine, shelf: Shelf, kind: str, longest: int
+) -> None:
+    catalog = catalog_of(**{kind: shelf.entry(kind)})
+    spec = catalog.models[kind]
+    assert FAMILIES[spec.type].loader.longest_side(spec, Folders(shelf.folder, shelf.folder)) == longest
+    assert isinstance(load(engine, shelf, kind), Loaded)
+    assert draw(engine, kind, width=longest, height=16, steps=1).shape == (16, longest, 3)
+    assert draw(engine, kind, width=16, height=longest, steps=1).shape == (longest, 16, 3)
+    failed = run(engine, kind, width=longest + 1, height=16, steps=1)
+    assert isinstance(failed, Failed)
+    assert failed.message == f"The model makes pictures of at most {longest} pixels a side."
 
 
 @pytest.mark.parametrize("scheduler", ["LCMScheduler", "TCDScheduler"])

@@ -191,6 +191,18 @@ def test_a_picture_may_have_as_many_pixels_as_the_limit_says_and_not_one_more() 
         admitted(draft(width=81, height=80), limits=limits)
 
 
+def test_a_side_longer_than_the_model_can_draw_is_refused_with_the_number() -> None:
+    assert admit(draft(width=1024, height=16), catalog(), LIMITS, lambda: 1, 1024)[1].width == 1024
+    for width in (1025, 1030):
+        with pytest.raises(SizeTooLarge, match="'a' makes pictures of at most 1024 pixels a side; "):
+            admit(draft(width=width, height=16), catalog(), LIMITS, lambda: 1, 1024)
+
+
+def test_the_shape_of_an_input_keeps_to_what_the_model_can_draw() -> None:
+    panorama = draft(type=TaskType.IMAGE2IMAGE, input_size=(4000, 1000))
+    assert admit(panorama, catalog(a=fake(base_size=1024)), LIMITS, lambda: 1, 1024)[1].size == (1024, 512)
+
+
 def test_the_limit_holds_for_ratios_too() -> None:
     with pytest.raises(SizeTooLarge):
         admitted(draft(aspect_ratio="21:9"), catalog(a=fake(base_size=2048)))

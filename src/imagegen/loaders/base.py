@@ -163,6 +163,13 @@ class ModelLoader(ABC, Generic[SpecT]):
         """
         return None
 
+    def longest_side(self, spec: SpecT, folders: Folders) -> int:
+        """Pixels of a picture's side, at most; 0: any number. Asked in a process without torch, before any load.
+
+        May raise EngineError, OSError, or what broken JSON raises: ValueError, TypeError, LookupError, AttributeError.
+        """
+        return 0
+
     def files(self, spec: SpecT, folders: Folders) -> Sequence[Path]:
         """The files that a load reads. Asked in a process without torch. May raise EngineError or OSError."""
         return ()

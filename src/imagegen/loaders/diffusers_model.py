@@ -2,6 +2,7 @@
 
 import gc
 import inspect
+import json
 import random
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -18,13 +19,13 @@ from imagegen.catalog.catalog import CpuOffload, HubFiles, Section
 from imagegen.catalog.fields import HubSource, Receipt, WeightsFile
 from imagegen.catalog.hub_cache import lacks_in, paths_in
 from imagegen.catalog.pipeline_files import needed, variant
-from imagegen.catalog.sources import WEIGHTS, lora_files
-from imagegen.core.errors import EngineMissing, LoraNotFound, LoraRefused, NotFinite, WeightsCorrupt
+from imagegen.catalog.sources import WEIGHTS, Folders, lora_files
+from imagegen.core.errors import EngineError, EngineMissing, LoraNotFound, LoraRefused, NotFinite, WeightsCorrupt
 from imagegen.core.provenance import Provenance
 from imagegen.core.sizes import Size, render_size
 from imagegen.core.task import GenerationRequest, Lora, Pixels
 from imagegen.loaders.adapters import Adapters
-from imagegen.loaders.base import Inputs, LoadedModel, OnStep, Placement
+from imagegen.loaders.base import Inputs, LoadedModel, OnStep, Placement, find_weights
 from imagegen.loaders.class_caches import clear_class_caches
 from imagegen.loaders.decoding import Decoding
 from imagegen.loaders.folder import check_folder, header_bytes, read_index
@@ -34,7 +35,7 @@ from imagegen.loaders.offloading import DENOISERS, Turns, layer_bytes, most_byte
 from imagegen.loaders.options import OptionsSpec, attention, compiling, move, quantization_config, step_cache, switch_on
 from imagegen.loaders.parts import SHAREABLE, Part, Source
 from imagegen.loaders.pictures import crop, fit_image, fit_mask, pad, paste
-from imagegen.loaders.pipelines import PIPELINES, PipelineKind
+from imagegen.loaders.pipelines import PIPELINES, PipelineKind, has_longest_side, longest_side
 from imagegen.loaders.previews import Lookout
 from imagegen.loaders.prompts import PromptCache
 from imagegen.loaders.provenance import provenance, with_loras
@@ -146,6 +147,13 @@ class DiffusersSpec(OptionsSpec):
     def _loras_where_they_go(self) -> Self:
         if self.loras and not self.supports_lora:
             raise ValueError(f"loras: {self.pipeline_class} of type {self.type} takes none")
+        return self
+
+    @model_validator(mode="after")
+    def _no_more_tokens_than_its_class_takes(self) -> Self:
+        most = self.kind.max_tokens
+        if most is not None and self.max_sequence_length is not None and self.max_sequence_length > most:
+            raise ValueError(f"max_sequence_length: {self.pipeline_class} takes at most {most} tokens")
         return self
 
     @model_validator(mode="after")
@@ -286,6 +294,14 @@ def least_bytes(
             part = file.parent.name
             sizes[part] += header_bytes(file, 4 if part == "vae" and spec.vae_dtype else width)
     return most_bytes(sizes, offloaded_parts(sizes, offload))
+
+
+def longest_side_in(spec: DiffusersSpec, folders: Folders) -> int:
+    """As `ModelLoader.longest_side`, for a pipeline's folder. Reads nothing for a class without a limit."""
+    if not has_longest_side(spec.pipeline_class):
+        return 0
+    config = json.loads((find_weights(spec, folders) / "transformer/config.json").read_bytes())
+    return longest_side(spec.pipeline_class, config)
 
 
 def pipeline_files(spec: DiffusersSpec, folder: Path) -> list[Path]:
@@ -529,7 +545,7 @@ class DiffusersModel(LoadedModel):
         return self._parts
 
     def generate(self, request: GenerationRequest, inputs: Inputs, on_step: OnStep) -> list[Pixels]:
-        size = render_size(request.size, self._spec.side_multiple)
+        size = self._rendered(request.size)
         pipeline, fitted = self._choose(inputs, request.size)
         steps = _BatchSteps(request.batch_size, on_step, inputs.previews, size)
         call = self._call(request, size, steps) | {name: pad(it, size) for name, it in fitted.items()}
@@ -540,7 +556,7 @@ class DiffusersModel(LoadedModel):
 
     def generate_together(self, requests: Sequence[GenerationRequest], on_step: OnStep) -> list[Pixels]:
         first, seeds = requests[0], [seed for request in requests for seed in request.seeds]
-        size = render_size(first.size, self._spec.side_multiple)
+        size = self._rendered(first.size)
         call = self._call(first, size, _BatchSteps(1, on_step, 0, size)) | self._words(requests)
         self._tiled = False
         with compiling(self._spec), attention(self._spec):
@@ -548,6 +564,13 @@ class DiffusersModel(LoadedModel):
             with global_seed(seeds[0], pipeline):
                 pictures = self._run(pipeline, call, [_noise(seed) for seed in seeds])
         return [crop(picture, first.size, seed) for picture, seed in zip(pictures, seeds, strict=True)]
+
+    def _rendered(self, asked: Size) -> Size:
+        size = render_size(asked, self._spec.side_multiple)
+        longest = longest_side(self._spec.pipeline_class, _denoiser(self._pipeline).config)
+        if 0 < longest < max(size):  # admission knows it only if the weights are here
+            raise EngineError(f"The model makes pictures of at most {longest} pixels a side.")
+        return size
 
     def _words(self, requests: Sequence[GenerationRequest]) -> dict[str, Any]:
         """What the requests of one call say, once for each picture."""

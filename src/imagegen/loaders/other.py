@@ -6,7 +6,14 @@ from typing import Literal
 
 from imagegen.catalog.sources import Folders
 from imagegen.loaders.base import LoadedModel, ModelLoader, Placement, find_weights
-from imagegen.loaders.diffusers_model import DiffusersSpec, check_pipeline, least_bytes, load_model, pipeline_files
+from imagegen.loaders.diffusers_model import (
+    DiffusersSpec,
+    check_pipeline,
+    least_bytes,
+    load_model,
+    longest_side_in,
+    pipeline_files,
+)
 
 
 class OtherSpec(DiffusersSpec):
@@ -44,6 +51,9 @@ class OtherModelLoader(ModelLoader[OtherSpec]):
 
     def least_bytes(self, spec: OtherSpec, placement: Placement) -> int | None:
         return least_bytes(spec, find_weights(spec, placement.folders), placement)
+
+    def longest_side(self, spec: OtherSpec, folders: Folders) -> int:
+        return longest_side_in(spec, folders)
 
     def files(self, spec: OtherSpec, folders: Folders) -> Sequence[Path]:
         return pipeline_files(spec, find_weights(spec, folders))

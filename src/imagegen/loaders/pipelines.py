@@ -4,9 +4,10 @@ Written down and not looked up, because the catalog is read by a process that ne
 every line with the signatures of the installed diffusers. What is not here is not loaded.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from math import isqrt
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 
 class PipelineKind(NamedTuple):
@@ -26,15 +27,25 @@ class PipelineKind(NamedTuple):
     batches: bool = True
     #: What both sides of a rendered picture must be multiples of, in pixels.
     multiple: int = 16
+    #: The largest `max_sequence_length` that its classes accept; None: they do not check.
+    max_tokens: int | None = None
 
 
 FLUX: Mapping[str, PipelineKind] = MappingProxyType(
     {
-        "FluxPipeline": PipelineKind("FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline", step_cache=True),
-        "FluxKontextPipeline": PipelineKind(
-            "FluxKontextPipeline", "FluxKontextPipeline", "FluxKontextInpaintPipeline", step_cache=True
+        "FluxPipeline": PipelineKind(
+            "FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline", step_cache=True, max_tokens=512
         ),
-        "FluxFillPipeline": PipelineKind(None, None, "FluxFillPipeline", negative_prompt=False, step_cache=True),
+        "FluxKontextPipeline": PipelineKind(
+            "FluxKontextPipeline",
+            "FluxKontextPipeline",
+            "FluxKontextInpaintPipeline",
+            step_cache=True,
+            max_tokens=512,
+        ),
+        "FluxFillPipeline": PipelineKind(
+            None, None, "FluxFillPipeline", negative_prompt=False, step_cache=True, max_tokens=512
+        ),
         "Flux2Pipeline": PipelineKind("Flux2Pipeline", "Flux2Pipeline", negative_prompt=False, step_cache=True),
         "Flux2KleinPipeline": PipelineKind(
             "Flux2KleinPipeline", "Flux2KleinPipeline", "Flux2KleinInpaintPipeline", negative_prompt=False
@@ -45,7 +56,10 @@ FLUX: Mapping[str, PipelineKind] = MappingProxyType(
 STABLE_DIFFUSION: Mapping[str, PipelineKind] = MappingProxyType(
     {
         "StableDiffusion3Pipeline": PipelineKind(
-            "StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline", "StableDiffusion3InpaintPipeline"
+            "StableDiffusion3Pipeline",
+            "StableDiffusion3Img2ImgPipeline",
+            "StableDiffusion3InpaintPipeline",
+            max_tokens=512,
         ),
         "StableDiffusionXLPipeline": PipelineKind(
             "StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline"
@@ -62,24 +76,34 @@ STABLE_DIFFUSION: Mapping[str, PipelineKind] = MappingProxyType(
 OTHERS: Mapping[str, PipelineKind] = MappingProxyType(
     {
         "AuraFlowPipeline": PipelineKind("AuraFlowPipeline"),
-        "BriaPipeline": PipelineKind("BriaPipeline", lora=False),
+        "BriaPipeline": PipelineKind("BriaPipeline", lora=False, max_tokens=512),
         # Its inpainting sibling asks the transformer for a setting that Chroma has not (diffusers 0.42.1).
-        "ChromaPipeline": PipelineKind("ChromaPipeline", "ChromaImg2ImgPipeline"),
+        "ChromaPipeline": PipelineKind("ChromaPipeline", "ChromaImg2ImgPipeline", max_tokens=512),
         # It pads all prompts of a call to the longest and has the transformer look at the padding, too.
         "CogView4Pipeline": PipelineKind("CogView4Pipeline", batches=False),
         "ErnieImagePipeline": PipelineKind("ErnieImagePipeline"),
         "HunyuanDiTPipeline": PipelineKind("HunyuanDiTPipeline", lora=False),
-        "KolorsPipeline": PipelineKind("KolorsPipeline", "KolorsImg2ImgPipeline"),
+        "KolorsPipeline": PipelineKind("KolorsPipeline", "KolorsImg2ImgPipeline", max_tokens=256),
         "Krea2Pipeline": PipelineKind("Krea2Pipeline"),
-        "Lumina2Pipeline": PipelineKind("Lumina2Pipeline"),
-        "OvisImagePipeline": PipelineKind("OvisImagePipeline", lora=False),
+        "Lumina2Pipeline": PipelineKind("Lumina2Pipeline", max_tokens=512),
+        "OvisImagePipeline": PipelineKind("OvisImagePipeline", lora=False, max_tokens=256),
         "QwenImagePipeline": PipelineKind(
-            "QwenImagePipeline", "QwenImageImg2ImgPipeline", "QwenImageInpaintPipeline", guidance="true_cfg_scale"
+            "QwenImagePipeline",
+            "QwenImageImg2ImgPipeline",
+            "QwenImageInpaintPipeline",
+            guidance="true_cfg_scale",
+            max_tokens=1024,
         ),
         "QwenImageEditPipeline": PipelineKind(
-            None, "QwenImageEditPipeline", "QwenImageEditInpaintPipeline", guidance="true_cfg_scale"
+            None,
+            "QwenImageEditPipeline",
+            "QwenImageEditInpaintPipeline",
+            guidance="true_cfg_scale",
+            max_tokens=1024,
         ),
-        "QwenImageEditPlusPipeline": PipelineKind(None, "QwenImageEditPlusPipeline", guidance="true_cfg_scale"),
+        "QwenImageEditPlusPipeline": PipelineKind(
+            None, "QwenImageEditPlusPipeline", guidance="true_cfg_scale", max_tokens=1024
+        ),
         "SanaPipeline": PipelineKind("SanaPipeline", multiple=32),
         "SanaSprintPipeline": PipelineKind(
             "SanaSprintPipeline", "SanaSprintImg2ImgPipeline", negative_prompt=False, multiple=32
@@ -92,3 +116,27 @@ OTHERS: Mapping[str, PipelineKind] = MappingProxyType(
 WITH_TORCHVISION = frozenset({"Flux2Pipeline", "QwenImageEditPipeline", "QwenImageEditPlusPipeline"})
 
 PIPELINES: Mapping[str, PipelineKind] = MappingProxyType({**FLUX, **STABLE_DIFFUSION, **OTHERS})
+
+#: Where a transformer knows a limited number of positions along a side: how many, from its config.json. The defaults
+#: are those of the classes. All others compute the positions of any size.
+_POSITIONS: Mapping[str, Callable[[Mapping[str, Any]], int]] = MappingProxyType(
+    {
+        "StableDiffusion3Pipeline": lambda config: config.get("pos_embed_max_size", 96),
+        "AuraFlowPipeline": lambda config: isqrt(config.get("pos_embed_max_size", 1024)),
+        "Lumina2Pipeline": lambda config: min(config.get("axes_lens", (300, 512, 512))[1:]),
+        "ZImagePipeline": lambda config: min(config.get("axes_lens", (1024, 512, 512))[1:]),
+    }
+)
+
+#: Pixels of a position: a patch of 2x2 latents of 8x8 pixels each.
+_POSITION = 16
+
+
+def has_longest_side(pipeline_class: str) -> bool:
+    """Whether pictures of this class have a longest side, which its transformer's config.json says."""
+    return pipeline_class in _POSITIONS
+
+
+def longest_side(pipeline_class: str, config: Mapping[str, Any]) -> int:
+    """Pixels of a side that the transformer with this configuration can draw, at most; 0: any number."""
+    return int(_POSITIONS[pipeline_class](config)) * _POSITION if pipeline_class in _POSITIONS else 0

@@ -7,7 +7,7 @@ from hashlib import sha256
 
 from imagegen.catalog.catalog import Catalog, ModelSpec
 from imagegen.core.errors import InvalidRequest, ModelNotFound, NoReceipt, SizeTooLarge, UnsupportedCapability
-from imagegen.core.sizes import Shape, Size, size_like, size_of
+from imagegen.core.sizes import MAX_SIDE, Shape, Size, render_size, size_like, size_of
 from imagegen.core.task import (
     GenerationRequest,
     GenerationTask,
@@ -64,20 +64,24 @@ class TaskDraft(Value):
 
 
 def admit(
-    draft: TaskDraft, catalog: Catalog, limits: Limits, new_seed: Callable[[], int]
+    draft: TaskDraft, catalog: Catalog, limits: Limits, new_seed: Callable[[], int], longest_side: int = 0
 ) -> tuple[str, GenerationRequest]:
     """The model's id and the complete request. Raises ImagegenError if the request is refused.
 
-    `new_seed` is called if the draft has no seed.
+    `new_seed` is called if the draft has no seed. `longest_side`: pixels that the model can draw; 0: any number.
     """
     model = draft.model or catalog.default_model
     spec = _spec(model, catalog)
     _check_capabilities(model, spec, draft, catalog)
     if draft.batch_size > limits.max_batch_size:
         raise InvalidRequest(f"batch_size: at most {limits.max_batch_size} pictures in one task.")
-    size = _size(draft, spec, limits)
+    size = _size(draft, spec, limits, longest_side)
     if size.pixels > limits.max_pixels:
         raise SizeTooLarge(f"{size.width}x{size.height} is more than {limits.max_pixels} pixels.")
+    if 0 < longest_side < max(render_size(size, spec.side_multiple)):
+        raise SizeTooLarge(
+            f"'{model}' makes pictures of at most {longest_side} pixels a side; {size.width}x{size.height} is larger."
+        )
     return model, GenerationRequest(
         prompt=draft.prompt,
         negative_prompt=draft.negative_prompt,
@@ -99,7 +103,7 @@ def _spec(model: str, catalog: Catalog) -> ModelSpec:
         raise ModelNotFound(f"There is no such model; known: {', '.join(catalog.models)}.") from None
 
 
-def _size(draft: TaskDraft, spec: ModelSpec, limits: Limits) -> Size:
+def _size(draft: TaskDraft, spec: ModelSpec, limits: Limits, longest_side: int) -> Size:
     if (draft.width is None) != (draft.height is None):
         raise InvalidRequest("Give width and height together.")
     if draft.width is not None and draft.height is not None:
@@ -112,7 +116,8 @@ def _size(draft: TaskDraft, spec: ModelSpec, limits: Limits) -> Size:
         raise InvalidRequest("aspect_ratio: 'input' is the shape of an input picture, and text2image has none.")
     # A plan has no picture. Its shape changes the number of pixels by little.
     asked = draft.input_size or Size(1, 1)
-    return size_like(asked, spec.base_size, spec.side_multiple, most_pixels=limits.max_pixels)
+    longest = longest_side or MAX_SIDE
+    return size_like(asked, spec.base_size, spec.side_multiple, most_pixels=limits.max_pixels, most_side=longest)
 
 
 def needs_input_size(draft: TaskDraft) -> bool:

@@ -4,6 +4,7 @@ import asyncio
 import heapq
 import secrets
 from datetime import UTC, datetime
+from functools import partial
 from typing import NamedTuple
 
 import structlog
@@ -126,7 +127,9 @@ class Intake:
         if needs_input_size(draft) and draft.pictures.init_image is not None:
             size = await asyncio.to_thread(picture_size, draft.pictures.init_image)
             draft = draft.evolve(input_size=size)
-        model, request = admit(draft, self._models.catalog, self._limits, lambda: secrets.randbelow(MAX_SEED + 1))
+        longest = await self._models.longest_side(draft.model or self._models.catalog.default_model)
+        new_seed = partial(secrets.randbelow, MAX_SEED + 1)
+        model, request = admit(draft, self._models.catalog, self._limits, new_seed, longest)
         self._models.find_loras(request)
         await self._models.check_fits(model, request.size.pixels)
         return model, request
