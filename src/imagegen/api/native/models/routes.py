@@ -127,7 +127,13 @@ def model_view(model_id: str, spec: ModelSpec, status: ModelStatus) -> ModelView
 
 
 def model_details(
-    model_id: str, spec: ModelSpec, status: ModelStatus, pull: Pull | None, *, weights_here: bool, longest_side: int | None
+    model_id: str,
+    spec: ModelSpec,
+    status: ModelStatus,
+    pull: Pull | None,
+    *,
+    weights_here: bool,
+    longest_side: int | None,
 ) -> ModelDetails:
     progress = status.load_progress
     return ModelDetails(
