@@ -60,7 +60,7 @@ def test_the_most_tokens_are_those_that_the_classes_check(name: str, kind: Pipel
 
 
 def test_more_tokens_than_the_class_takes_are_an_error_of_the_entry() -> None:
-    entry = {"name": "A", "type": "flux", "pipeline_class": "FluxKontextPipeline"}
+    entry = {"name": "A", "type": "flux", "pipeline_class": "FluxKontextPipeline", "local_path": "kontext"}
     assert FluxSpec.model_validate(entry | {"max_sequence_length": 512}).max_sequence_length == 512
     with pytest.raises(ValidationError, match="FluxKontextPipeline takes at most 512 tokens"):
         FluxSpec.model_validate(entry | {"max_sequence_length": 513})

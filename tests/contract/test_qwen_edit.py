@@ -45,7 +45,8 @@ def model_of(name: str) -> DiffusersModel:
         torch.manual_seed(0)
         pipeline = qwen_edit(name)
     pipeline.set_progress_bar_config(disable=True)
-    spec = OtherSpec.model_validate({"name": "A", "type": "diffusers", "pipeline_class": name})
+    entry = {"name": "A", "type": "diffusers", "pipeline_class": name, "local_path": "qwen"}
+    spec = OtherSpec.model_validate(entry)
     made_by: Provenance = SCRIPTED
     return DiffusersModel(spec, pipeline, Adapters(pipeline, [], []), [], 0, made_by, "none", None)
 

@@ -152,6 +152,7 @@ def test_a_portrait_stays_one(fields: dict[str, Any]) -> None:
 
 def test_both_sides_are_multiples_of_what_the_model_needs() -> None:
     entry = {"name": "A", "type": "diffusers", "pipeline_class": "SanaSprintPipeline", "base_size": 1024}
+    entry["local_path"] = "sana"
     assert request(edit(), catalog(a=OtherSpec.model_validate(entry))).size == (896, 1184)
 
 
@@ -253,7 +254,7 @@ def test_an_empty_negative_prompt_asks_for_nothing() -> None:
 def test_a_lora_is_kept_where_the_model_takes_one_and_refused_elsewhere() -> None:
     ink = Lora(path="ink.safetensors", scale=0.4)
     asked = draft(loras=(ink,))
-    assert request(asked, catalog(a=FluxSpec(name="A", type="flux"))).loras == (ink,)
+    assert request(asked, catalog(a=FluxSpec(name="A", type="flux", local_path="a"))).loras == (ink,)
     with pytest.raises(UnsupportedCapability, match="takes no LoRA"):
         admitted(asked)
 
