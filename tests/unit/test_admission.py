@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from imagegen.catalog.catalog import Catalog, GlobalSettings, ModelSpec
 from imagegen.core.errors import InvalidRequest, ModelNotFound, SizeTooLarge, UnsupportedCapability
-from imagegen.core.sizes import AspectRatio
+from imagegen.core.sizes import AspectRatio, Size
 from imagegen.core.task import MAX_SEED, GenerationRequest, InputPictures, Lora, TaskType
 from imagegen.loaders.flux import FluxSpec
 from imagegen.loaders.other import OtherSpec
@@ -41,12 +41,13 @@ def admitted(
     *,
     limits: Limits = LIMITS,
     new_seed: Callable[[], int] = lambda: 99,
+    **known: Any,
 ) -> tuple[str, GenerationRequest]:
-    return admit(asked, models or catalog(), limits, new_seed)
+    return admit(asked, models or catalog(), limits, new_seed, **known)
 
 
-def request(asked: TaskDraft, models: Catalog | None = None) -> GenerationRequest:
-    return admitted(asked, models)[1]
+def request(asked: TaskDraft, models: Catalog | None = None, **known: Any) -> GenerationRequest:
+    return admitted(asked, models, **known)[1]
 
 
 # -- defaults ----------------------------------------------------------------------------------------------------------
@@ -142,23 +143,26 @@ def test_width_and_height_go_before_the_ratio() -> None:
 
 
 def edit(**fields: Any) -> TaskDraft:
-    return draft(type=TaskType.IMAGE2IMAGE, input_size=(3024, 4032), **fields)
+    return draft(type=TaskType.IMAGE2IMAGE, **fields)
+
+
+PORTRAIT = Size(3024, 4032)
 
 
 @pytest.mark.parametrize("fields", [{}, {"aspect_ratio": "input"}])
 def test_a_portrait_stays_one(fields: dict[str, Any]) -> None:
-    assert request(edit(**fields), catalog(a=fake(base_size=1024))).size == (880, 1184)
+    assert request(edit(**fields), catalog(a=fake(base_size=1024)), input_size=PORTRAIT).size == (880, 1184)
 
 
 def test_both_sides_are_multiples_of_what_the_model_needs() -> None:
     entry = {"name": "A", "type": "diffusers", "pipeline_class": "SanaSprintPipeline", "base_size": 1024}
     entry["local_path"] = "sana"
-    assert request(edit(), catalog(a=OtherSpec.model_validate(entry))).size == (896, 1184)
+    assert request(edit(), catalog(a=OtherSpec.model_validate(entry)), input_size=PORTRAIT).size == (896, 1184)
 
 
 def test_who_names_a_shape_or_a_size_gets_it() -> None:
-    assert request(edit(aspect_ratio="1:1")).size == (768, 768)
-    assert request(edit(width=300, height=200)).size == (300, 200)
+    assert request(edit(aspect_ratio="1:1"), input_size=PORTRAIT).size == (768, 768)
+    assert request(edit(width=300, height=200), input_size=PORTRAIT).size == (300, 200)
 
 
 def test_a_plan_without_a_picture_counts_with_a_square() -> None:
@@ -173,7 +177,8 @@ def test_the_shape_of_an_input_needs_an_input() -> None:
 
 def test_a_shape_that_nobody_asked_for_is_never_too_large() -> None:
     limits = LIMITS.evolve(max_pixels=500_000)
-    assert admitted(edit(), catalog(a=fake(base_size=1024)), limits=limits)[1].size.pixels <= 500_000
+    models = catalog(a=fake(base_size=1024))
+    assert admitted(edit(), models, limits=limits, input_size=PORTRAIT)[1].size.pixels <= 500_000
 
 
 @pytest.mark.parametrize("fields", [{"width": 64}, {"height": 64}])
@@ -193,15 +198,15 @@ def test_a_picture_may_have_as_many_pixels_as_the_limit_says_and_not_one_more() 
 
 
 def test_a_side_longer_than_the_model_can_draw_is_refused_with_the_number() -> None:
-    assert admit(draft(width=1024, height=16), catalog(), LIMITS, lambda: 1, 1024)[1].width == 1024
+    assert request(draft(width=1024, height=16), longest_side=1024).width == 1024
     for width in (1025, 1030):
         with pytest.raises(SizeTooLarge, match="'a' makes pictures of at most 1024 pixels a side; "):
-            admit(draft(width=width, height=16), catalog(), LIMITS, lambda: 1, 1024)
+            admitted(draft(width=width, height=16), longest_side=1024)
 
 
 def test_the_shape_of_an_input_keeps_to_what_the_model_can_draw() -> None:
-    panorama = draft(type=TaskType.IMAGE2IMAGE, input_size=(4000, 1000))
-    assert admit(panorama, catalog(a=fake(base_size=1024)), LIMITS, lambda: 1, 1024)[1].size == (1024, 512)
+    models = catalog(a=fake(base_size=1024))
+    assert request(edit(), models, input_size=Size(4000, 1000), longest_side=1024).size == (1024, 512)
 
 
 def test_the_limit_holds_for_ratios_too() -> None:

@@ -12,7 +12,7 @@ from imagegen.catalog.pipeline_files import INDEX
 from imagegen.catalog.sources import Folders, cached_snapshot, lacks_locally, local_folder
 from imagegen.core.errors import WeightsMissing, WeightsRefused
 from imagegen.core.provenance import Provenance
-from imagegen.core.task import GenerationRequest, Pixels
+from imagegen.core.task import GenerationRequest, Pixels, TokensRead
 from imagegen.loaders.parts import Part, Parts
 
 SpecT = TypeVar("SpecT", bound=ModelSpec)
@@ -95,6 +95,10 @@ class LoadedModel(ABC):
 
         Asked once for each request of the call, after it. A sentence holds no path.
         """
+        return ()
+
+    def tokens(self, request: GenerationRequest) -> Sequence[TokensRead]:
+        """What each text encoder read of the prompt of this request, as `warnings`; empty: not known."""
         return ()
 
     @property

@@ -23,7 +23,7 @@ from imagegen.catalog.sources import WEIGHTS, Folders, lora_files
 from imagegen.core.errors import EngineError, EngineMissing, LoraNotFound, LoraRefused, NotFinite, WeightsCorrupt
 from imagegen.core.provenance import Provenance
 from imagegen.core.sizes import Size, render_size
-from imagegen.core.task import GenerationRequest, Lora, Pixels
+from imagegen.core.task import GenerationRequest, Lora, Pixels, TokensRead
 from imagegen.loaders.adapters import Adapters
 from imagegen.loaders.base import Inputs, LoadedModel, OnStep, Placement, find_weights
 from imagegen.loaders.class_caches import clear_class_caches
@@ -39,6 +39,7 @@ from imagegen.loaders.pipelines import PIPELINES, PipelineKind, has_longest_side
 from imagegen.loaders.previews import Lookout
 from imagegen.loaders.prompts import PromptCache
 from imagegen.loaders.provenance import provenance, with_loras
+from imagegen.loaders.tokens import TokenWatch, what_is_cut
 
 #: Libraries that some pipelines need and imagegen does not bring: torchvision must be of torch's own build.
 _OPTIONAL = ("torchvision", "ftfy", "protobuf")
@@ -509,13 +510,32 @@ class DiffusersModel(LoadedModel):
         self._on_device = True
         #: Whether a picture of the latest call was decoded in tiles.
         self._tiled = False
-        self._prompts = PromptCache()
+        self._watch = TokenWatch(pipeline)
+        self._prompts = PromptCache(watch=self._watch)
         for member in {id(sibling): sibling for sibling in self._siblings if sibling is not None}.values():
             self._prompts.attach(member)
 
     def provenance(self, inputs: Inputs) -> Provenance:
         made_by = with_loras(self._made_by, inputs.lora_files)
         return made_by.evolve(decoded="tiled") if self._tiled else made_by
+
+    def warnings(self, request: GenerationRequest) -> Sequence[str]:
+        cut = list(what_is_cut("prompt", self.tokens(request)))
+        if request.negative_prompt:
+            read = self._watch.of(request.negative_prompt, self._most_embeddings)
+            cut += what_is_cut("negative_prompt", read)
+        return cut
+
+    def tokens(self, request: GenerationRequest) -> Sequence[TokensRead]:
+        return self._watch.of(request.prompt, self._most_embeddings)
+
+    @property
+    def _most_embeddings(self) -> int | None:
+        """Qwen-Image reads all tokens and then drops the embeddings of those beyond `max_sequence_length`."""
+        if self._spec.pipeline_class != "QwenImagePipeline":
+            return None
+        default = inspect.signature(self._pipeline.__call__).parameters["max_sequence_length"].default
+        return self._spec.max_sequence_length or int(default)
 
     @property
     def weight_bytes(self) -> int:
@@ -551,6 +571,7 @@ class DiffusersModel(LoadedModel):
         call = self._call(request, size, steps) | {name: pad(it, size) for name, it in fitted.items()}
         loras = self._adapters.added(request.loras, inputs.lora_files)
         self._tiled = False
+        self._watch.readings.clear()
         with compiling(self._spec), attention(self._spec), loras, self._remembering(request):
             return [self._picture(pipeline, call, request.size, fitted, seed, steps) for seed in request.seeds]
 
@@ -559,6 +580,7 @@ class DiffusersModel(LoadedModel):
         size = self._rendered(first.size)
         call = self._call(first, size, _BatchSteps(1, on_step, 0, size)) | self._words(requests)
         self._tiled = False
+        self._watch.readings.clear()
         with compiling(self._spec), attention(self._spec):
             pipeline = self._siblings.text2image
             with global_seed(seeds[0], pipeline):

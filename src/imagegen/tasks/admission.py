@@ -41,8 +41,6 @@ class TaskDraft(Value):
     negative_prompt: str | None = None
     #: None: `input` if the draft has an input picture, else `1:1`.
     aspect_ratio: Shape | None = None
-    #: The size of the upright input picture; Intake sets it if the shape is that of the input.
-    input_size: Size | None = None
     #: Pixels: both or neither. They replace the aspect ratio.
     width: int | None = None
     height: int | None = None
@@ -64,18 +62,25 @@ class TaskDraft(Value):
 
 
 def admit(
-    draft: TaskDraft, catalog: Catalog, limits: Limits, new_seed: Callable[[], int], longest_side: int = 0
+    draft: TaskDraft,
+    catalog: Catalog,
+    limits: Limits,
+    new_seed: Callable[[], int],
+    *,
+    longest_side: int = 0,
+    input_size: Size | None = None,
 ) -> tuple[str, GenerationRequest]:
     """The model's id and the complete request. Raises ImagegenError if the request is refused.
 
     `new_seed` is called if the draft has no seed. `longest_side`: pixels that the model can draw; 0: any number.
+    `input_size`: of the upright input picture, if `needs_input_size` says so.
     """
     model = draft.model or catalog.default_model
     spec = _spec(model, catalog)
     _check_capabilities(model, spec, draft, catalog)
     if draft.batch_size > limits.max_batch_size:
         raise InvalidRequest(f"batch_size: at most {limits.max_batch_size} pictures in one task.")
-    size = _size(draft, spec, limits, longest_side)
+    size = _size(draft, spec, limits, longest_side, input_size)
     if size.pixels > limits.max_pixels:
         raise SizeTooLarge(f"{size.width}x{size.height} is more than {limits.max_pixels} pixels.")
     if 0 < longest_side < max(render_size(size, spec.side_multiple)):
@@ -103,7 +108,7 @@ def _spec(model: str, catalog: Catalog) -> ModelSpec:
         raise ModelNotFound(f"There is no such model; known: {', '.join(catalog.models)}.") from None
 
 
-def _size(draft: TaskDraft, spec: ModelSpec, limits: Limits, longest_side: int) -> Size:
+def _size(draft: TaskDraft, spec: ModelSpec, limits: Limits, longest_side: int, input_size: Size | None) -> Size:
     if (draft.width is None) != (draft.height is None):
         raise InvalidRequest("Give width and height together.")
     if draft.width is not None and draft.height is not None:
@@ -115,7 +120,7 @@ def _size(draft: TaskDraft, spec: ModelSpec, limits: Limits, longest_side: int) 
     if not image2image:
         raise InvalidRequest("aspect_ratio: 'input' is the shape of an input picture, and text2image has none.")
     # A plan has no picture. Its shape changes the number of pixels by little.
-    asked = draft.input_size or Size(1, 1)
+    asked = input_size or Size(1, 1)
     longest = longest_side or MAX_SIDE
     return size_like(asked, spec.base_size, spec.side_multiple, most_pixels=limits.max_pixels, most_side=longest)
 
@@ -123,7 +128,7 @@ def _size(draft: TaskDraft, spec: ModelSpec, limits: Limits, longest_side: int) 
 def needs_input_size(draft: TaskDraft) -> bool:
     """Whether `admit` needs the size of the input picture."""
     shaped = draft.aspect_ratio in (None, "input") and draft.width is None
-    return shaped and draft.input_size is None and draft.pictures.init_image is not None
+    return shaped and draft.pictures.init_image is not None
 
 
 def _check_capabilities(model: str, spec: ModelSpec, draft: TaskDraft, catalog: Catalog) -> None:

@@ -15,7 +15,15 @@ from imagegen.core.task import MAX_ATTEMPTS, MAX_SEED, GenerationRequest, Genera
 from imagegen.loaders.pictures import picture_size
 from imagegen.storage.images import ImageStore
 from imagegen.storage.journal import Claim, Claimed, TaskJournal
-from imagegen.tasks.admission import Limits, TaskDraft, admit, draft_of, needs_input_size, new_task
+from imagegen.tasks.admission import (
+    Limits,
+    TaskDraft,
+    admit,
+    draft_of,
+    needs_input_size,
+    new_task,
+)
+
 from imagegen.tasks.batching import likeness
 from imagegen.tasks.device import Device
 from imagegen.tasks.life import LiveTask, Saving
@@ -124,12 +132,14 @@ class Intake:
 
     async def _admit(self, draft: TaskDraft) -> tuple[str, GenerationRequest]:
         """The model and the complete request. Raises ImagegenError if this could never run."""
-        if needs_input_size(draft) and draft.pictures.init_image is not None:
-            size = await asyncio.to_thread(picture_size, draft.pictures.init_image)
-            draft = draft.evolve(input_size=size)
+        picture, size = draft.pictures.init_image, None
+        if picture is not None and needs_input_size(draft):
+            size = await asyncio.to_thread(picture_size, picture)
         longest = await self._models.longest_side(draft.model or self._models.catalog.default_model)
         new_seed = partial(secrets.randbelow, MAX_SEED + 1)
-        model, request = admit(draft, self._models.catalog, self._limits, new_seed, longest)
+        model, request = admit(
+            draft, self._models.catalog, self._limits, new_seed, longest_side=longest, input_size=size
+        )
         self._models.find_loras(request)
         await self._models.check_fits(model, request.size.pixels)
         return model, request
