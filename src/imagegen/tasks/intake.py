@@ -23,7 +23,6 @@ from imagegen.tasks.admission import (
     needs_input_size,
     new_task,
 )
-
 from imagegen.tasks.batching import likeness
 from imagegen.tasks.device import Device
 from imagegen.tasks.life import LiveTask, Saving
