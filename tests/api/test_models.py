@@ -360,3 +360,21 @@ async def test_broken_files_are_the_business_of_the_load(start: Start, tmp_path:
     config.write_text(json.dumps({"models": {"sd3": entry}}))
     async with start(config=config, models_dir=tmp_path / "models") as client:
         assert (await client.post("/plan", json={"prompt": "x"})).status_code == 200
+
+
+async def test_a_plan_says_that_the_end_of_a_prompt_would_be_ignored(start: Start, tmp_path: Path) -> None:
+    entry = {
+        "name": "XL",
+        "type": "stable_diffusion",
+        "pipeline_class": "StableDiffusionXLPipeline",
+        "local_path": "xl",
+    }
+    config = tmp_path / "xl.yaml"
+    config.write_text(json.dumps({"models": {"xl": entry}}))
+    async with start(config=config, models_dir=tmp_path / "models") as client:
+        for words, warned in (
+            (77, []),
+            (78, ["The end of the prompt will be ignored: the model reads 77 tokens, and "]),
+        ):
+            plan = (await client.post("/plan", json={"prompt": "cat " * words})).json()
+            assert [warning[: len(warned[0])] for warning in plan["warnings"]] == warned

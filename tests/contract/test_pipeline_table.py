@@ -64,3 +64,12 @@ def test_more_tokens_than_the_class_takes_are_an_error_of_the_entry() -> None:
     assert FluxSpec.model_validate(entry | {"max_sequence_length": 512}).max_sequence_length == 512
     with pytest.raises(ValidationError, match="FluxKontextPipeline takes at most 512 tokens"):
         FluxSpec.model_validate(entry | {"max_sequence_length": 513})
+
+
+@pytest.mark.parametrize(("name", "kind"), PIPELINES.items(), ids=PIPELINES)
+def test_the_tokens_are_those_that_the_class_reads_by_default(name: str, kind: PipelineKind) -> None:
+    main = kind.text2image or kind.image2image or kind.inpaint
+    parameters = inspect.signature(getattr(diffusers, str(main)).__call__).parameters
+    if kind.tokens is not None and "max_sequence_length" in parameters:
+        assert parameters["max_sequence_length"].default == kind.tokens
+    assert (kind.tokens == 77) == name.startswith(("StableDiffusionXL", "StableDiffusionP", "StableDiffusionI"))

@@ -6,8 +6,11 @@ from typing import Any
 
 import pytest
 
+from imagegen.catalog.sources import Folders
 from imagegen.gpu.engine import LocalEngine
 from imagegen.gpu.protocol import EngineOptions, Generate, Generated, Loaded
+from imagegen.loaders import FAMILIES
+from imagegen.loaders.pipelines import PIPELINES
 from tests.conftest import load_command, request_for
 from tests.contract.families import LIBRARY_WARNINGS, Shelf, catalog_of, run, shelf_of
 
@@ -96,3 +99,18 @@ def test_each_request_of_a_shared_call_is_told_of_its_own_prompt(engine: LocalEn
     assert isinstance(outcome, Generated), outcome
     assert [[it.read == it.of for it in tokens] for tokens in outcome.tokens] == [[True, True], [False, False]]
     assert [len(warnings) for warnings in outcome.warnings] == [0, 1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_plan_warns_of_what_would_be_ignored_without_a_load(shelf: Shelf, kind: str) -> None:
+    spec = catalog_of(**{kind: shelf.entry(kind) | KINDS[kind][0]}).models[kind]
+    loader, folders = FAMILIES[spec.type].loader, Folders(shelf.folder, shelf.folder)
+    assert loader.prompt_warnings(spec, folders, "a cat") == []
+    (warning,) = loader.prompt_warnings(spec, folders, LONG * 3)
+    most = spec.max_sequence_length or PIPELINES[spec.pipeline_class].tokens  # type: ignore[attr-defined]
+    assert warning.startswith(f"The end of the prompt will be ignored: the model reads {most} tokens, ")
+    # Without the files, a word is at least a token.
+    elsewhere = Folders(shelf.folder / "none", shelf.folder)
+    assert loader.prompt_warnings(spec, elsewhere, "a " * most) == []
+    (warning,) = loader.prompt_warnings(spec, elsewhere, "a " * (most + 1))
+    assert warning.endswith(f"at least {most + 1}.")

@@ -174,6 +174,13 @@ class ModelLoader(ABC, Generic[SpecT]):
         """
         return 0
 
+    def prompt_warnings(self, spec: SpecT, folders: Folders, prompt: str) -> Sequence[str]:
+        """What pictures of this prompt would ignore of it, in sentences. Asked in a process without torch.
+
+        May raise as `longest_side`.
+        """
+        return ()
+
     def files(self, spec: SpecT, folders: Folders) -> Sequence[Path]:
         """The files that a load reads. Asked in a process without torch. May raise EngineError or OSError."""
         return ()

@@ -20,7 +20,15 @@ from imagegen.catalog.fields import HubSource, Receipt, WeightsFile
 from imagegen.catalog.hub_cache import lacks_in, paths_in
 from imagegen.catalog.pipeline_files import needed, variant
 from imagegen.catalog.sources import WEIGHTS, Folders, lora_files
-from imagegen.core.errors import EngineError, EngineMissing, LoraNotFound, LoraRefused, NotFinite, WeightsCorrupt
+from imagegen.core.errors import (
+    EngineError,
+    EngineMissing,
+    LoraNotFound,
+    LoraRefused,
+    NotFinite,
+    WeightsCorrupt,
+    WeightsMissing,
+)
 from imagegen.core.provenance import Provenance
 from imagegen.core.sizes import Size, render_size
 from imagegen.core.task import GenerationRequest, Lora, Pixels, TokensRead
@@ -39,7 +47,7 @@ from imagegen.loaders.pipelines import PIPELINES, PipelineKind, has_longest_side
 from imagegen.loaders.previews import Lookout
 from imagegen.loaders.prompts import PromptCache
 from imagegen.loaders.provenance import provenance, with_loras
-from imagegen.loaders.tokens import TokenWatch, what_is_cut
+from imagegen.loaders.tokens import CLIP_TOKENS, TokenWatch, least_tokens, what_is_cut
 
 #: Libraries that some pipelines need and imagegen does not bring: torchvision must be of torch's own build.
 _OPTIONAL = ("torchvision", "ftfy", "protobuf")
@@ -303,6 +311,28 @@ def longest_side_in(spec: DiffusersSpec, folders: Folders) -> int:
         return 0
     config = json.loads((find_weights(spec, folders) / "transformer/config.json").read_bytes())
     return longest_side(spec.pipeline_class, config)
+
+
+def prompt_warnings_in(spec: DiffusersSpec, folders: Folders, prompt: str) -> list[str]:
+    """As `ModelLoader.prompt_warnings`, for a pipeline's folder."""
+    most = spec.kind.tokens and (spec.max_sequence_length or spec.kind.tokens)
+    if most is None:
+        return []
+    if spec.kind.tokens == CLIP_TOKENS:
+        most = CLIP_TOKENS  # it takes no max_sequence_length
+    found = least_tokens(local_pipeline(spec, folders), prompt)
+    words = (
+        f"The end of the prompt will be ignored: the model reads {most} tokens, and the prompt has at least {found}."
+    )
+    return [words] if found > most else []
+
+
+def local_pipeline(spec: DiffusersSpec, folders: Folders) -> Path | None:
+    """The folder of the weights; None: they are not here."""
+    try:
+        return find_weights(spec, folders)
+    except WeightsMissing:
+        return None
 
 
 def pipeline_files(spec: DiffusersSpec, folder: Path) -> list[Path]:

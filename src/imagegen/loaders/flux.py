@@ -6,7 +6,14 @@ from typing import Literal
 
 from imagegen.catalog.sources import Folders
 from imagegen.loaders.base import LoadedModel, ModelLoader, Placement, find_weights
-from imagegen.loaders.diffusers_model import DiffusersSpec, check_pipeline, least_bytes, load_model, pipeline_files
+from imagegen.loaders.diffusers_model import (
+    DiffusersSpec,
+    check_pipeline,
+    least_bytes,
+    load_model,
+    pipeline_files,
+    prompt_warnings_in,
+)
 
 
 class FluxSpec(DiffusersSpec):
@@ -29,6 +36,9 @@ class FluxModelLoader(ModelLoader[FluxSpec]):
 
     def least_bytes(self, spec: FluxSpec, placement: Placement) -> int | None:
         return least_bytes(spec, find_weights(spec, placement.folders), placement)
+
+    def prompt_warnings(self, spec: FluxSpec, folders: Folders, prompt: str) -> Sequence[str]:
+        return prompt_warnings_in(spec, folders, prompt)
 
     def files(self, spec: FluxSpec, folders: Folders) -> Sequence[Path]:
         return pipeline_files(spec, find_weights(spec, folders))

@@ -13,6 +13,7 @@ from imagegen.loaders.diffusers_model import (
     load_model,
     longest_side_in,
     pipeline_files,
+    prompt_warnings_in,
 )
 
 
@@ -54,6 +55,9 @@ class OtherModelLoader(ModelLoader[OtherSpec]):
 
     def longest_side(self, spec: OtherSpec, folders: Folders) -> int:
         return longest_side_in(spec, folders)
+
+    def prompt_warnings(self, spec: OtherSpec, folders: Folders, prompt: str) -> Sequence[str]:
+        return prompt_warnings_in(spec, folders, prompt)
 
     def files(self, spec: OtherSpec, folders: Folders) -> Sequence[Path]:
         return pipeline_files(spec, find_weights(spec, folders))

@@ -29,12 +29,14 @@ class PipelineKind(NamedTuple):
     multiple: int = 16
     #: The largest `max_sequence_length` that its classes accept; None: they do not check.
     max_tokens: int | None = None
+    #: Tokens of a prompt that its encoders read unless `max_sequence_length` says otherwise; None: any number.
+    tokens: int | None = None
 
 
 FLUX: Mapping[str, PipelineKind] = MappingProxyType(
     {
         "FluxPipeline": PipelineKind(
-            "FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline", step_cache=True, max_tokens=512
+            "FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline", step_cache=True, max_tokens=512, tokens=512
         ),
         "FluxKontextPipeline": PipelineKind(
             "FluxKontextPipeline",
@@ -42,13 +44,16 @@ FLUX: Mapping[str, PipelineKind] = MappingProxyType(
             "FluxKontextInpaintPipeline",
             step_cache=True,
             max_tokens=512,
+            tokens=512,
         ),
         "FluxFillPipeline": PipelineKind(
-            None, None, "FluxFillPipeline", negative_prompt=False, step_cache=True, max_tokens=512
+            None, None, "FluxFillPipeline", negative_prompt=False, step_cache=True, max_tokens=512, tokens=512
         ),
-        "Flux2Pipeline": PipelineKind("Flux2Pipeline", "Flux2Pipeline", negative_prompt=False, step_cache=True),
+        "Flux2Pipeline": PipelineKind(
+            "Flux2Pipeline", "Flux2Pipeline", negative_prompt=False, step_cache=True, tokens=512
+        ),
         "Flux2KleinPipeline": PipelineKind(
-            "Flux2KleinPipeline", "Flux2KleinPipeline", "Flux2KleinInpaintPipeline", negative_prompt=False
+            "Flux2KleinPipeline", "Flux2KleinPipeline", "Flux2KleinInpaintPipeline", negative_prompt=False, tokens=512
         ),
     }
 )
@@ -60,39 +65,44 @@ STABLE_DIFFUSION: Mapping[str, PipelineKind] = MappingProxyType(
             "StableDiffusion3Img2ImgPipeline",
             "StableDiffusion3InpaintPipeline",
             max_tokens=512,
+            tokens=256,
         ),
         "StableDiffusionXLPipeline": PipelineKind(
-            "StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline"
+            "StableDiffusionXLPipeline",
+            "StableDiffusionXLImg2ImgPipeline",
+            "StableDiffusionXLInpaintPipeline",
+            tokens=77,
         ),
         "StableDiffusionPipeline": PipelineKind(
-            "StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"
+            "StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline", tokens=77
         ),
         # Their UNets take the mask as input: they can do nothing else.
-        "StableDiffusionXLInpaintPipeline": PipelineKind(None, None, "StableDiffusionXLInpaintPipeline"),
-        "StableDiffusionInpaintPipeline": PipelineKind(None, None, "StableDiffusionInpaintPipeline"),
+        "StableDiffusionXLInpaintPipeline": PipelineKind(None, None, "StableDiffusionXLInpaintPipeline", tokens=77),
+        "StableDiffusionInpaintPipeline": PipelineKind(None, None, "StableDiffusionInpaintPipeline", tokens=77),
     }
 )
 
 OTHERS: Mapping[str, PipelineKind] = MappingProxyType(
     {
-        "AuraFlowPipeline": PipelineKind("AuraFlowPipeline"),
-        "BriaPipeline": PipelineKind("BriaPipeline", lora=False, max_tokens=512),
+        "AuraFlowPipeline": PipelineKind("AuraFlowPipeline", tokens=256),
+        "BriaPipeline": PipelineKind("BriaPipeline", lora=False, max_tokens=512, tokens=128),
         # Its inpainting sibling asks the transformer for a setting that Chroma has not (diffusers 0.42.1).
-        "ChromaPipeline": PipelineKind("ChromaPipeline", "ChromaImg2ImgPipeline", max_tokens=512),
+        "ChromaPipeline": PipelineKind("ChromaPipeline", "ChromaImg2ImgPipeline", max_tokens=512, tokens=512),
         # It pads all prompts of a call to the longest and has the transformer look at the padding, too.
-        "CogView4Pipeline": PipelineKind("CogView4Pipeline", batches=False),
+        "CogView4Pipeline": PipelineKind("CogView4Pipeline", batches=False, tokens=1024),
         "ErnieImagePipeline": PipelineKind("ErnieImagePipeline"),
         "HunyuanDiTPipeline": PipelineKind("HunyuanDiTPipeline", lora=False),
-        "KolorsPipeline": PipelineKind("KolorsPipeline", "KolorsImg2ImgPipeline", max_tokens=256),
-        "Krea2Pipeline": PipelineKind("Krea2Pipeline"),
-        "Lumina2Pipeline": PipelineKind("Lumina2Pipeline", max_tokens=512),
-        "OvisImagePipeline": PipelineKind("OvisImagePipeline", lora=False, max_tokens=256),
+        "KolorsPipeline": PipelineKind("KolorsPipeline", "KolorsImg2ImgPipeline", max_tokens=256, tokens=256),
+        "Krea2Pipeline": PipelineKind("Krea2Pipeline", tokens=512),
+        "Lumina2Pipeline": PipelineKind("Lumina2Pipeline", max_tokens=512, tokens=256),
+        "OvisImagePipeline": PipelineKind("OvisImagePipeline", lora=False, max_tokens=256, tokens=256),
         "QwenImagePipeline": PipelineKind(
             "QwenImagePipeline",
             "QwenImageImg2ImgPipeline",
             "QwenImageInpaintPipeline",
             guidance="true_cfg_scale",
             max_tokens=1024,
+            tokens=512,
         ),
         "QwenImageEditPipeline": PipelineKind(
             None,
@@ -104,11 +114,11 @@ OTHERS: Mapping[str, PipelineKind] = MappingProxyType(
         "QwenImageEditPlusPipeline": PipelineKind(
             None, "QwenImageEditPlusPipeline", guidance="true_cfg_scale", max_tokens=1024
         ),
-        "SanaPipeline": PipelineKind("SanaPipeline", multiple=32),
+        "SanaPipeline": PipelineKind("SanaPipeline", multiple=32, tokens=300),
         "SanaSprintPipeline": PipelineKind(
-            "SanaSprintPipeline", "SanaSprintImg2ImgPipeline", negative_prompt=False, multiple=32
+            "SanaSprintPipeline", "SanaSprintImg2ImgPipeline", negative_prompt=False, multiple=32, tokens=300
         ),
-        "ZImagePipeline": PipelineKind("ZImagePipeline", "ZImageImg2ImgPipeline", "ZImageInpaintPipeline"),
+        "ZImagePipeline": PipelineKind("ZImagePipeline", "ZImageImg2ImgPipeline", "ZImageInpaintPipeline", tokens=512),
     }
 )
 

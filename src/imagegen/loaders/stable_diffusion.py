@@ -14,6 +14,7 @@ from imagegen.loaders.diffusers_model import (
     load_model,
     longest_side_in,
     pipeline_files,
+    prompt_warnings_in,
 )
 
 
@@ -50,6 +51,9 @@ class StableDiffusionModelLoader(ModelLoader[StableDiffusionSpec]):
 
     def longest_side(self, spec: StableDiffusionSpec, folders: Folders) -> int:
         return longest_side_in(spec, folders)
+
+    def prompt_warnings(self, spec: StableDiffusionSpec, folders: Folders, prompt: str) -> Sequence[str]:
+        return prompt_warnings_in(spec, folders, prompt)
 
     def files(self, spec: StableDiffusionSpec, folders: Folders) -> Sequence[Path]:
         return pipeline_files(spec, find_weights(spec, folders))

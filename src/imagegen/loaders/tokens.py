@@ -1,9 +1,37 @@
 """Tokens: how many of a prompt the text encoders of a pipeline read, of how many."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from imagegen.core.task import TokensRead
+
+#: What CLIP reads, whatever `max_sequence_length` says.
+CLIP_TOKENS = 77
+
+
+def least_tokens(folder: Path | None, prompt: str) -> int:
+    """Tokens of a prompt, at least; without torch, transformers and the template that a model puts around it.
+
+    They are counted by the tokenizer of the encoder that reads most, if its tokenizer.json is in the pipeline's folder.
+    Otherwise each word is one: no tokenizer of these models makes one token of two words.
+
+    May raise OSError or ValueError.
+    """
+    words = len(prompt.split())
+    names = ("tokenizer_3", "tokenizer_2", "tokenizer")
+    last = next((folder / name for name in names if (folder / name).is_dir()), None) if folder else None
+    if last is None or not (file := last / "tokenizer.json").is_file():
+        return words
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_str(file.read_text("utf-8"))
+    except Exception as error:  # the library raises nothing narrower
+        raise ValueError("tokenizer.json cannot be read") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return max(words, len(tokenizer.encode(prompt).ids))
 
 
 class Reading(NamedTuple):

@@ -208,6 +208,10 @@ class DynamicModelManager:
                 self._facts.learn(model, longest_side=longest)
         return self._facts.of(model).longest_side or 0
 
+    async def prompt_warnings(self, model: str, prompt: str) -> Sequence[str]:
+        """What pictures of this prompt would ignore of it, in sentences, as far as that is known without a load."""
+        return await asyncio.to_thread(self._fitting.prompt_warnings, model, self._catalog, prompt)
+
     # -- changes: the run loop makes them between two tasks -----------------------------------------------------------
 
     async def warm_up(self) -> None:

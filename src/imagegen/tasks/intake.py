@@ -112,7 +112,9 @@ class Intake:
         model, request = await self._admit(draft)
         if self._models.quarantined(model):
             raise ModelQuarantined
-        return self._outlooks.plan(model, request, draft.priority, likeness(draft.type, request, draft.previews))
+        warnings = await self._models.prompt_warnings(model, request.prompt)
+        plan = self._outlooks.plan(model, request, draft.priority, likeness(draft.type, request, draft.previews))
+        return plan._replace(warnings=tuple(warnings))
 
     async def _submit(self, draft: TaskDraft, claim: Claim | None) -> GenerationTask | Claimed:
         model, request = await self._admit(draft)

@@ -289,6 +289,10 @@ class PlanView(BaseModel):
     position: int = Field(description="The number of tasks that would run before it.")
     estimated_start_at: datetime | None = Field(description="Null until the times that this depends on were measured.")
     estimated_finish_at: datetime | None
+    warnings: list[str] = Field(
+        description="What the pictures would ignore, as far as that is known without a load: the end of a prompt that "
+        "is too long for the model."
+    )
 
 
 def plan_view(plan: Plan) -> PlanView:
@@ -300,6 +304,7 @@ def plan_view(plan: Plan) -> PlanView:
         position=plan.outlook.position or 0,
         estimated_start_at=plan.outlook.start_at,
         estimated_finish_at=plan.outlook.finish_at,
+        warnings=list(plan.warnings),
     )
 
 
