@@ -68,8 +68,8 @@ class Intake:
         self._images = images
         self._bus = bus
         self._limits = limits
-        #: Tasks that are being written to the journal, and will then be enqueued.
-        self._arriving = 0
+        #: Ids of tasks that are being written to the journal, and will then be enqueued.
+        self._arriving: set[str] = set()
         self._closed = False
         #: The deadlines of tasks that were enqueued, the earliest first. Those of tasks that have begun are ignored.
         self._deadlines: list[tuple[float, str]] = []
@@ -86,7 +86,7 @@ class Intake:
     @property
     def waiting(self) -> int:
         """Tasks that wait: in the queue, for weights, and on their way to the journal."""
-        return self._queue.waiting + self._arriving + len(self._parking)
+        return self._queue.waiting + len(self._arriving) + len(self._parking)
 
     # -- new tasks ----------------------------------------------------------------------------------------------------
 
@@ -127,7 +127,7 @@ class Intake:
             raise QueueFull(retry_after=self._outlooks.retry_after())
         if self._models.quarantined(model):
             raise ModelQuarantined
-        self._arriving += 1
+        self._arriving.add(task.id)
         # Shielded: a caller that disconnects must not leave a task that is in the journal and not in the queue.
         return await asyncio.shield(self._accept(task, draft.pictures, claim))
 
@@ -152,7 +152,7 @@ class Intake:
         try:
             stored = await self._journal.insert(task, pictures, claim)
         finally:
-            self._arriving -= 1
+            self._arriving.discard(task.id)
         if isinstance(stored, GenerationTask):
             log.info("task_accepted", task_id=task.id, model=task.model, type=task.type, priority=task.priority)
             deadline = None if task.deadline_s is None else since + task.deadline_s
@@ -188,7 +188,7 @@ class Intake:
         left, made = await self._journal.unfinished(), []
         self._images.tidy([image for task in left for image in task.storing])
         for task in left:
-            if task.id in self._records.live:
+            if task.id in self._records.live or task.id in self._arriving:
                 continue  # it was submitted while the journal was read
             spooled = bool(task.storing) and await self._images.spooled(task.storing)
             live = LiveTask.recovered(task, self._clock(), self._deadline_of(task), spooled=spooled)
