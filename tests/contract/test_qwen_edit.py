@@ -20,7 +20,8 @@ from imagegen.loaders.adapters import Adapters
 from imagegen.loaders.base import Inputs
 from imagegen.loaders.diffusers_model import DiffusersModel
 from imagegen.loaders.other import OtherSpec
-from tests.conftest import SCRIPTED, request_for
+from imagegen.testing.engine import SCRIPTED
+from tests.conftest import request_for
 from tests.contract.families import LIBRARY_WARNINGS, left_half, picture
 from tests.pipelines.others import qwen_edit
 

@@ -58,7 +58,7 @@ def test_pictures_of_one_call_repeat_as_well(engine: LocalEngine, shelf: Shelf) 
     command = Generate(model="sd3", request=requests[0], companions=tuple(requests[1:]), together=True)
     made = [engine.generate(command, threading.Event(), lambda *_: None) for _ in range(2)]
     assert all(isinstance(it, Generated) for it in made)
-    assert made[0].images == made[1].images  # type: ignore[union-attr]
+    assert made[0].images == made[1].images
 
 
 def test_the_generators_of_the_process_go_on_as_if_nothing_had_been_drawn(engine: LocalEngine, shelf: Shelf) -> None:

@@ -110,6 +110,7 @@ def test_a_plan_warns_of_what_would_be_ignored_without_a_load(shelf: Shelf, kind
     most = spec.max_sequence_length or PIPELINES[spec.pipeline_class].tokens  # type: ignore[attr-defined]
     assert warning.startswith(f"The end of the prompt will be ignored: the model reads {most} tokens, ")
     # Without the files, a word is at least a token.
+    assert most is not None
     elsewhere = Folders(shelf.folder / "none", shelf.folder)
     assert loader.prompt_warnings(spec, elsewhere, "a " * most) == []
     (warning,) = loader.prompt_warnings(spec, elsewhere, "a " * (most + 1))
