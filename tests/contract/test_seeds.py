@@ -57,17 +57,19 @@ def test_pictures_of_one_call_repeat_as_well(engine: LocalEngine, shelf: Shelf) 
     requests = [request_for("a star", seed=seed, steps=3, guidance_scale=3.0) for seed in (1, 2)]
     command = Generate(model="sd3", request=requests[0], companions=tuple(requests[1:]), together=True)
     made = [engine.generate(command, threading.Event(), lambda *_: None) for _ in range(2)]
-    assert all(isinstance(it, Generated) for it in made)
-    assert made[0].images == made[1].images
+    first, again = made
+    assert isinstance(first, Generated)
+    assert isinstance(again, Generated)
+    assert first.images == again.images
 
 
 def test_the_generators_of_the_process_go_on_as_if_nothing_had_been_drawn(engine: LocalEngine, shelf: Shelf) -> None:
     load(engine, shelf, "sd3")
     torch.manual_seed(3)
-    states = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state())  # type: ignore[index,union-attr]
+    states = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state())  # type: ignore[index]
     draw(engine, "sd3")
     assert random.getstate() == states[0]
-    assert np.random.get_state()[1].tolist() == states[1]  # type: ignore[index,union-attr]
+    assert np.random.get_state()[1].tolist() == states[1]  # type: ignore[index]
     assert torch.equal(torch.get_rng_state(), states[2])
 
 
