@@ -159,7 +159,7 @@ def qwen_processor(tokenizer: Any) -> Any:
     """Of words and pictures. The real class also wants one of films, which takes torchvision."""
     from transformers import Qwen2VLImageProcessorPil, Qwen2VLProcessor
 
-    class Processor(Qwen2VLProcessor):
+    class Processor(Qwen2VLProcessor):  # type: ignore[misc]
         def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
             return type(argument)
 
