@@ -333,3 +333,48 @@ async def test_what_can_never_fit_is_refused_before_it_is_queued(start: Start) -
             assert "GiB" in answer.json()["detail"]
         assert (await client.get("/tasks")).json()["total"] == 1
         assert (await client.get("/models/current")).json()["current_model"] == "small"
+
+
+async def test_a_size_that_the_model_cannot_draw_is_refused_with_the_number(start: Start, tmp_path: Path) -> None:
+    """It is known before any load, from the files."""
+    entry = {"name": "SD3", "type": "stable_diffusion", "local_path": "sd3", "base_size": 1024}
+    config, transformer = tmp_path / "sd3.yaml", tmp_path / "models" / "sd3" / "transformer"
+    config.write_text(json.dumps({"models": {"sd3": entry}}))
+    async with start(config=config, models_dir=tmp_path / "models") as client:
+        assert (await client.get("/models/sd3")).json()["longest_side"] is None
+        transformer.mkdir(parents=True)
+        (transformer / "config.json").write_text('{"pos_embed_max_size": 64}')
+        assert (await client.get("/models/sd3")).json()["longest_side"] == 1024
+        for path in ("/text2image", "/plan"):
+            refused = await client.post(path, json={"prompt": "x", "aspect_ratio": "16:9"})
+            assert (refused.status_code, refused.json()["code"]) == (422, "size_too_large"), path
+            assert "at most 1024 pixels a side" in refused.json()["detail"]
+
+
+@pytest.mark.parametrize("broken", ["{", "[]", '{"pos_embed_max_size": "many"}', '{"pos_embed_max_size": null}'])
+async def test_broken_files_are_the_business_of_the_load(start: Start, tmp_path: Path, broken: str) -> None:
+    entry = {"name": "SD3", "type": "stable_diffusion", "local_path": "sd3", "base_size": 64}
+    config, transformer = tmp_path / "sd3.yaml", tmp_path / "models" / "sd3" / "transformer"
+    transformer.mkdir(parents=True)
+    (transformer / "config.json").write_text(broken)
+    config.write_text(json.dumps({"models": {"sd3": entry}}))
+    async with start(config=config, models_dir=tmp_path / "models") as client:
+        assert (await client.post("/plan", json={"prompt": "x"})).status_code == 200
+
+
+async def test_a_plan_says_that_the_end_of_a_prompt_would_be_ignored(start: Start, tmp_path: Path) -> None:
+    entry = {
+        "name": "XL",
+        "type": "stable_diffusion",
+        "pipeline_class": "StableDiffusionXLPipeline",
+        "local_path": "xl",
+    }
+    config = tmp_path / "xl.yaml"
+    config.write_text(json.dumps({"models": {"xl": entry}}))
+    async with start(config=config, models_dir=tmp_path / "models") as client:
+        for words, warned in (
+            (77, []),
+            (78, ["The end of the prompt will be ignored: the model reads 77 tokens, and "]),
+        ):
+            plan = (await client.post("/plan", json={"prompt": "cat " * words})).json()
+            assert [warning[: len(warned[0])] for warning in plan["warnings"]] == warned

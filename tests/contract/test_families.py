@@ -17,25 +17,38 @@ import transformers
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
+from imagegen.catalog.sources import Folders
 from imagegen.core.errors import FailureCode
 from imagegen.core.sizes import AspectRatio, size_of
 from imagegen.gpu.engine import LocalEngine
 from imagegen.gpu.protocol import EngineOptions, Failed, Generate, Generated, Loaded, Stopped, Unload, Unloaded
 from imagegen.gpu.worker_engine import WorkerEngine
+from imagegen.loaders import FAMILIES
 from imagegen.loaders.pipelines import PIPELINES
 from tests.conftest import load_command, request_for
-from tests.contract.families import LIBRARY_WARNINGS, TASKS, Shelf, catalog_of, draw, picture, run, shelf_of, write_lora
+from tests.contract.families import (
+    LIBRARY_WARNINGS,
+    TASKS,
+    Shelf,
+    catalog_of,
+    draw,
+    left_half,
+    picture,
+    run,
+    shelf_of,
+    write_lora,
+)
 from tests.pipelines import KINDS
 
 pytestmark = [pytest.mark.filterwarnings(warning) for warning in LIBRARY_WARNINGS]
 
 CPU = EngineOptions(device="cpu")
 
-#: Their processors of pictures take torchvision, which is no dependency.
+#: Their processors of pictures take torchvision, which is no dependency. test_qwen_edit.py builds them in place.
 UNTRIED = {"QwenImageEditPipeline", "QwenImageEditPlusPipeline"}
 
-#: Another is only wider, for tests of quantisation.
-DRAWN = tuple(kind for kind in KINDS if kind != "flux-wide")
+#: Not those that are only wider, for tests of quantisation, or have a part that is not used.
+DRAWN = tuple(kind for kind in KINDS if kind not in ("flux-wide", "ernie-enhanced"))
 
 #: One kind of each family, and those with something of their own.
 SOME = ("flux-dev", "flux-kontext", "flux2-klein", "sd3.5", "sdxl", "sd15", "qwen-image", "sana", "kolors")
@@ -142,10 +155,33 @@ def test_and_is_said_not_to_where_it_would_not(shelf: Shelf, kind: str) -> None:
 )
 def test_inpainting_leaves_the_black_part_alone(engine: LocalEngine, shelf: Shelf, kind: str) -> None:
     assert isinstance(load(engine, shelf, kind), Loaded)
-    drawn = draw(engine, kind, "inpaint", width=96, height=64)
-    original = np.asarray(Image.open(io.BytesIO(picture())))
-    assert np.array_equal(drawn[:, 48:], original[:, 48:])
-    assert not np.array_equal(drawn[:, :48], original[:, :48])
+    # The second size is no multiple of 16: 1080 is none either.
+    for width, height in ((96, 64), (90, 54)):
+        pictures = {"init_image": picture(width, height), "mask_image": left_half(width, height)}
+        drawn = draw(engine, kind, "inpaint", pictures=pictures, width=width, height=height)
+        original = np.asarray(Image.open(io.BytesIO(picture(width, height))))
+        kept = width // 2
+        assert np.array_equal(drawn[:, kept:], original[:, kept:])
+        assert not np.array_equal(drawn[:, :kept], original[:, :kept])
+
+
+@pytest.mark.parametrize("kind", ["sdxl", "flux-dev"])
+def test_a_photo_is_neither_scaled_nor_moved_if_its_sides_are_no_multiples(
+    engine: LocalEngine, shelf: Shelf, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preprocess, seen = VaeImageProcessor.preprocess, []
+
+    def recording(self: Any, image: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.append(image)
+        return preprocess(self, image, *args, **kwargs)
+
+    monkeypatch.setattr(VaeImageProcessor, "preprocess", recording)
+    assert isinstance(load(engine, shelf, kind), Loaded)
+    draw(engine, kind, "image2image", pictures={"init_image": picture(90, 54)}, width=90, height=54)
+    original = np.asarray(Image.open(io.BytesIO(picture(90, 54))))
+    assert seen[0].size == (96, 64)
+    assert np.array_equal(np.asarray(seen[0])[5:59, 3:93], original)
+    assert np.array_equal(np.asarray(seen[0])[:5, 3:93], np.repeat(original[:1], 5, axis=0))
 
 
 def test_the_same_seed_gives_the_same_pixels_whatever_came_in_between(engine: LocalEngine, shelf: Shelf) -> None:
@@ -212,6 +248,43 @@ def test_the_smallest_strength_still_takes_a_step(engine: LocalEngine, shelf: Sh
     assert isinstance(load(engine, shelf, kind), Loaded)
     for strength in (0.01, 0.07, 0.3, 1.0):
         draw(engine, kind, "image2image", strength=strength, steps=1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "longest"),
+    [("sd3", 1536), ("aura-flow", 512), ("z-image", 2048), pytest.param("lumina2", 8192, marks=pytest.mark.slow)],
+)
+def test_a_picture_is_as_long_as_the_files_say_and_no_longer(
+    engine: LocalEngine, shelf: Shelf, kind: str, longest: int
+) -> None:
+    catalog = catalog_of(**{kind: shelf.entry(kind)})
+    spec = catalog.models[kind]
+    assert FAMILIES[spec.type].loader.longest_side(spec, Folders(shelf.folder, shelf.folder)) == longest
+    assert isinstance(load(engine, shelf, kind), Loaded)
+    assert draw(engine, kind, width=longest, height=16, steps=1).shape == (16, longest, 3)
+    assert draw(engine, kind, width=16, height=longest, steps=1).shape == (longest, 16, 3)
+    failed = run(engine, kind, width=longest + 1, height=16, steps=1)
+    assert isinstance(failed, Failed)
+    assert failed.message == f"The model makes pictures of at most {longest} pixels a side."
+
+
+@pytest.mark.parametrize("scheduler", ["LCMScheduler", "TCDScheduler"])
+def test_a_distilled_scheduler_is_asked_for_no_more_steps_than_it_knows(
+    engine: LocalEngine, shelf: Shelf, tmp_path: Path, scheduler: str
+) -> None:
+    shutil.copytree(shelf.model("sd15"), tmp_path / "sd15")
+    for name, field, value in (
+        ("model_index.json", "scheduler", ["diffusers", scheduler]),
+        ("scheduler/scheduler_config.json", "_class_name", scheduler),
+    ):
+        file = tmp_path / "sd15" / name
+        file.write_text(json.dumps(json.loads(file.read_text()) | {field: value}))
+    copies = Shelf(tmp_path)
+    copies._built.add("sd15")
+    assert isinstance(load(engine, copies, "sd15"), Loaded)
+    for strength in (0.01, 0.03, 0.3, 1.0):
+        draw(engine, "sd15", "image2image", strength=strength, steps=4)
+        draw(engine, "sd15", "inpaint", strength=strength, steps=4)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

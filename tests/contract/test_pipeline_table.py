@@ -1,10 +1,13 @@
 """The table of pipelines says what the installed diffusers says."""
 
 import inspect
+import re
 
 import diffusers
 import pytest
+from pydantic import ValidationError
 
+from imagegen.loaders.flux import FluxSpec
 from imagegen.loaders.pipelines import PIPELINES, PipelineKind
 
 #: Pipelines whose sibling is there and does not run: test_families draws with all that are in the table.
@@ -44,3 +47,29 @@ def test_no_sibling_that_diffusers_has_is_left_out() -> None:
             assert kind.image2image == IMAGE[family].__name__
         if kind is not None and family in INPAINT and pipeline.__name__ not in BROKEN:
             assert kind.inpaint == INPAINT[family].__name__
+
+
+@pytest.mark.parametrize(("name", "kind"), PIPELINES.items(), ids=PIPELINES)
+def test_the_most_tokens_are_those_that_the_classes_check(name: str, kind: PipelineKind) -> None:
+    found = set()
+    for member in filter(None, (kind.text2image, kind.image2image, kind.inpaint)):
+        check = getattr(getattr(diffusers, member), "check_inputs", None)
+        if check is not None:
+            found |= set(re.findall(r"max_sequence_length > (\d+)", inspect.getsource(check)))
+    assert found == ({str(kind.max_tokens)} if kind.max_tokens else set())
+
+
+def test_more_tokens_than_the_class_takes_are_an_error_of_the_entry() -> None:
+    entry = {"name": "A", "type": "flux", "pipeline_class": "FluxKontextPipeline", "local_path": "kontext"}
+    assert FluxSpec.model_validate(entry | {"max_sequence_length": 512}).max_sequence_length == 512
+    with pytest.raises(ValidationError, match="FluxKontextPipeline takes at most 512 tokens"):
+        FluxSpec.model_validate(entry | {"max_sequence_length": 513})
+
+
+@pytest.mark.parametrize(("name", "kind"), PIPELINES.items(), ids=PIPELINES)
+def test_the_tokens_are_those_that_the_class_reads_by_default(name: str, kind: PipelineKind) -> None:
+    main = kind.text2image or kind.image2image or kind.inpaint
+    parameters = inspect.signature(getattr(diffusers, str(main)).__call__).parameters
+    if kind.tokens is not None and "max_sequence_length" in parameters:
+        assert parameters["max_sequence_length"].default == kind.tokens
+    assert (kind.tokens == 77) == name.startswith(("StableDiffusionXL", "StableDiffusionP", "StableDiffusionI"))

@@ -54,7 +54,7 @@ def test_generate_makes_a_batch_in_another_shape_from_a_picture(tmp_path: Path) 
     [
         (["generate", "x", "--model", "nope"], 65, "There is no such model; known: tiny"),
         (["generate", "x", "--model", "flux.1-dev"], 69, "`imagegen models pull flux.1-dev` fetches"),
-        (["generate", "x", "--image", "pyproject.toml"], 65, "not a readable PNG, JPEG or WebP"),
+        (["generate", "x", "--image", "pyproject.toml"], 65, "not a readable PNG, JPEG, WebP, AVIF, GIF"),
         (["generate", "x", "--steps", "0"], 2, "--steps"),
         (["generate", "x", "-o", "/nowhere/at/all.png"], 73, "cannot write"),
         (["serve", "--config", "nowhere.yaml"], 78, "nowhere.yaml: cannot be read"),

@@ -44,6 +44,7 @@ KINDS: Mapping[str, Callable[[Path], Any]] = MappingProxyType(
         "aura-flow": lambda _: others.aura_flow(),
         "bria": lambda _: others.bria(),
         "ernie": lambda _: others.ernie(),
+        "ernie-enhanced": lambda _: others.ernie(enhanced=True),
         "hunyuan-dit": lambda _: others.hunyuan_dit(),
         "krea2": lambda _: others.krea2(),
         "ovis": lambda _: others.ovis(),

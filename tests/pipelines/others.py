@@ -15,9 +15,11 @@ from tests.pipelines.words import (
     gemma_tokenizer,
     glm,
     glm_tokenizer,
+    ministral3,
     mistral,
     qwen3,
     qwen3_vl,
+    qwen_processor,
     qwen_tokenizer,
     qwen_vl,
     t5,
@@ -27,10 +29,24 @@ from tests.pipelines.words import (
 
 
 def qwen_image() -> Any:
-    from diffusers import QwenImagePipeline, QwenImageTransformer2DModel
+    from diffusers import QwenImagePipeline
+
+    return QwenImagePipeline(**_qwen_parts(qwen_tokenizer()))
+
+
+def qwen_edit(name: str) -> Any:
+    """It cannot be read back from a folder without torchvision."""
+    import diffusers
 
     tokenizer = qwen_tokenizer()
-    return QwenImagePipeline(
+    processor = qwen_processor(tokenizer)
+    return getattr(diffusers, name)(processor=processor, **_qwen_parts(tokenizer))
+
+
+def _qwen_parts(tokenizer: Any) -> dict[str, Any]:
+    from diffusers import QwenImageTransformer2DModel
+
+    return dict(
         scheduler=flow_by_size(),
         vae=qwen_autoencoder(),
         text_encoder=qwen_vl(tokenizer),
@@ -273,10 +289,13 @@ def bria() -> Any:
     )
 
 
-def ernie() -> Any:
+def ernie(*, enhanced: bool = False) -> Any:
+    """`enhanced`: with a language model that rewrites prompts."""
     from diffusers import ErnieImagePipeline, ErnieImageTransformer2DModel
 
-    tokenizer = byte_tokenizer()
+    tokenizer, enhancer = byte_tokenizer(), byte_tokenizer()
+    # It draws as many tokens as its tokenizer says.
+    enhancer.model_max_length, enhancer.chat_template = 8, "{{ messages[0]['content'] }}"
     transformer = ErnieImageTransformer2DModel(
         hidden_size=32,
         num_attention_heads=2,
@@ -293,8 +312,8 @@ def ernie() -> Any:
         text_encoder=mistral(tokenizer),
         tokenizer=tokenizer,
         scheduler=flow(shift=3.0),
-        pe=None,
-        pe_tokenizer=None,
+        pe=ministral3(enhancer) if enhanced else None,
+        pe_tokenizer=enhancer if enhanced else None,
     )
 
 

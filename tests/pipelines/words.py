@@ -155,6 +155,19 @@ def qwen3(tokenizer: Any, *, causal: bool, layers: int, width: int = 32) -> Any:
     return loud((Qwen3ForCausalLM if causal else Qwen3Model)(config))
 
 
+def qwen_processor(tokenizer: Any) -> Any:
+    """Of words and pictures. The real class also wants one of films, which takes torchvision."""
+    from transformers import Qwen2VLImageProcessorPil, Qwen2VLProcessor
+
+    class Processor(Qwen2VLProcessor):  # type: ignore[misc]
+        def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
+            return type(argument)
+
+    tokenizer.add_tokens(["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"], special_tokens=True)
+    pictures = Qwen2VLImageProcessorPil(size={"shortest_edge": 28 * 28, "longest_edge": 56 * 56})
+    return Processor(image_processor=pictures, tokenizer=tokenizer)
+
+
 def qwen_vl(tokenizer: Any) -> Any:
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
@@ -166,7 +179,15 @@ def qwen_vl(tokenizer: Any) -> Any:
         "eos_token_id": tokenizer.eos_token_id,
     }
     vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32}
-    return loud(Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision)))
+    names = {
+        "image_token_id": "<|image_pad|>",
+        "video_token_id": "<|video_pad|>",
+        "vision_start_token_id": "<|vision_start|>",
+    }
+    tokens = {
+        name: tokenizer.convert_tokens_to_ids(token) for name, token in names.items() if token in tokenizer.get_vocab()
+    }
+    return loud(Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision, **tokens)))
 
 
 def gemma2(tokenizer: Any) -> Any:
@@ -202,6 +223,12 @@ def umt5(tokenizer: Any) -> Any:
     return loud(
         UMT5EncoderModel(UMT5Config(vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=32, num_layers=2, num_heads=2))
     )
+
+
+def ministral3(tokenizer: Any) -> Any:
+    from transformers import Ministral3Config, Ministral3ForCausalLM
+
+    return Ministral3ForCausalLM(Ministral3Config(vocab_size=len(tokenizer), **small()))
 
 
 def mistral(tokenizer: Any) -> Any:

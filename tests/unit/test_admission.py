@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from imagegen.catalog.catalog import Catalog, GlobalSettings, ModelSpec
 from imagegen.core.errors import InvalidRequest, ModelNotFound, SizeTooLarge, UnsupportedCapability
-from imagegen.core.sizes import AspectRatio
+from imagegen.core.sizes import AspectRatio, Size
 from imagegen.core.task import MAX_SEED, GenerationRequest, InputPictures, Lora, TaskType
 from imagegen.loaders.flux import FluxSpec
+from imagegen.loaders.other import OtherSpec
 from imagegen.tasks.admission import Limits, TaskDraft, admit
 from imagegen.testing.fake import FakeSpec
 
@@ -40,12 +41,13 @@ def admitted(
     *,
     limits: Limits = LIMITS,
     new_seed: Callable[[], int] = lambda: 99,
+    **known: Any,
 ) -> tuple[str, GenerationRequest]:
-    return admit(asked, models or catalog(), limits, new_seed)
+    return admit(asked, models or catalog(), limits, new_seed, **known)
 
 
-def request(asked: TaskDraft, models: Catalog | None = None) -> GenerationRequest:
-    return admitted(asked, models)[1]
+def request(asked: TaskDraft, models: Catalog | None = None, **known: Any) -> GenerationRequest:
+    return admitted(asked, models, **known)[1]
 
 
 # -- defaults ----------------------------------------------------------------------------------------------------------
@@ -123,8 +125,60 @@ def test_a_ratio_gives_exactly_the_size_of_the_table_scaled_to_the_models_base(b
     assert {ratio: request(draft(aspect_ratio=ratio), models).size for ratio in SIZES[base]} == SIZES[base]
 
 
+def test_a_model_made_for_an_area_is_asked_for_no_more() -> None:
+    models = catalog(a=fake(base_size=1024, sizing="area"))
+    assert request(draft(aspect_ratio="21:9"), models).size == (1568, 672)
+    assert request(draft(), models).size == (1024, 1024)
+
+
+def test_the_shipped_models_of_a_megapixel_are_asked_for_one(shipped: Catalog) -> None:
+    for name, spec in shipped.models.items():
+        if spec.supports_text2img and name != "tiny":
+            size = request(draft(model=name, aspect_ratio="21:9"), shipped).size
+            assert size.pixels == pytest.approx(spec.base_size**2, rel=0.03), name
+
+
 def test_width_and_height_go_before_the_ratio() -> None:
     assert request(draft(width=300, height=200, aspect_ratio="9:16")).size == (300, 200)
+
+
+def edit(**fields: Any) -> TaskDraft:
+    return draft(type=TaskType.IMAGE2IMAGE, **fields)
+
+
+PORTRAIT = Size(3024, 4032)
+
+
+@pytest.mark.parametrize("fields", [{}, {"aspect_ratio": "input"}])
+def test_a_portrait_stays_one(fields: dict[str, Any]) -> None:
+    assert request(edit(**fields), catalog(a=fake(base_size=1024)), input_size=PORTRAIT).size == (880, 1184)
+
+
+def test_both_sides_are_multiples_of_what_the_model_needs() -> None:
+    entry = {"name": "A", "type": "diffusers", "pipeline_class": "SanaSprintPipeline", "base_size": 1024}
+    entry["local_path"] = "sana"
+    assert request(edit(), catalog(a=OtherSpec.model_validate(entry)), input_size=PORTRAIT).size == (896, 1184)
+
+
+def test_who_names_a_shape_or_a_size_gets_it() -> None:
+    assert request(edit(aspect_ratio="1:1"), input_size=PORTRAIT).size == (768, 768)
+    assert request(edit(width=300, height=200), input_size=PORTRAIT).size == (300, 200)
+
+
+def test_a_plan_without_a_picture_counts_with_a_square() -> None:
+    assert request(draft(type=TaskType.IMAGE2IMAGE)).size == (768, 768)
+
+
+def test_the_shape_of_an_input_needs_an_input() -> None:
+    with pytest.raises(InvalidRequest, match="text2image has none"):
+        admitted(draft(aspect_ratio="input"))
+    assert request(draft()).size == (768, 768)
+
+
+def test_a_shape_that_nobody_asked_for_is_never_too_large() -> None:
+    limits = LIMITS.evolve(max_pixels=500_000)
+    models = catalog(a=fake(base_size=1024))
+    assert admitted(edit(), models, limits=limits, input_size=PORTRAIT)[1].size.pixels <= 500_000
 
 
 @pytest.mark.parametrize("fields", [{"width": 64}, {"height": 64}])
@@ -141,6 +195,18 @@ def test_a_picture_may_have_as_many_pixels_as_the_limit_says_and_not_one_more() 
     assert admitted(draft(width=80, height=80), limits=limits)[1].size == (80, 80)
     with pytest.raises(SizeTooLarge, match="81x80 is more than 6400 pixels"):
         admitted(draft(width=81, height=80), limits=limits)
+
+
+def test_a_side_longer_than_the_model_can_draw_is_refused_with_the_number() -> None:
+    assert request(draft(width=1024, height=16), longest_side=1024).width == 1024
+    for width in (1025, 1030):
+        with pytest.raises(SizeTooLarge, match="'a' makes pictures of at most 1024 pixels a side; "):
+            admitted(draft(width=width, height=16), longest_side=1024)
+
+
+def test_the_shape_of_an_input_keeps_to_what_the_model_can_draw() -> None:
+    models = catalog(a=fake(base_size=1024))
+    assert request(edit(), models, input_size=Size(4000, 1000), longest_side=1024).size == (1024, 512)
 
 
 def test_the_limit_holds_for_ratios_too() -> None:

@@ -58,7 +58,7 @@ def test_a_new_model_stands_at_the_end_like_the_others() -> None:
 
 def test_a_removed_model_takes_its_lines_and_one_empty_line_with_it_and_no_comment_of_others() -> None:
     gone = lines_changed(SHIPPED, without_model(SHIPPED, "flux.1-dev"))
-    assert len(gone) == 1 + 12 + 1 + 1  # its id, its fields, a comment between them, and an empty line
+    assert len(gone) == 1 + 13 + 1 + 1  # its id, its fields, a comment between them, and an empty line
     assert sorted(line for line in gone if "#" not in line)[:2] == ["-", "-    base_size: 1024"]
     first = lines_changed(SHIPPED, without_model(SHIPPED, "tiny"))
     assert first[0] == "-  tiny:"

@@ -81,6 +81,7 @@ TOO_MUCH = [
     ("model", "../etc/passwd"),
     ("model", "x" * 65),
     ("aspect_ratio", "2:1"),
+    ("aspect_ratio", "input"),
     ("aspect_ratio", ""),
     ("lora_weights_path", ""),
     ("lora_weights_path", "x" * 501),

@@ -32,7 +32,7 @@ from imagegen.catalog.fields import (
 from imagegen.catalog.pipeline_files import Dtype
 from imagegen.core.errors import ModelNotFound
 from imagegen.core.limits import MaxQueue, RetentionDays, RetentionGb, RetentionTasks
-from imagegen.core.sizes import TABLE_BASE
+from imagegen.core.sizes import SIDE_MULTIPLE, TABLE_BASE, Sizing
 from imagegen.core.value import Value
 
 if TYPE_CHECKING:
@@ -236,7 +236,13 @@ class ModelSpec(Section):
         default=TABLE_BASE,
         ge=64,
         le=2048,
-        description="The short side, in pixels, that the model was made for. It scales the table of aspect ratios.",
+        description="Pixels: the short side of the model's pictures, or with `sizing: area` the side of a square of "
+        "their area. It scales the table of aspect ratios.",
+    )
+    sizing: Annotated[Sizing, Request] = Field(
+        default="short_side",
+        description="What `base_size` is for other shapes than a square. `area`: 21:9 at 1024 is 1568x672. "
+        "`short_side`, the table of the original API: it is 2389x1024, twice the pixels.",
     )
     steps: Annotated[int, Request] = Field(
         default=28,
@@ -303,6 +309,11 @@ class ModelSpec(Section):
     def lacks_beside(self, place: Callable[[str], Path]) -> str | None:
         """What is missing of other files that are only on this machine and in no repository."""
         return None
+
+    @property
+    def side_multiple(self) -> int:
+        """What both sides of a rendered picture must be multiples of, in pixels."""
+        return SIDE_MULTIPLE
 
     @property
     def supports_negative_prompt(self) -> bool:

@@ -48,7 +48,7 @@ from imagegen.settings import Settings
 from imagegen.storage.encoding import read_receipt
 from imagegen.storage.files import write_whole
 from imagegen.tasks.admission import TaskDraft
-from imagegen.tasks.inputs import check_picture
+from imagegen.tasks.inputs import check_mask, check_picture
 
 #: The format of each suffix.
 FORMATS = {".jpg": ImageFormat.JPEG} | {f".{word}": word for word in ImageFormat}
@@ -69,7 +69,9 @@ def generate(
         int | None, typer.Option(min=1, max=MAX_STEPS, help="Denoising steps; default: the model's.")
     ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", "-n", min=1, max=64, help="Number of pictures.")] = 1,
-    aspect_ratio: Annotated[AspectRatio, typer.Option(help="Shape of the picture.")] = "1:1",
+    aspect_ratio: Annotated[
+        AspectRatio | None, typer.Option(help="Shape of the picture; default: that of --image, else 1:1.")
+    ] = None,
     image: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Start from this picture.")] = None,
     mask: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="With --image: the white part is repainted.")
@@ -170,8 +172,10 @@ def _make(
     if receipt is not None:
         _check_inputs(draft.pictures, receipt)
     try:
-        for picture in filter(None, (draft.pictures.init_image, draft.pictures.mask_image)):
-            check_picture(picture, settings.max_input_pixels)
+        if draft.pictures.init_image:
+            check_picture(draft.pictures.init_image, settings.max_input_pixels)
+        if draft.pictures.mask_image:
+            check_mask(draft.pictures.mask_image, settings.max_input_pixels)
     except ImagegenError as error:
         fail(error.detail, EX_DATAERR)
     _download_if_configured(draft.model or catalog.default_model, catalog, settings)

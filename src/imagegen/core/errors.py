@@ -26,7 +26,7 @@ class InvalidRequest(ImagegenError):
 
 
 class InvalidImage(ImagegenError):
-    """The image is not a readable PNG, JPEG or WebP picture in base64."""
+    """The image is not a readable PNG, JPEG, WebP, AVIF, GIF, BMP or TIFF picture in base64."""
 
     code = "invalid_image"
 
@@ -294,6 +294,7 @@ class FailureCode(StrEnum):
     ENGINE_MISSING = "engine_missing"
     IMPORT_FAILED = "import_failed"
     UNSUPPORTED_DEVICE = "unsupported_device"
+    NOT_FINITE = "not_finite"
     OUT_OF_MEMORY = "out_of_memory"
     DEVICE_FAULT = "device_fault"
     WORKER_CRASHED = "worker_crashed"
@@ -369,3 +370,9 @@ class LoraRefused(EngineError):
     """The LoRA file does not fit this model."""
 
     failure = FailureCode.LORA_REFUSED
+
+
+class NotFinite(EngineError):
+    """The model computed numbers that are not finite, which are no picture."""
+
+    failure = FailureCode.NOT_FINITE

@@ -3,7 +3,7 @@
 from typing import Self
 
 from imagegen.core.provenance import Provenance
-from imagegen.core.task import GenerationRequest, GenerationTask, TaskType, Warnings
+from imagegen.core.task import GenerationRequest, GenerationTask, TaskType, TokensRead, Warnings
 from imagegen.core.value import Value
 
 
@@ -21,6 +21,8 @@ class Receipt(Value):
     provenance: Provenance
     #: What the pictures ignore of the request.
     warnings: Warnings = ()
+    #: What each text encoder read of the prompt; empty: not known.
+    tokens: tuple[TokensRead, ...] = ()
     #: SHA-256 of the pixels, hexadecimal; None in the receipt of a task, which may have several pictures.
     pixels_sha256: str | None = None
 
@@ -42,4 +44,5 @@ def receipt_of(task: GenerationTask) -> Receipt | None:
         mask_image_sha256=task.mask_image_sha256,
         provenance=task.provenance,
         warnings=task.warnings,
+        tokens=task.tokens,
     )

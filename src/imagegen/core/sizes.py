@@ -1,4 +1,4 @@
-"""Picture sizes: the table of aspect ratios, and the size to render for a requested size."""
+"""Picture sizes: of an aspect ratio, of an input picture's shape, and the size to render for a requested size."""
 
 import math
 from collections.abc import Mapping
@@ -6,6 +6,15 @@ from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 AspectRatio = Literal["1:1", "16:9", "9:16", "4:3", "3:4", "21:9", "9:21"]
+
+#: What a request may ask for. `input`: the shape of its input picture.
+Shape = AspectRatio | Literal["input"]
+
+#: What a model's `base_size` is: the side of the square that has the area of its pictures, or their short side.
+Sizing = Literal["area", "short_side"]
+
+#: Pixels of a side that a request may ask for, at most.
+MAX_SIDE = 8192
 
 #: The `base_size` of the table below; a model's own one scales it.
 TABLE_BASE = 768
@@ -38,10 +47,33 @@ SIZES: Mapping[str, Size] = MappingProxyType(
 )
 
 
-def size_of(aspect_ratio: AspectRatio, base_size: int) -> Size:
-    """The size of a picture of this ratio from a model with this base size, rounded half up to whole pixels."""
+def size_of(
+    aspect_ratio: AspectRatio, base_size: int, sizing: Sizing = "short_side", multiple: int = SIDE_MULTIPLE
+) -> Size:
+    """The size of a picture of this ratio from a model with this base size.
+
+    `short_side`: the table, scaled and rounded half up to whole pixels. `area`: as `size_like`.
+    """
+    if sizing == "area":
+        width, height = map(int, aspect_ratio.split(":"))
+        return size_like(Size(width, height), base_size, multiple)
     width, height = SIZES[aspect_ratio]
     return Size(*(math.floor(side * base_size / TABLE_BASE + 0.5) for side in (width, height)))
+
+
+def size_like(
+    shape: Size, base_size: int, multiple: int, *, most_pixels: int | None = None, most_side: int = MAX_SIDE
+) -> Size:
+    """The size of this shape with about the area of a square of `base_size`; both sides are multiples of `multiple`.
+
+    A shape too long for `most_side` becomes shorter. The size has at most `most_pixels` if one multiple squared has.
+    """
+    factor = base_size / math.sqrt(shape.pixels)
+    longest = most_side // multiple
+    sides = [min(max(round(side * factor / multiple), 1), longest) for side in shape]
+    while most_pixels is not None and max(sides) > 1 and math.prod(sides) * multiple**2 > most_pixels:
+        sides[sides.index(max(sides))] -= 1
+    return Size(*(side * multiple for side in sides))
 
 
 def render_size(size: Size, multiple: int = SIDE_MULTIPLE) -> Size:

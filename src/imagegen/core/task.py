@@ -39,6 +39,15 @@ def _bounded(warnings: Any) -> Any:
 Warnings = Annotated[tuple[str, ...], BeforeValidator(_bounded)]
 
 
+class TokensRead(Value):
+    """Tokens of a prompt that a text encoder read, of how many, special tokens and templates included."""
+
+    #: `text_encoder`, `text_encoder_2` ...: the part of the pipeline.
+    encoder: str = Field(max_length=64)
+    read: int
+    of: int
+
+
 class TaskStatus(StrEnum):
     PENDING = "pending"
     PROCESSING = "processing"
@@ -67,7 +76,7 @@ class Lora(Value):
 
 
 class InputPictures(Value):
-    """The encoded input pictures of a request (PNG, JPEG, WebP)."""
+    """The encoded input pictures of a request."""
 
     init_image: bytes | None = None
     #: The model repaints its white part; the black part stays.
@@ -228,5 +237,7 @@ class GenerationTask(Value):
     provenance: Provenance | None = None
     #: What its pictures ignore of the request; empty until they are made.
     warnings: Warnings = ()
+    #: What each text encoder read of the prompt; empty until its pictures are made, or if that is not known.
+    tokens: tuple[TokensRead, ...] = ()
     #: None: not a replay.
     replay: Replay | None = None

@@ -285,6 +285,7 @@ class LocalEngine:
             memory=memory,
             provenance=made_by,
             warnings=warnings if any(warnings) else (),
+            tokens=tuple(tuple(model.tokens(request)) for request in requests),
             working_bytes=working_bytes,
         )
 

@@ -10,7 +10,7 @@ from imagegen.catalog.fields import Loads, marked
 from imagegen.catalog.sources import Folders
 from imagegen.core.errors import FailureCode
 from imagegen.core.provenance import Provenance
-from imagegen.core.task import GenerationRequest, Pixels, Warnings
+from imagegen.core.task import GenerationRequest, Pixels, TokensRead, Warnings
 from imagegen.core.value import Value
 from imagegen.loaders import PRODUCT
 
@@ -204,6 +204,8 @@ class Generated(Outcome):
     provenance: Provenance
     #: Those of each request, in the order of `images`; empty: there are none.
     warnings: tuple[Warnings, ...] = ()
+    #: What the text encoders read of each request's prompt, likewise.
+    tokens: tuple[tuple[TokensRead, ...], ...] = ()
     memory: DeviceMemory
     #: The peak of device memory during the call, less what was in use before it; 0: unknown.
     working_bytes: int = 0

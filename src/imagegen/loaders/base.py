@@ -13,7 +13,7 @@ from imagegen.catalog.pipeline_files import INDEX
 from imagegen.catalog.sources import Folders, cached_snapshot, lacks_locally, local_folder
 from imagegen.core.errors import WeightsMissing, WeightsRefused
 from imagegen.core.provenance import Provenance
-from imagegen.core.task import GenerationRequest, Pixels
+from imagegen.core.task import GenerationRequest, Pixels, TokensRead
 from imagegen.loaders.parts import Part, Parts
 
 SpecT = TypeVar("SpecT", bound=ModelSpec)
@@ -53,9 +53,9 @@ class Placement(NamedTuple):
 class Inputs(NamedTuple):
     """What a request brings along beside its numbers and words."""
 
-    #: An encoded picture (PNG, JPEG, WebP), for image-to-image.
+    #: An encoded picture, for image-to-image.
     init_image: bytes | None = None
-    #: Another one: its white part is drawn anew, the black part stays.
+    #: Another one: its white part is repainted, the black part stays.
     mask_image: bytes | None = None
     #: The files of `request.loras`.
     lora_files: Sequence[Path] = ()
@@ -96,6 +96,10 @@ class LoadedModel(ABC):
 
         Asked once for each request of the call, after it. A sentence holds no path.
         """
+        return ()
+
+    def tokens(self, request: GenerationRequest) -> Sequence[TokensRead]:
+        """What each text encoder read of the prompt of this request, as `warnings`; empty: not known."""
         return ()
 
     @property
@@ -163,6 +167,20 @@ class ModelLoader(ABC, Generic[SpecT]):
         Asked before anything is loaded, in a process without torch. May raise EngineError.
         """
         return None
+
+    def longest_side(self, spec: SpecT, folders: Folders) -> int:
+        """Pixels of a picture's side, at most; 0: any number. Asked in a process without torch, before any load.
+
+        May raise EngineError, OSError, or what broken JSON raises: ValueError, TypeError, LookupError, AttributeError.
+        """
+        return 0
+
+    def prompt_warnings(self, spec: SpecT, folders: Folders, prompt: str) -> Sequence[str]:
+        """What pictures of this prompt would ignore of it, in sentences. Asked in a process without torch.
+
+        May raise as `longest_side`.
+        """
+        return ()
 
     def files(self, spec: SpecT, folders: Folders) -> Sequence[Path]:
         """The files that a load reads. Asked in a process without torch. May raise EngineError or OSError."""

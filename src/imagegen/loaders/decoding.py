@@ -1,4 +1,4 @@
-"""Decoding: what to do when the latents are done and the memory does not suffice for the picture."""
+"""Decoding: how a VAE is called: in tiles if the memory does not suffice, in its own dtype, its numbers checked."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,24 +14,55 @@ _STATE = ("use_slicing", "use_tiling", "tile_sample_min_size", "tile_latent_min_
 
 
 class Decoding:
-    """Takes the place of a VAE's `decode` while its context lasts.
+    """Takes the place of a VAE's `encode` and `decode` while its context lasts.
 
     Where the memory does not suffice, it decodes the same latents again: several pictures one by one, then each in
     tiles. The VAE may be another model's as well, so it is left as it was.
     """
 
-    def __init__(self, vae: Any) -> None:
+    def __init__(self, vae: Any, dtype: Any = None) -> None:
+        """`dtype`: that of the latents, if the VAE has another one; the pipelines of diffusers expect the same."""
         self._vae = vae
+        self._dtype = dtype
         self._whole = vae.decode
+        self._encode_alike = getattr(vae, "encode", None)
         #: Whether the latest decode was in tiles.
         self.tiled = False
+        #: Whether all numbers of the latest decode are finite: a tensor on the device.
+        self._finite: Any = True
 
     def __enter__(self) -> Self:
-        self._vae.decode = self._decode
+        self._vae.decode = self._decode_and_check
+        if self._dtype is not None:
+            self._vae.encode = self._encode
         return self
 
     def __exit__(self, *raised: object) -> None:
         del self._vae.decode  # the method of its class again
+        if self._dtype is not None:
+            del self._vae.encode
+
+    @property
+    def finite(self) -> bool:
+        """Whether all numbers of the latest decode are finite. Pipelines clip infinite ones afterwards."""
+        return bool(self._finite)
+
+    def _encode(self, picture: Any, *args: Any, **kwargs: Any) -> Any:
+        assert self._encode_alike is not None
+        encoded = self._encode_alike(picture.to(self._vae.dtype), *args, **kwargs)
+        if hasattr(encoded, "latent_dist"):
+            distribution = encoded.latent_dist
+            encoded.latent_dist = type(distribution)(distribution.parameters.to(self._dtype))
+        else:
+            encoded.latent = encoded.latent.to(self._dtype)
+        return encoded
+
+    def _decode_and_check(self, latents: Any, *args: Any, **kwargs: Any) -> Any:
+        import torch
+
+        decoded = self._decode(latents if self._dtype is None else latents.to(self._vae.dtype), *args, **kwargs)
+        self._finite = torch.isfinite(decoded[0] if isinstance(decoded, tuple) else decoded.sample).all()
+        return decoded
 
     def _decode(self, latents: Any, *args: Any, **kwargs: Any) -> Any:
         import torch

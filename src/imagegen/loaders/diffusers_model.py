@@ -2,9 +2,11 @@
 
 import gc
 import inspect
+import json
+import random
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from importlib import import_module
 from math import ceil
@@ -19,12 +21,21 @@ from imagegen.catalog.fields import HubSource, HubSourceOrPath, PartName, Receip
 from imagegen.catalog.hub_cache import lacks_in, paths_in
 from imagegen.catalog.pipeline_files import needed, variant
 from imagegen.catalog.sources import WEIGHTS, Folders, lora_files
-from imagegen.core.errors import EngineMissing, LoraNotFound, LoraRefused, WeightsCorrupt, WeightsRefused
+from imagegen.core.errors import (
+    EngineError,
+    EngineMissing,
+    LoraNotFound,
+    LoraRefused,
+    NotFinite,
+    WeightsCorrupt,
+    WeightsMissing,
+    WeightsRefused,
+)
 from imagegen.core.provenance import Provenance
 from imagegen.core.sizes import Size, render_size
-from imagegen.core.task import GenerationRequest, Lora, Pixels
+from imagegen.core.task import GenerationRequest, Lora, Pixels, TokensRead
 from imagegen.loaders.adapters import Adapters
-from imagegen.loaders.base import Inputs, LoadedModel, OnStep, Placement
+from imagegen.loaders.base import Inputs, LoadedModel, OnStep, Placement, find_weights
 from imagegen.loaders.class_caches import clear_class_caches
 from imagegen.loaders.decoding import Decoding
 from imagegen.loaders.folder import TRUSTED_LIBRARIES, check_folder, header_bytes, read_index
@@ -33,8 +44,8 @@ from imagegen.loaders.host_memory import room
 from imagegen.loaders.offloading import DENOISERS, Turns, layer_bytes, most_bytes, offloaded_parts
 from imagegen.loaders.options import OptionsSpec, attention, compiling, move, quantization_config, step_cache, switch_on
 from imagegen.loaders.parts import SHAREABLE, Part, Source
-from imagegen.loaders.pictures import crop, fit_image, fit_mask, paste
-from imagegen.loaders.pipelines import PIPELINES, PipelineKind
+from imagegen.loaders.pictures import crop, fit_image, fit_mask, pad, paste
+from imagegen.loaders.pipelines import PIPELINES, PipelineKind, has_longest_side, longest_side
 from imagegen.loaders.previews import Lookout
 from imagegen.loaders.prompts import PromptCache
 from imagegen.loaders.provenance import provenance, with_loras
@@ -49,6 +60,7 @@ from imagegen.loaders.replacing import (
     open_part,
     places_of,
 )
+from imagegen.loaders.tokens import CLIP_TOKENS, TokenWatch, least_tokens, what_is_cut
 
 #: Libraries that some pipelines need and imagegen does not bring: torchvision must be of torch's own build.
 _OPTIONAL = ("torchvision", "ftfy", "protobuf")
@@ -63,6 +75,12 @@ _TOKENIZERS = (
 
 #: A tokenizer whose files are missing is silently made anew with its special tokens only.
 _LEAST_VOCABULARY = 0.5
+
+
+_OVERFLOW = (
+    "The model computed numbers that are not finite, which are no picture: they overflow in its dtype. torch_dtype "
+    "bfloat16 or float32 in its entry helps, and vae_dtype: float32 if only its VAE overflows."
+)
 
 
 class EntryLora(Section):
@@ -94,6 +112,10 @@ class DiffusersSpec(OptionsSpec):
         description="Parts that come from elsewhere: a name such as `vae`, and a repository `org/name[@revision]` or a "
         "folder as in `local_path`, which holds the part or a pipeline with it; null leaves a part out that the "
         "pipeline can do without, such as `text_encoder_3` (T5) of Stable Diffusion 3.",
+    )
+    use_pe: Annotated[bool, Receipt] = Field(
+        default=False,
+        description="For ERNIE: whether its prompt enhancer, a language model, rewrites the prompt.",
     )
     loras: Annotated[tuple[EntryLora, ...], Receipt] = Field(
         default=(), max_length=8, description="LoRAs that are added to the weights at load."
@@ -185,12 +207,23 @@ class DiffusersSpec(OptionsSpec):
         return self
 
     @model_validator(mode="after")
+    def _no_more_tokens_than_its_class_takes(self) -> Self:
+        most = self.kind.max_tokens
+        if most is not None and self.max_sequence_length is not None and self.max_sequence_length > most:
+            raise ValueError(f"max_sequence_length: {self.pipeline_class} takes at most {most} tokens")
+        return self
+
+    @model_validator(mode="after")
     def _a_transformer_to_cache(self) -> Self:
         if self.step_cache is not None and not self.kind.step_cache:
             raise ValueError(f"step_cache: {self.pipeline_class} cannot do that")
         if self.step_cache is not None and self.true_cfg_scale > 1:
             raise ValueError("step_cache and true_cfg_scale contradict each other: two runs a step share one cache")
         return self
+
+    @property
+    def side_multiple(self) -> int:
+        return self.kind.multiple
 
     @property
     def supports_negative_prompt(self) -> bool:
@@ -281,6 +314,8 @@ def load_model(
         placement.parts.let_go()
         pipeline = open_pipeline(spec, folder, placement, parts, shared)
         check_tokenizers(pipeline)
+        if spec.vae_dtype is not None:
+            pipeline.vae.register_to_config(force_upcast=False)  # else XL's pipeline casts it, and back to torch_dtype
         switch_on(pipeline, spec, placement.settings)
         offload, turns = _offload(spec, placement), None
         if offload in ("model", "encoders"):
@@ -341,11 +376,42 @@ def least_bytes(
     sizes = Counter(beside)
     for file in pipeline_files(spec, folder):
         if file.suffix == WEIGHTS:
-            sizes[file.parent.name] += header_bytes(file, width)
+            part = file.parent.name
+            sizes[part] += header_bytes(file, 4 if part == "vae" and spec.vae_dtype else width)
     for name, source in _replaced(spec):
         files = places_of(name, source, spec.torch_dtype, placement.folders.models)[1]
         sizes[name] += sum(header_bytes(file, width) for file in files if file.suffix == WEIGHTS)
     return most_bytes(sizes, offloaded_parts(sizes, offload))
+
+
+def longest_side_in(spec: DiffusersSpec, folders: Folders) -> int:
+    """As `ModelLoader.longest_side`, for a pipeline's folder. Reads nothing for a class without a limit."""
+    if not has_longest_side(spec.pipeline_class):
+        return 0
+    config = json.loads((find_weights(spec, folders) / "transformer/config.json").read_bytes())
+    return longest_side(spec.pipeline_class, config)
+
+
+def prompt_warnings_in(spec: DiffusersSpec, folders: Folders, prompt: str) -> list[str]:
+    """As `ModelLoader.prompt_warnings`, for a pipeline's folder."""
+    most = spec.kind.tokens and (spec.max_sequence_length or spec.kind.tokens)
+    if most is None:
+        return []
+    if spec.kind.tokens == CLIP_TOKENS:
+        most = CLIP_TOKENS  # it takes no max_sequence_length
+    found = least_tokens(local_pipeline(spec, folders), prompt)
+    words = (
+        f"The end of the prompt will be ignored: the model reads {most} tokens, and the prompt has at least {found}."
+    )
+    return [words] if found > most else []
+
+
+def local_pipeline(spec: DiffusersSpec, folders: Folders) -> Path | None:
+    """The folder of the weights; None: they are not here."""
+    try:
+        return find_weights(spec, folders)
+    except WeightsMissing:
+        return None
 
 
 def pipeline_files(spec: DiffusersSpec, folder: Path) -> list[Path]:
@@ -385,7 +451,7 @@ def _sources(spec: DiffusersSpec, folder: Path, placement: Placement, without: C
     index = read_index(folder, spec.pipeline_class)
     copy = variant(paths_in(folder), index, without, spec.torch_dtype)
     return {
-        name: Source.of(folder, name, kind, treatment, copy)
+        name: Source.of(folder, name, kind, (*treatment, spec.vae_dtype) if name == "vae" else treatment, copy)
         for name, kind in index.items()
         if name.startswith(SHAREABLE) and name not in without and kind != [None, None]
     }
@@ -436,6 +502,7 @@ def open_pipeline(
     dtype = torch_dtype(spec.torch_dtype, placement.device)
     denoiser = next(name for name in DENOISERS if name in index)
     how = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
+    each = {"default": dtype, "vae": torch_dtype(spec.vae_dtype, placement.device)} if spec.vae_dtype else dtype
     paths, elsewhere = paths_in(folder), [*parts, *spec.elsewhere]
     rounded, straight = quantization_config(spec, denoiser, placement.device, dtype), device_map(spec, placement)
     try:
@@ -458,7 +525,7 @@ def open_pipeline(
             variant=variant(paths, index, elsewhere, spec.torch_dtype),
             quantization_config=rounded,
             device_map=straight,
-            **how,
+            **how | {"dtype": each},
             **given,
         )
     except ImportError as error:
@@ -569,7 +636,8 @@ class DiffusersModel(LoadedModel):
         self._on_device = True
         #: Whether a picture of the latest call was decoded in tiles.
         self._tiled = False
-        self._prompts = PromptCache()
+        self._watch = TokenWatch(pipeline)
+        self._prompts = PromptCache(watch=self._watch)
         for member in {id(sibling): sibling for sibling in self._siblings if sibling is not None}.values():
             self._prompts.attach(member)
 
@@ -578,7 +646,22 @@ class DiffusersModel(LoadedModel):
         return made_by.evolve(decoded="tiled") if self._tiled else made_by
 
     def warnings(self, request: GenerationRequest) -> Sequence[str]:
-        return [*self._notes, *self._adapters.warnings(request.loras)]
+        cut = list(what_is_cut("prompt", self.tokens(request)))
+        if request.negative_prompt:
+            read = self._watch.of(request.negative_prompt, self._most_embeddings)
+            cut += what_is_cut("negative_prompt", read)
+        return [*self._notes, *self._adapters.warnings(request.loras), *cut]
+
+    def tokens(self, request: GenerationRequest) -> Sequence[TokensRead]:
+        return self._watch.of(request.prompt, self._most_embeddings)
+
+    @property
+    def _most_embeddings(self) -> int | None:
+        """Qwen-Image reads all tokens and then drops the embeddings of those beyond `max_sequence_length`."""
+        if self._spec.pipeline_class != "QwenImagePipeline":
+            return None
+        default = inspect.signature(self._pipeline.__call__).parameters["max_sequence_length"].default
+        return self._spec.max_sequence_length or int(default)
 
     @property
     def weight_bytes(self) -> int:
@@ -608,23 +691,34 @@ class DiffusersModel(LoadedModel):
         return self._parts
 
     def generate(self, request: GenerationRequest, inputs: Inputs, on_step: OnStep) -> list[Pixels]:
-        size = render_size(request.size, self._spec.kind.multiple)
-        pipeline, pictures = self._choose(inputs, size)
+        size = self._rendered(request.size)
+        pipeline, fitted = self._choose(inputs, request.size)
         steps = _BatchSteps(request.batch_size, on_step, inputs.previews, size)
-        call = self._call(request, size, steps) | pictures
+        call = self._call(request, size, steps) | {name: pad(it, size) for name, it in fitted.items()}
         loras = self._adapters.added(request.loras, inputs.lora_files)
         self._tiled = False
+        self._watch.readings.clear()
         with compiling(self._spec), attention(self._spec), loras, self._remembering(request):
-            return [self._picture(pipeline, call, request.size, seed, steps) for seed in request.seeds]
+            return [self._picture(pipeline, call, request.size, fitted, seed, steps) for seed in request.seeds]
 
     def generate_together(self, requests: Sequence[GenerationRequest], on_step: OnStep) -> list[Pixels]:
         first, seeds = requests[0], [seed for request in requests for seed in request.seeds]
-        size = render_size(first.size, self._spec.kind.multiple)
+        size = self._rendered(first.size)
         call = self._call(first, size, _BatchSteps(1, on_step, 0, size)) | self._words(requests)
         self._tiled = False
+        self._watch.readings.clear()
         with compiling(self._spec), attention(self._spec):
-            pictures = self._run(self._siblings.text2image, call, [_noise(seed) for seed in seeds])
+            pipeline = self._siblings.text2image
+            with global_seed(seeds[0], pipeline):
+                pictures = self._run(pipeline, call, [_noise(seed) for seed in seeds])
         return [crop(picture, first.size, seed) for picture, seed in zip(pictures, seeds, strict=True)]
+
+    def _rendered(self, asked: Size) -> Size:
+        size = render_size(asked, self._spec.side_multiple)
+        longest = longest_side(self._spec.pipeline_class, _denoiser(self._pipeline).config)
+        if 0 < longest < max(size):  # admission knows it only if the weights are here
+            raise EngineError(f"The model makes pictures of at most {longest} pixels a side.")
+        return size
 
     def _words(self, requests: Sequence[GenerationRequest]) -> dict[str, Any]:
         """What the requests of one call say, once for each picture."""
@@ -635,7 +729,7 @@ class DiffusersModel(LoadedModel):
         return self._prompts.paused() if request.loras else nullcontext()
 
     def _choose(self, inputs: Inputs, size: Size) -> tuple[Any, dict[str, Any]]:
-        """The pipeline for these inputs, and what they are to it."""
+        """The pipeline for these inputs, and its arguments for them: pictures of the asked size."""
         if inputs.init_image is None:
             return self._siblings.text2image, {}
         image = fit_image(inputs.init_image, size)
@@ -653,6 +747,7 @@ class DiffusersModel(LoadedModel):
             "max_area": size.pixels,
             "_auto_resize": False,
             "use_resolution_binning": False,
+            "use_pe": spec.use_pe,
             "num_inference_steps": request.steps,
             "strength": request.strength,
             "true_cfg_scale": spec.true_cfg_scale,
@@ -669,11 +764,20 @@ class DiffusersModel(LoadedModel):
             negative = " "  # without one, these pipelines leave guidance out
         return {"prompt": request.prompt} | ({} if negative is None else {"negative_prompt": negative})
 
-    def _picture(self, pipeline: Any, call: Mapping[str, Any], size: Size, seed: int, steps: "_BatchSteps") -> Pixels:
-        picture = self._run(pipeline, call, _noise(seed))[0]
+    def _picture(
+        self,
+        pipeline: Any,
+        call: Mapping[str, Any],
+        size: Size,
+        fitted: Mapping[str, Any],
+        seed: int,
+        steps: "_BatchSteps",
+    ) -> Pixels:
+        with global_seed(seed, pipeline):
+            picture = self._run(pipeline, call, _noise(seed))[0]
         steps.picture_done()
-        if "mask_image" in call:
-            picture = paste(picture, call["image"], call["mask_image"])
+        if "mask_image" in fitted:
+            picture = paste(picture, fitted["image"], fitted["mask_image"])
         return crop(picture, size, seed)
 
     def _run(self, pipeline: Any, call: Mapping[str, Any], generator: Any) -> Any:
@@ -681,15 +785,22 @@ class DiffusersModel(LoadedModel):
         takes = inspect.signature(pipeline.__call__).parameters
         arguments = {name: value for name, value in call.items() if name in takes}
         if "strength" in arguments:
-            arguments["num_inference_steps"] = _enough_steps(call["num_inference_steps"], call["strength"])
+            most = pipeline.scheduler.config.get("original_inference_steps")
+            arguments |= _enough_steps(call["num_inference_steps"], call["strength"], most)
         if "intermediate_timesteps" in takes and arguments["num_inference_steps"] != 2:
             arguments["intermediate_timesteps"] = None  # Sana Sprint's own is for two steps
         arguments["generator"] = generator
         try:
-            with step_cache(self._spec, pipeline), Decoding(pipeline.vae) as decoding:
+            widened = self._spec.vae_dtype is not None
+            with (
+                step_cache(self._spec, pipeline),
+                Decoding(pipeline.vae, _denoiser(pipeline).dtype if widened else None) as decoding,
+            ):
                 images = pipeline(**arguments).images
+            if not decoding.finite:
+                raise NotFinite(_OVERFLOW)
             self._tiled = self._tiled or decoding.tiled
-            return images.float().permute(0, 2, 3, 1)
+            return _in_size(images.float(), call["height"], call["width"]).permute(0, 2, 3, 1)
         finally:
             # An interrupted call leaves step caches in the middle of their sequence.
             self._pipeline.maybe_free_model_hooks()
@@ -736,9 +847,47 @@ def _noise(seed: int) -> Any:
     return torch.Generator("cpu").manual_seed(seed)
 
 
-def _enough_steps(steps: int, strength: float) -> int:
-    """Of image-to-image only int(steps * strength) are run; let that be at least one."""
-    return max(steps, ceil(1 / strength))
+@contextmanager
+def global_seed(seed: int, pipeline: Any) -> Iterator[None]:
+    """The generators of the process begin at `seed`, and afterwards go on as if nothing had been drawn.
+
+    Some schedulers (FlowMatchLCMScheduler in SD3) and language models draw from them.
+    """
+    import numpy as np
+    import torch
+
+    device = pipeline._execution_device
+    words, numbers = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(words)
+            np.random.set_state(numbers)
+
+
+def _enough_steps(steps: int, strength: float, most: int | None) -> dict[str, Any]:
+    """The steps and the strength of image-to-image, of which only int(steps * strength) are run: at least one.
+
+    `most`: the steps that the scheduler was distilled from (LCM, TCD); it can do no more of them.
+    """
+    steps = max(steps, ceil(1 / strength))
+    if most is None or steps <= most:
+        return {"num_inference_steps": steps, "strength": strength}
+    return {"num_inference_steps": most, "strength": max(strength, 1 / most)}
+
+
+def _in_size(images: Any, height: int, width: int) -> Any:
+    """Pictures, batch x channels x height x width, scaled if the pipeline has chosen another size (Qwen-Image-Edit)."""
+    import torch
+
+    if images.shape[-2:] == (height, width):
+        return images
+    scaled = torch.nn.functional.interpolate(images, (height, width), mode="bicubic", antialias=True)
+    return scaled.clamp(0, 1)
 
 
 class _BatchSteps:

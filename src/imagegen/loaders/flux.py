@@ -12,6 +12,7 @@ from imagegen.loaders.diffusers_model import (
     least_bytes,
     load_model,
     pipeline_files,
+    prompt_warnings_in,
     replaced_files,
 )
 
@@ -36,6 +37,9 @@ class FluxModelLoader(ModelLoader[FluxSpec]):
 
     def least_bytes(self, spec: FluxSpec, placement: Placement) -> int | None:
         return least_bytes(spec, find_weights(spec, placement.folders), placement)
+
+    def prompt_warnings(self, spec: FluxSpec, folders: Folders, prompt: str) -> Sequence[str]:
+        return prompt_warnings_in(spec, folders, prompt)
 
     def files(self, spec: FluxSpec, folders: Folders) -> Sequence[Path]:
         return [*pipeline_files(spec, find_weights(spec, folders)), *replaced_files(spec, folders)]

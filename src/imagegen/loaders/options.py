@@ -57,6 +57,11 @@ class OptionsSpec(ModelSpec):
         description="Compiles the transformer's repeated blocks at the first picture. Other models and later loads use "
         "the same code.",
     )
+    vae_dtype: Annotated[Literal["float32"] | None, Receipt] = Field(
+        default=None,
+        description="`float32`: the VAE is loaded and computes in float32, whatever `torch_dtype` says. For VAEs that "
+        "overflow in float16, whose tasks fail with `not_finite`.",
+    )
     step_cache: Annotated[Annotated[float, Field(gt=0, le=1)] | Literal["taylorseer"] | None, Receipt] = Field(
         default=None,
         description="First-block cache: if the first block changes by less than this share, a step reuses the rest of "

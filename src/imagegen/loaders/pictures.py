@@ -1,58 +1,199 @@
 """Pictures on their way into a pipeline and out of it."""
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from imagegen.core.sizes import Size
 from imagegen.core.task import Pixels
 
-FORMATS = ("PNG", "JPEG", "WEBP")
+#: The formats that are read, as Pillow calls them. Of an animation or a document, the first frame or page.
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
+
+#: Bytes of a colour profile. Those of printing presses have about 3 MB; a larger one is ignored.
+MAX_PROFILE_BYTES = 8 * 2**20
+
+#: A profile that moves no colour by more than this is sRGB under another name: the pixels are kept as they are.
+_SAME_LEVELS = 2
 
 
 def fit_image(encoded: bytes, size: Size) -> Any:
-    """Decode a picture, turn it upright and fill `size` with its centre."""
-    return _fit(encoded, size, "RGB")
+    """Decode a picture as `read_image` does, and fill `size` with its centre."""
+    return _fill(read_image(encoded), size)
 
 
 def fit_mask(encoded: bytes, size: Size) -> Any:
-    """The same for a mask: 8-bit grey, white where the picture is to be drawn."""
-    return _fit(encoded, size, "L")
+    """The same for a mask, as `read_mask` decodes it."""
+    return _fill(read_mask(encoded), size)
 
 
-def _fit(encoded: bytes, size: Size, mode: str) -> Any:
+def _fill(image: Any, size: Size) -> Any:
     from PIL import Image, ImageOps
 
+    return ImageOps.fit(image, size, Image.Resampling.LANCZOS)
+
+
+def read_image(encoded: bytes) -> Any:
+    """The picture: upright, 8-bit RGB, in sRGB. Its transparent part is white."""
+    from PIL import Image
+
+    with _opened(encoded) as image:
+        colours, alpha = _colours_and_alpha(image)
+        picture = _in_srgb(colours, image.info.get("icc_profile"))
+        if alpha is not None:
+            picture = Image.composite(picture, Image.new("RGB", picture.size, "white"), alpha)
+        return _turned(picture, image)
+
+
+def read_mask(encoded: bytes) -> Any:
+    """The mask: upright, 8-bit grey, white where the picture is repainted.
+
+    That is its brightness times its alpha. A mask of one brightness whose alpha has contrast marks the other way round:
+    its transparent part is repainted.
+    """
+    from PIL import ImageChops
+
+    with _opened(encoded) as image:
+        colours, alpha = _colours_and_alpha(image)
+        grey = colours.convert("L")
+        if alpha is not None:
+            marks = _is_flat(grey) and not _is_flat(alpha)
+            grey = ImageChops.invert(alpha) if marks else ImageChops.multiply(grey, alpha)
+        return _turned(grey, image)
+
+
+def picture_size(encoded: bytes) -> Size:
+    """Width and height of the upright picture, in pixels."""
+    with _opened(encoded) as image:
+        sideways = image.format != "TIFF" and _orientation(image) in (5, 6, 7, 8)  # Pillow's size of a TIFF is upright
+        return Size(*reversed(image.size)) if sideways else Size(*image.size)
+
+
+@contextmanager
+def _opened(encoded: bytes) -> Iterator[Any]:
+    from PIL import Image
+
     with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
-        turn = {
-            2: Image.Transpose.FLIP_LEFT_RIGHT,
-            3: Image.Transpose.ROTATE_180,
-            4: Image.Transpose.FLIP_TOP_BOTTOM,
-            5: Image.Transpose.TRANSPOSE,
-            6: Image.Transpose.ROTATE_270,
-            7: Image.Transpose.TRANSVERSE,
-            8: Image.Transpose.ROTATE_90,
-        }.get(_orientation(image))
-        upright = image.convert(mode) if turn is None else image.convert(mode).transpose(turn)
-    return ImageOps.fit(upright, size, Image.Resampling.LANCZOS)
+        yield image
+
+
+def _colours_and_alpha(image: Any) -> tuple[Any, Any | None]:
+    """The picture in 8 bits without its alpha (RGB, grey or CMYK), and its alpha; None: it is opaque."""
+    image.load()
+    if image.mode in ("I", "F") or image.mode.startswith("I;"):
+        image = _in_8_bits(image)
+    if image.has_transparency_data:
+        # Pillow has no direct way from La.
+        rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+        return rgba.convert("RGB"), rgba.getchannel("A")
+    return image if image.mode in ("RGB", "L", "CMYK") else image.convert("RGB"), None
+
+
+def _in_8_bits(image: Any) -> Any:
+    """Grey of 16 or 32 bits or of floats, scaled to 8 bits. Pillow's own conversion makes all above 255 white."""
+    import numpy as np
+    from PIL import Image
+
+    samples = np.asarray(image)
+    values = np.nan_to_num(samples.astype(np.float64))
+    highest = values.max(initial=0)
+    if image.mode == "F":
+        white = 1.0 if highest <= 1 else 255.0
+    else:
+        white = 65535.0 if image.mode != "I" or highest <= 65535 else 2.0**31 - 1
+    grey = Image.fromarray((values * (255 / white)).round().clip(0, 255).astype(np.uint8))
+    if isinstance(key := image.info.get("transparency"), int):
+        grey.putalpha(Image.fromarray(np.where(samples == key, 0, 255).astype(np.uint8)))
+    return grey
+
+
+def _in_srgb(image: Any, profile: bytes | None) -> Any:
+    """The picture as RGB with the numbers of sRGB. A profile that is broken or of other colours is ignored."""
+    from PIL import ImageCms
+
+    if not profile or len(profile) > MAX_PROFILE_BYTES:
+        return image.convert("RGB")
+    try:
+        source, srgb = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
+        transform = ImageCms.buildTransform(source, srgb, image.mode, "RGB")
+        if image.mode == "RGB" and _moves_nothing(transform):
+            return image
+        return ImageCms.applyTransform(image, transform)
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return image.convert("RGB")
+
+
+def _moves_nothing(transform: Any) -> bool:
+    import numpy as np
+    from PIL import Image, ImageCms
+
+    levels = np.linspace(0, 255, 9).round().astype(np.uint8)
+    swatches = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(9, 81, 3)
+    moved = np.asarray(ImageCms.applyTransform(Image.fromarray(swatches), transform))
+    return bool(np.abs(moved.astype(int) - swatches).max() <= _SAME_LEVELS)
+
+
+def _is_flat(channel: Any) -> bool:
+    low, high = channel.getextrema()
+    return bool(low == high)
+
+
+def _turned(picture: Any, image: Any) -> Any:
+    """`picture`, a channel or a conversion of `image`, turned upright."""
+    from PIL import Image
+
+    turn = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }.get(_orientation(image))
+    return picture if turn is None else picture.transpose(turn)
 
 
 def _orientation(image: Any) -> Any:
-    """The EXIF orientation, 1 to 8. Not by exif_transpose, which writes the other tags anew and fails on odd ones."""
+    """The EXIF orientation, 1 to 8. Not by exif_transpose, which writes the other tags again and fails on odd ones."""
     try:
         return image.getexif().get(0x0112)
     except (SyntaxError, ValueError, OSError):  # broken metadata; the picture itself has been checked
         return None
 
 
-def paste(picture: Any, image: Any, mask: Any) -> Any:
-    """The picture (a tensor, height x width x 3, 0..1) where the mask is white, the image itself where it is black.
+def pad(image: Any, size: Size) -> Any:
+    """The picture in the middle of a larger one, where `crop` finds it. The border repeats its outermost pixels."""
+    import numpy as np
+    from PIL import Image
 
-    No pipeline gives the kept part back as it was: all of it has been through the VAE.
+    width, height = size.width - image.width, size.height - image.height
+    if not width and not height:
+        return image
+    sides = [(height // 2, height - height // 2), (width // 2, width - width // 2)]
+    pixels = np.asarray(image)
+    return Image.fromarray(np.pad(pixels, [*sides, (0, 0)][: pixels.ndim], mode="edge"))
+
+
+def paste(picture: Any, image: Any, mask: Any) -> Any:
+    """The centre of the picture where the mask is white, the image itself where it is black.
+
+    `picture`: a tensor, height x width x 3 or 4, 0..1, at least as large as the image. No pipeline gives the kept part
+    back as it was, because all of it has been through the VAE.
     """
     import numpy as np
 
     share = np.asarray(mask, dtype=np.float32)[..., None] / 255
-    return picture[..., :3].cpu().numpy() * share + np.asarray(image, dtype=np.float32) / 255 * (1 - share)
+    drawn = centre(picture, Size(*image.size))[..., :3].cpu().numpy()
+    return drawn * share + np.asarray(image, dtype=np.float32) / 255 * (1 - share)
+
+
+def centre(picture: Any, size: Size) -> Any:
+    """The middle of a rendered picture, height x width x channels, in the asked size."""
+    height, width, _ = picture.shape
+    left, top = (width - size.width) // 2, (height - size.height) // 2
+    return picture[top : top + size.height, left : left + size.width]
 
 
 def crop(picture: Any, size: Size, seed: int) -> Pixels:
@@ -60,10 +201,8 @@ def crop(picture: Any, size: Size, seed: int) -> Pixels:
 
     `picture`: float32, height x width x 3 or 4, 0..1; an array, or a tensor, of which only bytes leave its device.
     """
-    height, width, channels = picture.shape
-    left, top = (width - size.width) // 2, (height - size.height) // 2
-    rounded = (picture[top : top + size.height, left : left + size.width] * 255).round().clip(0, 255)
+    rounded = (centre(picture, size) * 255).round().clip(0, 255)
     on_device = hasattr(rounded, "cpu")
     samples = rounded.byte().contiguous().cpu().numpy() if on_device else rounded.astype("uint8")
-    alpha = samples[..., 3].tobytes() if channels == 4 else None
+    alpha = samples[..., 3].tobytes() if picture.shape[-1] == 4 else None
     return Pixels(width=size.width, height=size.height, seed=seed, rgb=samples[..., :3].tobytes(), alpha=alpha)

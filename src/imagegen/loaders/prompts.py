@@ -5,6 +5,8 @@ from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from imagegen.loaders.tokens import Reading, TokenWatch
+
 #: Of all embeddings that one model remembers, on its device: 16 prompts of FLUX.1 in bfloat16.
 MAX_BYTES = 64 * 1024**2
 
@@ -12,10 +14,12 @@ MAX_BYTES = 64 * 1024**2
 class PromptCache:
     """Stands between the pipelines of one model and their `encode_prompt`. The embeddings are the very same tensors."""
 
-    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(self, max_bytes: int = MAX_BYTES, watch: TokenWatch | None = None) -> None:
+        """`watch` is told again what the tokenizers read of a prompt that is remembered."""
         self._max_bytes = max_bytes
+        self._readings = [] if watch is None else watch.readings
         self._bytes = 0
-        self._answers: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
+        self._answers: OrderedDict[Hashable, tuple[Any, int, list[Reading]]] = OrderedDict()
         self._paused = False
 
     def attach(self, pipeline: Any) -> None:
@@ -48,18 +52,21 @@ class PromptCache:
     def _answer(self, key: Hashable, encode: Any) -> Any:
         if key in self._answers:
             self._answers.move_to_end(key)
+            self._readings.extend(self._answers[key][2])
             return _fresh(self._answers[key][0])
+        before = len(self._readings)
         answer = encode()
-        self._remember(key, answer, sum(tensor.numel() * tensor.element_size() for tensor in _tensors(answer)))
+        size = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(answer))
+        self._remember(key, answer, size, self._readings[before:])
         return _fresh(answer)
 
-    def _remember(self, key: Hashable, answer: Any, size: int) -> None:
+    def _remember(self, key: Hashable, answer: Any, size: int, readings: list[Reading]) -> None:
         if size > self._max_bytes:
             return
-        self._answers[key] = (answer, size)
+        self._answers[key] = (answer, size, readings)
         self._bytes += size
         while self._bytes > self._max_bytes:
-            _, (_, freed) = self._answers.popitem(last=False)
+            _, (_, freed, _) = self._answers.popitem(last=False)
             self._bytes -= freed
 
 

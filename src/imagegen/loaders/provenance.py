@@ -33,13 +33,20 @@ def provenance(
         weights=tuple(map(identity, sources)),
         loader=spec.type,
         pipeline=spec.pipeline_class,
-        dtype=str(pipeline.dtype).removeprefix("torch."),
+        dtype=str(_dtype(spec, pipeline)).removeprefix("torch."),
         quantization=quantization or rounding(spec, placement.device) or spec.layerwise_casting or _gguf_kind(denoiser),
         sampler=type(pipeline.scheduler).__name__,
         device=_device(placement.device),
         options=_options(spec, placement),
         versions=_versions(spec, placement.device),
     )
+
+
+def _dtype(spec: OptionsSpec, pipeline: Any) -> Any:
+    """As diffusers tells it, which may be that of the VAE."""
+    if spec.vae_dtype is None:
+        return pipeline.dtype
+    return next(it.dtype for name, it in pipeline.components.items() if name != "vae" and hasattr(it, "parameters"))
 
 
 def with_loras(made_by: Provenance, files: Sequence[Path]) -> Provenance:

@@ -12,7 +12,9 @@ from imagegen.loaders.diffusers_model import (
     check_pipeline,
     least_bytes,
     load_model,
+    longest_side_in,
     pipeline_files,
+    prompt_warnings_in,
     replaced_files,
 )
 
@@ -47,6 +49,12 @@ class StableDiffusionModelLoader(ModelLoader[StableDiffusionSpec]):
 
     def least_bytes(self, spec: StableDiffusionSpec, placement: Placement) -> int | None:
         return least_bytes(spec, find_weights(spec, placement.folders), placement)
+
+    def longest_side(self, spec: StableDiffusionSpec, folders: Folders) -> int:
+        return longest_side_in(spec, folders)
+
+    def prompt_warnings(self, spec: StableDiffusionSpec, folders: Folders, prompt: str) -> Sequence[str]:
+        return prompt_warnings_in(spec, folders, prompt)
 
     def files(self, spec: StableDiffusionSpec, folders: Folders) -> Sequence[Path]:
         return [*pipeline_files(spec, find_weights(spec, folders)), *replaced_files(spec, folders)]

@@ -34,6 +34,8 @@ class ModelFacts(Value):
     weights: int | None = None
     #: The parts of the weights that other models may share, by name.
     shared: Mapping[str, int] = Field(default_factory=dict)
+    #: Pixels of a picture's side, at most, read from the files; 0: any number. None: the files are not here.
+    longest_side: int | None = None
     #: What the largest picture took beside the weights; 0: not measured.
     working: int = 0
     #: What ran out of memory last.

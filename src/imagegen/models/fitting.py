@@ -36,6 +36,22 @@ class Fitting:
         except (EngineError, OSError):
             return None  # the load of the model reports it
 
+    def longest_side(self, model: str, catalog: Catalog) -> int | None:
+        """Pixels of a picture's side, at most; 0: any number. None: the files are not here, or broken. Blocks."""
+        spec = catalog.model(model)
+        try:
+            return self._families[spec.type].loader.longest_side(spec, self._folders)
+        except (EngineError, OSError, ValueError, TypeError, LookupError, AttributeError):
+            return None  # the load of the model reports it
+
+    def prompt_warnings(self, model: str, catalog: Catalog, prompt: str) -> Sequence[str]:
+        """What pictures of this prompt would ignore of it, in sentences. Blocks."""
+        spec = catalog.model(model)
+        try:
+            return self._families[spec.type].loader.prompt_warnings(spec, self._folders, prompt)
+        except (EngineError, OSError, ValueError):
+            return ()  # the load of the model reports it
+
     def file_bytes(self, model: str, catalog: Catalog) -> int | None:
         """Bytes of the files that a load of the model reads; None: unknown. Blocks."""
         try:

@@ -200,6 +200,19 @@ class DynamicModelManager:
                 self._facts.learn(model, weights=least)
         self._fitting.check(model, pixels, self._catalog, self._memory)
 
+    async def longest_side(self, model: str) -> int:
+        """Pixels of a picture's side that the model can make, at most; 0: any number, or not known before its load."""
+        if self._facts.of(model).longest_side is None and model in self._catalog.models:
+            read_for = self._catalog
+            longest = await asyncio.to_thread(self._fitting.longest_side, model, read_for)
+            if model in self._catalog.models and read_for.loaded_as(model) == self._catalog.loaded_as(model):
+                self._facts.learn(model, longest_side=longest)
+        return self._facts.of(model).longest_side or 0
+
+    async def prompt_warnings(self, model: str, prompt: str) -> Sequence[str]:
+        """What pictures of this prompt would ignore of it, in sentences, as far as that is known without a load."""
+        return await asyncio.to_thread(self._fitting.prompt_warnings, model, self._catalog, prompt)
+
     # -- changes: the run loop makes them between two tasks -----------------------------------------------------------
 
     async def warm_up(self) -> None:

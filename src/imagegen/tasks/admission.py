@@ -7,7 +7,7 @@ from hashlib import sha256
 
 from imagegen.catalog.catalog import Catalog, ModelSpec
 from imagegen.core.errors import InvalidRequest, ModelNotFound, NoReceipt, SizeTooLarge, UnsupportedCapability
-from imagegen.core.sizes import AspectRatio, Size, size_of
+from imagegen.core.sizes import MAX_SIDE, Shape, Size, render_size, size_like, size_of
 from imagegen.core.task import (
     GenerationRequest,
     GenerationTask,
@@ -39,7 +39,8 @@ class TaskDraft(Value):
     model: str | None = None
     prompt: str
     negative_prompt: str | None = None
-    aspect_ratio: AspectRatio = "1:1"
+    #: None: `input` if the draft has an input picture, else `1:1`.
+    aspect_ratio: Shape | None = None
     #: Pixels: both or neither. They replace the aspect ratio.
     width: int | None = None
     height: int | None = None
@@ -61,20 +62,31 @@ class TaskDraft(Value):
 
 
 def admit(
-    draft: TaskDraft, catalog: Catalog, limits: Limits, new_seed: Callable[[], int]
+    draft: TaskDraft,
+    catalog: Catalog,
+    limits: Limits,
+    new_seed: Callable[[], int],
+    *,
+    longest_side: int = 0,
+    input_size: Size | None = None,
 ) -> tuple[str, GenerationRequest]:
     """The model's id and the complete request. Raises ImagegenError if the request is refused.
 
-    `new_seed` is called if the draft has no seed.
+    `new_seed` is called if the draft has no seed. `longest_side`: pixels that the model can draw; 0: any number.
+    `input_size`: of the upright input picture, if `needs_input_size` says so.
     """
     model = draft.model or catalog.default_model
     spec = _spec(model, catalog)
     _check_capabilities(model, spec, draft, catalog)
     if draft.batch_size > limits.max_batch_size:
         raise InvalidRequest(f"batch_size: at most {limits.max_batch_size} pictures in one task.")
-    size = _size(draft, spec)
+    size = _size(draft, spec, limits, longest_side, input_size)
     if size.pixels > limits.max_pixels:
         raise SizeTooLarge(f"{size.width}x{size.height} is more than {limits.max_pixels} pixels.")
+    if 0 < longest_side < max(render_size(size, spec.side_multiple)):
+        raise SizeTooLarge(
+            f"'{model}' makes pictures of at most {longest_side} pixels a side; {size.width}x{size.height} is larger."
+        )
     return model, GenerationRequest(
         prompt=draft.prompt,
         negative_prompt=draft.negative_prompt,
@@ -96,12 +108,27 @@ def _spec(model: str, catalog: Catalog) -> ModelSpec:
         raise ModelNotFound(f"There is no such model; known: {', '.join(catalog.models)}.") from None
 
 
-def _size(draft: TaskDraft, spec: ModelSpec) -> Size:
-    if draft.width is None and draft.height is None:
-        return size_of(draft.aspect_ratio, spec.base_size)
-    if draft.width is None or draft.height is None:
+def _size(draft: TaskDraft, spec: ModelSpec, limits: Limits, longest_side: int, input_size: Size | None) -> Size:
+    if (draft.width is None) != (draft.height is None):
         raise InvalidRequest("Give width and height together.")
-    return Size(draft.width, draft.height)
+    if draft.width is not None and draft.height is not None:
+        return Size(draft.width, draft.height)
+    image2image = draft.type is TaskType.IMAGE2IMAGE
+    shape = draft.aspect_ratio or ("input" if image2image else "1:1")
+    if shape != "input":
+        return size_of(shape, spec.base_size, spec.sizing, spec.side_multiple)
+    if not image2image:
+        raise InvalidRequest("aspect_ratio: 'input' is the shape of an input picture, and text2image has none.")
+    # A plan has no picture. Its shape changes the number of pixels by little.
+    asked = input_size or Size(1, 1)
+    longest = longest_side or MAX_SIDE
+    return size_like(asked, spec.base_size, spec.side_multiple, most_pixels=limits.max_pixels, most_side=longest)
+
+
+def needs_input_size(draft: TaskDraft) -> bool:
+    """Whether `admit` needs the size of the input picture."""
+    shaped = draft.aspect_ratio in (None, "input") and draft.width is None
+    return shaped and draft.pictures.init_image is not None
 
 
 def _check_capabilities(model: str, spec: ModelSpec, draft: TaskDraft, catalog: Catalog) -> None:

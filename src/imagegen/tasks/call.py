@@ -4,7 +4,7 @@ import base64
 from collections.abc import Iterator, Sequence
 
 from imagegen.core.events import EventBus, TaskPreview, TaskStep
-from imagegen.core.task import GenerationRequest, Pixels, Warnings
+from imagegen.core.task import GenerationRequest, Pixels, TokensRead, Warnings
 from imagegen.tasks.life import LiveTask
 
 
@@ -75,11 +75,13 @@ class Call:
                 image = base64.b64encode(preview).decode()
                 self._bus.publish(TaskPreview(task_id=task_id, step=done, total=of, image=image))
 
-    def warned(self, warnings: Sequence[Warnings]) -> Iterator[tuple[LiveTask, Warnings]]:
-        """Each member that has not ended, with its warnings. `warnings`: of each request, or empty."""
+    def told(
+        self, warnings: Sequence[Warnings], tokens: Sequence[tuple[TokensRead, ...]]
+    ) -> Iterator[tuple[LiveTask, Warnings, tuple[TokensRead, ...]]]:
+        """Each member that has not ended, with its warnings and tokens. Both are of each request, or empty."""
         for number, member in enumerate(self.members):
             if not member.ending:
-                yield member, warnings[number] if warnings else ()
+                yield member, warnings[number] if warnings else (), tokens[number] if tokens else ()
 
     def deal(self, images: Sequence[Pixels]) -> Iterator[tuple[LiveTask, tuple[Pixels, ...]]]:
         """Each member that has not ended, with its pictures."""

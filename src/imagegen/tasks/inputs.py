@@ -1,19 +1,43 @@
 """Checks input pictures."""
 
 import io
+import struct
+from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from imagegen.core.errors import ImageTooLarge, InvalidImage
-
-#: Pillow opens 43 formats by default; these are the ones that callers send.
-FORMATS = ("PNG", "JPEG", "WEBP")
+from imagegen.loaders.pictures import FORMATS, read_mask
 
 JPEG_START = b"\xff\xd8"
 JPEG_SCAN = b"\xff\xda"
 #: Each scan of a progressive JPEG visits every block again, and a scan can be eight bytes long: 136 KB took 12 s.
 #: Editors write 10 scans; a thumbnail in the metadata has its own.
 MAX_JPEG_SCANS = 64
+
+#: What cameras, scanners and editors compress TIFF files with. Pillow decodes more, with libraries that are used less.
+TIFF_COMPRESSIONS = frozenset(
+    {"raw", "packbits", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate", "jpeg", "group3", "group4", "tiff_ccitt"}
+)
+_TILE_WIDTH, _TILE_LENGTH = 322, 323
+
+#: What Pillow raises for a file that is not what it seems. Some of its readers check little before they compute.
+_BROKEN = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    RuntimeError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    struct.error,
+)
+
+_EMPTY_MASK = (
+    "The mask selects nothing: it must be white where the picture is repainted and black elsewhere, or of one colour "
+    "and transparent where it is repainted."
+)
 
 
 def check_picture(data: bytes, max_pixels: int) -> None:
@@ -25,8 +49,32 @@ def check_picture(data: bytes, max_pixels: int) -> None:
             # The header is checked first: half a megabyte of PNG can decode to hundreds of megapixels.
             if image.width * image.height > max_pixels:
                 raise ImageTooLarge(f"The image has more than {max_pixels} pixels.")
+            _check_encoding(image, max_pixels)
             image.load()
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageTooLarge from None
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, EOFError):
+    except _BROKEN:
         raise InvalidImage from None
+
+
+def check_mask(data: bytes, max_pixels: int) -> None:
+    """As `check_picture`. Raises InvalidImage also for a mask that selects nothing."""
+    check_picture(data, max_pixels)
+    try:
+        drawn = read_mask(data).getextrema() != (0, 0)
+    except _BROKEN:
+        raise InvalidImage from None
+    if not drawn:
+        raise InvalidImage(_EMPTY_MASK)
+
+
+def _check_encoding(image: Any, max_pixels: int) -> None:
+    """Raises InvalidImage for encodings that take far more time or memory than their number of pixels says."""
+    if any(tile[0] == "bmp_rle" for tile in image.tile):
+        # Decoded by a loop in Python, in which a run may have no pixel.
+        raise InvalidImage("A BMP picture must not be compressed.")
+    if image.format == "TIFF":
+        if image.info.get("compression") not in TIFF_COMPRESSIONS:
+            raise InvalidImage("The TIFF picture is compressed in a way that is not read; LZW and Deflate are.")
+        if image.tag_v2.get(_TILE_WIDTH, 0) * image.tag_v2.get(_TILE_LENGTH, 0) > max_pixels:
+            raise ImageTooLarge(f"The image has tiles of more than {max_pixels} pixels.")

@@ -4,6 +4,7 @@ import asyncio
 import heapq
 import secrets
 from datetime import UTC, datetime
+from functools import partial
 from typing import NamedTuple
 
 import structlog
@@ -11,9 +12,17 @@ import structlog
 from imagegen.core.errors import Draining, FailureCode, KeyReused, ModelQuarantined, QueueFull
 from imagegen.core.events import EventBus, TaskQueued
 from imagegen.core.task import MAX_ATTEMPTS, MAX_SEED, GenerationRequest, GenerationTask, InputPictures
+from imagegen.loaders.pictures import picture_size
 from imagegen.storage.images import ImageStore
 from imagegen.storage.journal import Claim, Claimed, TaskJournal
-from imagegen.tasks.admission import Limits, TaskDraft, admit, draft_of, new_task
+from imagegen.tasks.admission import (
+    Limits,
+    TaskDraft,
+    admit,
+    draft_of,
+    needs_input_size,
+    new_task,
+)
 from imagegen.tasks.batching import likeness
 from imagegen.tasks.device import Device
 from imagegen.tasks.life import LiveTask, Saving
@@ -59,8 +68,8 @@ class Intake:
         self._images = images
         self._bus = bus
         self._limits = limits
-        #: Tasks that are being written to the journal, and will then be enqueued.
-        self._arriving = 0
+        #: Ids of tasks that are being written to the journal, and will then be enqueued.
+        self._arriving: set[str] = set()
         self._closed = False
         #: The deadlines of tasks that were enqueued, the earliest first. Those of tasks that have begun are ignored.
         self._deadlines: list[tuple[float, str]] = []
@@ -77,7 +86,7 @@ class Intake:
     @property
     def waiting(self) -> int:
         """Tasks that wait: in the queue, for weights, and on their way to the journal."""
-        return self._queue.waiting + self._arriving + len(self._parking)
+        return self._queue.waiting + len(self._arriving) + len(self._parking)
 
     # -- new tasks ----------------------------------------------------------------------------------------------------
 
@@ -103,7 +112,9 @@ class Intake:
         model, request = await self._admit(draft)
         if self._models.quarantined(model):
             raise ModelQuarantined
-        return self._outlooks.plan(model, request, draft.priority, likeness(draft.type, request, draft.previews))
+        warnings = await self._models.prompt_warnings(model, request.prompt)
+        plan = self._outlooks.plan(model, request, draft.priority, likeness(draft.type, request, draft.previews))
+        return plan._replace(warnings=tuple(warnings))
 
     async def _submit(self, draft: TaskDraft, claim: Claim | None) -> GenerationTask | Claimed:
         model, request = await self._admit(draft)
@@ -116,13 +127,20 @@ class Intake:
             raise QueueFull(retry_after=self._outlooks.retry_after())
         if self._models.quarantined(model):
             raise ModelQuarantined
-        self._arriving += 1
+        self._arriving.add(task.id)
         # Shielded: a caller that disconnects must not leave a task that is in the journal and not in the queue.
         return await asyncio.shield(self._accept(task, draft.pictures, claim))
 
     async def _admit(self, draft: TaskDraft) -> tuple[str, GenerationRequest]:
         """The model and the complete request. Raises ImagegenError if this could never run."""
-        model, request = admit(draft, self._models.catalog, self._limits, lambda: secrets.randbelow(MAX_SEED + 1))
+        picture, size = draft.pictures.init_image, None
+        if picture is not None and needs_input_size(draft):
+            size = await asyncio.to_thread(picture_size, picture)
+        longest = await self._models.longest_side(draft.model or self._models.catalog.default_model)
+        new_seed = partial(secrets.randbelow, MAX_SEED + 1)
+        model, request = admit(
+            draft, self._models.catalog, self._limits, new_seed, longest_side=longest, input_size=size
+        )
         self._models.find_loras(request)
         await self._models.check_fits(model, request.size.pixels)
         return model, request
@@ -134,7 +152,7 @@ class Intake:
         try:
             stored = await self._journal.insert(task, pictures, claim)
         finally:
-            self._arriving -= 1
+            self._arriving.discard(task.id)
         if isinstance(stored, GenerationTask):
             log.info("task_accepted", task_id=task.id, model=task.model, type=task.type, priority=task.priority)
             deadline = None if task.deadline_s is None else since + task.deadline_s
@@ -170,7 +188,7 @@ class Intake:
         left, made = await self._journal.unfinished(), []
         self._images.tidy([image for task in left for image in task.storing])
         for task in left:
-            if task.id in self._records.live:
+            if task.id in self._records.live or task.id in self._arriving:
                 continue  # it was submitted while the journal was read
             spooled = bool(task.storing) and await self._images.spooled(task.storing)
             live = LiveTask.recovered(task, self._clock(), self._deadline_of(task), spooled=spooled)

@@ -7,7 +7,7 @@ from enum import IntEnum
 from typing import Self, TypeVar
 
 from imagegen.core.provenance import Provenance
-from imagegen.core.task import MAX_ATTEMPTS, Failure, GenerationTask, StoredImage, TaskStatus, Warnings
+from imagegen.core.task import MAX_ATTEMPTS, Failure, GenerationTask, StoredImage, TaskStatus, TokensRead, Warnings
 from imagegen.tasks.batching import likeness
 from imagegen.tasks.tickets import Likeness, TaskTicket, Work
 
@@ -242,10 +242,10 @@ class LiveTask:
 
     # -- its pictures -------------------------------------------------------------------------------------------------
 
-    def save(self, made_by: Provenance, warnings: Warnings = ()) -> None:
+    def save(self, made_by: Provenance, warnings: Warnings = (), tokens: tuple[TokensRead, ...] = ()) -> None:
         """Its pictures are made."""
         self._move(Saving(), Running)
-        self._record = self._record.evolve(provenance=made_by, warnings=warnings)
+        self._record = self._record.evolve(provenance=made_by, warnings=warnings, tokens=tokens)
 
     def store(self, spooled: tuple[StoredImage, ...]) -> None:
         """Its pictures are in the spool and are uploaded next."""

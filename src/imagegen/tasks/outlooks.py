@@ -44,6 +44,8 @@ class Plan(NamedTuple):
     #: Seconds to bring its model to the device; 0: it is there; None: not measured yet.
     load_s: float | None
     outlook: Outlook
+    #: What its pictures would ignore of the request, in sentences.
+    warnings: tuple[str, ...] = ()
 
 
 class Outlooks:

@@ -143,8 +143,8 @@ class Runner:
         finally:
             self._device.call = None
         if isinstance(outcome, Generated):
-            for live, warnings in call.warned(outcome.warnings):
-                live.save(outcome.provenance, warnings)
+            for live, warnings, tokens in call.told(outcome.warnings, outcome.tokens):
+                live.save(outcome.provenance, warnings, tokens)
             self._saving.take(call.deal(outcome.images), beside)
             self._queue.held = self._saving.crowded
             return

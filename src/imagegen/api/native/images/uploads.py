@@ -5,25 +5,52 @@ import binascii
 import re
 
 from imagegen.core.errors import InvalidImage
-from imagegen.tasks.inputs import check_picture
+from imagegen.tasks.inputs import check_mask, check_picture
 
-_DATA_URL = re.compile(r"data:[\w.+/-]{0,100}(;[\w.=+-]{1,100}){0,4},")
+_DATA_URL = re.compile(r"\s{0,100}data:[\w.+/-]{0,100}(;[\w.=+-]{1,100}){0,4},", re.ASCII | re.IGNORECASE)
+_BLANKS = b" \t\n\v\f\r"
+#: The alphabet of URLs as the usual one.
+_USUAL = bytes.maketrans(b"-_", b"+/")
+_WRONG = re.compile(rb"[^A-Za-z0-9+/_\s-]")
 
 
-async def decode_image(text: str, max_pixels: int) -> bytes:
+async def decode_image(text: str, max_pixels: int, *, mask: bool = False) -> bytes:
     """The bytes of a readable picture in base64, with or without a `data:` prefix. Runs in a thread.
 
-    Raises InvalidImage or ImageTooLarge.
+    Raises InvalidImage or ImageTooLarge. `mask`: the picture must be one that selects something.
     """
-    return await asyncio.to_thread(_decode, text, max_pixels)
+    return await asyncio.to_thread(_decode, text, max_pixels, mask)
 
 
-def _decode(text: str, max_pixels: int) -> bytes:
-    prefix = _DATA_URL.match(text)
-    encoded = text[prefix.end() :] if prefix else text
-    try:
-        data = binascii.a2b_base64("".join(encoded.split()).encode("ascii"), strict_mode=True)
-    except (UnicodeEncodeError, binascii.Error):
-        raise InvalidImage("The image is not valid base64.") from None
-    check_picture(data, max_pixels)
+def _decode(text: str, max_pixels: int, mask: bool) -> bytes:
+    data = decode_base64(text)
+    (check_mask if mask else check_picture)(data, max_pixels)
     return data
+
+
+def decode_base64(text: str) -> bytes:
+    """The bytes that a text or a `data:` URL holds: padded or not, in the usual alphabet or that of URLs.
+
+    Raises InvalidImage, which names the first wrong character.
+    """
+    prefix = _DATA_URL.match(text)
+    start = prefix.end() if prefix else 0
+    try:
+        encoded = text[start:].encode("ascii")
+    except UnicodeEncodeError as error:
+        raise _wrong_character(text, start + error.start) from None
+    if found := _WRONG.search(encoded, 0, len(encoded.rstrip(b"=" + _BLANKS))):
+        raise _wrong_character(text, start + found.start())
+    digits = encoded.translate(_USUAL, _BLANKS)
+    unpadded = digits.rstrip(b"=")
+    padding = -len(unpadded) % 4
+    if padding == 3 or len(digits) - len(unpadded) not in (0, padding):
+        raise InvalidImage(f"The image is not valid base64: {len(unpadded)} characters are cut off or padded wrongly.")
+    try:
+        return binascii.a2b_base64(unpadded + b"=" * padding, strict_mode=True)
+    except binascii.Error:
+        raise InvalidImage("The image is not valid base64.") from None
+
+
+def _wrong_character(text: str, index: int) -> InvalidImage:
+    return InvalidImage(f"The image is not valid base64: character {index + 1} is {text[index]!a}.")

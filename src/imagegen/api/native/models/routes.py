@@ -65,6 +65,10 @@ class ModelDetails(ModelView):
     """A configured model with its configuration."""
 
     weights_here: bool = Field(description="Whether it can be loaded without a pull.")
+    longest_side: int | None = Field(
+        description="Pixels of a picture's side that the model can draw, from its files; null: any number, or the "
+        "files are not here."
+    )
     load_progress: LoadProgressView | None = Field(description="During a load from disk: its progress.")
     pull: PullView | None = Field(description="The latest pull since the service started.")
     config: dict[str, Any] = Field(description="The entry of models.yaml, with defaults.")
@@ -123,12 +127,19 @@ def model_view(model_id: str, spec: ModelSpec, status: ModelStatus) -> ModelView
 
 
 def model_details(
-    model_id: str, spec: ModelSpec, status: ModelStatus, pull: Pull | None, *, weights_here: bool
+    model_id: str,
+    spec: ModelSpec,
+    status: ModelStatus,
+    pull: Pull | None,
+    *,
+    weights_here: bool,
+    longest_side: int | None,
 ) -> ModelDetails:
     progress = status.load_progress
     return ModelDetails(
         **_model_fields(model_id, spec, status),
         weights_here=weights_here,
+        longest_side=longest_side,
         load_progress=LoadProgressView(**progress._asdict()) if progress else None,
         pull=pull_view(pull) if pull else None,
         config=spec.model_dump(mode="json"),
@@ -245,7 +256,8 @@ async def _details(model_id: str, models: Models, puller: Puller) -> ModelDetail
     here = await asyncio.to_thread(puller.has, spec)
     pull = puller.pull(model_id)
     status = models.status(model_id).with_weights(pull, here=here)
-    return model_details(model_id, spec, status, pull, weights_here=here)
+    longest = await models.longest_side(model_id)
+    return model_details(model_id, spec, status, pull, weights_here=here, longest_side=longest or None)
 
 
 @router.post(

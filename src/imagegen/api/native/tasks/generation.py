@@ -16,7 +16,7 @@ from imagegen.api.native.tasks.waiting import Caller, TaskAccepted
 from imagegen.api.problems import describe
 from imagegen.catalog.catalog import ModelId
 from imagegen.catalog.fields import HubSource
-from imagegen.core.sizes import AspectRatio
+from imagegen.core.sizes import AspectRatio, Shape
 from imagegen.core.task import MAX_SEED, MAX_STEPS, ImageFormat, InputPictures, Lora, Output, TaskType
 from imagegen.core.webhooks import ENDS, WebhookEvent
 from imagegen.tasks.admission import TaskDraft
@@ -109,10 +109,12 @@ class GenerationBody(RequestBody):
         validation_alias=AliasChoices("batch_size", "batchSize"),
         description="Number of pictures. Their seeds are seed, seed + 1, ... Also read as `batchSize`.",
     )
-    aspect_ratio: AspectRatio = Field(
-        "1:1",
+    aspect_ratio: Shape | None = Field(
+        None,
         validation_alias=AliasChoices("aspect_ratio", "aspectRatio"),
-        description="Shape of the picture. The model's `base_size` decides its pixels. Also read as `aspectRatio`.",
+        description="Shape of the picture. The model's `base_size` decides its pixels. `input`: the shape of the input "
+        "picture, which is the default of image2image; a plan, which has no picture, counts with a square. Also read "
+        "as `aspectRatio`.",
     )
     width: Side | None = Field(None, description="Pixels. Replaces `aspect_ratio`, together with `height`.")
     height: Side | None = Field(None, description="Pixels. Replaces `aspect_ratio`, together with `width`.")
@@ -205,6 +207,12 @@ class GenerationBody(RequestBody):
 class Text2ImageBody(GenerationBody):
     """The body of text2image."""
 
+    aspect_ratio: AspectRatio = Field(
+        "1:1",
+        validation_alias=AliasChoices("aspect_ratio", "aspectRatio"),
+        description="Shape of the picture. The model's `base_size` decides its pixels. Also read as `aspectRatio`.",
+    )
+
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
@@ -233,8 +241,8 @@ class Image2ImageBody(GenerationBody):
     image: str = Field(
         min_length=1,
         validation_alias=AliasChoices("image", "base64_image"),
-        description="The input picture: PNG, JPEG or WebP in base64, with or without a `data:` prefix. "
-        "Also read as `base64_image`.",
+        description="The input picture: PNG, JPEG, WebP, AVIF, GIF, BMP or TIFF in base64, with or without a `data:` "
+        "prefix. Its transparent part counts as white. Also read as `base64_image`.",
     )
     strength: float = Field(
         0.8,
@@ -248,7 +256,8 @@ class Image2ImageBody(GenerationBody):
         None,
         min_length=1,
         validation_alias=AliasChoices("mask", "mask_image"),
-        description="Only for models that can inpaint: a picture in base64. The white part of it is repainted. "
+        description="Only for models that can inpaint: a picture in base64. Its white part is repainted; where it is "
+        "transparent, it counts as black. If all of it has one brightness, its transparent part is repainted. "
         "Also read as `mask_image`.",
     )
 
@@ -280,6 +289,10 @@ class PlanView(BaseModel):
     position: int = Field(description="The number of tasks that would run before it.")
     estimated_start_at: datetime | None = Field(description="Null until the times that this depends on were measured.")
     estimated_finish_at: datetime | None
+    warnings: list[str] = Field(
+        description="What the pictures would ignore, as far as that is known without a load: the end of a prompt that "
+        "is too long for the model."
+    )
 
 
 def plan_view(plan: Plan) -> PlanView:
@@ -291,6 +304,7 @@ def plan_view(plan: Plan) -> PlanView:
         position=plan.outlook.position or 0,
         estimated_start_at=plan.outlook.start_at,
         estimated_finish_at=plan.outlook.finish_at,
+        warnings=list(plan.warnings),
     )
 
 
@@ -334,7 +348,7 @@ async def image2image(
     With `mask`, only its white part is repainted. Models that edit (Kontext) ignore `strength`.
     """
     image = await decode_image(body.image, settings.max_input_pixels)
-    mask = await decode_image(body.mask, settings.max_input_pixels) if body.mask else None
+    mask = await decode_image(body.mask, settings.max_input_pixels, mask=True) if body.mask else None
     pictures = InputPictures(init_image=image, mask_image=mask)
     draft = _draft(TaskType.IMAGE2IMAGE, body, webhooks).evolve(strength=body.strength, pictures=pictures)
     once = await submitter.submit(draft, body)

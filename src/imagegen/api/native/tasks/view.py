@@ -9,7 +9,7 @@ from imagegen.api.native.images.routes import ImageView, image_view
 from imagegen.api.native.models.pulls import PullView, pull_view
 from imagegen.core.provenance import differences
 from imagegen.core.receipt import Receipt
-from imagegen.core.task import GenerationTask, ImageFormat, TaskStatus, TaskType
+from imagegen.core.task import GenerationTask, ImageFormat, TaskStatus, TaskType, TokensRead
 from imagegen.core.webhooks import WebhookEvent
 from imagegen.hub.puller import Pull
 from imagegen.tasks.outlooks import Outlook
@@ -102,6 +102,9 @@ class TaskView(BaseModel):
     warnings: list[str] | None = Field(
         None, description="What its pictures ignore of the request, such as a part of a LoRA, in sentences."
     )
+    tokens: list[TokensRead] | None = Field(
+        None, description="What each text encoder read of the prompt, once its pictures are made, if that is known."
+    )
     replay: ReplayView | None = Field(None, description="If it is a replay: the comparison with the original task.")
     error_code: str | None = Field(None, description="If it failed: a stable code.")
     error_message: str | None = Field(None, description="If it failed: the reason.")
@@ -157,6 +160,7 @@ def task_view(
         format=task.output.format,
         receipt=receipt,
         warnings=list(task.warnings) or None,
+        tokens=list(task.tokens) or None,
         replay=replay_view(task),
         **task.model_dump(include=_TASK_FIELDS),
         **task.request.model_dump(exclude={"loras"}),

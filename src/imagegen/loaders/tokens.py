@@ -1,0 +1,104 @@
+"""Tokens: how many of a prompt the text encoders of a pipeline read, of how many."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from imagegen.core.task import TokensRead
+
+#: What CLIP reads, whatever `max_sequence_length` says.
+CLIP_TOKENS = 77
+
+
+def least_tokens(folder: Path | None, prompt: str) -> int:
+    """Tokens of a prompt, at least; without torch, transformers and the template that a model puts around it.
+
+    They are counted by the tokenizer of the encoder that reads most, if its tokenizer.json is in the pipeline's folder.
+    Otherwise each word is one: no tokenizer of these models makes one token of two words.
+
+    May raise OSError or ValueError.
+    """
+    words = len(prompt.split())
+    names = ("tokenizer_3", "tokenizer_2", "tokenizer")
+    last = next((folder / name for name in names if (folder / name).is_dir()), None) if folder else None
+    if last is None or not (file := last / "tokenizer.json").is_file():
+        return words
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_str(file.read_text("utf-8"))
+    except Exception as error:  # the library raises nothing narrower
+        raise ValueError("tokenizer.json cannot be read") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return max(words, len(tokenizer.encode(prompt).ids))
+
+
+class Reading(NamedTuple):
+    """A text that a tokenizer has read."""
+
+    encoder: str
+    text: str
+    read: int
+    of: int
+
+
+class TokenWatch:
+    """Records what the tokenizers of one pipeline read. Both counts include their special tokens and templates."""
+
+    def __init__(self, pipeline: Any) -> None:
+        #: Since `clear`, or what `PromptCache` puts back for a prompt that it knows.
+        self.readings: list[Reading] = []
+        for number in ("", "_2", "_3", "_4"):
+            tokenizer = getattr(pipeline, f"tokenizer{number}", None)
+            if tokenizer is not None:
+                # FLUX.2 has a processor of words and pictures there.
+                words = tokenizer if hasattr(tokenizer, "model_max_length") else tokenizer.tokenizer
+                _watch(words, f"text_encoder{number}", self.readings)
+        self._template = getattr(pipeline, "prompt_template_encode_start_idx", 0)
+
+    def of(self, prompt: str, most: int | None = None) -> tuple[TokensRead, ...]:
+        """What each encoder read of a prompt. `most`: the pipeline cuts what they give to so many tokens afterwards.
+
+        Empty if the pipeline did not encode it through a tokenizer that is watched.
+        """
+        found: dict[str, TokensRead] = {}
+        for it in self.readings:
+            # Some pipelines write the prompt in small letters, others put it into a template.
+            if prompt.lower().strip() in it.text.lower() or it.text.strip() == prompt.strip():
+                read, of = it.read, it.of
+                if most is not None:
+                    read, of = min(read - self._template, most), of - self._template
+                if it.encoder not in found or read < found[it.encoder].read:
+                    found[it.encoder] = TokensRead(encoder=it.encoder, read=read, of=of)
+        return tuple(found[encoder] for encoder in sorted(found))
+
+
+def what_is_cut(what: str, tokens: Sequence[TokensRead]) -> Iterator[str]:
+    """A sentence if no encoder has read the end of a text; `what`: `prompt`, `negative_prompt`."""
+    if tokens and all(it.read < it.of for it in tokens):
+        counts = ", ".join(f"{it.encoder} read {it.read} of {it.of}" for it in tokens)
+        yield f"The end of the {what} is ignored. Tokens: {counts}."
+
+
+def _watch(tokenizer: Any, encoder: str, readings: list[Reading]) -> None:
+    kind = type(tokenizer)
+
+    def read(self: Any, text: Any = None, *args: Any, **kwargs: Any) -> Any:
+        encoded = kind.__call__(self, text, *args, **kwargs)
+        for one in [text] if isinstance(text, str) else text if isinstance(text, list | tuple) else []:
+            if isinstance(one, str):
+                special = kwargs.get("add_special_tokens", True)
+                of = len(kind.__call__(self, one, add_special_tokens=special)["input_ids"])
+                readings.append(Reading(encoder, one, min(_width(encoded["input_ids"]), of), of))
+        return encoded
+
+    # An instance has no `__call__` of its own: Python looks it up in the class. The name stays, libraries ask for it.
+    tokenizer.__class__ = type(kind.__name__, (kind,), {"__call__": read, "__module__": kind.__module__})
+
+
+def _width(ids: Any) -> int:
+    """Tokens of each text, padding included."""
+    if hasattr(ids, "shape"):
+        return int(ids.shape[-1])
+    return len(ids[0]) if ids and isinstance(ids[0], list) else len(ids)
