@@ -138,8 +138,9 @@ bench: $(VENV)/.dev ## Run the measurements in bench/
 	@for it in bench/[!_]*.py; do $(BIN)/python -m "bench.$$(basename "$$it" .py)" || exit; done
 
 .PHONY: torture
-torture: $(VENV)/.dev ## Kill the service under load, 200 times; nothing may be lost
+torture: $(VENV)/.dev ## Kill the service under load 200 times, then 200 faults of every kind; nothing may be lost
 	$(BIN)/python -m tests.torture $(ARGS)
+	$(BIN)/python -m tests.chaos $(ARGS)
 
 .PHONY: clean
 clean: ## Remove .venv, caches and build outputs; tasks and pictures stay
