@@ -197,6 +197,21 @@ async def test_while_a_bucket_hangs_the_loop_does_not(bucket: Bucket, silent: No
         await asking
 
 
+async def test_a_patient_store_says_that_it_waits_for_a_bucket_that_says_nothing(
+    bucket: Bucket, silent: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "CHECK_S", 0.01)  # and a request may take REQUEST_S
+    store, waits = ImageStore(tmp_path, S3(bucket.address)), asyncio.Event()
+    stored = await save(store, task_id(1), [grey()])
+    shipping = asyncio.create_task(store.ship(stored, waits.set))
+    await waits.wait()
+    assert not shipping.done()
+    shipping.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await shipping
+    store.close()
+
+
 def test_settings_that_cannot_be_used_are_told_at_the_start(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     with pytest.raises(StoreMisconfigured, match="AccessKeyId"):

@@ -4,13 +4,13 @@ import asyncio
 import hashlib
 import random
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from imagegen.core.errors import ImageNotFound, StorageFailed, StoreUnreachable
 from imagegen.core.task import ImageFormat, Pixels, StoredImage
@@ -131,15 +131,15 @@ class ImageStore:
     async def ship(self, images: Collection[StoredImage], on_wait: Callable[[], None]) -> None:
         """Upload spooled pictures to the bucket. The spool keeps them until `unspool`.
 
-        A patient store reports once that it waits, and waits until the bucket is back; another one raises
-        StoreUnreachable. Both raise StorageFailed when the spool has lost a picture.
+        A patient store calls `on_wait` when the bucket refuses, or is silent for CHECK_S, and waits until it is back;
+        another one raises StoreUnreachable. Both raise StorageFailed when the spool has lost a picture.
         """
         self._shipping += 1
         left = list(images)
         try:
             for pause in pauses():
                 try:
-                    return await self._ship_all(left)
+                    return await _with_notice(self._ship_all(left), CHECK_S, on_wait)
                 except StoreUnreachable:
                     if not self._patient:
                         raise
@@ -251,6 +251,15 @@ def pauses() -> Iterator[float]:
     while True:
         yield random.uniform(longest / 2, longest)
         longest = min(2 * longest, LONGEST_PAUSE_S)
+
+
+async def _with_notice(work: Coroutine[Any, Any, None], seconds: float, on_late: Callable[[], None]) -> None:
+    """Await `work`; call `on_late` if it takes longer than so many seconds."""
+    timer = asyncio.get_running_loop().call_later(seconds, on_late)
+    try:
+        await work
+    finally:
+        timer.cancel()
 
 
 def _names(images: Iterable[StoredImage]) -> list[str]:
