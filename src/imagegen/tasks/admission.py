@@ -20,6 +20,7 @@ from imagegen.core.task import (
 )
 from imagegen.core.value import Value
 from imagegen.core.webhooks import Webhook
+from imagegen.core.wording import nearest
 
 
 class Limits(Value):
@@ -105,7 +106,8 @@ def _spec(model: str, catalog: Catalog) -> ModelSpec:
     try:
         return catalog.model(model)
     except ModelNotFound:
-        raise ModelNotFound(f"There is no such model; known: {', '.join(catalog.models)}.") from None
+        known = ", ".join(catalog.models)
+        raise ModelNotFound(f"There is no such model{nearest(model, catalog.models)}; known: {known}.") from None
 
 
 def _size(draft: TaskDraft, spec: ModelSpec, limits: Limits, longest_side: int, input_size: Size | None) -> Size:

@@ -19,6 +19,7 @@ from imagegen.catalog.fields import HubSource
 from imagegen.core.sizes import AspectRatio, Shape
 from imagegen.core.task import MAX_SEED, MAX_STEPS, ImageFormat, InputPictures, Lora, Output, TaskType
 from imagegen.core.webhooks import ENDS, WebhookEvent
+from imagegen.core.wording import Form
 from imagegen.tasks.admission import TaskDraft
 from imagegen.tasks.outlooks import Plan
 from imagegen.webhooks.sender import WebhookSender
@@ -59,6 +60,13 @@ def _plain_text(text: str) -> str:
 
 
 Prompt = Annotated[str, Field(max_length=8192), AfterValidator(_plain_text)]
+WeightsName = Annotated[
+    str,
+    Form(
+        r"\w[\w.\- /]*\.safetensors",
+        "must be a file of the repository that ends with .safetensors: letters, digits, '_', '.', '-', ' ' and '/'",
+    ),
+]
 Side = Annotated[int, Field(strict=True, ge=16, le=8192)]
 
 
@@ -71,9 +79,7 @@ class LoraBody(RequestBody):
     repo: HubSource | None = Field(
         None, description="Instead of `path`: `org/name[@revision]`, already in the hub's cache."
     )
-    weight_name: str | None = Field(
-        None, min_length=1, max_length=300, pattern=r"^[\w][\w.\- /]*\.safetensors$", description="The file in `repo`."
-    )
+    weight_name: WeightsName | None = Field(None, min_length=1, max_length=300, description="The file in `repo`.")
     scale: float = Field(1.0, strict=True, ge=-4, le=4, allow_inf_nan=False, description="Strength of the LoRA.")
 
     @model_validator(mode="after")

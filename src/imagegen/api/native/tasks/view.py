@@ -7,6 +7,7 @@ from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, model_seri
 
 from imagegen.api.native.images.routes import ImageView, image_view
 from imagegen.api.native.models.pulls import PullView, pull_view
+from imagegen.api.problems import page
 from imagegen.core.provenance import differences
 from imagegen.core.receipt import Receipt
 from imagegen.core.task import GenerationTask, ImageFormat, TaskStatus, TaskType, TokensRead
@@ -108,6 +109,9 @@ class TaskView(BaseModel):
     replay: ReplayView | None = Field(None, description="If it is a replay: the comparison with the original task.")
     error_code: str | None = Field(None, description="If it failed: a stable code.")
     error_message: str | None = Field(None, description="If it failed: the reason.")
+    error_type: str | None = Field(
+        None, description="If it failed: the path of a page about the code.", examples=["/docs/errors/out_of_memory"]
+    )
     links: TaskLinks
 
     @model_serializer(mode="wrap")
@@ -150,6 +154,7 @@ def task_view(
         images=[image_view(image) for image in task.images],
         error_code=task.failure.code if task.failure else None,
         error_message=task.failure.message if task.failure else None,
+        error_type=page(task.failure.code) if task.failure else None,
         position=outlook.position if outlook else None,
         estimated_start_at=outlook.start_at if outlook else None,
         estimated_finish_at=outlook.finish_at if outlook else None,

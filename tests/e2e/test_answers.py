@@ -1,0 +1,45 @@
+"""What a caller and an operator are told by a real service, over a real socket."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from tests.server import Server
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with Server(tmp_path_factory.mktemp("data"), IMAGEGEN_MAX_BODY_BITES="1", IMAGEGEN_MAX_BODY_BYTES="4096") as it:
+        yield it
+
+
+def lines(server: Server, event: str) -> list[dict[str, object]]:
+    return [line for line in map(json.loads, server.log) if line["event"] == event]
+
+
+def test_a_misspelt_variable_is_named_at_the_start(server: Server) -> None:
+    (line,) = lines(server, "unknown_setting")
+    assert line["message"] == (
+        "No setting has the name IMAGEGEN_MAX_BODY_BITES; did you mean 'IMAGEGEN_MAX_BODY_BYTES'?"
+    )
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "words"),
+    [
+        ({"data": {"prompt": "x"}}, 415, "application/json"),
+        ({"content": "{'prompt': 'x'}", "headers": {"content-type": "application/json"}}, 400, "Line 1, column 2"),
+        ({"json": {"promt": "x"}}, 422, "did you mean 'prompt'?"),
+        ({"json": {"prompt": "x" * 5000}}, 413, "4,096 bytes; IMAGEGEN_MAX_BODY_BYTES"),
+    ],
+)
+def test_a_refused_body_is_explained_and_leads_to_its_page(
+    server: Server, request_: dict[str, object], status: int, words: str
+) -> None:
+    answer = server.http.post("/text2image", **request_)  # type: ignore[arg-type]
+    assert answer.status_code == status
+    assert words in answer.text
+    page = server.http.get(answer.json()["type"])
+    assert page.status_code == 200
+    assert f"<h1><code>{answer.json()['code']}</code></h1>" in page.text
