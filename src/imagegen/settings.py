@@ -69,6 +69,9 @@ class Settings(BaseSettings):
     port: int = Field(5050, ge=0, le=65_535)
     #: Host names that a service on a local address answers to, in addition to the local ones.
     allowed_hosts: Annotated[frozenset[str], NoDecode, BeforeValidator(_comma_separated)] = frozenset()
+    #: Seconds that an idle connection stays open. Longer than in proxies (nginx: 60), so that none of them sends a
+    #: request on a connection that closes.
+    keep_alive_s: int = Field(75, ge=1, le=3600)
     #: models.yaml; default: the one in the package.
     config: Path = Field(default_factory=default_config)
     #: The folder of the journal and the pictures; default: the platform's folder for user data.

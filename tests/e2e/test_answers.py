@@ -43,3 +43,11 @@ def test_a_refused_body_is_explained_and_leads_to_its_page(
     page = server.http.get(answer.json()["type"])
     assert page.status_code == 200
     assert f"<h1><code>{answer.json()['code']}</code></h1>" in page.text
+
+
+def test_a_health_check_by_head_is_answered_on_a_connection_that_goes_on(server: Server) -> None:
+    """Over HTTP/1.1 a body after a HEAD, or a wrong length, would be read as the next answer."""
+    for path in ("/livez", "/readyz", "/health", "/events", "/docs/errors/queue_full", "/livez"):
+        answer = server.http.head(path)
+        assert (answer.status_code, answer.content) == (200, b"")
+    assert server.http.get("/livez").json() == {"status": "ok"}

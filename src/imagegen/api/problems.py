@@ -237,7 +237,10 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     status = error.status_code
     code = _CODE_OF_STATUS.get(status, "http_error")
     detail = _too_large(request.scope) if status == 413 else _parse_error(error.__cause__) or str(error.detail)
-    return error_response(request.scope, problem(code, detail, status=status), error.headers)
+    headers = dict(error.headers or {})
+    if headers.get("Allow") == "GET":
+        headers["Allow"] = "GET, HEAD"  # HeadAsGet answers it
+    return error_response(request.scope, problem(code, detail, status=status), headers)
 
 
 def _too_large(scope: Scope) -> str:
