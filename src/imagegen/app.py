@@ -14,6 +14,7 @@ from imagegen.api.guard import Guard
 from imagegen.api.head import HeadAsGet
 from imagegen.api.native.webhooks import WebhookPayloads
 from imagegen.api.problems import TextAsProblem, install
+from imagegen.api.request_ids import RequestIds
 from imagegen.api.routers import include_routers
 from imagegen.catalog.catalog import Catalog
 from imagegen.catalog.file import ConfigFile, etag_of
@@ -148,6 +149,7 @@ def app_of(service: Service) -> FastAPI:
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)
     app.add_middleware(Guard, host=settings.host, allowed_hosts=settings.allowed_hosts)
     app.add_middleware(TextAsProblem)
+    app.add_middleware(RequestIds)
     return app
 
 

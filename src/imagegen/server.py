@@ -82,6 +82,7 @@ def http_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         app,
         host=settings.host,
         port=settings.port,
+        log_config=None,  # uvicorn logs as every library does, see logs.py
         log_level="warning",
         access_log=False,
         timeout_keep_alive=settings.keep_alive_s,

@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from tests.conftest import fake_config
 from tests.server import Server
 
 
@@ -51,3 +53,19 @@ def test_a_health_check_by_head_is_answered_on_a_connection_that_goes_on(server:
         answer = server.http.head(path)
         assert (answer.status_code, answer.content) == (200, b"")
     assert server.http.get("/livez").json() == {"status": "ok"}
+
+
+def test_a_failed_task_is_found_in_the_log_by_its_id(tmp_path: Path) -> None:
+    config = tmp_path / "models.yaml"
+    config.write_text(fake_config(fake={"fault": "abort"}))  # twice, so that the worker is replaced once
+    with Server(tmp_path / "data", config) as server:
+        answer = server.http.post("/text2image", json={"prompt": "x"}, headers={"X-Request-ID": "order-7"})
+        task = server.until(answer.json()["task_id"])
+        assert (task["request_id"], task["error_code"]) == ("order-7", "worker_crashed")
+        entries = list(map(json.loads, server.log))
+    about = [entry for entry in entries if task["task_id"] in json.dumps(entry)]
+    events = [entry["event"] for entry in about]
+    assert (events[0], events[-1], events.count("engine_failed")) == ("task_accepted", "task_ended", 2)
+    for entry in about:
+        assert (entry["request_id"], entry["model"]) == ("order-7", "fake")
+    assert about[-1]["code"] == "worker_crashed"

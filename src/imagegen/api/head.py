@@ -45,7 +45,7 @@ class HeadAsGet:
 
         try:
             # A copy: the server must go on to see a HEAD.
-            await self._app(scope | {"method": "GET"}, receive_until_answered, send_headers)
+            await self._app({**scope, "method": "GET"}, receive_until_answered, send_headers)
         except (ClientDisconnect, OSError):
             if not answered:
                 raise

@@ -5,6 +5,7 @@ from http import HTTPStatus
 from types import MappingProxyType
 from typing import Any
 
+import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -15,9 +16,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from imagegen.api.dependencies import services_in
 from imagegen.api.foreign_names import unknown_field
+from imagegen.api.request_ids import HEADER, notes
 from imagegen.catalog.fields import section_at
 from imagegen.core.errors import ConfigInvalid, ImagegenError
-from imagegen.core.wording import explained
+from imagegen.core.wording import THE_LOG, explained
+
+log = structlog.get_logger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -132,6 +136,7 @@ def render_errors(app: FastAPI, prefix: str, renderer: Renderer) -> None:
 
 def error_response(scope: Scope, problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
     """The response of an error, from the renderer of the path."""
+    notes(scope).update(code=problem.code, route=getattr(scope.get("route"), "path", None))
     renderers: Mapping[str, Renderer] = scope["app"].state.error_renderers
     prefixes = [prefix for prefix in renderers if f"{scope['path']}/".startswith(f"{prefix}/")]
     render = renderers[max(prefixes, key=len)] if prefixes else problem_json
@@ -264,8 +269,13 @@ def _parse_error(cause: BaseException | None) -> str | None:
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:
-    what = problem("internal_error", "The service failed on this request; its log has the details.")
-    return error_response(request.scope, what)
+    # Starlette runs this outside of all middleware, so the id is neither bound nor added to the answer there.
+    request_id = notes(request.scope).get("request_id", "")
+    what = problem("internal_error", f"The service failed on this request; {THE_LOG} has the details.")
+    response = error_response(request.scope, what, {HEADER: request_id})
+    known = notes(request.scope)
+    log.error("request_failed", request_id=request_id, code=what.code, route=known["route"], exc_info=error)
+    return response
 
 
 class TextAsProblem:

@@ -208,6 +208,8 @@ class GenerationTask(Value):
     request: GenerationRequest
     #: The name of the API key that submitted it; empty: submitted without a key.
     owner: str = Field(default="", max_length=64)
+    #: The id of the request that submitted it; empty in older records and without HTTP.
+    request_id: str = Field(default="", max_length=128)
     #: Lower runs first.
     priority: int = 0
     #: Seconds after its acceptance within which it must have begun to run.
@@ -241,3 +243,8 @@ class GenerationTask(Value):
     tokens: tuple[TokensRead, ...] = ()
     #: None: not a replay.
     replay: Replay | None = None
+
+    @property
+    def ids(self) -> dict[str, str]:
+        """What every line of the log about it has."""
+        return {"task_id": self.id, "request_id": self.request_id, "model": self.model}

@@ -9,6 +9,9 @@ from typing import Any
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError, core_schema
 
+#: Where the log is, for messages that refer to it.
+THE_LOG = "the log (stderr of the service; `journalctl` under systemd)"
+
 #: What pydantic writes before the message of a ValueError or an AssertionError.
 _PREFIX = re.compile(r"^(Value error|Assertion failed), ")
 

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from hashlib import sha256
 
+import structlog
+
 from imagegen.catalog.catalog import Catalog, ModelSpec
 from imagegen.core.errors import InvalidRequest, ModelNotFound, NoReceipt, SizeTooLarge, UnsupportedCapability
 from imagegen.core.sizes import MAX_SIDE, Shape, Size, render_size, size_like, size_of
@@ -154,7 +156,7 @@ def _asked(draft: TaskDraft) -> tuple[str, Callable[[ModelSpec], bool]]:
 
 
 def new_task(draft: TaskDraft, model: str, request: GenerationRequest) -> GenerationTask:
-    """The record of an admitted draft: `pending`, with a new id."""
+    """The record of an admitted draft: `pending`, with a new id and the id of the request, as the log has it."""
     image, mask = draft.pictures.init_image, draft.pictures.mask_image
     return GenerationTask(
         id=str(uuid.uuid4()),
@@ -162,6 +164,7 @@ def new_task(draft: TaskDraft, model: str, request: GenerationRequest) -> Genera
         model=model,
         request=request,
         owner=draft.owner,
+        request_id=structlog.contextvars.get_contextvars().get("request_id", ""),
         priority=draft.priority,
         deadline_s=draft.deadline_s,
         previews=draft.previews,

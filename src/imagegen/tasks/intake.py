@@ -154,7 +154,7 @@ class Intake:
         finally:
             self._arriving.discard(task.id)
         if isinstance(stored, GenerationTask):
-            log.info("task_accepted", task_id=task.id, model=task.model, type=task.type, priority=task.priority)
+            log.info("task_accepted", **task.ids, type=task.type, priority=task.priority)
             deadline = None if task.deadline_s is None else since + task.deadline_s
             self.enqueue(LiveTask(stored, self._clock(), deadline))
         return stored
@@ -193,7 +193,7 @@ class Intake:
             spooled = bool(task.storing) and await self._images.spooled(task.storing)
             live = LiveTask.recovered(task, self._clock(), self._deadline_of(task), spooled=spooled)
             self._records.live[task.id] = live
-            log.info("task_recovered", task_id=task.id, attempt=live.record.attempt, pictures=len(live.record.storing))
+            log.info("task_recovered", **task.ids, attempt=live.record.attempt, pictures=len(live.record.storing))
             if isinstance(live.stage, Saving):
                 made.append(live)
             elif live.record.attempt >= MAX_ATTEMPTS:

@@ -92,6 +92,9 @@ class TaskView(BaseModel):
     storing: bool | None = Field(
         None, description="While processing: true if its pictures wait for the bucket, which cannot be reached."
     )
+    request_id: str | None = Field(
+        None, description="`X-Request-ID` of the request that submitted it, as the log has it."
+    )
     created_at: datetime
     started_at: datetime | None
     completed_at: datetime | None
@@ -150,6 +153,7 @@ def task_view(
     return TaskView(
         task_id=task.id,
         task_type=task.type,
+        request_id=task.request_id or None,
         result_files=[image.path for image in task.images] or None,
         images=[image_view(image) for image in task.images],
         error_code=task.failure.code if task.failure else None,
