@@ -17,8 +17,11 @@ from imagegen.core.webhooks import Webhook
 #: A task makes pictures at most this often: once, and once more when the worker or the service died under it.
 MAX_ATTEMPTS = 2
 
-#: torch's generators take 64 bits. 32 bits fit into a JSON number in every language.
-MAX_SEED = 2**32 - 1
+#: 64 bits, as torch's generators take. The one that makes the noise, on the CPU, reads the lower 32 of them.
+MAX_SEED = 2**64 - 1
+
+#: Seeds that imagegen chooses end here: different noise for each, and exact as a JSON number in every language.
+MAX_RANDOM_SEED = 2**32 - 1
 
 #: More than any sampler gains from.
 MAX_STEPS = 200

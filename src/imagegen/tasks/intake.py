@@ -11,7 +11,7 @@ import structlog
 
 from imagegen.core.errors import Draining, FailureCode, KeyReused, ModelQuarantined, QueueFull
 from imagegen.core.events import EventBus, TaskQueued
-from imagegen.core.task import MAX_ATTEMPTS, MAX_SEED, GenerationRequest, GenerationTask, InputPictures
+from imagegen.core.task import MAX_ATTEMPTS, MAX_RANDOM_SEED, GenerationRequest, GenerationTask, InputPictures
 from imagegen.loaders.pictures import picture_size
 from imagegen.storage.images import ImageStore
 from imagegen.storage.journal import Claim, Claimed, TaskJournal
@@ -137,7 +137,7 @@ class Intake:
         if picture is not None and needs_input_size(draft):
             size = await asyncio.to_thread(picture_size, picture)
         longest = await self._models.longest_side(draft.model or self._models.catalog.default_model)
-        new_seed = partial(secrets.randbelow, MAX_SEED + 1)
+        new_seed = partial(secrets.randbelow, MAX_RANDOM_SEED + 1)
         model, request = admit(
             draft, self._models.catalog, self._limits, new_seed, longest_side=longest, input_size=size
         )

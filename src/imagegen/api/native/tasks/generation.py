@@ -1,10 +1,11 @@
 """POST /text2image and /image2image accept a task; POST /plan tells what would happen to such a request."""
 
+import re
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
 from fastapi import APIRouter, Response
-from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from imagegen.api.bounded import BoundedRoute
 from imagegen.api.dependencies import EffectiveSettings, Service, Webhooks, Who
@@ -68,6 +69,28 @@ WeightsName = Annotated[
     ),
 ]
 Side = Annotated[int, Field(strict=True, ge=16, le=8192)]
+
+
+def _number(seed: object) -> object:
+    if isinstance(seed, str):
+        if re.fullmatch("-1|[0-9]{1,20}", seed) is None:
+            raise ValueError(f"must be a whole number from 0 to {MAX_SEED}, or -1 for a random one")
+        seed = int(seed)
+    return None if seed == -1 and type(seed) is int else seed
+
+
+_SeedNumber = Annotated[int, Field(strict=True, ge=0, le=MAX_SEED)]
+
+#: None, after validation: random.
+Seed = Annotated[
+    _SeedNumber | None,
+    BeforeValidator(
+        _number,
+        json_schema_input_type=Annotated[int, Field(ge=-1, le=MAX_SEED)]
+        | Annotated[str, Field(pattern="^(-1|[0-9]{1,20})$")]
+        | None,
+    ),
+]
 
 
 class LoraBody(RequestBody):
@@ -135,8 +158,10 @@ class GenerationBody(RequestBody):
         allow_inf_nan=False,
         description="How closely to follow the prompt; default: the model's.",
     )
-    seed: int | None = Field(
-        None, strict=True, ge=0, le=MAX_SEED, description="The same seed gives the same pixels; default: random."
+    seed: Seed = Field(
+        None,
+        description="The same seed gives the same pixels; default, and -1: random. Also read as text: JavaScript "
+        "rounds numbers above 2^53.",
     )
     priority: int = Field(
         0,
