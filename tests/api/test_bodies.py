@@ -148,14 +148,15 @@ async def test_413_names_the_limit_and_its_setting(start: Start) -> None:
         ("/text2image", {"prompt": "x"}, {"idempotency-key": "é"}),
         ("/text2image", {"prompt": "x"}, {"idempotency-key": ""}),
         ("/models", {"model_id": "a b", "name": "A", "type": "fake"}, {}),
-        ("/models", {"model_id": "a", "name": "A", "type": "flux", "hf_path": "x/y/z"}, {}),
+        ("/models", {"model_id": "a", "name": "A", "type": "flux", "hf_path": "x/y", "parts": {"V": None}}, {}),
+        ("/models", {"model_id": "a", "name": "A", "type": "gguf", "hf_path": "x/y", "gguf_file": "a"}, {}),
         ("/models", {"model_id": "a", "name": "A", "type": "flux"}, {}),
     ],
 )
 async def test_no_message_has_a_prefix_of_pydantic_or_a_regular_expression(
     client: Client, path: str, body: dict[str, object], headers: dict[str, str]
 ) -> None:
-    answer = await client.post(path, json=body, headers={name: it.encode() for name, it in headers.items()})
+    answer = await client.post(path, json=body, headers={name.encode(): it.encode() for name, it in headers.items()})
     assert answer.status_code == 422
     assert not re.search(r"Value error|Assertion|pattern|\[A-Z|\^", answer.text)
 

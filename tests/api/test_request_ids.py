@@ -40,7 +40,7 @@ async def test_the_id_of_a_request_is_echoed_whatever_the_answer(client: Client,
 
 @pytest.mark.parametrize("given", ["", "a b", "x" * 129, "{}", "a\tb", "é"])
 async def test_a_missing_or_odd_id_is_replaced(client: Client, given: str) -> None:
-    headers = {"x-request-id": given.encode()} if given else {}
+    headers = {b"x-request-id": given.encode()} if given else {}
     made = (await client.get("/livez", headers=headers)).headers["x-request-id"]
     assert str(uuid.UUID(made)) == made
 

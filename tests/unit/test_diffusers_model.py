@@ -17,6 +17,7 @@ from imagegen.catalog.catalog import GlobalSettings
 from imagegen.catalog.sources import Folders
 from imagegen.core.errors import FailureCode, WeightsMissing, WeightsRefused
 from imagegen.core.sizes import Size, render_size
+from imagegen.core.wording import THE_LOG
 from imagegen.loaders.base import Placement
 from imagegen.loaders.diffusers_model import _library, device_map
 from imagegen.loaders.flux import FluxSpec

@@ -105,7 +105,9 @@ HubSourceOrPath = Annotated[
 
 
 #: The name of a part of a pipeline, as in its model_index.json.
-PartName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
+PartName = Annotated[
+    str, Form(r"[a-z][a-z0-9_]{0,63}", "must be the name of a part: small letters, digits and '_', a letter first")
+]
 
 
 def marks(info: FieldInfo) -> frozenset[Mark]:
