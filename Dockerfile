@@ -21,6 +21,7 @@ RUN --mount=type=cache,target=/var/cache/pip \
     /opt/imagegen/bin/pip install --constraint constraints.txt --build-constraint constraints.txt --only-deps . \
     && if [ "$TORCH" = cuda ]; then make torchvision VENV=/opt/imagegen; fi
 COPY config ./config
+COPY docs/errors ./docs/errors
 COPY src ./src
 RUN --mount=type=cache,target=/var/cache/pip \
     /opt/imagegen/bin/pip install --constraint constraints.txt --build-constraint constraints.txt --no-deps .

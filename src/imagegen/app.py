@@ -11,8 +11,10 @@ from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 import imagegen
 from imagegen.api.dependencies import Services
 from imagegen.api.guard import Guard
+from imagegen.api.head import HeadAsGet
 from imagegen.api.native.webhooks import WebhookPayloads
 from imagegen.api.problems import TextAsProblem, install
+from imagegen.api.request_ids import RequestIds
 from imagegen.api.routers import include_routers
 from imagegen.catalog.catalog import Catalog
 from imagegen.catalog.file import ConfigFile, etag_of
@@ -143,9 +145,11 @@ def app_of(service: Service) -> FastAPI:
     app.state.services = service.services
     install(app)
     include_routers(app, settings.max_upload_bytes)
+    app.add_middleware(HeadAsGet)
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)
     app.add_middleware(Guard, host=settings.host, allowed_hosts=settings.allowed_hosts)
     app.add_middleware(TextAsProblem)
+    app.add_middleware(RequestIds)
     return app
 
 

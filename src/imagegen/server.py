@@ -8,6 +8,7 @@ from types import FrameType
 
 import structlog
 import uvicorn
+from fastapi import FastAPI
 
 from imagegen.app import create_app
 from imagegen.catalog.catalog import Catalog
@@ -75,6 +76,21 @@ def _collect_seldom() -> None:
     gc.set_threshold(20_000, 50, 100)
 
 
+def http_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """How uvicorn serves the application."""
+    return uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,  # uvicorn logs as every library does, see logs.py
+        log_level="warning",
+        access_log=False,
+        timeout_keep_alive=settings.keep_alive_s,
+        timeout_graceful_shutdown=CONNECTION_GRACE_S,
+        server_header=False,
+    )
+
+
 def serve(settings: Settings, catalog: Catalog, families: str) -> int:
     """Run until a signal and return the exit code.
 
@@ -82,16 +98,7 @@ def serve(settings: Settings, catalog: Catalog, families: str) -> int:
     """
     app = create_app(settings, catalog, families)
     lifecycle: Lifecycle = app.state.lifecycle
-    config = uvicorn.Config(
-        app,
-        host=settings.host,
-        port=settings.port,
-        log_level="warning",
-        access_log=False,
-        timeout_graceful_shutdown=CONNECTION_GRACE_S,
-        server_header=False,
-    )
-    server = DrainingServer(config, lifecycle)
+    server = DrainingServer(http_config(app, settings), lifecycle)
     _collect_seldom()
     with exclusive(settings.data_dir):
         check(settings.journal_path)

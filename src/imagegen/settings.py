@@ -2,6 +2,8 @@
 
 import base64
 import os
+from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -11,6 +13,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from imagegen.builtin import default_config
 from imagegen.core.limits import MaxQueue, RetentionDays, RetentionGb, RetentionTasks
+from imagegen.core.wording import Form
 
 
 def _comma_separated(value: object) -> object:
@@ -66,6 +69,9 @@ class Settings(BaseSettings):
     port: int = Field(5050, ge=0, le=65_535)
     #: Host names that a service on a local address answers to, in addition to the local ones.
     allowed_hosts: Annotated[frozenset[str], NoDecode, BeforeValidator(_comma_separated)] = frozenset()
+    #: Seconds that an idle connection stays open. Longer than in proxies (nginx: 60), so that none of them sends a
+    #: request on a connection that closes.
+    keep_alive_s: int = Field(75, ge=1, le=3600)
     #: models.yaml; default: the one in the package.
     config: Path = Field(default_factory=default_config)
     #: The folder of the journal and the pictures; default: the platform's folder for user data.
@@ -81,9 +87,13 @@ class Settings(BaseSettings):
     #: `process`: models run in a worker process; `thread`: in a thread of the service.
     isolation: Literal["process", "thread"] = "process"
     #: `auto`, `cpu`, `cuda` (the first card), `cuda:1` (the second one), or the UUID that `nvidia-smi -L` shows.
-    device: str = Field(
-        "auto", pattern=r"^(auto|cpu|cuda(:\d{1,2})?|GPU-[0-9A-Fa-f-]{4,36}|MIG-[0-9A-Za-z-]{4,50}(/\d{1,2}){0,2})$"
-    )
+    device: Annotated[
+        str,
+        Form(
+            r"(auto|cpu|cuda(:[0-9]{1,2})?|GPU-[0-9A-Fa-f-]{4,36}|MIG-[0-9A-Za-z-]{4,50}(/[0-9]{1,2}){0,2})",
+            "must be auto, cpu, cuda, cuda:N, or the UUID of a card (GPU-..., MIG-...) that `nvidia-smi -L` shows",
+        ),
+    ] = "auto"
 
     #: Tasks that may wait; further tasks are refused with 503.
     max_queue: MaxQueue = 1000
@@ -103,7 +113,13 @@ class Settings(BaseSettings):
     retention_tasks: RetentionTasks = 0
     retention_gb: RetentionGb = 0
     #: The store of finished pictures: `s3://bucket/prefix`; empty: the folder `images` in the data directory.
-    store: str = Field("", pattern=r"^(s3://[A-Za-z0-9][A-Za-z0-9._-]{1,254}(/[A-Za-z0-9._/-]{0,500})?)?$")
+    store: Annotated[
+        str,
+        Form(
+            r"(s3://[A-Za-z0-9][A-Za-z0-9._-]{1,254}(/[A-Za-z0-9._/-]{0,500})?)?",
+            "must be s3://bucket or s3://bucket/prefix, of letters, digits, '.', '_', '-' and, in the prefix, '/'",
+        ),
+    ] = ""
     #: How callers get pictures in a bucket: `proxied` by the service, or from URLs `presigned` for `store_url_s`.
     store_urls: Literal["proxied", "presigned"] = "proxied"
     #: Seconds that a presigned URL is valid. S3 allows a week at most.
@@ -156,6 +172,17 @@ class Settings(BaseSettings):
         if self.store_urls == "presigned" and not self.store:
             raise ValueError("IMAGEGEN_STORE_URLS=presigned needs IMAGEGEN_STORE=s3://bucket/prefix")
         return self
+
+    @classmethod
+    def unknown_variables(cls, environment: Iterable[str]) -> dict[str, str]:
+        """The IMAGEGEN_* names that are no settings, each with `; did you mean 'IMAGEGEN_X'?`, or ''."""
+        hints = {}
+        for name in sorted(environment):
+            field = name.lower().removeprefix("imagegen_")
+            if name.lower().startswith("imagegen_") and field not in cls.model_fields:
+                close = get_close_matches(field, cls.model_fields, n=1)
+                hints[name] = f"; did you mean 'IMAGEGEN_{close[0].upper()}'?" if close else ""
+        return hints
 
     @property
     def images_path(self) -> Path:

@@ -19,7 +19,8 @@ LARGE = b'{"prompt": "' + b"x" * 5000 + b'"}'
 
 ERRORS: dict[str, tuple[str, str, dict[str, Any], int, str]] = {
     "a field that is wrong": ("POST", "/pictures", {"json": {"prompt": 3}}, 422, "invalid_request"),
-    "a body that is no JSON": ("POST", "/pictures", {"content": b"{", "headers": JSON}, 422, "invalid_request"),
+    "a body that is no JSON": ("POST", "/pictures", {"content": b"{", "headers": JSON}, 400, "malformed_body"),
+    "a body of another type": ("POST", "/pictures", {"data": {"prompt": "x"}}, 415, "unsupported_media_type"),
     "too many values": ("POST", "/pictures", {"json": [[]] * 10_001}, 400, "malformed_body"),
     "an error with a code": ("POST", "/pictures", {"json": {"prompt": "full"}}, 503, "queue_full"),
     "an unexpected error": ("POST", "/pictures", {"json": {"prompt": "bug"}}, 500, "internal_error"),

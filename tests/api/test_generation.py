@@ -112,7 +112,7 @@ ABSURD: list[tuple[str, bytes, int, str]] = [
     ("a negative prompt that changes nothing", b'{"prompt":"x","negative_prompt":"y"}', 422, "unsupported_capability"),
     ("a LoRA where none fits", b'{"prompt":"x","lora_weights_path":"a.safetensors"}', 422, "unsupported_capability"),
     ("a list", b"[]", 422, "invalid_request"),
-    ("half a document", b'{"prompt":', 422, "invalid_request"),
+    ("half a document", b'{"prompt":', 400, "malformed_body"),
     ("a deep document", b"[" * 100_000, 400, "malformed_body"),
     ("bytes that are no text", b"\xff\xfe\x00", 400, "malformed_body"),
     ("a prompt of 1 MB", b'{"prompt":"' + b"x" * 1_000_000 + b'"}', 422, "invalid_request"),

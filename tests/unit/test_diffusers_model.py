@@ -17,6 +17,7 @@ from imagegen.catalog.catalog import GlobalSettings
 from imagegen.catalog.sources import Folders
 from imagegen.core.errors import FailureCode, WeightsMissing, WeightsRefused
 from imagegen.core.sizes import Size, render_size
+from imagegen.core.wording import THE_LOG
 from imagegen.loaders.base import Placement
 from imagegen.loaders.diffusers_model import _library, device_map
 from imagegen.loaders.flux import FluxSpec
@@ -318,7 +319,7 @@ def test_odd_metadata_beside_the_orientation_does_not_matter(kind: str, entry: t
             ImportError("\nQwen2VLVideoProcessor requires the Torchvision library but it was not found"),
             "torchvision, which is not installed: `make vision` takes the build that matches torch",
         ),
-        (ImportError("something else"), "a library that the log names: install it beside imagegen"),
+        (ImportError("something else"), f"a library that {THE_LOG} names: install it beside imagegen"),
     ],
 )
 def test_a_library_that_is_not_installed_is_named(error: ImportError, said: str) -> None:

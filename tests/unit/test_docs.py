@@ -9,7 +9,7 @@ import pytest
 from imagegen.api.problems import STATUS
 from imagegen.app import create_app
 from imagegen.catalog.catalog import Catalog, GlobalSettings, Section
-from imagegen.catalog.loading import field_names
+from imagegen.catalog.fields import field_names
 from imagegen.core.errors import FailureCode
 from imagegen.core.events import Event
 from imagegen.loaders import SPECS
@@ -27,6 +27,8 @@ def kinds_of_event(kind: type[Event]) -> Iterator[type[Event]]:
         yield from kinds_of_event(each)
 
 
+#: Every code of a problem or of a failed task.
+CODES = sorted({*STATUS, *FailureCode, "internal_error", "http_error"})
 EVENTS = sorted({it.name for it in kinds_of_event(Event) if it.__module__ == Event.__module__ and hasattr(it, "name")})
 
 
@@ -43,9 +45,32 @@ def test_every_process_setting_is_documented(name: str) -> None:
     assert f"`IMAGEGEN_{name.upper()}`" in CONFIGURATION
 
 
-@pytest.mark.parametrize("code", [*STATUS, *FailureCode])
-def test_every_code_is_documented(code: str) -> None:
-    assert f"`{code}`" in API
+@pytest.mark.parametrize("code", CODES)
+def test_every_code_has_a_page_and_is_linked_in_the_table(code: str) -> None:
+    assert f"[`{code}`](errors/{code}.md)" in API
+    page = (DOCS / "errors" / f"{code}.md").read_text()
+    assert page.startswith(f"# `{code}`\n")
+    assert re.findall("^## (.*)$", page, re.MULTILINE) == ["Why it happens", "What to do"]
+    assert (code in {*FailureCode}) == ("Code of a failed task." in page)
+    if code in STATUS:
+        assert f"HTTP status {STATUS[code]}." in page
+
+
+def test_every_page_is_about_a_code() -> None:
+    assert {page.stem for page in (DOCS / "errors").iterdir()} == set(CODES)
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_a_page_names_only_settings_that_exist(code: str) -> None:
+    named = set(re.findall(r"IMAGEGEN_[A-Z_]+", (DOCS / "errors" / f"{code}.md").read_text()))
+    assert named <= {f"IMAGEGEN_{name.upper()}" for name in Settings.model_fields}
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_a_page_names_only_routes_that_exist(code: str) -> None:
+    text = " ".join((DOCS / "errors" / f"{code}.md").read_text().split())
+    named = set(re.findall(r"`(?:GET|POST|PUT|PATCH|DELETE) /[^`? ]*", text)) - {"`GET /text2image"}
+    assert named <= {route.rstrip("`") for route in re.findall(r"`[A-Z]+ /[^`]*`", API)}
 
 
 @pytest.mark.parametrize("name", EVENTS)

@@ -608,3 +608,12 @@ def test_scripts_read_json(tmp_path: Path) -> None:
         "mend": "Look.",
         "exit_code": 69,
     }
+
+
+def test_a_misspelt_variable_is_a_note_with_the_setting_that_was_meant(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IMAGEGEN_MAX_QUEU", "3")
+    _, findings = checks.configuration(settings, PRODUCT)
+    found = {finding.about: finding for finding in findings}["IMAGEGEN_MAX_QUEU"]
+    assert (found.level, found.says) == ("note", "no setting has this name; did you mean 'IMAGEGEN_MAX_QUEUE'?")

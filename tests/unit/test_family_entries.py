@@ -111,7 +111,7 @@ WRONG: dict[str, tuple[str, str, str]] = {
         "guidance_scale: 0\n    gguf_file: a.gguf\n",
         "7:5: unknown key 'gguf_file'",
     ),
-    "a file of another format": ("Q4_K_S.gguf", "Q4_K_S.bin", "16:5: 'gguf_file': string should match pattern"),
+    "a file of another format": ("Q4_K_S.gguf", "Q4_K_S.bin", "16:5: 'gguf_file': must end with .gguf"),
     "a quantised file without its name": (
         "    gguf_file: flux1-dev-Q4_K_S.gguf\n",
         "",
@@ -122,7 +122,11 @@ WRONG: dict[str, tuple[str, str, str]] = {
         "",
         "18:3: no file is named; give weight_name beside hf_path, or local_path",
     ),
-    "a placeholder with a typo": ("{precision}", "{precison}", "23:5: 'weight_name': string should match pattern"),
+    "a placeholder with a typo": (
+        "{precision}",
+        "{precison}",
+        "23:5: 'weight_name': may have braces only as {precision}",
+    ),
     "a quantised model without its base": (
         "    base_model: black-forest-labs/FLUX.1-dev\n",
         "",

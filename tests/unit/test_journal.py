@@ -83,7 +83,7 @@ async def test_every_field_of_a_record_is_kept(journal: TaskJournal) -> None:
     task = task_of(
         1,
         type=TaskType.IMAGE2IMAGE,
-        request=request_for("红色圆圈\n🟥", seed=2**32 - 1, strength=0.35, guidance_scale=0.1),
+        request=request_for("红色圆圈\n🟥", seed=2**64 - 1, strength=0.35, guidance_scale=0.1),
         priority=-5,
         status=TaskStatus.FAILED,
         attempt=2,

@@ -141,7 +141,8 @@ def test_what_nobody_expected_is_called_after_what_was_going_on(during: FailureC
 
 def test_an_unexpected_failure_says_its_kind_and_where_to_look() -> None:
     assert classify(KeyError(SECRET), WORKING)[1] == (
-        "An unexpected KeyError while making the picture; the log has the details."
+        "An unexpected KeyError while making the picture; the log (stderr of the service; "
+        "`journalctl` under systemd) has the details."
     )
     assert "loading the model" in classify(OSError(2, "No such file", SECRET), LOADING)[1]
 

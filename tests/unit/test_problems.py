@@ -100,7 +100,7 @@ def test_a_problem_is_what_rfc_9457_says() -> None:
     assert response.status_code == 404
     assert response.media_type == MEDIA_TYPE == "application/problem+json"
     assert json.loads(bytes(response.body)) == {
-        "type": "about:blank",
+        "type": "/docs/errors/task_not_found",
         "title": "Not Found",
         "status": 404,
         "code": "task_not_found",

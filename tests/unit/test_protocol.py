@@ -53,7 +53,7 @@ COMMANDS: list[Value] = [
         model="a",
         request=request_for(
             "红色圆圈\n🟥",
-            seed=2**32 - 1,
+            seed=2**64 - 1,
             batch_size=8,
             strength=0.35,
             loras=(Lora(path="a", scale=-1.5), Lora(path="b", scale=1, repo="a/b@c")),

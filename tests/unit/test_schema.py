@@ -10,7 +10,7 @@ from scripts.reference import made
 
 from imagegen.builtin import default_config
 from imagegen.catalog.catalog import GlobalSettings
-from imagegen.catalog.loading import field_names
+from imagegen.catalog.fields import field_names
 from imagegen.catalog.schema import description, json_schema
 from imagegen.catalog.yaml import read
 from imagegen.loaders import SPECS

@@ -26,7 +26,7 @@ def test_each_picture_of_a_batch_is_the_picture_of_its_seed_alone(seed: int, bat
 
 
 def test_the_wrap_is_where_a_request_may_still_ask_for_the_seed() -> None:
-    assert MAX_SEED == 2**32 - 1
+    assert MAX_SEED == 2**64 - 1
 
 
 @pytest.mark.parametrize(

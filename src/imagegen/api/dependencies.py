@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import Depends, Request
+from fastapi import Depends, FastAPI, Request
 
 from imagegen.catalog.writer import CatalogWriter
 from imagegen.core.events import EventBus
@@ -39,7 +39,12 @@ class Services:
 
 def services_of(request: Request) -> Services:
     """The services of the application that a request is for."""
-    services = request.app.state.services
+    return services_in(request.app)
+
+
+def services_in(app: FastAPI) -> Services:
+    """The services of an application."""
+    services = app.state.services
     assert isinstance(services, Services)
     return services
 

@@ -5,20 +5,30 @@ from http import HTTPStatus
 from types import MappingProxyType
 from typing import Any
 
+import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.middleware.body_limit import MAX_BODY_SIZE_SCOPE_KEY
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from imagegen.api.dependencies import services_in
+from imagegen.api.foreign_names import unknown_field
+from imagegen.api.request_ids import HEADER, notes
+from imagegen.catalog.fields import section_at
 from imagegen.core.errors import ConfigInvalid, ImagegenError
+from imagegen.core.wording import THE_LOG, explained
+
+log = structlog.get_logger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 
 STATUS: Mapping[str, int] = MappingProxyType(
     {
         "malformed_body": 400,
+        "unsupported_media_type": 415,
         "cross_origin": 403,
         "unknown_host": 421,
         "invalid_request": 422,
@@ -67,7 +77,13 @@ STATUS: Mapping[str, int] = MappingProxyType(
 
 #: The codes of errors that FastAPI or Starlette answers by itself.
 _CODE_OF_STATUS: Mapping[int, str] = MappingProxyType(
-    {400: "malformed_body", 404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
+    {
+        400: "malformed_body",
+        404: "not_found",
+        405: "method_not_allowed",
+        413: "body_too_large",
+        415: "unsupported_media_type",
+    }
 )
 
 
@@ -79,9 +95,9 @@ class FieldError(BaseModel):
 
 
 class Problem(BaseModel):
-    """An error (RFC 9457). `code` is stable; `detail` is for people."""
+    """An error (RFC 9457). `code` is stable; `detail` is for people; `type` is a page about the code."""
 
-    type: str = "about:blank"
+    type: str = Field(description="The path of a page about the code.", examples=["/docs/errors/invalid_request"])
     title: str = Field(examples=["Unprocessable Content"])
     status: int = Field(examples=[422])
     code: str = Field(examples=["invalid_request"])
@@ -96,7 +112,13 @@ Renderer = Callable[[Problem, Mapping[str, str] | None], Response]
 def problem(code: str, detail: str, *, status: int | None = None, errors: list[FieldError] | None = None) -> Problem:
     """The problem of an error. Without a `status`, STATUS has it; 500 if `code` is not there."""
     status = status or STATUS.get(code, 500)
-    return Problem(title=HTTPStatus(status).phrase, status=status, code=code, detail=detail, errors=errors)
+    title = HTTPStatus(status).phrase
+    return Problem(type=page(code), title=title, status=status, code=code, detail=detail, errors=errors)
+
+
+def page(code: str) -> str:
+    """The path of the page about a code of a problem or of a failed task."""
+    return f"/docs/errors/{code}"
 
 
 def problem_json(problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
@@ -114,6 +136,7 @@ def render_errors(app: FastAPI, prefix: str, renderer: Renderer) -> None:
 
 def error_response(scope: Scope, problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
     """The response of an error, from the renderer of the path."""
+    notes(scope).update(code=problem.code, route=getattr(scope.get("route"), "path", None))
     renderers: Mapping[str, Renderer] = scope["app"].state.error_renderers
     prefixes = [prefix for prefix in renderers if f"{scope['path']}/".startswith(f"{prefix}/")]
     render = renderers[max(prefixes, key=len)] if prefixes else problem_json
@@ -174,10 +197,36 @@ async def _on_imagegen_error(request: Request, error: Exception) -> Response:
 async def _on_validation_error(request: Request, error: Exception) -> Response:
     # The input is never sent back: it may be huge, secret, or not encodable (lone surrogates, infinities).
     assert isinstance(error, RequestValidationError)
-    errors = [FieldError(loc=_loc(item["loc"]), message=_printable(item["msg"])) for item in error.errors()[:20]]
+    found = error.errors()[:20]
+    if found[0]["type"] == "json_invalid":
+        return error_response(request.scope, problem("malformed_body", _not_json(error.body, found[0])))
+    body = _body_class(request.scope)
+    errors = [FieldError(loc=_loc(item["loc"]), message=_printable(_message(item, body))) for item in found]
     first = errors[0]
     what = problem("invalid_request", f"{first.loc}: {first.message}", errors=errors)
     return error_response(request.scope, what)
+
+
+def _not_json(text: str, details: Any) -> str:
+    """Where and why a text is not JSON. `details`: FastAPI's error."""
+    place, reason = details["loc"][1], details["ctx"]["error"]
+    line, column = text.count("\n", 0, place) + 1, place - text.rfind("\n", 0, place)
+    hint = " JSON has double quotes, not single ones." if text[place : place + 1] == "'" else ""
+    return f"The body is not JSON. Line {line}, column {column}: {reason}.{hint}"
+
+
+def _body_class(scope: Scope) -> type[BaseModel] | None:
+    """The class of the body that a request's route takes."""
+    field = getattr(scope.get("route"), "body_field", None)
+    kind = field.field_info.annotation if field is not None else None
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+def _message(details: Any, body: type[BaseModel] | None) -> str:
+    if details["type"] != "extra_forbidden":
+        return explained(details)
+    path = details["loc"][1:]  # without `body`
+    return unknown_field(str(path[-1]), body and section_at(body, path))
 
 
 def _loc(parts: tuple[str | int, ...]) -> str:
@@ -190,14 +239,43 @@ def _printable(text: str) -> str:
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    code = _CODE_OF_STATUS.get(error.status_code, "http_error")
-    what = problem(code, str(error.detail), status=error.status_code)
-    return error_response(request.scope, what, error.headers)
+    status = error.status_code
+    code = _CODE_OF_STATUS.get(status, "http_error")
+    detail = _too_large(request.scope) if status == 413 else _parse_error(error.__cause__) or str(error.detail)
+    headers = dict(error.headers or {})
+    if headers.get("Allow") == "GET":
+        headers["Allow"] = "GET, HEAD"  # HeadAsGet answers it
+    return error_response(request.scope, problem(code, detail, status=status), headers)
+
+
+def _too_large(scope: Scope) -> str:
+    """The limit that a body exceeds, and the setting that it comes from."""
+    limit = scope[MAX_BODY_SIZE_SCOPE_KEY]
+    settings = services_in(scope["app"]).settings
+    names = [
+        f"IMAGEGEN_{it.upper()}" for it in ("max_body_bytes", "max_upload_bytes") if getattr(settings, it) == limit
+    ]
+    source = f"; {' or '.join(names)} sets this limit" if names else ""
+    return f"The body is larger than {limit:,} bytes{source}."
+
+
+def _parse_error(cause: BaseException | None) -> str | None:
+    """Why a body could not be parsed, if `cause` is a reason that JSON errors do not have."""
+    if isinstance(cause, UnicodeDecodeError):
+        return f"The body is not UTF-8 text: byte {cause.start} is not part of a character."
+    if isinstance(cause, RecursionError):
+        return "The body is nested too deep."
+    return None
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:
-    what = problem("internal_error", "The service failed on this request; its log has the details.")
-    return error_response(request.scope, what)
+    # Starlette runs this outside of all middleware, so the id is neither bound nor added to the answer there.
+    request_id = notes(request.scope).get("request_id", "")
+    what = problem("internal_error", f"The service failed on this request; {THE_LOG} has the details.")
+    response = error_response(request.scope, what, {HEADER: request_id})
+    known = notes(request.scope)
+    log.error("request_failed", request_id=request_id, code=what.code, route=known["route"], exc_info=error)
+    return response
 
 
 class TextAsProblem:
@@ -214,7 +292,8 @@ class TextAsProblem:
             if _is_plain_refusal(message):
                 replaced = True
                 status = message["status"]
-                detail = HTTPStatus(status).description or HTTPStatus(status).phrase
+                phrase = HTTPStatus(status).description or HTTPStatus(status).phrase
+                detail = _too_large(scope) if status == 413 else phrase
                 what = problem(_CODE_OF_STATUS.get(status, "http_error"), detail, status=status)
                 await error_response(scope, what)(scope, receive, send)
             elif not replaced:

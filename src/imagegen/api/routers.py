@@ -2,6 +2,7 @@
 
 from fastapi import FastAPI
 
+from imagegen.api import pages
 from imagegen.api.native import config, events, system, webhooks
 from imagegen.api.native.images import bundle
 from imagegen.api.native.images import routes as images
@@ -14,5 +15,6 @@ from imagegen.api.native.tasks import routes as tasks
 def include_routers(app: FastAPI, max_upload_bytes: int) -> None:
     """Add the routes to the application. `max_upload_bytes`: the limit of bodies that contain pictures."""
     app.include_router(generation.upload_router, max_body_size=max_upload_bytes)
+    app.include_router(pages.router)
     for part in (generation, tasks, bundle, images, models, pulls, entries, config, webhooks, events, system):
         app.include_router(part.router)

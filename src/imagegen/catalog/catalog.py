@@ -11,7 +11,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    StringConstraints,
     field_validator,
     model_validator,
 )
@@ -34,6 +33,7 @@ from imagegen.core.errors import ModelNotFound
 from imagegen.core.limits import MaxQueue, RetentionDays, RetentionGb, RetentionTasks
 from imagegen.core.sizes import SIDE_MULTIPLE, TABLE_BASE, Sizing
 from imagegen.core.value import Value
+from imagegen.core.wording import Form, nearest
 
 if TYPE_CHECKING:
     from imagegen.settings import Settings
@@ -41,7 +41,13 @@ if TYPE_CHECKING:
 #: `/models/current` and `/models/unload` are routes.
 RESERVED_IDS = frozenset({"current", "unload"})
 
-ModelId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+ModelId = Annotated[
+    str,
+    Form(
+        r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}",
+        "must be a model id: letters, digits, '.', '_' and '-', at most 64, a letter or digit first",
+    ),
+]
 
 
 class Section(Value):
@@ -347,7 +353,9 @@ class Catalog(Value):
     def model(self, model_id: str) -> ModelSpec:
         """The entry with this id, or ModelNotFound."""
         if model_id not in self.models:
-            raise ModelNotFound
+            raise ModelNotFound(
+                f"There is no model with this id{nearest(model_id, self.models)}; GET /models lists them."
+            )
         return self.models[model_id]
 
     def loaded_as(self, model_id: str) -> dict[str, Any]:

@@ -7,13 +7,15 @@ The allowed roots, the JSON schema, the difference of two catalogs, receipts and
 A field of an entry without `Request` counts as loaded. A bare `str` is refused: it could be a path.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum, auto
 from types import NoneType
 from typing import Annotated, Any, Final, Literal, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, StringConstraints
 from pydantic.fields import FieldInfo
+
+from imagegen.core.wording import Form, nearest
 
 
 class Mark(Enum):
@@ -88,9 +90,10 @@ WeightsFile = Annotated[str, Mark.FILE, StringConstraints(min_length=1, max_leng
 HubSource = Annotated[
     str,
     Mark.SOURCE,
-    StringConstraints(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*(@[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*)?$",
-        max_length=320,
+    StringConstraints(max_length=320),
+    Form(
+        r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*(@[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*)?",
+        "must be a repository on the hub: org/name, or org/name@revision",
     ),
     AfterValidator(_as_the_hub_names),
 ]
@@ -102,7 +105,9 @@ HubSourceOrPath = Annotated[
 
 
 #: The name of a part of a pipeline, as in its model_index.json.
-PartName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
+PartName = Annotated[
+    str, Form(r"[a-z][a-z0-9_]{0,63}", "must be the name of a part: small letters, digits and '_', a letter first")
+]
 
 
 def marks(info: FieldInfo) -> frozenset[Mark]:
@@ -138,6 +143,28 @@ def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
         yield annotation
     for part in get_args(annotation):
         yield from _sections(part)
+
+
+def field_names(section: type[BaseModel]) -> list[str]:
+    """Every spelling that a section reads."""
+    return [key for name, info in section.model_fields.items() for key in spellings(name, info)]
+
+
+def section_at(section: type[BaseModel], loc: Sequence[Any]) -> type[BaseModel]:
+    """The section that holds the last key of `loc`: `section`, or one inside it."""
+    for part in loc[:-1]:
+        field = section.model_fields.get(str(part))
+        inner = sections(field) if field is not None else iter(())
+        section = next(inner, section)
+    return section
+
+
+def unknown_key(key: str, section: type[BaseModel], what: str = "key") -> str:
+    """The message about a key that a section refused."""
+    for name, info in section.model_fields.items():
+        if key in spellings(name, info):
+            return f"'{key}' is another spelling of '{name}', which is here, too; keep one of them"
+    return f"unknown {what} '{key}'{nearest(key, field_names(section))}"
 
 
 def texts(kind: type[BaseModel], fields: Mapping[str, Any]) -> Iterator[tuple[str, Mark, str]]:

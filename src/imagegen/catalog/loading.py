@@ -1,7 +1,6 @@
 """Reads a models.yaml into a Catalog, or lists every problem in it with line, column and fix."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,8 +8,9 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from imagegen.catalog.catalog import RESERVED_IDS, Catalog, GlobalSettings, ModelId, ModelSpec, Section
-from imagegen.catalog.fields import sections, spellings
+from imagegen.catalog.fields import section_at, unknown_key
 from imagegen.catalog.yaml import MAX_BYTES, Document, Loc, Position, YamlProblem, read
+from imagegen.core.wording import explained, nearest
 
 #: The spec class of each family, by `type`.
 Families = Mapping[str, type[ModelSpec]]
@@ -93,7 +93,7 @@ class _Reading:
                 case "models":
                     yield from self._models(value)
                 case _:
-                    yield Problem((key,), f"unknown section '{key}'{_nearest(key, SECTIONS)}")
+                    yield Problem((key,), f"unknown section '{key}'{nearest(key, SECTIONS)}")
         yield from self._whole()
 
     def _global(self, key: str, value: Any) -> Iterator[Problem]:
@@ -131,7 +131,7 @@ class _Reading:
         if family is None:
             known = ", ".join(sorted(self.families))
             where, what = ((*loc, "type"), f"unknown type '{word}'") if "type" in entry else (loc, "'type' is missing")
-            yield Problem(where, f"{what}{_nearest(word, self.families)}; known: {known}")
+            yield Problem(where, f"{what}{nearest(word, self.families)}; known: {known}")
             return
         try:
             self.models[model_id] = family.model_validate(entry)
@@ -146,7 +146,7 @@ class _Reading:
         default = self.settings.default_model
         if default is not None and isinstance(self.data["models"], dict) and default not in self.data["models"]:
             section = "global" if "global" in self.data else "settings"
-            hint = _nearest(default, self.data["models"])
+            hint = nearest(default, self.data["models"])
             yield Problem((section, "default_model"), f"default_model '{default}' is not under 'models'{hint}")
 
 
@@ -166,36 +166,9 @@ def _explain(error: ValidationError, loc: Loc, section: type[Section]) -> Iterat
 def _message(details: ErrorDetails, section: type[Section]) -> str:
     key = ".".join(map(str, details["loc"]))
     if details["type"] == "extra_forbidden":
-        section, key = _inner(section, details["loc"]), str(details["loc"][-1])
-        if (name := _other_spelling(key, section)) is not None:
-            return f"'{key}' is another spelling of '{name}', which is here, too; keep one of them"
-        return f"unknown key '{key}'{_nearest(key, field_names(section))}"
+        return unknown_key(str(details["loc"][-1]), section_at(section, details["loc"]))
     if details["type"] == "missing":
         return f"'{key}' is missing"
-    words = details["msg"].removeprefix("Value error, ")
+    words = explained(details)
     what = words[0].lower() + words[1:]
     return f"'{key}': {what}" if key else what
-
-
-def _inner(section: type[Section], loc: Loc) -> type[Section]:
-    """The section that holds the last key of `loc`: `section`, or one inside it."""
-    for part in loc[:-1]:
-        field = section.model_fields.get(str(part))
-        inner = sections(field) if field is not None else iter(())
-        section = next((it for it in inner if issubclass(it, Section)), section)
-    return section
-
-
-def field_names(section: type[Section]) -> list[str]:
-    """Every spelling that a section reads."""
-    return [key for name, info in section.model_fields.items() for key in spellings(name, info)]
-
-
-def _other_spelling(key: str, section: type[Section]) -> str | None:
-    """The field that `key` is a spelling of."""
-    return next((name for name, info in section.model_fields.items() if key in spellings(name, info)), None)
-
-
-def _nearest(word: Any, known: Any) -> str:
-    close = get_close_matches(str(word), [str(name) for name in known], n=1)
-    return f"; did you mean '{close[0]}'?" if close else ""

@@ -76,7 +76,11 @@ def configuration(settings: Settings, families: str) -> tuple[Catalog | None, li
         fault = {"level": "fault", "mend": mend, "exit_code": EX_CONFIG}
         return None, [_finding("configuration", "models.yaml", f"{file}: {line}", **fault) for line in lines]
     says = f"{file}: {len(catalog.models)} models, default {catalog.default_model}"
-    return catalog, [_finding("configuration", "models.yaml", says)]
+    unknown = [
+        _finding("configuration", name, f"no setting has this name{hint}", level="note", mend="Rename or remove it.")
+        for name, hint in settings.unknown_variables(os.environ).items()
+    ]
+    return catalog, [_finding("configuration", "models.yaml", says), *unknown]
 
 
 # -- folders -----------------------------------------------------------------------------------------------------------

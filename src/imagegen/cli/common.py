@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from imagegen.catalog.catalog import Catalog
 from imagegen.catalog.loading import ConfigError, load_catalog
+from imagegen.core.wording import explained
 from imagegen.loaders import PRODUCT
 from imagegen.loaders.base import families_named, specs_of
 from imagegen.settings import Settings
@@ -33,8 +34,9 @@ def settings_with(**given: Any) -> Settings:
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)]
-        fail("\n".join(lines), EX_CONFIG)
+        # An error about several settings has no place.
+        found = [(".".join(map(str, e["loc"])), explained(e)) for e in error.errors(include_url=False)]
+        fail("\n".join(f"{place}: {what}" if place else what for place, what in found), EX_CONFIG)
 
 
 def families_of(context: typer.Context) -> str:

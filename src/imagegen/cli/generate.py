@@ -64,7 +64,7 @@ def generate(
         typer.Option("--output", "-o", help="File to write: .png, .jpg, .webp or .avif; a batch gets -0, -1, ..."),
     ] = Path("out.png"),
     model: Annotated[str | None, typer.Option("--model", "-m", help="Model id; default: default_model.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, max=MAX_SEED, help="Same seed, same picture.")] = None,
+    seed: Annotated[int | None, typer.Option(min=-1, max=MAX_SEED, help="Same seed, same picture; -1: random.")] = None,
     steps: Annotated[
         int | None, typer.Option(min=1, max=MAX_STEPS, help="Denoising steps; default: the model's.")
     ] = None,
@@ -86,7 +86,7 @@ def generate(
         type=TaskType.IMAGE2IMAGE if image else TaskType.TEXT2IMAGE,
         model=model,
         prompt=prompt,
-        seed=seed,
+        seed=None if seed == -1 else seed,
         steps=steps,
         batch_size=batch_size,
         aspect_ratio=aspect_ratio,

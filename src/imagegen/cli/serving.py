@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
+import structlog
 import typer
 
 from imagegen import logs
@@ -28,6 +29,8 @@ from imagegen.core.errors import (
     StoreMisconfigured,
 )
 
+log = structlog.get_logger(__name__)
+
 
 def serve(
     context: typer.Context,
@@ -41,6 +44,8 @@ def serve(
     settings = settings_with(host=host, port=port, data_dir=data_dir, config=config, isolation=isolation)
     catalog = open_catalog(settings.config, families_of(context))
     logs.configure(catalog.settings.log_level)
+    for name, hint in settings.unknown_variables(os.environ).items():
+        log.warning("unknown_setting", message=f"No setting has the name {name}{hint or '.'}")
     # Imported here: the other commands do not need FastAPI.
     from imagegen.server import serve as run
 

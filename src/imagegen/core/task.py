@@ -17,8 +17,11 @@ from imagegen.core.webhooks import Webhook
 #: A task makes pictures at most this often: once, and once more when the worker or the service died under it.
 MAX_ATTEMPTS = 2
 
-#: torch's generators take 64 bits. 32 bits fit into a JSON number in every language.
-MAX_SEED = 2**32 - 1
+#: 64 bits, as torch's generators take. The one that makes the noise, on the CPU, reads the lower 32 of them.
+MAX_SEED = 2**64 - 1
+
+#: Seeds that imagegen chooses end here: different noise for each, and exact as a JSON number in every language.
+MAX_RANDOM_SEED = 2**32 - 1
 
 #: More than any sampler gains from.
 MAX_STEPS = 200
@@ -208,6 +211,8 @@ class GenerationTask(Value):
     request: GenerationRequest
     #: The name of the API key that submitted it; empty: submitted without a key.
     owner: str = Field(default="", max_length=64)
+    #: The id of the request that submitted it; empty in older records and without HTTP.
+    request_id: str = Field(default="", max_length=128)
     #: Lower runs first.
     priority: int = 0
     #: Seconds after its acceptance within which it must have begun to run.
@@ -241,3 +246,8 @@ class GenerationTask(Value):
     tokens: tuple[TokensRead, ...] = ()
     #: None: not a replay.
     replay: Replay | None = None
+
+    @property
+    def ids(self) -> dict[str, str]:
+        """What every line of the log about it has."""
+        return {"task_id": self.id, "request_id": self.request_id, "model": self.model}

@@ -4,6 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import TypeVar
 
 from imagegen.gpu.engine import Engine
@@ -84,7 +85,9 @@ class GpuExecutor:
     async def _run(self, call: Callable[[], T]) -> T:
         self._calls += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+            # In the caller's context, so that the lines of the log have the ids of its task.
+            run = copy_context().run
+            return await asyncio.get_running_loop().run_in_executor(self._thread, run, call)
         finally:
             self._calls -= 1
 

@@ -5,6 +5,7 @@ import os
 from types import TracebackType
 
 from imagegen.core.errors import EngineError, EngineMissing, ImportFailed
+from imagegen.core.wording import THE_LOG
 from imagegen.gpu.memory import causes
 
 #: Words of torch where torchvision is of another build. diffusers and transformers import it wherever it is installed.
@@ -51,7 +52,7 @@ def _in_words(error: Exception) -> EngineError:
             f"The libraries cannot be imported: no temporary file can be written to {folder}. Make room there, or name "
             "another folder in TMPDIR."
         )
-    return ImportFailed(f"The libraries cannot be imported ({type(chain[-1]).__name__}); the log has the details.")
+    return ImportFailed(f"The libraries cannot be imported ({type(chain[-1]).__name__}); {THE_LOG} has the details.")
 
 
 def _is_about_temporary_files(cause: BaseException) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from imagegen.core.errors import EngineError, FailureCode
+from imagegen.core.wording import THE_LOG
 from imagegen.gpu.protocol import DeviceMemory
 from imagegen.loaders.host_memory import available_bytes, machine_bytes
 from imagegen.loaders.memory_errors import out_of_memory
@@ -161,4 +162,4 @@ def classify(error: BaseException, during: FailureCode) -> tuple[FailureCode, st
     if isinstance(error, EngineError):
         return error.failure, error.detail
     what = "loading the model" if during is FailureCode.LOAD_FAILED else "making the picture"
-    return during, f"An unexpected {type(error).__name__} while {what}; the log has the details."
+    return during, f"An unexpected {type(error).__name__} while {what}; {THE_LOG} has the details."

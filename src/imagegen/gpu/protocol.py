@@ -32,7 +32,14 @@ class EngineOptions(Value):
 # -- commands ----------------------------------------------------------------------------------------------------------
 
 
-class Load(Value):
+class Traced(Value):
+    """A command that is run for somebody."""
+
+    #: What the worker's lines of the log have: `task_id`, `request_id`, `model`.
+    log_context: dict[str, str] = Field(default_factory=dict)
+
+
+class Load(Traced):
     """Bring a model into device memory. Answer: Loaded or Failed."""
 
     kind: Literal["load"] = "load"
@@ -59,7 +66,7 @@ class Load(Value):
         )
 
 
-class Unload(Value):
+class Unload(Traced):
     """Unload a model and free its memory. Answer: Unloaded or Failed."""
 
     kind: Literal["unload"] = "unload"
@@ -70,7 +77,7 @@ class Unload(Value):
     switching: bool = False
 
 
-class Generate(Value):
+class Generate(Traced):
     """Make the pictures of a request, or of several. Answer: any number of Step, then Generated, Stopped or Failed."""
 
     kind: Literal["generate"] = "generate"

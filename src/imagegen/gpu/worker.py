@@ -6,6 +6,9 @@ import threading
 import warnings
 from multiprocessing.connection import Connection
 
+from structlog.contextvars import bind_contextvars, clear_contextvars
+
+from imagegen import logs
 from imagegen.core.children import follow_parent, ignore_signals
 from imagegen.core.value import Value
 from imagegen.gpu.engine import LocalEngine
@@ -16,6 +19,7 @@ from imagegen.gpu.protocol import (
     Measure,
     Step,
     StopGenerating,
+    Traced,
     Unload,
     pack,
     unpack_command,
@@ -44,12 +48,16 @@ class Session:
 
     def serve_one(self) -> None:
         """Run the next command and send its answer."""
-        match unpack_command(self._connection.recv_bytes()):
-            case Load() as command:
+        command = unpack_command(self._connection.recv_bytes())
+        clear_contextvars()
+        if isinstance(command, Traced):
+            bind_contextvars(**command.log_context)
+        match command:
+            case Load():
                 self._send(self._engine.load(command))
-            case Unload() as command:
+            case Unload():
                 self._send(self._engine.unload(command))
-            case Generate() as command:
+            case Generate():
                 self._stop.clear()
                 self._send(self._engine.generate(command, self._stop, self._on_step))
             case Measure():
@@ -68,9 +76,9 @@ class Session:
 
 
 def quiet() -> None:
-    """Silence the libraries' warnings, which are meant for developers. Only our own messages go to stderr."""
+    """Log errors on stderr, which is the service's, in its format. Warnings of libraries are meant for developers."""
     warnings.simplefilter("ignore")
-    logging.basicConfig(level=logging.ERROR)
+    logs.configure(libraries=logging.ERROR)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from typing import TypeVar
 
 import structlog
 from msgpack.exceptions import UnpackException
+from structlog.contextvars import get_contextvars
 
 from imagegen.core.children import is_secret
 from imagegen.core.errors import FailureCode
@@ -36,6 +37,7 @@ from imagegen.gpu.protocol import (
     Step,
     StopGenerating,
     Stopped,
+    Traced,
     Unload,
     Unloaded,
     pack,
@@ -154,7 +156,7 @@ class WorkerEngine:
             return Failed(code=FailureCode.WORKER_CRASHED, message="The worker process could not be started.")
         try:
             worker.reading = Reading(worker.process.pid)
-            worker.send(command)
+            worker.send(_traced(command))
             while True:
                 answer = worker.receive(timeout_s, tick)
                 if not isinstance(answer, Step):
@@ -298,6 +300,13 @@ def _empty(folder: str) -> dict[str, str]:
     shutil.rmtree(folder, ignore_errors=True)
     os.makedirs(folder, mode=0o700, exist_ok=True)
     return {"TMPDIR": folder}
+
+
+def _traced(command: Value) -> Value:
+    """The command with the ids of this context, so that the worker's lines of the log have them, too."""
+    if not isinstance(command, Traced):
+        return command
+    return command.evolve(log_context={key: str(value) for key, value in get_contextvars().items()})
 
 
 def worker_environment(ours: Mapping[str, str]) -> dict[str, str]:

@@ -34,6 +34,7 @@ from imagegen.core.errors import (
 from imagegen.core.provenance import Provenance
 from imagegen.core.sizes import Size, render_size
 from imagegen.core.task import GenerationRequest, Lora, Pixels, TokensRead
+from imagegen.core.wording import THE_LOG
 from imagegen.loaders.adapters import Adapters
 from imagegen.loaders.base import Inputs, LoadedModel, OnStep, Placement, find_weights
 from imagegen.loaders.class_caches import clear_class_caches
@@ -531,7 +532,7 @@ def open_pipeline(
     except ImportError as error:
         raise EngineMissing(f"{spec.pipeline_class} needs {_library(error)}.") from error
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise WeightsCorrupt("The model's files do not fit together; the log says which.") from error
+        raise WeightsCorrupt(f"The model's files do not fit together; {THE_LOG} says which.") from error
     except RuntimeError as error:
         if "size mismatch" not in str(error) and "mismatched" not in str(error):
             raise
@@ -541,7 +542,7 @@ def open_pipeline(
 def _library(error: ImportError) -> str:
     """What is not there, as its module is called, and how it is installed."""
     name = error.name or next(
-        (word for word in _OPTIONAL if word in str(error).lower()), "a library that the log names"
+        (word for word in _OPTIONAL if word in str(error).lower()), f"a library that {THE_LOG} names"
     )
     if name == "torchvision":
         return "torchvision, which is not installed: `make vision` takes the build that matches torch"

@@ -12,6 +12,7 @@ from imagegen.catalog.catalog import HubFiles
 from imagegen.catalog.fields import HubSourceOrPath, WeightsFile
 from imagegen.catalog.sources import Folders, cached_file, cached_snapshot, local
 from imagegen.core.errors import WeightsCorrupt, WeightsMissing, WeightsRefused
+from imagegen.core.wording import Form
 from imagegen.loaders.base import LoadedModel, ModelLoader, Placement, advice
 from imagegen.loaders.diffusers_model import (
     DiffusersSpec,
@@ -115,7 +116,9 @@ class GGUFSpec(QuantisedSpec):
         "QwenImageEditPlusPipeline",
         "ZImagePipeline",
     ] = "FluxPipeline"
-    gguf_file: Annotated[WeightsFile, StringConstraints(pattern=r"\.gguf$", max_length=300)] | None = Field(
+    gguf_file: (
+        Annotated[WeightsFile, StringConstraints(max_length=300), Form(r".+\.gguf", "must end with .gguf")] | None
+    ) = Field(
         default=None,
         validation_alias=AliasChoices("gguf_file", "filename", "weight_name"),
         description="The file's name in `hf_path`, or in the folder `local_path`.",

@@ -11,6 +11,7 @@ from imagegen.catalog.catalog import HubFiles
 from imagegen.catalog.fields import HubSource, WeightsFile
 from imagegen.catalog.sources import Folders, cached_file, local
 from imagegen.core.errors import EngineMissing, UnsupportedDevice, WeightsCorrupt, WeightsMissing
+from imagegen.core.wording import Form
 from imagegen.loaders.base import LoadedModel, ModelLoader, Placement, advice
 from imagegen.loaders.diffusers_model import (
     DiffusersModel,
@@ -36,7 +37,9 @@ FP4 = frozenset({(12, 0), (12, 1)})
 INSTALL = "install the wheel for your torch and Python from the releases of nunchaku-ai/nunchaku on GitHub"
 
 
-SafetensorsFile = Annotated[WeightsFile, StringConstraints(pattern=r"\.safetensors$", max_length=300)]
+SafetensorsFile = Annotated[
+    WeightsFile, StringConstraints(max_length=300), Form(r".+\.safetensors", "must end with .safetensors")
+]
 
 
 class NunchakuSpec(QuantisedSpec):
@@ -46,7 +49,9 @@ class NunchakuSpec(QuantisedSpec):
 
     type: Literal["flux_nunchaku", "nunchaku"]
     pipeline_class: Literal["FluxPipeline", "FluxKontextPipeline"] = "FluxPipeline"
-    weight_name: Annotated[SafetensorsFile, StringConstraints(pattern=r"^([^{}]|\{precision\})+$")] | None = Field(
+    weight_name: (
+        Annotated[SafetensorsFile, Form(r"([^{}]|\{precision\})+", "may have braces only as {precision}")] | None
+    ) = Field(
         default=None,
         description="The file in `hf_path` or `local_path`. `{precision}` becomes int4 or fp4, as the GPU needs.",
     )

@@ -10,6 +10,7 @@ from imagegen.catalog.hub_cache import cache_root, index_in, lacks_in, paths_in
 from imagegen.catalog.pipeline_files import Dtype, part_paths, parts_of
 from imagegen.catalog.sources import cached_snapshot, local
 from imagegen.core.errors import WeightsCorrupt, WeightsMissing, WeightsRefused
+from imagegen.core.wording import THE_LOG
 from imagegen.loaders.folder import check_file
 from imagegen.loaders.pipelines import PipelineKind
 
@@ -69,7 +70,7 @@ def open_part(name: str, home: Path, kind: Sequence[str | None], variant: str | 
     try:
         return part_class.from_pretrained(home, **how)  # type: ignore[attr-defined]
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise WeightsCorrupt(f"The files of the part '{name}' do not fit together; the log says which.") from error
+        raise WeightsCorrupt(f"The files of the part '{name}' do not fit together; {THE_LOG} says which.") from error
 
 
 def _own_class(home: Path) -> str | None:

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from hashlib import sha256
 
+import structlog
+
 from imagegen.catalog.catalog import Catalog, ModelSpec
 from imagegen.core.errors import InvalidRequest, ModelNotFound, NoReceipt, SizeTooLarge, UnsupportedCapability
 from imagegen.core.sizes import MAX_SIDE, Shape, Size, render_size, size_like, size_of
@@ -20,6 +22,7 @@ from imagegen.core.task import (
 )
 from imagegen.core.value import Value
 from imagegen.core.webhooks import Webhook
+from imagegen.core.wording import nearest
 
 
 class Limits(Value):
@@ -105,7 +108,8 @@ def _spec(model: str, catalog: Catalog) -> ModelSpec:
     try:
         return catalog.model(model)
     except ModelNotFound:
-        raise ModelNotFound(f"There is no such model; known: {', '.join(catalog.models)}.") from None
+        known = ", ".join(catalog.models)
+        raise ModelNotFound(f"There is no such model{nearest(model, catalog.models)}; known: {known}.") from None
 
 
 def _size(draft: TaskDraft, spec: ModelSpec, limits: Limits, longest_side: int, input_size: Size | None) -> Size:
@@ -152,7 +156,7 @@ def _asked(draft: TaskDraft) -> tuple[str, Callable[[ModelSpec], bool]]:
 
 
 def new_task(draft: TaskDraft, model: str, request: GenerationRequest) -> GenerationTask:
-    """The record of an admitted draft: `pending`, with a new id."""
+    """The record of an admitted draft: `pending`, with a new id and the id of the request, as the log has it."""
     image, mask = draft.pictures.init_image, draft.pictures.mask_image
     return GenerationTask(
         id=str(uuid.uuid4()),
@@ -160,6 +164,7 @@ def new_task(draft: TaskDraft, model: str, request: GenerationRequest) -> Genera
         model=model,
         request=request,
         owner=draft.owner,
+        request_id=structlog.contextvars.get_contextvars().get("request_id", ""),
         priority=draft.priority,
         deadline_s=draft.deadline_s,
         previews=draft.previews,

@@ -11,7 +11,7 @@ import structlog
 
 from imagegen.core.errors import Draining, FailureCode, KeyReused, ModelQuarantined, QueueFull
 from imagegen.core.events import EventBus, TaskQueued
-from imagegen.core.task import MAX_ATTEMPTS, MAX_SEED, GenerationRequest, GenerationTask, InputPictures
+from imagegen.core.task import MAX_ATTEMPTS, MAX_RANDOM_SEED, GenerationRequest, GenerationTask, InputPictures
 from imagegen.loaders.pictures import picture_size
 from imagegen.storage.images import ImageStore
 from imagegen.storage.journal import Claim, Claimed, TaskJournal
@@ -137,7 +137,7 @@ class Intake:
         if picture is not None and needs_input_size(draft):
             size = await asyncio.to_thread(picture_size, picture)
         longest = await self._models.longest_side(draft.model or self._models.catalog.default_model)
-        new_seed = partial(secrets.randbelow, MAX_SEED + 1)
+        new_seed = partial(secrets.randbelow, MAX_RANDOM_SEED + 1)
         model, request = admit(
             draft, self._models.catalog, self._limits, new_seed, longest_side=longest, input_size=size
         )
@@ -154,7 +154,7 @@ class Intake:
         finally:
             self._arriving.discard(task.id)
         if isinstance(stored, GenerationTask):
-            log.info("task_accepted", task_id=task.id, model=task.model, type=task.type, priority=task.priority)
+            log.info("task_accepted", **task.ids, type=task.type, priority=task.priority)
             deadline = None if task.deadline_s is None else since + task.deadline_s
             self.enqueue(LiveTask(stored, self._clock(), deadline))
         return stored
@@ -193,7 +193,7 @@ class Intake:
             spooled = bool(task.storing) and await self._images.spooled(task.storing)
             live = LiveTask.recovered(task, self._clock(), self._deadline_of(task), spooled=spooled)
             self._records.live[task.id] = live
-            log.info("task_recovered", task_id=task.id, attempt=live.record.attempt, pictures=len(live.record.storing))
+            log.info("task_recovered", **task.ids, attempt=live.record.attempt, pictures=len(live.record.storing))
             if isinstance(live.stage, Saving):
                 made.append(live)
             elif live.record.attempt >= MAX_ATTEMPTS:

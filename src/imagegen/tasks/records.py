@@ -80,7 +80,7 @@ class Records:
             await (self._journal.begin(*tasks) if started else self._journal.update(*tasks))
         except (StorageFull, StorageFailed) as error:
             for task in tasks:
-                log.error("journal_failed", task_id=task.id, status=task.status, code=error.code)
+                log.error("journal_failed", **task.ids, status=task.status, code=error.code)
             return False
         return True
 
@@ -117,7 +117,8 @@ class Records:
         if not written:
             self._unwritten[ended.id] = ended
         del self.live[ended.id]
-        log.info("task_ended", task_id=ended.id, status=ended.status, attempt=ended.attempt)
+        code = ended.failure.code if ended.failure else None
+        log.info("task_ended", **ended.ids, status=ended.status, attempt=ended.attempt, code=code)
 
     async def write_ends(self) -> None:
         """Write the ends that the disk has refused. Raises StorageFull or StorageFailed if it still does."""

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from itertools import count
 from typing import TypeVar
 
-from structlog.contextvars import bound_contextvars
+from structlog.contextvars import bound_contextvars, get_contextvars
 
 from imagegen.core.errors import DeviceFault, Draining, FailureCode
 from imagegen.core.events import EventBus, TaskLoaded, TaskLoading, TaskLoadingProgress, TaskStarted
@@ -93,9 +93,11 @@ class Runner:
         if self._intake.closed:
             raise Draining
         result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        asked_by = get_contextvars()
 
         async def act() -> None:
-            value = await action()
+            with bound_contextvars(**asked_by):
+                value = await action()
             if not result.done():  # the caller may have gone away
                 result.set_result(value)
 
@@ -138,7 +140,7 @@ class Runner:
         self._device.call = call = Call(first, self._bus, self._clock())
         try:
             self._start(first)
-            with bound_contextvars(task_id=first.record.id):  # in the log lines of the load and of the picture
+            with bound_contextvars(**first.record.ids):
                 outcome = await self._generate(call)
         finally:
             self._device.call = None
@@ -149,7 +151,9 @@ class Runner:
             self._queue.held = self._saving.crowded
             return
         for live in call.members:
-            if not live.ending:  # a member that was cancelled has ended already
+            if live.ending:
+                continue  # a member that was cancelled has ended already
+            with bound_contextvars(**live.record.ids):
                 await self._failed(live, outcome, together=call.together)
 
     def _start(self, live: LiveTask) -> None:
@@ -175,7 +179,8 @@ class Runner:
         image2image = task.type is TaskType.IMAGE2IMAGE
         pictures = await self._journal.pictures(task.id) if image2image else InputPictures()
         began = self._clock()
-        with self._models.reading_ahead(self._queue.first_load(self._is_cold)):
+        shared = {"companions": " ".join(it.record.id for it in call.members[1:])} if others else {}
+        with self._models.reading_ahead(self._queue.first_load(self._is_cold)), bound_contextvars(**shared):
             outcome = await self._models.generate(
                 model, request, pictures, call, call.on_step, task.previews, others, together=call.together
             )

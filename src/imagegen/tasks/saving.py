@@ -5,6 +5,8 @@ from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from typing import Any
 
+from structlog.contextvars import bind_contextvars
+
 from imagegen.core.errors import EncodingFailed, FailureCode, StorageFailed, StorageFull
 from imagegen.core.events import EventBus, TaskStoring
 from imagegen.core.task import GenerationTask, Pixels, StoredImage
@@ -46,7 +48,7 @@ class Saver:
 
     def resume(self, live: LiveTask, beside: asyncio.TaskGroup) -> None:
         """Upload the pictures that an earlier run left in the spool."""
-        self._begin(self._store(live, live.record.storing), beside)
+        self._begin(_all([self._store(live, live.record.storing)]), beside)
 
     def _begin(self, work: Coroutine[Any, Any, None], beside: asyncio.TaskGroup) -> None:
         saving = beside.create_task(work)
@@ -61,6 +63,7 @@ class Saver:
 
     async def _save(self, live: LiveTask, images: tuple[Pixels, ...]) -> None:
         task = live.record
+        bind_contextvars(**task.ids)  # for the asyncio task of `_all`
         try:
             stored = await self._images.save(task.id, images, task.output.format, encoder_of(task))
         except StorageFull:
@@ -77,6 +80,7 @@ class Saver:
 
     async def _store(self, live: LiveTask, stored: tuple[StoredImage, ...]) -> None:
         """Upload pictures from the spool, if there is a bucket, and end the task."""
+        bind_contextvars(**live.record.ids)
         try:
             uploaded = await self._upload(live, stored) if self._images.ships else True
         except StorageFailed as error:
@@ -123,4 +127,5 @@ class Saver:
 
 
 async def _all(works: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Each work has an asyncio task of its own, so that its lines of the log have its own ids."""
     await asyncio.gather(*works)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 
 from imagegen.api.dependencies import EffectiveSettings, Images, Tasks
 from imagegen.api.native.images.ranges import Range, parse_range
-from imagegen.api.problems import describe, problem, problem_json
+from imagegen.api.problems import describe, error_response, problem
 from imagegen.core.task import StoredImage
 from imagegen.storage.images import MEDIA_TYPES, ImageStore, media_type
 
@@ -92,7 +92,7 @@ async def get_image(
         await images.size(image)  # raises if the file is missing
         return Response(headers=headers | {"Content-Length": str(image.bytes)}, media_type=media_type(image.path))
     wanted = asked["range"] if asked["if-range"] in (None, headers["ETag"]) else None
-    return await _content(images, image, headers, parse_range(wanted, image.bytes) if wanted else None)
+    return await _content(request, images, image, headers, parse_range(wanted, image.bytes) if wanted else None)
 
 
 def _headers(image: StoredImage) -> dict[str, str]:
@@ -117,7 +117,9 @@ def _matches(header: str | None, etag: str) -> bool:
     return etag in tags or tags == ["*"]
 
 
-async def _content(images: ImageStore, image: StoredImage, headers: dict[str, str], part: Range | None) -> Response:
+async def _content(
+    request: Request, images: ImageStore, image: StoredImage, headers: dict[str, str], part: Range | None
+) -> Response:
     """The whole picture, or a part of it."""
     size, status = image.bytes, 200
     if part is None:
@@ -125,7 +127,9 @@ async def _content(images: ImageStore, image: StoredImage, headers: dict[str, st
         headers |= {"Content-Digest": headers["Repr-Digest"]}  # of the bytes that are sent, so of no part
     elif part.empty:
         headers = _SAFE | {"Content-Range": f"bytes */{size}"}
-        return problem_json(problem("range_not_satisfiable", "The picture has no such bytes."), headers)
+        return error_response(
+            request.scope, problem("range_not_satisfiable", "The picture has no such bytes."), headers
+        )
     else:
         status = 206
         headers |= {"Content-Range": f"bytes {part.start}-{part.stop - 1}/{size}"}

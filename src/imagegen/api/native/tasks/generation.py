@@ -1,10 +1,11 @@
 """POST /text2image and /image2image accept a task; POST /plan tells what would happen to such a request."""
 
+import re
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
 from fastapi import APIRouter, Response
-from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from imagegen.api.bounded import BoundedRoute
 from imagegen.api.dependencies import EffectiveSettings, Service, Webhooks, Who
@@ -19,6 +20,7 @@ from imagegen.catalog.fields import HubSource
 from imagegen.core.sizes import AspectRatio, Shape
 from imagegen.core.task import MAX_SEED, MAX_STEPS, ImageFormat, InputPictures, Lora, Output, TaskType
 from imagegen.core.webhooks import ENDS, WebhookEvent
+from imagegen.core.wording import Form
 from imagegen.tasks.admission import TaskDraft
 from imagegen.tasks.outlooks import Plan
 from imagegen.webhooks.sender import WebhookSender
@@ -59,7 +61,36 @@ def _plain_text(text: str) -> str:
 
 
 Prompt = Annotated[str, Field(max_length=8192), AfterValidator(_plain_text)]
+WeightsName = Annotated[
+    str,
+    Form(
+        r"\w[\w.\- /]*\.safetensors",
+        "must be a file of the repository that ends with .safetensors: letters, digits, '_', '.', '-', ' ' and '/'",
+    ),
+]
 Side = Annotated[int, Field(strict=True, ge=16, le=8192)]
+
+
+def _number(seed: object) -> object:
+    if isinstance(seed, str):
+        if re.fullmatch("-1|[0-9]{1,20}", seed) is None:
+            raise ValueError(f"must be a whole number from 0 to {MAX_SEED}, or -1 for a random one")
+        seed = int(seed)
+    return None if seed == -1 and type(seed) is int else seed
+
+
+_SeedNumber = Annotated[int, Field(strict=True, ge=0, le=MAX_SEED)]
+
+#: None, after validation: random.
+Seed = Annotated[
+    _SeedNumber | None,
+    BeforeValidator(
+        _number,
+        json_schema_input_type=Annotated[int, Field(ge=-1, le=MAX_SEED)]
+        | Annotated[str, Field(pattern="^(-1|[0-9]{1,20})$")]
+        | None,
+    ),
+]
 
 
 class LoraBody(RequestBody):
@@ -71,9 +102,7 @@ class LoraBody(RequestBody):
     repo: HubSource | None = Field(
         None, description="Instead of `path`: `org/name[@revision]`, already in the hub's cache."
     )
-    weight_name: str | None = Field(
-        None, min_length=1, max_length=300, pattern=r"^[\w][\w.\- /]*\.safetensors$", description="The file in `repo`."
-    )
+    weight_name: WeightsName | None = Field(None, min_length=1, max_length=300, description="The file in `repo`.")
     scale: float = Field(1.0, strict=True, ge=-4, le=4, allow_inf_nan=False, description="Strength of the LoRA.")
 
     @model_validator(mode="after")
@@ -129,8 +158,10 @@ class GenerationBody(RequestBody):
         allow_inf_nan=False,
         description="How closely to follow the prompt; default: the model's.",
     )
-    seed: int | None = Field(
-        None, strict=True, ge=0, le=MAX_SEED, description="The same seed gives the same pixels; default: random."
+    seed: Seed = Field(
+        None,
+        description="The same seed gives the same pixels; default, and -1: random. Also read as text: JavaScript "
+        "rounds numbers above 2^53.",
     )
     priority: int = Field(
         0,

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from imagegen.api.dependencies import Who, services_of
 from imagegen.core.owner import Owner
 from imagegen.core.task import TaskType
+from imagegen.core.wording import Form
 from imagegen.service.image_service import ImageService
 from imagegen.storage.journal import Claim
 from imagegen.tasks.admission import TaskDraft
@@ -46,11 +47,10 @@ async def _submitter(
     request: Request,
     who: Who,
     idempotency_key: Annotated[
-        str | None,
+        Annotated[str, Form(r"[!-~]([ -~]*[!-~])?", "must be printable ASCII characters, no space at its ends")] | None,
         Header(
             min_length=1,
             max_length=255,
-            pattern=r"^[!-~]([ -~]*[!-~])?$",
             description="Any text. For 24 hours, the same key with the same body returns the same task, with "
             "`Idempotency-Replayed: true`; the same key with another body is refused.",
         ),

@@ -7,6 +7,7 @@ from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, model_seri
 
 from imagegen.api.native.images.routes import ImageView, image_view
 from imagegen.api.native.models.pulls import PullView, pull_view
+from imagegen.api.problems import page
 from imagegen.core.provenance import differences
 from imagegen.core.receipt import Receipt
 from imagegen.core.task import GenerationTask, ImageFormat, TaskStatus, TaskType, TokensRead
@@ -91,6 +92,9 @@ class TaskView(BaseModel):
     storing: bool | None = Field(
         None, description="While processing: true if its pictures wait for the bucket, which cannot be reached."
     )
+    request_id: str | None = Field(
+        None, description="`X-Request-ID` of the request that submitted it, as the log has it."
+    )
     created_at: datetime
     started_at: datetime | None
     completed_at: datetime | None
@@ -108,6 +112,9 @@ class TaskView(BaseModel):
     replay: ReplayView | None = Field(None, description="If it is a replay: the comparison with the original task.")
     error_code: str | None = Field(None, description="If it failed: a stable code.")
     error_message: str | None = Field(None, description="If it failed: the reason.")
+    error_type: str | None = Field(
+        None, description="If it failed: the path of a page about the code.", examples=["/docs/errors/out_of_memory"]
+    )
     links: TaskLinks
 
     @model_serializer(mode="wrap")
@@ -146,10 +153,12 @@ def task_view(
     return TaskView(
         task_id=task.id,
         task_type=task.type,
+        request_id=task.request_id or None,
         result_files=[image.path for image in task.images] or None,
         images=[image_view(image) for image in task.images],
         error_code=task.failure.code if task.failure else None,
         error_message=task.failure.message if task.failure else None,
+        error_type=page(task.failure.code) if task.failure else None,
         position=outlook.position if outlook else None,
         estimated_start_at=outlook.start_at if outlook else None,
         estimated_finish_at=outlook.finish_at if outlook else None,
