@@ -12,7 +12,7 @@ import httpx
 import pytest
 from PIL import Image, PngImagePlugin
 
-from imagegen.storage import images as store
+from imagegen.storage import folder, s3
 from tests.api.conftest import Client, Start
 from tests.s3 import SECRET, Bucket
 
@@ -130,7 +130,8 @@ async def test_a_part_of_what_has_changed_is_all_of_it(client: Client) -> None:
 async def test_large_pictures_are_read_piece_by_piece(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     url = await picture(client)
     whole = (await client.get(url)).content
-    monkeypatch.setattr(store, "PIECE", 10)
+    for module in (folder, s3):
+        monkeypatch.setattr(module, "PIECE", 10)
     assert (await client.get(url)).content == whole
     assert (await client.get(url, headers={"range": "bytes=3-44"})).content == whole[3:45]
 

@@ -41,7 +41,7 @@ def test_a_part_from_another_repository_is_fetched_instead() -> None:
         ({"vae": None}, "cannot do without 'vae'; it can without text_encoder_3, image_encoder, feature_extractor"),
         ({"tokenizer_3": None}, "cannot do without 'tokenizer_3'"),
         ({"vae": "https://example.org/vae"}, "not a URL"),
-        ({"../vae": "org/vae"}, "should match pattern"),
+        ({"../vae": "org/vae"}, "must be the name of a part"),
         ({"vae": 7}, "valid string"),
     ],
 )
