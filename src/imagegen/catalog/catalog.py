@@ -124,15 +124,15 @@ class GlobalSettings(Section):
         default=50,
         ge=0,
         le=100_000,
-        description="Another model is due once its oldest task has waited this many times the seconds of its load. A due "
-        "model may interrupt the resident models.",
+        description="Another model is due once its oldest task has waited this many times the seconds of its load. A "
+        "due model may interrupt the resident models.",
     )
     quantum_swaps: float = Field(
         default=45,
         ge=0,
         le=100_000,
-        description="The resident models are interrupted only after they have worked for this many times the seconds of "
-        "the due model's load since the latest load.",
+        description="The resident models are interrupted only after they have worked for this many times the seconds "
+        "of the due model's load, counted since the latest load.",
     )
     ageing_minutes: float = Field(
         default=5,
