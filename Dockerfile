@@ -1,12 +1,12 @@
-#   docker build -t imagegen .                              CPU; name an index of torch's CPU wheels in TORCH_INDEX, or
-#                                                           the image holds the CUDA build, which is several GB larger
+#   docker build -t imagegen .                              CPU; set TORCH_INDEX to an index of torch's CPU wheels, or
+#                                                           the image has the CUDA build, which is several GB larger
 #   docker build -t imagegen:cuda --build-arg TORCH=cuda .  NVIDIA GPU; needs the NVIDIA container toolkit to run
 #
-# Behind a mirror, add --build-arg PIP_INDEX_URL=...
+# With a mirror, add --build-arg PIP_INDEX_URL=...
 
 FROM python:3.11.15-trixie AS build
 WORKDIR /build
-# First torch alone, by the Makefile's own rule, which reads these arguments: it is large and changes seldom.
+# torch has its own layer, because it is large and changes seldom. The Makefile's rule reads these arguments.
 ARG TORCH
 ARG TORCH_INDEX
 ARG PIP_INDEX_URL
@@ -16,7 +16,7 @@ COPY Makefile constraints.txt ./
 RUN --mount=type=cache,target=/var/cache/pip \
     make torch VENV=/opt/imagegen PYTHON=/usr/local/bin/python3
 COPY pyproject.toml README.md LICENSE ./
-# torchvision: FLUX.2 dev and Qwen-Image-Edit read pictures with it. They are too large for a CPU.
+# torchvision: FLUX.2 dev and Qwen-Image-Edit read pictures with it. Both are too large for a CPU.
 RUN --mount=type=cache,target=/var/cache/pip \
     /opt/imagegen/bin/pip install --constraint constraints.txt --build-constraint constraints.txt --only-deps . \
     && if [ "$TORCH" = cuda ]; then make torchvision VENV=/opt/imagegen; fi
@@ -27,7 +27,7 @@ RUN --mount=type=cache,target=/var/cache/pip \
     /opt/imagegen/bin/pip install --constraint constraints.txt --build-constraint constraints.txt --no-deps .
 
 FROM python:3.11.15-slim-trixie
-# `compile` in models.yaml: Triton builds a small C module around each kernel. Python's own headers are in this image.
+# For `compile` in models.yaml: Triton builds a small C module for each kernel. This image has Python's headers.
 ARG TORCH
 # hadolint ignore=DL3008
 RUN if [ "$TORCH" = cuda ]; then \

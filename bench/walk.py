@@ -1,10 +1,10 @@
-"""How far does a request walk through the source? Calls, functions, files and changes of room of four requests.
+"""The path of four requests through the source: calls, functions, files and changes of package.
 
 python -m bench.walk [--top]
 
-The service runs in this process, in thread mode, with a model that only waits. A profiler sees each call of a function
-of imagegen. A room is a folder or a file directly below `src/imagegen`; a change of room is a call into another room
-than that of the call before it in the same thread. Fewer is better, for whoever has to read the way.
+The service runs in this process, in thread mode, with a model that only waits. A profiler records each call of a
+function of imagegen. A package is a folder or a file directly below `src/imagegen`. A change of package is counted when
+a call is in another package than the call before it in the same thread. Fewer changes are easier to read.
 """
 
 import argparse
@@ -44,7 +44,7 @@ class Place(NamedTuple):
     line: int
 
     @property
-    def room(self) -> str:
+    def package(self) -> str:
         return self.file.partition("/")[0].removesuffix(".py")
 
 
@@ -135,7 +135,7 @@ async def cancel(client: httpx.AsyncClient, walk: Walk) -> list[list[Place]]:
 
 def row(what: str, ways: list[list[Place]]) -> tuple[object, ...]:
     places = [place for way in ways for place in way]
-    changes = sum(one.room != other.room for way in ways for one, other in pairwise(way))
+    changes = sum(one.package != other.package for way in ways for one, other in pairwise(way))
     return what, len(places), len(set(places)), len({place.file for place in places}), changes
 
 
@@ -151,14 +151,14 @@ async def main(*, top: bool) -> None:
                 await ended(client, await submit(client, before))
                 walk.begin()
                 await request(client)
-                await asyncio.sleep(0.2)  # what is left to be done once its end was told
+                await asyncio.sleep(0.2)  # work that follows the reported end
                 ways = walk.end()
                 seen.update(place for way in ways for place in way)
                 rows.append(row(what, ways))
             rows.append(row("POST /task/{id}/cancel of a running task", await cancel(client, walk)))
         sys.setprofile(None)
         threading.setprofile(None)
-    print(table("request | calls | functions | files | changes of room", rows))
+    print(table("request | calls | functions | files | changes of package", rows))
     if top:
         print(table("calls | function | file", ((n, it.name, it.file) for it, n in seen.most_common(40))))
 

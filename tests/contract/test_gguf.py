@@ -201,7 +201,7 @@ def test_a_type_that_the_library_does_not_read_is_named_with_the_one_to_take(
     failed = refused(engine, shelf, local_path="typed.gguf", base_model="flux-dev")
     assert failed.code is FailureCode.WEIGHTS_REFUSED
     assert f"typed.gguf has weights of type {name}," in failed.message
-    assert f"Take the one with {instead} in its name" in failed.message
+    assert f"Use the file with {instead} in its name" in failed.message
     assert "cut off" not in failed.message
 
 

@@ -206,17 +206,17 @@ IGNORED: dict[str, tuple[dict[str, torch.Tensor], list[str]]] = {
     "nothing": ({}, []),
     "a deeper model": (
         layer("transformer.transformer_blocks.30.attn.to_q", "lora_A", "lora_B"),
-        ["Of odd.safetensors, about 50 % of the layers are not in this model and are ignored."],
+        ["About 50 % of the layers of odd.safetensors are not in this model and are ignored."],
     ),
     "scales of a DoRA": (
         {f"{BLOCK}.dora_scale": torch.ones(160)},
-        ["odd.safetensors is a DoRA, of which the scales are not applied: only its LoRA part counts."],
+        ["odd.safetensors is a DoRA: its LoRA part is applied, its scales are not."],
     ),
     "T5": (
         layer("text_encoder_2.encoder.block.0.layer.0.SelfAttention.q", "lora_A", "lora_B"),
         [
-            "Of odd.safetensors, the layers for the T5 text encoder are ignored.",
-            "Of odd.safetensors, about 50 % of the layers are not in this model and are ignored.",
+            "The layers of odd.safetensors for the T5 text encoder are ignored.",
+            "About 50 % of the layers of odd.safetensors are not in this model and are ignored.",
         ],
     ),
 }

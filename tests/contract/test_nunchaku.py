@@ -189,7 +189,7 @@ def test_the_other_package_of_that_name_is_recognised(
     assert isinstance(failed, Failed)
     assert failed.code is FailureCode.ENGINE_MISSING
     assert failed.message == (
-        "The installed package 'nunchaku' is not the engine but an unrelated one of that name on PyPI: "
+        "The installed package 'nunchaku' is not the engine, but an unrelated package of that name on PyPI: "
         f"run `pip uninstall nunchaku`, then {INSTALL}."
     )
 

@@ -1,4 +1,4 @@
-"""The process that downloads, against a local stand-in for the hub that fails in all the ways the real one does."""
+"""The download process, against a local fake of the hub that fails in every way that the real one does."""
 
 import asyncio
 import os
@@ -364,7 +364,7 @@ def test_a_token_that_is_not_valid(hub: Hub, monkeypatch: pytest.MonkeyPatch, tm
         ("org/nothing", "no repository 'org/nothing'"),
         ("org/private", "it is private and HF_TOKEN is not set"),
         (f"{NAME}@v9", "no such revision"),
-        ("org/a--b", "no name that a repository"),
+        ("org/a--b", "not a valid name"),
     ],
 )
 def test_what_does_not_exist(hub: Hub, source: str, words: str) -> None:

@@ -63,5 +63,5 @@ def test_where_its_build_is_not_to_be_had_it_says_so(tmp_path: Path) -> None:
 
 def test_one_that_does_not_work_beside_torch_does_not_stay(tmp_path: Path) -> None:
     said = make_torchvision(tmp_path, "cuda", import_exits=1)
-    assert "does not work beside this torch and was removed again" in said
+    assert "does not work with this torch and was removed again" in said
     assert said.splitlines()[-1].endswith("uninstall --quiet --yes torchvision")

@@ -164,7 +164,7 @@ def test_after_any_failure_a_card_that_runs_no_kernel_is_broken(engine: LocalEng
     failed = draw(engine)
     assert isinstance(failed, Failed)
     assert failed.code is FailureCode.DEVICE_FAULT
-    assert "told to fail" in failed.traceback
+    assert "a fake fault" in failed.traceback
     assert "empty_cache" not in card.asked
 
 

@@ -317,7 +317,7 @@ def test_odd_metadata_beside_the_orientation_does_not_matter(kind: str, entry: t
         (ModuleNotFoundError("No module named 'ftfy'", name="ftfy"), "ftfy: install it beside imagegen"),
         (
             ImportError("\nQwen2VLVideoProcessor requires the Torchvision library but it was not found"),
-            "torchvision, which is not installed: `make vision` takes the build that matches torch",
+            "torchvision, which is not installed: `make vision` installs the build that matches torch",
         ),
         (ImportError("something else"), f"a library that {THE_LOG} names: install it beside imagegen"),
     ],

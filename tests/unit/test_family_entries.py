@@ -165,7 +165,7 @@ WRONG: dict[str, tuple[str, str, str]] = {
     "several pictures in a call, judged as one": (
         "guidance_scale: 0\n",
         "guidance_scale: 0\n    step_cache: 0.1\n    max_batch: 8\n",
-        "2:3: max_batch: the step cache judges all pictures of a call as one; leave it out",
+        "2:3: max_batch: the step cache compares all pictures of a call as one; leave it out",
     ),
     "more pictures in a call than anything gains by": (
         "hf_path: Qwen/Qwen-Image\n",

@@ -104,7 +104,7 @@ def only_a_note_of_macos(file: Path) -> None:
         (a_dangling_link, "model_index.json", "weights_missing", "model_index.json is a link to a file that is not"),
         (a_mark, "model_index.json", "weights_refused", "model_index.json begins with a byte order mark"),
         (a_mark, "vae/config.json", "weights_refused", "vae/config.json begins with a byte order mark"),
-        (only_a_note_of_macos, VAE, "weights_missing", "is a note of macOS about a file"),
+        (only_a_note_of_macos, VAE, "weights_missing", "is a macOS metadata file"),
         (Path.unlink, VAE, "weights_missing", "no safetensors weights for 'vae'"),
         (Path.unlink, "scheduler/scheduler_config.json", "weights_missing", "no files for 'scheduler'"),
     ],

@@ -130,14 +130,15 @@ class GlobalSettings(Section):
         default=50,
         ge=0,
         le=100_000,
-        description="Another model's tasks interrupt those of the resident models once its oldest task has waited this "
-        "many times the seconds of its load, and ...",
+        description="Another model is due once its oldest task has waited this many times the seconds of its load. A "
+        "due model may interrupt the resident models.",
     )
     quantum_swaps: float = Field(
         default=45,
         ge=0,
         le=100_000,
-        description="... the resident models have worked for this many times these seconds since the latest load.",
+        description="The resident models are interrupted only after they have worked for this many times the seconds "
+        "of the due model's load, counted since the latest load.",
     )
     ageing_minutes: float = Field(
         default=5,
@@ -215,8 +216,8 @@ class ModelSpec(Section):
     hf_path: HubSource | None = Field(
         default=None,
         validation_alias=AliasChoices("hf_path", "huggingface_path"),
-        description="`org/name[@revision]` on the hub. A relative path of other than two segments counts as "
-        "`local_path`, as older files have it.",
+        description="`org/name[@revision]` on the hub. A relative path that does not have two segments counts as "
+        "`local_path`, for older files.",
     )
     local_path: WeightsPath | None = Field(
         default=None,
@@ -276,7 +277,7 @@ class ModelSpec(Section):
     @model_validator(mode="before")
     @classmethod
     def _as_older_files_say(cls, data: Any) -> Any:
-        """A relative path of other than two segments in `hf_path` is a folder, and left out are the shipped numbers."""
+        """Read a relative `hf_path` that does not have two segments as a folder; fill in the shipped defaults."""
         if not isinstance(data, dict):
             return data
         for key in ("hf_path", "huggingface_path"):

@@ -1,4 +1,4 @@
-"""Changes of models.yaml that a caller asks for: the new text, or why not. Pure, except that it resolves links."""
+"""Applies a caller's changes to the text of models.yaml, or refuses them. Pure, except that it resolves links."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -21,7 +21,7 @@ _SUSPICIOUS = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*:|^~|[\\%\x00-\x1f\x7f]")
 HUB_SOURCE: TypeAdapter[str] = TypeAdapter(HubSource)
 WEIGHTS_FILE: TypeAdapter[str] = TypeAdapter(WeightsFile)
 
-#: Bounds of a key's length, of the fields of one change, and of nesting. No real entry comes near.
+#: The most characters of a key, fields of one change, and levels of nesting; far above those of real entries.
 _MAX_KEY = 100
 _MAX_FIELDS = 100
 _MAX_DEPTH = 8
@@ -30,7 +30,7 @@ Fields = Mapping[str, Any]
 
 
 class Roots(NamedTuple):
-    """The folders below which a caller may name weights. The operator's own file may name any place."""
+    """The folders below which a caller may name weights. The operator's own file may name any path."""
 
     models: Path
     roots: tuple[Path, ...]

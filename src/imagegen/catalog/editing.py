@@ -53,7 +53,7 @@ def edited(text: str, changes: Sequence[Change]) -> str:
 
 
 def _checked(text: str, wanted: Any) -> Document:
-    """The text, after a check that it reads as intended. Raises NotEditable."""
+    """Read the edited text and check that its data is `wanted`. Raises NotEditable."""
     document = read(text)
     if not _same(document.data, wanted):
         raise NotEditable
@@ -77,7 +77,7 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _expected(data: Any, change: Change) -> Any:
-    """The file's data after a change, which the edited text must read as."""
+    """The data that the file must have after a change."""
     if isinstance(change, Remove) and not _has(data, change.path):
         return data
     key, *rest = change.path
@@ -243,7 +243,7 @@ def _remove(text: str, node: MappingNode, entry: _Entry) -> str:
     value_end = _after_colon(text, entry.key) if _is_empty(entry.value) else _end(text, entry.value)
     start, end = _line_start(text, entry.key.start_mark.index), _line_end(text, value_end)
     if _blank_line_at(text, end) and re.search(r"\n[ \t\r]*\n\Z", text[:start]):
-        end = _line_end(text, end)  # one of the two empty lines that would meet
+        end = _line_end(text, end)  # removes one of two empty lines that would be adjacent
     return text[:start] + text[end:]
 
 

@@ -1,9 +1,9 @@
-"""The types of the fields of models.yaml. A field's annotation says what it is, and everything else reads it there.
+"""The types of the fields of models.yaml. The annotation of a field says how it is used.
 
     vae_file: WeightsFile | None = None             a file in the entry's folder or repository; a change reloads
     steps: Annotated[int, Request] = 28             read when a request is admitted; a change reloads nothing
 
-The allowed roots, the JSON schema, the difference of two catalogs, receipts and the reference page walk these marks.
+The allowed roots, the JSON schema, the difference of two catalogs, receipts and the reference page read these marks.
 A field of an entry without `Request` counts as loaded. A bare `str` is refused: it could be a path.
 """
 
@@ -19,17 +19,17 @@ from imagegen.core.wording import Form, nearest
 
 
 class Mark(Enum):
-    """What an annotation says of a field, beside its type and bounds."""
+    """The properties of a field that its annotation gives besides its type and bounds."""
 
     #: Of `global`: a load reads it, unless the entry has a field of the same name; a change reloads models.
     LOADS = auto()
-    #: Of an entry: only people and requests read it; a change reloads nothing.
+    #: Of an entry: not read at load; a change reloads nothing.
     REQUEST = auto()
     #: Of `global`: it decides which models stay in memory; a change waits for the running task.
     RESIDENCY = auto()
-    #: It changes pixels: receipts name it.
+    #: It changes pixels, so receipts name it.
     RECEIPT = auto()
-    #: Words: it names no file.
+    #: Text that names no file.
     TEXT = auto()
     #: A file or folder, absolute or below the models directory.
     PATH = auto()
@@ -46,7 +46,7 @@ Request: Final = Mark.REQUEST
 Residency: Final = Mark.RESIDENCY
 Receipt: Final = Mark.RECEIPT
 
-#: The marks that say what a text is; every text of an entry has one.
+#: The marks for texts; every text field of an entry has one of them.
 _TEXTS = frozenset({Mark.TEXT, Mark.PATH, Mark.FILE, Mark.SOURCE, Mark.SOURCE_OR_PATH})
 
 
@@ -60,12 +60,12 @@ def _inside(file: str) -> str:
 def _as_the_hub_names(source: str) -> str:
     repo = source.partition("@")[0]
     if len(repo) > 96 or "--" in repo or ".." in source or repo.endswith(("-", ".", ".git")):
-        raise ValueError("not a name that the hub allows")
+        raise ValueError("the hub does not allow this name")
     return source
 
 
 def is_relative_folder(source: object) -> bool:
-    """Whether a source can be no repository but a folder below another: `a` or `a/b/c`, not `org/name`."""
+    """Whether a source is a relative folder and cannot be a repository: `a` or `a/b/c`, not `org/name`."""
     if not isinstance(source, str) or source.startswith(("/", "~", ".")) or "://" in source or "@" in source:
         return False
     return source.count("/") != 1
@@ -77,7 +77,7 @@ def _no_url(source: str) -> str:
     return source
 
 
-#: Words for people, or one of a family's own words.
+#: A text that names no file: for people, or one of a family's own values.
 Text = Annotated[str, Mark.TEXT]
 
 #: A file or folder: absolute, or below the models directory. Over HTTP it must lie below the allowed roots.
@@ -98,7 +98,7 @@ HubSource = Annotated[
     AfterValidator(_as_the_hub_names),
 ]
 
-#: `org/name[@revision]`, or a folder as in WeightsPath, which goes first where it exists.
+#: `org/name[@revision]`, or a folder as in WeightsPath; the folder is used if it exists.
 HubSourceOrPath = Annotated[
     str, Mark.SOURCE_OR_PATH, StringConstraints(min_length=1, max_length=1000), AfterValidator(_no_url)
 ]
@@ -111,7 +111,7 @@ PartName = Annotated[
 
 
 def marks(info: FieldInfo) -> frozenset[Mark]:
-    """All marks of a field, those inside a union or a list included."""
+    """All marks of a field, including those inside a union or a list."""
     return frozenset(mark for it in (*info.metadata, info.annotation) for mark in _marks(it))
 
 
@@ -134,7 +134,7 @@ def spellings(name: str, info: FieldInfo) -> list[str]:
 
 
 def sections(info: FieldInfo) -> Iterator[type[BaseModel]]:
-    """The sections that a field's value is made of: a LoRA of a list of LoRAs."""
+    """The sections inside a field's value, such as the LoRA in a list of LoRAs."""
     yield from _sections(info.annotation)
 
 
@@ -168,7 +168,7 @@ def unknown_key(key: str, section: type[BaseModel], what: str = "key") -> str:
 
 
 def texts(kind: type[BaseModel], fields: Mapping[str, Any]) -> Iterator[tuple[str, Mark, str]]:
-    """Key, mark and value of each text among unchecked `fields` of a section, those of inner sections included."""
+    """Key, mark and value of each text among unchecked `fields` of a section, including inner sections."""
     for name, info in kind.model_fields.items():
         mark = next(iter(marks(info) & _TEXTS), None)
         for key in spellings(name, info):
@@ -184,7 +184,7 @@ def texts(kind: type[BaseModel], fields: Mapping[str, Any]) -> Iterator[tuple[st
 
 
 def refuse_bare_text(kind: type[BaseModel]) -> None:
-    """Raises TypeError for a field that may be any text without saying what it names."""
+    """Raises TypeError for a field that is a text without a mark."""
     for name, info in kind.model_fields.items():
         if _is_bare(info.annotation) and not marks(info) & _TEXTS:
             raise TypeError(

@@ -56,7 +56,7 @@ class ConfigFile:
         return Stamp(it.st_ino, it.st_size, it.st_mtime_ns, it.st_ctime_ns)
 
     def read_only(self) -> str | None:
-        """Why the file cannot be edited, as far as this can be told before a write; None: it can."""
+        """Why the file cannot be edited, as far as this is known before a write; None: it can be edited."""
         if self.path == default_config().absolute():
             return "This is the configuration that ships with imagegen: copy it and start with --config."
         try:
@@ -64,7 +64,7 @@ class ConfigFile:
             mode = target.stat().st_mode
         except OSError:
             return "The file cannot be read."
-        # root can write everything, so the mode decides.
+        # root can write any file, so the mode decides.
         if not mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH) or not os.access(target, os.W_OK):
             return "The file is read-only."
         return None if os.access(target.parent, os.W_OK) else "The file's folder is read-only."
@@ -89,7 +89,7 @@ class ConfigFile:
             sync_folder(target.parent)
 
     def sweep(self) -> None:
-        """Remove the temporary files of a killed process. Only while nothing is written."""
+        """Remove the temporary files of a killed process. Must not run during `replace`."""
         with suppress(OSError):
             target = self.path.resolve(strict=True)
             for leftover in target.parent.glob(f".{target.name}.*.part"):

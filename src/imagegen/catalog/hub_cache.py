@@ -14,10 +14,10 @@ from typing import Any
 from imagegen.catalog.catalog import HubFiles
 from imagegen.catalog.pipeline_files import INDEX, lacking, part_paths
 
-#: What the cache lacks of a repository of which it has nothing.
+#: The answer of `lacks` for a repository of which the cache has nothing.
 EVERYTHING = "everything"
 
-#: Folders in folders of a repository. Real ones have two.
+#: The most levels of folders in a repository. Real repositories have two.
 _MAX_DEPTH = 8
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -91,7 +91,7 @@ def lacks(files: HubFiles, root: Path | None = None) -> str | None:
 
 
 def lacks_in(folder: Path, files: HubFiles) -> str | None:
-    """The first file or part that a folder does not hold of what a repository with these files would; None: nothing."""
+    """The first of these files or parts that a folder does not hold; None: it holds all of them."""
     if files.files or files.by_precision:
         either = [name for _, name in files.by_precision]
         if either and not any((folder / name).is_file() for name in either):
@@ -113,7 +113,7 @@ def paths_in(folder: Path, *, dangling: bool = False) -> list[str]:
     for home, folders, names in os.walk(folder, followlinks=True):
         here = Path(home).relative_to(folder)
         if len(here.parts) >= _MAX_DEPTH:
-            folders.clear()  # else a link to a folder above would never end
+            folders.clear()  # otherwise a link to a parent folder would never end
         found += [(here / name).as_posix() for name in names if exists(os.path.join(home, name))]
     return found
 

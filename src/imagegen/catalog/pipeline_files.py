@@ -5,14 +5,14 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
-#: Names the parts of a pipeline. It is linked into a snapshot last.
+#: The file that names the parts of a pipeline. It is linked into a snapshot last.
 INDEX = "model_index.json"
 
 #: `torch_dtype` of an entry.
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 
-#: The copies of weights that a dtype takes, best first. None: the files without a variant in their names, which mostly
-#: have full precision. A copy in the entry's own dtype is half as large and becomes the same numbers.
+#: The copies of weights that a dtype can be read from, best first. None: the files without a variant in their names,
+#: which mostly have full precision. A copy in the entry's own dtype is half as large and gives the same numbers.
 _COPIES: Mapping[Dtype, tuple[str | None, ...]] = MappingProxyType(
     {
         "auto": (None, "bf16", "fp16"),
@@ -22,10 +22,10 @@ _COPIES: Mapping[Dtype, tuple[str | None, ...]] = MappingProxyType(
     }
 )
 
-#: Words in the names of classes that have no weights, whatever their version calls them.
+#: Words in the names of classes that have no weights, in every version of the libraries.
 _WEIGHTLESS = ("Tokenizer", "Scheduler", "Processor", "FeatureExtractor")
 
-#: Every model is saved with one of these files, and nothing else is.
+#: The configuration files of models; a part that has one of them is read from weights.
 _OF_MODELS = frozenset({"config.json", "generation_config.json"})
 
 #: Suffixes of weights in all formats.
@@ -90,7 +90,7 @@ def lacking(
 def variant(
     paths: Iterable[str], index: Mapping[str, Any], without: Collection[str] = (), dtype: Dtype = "auto"
 ) -> str | None:
-    """The copy that from_pretrained must be told to read, `fp16` or `bf16`; None: the files without a variant.
+    """The `variant` argument of from_pretrained: `fp16`, `bf16`, or None for the files without a variant.
 
     Parts that do not have this copy are read from the files without a variant.
     """
@@ -121,7 +121,7 @@ def is_whole(names: Collection[str], cls: str, copy: str | None) -> bool:
 
 
 def part_files(names: Collection[str], cls: str, dtype: Dtype) -> list[str] | None:
-    """Of the files of one folder, those that a part of this class needs; None: they are incomplete."""
+    """The files of one folder that a part of this class needs; None: they are incomplete."""
     for copy in _COPIES[dtype]:
         if is_whole(names, cls, copy):
             return sorted(_companions(names) | (weights_of(names, copy) if needs_weights(cls, names) else set()))
@@ -129,7 +129,7 @@ def part_files(names: Collection[str], cls: str, dtype: Dtype) -> list[str] | No
 
 
 def part_paths(paths: Collection[str], part: str, dtype: Dtype) -> list[str] | None:
-    """The paths that one part needs: of its folder, or of a repository that is no pipeline; None: incomplete."""
+    """The paths that one part needs, in its folder or in a repository with only this part; None: incomplete."""
     folder = f"{part}/" if any(path.startswith(f"{part}/") for path in paths) else ""
     if not folder and INDEX in paths:
         return None
@@ -151,8 +151,8 @@ def _by_folder(paths: Iterable[str]) -> dict[str, set[str]]:
 def needs_weights(cls: str, names: Collection[str]) -> bool:
     """Whether a part of this class, with these files in its folder, is read from weights.
 
-    The class decides where its name says what it is; else the files: a folder without weights and without the
-    configuration of a model belongs to a part that needs none.
+    The name of the class decides if it is known. Otherwise a folder with neither weights nor the configuration of a
+    model belongs to a part without weights.
     """
     if any(word in cls for word in _WEIGHTLESS):
         return False
@@ -183,7 +183,7 @@ def weights_of(names: Iterable[str], copy: str | None) -> set[str]:
 
 
 def _opened(names: Iterable[str], copy: str | None) -> list[_Weights]:
-    """Those of the copy, or without a variant where there is no such copy; of shards and a single file, one.
+    """The files of this copy, or those without a variant if there is no such copy; either shards or a single file.
 
     diffusers prefers the shards, transformers the single file.
     """

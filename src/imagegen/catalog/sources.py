@@ -35,21 +35,21 @@ def local(path: str, models_dir: Path) -> Path:
 def missing(spec: ModelSpec, models_dir: Path, precision: str | None = None) -> tuple[HubFiles, ...]:
     """The files that must be pulled before an entry can be loaded.
 
-    `precision`: of the weights that the card takes (`int4`, `fp4`); None: unknown. Files of any precision count then.
+    `precision`: the one that the card needs (`int4`, `fp4`); None: unknown, then files of any precision count.
     """
     needed = [files.on_card(precision) for files in spec.hub_files()]
     return tuple(files for files in needed if not (_replaced(spec, files, models_dir) or is_here(files)))
 
 
 def lacks_locally(spec: ModelSpec, models_dir: Path) -> str | None:
-    """What is missing of the files that `local_path` names; None: nothing, or the entry has none. May raise OSError."""
+    """A missing file of those that `local_path` names; None: nothing, or no `local_path`. May raise OSError."""
     return spec.lacks(lambda path: local(path, models_dir))
 
 
 def weights_here(spec: ModelSpec, models_dir: Path, precision: str | None = None) -> bool:
     """Whether an entry can be loaded without a pull. An entry that names no place needs no weights.
 
-    Files that cannot be read count as missing; the load says why. `precision`: as for `missing`.
+    Files that cannot be read count as missing; the load reports the reason. `precision`: as for `missing`.
     """
     try:
         if spec.local_path is not None and spec.hf_path is None and lacks_locally(spec, models_dir) is not None:
@@ -61,9 +61,9 @@ def weights_here(spec: ModelSpec, models_dir: Path, precision: str | None = None
 
 
 def _replaced(spec: ModelSpec, files: HubFiles, models_dir: Path) -> bool:
-    """Whether local files replace the repository: `local_path` for `hf_path`, a folder of its name otherwise.
+    """Whether complete local files replace the repository.
 
-    They do where they are complete.
+    For `hf_path` these are the files of `local_path`, for other repositories a folder with the repository's name.
     """
     if spec.hf_path is not None and spec.hf_path.partition("@")[0] == files.repo and files.part is None:
         return spec.local_path is not None and lacks_locally(spec, models_dir) is None

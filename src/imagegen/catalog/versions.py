@@ -46,7 +46,10 @@ class Versions:
         raise VersionNotFound
 
     def add(self, text: str, source: str) -> int:
-        """Store a text as the newest version unless it already is; its number. Raises StorageFull or StorageFailed."""
+        """Store a text as the newest version, unless it is already, and return its number.
+
+        Raises StorageFull or StorageFailed.
+        """
         files = self._files()
         newest = files[-1] if files else None
         if newest is not None and _read(newest) == text:
@@ -74,7 +77,7 @@ class Versions:
         )
 
     def _files(self) -> list[Path]:
-        """Oldest first."""
+        """The files of the versions, oldest first."""
         return sorted((path for path in self._folder.glob("*.yaml") if _FILE.fullmatch(path.name)), key=_number)
 
     def _version(self, path: Path) -> Version:

@@ -18,9 +18,9 @@ from imagegen.catalog.file import ConfigFile, Stamp
 _LOOK_MS = 5000
 #: Seconds between two attempts while the folder is missing.
 _AGAIN_S = 1.0
-#: A file is whole once it has not changed for this many seconds and no process has it open for writing ...
+#: A file is complete once it has not changed for this many seconds and no process has it open for writing.
 QUIET_S = 0.2
-#: ... which is waited for this many seconds at most.
+#: The most seconds to wait for a process that has it open for writing.
 _PATIENCE_S = 30.0
 
 
@@ -57,14 +57,14 @@ def trail(path: Path) -> Trail:
 
 
 async def changes(file: ConfigFile, known: Stamp | None, stop: asyncio.Event) -> AsyncIterator[None]:
-    """Yield after each change since `known`, once the file is whole. Ends soon after `stop` is set."""
+    """Yield after each change since `known`, once the file is complete. Ends soon after `stop` is set."""
     while not stop.is_set():
         try:
             async for _ in _hints(file, stop):
                 if file.stamp() != known:
                     known = await settled(file, stop)
                     yield
-        except (OSError, RuntimeError):  # the folder is missing, or no watch can be had: poll
+        except (OSError, RuntimeError):  # the folder is missing, or cannot be watched: poll
             with suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), _AGAIN_S)
 
@@ -102,9 +102,9 @@ async def settled(file: ConfigFile, stop: asyncio.Event) -> Stamp | None:
 
 
 def is_being_written(path: Path) -> bool:
-    """Whether some process has the file open for writing. Known on Linux only, and to the file's owner.
+    """Whether some process has the file open for writing. Works on Linux only, and for the file's owner.
 
-    The kernel grants a read lease only while no process writes. The lease is given back at once.
+    The kernel grants a read lease only while no process writes. The lease is released at once.
     """
     if sys.platform != "linux":
         return False

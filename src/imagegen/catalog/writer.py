@@ -1,4 +1,4 @@
-"""CatalogWriter: owns models.yaml and which Catalog is in force. All changes take the same way."""
+"""CatalogWriter: owns models.yaml and the Catalog in force. Every change goes through it."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection
@@ -76,7 +76,7 @@ class CatalogWriter:
     def __init__(
         self, file: ConfigFile, versions: Versions, families: Families, catalog: Catalog, swap: Swap, bus: EventBus
     ) -> None:
-        """`catalog` is in force already. `begin` checks whether the file still says so."""
+        """`catalog` is in force already. `begin` reads the file again, in case it has changed since."""
         self._file = file
         self._versions = versions
         #: The spec class of each family.
@@ -103,7 +103,7 @@ class CatalogWriter:
 
     @property
     def etag(self) -> str | None:
-        """Names the text in force; None until the file was read."""
+        """The ETag of the text in force; None until the file was read."""
         return self._status.etag
 
     async def status(self) -> ConfigStatus:
@@ -116,7 +116,7 @@ class CatalogWriter:
         return await asyncio.to_thread(self._versions.newest_first)
 
     async def difference(self, version: int, against: int | None) -> tuple[int, str]:
-        """As Versions.difference. Raises VersionNotFound."""
+        """Like `Versions.difference`. Raises VersionNotFound."""
         return await asyncio.to_thread(self._versions.difference, version, against)
 
     # -- changes ------------------------------------------------------------------------------------------------------
@@ -185,7 +185,7 @@ class CatalogWriter:
     # -- changes, one after the other ---------------------------------------------------------------------------------
 
     def _next(self, action: Callable[[], Awaitable[T]]) -> "asyncio.Task[T]":
-        """Queue an action behind the earlier ones. It runs even if its caller goes away."""
+        """Queue an action behind the earlier ones. It runs even if its caller is cancelled."""
         before = self._latest
 
         async def act() -> T:
@@ -214,7 +214,7 @@ class CatalogWriter:
         return self._accept(new, source)
 
     def _present(self) -> tuple[str, str | None]:
-        """The text to edit, and what is wrong with it."""
+        """The text to edit, and the first problem in it; None: it is valid."""
         text = ""
         try:
             text = self._file.read()
@@ -228,9 +228,9 @@ class CatalogWriter:
         try:
             return self._parse(edit(text))
         except NotEditable:
-            raise ConfigReadOnly("The file is written in a way in which this cannot be changed from here.") from None
+            raise ConfigReadOnly("The layout of the file does not allow this edit; change the file by hand.") from None
         except YamlProblem as problem:
-            raise ConfigInvalid(f"A value cannot be written down: {problem.message}.") from None
+            raise ConfigInvalid(f"A value cannot be written to the file: {problem.message}.") from None
         except ConfigError as error:
             problems = [(".".join(map(str, problem.loc)), problem.message) for problem in error.problems]
             words = "; ".join(f"{loc}: {what}" if loc else what for loc, what in problems)
@@ -238,7 +238,7 @@ class CatalogWriter:
 
     def _write(self, old: str, new: str, source: str, by_hand: str = "file") -> None:
         if new != old:
-            self._versions.add(old, by_hand)  # an edit by hand that was not noticed yet; usually stored already
+            self._versions.add(old, by_hand)  # usually stored already, except an unread edit by hand
             self._file.replace(new)
         try:
             self._versions.add(new, source)
@@ -277,19 +277,19 @@ class CatalogWriter:
         self._status = self._status.evolve(ok=False, errors=errors, checked_at=datetime.now(UTC))
 
     def _accept(self, new: "_Text", source: str) -> "_Accepted":
-        """Start to put a valid text that is on disk in force."""
+        """Start to put a valid text in force. The text is on disk already."""
         same = new.catalog == self._newest and not self._swaps
         self._newest, self._newest_etag = new.catalog, new.etag
         swapping = asyncio.create_task(self._put_in_force(new, source, same), name="config swap")
         self._swaps.add(swapping)
-        # Without an await after `_swaps.add`: a reader of the status sees both changes or none.
+        # No await between these changes: a reader of the status sees both or neither.
         self._status = self._status.evolve(ok=True, errors=(), checked_at=datetime.now(UTC))
         swapping.add_done_callback(self._swaps.discard)
         swapping.add_done_callback(_told)
         return _Accepted(new.etag, swapping)
 
     async def _put_in_force(self, new: "_Text", source: str, same: bool) -> Difference:
-        """Put a catalog in force, unless nothing changes."""
+        """Put a catalog in force, unless it is equal to the old one."""
         try:
             change = Difference() if same else await self._swap(new.catalog)
         except Draining:  # the next start reads the file

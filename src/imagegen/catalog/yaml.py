@@ -95,7 +95,7 @@ def _child(node: Node | None, data: Any, part: object) -> tuple[Position, Node, 
 
 
 def _refuse_dangers(events: Iterator[Event]) -> None:
-    # Before data is built from the text: a 300-byte alias bomb builds at once, and walking it never ends.
+    # Checked before data is built from the text: 300 bytes of nested aliases are built at once and never fully walked.
     depth, documents = 0, 0
     for number, event in enumerate(events):
         if number > MAX_EVENTS:

@@ -1,4 +1,4 @@
-"""Imports of libraries: what their failure means, and that a process cannot go on after it."""
+"""Importing: maps failed imports of libraries to errors, and records that the process must be replaced."""
 
 import errno
 import os
@@ -8,22 +8,23 @@ from imagegen.core.errors import EngineError, EngineMissing, ImportFailed
 from imagegen.core.wording import THE_LOG
 from imagegen.gpu.memory import causes
 
-#: Words of torch where torchvision is of another build. diffusers and transformers import it wherever it is installed.
+#: The text in torch's error if torchvision is of another build. diffusers and transformers import torchvision if it
+#: is installed.
 _OTHER_BUILD = "torchvision::"
 
-#: What the system says where no file can be written.
+#: The errors of the system when no file can be written.
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES})
 
 
 class Importing:
-    """A context for imports, which may be entered any number of times. Raises ImportFailed or EngineMissing.
+    """A context for imports, which can be entered many times. Raises ImportFailed or EngineMissing.
 
-    Python does not run a module again that was imported before the failure, and torch does not let itself be extended
-    twice, so that a second attempt in the same process fails for another reason.
+    After a failure, a second attempt in the same process fails for another reason: Python does not run the modules
+    again that were imported before it, and torch cannot be extended twice. So the process must be replaced.
     """
 
     def __init__(self) -> None:
-        #: Whether an import failed half-way.
+        #: Whether an import has failed.
         self.failed = False
 
     def __enter__(self) -> None:
@@ -43,7 +44,7 @@ def _in_words(error: Exception) -> EngineError:
     chain = list(causes(error))
     if any(_OTHER_BUILD in str(cause) for cause in chain):
         return EngineMissing(
-            "The installed torchvision is of another build than torch, so that no model loads: "
+            "The installed torchvision is of another build than torch, so no model can be loaded: "
             "`pip uninstall torchvision`, then `make vision` for the one that matches."
         )
     if any(_is_about_temporary_files(cause) for cause in chain):

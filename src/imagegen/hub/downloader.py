@@ -1,6 +1,6 @@
 """The download process: one command in its arguments, JSON lines on stdout. Only this process uses HF_TOKEN.
 
-It is a process because the threads of the hub's library cannot be stopped: a download is cancelled by killing it.
+Downloads need a process because the threads of the hub's library cannot be stopped: killing it cancels a download.
 """
 
 import os
@@ -32,7 +32,8 @@ TICK_S = 0.25
 #: Seconds that the library may sleep when the hub asks it to wait. A longer wait is reported instead.
 MAX_WAIT_S = 30
 
-#: Bytes between two writes. The library's 10 MiB are lost with every broken connection and make progress jump.
+#: Bytes between two writes. The default of the library, 10 MiB, loses more with every broken connection and makes
+#: progress jump.
 WRITE_BYTES = 2**18
 
 
@@ -82,7 +83,7 @@ def _check_space(wanted: list[_Wanted], reserve_bytes: int) -> None:
         raise disk_refused(error) from error
     if missing and missing + reserve_bytes > free:
         message = (
-            f"{_gb(missing)} are to be fetched and {_gb(reserve_bytes)} to be left free, "
+            f"{_gb(missing)} must be fetched and {_gb(reserve_bytes)} must stay free, "
             f"but the disk with the hub's cache has {_gb(free)}."
         )
         raise refusal(FailureCode.STORAGE_FULL, message)

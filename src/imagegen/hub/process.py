@@ -1,4 +1,4 @@
-"""The service's side of a download: starts the process, reads its answers, kills it to cancel."""
+"""The service's side of a download: starts the download process, reads its answers, and kills it to cancel."""
 
 import asyncio
 import os
@@ -27,11 +27,11 @@ _VARIABLES: Mapping[str, str] = MappingProxyType(
     }
 )
 
-_CRASHED = Refused(code=FailureCode.PULL_CRASHED, message="The process that downloads ended unexpectedly.")
+_CRASHED = Refused(code=FailureCode.PULL_CRASHED, message="The download process ended unexpectedly.")
 
 
 async def fetch_in_process(command: Fetch, on_progress: OnProgress) -> Fetched | Refused:
-    """Download in a separate process. Cancelling kills the process; what arrived is kept."""
+    """Download in a separate process. Cancelling kills the process; the bytes that arrived are kept."""
     process = await asyncio.create_subprocess_exec(
         # -P: import no module from the current folder.
         *(sys.executable, "-P", "-m", "imagegen.hub.downloader", command.model_dump_json()),

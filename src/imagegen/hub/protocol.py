@@ -20,7 +20,7 @@ class Fetch(Value):
 
 
 class Progress(Value):
-    """Bytes on disk, of the bytes that are needed."""
+    """The bytes on disk, and the bytes that are needed."""
 
     kind: Literal["progress"] = "progress"
     bytes_done: int
@@ -34,7 +34,7 @@ class Fetched(Value):
 
 
 class Refused(Value):
-    """The download failed. What arrived is kept, and the next attempt resumes it."""
+    """The download failed. The bytes that arrived are kept, and the next attempt resumes it."""
 
     kind: Literal["refused"] = "refused"
     code: FailureCode

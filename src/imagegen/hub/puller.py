@@ -44,7 +44,7 @@ class Pull(Value):
     state: PullState = PullState.WAITING
     #: Bytes on disk, of all that the model needs.
     bytes_done: int = 0
-    #: Bytes that the model needs; None until the hub has said.
+    #: Bytes that the model needs; None until the hub reports it.
     bytes_total: int | None = None
     #: Why it failed or was cancelled.
     failure: Failure | None = None
@@ -72,7 +72,7 @@ class ModelPuller:
         fetch: Fetcher = fetch_in_process,
         precision: Callable[[], str | None] = lambda: None,
     ) -> None:
-        """`precision`: of the weights that the card takes, `int4` or `fp4`; None: unknown."""
+        """`precision`: the precision that the card needs, `int4` or `fp4`; None: unknown."""
         self._catalog = catalog
         self._models_dir = models_dir
         self._bus = bus
@@ -94,7 +94,7 @@ class ModelPuller:
     # -- reads --------------------------------------------------------------------------------------------------------
 
     def pull(self, model: str) -> Pull | None:
-        """The latest pull of a model; None: none since the service started."""
+        """The latest pull of a model; None: no pull since the service started."""
         return self._pulls.get(model)
 
     def is_here(self, model: str) -> bool:
@@ -106,7 +106,7 @@ class ModelPuller:
         return weights_here(spec, self._models_dir, self._precision())
 
     async def follow(self, model: str) -> AsyncIterator[Pull]:
-        """The pull now and at each change, until it ends or the service stops. A slow listener skips changes."""
+        """Yield the pull now and at each change, until it ends or the service stops. A slow reader skips changes."""
         while not self._draining and model in self._pulls:
             news = self._news.setdefault(model, asyncio.Event())
             yield self._pulls[model]
@@ -199,7 +199,7 @@ class ModelPuller:
             answer = downloading.result()
         except OSError as error:  # the process could not be started
             log.warning("pull_not_started", reason=str(error))
-            answer = Refused(code=FailureCode.PULL_CRASHED, message="The process that downloads could not be started.")
+            answer = Refused(code=FailureCode.PULL_CRASHED, message="The download process could not be started.")
         if isinstance(answer, Refused):
             self._failed(model, answer)
         else:

@@ -47,9 +47,9 @@ def refused(error: Exception, repo: str) -> Refusal:
         case OSError():
             return disk_refused(error)
         case HFValidationError():
-            return refusal(FailureCode.HUB_NOT_FOUND, f"'{repo}' is no name that a repository on the hub can have.")
+            return refusal(FailureCode.HUB_NOT_FOUND, f"'{repo}' is not a valid name of a repository on the hub.")
         case _:
-            return refusal(FailureCode.HUB_UNREACHABLE, "What answers in the hub's place does not speak its language.")
+            return refusal(FailureCode.HUB_UNREACHABLE, "The server that answers at the hub's address is not the hub.")
 
 
 def _answered(error: HfHubHTTPError, repo: str) -> Refusal:
@@ -77,7 +77,7 @@ def _by_status(status: int, headers: Mapping[str, str], repo: str) -> Refusal:
         return refusal(FailureCode.HUB_UNAUTHORIZED, _unauthorized(repo))
     if status == 403:
         return refusal(
-            FailureCode.HUB_UNAUTHORIZED, f"The hub forbids it: the token in HF_TOKEN may not read '{repo}'."
+            FailureCode.HUB_UNAUTHORIZED, f"The hub refuses access: the token in HF_TOKEN may not read '{repo}'."
         )
     if status == 404:
         return refusal(FailureCode.HUB_NOT_FOUND, _not_found(repo))
@@ -94,7 +94,7 @@ def _gated(repo: str) -> str:
 def _unauthorized(repo: str) -> str:
     if get_token():
         return f"The hub does not accept the token: set HF_TOKEN to a valid one that may read '{repo}'."
-    return f"The hub wants a token for '{repo}': set HF_TOKEN."
+    return f"The hub requires a token for '{repo}': set HF_TOKEN."
 
 
 def _not_found(repo: str) -> str:
@@ -105,12 +105,12 @@ def _not_found(repo: str) -> str:
 def rate_limited(seconds: int | None) -> Refusal:
     when = "in a few minutes" if seconds is None else f"in {seconds} seconds"
     hint = "" if get_token() else " With HF_TOKEN the limits are higher."
-    message = f"The hub takes no more requests for now: try again {when}.{hint}"
+    message = f"The hub limits requests: try again {when}.{hint}"
     return refusal(FailureCode.HUB_RATE_LIMITED, message, seconds)
 
 
 def retry_after(headers: Mapping[str, str]) -> int | None:
-    """Seconds that the hub asks to wait; None: it does not say."""
+    """The seconds that the hub asks to wait; None: unknown."""
     limits = parse_ratelimit_headers(headers)
     if limits is not None and limits.remaining == 0:
         return int(limits.reset_in_seconds)

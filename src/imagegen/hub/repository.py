@@ -28,10 +28,10 @@ from imagegen.hub.refusals import refusal
 #: Timeout of one request to the hub's API, in seconds.
 API_TIMEOUT_S = 30
 
-#: Calls of http_get in a row without a new byte. Each of them tries six times.
+#: The most calls of http_get in a row without a new byte. Each call tries six times.
 ATTEMPTS = 2
 
-#: Bytes that are hashed at once.
+#: Bytes that are hashed in one step.
 _CHUNK = 2**20
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -111,7 +111,7 @@ class Repository:
             return
         with _alone(part) as out:
             if _size(blob) == file.size:
-                return  # another process was faster
+                return  # another process has downloaded it
             self._receive(file, out)
             self._verify(file, part, out)
             part.replace(blob)
@@ -121,7 +121,7 @@ class Repository:
         if out.seek(0, os.SEEK_END) > file.size:
             out.truncate(0)
         url = hf_hub_url(self.repo, file.path, revision=self.commit)
-        # Compressed answers have no ranges.
+        # Compressed responses do not support ranges.
         headers = build_hf_headers(library_name="imagegen", library_version=imagegen.__version__)
         headers["Accept-Encoding"] = "identity"
         failures = 0
@@ -141,7 +141,7 @@ class Repository:
         os.fsync(out.fileno())
         if _digest_of(out, file) != file.digest:
             part.unlink()
-            message = f"'{file.path}' of '{self.repo}' arrived damaged or cut off, and was removed; try again."
+            message = f"'{file.path}' of '{self.repo}' arrived damaged or incomplete, and was removed; try again."
             raise refusal(FailureCode.CHECKSUM_MISMATCH, message)
 
     def publish(self, wanted: HubFiles, files: list[RemoteFile]) -> None:
@@ -182,7 +182,7 @@ def _size(path: Path) -> int:
 
 
 def _get(url: str, out: BinaryIO, had: int, headers: dict[str, str]) -> Exception | None:
-    """Append what follows the first `had` bytes. Returns an error that a retry may solve; raises the others."""
+    """Append the bytes after the first `had`. Returns an error that a retry may solve; raises all others."""
     try:
         http_get(url, out, resume_size=had, headers=headers)
     except httpx2.TransportError as fault:
@@ -194,7 +194,7 @@ def _get(url: str, out: BinaryIO, had: int, headers: dict[str, str]) -> Exceptio
         if error.response.status_code != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             raise
     except OSError as error:
-        if error.errno is not None:  # without an error, http_get counted other bytes than the hub had announced
+        if error.errno is not None:  # without an errno, http_get received another number of bytes than announced
             raise
     return None
 

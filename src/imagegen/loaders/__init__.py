@@ -1,4 +1,4 @@
-"""The model families. One line in this table adds one; `type` in models.yaml is its key."""
+"""The table of model families. One line adds a family; `type` in models.yaml is its key."""
 
 from collections.abc import Mapping
 from types import MappingProxyType

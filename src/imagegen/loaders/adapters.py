@@ -1,4 +1,4 @@
-"""LoRAs: those of an entry stay on its weights, those of a request leave with it."""
+"""LoRAs: an entry's own LoRAs stay on the weights; a request's LoRAs are removed when its call ends."""
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
@@ -10,13 +10,13 @@ from imagegen.core.errors import LoraRefused
 from imagegen.core.task import Lora
 from imagegen.loaders.lora_file import LoraFile
 
-#: What the library raises for files that it does not expect. A lack of memory and a broken device come as RuntimeError;
-#: the border finds them behind LoraRefused.
+#: The errors that the library raises for files that it does not expect. A lack of memory and a broken device also
+#: raise RuntimeError; gpu/engine.py recognises them by the `__cause__` of LoraRefused.
 _UNREADABLE = (ValueError, KeyError, RuntimeError, OSError, AssertionError, TypeError, AttributeError, IndexError)
 
 
 class Adapters:
-    """What is added to one pipeline's weights."""
+    """The LoRAs on one pipeline's weights."""
 
     def __init__(
         self, pipeline: Any, loras: Sequence[Lora], files: Sequence[Path], offload: Callable[[], None] | None = None
@@ -24,7 +24,7 @@ class Adapters:
         """Add an entry's own LoRAs. `offload` switches the pipeline's offloading on again. Raises LoraRefused."""
         self._pipeline = pipeline
         self._offload = offload
-        #: What the entry's LoRAs have and the model ignores, and likewise those of the latest request.
+        #: Warnings about ignored layers: of the entry's LoRAs, and of the latest request's LoRAs.
         self._warnings: list[str] = []
         self._of_request: list[str] = []
         self._names = [f"entry{i}" for i in range(len(loras))]
@@ -33,12 +33,12 @@ class Adapters:
         self._activate()
 
     def warnings(self, loras: Sequence[Lora]) -> list[str]:
-        """What the model ignores of its own LoRAs and of those of the latest request, if it had any."""
+        """Warnings about ignored layers of the entry's LoRAs, and of the latest request's LoRAs if it had any."""
         return [*self._warnings, *(self._of_request if loras else ())]
 
     @contextmanager
     def added(self, loras: Sequence[Lora], files: Sequence[Path]) -> Iterator[None]:
-        """Add a request's LoRAs as well, and remove them at the end. Raises LoraRefused."""
+        """Add a request's LoRAs while the context lasts. Raises LoraRefused."""
         if not loras:
             yield
             return
@@ -56,7 +56,7 @@ class Adapters:
                 self._remove(names)
 
     def _add(self, names: Sequence[str], files: Sequence[Path]) -> list[str]:
-        """Add the files under these names. Returns what the model ignores of them. Raises LoraRefused."""
+        """Add the files under these names and return warnings about ignored layers. Raises LoraRefused."""
         from safetensors import SafetensorError
 
         warnings = []
@@ -88,12 +88,12 @@ class Adapters:
         return f"{lora.name} is for another model: {pipeline} has no such layers as '{lora.first}'."
 
     def _ignored(self, lora: LoraFile, name: str) -> list[str]:
-        """Sentences about what was not added of a file."""
+        """Warnings about the layers of a file that were not added."""
         warnings = []
         if lora.has_scales:
-            warnings.append(f"{lora.name} is a DoRA, of which the scales are not applied: only its LoRA part counts.")
+            warnings.append(f"{lora.name} is a DoRA: its LoRA part is applied, its scales are not.")
         if lora.has_t5 and not any(self._layers(name, part) for part in ("text_encoder_2", "text_encoder_3")):
-            warnings.append(f"Of {lora.name}, the layers for the T5 text encoder are ignored.")
+            warnings.append(f"The layers of {lora.name} for the T5 text encoder are ignored.")
         layers = [layer for part in self._pipeline.components for layer in self._layers(name, part)]
         if lora.kronecker:
             added, there = len(layers), lora.kronecker
@@ -101,7 +101,7 @@ class Adapters:
             added, there = sum(layer.lora_B[name].weight.shape[0] for layer in layers), lora.rows
         if added < there:
             percent = max(1, round(100 * (there - added) / there))
-            warnings.append(f"Of {lora.name}, about {percent} % of the layers are not in this model and are ignored.")
+            warnings.append(f"About {percent} % of the layers of {lora.name} are not in this model and are ignored.")
         return warnings
 
     def _layers(self, name: str, part: str) -> list[Any]:
@@ -114,7 +114,7 @@ class Adapters:
 
     def _remove(self, names: Sequence[str]) -> None:
         if not self._names:
-            # The wrappers go, too: what is left is what was there before. FLUX's own LoRAs may widen a layer.
+            # Remove the wrappers too, to restore the original layers: FLUX's own LoRAs may widen a layer.
             unload = self._pipeline.unload_lora_weights
             widened = "reset_to_overwritten_params" in inspect.signature(unload).parameters
             unload(**({"reset_to_overwritten_params": True} if widened else {}))

@@ -1,4 +1,4 @@
-"""What a model family is: a spec (its fields in models.yaml) and a ModelLoader. Nothing here imports torch."""
+"""A model family: a spec (its fields in models.yaml) and a ModelLoader. Nothing here imports torch."""
 
 import pkgutil
 from abc import ABC, abstractmethod
@@ -23,17 +23,17 @@ class OnStep(Protocol):
     """Called after each denoising step."""
 
     def __call__(self, step: int, total: int, preview: bytes = b"", /) -> None:
-        """Steps done, steps in all, and a small JPEG if a preview was requested. Raises Stop to end the call."""
+        """Steps done, steps in total, and a small JPEG if a preview was requested. Raises Stop to end the call."""
 
 
 class StopFlag(Protocol):
-    """Whether the call should end between two steps: a `threading.Event`, or several as one."""
+    """Whether the call should end before its next step: a `threading.Event`, or several combined."""
 
     def is_set(self) -> bool: ...
 
 
 class Stop(Exception):
-    """Raised by OnStep through a pipeline, to end it between two steps."""
+    """Raised by OnStep to end a pipeline's run between two steps."""
 
 
 class Placement(NamedTuple):
@@ -43,23 +43,23 @@ class Placement(NamedTuple):
     device: str
     settings: GlobalSettings
     folders: Folders
-    #: What other models have in memory; a loader may use some of it and must then tell it to let go of the rest.
+    #: The parts in memory. A loader may share them, and must then call `let_go()` to release the others.
     parts: Parts
-    #: A context in which libraries are imported, before anything of the model is in memory. At its end the engine has
-    #: the garbage collector leave alone what is there; an exception in it means that this process cannot go on.
+    #: The context for importing libraries, entered before the model uses any memory. At its end the engine freezes the
+    #: garbage collector's objects (`gc.freeze`). After an exception in it this process cannot load models any more.
     importing: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 class Inputs(NamedTuple):
-    """What a request brings along beside its numbers and words."""
+    """The files and options of a request that are not in GenerationRequest."""
 
     #: An encoded picture, for image-to-image.
     init_image: bytes | None = None
-    #: Another one: its white part is repainted, the black part stays.
+    #: An encoded mask: its white part is repainted, its black part is kept.
     mask_image: bytes | None = None
     #: The files of `request.loras`.
     lora_files: Sequence[Path] = ()
-    #: Steps of each picture after which to say what it will be like, where the model can.
+    #: The steps of each picture after which a preview is made, if the model can make one.
     previews: int = 0
 
 
@@ -68,82 +68,82 @@ class LoadedModel(ABC):
 
     @abstractmethod
     def generate(self, request: GenerationRequest, inputs: Inputs, on_step: OnStep) -> list[Pixels]:
-        """One picture for each of `request.seeds`, exactly `request.size`.
+        """Make one picture for each of `request.seeds`, exactly `request.size`.
 
-        `on_step` may raise Stop, which passes through. Picture i is the same as that of a request with its seed alone,
-        and nothing of a request stays behind for the next one.
+        `on_step` may raise Stop, which is not caught. Picture i is the same as the picture of a request with only its
+        seed. A request leaves no state behind that changes the next one.
         """
 
     def generate_together(self, requests: Sequence[GenerationRequest], on_step: OnStep) -> list[Pixels]:
-        """The pictures of requests that are alike but for words and seeds, in one call and in the order of asking.
+        """Make the pictures of requests that differ only in prompts and seeds, in one call and in the requests' order.
 
-        They differ from those of `generate` by rounding. Steps are those of the call: each is one of every picture.
-        Asked only of models whose entry has a `max_batch`.
+        They differ from the pictures of `generate` by rounding. A step of the call is one step of every picture. Only
+        called for models whose entry has a `max_batch`.
         """
         raise TypeError(f"{type(self).__name__} makes one picture at a time")
 
     @property
     @abstractmethod
     def weight_bytes(self) -> int:
-        """Bytes of all parameters and buffers."""
+        """The bytes of all parameters and buffers."""
 
     @abstractmethod
     def provenance(self, inputs: Inputs) -> Provenance:
-        """What makes the pictures of a request with these inputs."""
+        """The provenance of pictures that are made with these inputs."""
 
     def warnings(self, request: GenerationRequest) -> Sequence[str]:
-        """What the pictures of the latest call ignore of this request, in sentences for its caller.
+        """Warnings for the caller: what the pictures of the latest call ignore of this request.
 
-        Asked once for each request of the call, after it. A sentence holds no path.
+        Called once for each request of a call, after the call. A warning contains no path.
         """
         return ()
 
     def tokens(self, request: GenerationRequest) -> Sequence[TokensRead]:
-        """What each text encoder read of the prompt of this request, as `warnings`; empty: not known."""
+        """How many tokens of the prompt each text encoder read; empty: unknown. Called when `warnings` is called."""
         return ()
 
     @property
     def device_bytes(self) -> int:
-        """Of `weight_bytes`, the most that are in device memory at one time."""
+        """The most bytes of its weights that are in device memory at one time."""
         return self.weight_bytes
 
     @property
     def host_bytes(self) -> int:
-        """Host memory that its weights take while it is on another device: 0 unless they are offloaded or came back."""
+        """Bytes of host memory that its weights take while it is on a GPU: 0 unless they are offloaded or were warm."""
         return 0
 
     @property
     def parts(self) -> Sequence[Part]:
-        """Its components, as far as another model may share them."""
+        """The parts that another model may share."""
         return ()
 
     @property
     def outside_bytes(self) -> int:
-        """Bytes of device memory that it takes beside torch's allocator, which alone is measured."""
+        """Bytes of device memory that it takes outside torch's allocator; the engine measures only the allocator."""
         return 0
 
     @property
     def moved_bytes(self) -> int:
-        """Of `weight_bytes`, what its load brought to the device: the rest was there."""
+        """The bytes of its weights that its load copied to the device; the others were there already."""
         return self.weight_bytes
 
     def to_host(self) -> bool:
-        """Leave the device and stay in host memory, where the device is another one; it cannot generate then.
+        """Move the weights from the device to host memory and return True; the model cannot generate until `to_device`.
 
-        False: it cannot do that, and is to be closed.
+        Returns False if the model cannot do this; it must then be closed.
         """
         return True
 
     def to_device(self) -> int:
-        """Come back after `to_host`; the bytes that moved."""
+        """Move the weights back after `to_host` and return the bytes that were copied."""
         return 0
 
     def trim(self) -> None:
-        """Give up what is only kept for speed: the device is full."""
+        """Free the caches that exist only for speed. Called when the device is full."""
         return
 
     def close(self) -> None:
-        """Let go of everything that references alone do not."""
+        """Free everything that garbage collection would not free."""
         return
 
 
@@ -152,38 +152,38 @@ class ModelLoader(ABC, Generic[SpecT]):
 
     @abstractmethod
     def load(self, spec: SpecT, placement: Placement) -> LoadedModel:
-        """Load from where the entry says, or from the hub's cache. Raises EngineError for what it knows to be wrong."""
+        """Load from the entry's `local_path` or from the hub's cache. Raises EngineError for a recognised fault."""
 
     def check(self, spec: SpecT, folders: Folders) -> None:
-        """Raises EngineError for weights that cannot be loaded, as far as their files say so without being read whole.
+        """Check the weights' files without reading them whole. Raises EngineError if they cannot be loaded.
 
-        Asked in a process without torch.
+        Called in a process without torch.
         """
         return
 
     def least_bytes(self, spec: SpecT, placement: Placement) -> int | None:
-        """What its weights take on the device at least, by what the files say of themselves; None: nobody knows.
+        """The least bytes that its weights take on the device, by the headers of their files; None: unknown.
 
-        Asked before anything is loaded, in a process without torch. May raise EngineError.
+        Called before any load, in a process without torch. May raise EngineError.
         """
         return None
 
     def longest_side(self, spec: SpecT, folders: Folders) -> int:
-        """Pixels of a picture's side, at most; 0: any number. Asked in a process without torch, before any load.
+        """The most pixels of a picture's side; 0: no limit. Called before any load, in a process without torch.
 
         May raise EngineError, OSError, or what broken JSON raises: ValueError, TypeError, LookupError, AttributeError.
         """
         return 0
 
     def prompt_warnings(self, spec: SpecT, folders: Folders, prompt: str) -> Sequence[str]:
-        """What pictures of this prompt would ignore of it, in sentences. Asked in a process without torch.
+        """Warnings: what pictures of this prompt would ignore of it. Called in a process without torch.
 
-        May raise as `longest_side`.
+        May raise the same errors as `longest_side`.
         """
         return ()
 
     def files(self, spec: SpecT, folders: Folders) -> Sequence[Path]:
-        """The files that a load reads. Asked in a process without torch. May raise EngineError or OSError."""
+        """The files that a load reads. Called in a process without torch. May raise EngineError or OSError."""
         return ()
 
 
@@ -195,10 +195,10 @@ class Family(NamedTuple):
 
 
 def families_named(name: str) -> Mapping[str, Family]:
-    """The table of families that `module:attribute` names; the module is imported.
+    """Import the module of `module:attribute` and return the table of families that it names.
 
-    A name and no table is what the worker process is told: only plain values reach it. Raises ImportError,
-    AttributeError or TypeError if there is no such table.
+    The worker process gets this name instead of the table, because only plain values cross the border. Raises
+    ImportError, AttributeError or TypeError if there is no such table.
     """
     table = pkgutil.resolve_name(name)
     if not (isinstance(table, Mapping) and all(isinstance(family, Family) for family in table.values())):
@@ -212,9 +212,10 @@ def specs_of(families: Mapping[str, Family]) -> Mapping[str, type[ModelSpec]]:
 
 
 def find_weights(spec: ModelSpec, folders: Folders) -> Path:
-    """The folder of the weights: `local_path` where it is complete, else the snapshot in the hub's cache.
+    """The folder of the weights: `local_path` if it is complete, else the snapshot in the hub's cache.
 
-    Without a snapshot an incomplete `local_path` is taken, too: the load says what it lacks. Raises WeightsMissing.
+    Without a snapshot it is `local_path` even if that is incomplete: the load then reports the missing files. Raises
+    WeightsMissing.
     """
     folder = local_folder(spec, folders.models)
     cached = cached_snapshot(spec.hf_path) if spec.hf_path else None
@@ -228,7 +229,7 @@ def find_weights(spec: ModelSpec, folders: Folders) -> Path:
 
 
 def _what_it_is(file: Path) -> str:
-    """A sentence about a file that an entry names in the place of a folder."""
+    """A sentence about a file that an entry names instead of a folder."""
     match file.suffix.lower():
         case ".safetensors":
             what = "a single file of weights, a checkpoint or one part of a model"
@@ -242,10 +243,10 @@ def _what_it_is(file: Path) -> str:
 
 
 def advice(spec: ModelSpec) -> str:
-    """What the operator can do about missing weights."""
+    """Advice to the operator about missing weights."""
     places = []
     if spec.local_path:
-        # The path of an entry that names an absolute one is the operator's business.
+        # Messages never contain an absolute path.
         absolute = Path(spec.local_path).expanduser().is_absolute()
         where = (
             "the folder that its local_path names" if absolute else f"'{spec.local_path}' below the models directory"

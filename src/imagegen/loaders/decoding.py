@@ -1,4 +1,4 @@
-"""Decoding: how a VAE is called: in tiles if the memory does not suffice, in its own dtype, its numbers checked."""
+"""Decoding: calls a VAE in its own dtype and in tiles if memory is short, and checks that its output is finite."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,22 +6,23 @@ from typing import Any, Self
 
 from imagegen.loaders.memory_errors import out_of_memory
 
-#: Pixels of a tile's side, at most. diffusers' own is 1024 for the VAEs of FLUX, 3.5 and XL: no usual picture is cut.
+#: The most pixels of a tile's side. The default of diffusers is 1024 for the VAEs of FLUX, 3.5 and XL, which leaves
+#: pictures of the usual sizes in one tile.
 TILE = 512
 
-#: What is changed in a VAE for one decode.
+#: The attributes of a VAE that are changed for one decode.
 _STATE = ("use_slicing", "use_tiling", "tile_sample_min_size", "tile_latent_min_size")
 
 
 class Decoding:
-    """Takes the place of a VAE's `encode` and `decode` while its context lasts.
+    """Replaces a VAE's `encode` and `decode` while its context lasts.
 
-    Where the memory does not suffice, it decodes the same latents again: several pictures one by one, then each in
-    tiles. The VAE may be another model's as well, so it is left as it was.
+    If memory is short, it decodes the same latents again: first each picture alone, then each picture in tiles. The
+    end of the context restores the VAE, because another model may share it.
     """
 
     def __init__(self, vae: Any, dtype: Any = None) -> None:
-        """`dtype`: that of the latents, if the VAE has another one; the pipelines of diffusers expect the same."""
+        """`dtype`: the dtype of the latents, if the VAE has another one. Pipelines of diffusers expect one dtype."""
         self._vae = vae
         self._dtype = dtype
         self._whole = vae.decode
@@ -38,13 +39,13 @@ class Decoding:
         return self
 
     def __exit__(self, *raised: object) -> None:
-        del self._vae.decode  # the method of its class again
+        del self._vae.decode  # restores the method of its class
         if self._dtype is not None:
             del self._vae.encode
 
     @property
     def finite(self) -> bool:
-        """Whether all numbers of the latest decode are finite. Pipelines clip infinite ones afterwards."""
+        """Whether all numbers of the latest decode are finite. Pipelines clip infinite numbers afterwards."""
         return bool(self._finite)
 
     def _encode(self, picture: Any, *args: Any, **kwargs: Any) -> Any:
@@ -73,7 +74,7 @@ class Decoding:
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error) or not hasattr(self._vae, "use_tiling"):
                 raise
-        # Out of the except block: the exception, and with it what the decode had allocated, is gone.
+        # After the except block, so that the exception and the tensors that it references are freed.
         torch.cuda.empty_cache()
         if len(latents) > 1 and not self._vae.use_slicing:
             with self._keeping():

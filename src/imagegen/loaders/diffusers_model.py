@@ -1,4 +1,4 @@
-"""What all diffusers pipelines share: the entry's fields, opening, placing, calling, steps, exact sizes."""
+"""DiffusersModel and DiffusersSpec, which all diffusers families share: fields, loading, calls, steps, sizes."""
 
 import gc
 import inspect
@@ -63,10 +63,10 @@ from imagegen.loaders.replacing import (
 )
 from imagegen.loaders.tokens import CLIP_TOKENS, TokenWatch, least_tokens, what_is_cut
 
-#: Libraries that some pipelines need and imagegen does not bring: torchvision must be of torch's own build.
+#: Libraries that some pipelines need and imagegen does not install: torchvision must match the build of torch.
 _OPTIONAL = ("torchvision", "ftfy", "protobuf")
 
-#: Tokenizers and the encoders that read their numbers.
+#: Each tokenizer with the encoder that reads its tokens.
 _TOKENIZERS = (
     ("tokenizer", "text_encoder"),
     ("tokenizer_2", "text_encoder_2"),
@@ -74,22 +74,23 @@ _TOKENIZERS = (
     ("tokenizer_4", "text_encoder_4"),
 )
 
-#: A tokenizer whose files are missing is silently made anew with its special tokens only.
+#: The least share of the encoder's vocabulary that its tokenizer must have. If the files of a tokenizer are missing,
+#: transformers makes one with the special tokens only and raises no error.
 _LEAST_VOCABULARY = 0.5
 
 
 _OVERFLOW = (
-    "The model computed numbers that are not finite, which are no picture: they overflow in its dtype. torch_dtype "
+    "The model computed numbers that are not finite, because they overflow in its dtype. torch_dtype "
     "bfloat16 or float32 in its entry helps, and vae_dtype: float32 if only its VAE overflows."
 )
 
 
 class EntryLora(Section):
-    """A LoRA that an entry always has."""
+    """A LoRA that an entry adds to its weights at load."""
 
     path: WeightsFile = Field(description="A .safetensors file below the LoRA directory, or in `repo`.")
     repo: HubSource | None = Field(default=None, description="`org/name[@revision]` on the hub.")
-    scale: float = Field(default=1, ge=-4, le=4, description="How strongly it counts.")
+    scale: float = Field(default=1, ge=-4, le=4, description="The strength of the LoRA.")
 
 
 class DiffusersSpec(OptionsSpec):
@@ -127,12 +128,12 @@ class DiffusersSpec(OptionsSpec):
         return own + self.more_files()
 
     def more_files(self) -> tuple[HubFiles, ...]:
-        """What to fetch beside the pipeline: replaced parts and LoRAs."""
+        """The files to pull in addition to the pipeline: replaced parts and LoRAs."""
         parts = [(name, source) for name, source in self.parts.items() if source is not None and on_hub(source)]
         return tuple(files_of(name, source, self.torch_dtype) for name, source in parts) + self.lora_files()
 
     def lora_files(self) -> tuple[HubFiles, ...]:
-        """What to fetch for the entry's own LoRAs."""
+        """The files to pull for the entry's own LoRAs."""
         return tuple(HubFiles.of(lora.repo, files=(lora.path,)) for lora in self.loras if lora.repo)
 
     @property
@@ -142,7 +143,7 @@ class DiffusersSpec(OptionsSpec):
 
     @property
     def _pipeline_files(self) -> dict[str, Any]:
-        """What is needed of the pipeline's folder or repository: fields of HubFiles."""
+        """The files that are needed from the pipeline's folder or repository, as fields of HubFiles."""
         return {"without": self.elsewhere, "dtype": self.torch_dtype}
 
     def lacks(self, place: Callable[[str], Path]) -> str | None:
@@ -159,7 +160,7 @@ class DiffusersSpec(OptionsSpec):
         return None
 
     def _lacks_in(self, folder: Path) -> str | None:
-        """What a pipeline's folder on this machine lacks."""
+        """A file that is missing in a pipeline's folder on this machine; None: nothing."""
         needed = self._pipeline_files
         needed["without"] += absent(self.kind, folder)
         return lacks_in(folder, HubFiles(repo="", **needed))
@@ -172,13 +173,13 @@ class DiffusersSpec(OptionsSpec):
 
     @property
     def kind(self) -> PipelineKind:
-        """What its pipeline class can do."""
+        """The abilities of its pipeline class."""
         return PIPELINES[self.pipeline_class]
 
     @model_validator(mode="before")
     @classmethod
     def _as_its_class_can(cls, data: Any) -> Any:
-        """Left out, the capabilities are those of the class."""
+        """Take the capabilities that are left out from the pipeline class."""
         if not isinstance(data, dict):
             return data
         kind = PIPELINES.get(data.get("pipeline_class", cls.model_fields["pipeline_class"].default))
@@ -187,7 +188,7 @@ class DiffusersSpec(OptionsSpec):
     @field_validator("supports_text2img", "supports_img2img", "supports_inpaint")
     @classmethod
     def _not_more_than_its_class_can(cls, wanted: bool, info: ValidationInfo) -> bool:
-        name = info.data.get("pipeline_class")  # None: wrong, and told already
+        name = info.data.get("pipeline_class")  # None: invalid, and reported already
         if wanted and name is not None and not _capabilities(PIPELINES[name])[str(info.field_name)]:
             raise ValueError(f"its class, {name}, cannot do that; leave it out")
         return wanted
@@ -238,14 +239,14 @@ class DiffusersSpec(OptionsSpec):
 
     @property
     def stays_in_host_memory(self) -> bool:
-        """Whether its weights can leave the device and come back: torchao's tensors cannot be moved in place."""
+        """Whether its weights can move to host memory and back: torchao's tensors cannot be moved in place."""
         return self.quantize is None
 
     def check_batch(self) -> None:
         if not self.kind.batches or self.kind.text2image is None:
             raise ValueError(f"max_batch: {self.pipeline_class} makes one picture at a time; leave it out")
         if self.step_cache is not None:
-            raise ValueError("max_batch: the step cache judges all pictures of a call as one; leave it out")
+            raise ValueError("max_batch: the step cache compares all pictures of a call as one; leave it out")
 
 
 def _capabilities(kind: PipelineKind) -> dict[str, bool]:
@@ -257,7 +258,7 @@ def _capabilities(kind: PipelineKind) -> dict[str, bool]:
 
 
 def quiet_libraries() -> None:
-    """Their progress bars and advice are for notebooks; errors still come through. Before their first import."""
+    """Turn off progress bars and warnings of the libraries, but not errors. Call it before their first import."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
@@ -267,12 +268,12 @@ def quiet_libraries() -> None:
 
 
 def import_pipeline(spec: DiffusersSpec, folder: Path, placement: Placement) -> None:
-    """Import what the entry's pipeline is made of, before anything of the model is in memory."""
+    """Import the classes of the entry's pipeline, before the model uses any memory."""
     parts = [part for part in read_index(folder, spec.pipeline_class).values() if part[0] in TRUSTED_LIBRARIES]
     with placement.importing():
         quiet_libraries()
         for library, name in (*parts, ["diffusers", spec.pipeline_class]):
-            with suppress(ImportError):  # open_pipeline says what is missing
+            with suppress(ImportError):  # open_pipeline reports what is missing
                 getattr(import_module(library), name, None)
 
 
@@ -297,11 +298,12 @@ def load_model(
 ) -> LoadedModel:
     """Check a pipeline's folder, open it on the device and add the entry's LoRAs.
 
-    `parts` take the place of those in the folder: they come from the files `beside` it, and are quantised like that
-    unless they can tell. `model` is called instead of DiffusersModel. Raises EngineError.
+    `parts` replace the folder's parts; they were read from the files `beside`. `quantization` is the name of their
+    quantisation for the provenance, if it cannot be read from them. `model` is called instead of DiffusersModel.
+    Raises EngineError.
     """
     check_pipeline(spec, folder, placement.folders)
-    if not parts:  # else their loader has done that, before it read them
+    if not parts:  # otherwise their loader has done this before it read them
         import_pipeline(spec, folder, placement)
     gone = absent(spec.kind, folder)
     parts = dict.fromkeys(gone) | _other_parts(spec, folder, placement) | dict(parts)
@@ -316,7 +318,9 @@ def load_model(
         pipeline = open_pipeline(spec, folder, placement, parts, shared)
         check_tokenizers(pipeline)
         if spec.vae_dtype is not None:
-            pipeline.vae.register_to_config(force_upcast=False)  # else XL's pipeline casts it, and back to torch_dtype
+            pipeline.vae.register_to_config(
+                force_upcast=False
+            )  # otherwise XL's pipeline casts it to float32, and then back to torch_dtype
         switch_on(pipeline, spec, placement.settings)
         offload, turns = _offload(spec, placement), None
         if offload in ("model", "encoders"):
@@ -338,12 +342,12 @@ def load_model(
 
 
 def _replaced(spec: DiffusersSpec) -> list[tuple[str, str]]:
-    """The parts that come from elsewhere, with their sources."""
+    """The parts that come from elsewhere, each with its source."""
     return [(name, source) for name, source in spec.parts.items() if source is not None]
 
 
 def _other_parts(spec: DiffusersSpec, folder: Path, placement: Placement) -> dict[str, Any]:
-    """What the entry's `parts` put in the place of those in the folder, read from their files. Raises EngineError."""
+    """Read the parts that replace parts of the folder, as the entry's `parts` says. Raises EngineError."""
     index = read_index(folder, spec.pipeline_class)
     dtype = torch_dtype(spec.torch_dtype, placement.device)
     made: dict[str, Any] = dict.fromkeys(name for name in nulls(spec.kind, index) if name not in spec.parts)
@@ -359,7 +363,7 @@ def _other_parts(spec: DiffusersSpec, folder: Path, placement: Placement) -> dic
 
 
 def check_pipeline(spec: DiffusersSpec, folder: Path, folders: Folders) -> None:
-    """Refuse a folder whose pipeline cannot be loaded, and parts that cannot. Raises EngineError."""
+    """Check that the pipeline of a folder and the replaced parts can be loaded. Raises EngineError if not."""
     check_folder(folder, spec.pipeline_class, {*spec.elsewhere, *absent(spec.kind, folder)}, spec.torch_dtype)
     for name, source in _replaced(spec):
         check_part(name, source, spec.torch_dtype, folders.models)
@@ -368,7 +372,7 @@ def check_pipeline(spec: DiffusersSpec, folder: Path, folders: Folders) -> None:
 def least_bytes(
     spec: DiffusersSpec, folder: Path, placement: Placement, beside: Mapping[str, int] = MappingProxyType({})
 ) -> int | None:
-    """As in ModelLoader, for a pipeline's folder. `beside`: parts that come from elsewhere, and their bytes."""
+    """Like `ModelLoader.least_bytes`, for a pipeline's folder. `beside`: parts from elsewhere, with their bytes."""
     offload = _offload(spec, placement)
     if spec.layerwise_casting or spec.quantize or offload in ("sequential", "group"):
         return None
@@ -386,7 +390,7 @@ def least_bytes(
 
 
 def longest_side_in(spec: DiffusersSpec, folders: Folders) -> int:
-    """As `ModelLoader.longest_side`, for a pipeline's folder. Reads nothing for a class without a limit."""
+    """Like `ModelLoader.longest_side`, for a pipeline's folder. Reads no file for a class without a limit."""
     if not has_longest_side(spec.pipeline_class):
         return 0
     config = json.loads((find_weights(spec, folders) / "transformer/config.json").read_bytes())
@@ -394,12 +398,12 @@ def longest_side_in(spec: DiffusersSpec, folders: Folders) -> int:
 
 
 def prompt_warnings_in(spec: DiffusersSpec, folders: Folders, prompt: str) -> list[str]:
-    """As `ModelLoader.prompt_warnings`, for a pipeline's folder."""
+    """Like `ModelLoader.prompt_warnings`, for a pipeline's folder."""
     most = spec.kind.tokens and (spec.max_sequence_length or spec.kind.tokens)
     if most is None:
         return []
     if spec.kind.tokens == CLIP_TOKENS:
-        most = CLIP_TOKENS  # it takes no max_sequence_length
+        most = CLIP_TOKENS  # CLIP does not take max_sequence_length
     found = least_tokens(local_pipeline(spec, folders), prompt)
     words = (
         f"The end of the prompt will be ignored: the model reads {most} tokens, and the prompt has at least {found}."
@@ -408,7 +412,7 @@ def prompt_warnings_in(spec: DiffusersSpec, folders: Folders, prompt: str) -> li
 
 
 def local_pipeline(spec: DiffusersSpec, folders: Folders) -> Path | None:
-    """The folder of the weights; None: they are not here."""
+    """The folder of the weights; None: they are not on this machine."""
     try:
         return find_weights(spec, folders)
     except WeightsMissing:
@@ -416,35 +420,35 @@ def local_pipeline(spec: DiffusersSpec, folders: Folders) -> Path | None:
 
 
 def pipeline_files(spec: DiffusersSpec, folder: Path) -> list[Path]:
-    """As `ModelLoader.files`, for a pipeline's folder without the weights of the parts that are `elsewhere`."""
+    """Like `ModelLoader.files`, for a pipeline's folder without the weights of the parts that are `elsewhere`."""
     index = read_index(folder, spec.pipeline_class)
     without = {*spec.elsewhere, *absent(spec.kind, folder)}
     return [folder / name for name in needed(paths_in(folder), index, without, spec.torch_dtype)]
 
 
 def replaced_files(spec: DiffusersSpec, folders: Folders) -> list[Path]:
-    """Those of the parts that come from elsewhere. Raises WeightsMissing."""
+    """The files of the parts that come from elsewhere. Raises WeightsMissing."""
     places = [places_of(name, source, spec.torch_dtype, folders.models) for name, source in _replaced(spec)]
     return [file for _, files in places for file in files]
 
 
 def _offload(spec: DiffusersSpec, placement: Placement) -> CpuOffload:
-    """What the entry says, else `global`; on a CPU there is nothing to offload from."""
+    """The entry's value, or that of `global`; `none` on a CPU, which has nothing to offload from."""
     word: CpuOffload = "none" if placement.device == "cpu" else spec.chosen("cpu_offload", placement.settings)
     return word
 
 
 def device_map(spec: DiffusersSpec, placement: Placement) -> str | None:
-    """The device that diffusers can read weights to; what is rounded (`quantize`) is rounded there, tensor by tensor.
+    """The device that diffusers reads weights to directly; `quantize` rounds them there, tensor by tensor.
 
-    None where host memory comes first: weights are offloaded to it, or all of them are cast there.
+    None: the weights are read to host memory first, because they are offloaded or cast there.
     """
     by_way_of_host = _offload(spec, placement) != "none" or spec.layerwise_casting is not None
     return "cuda" if placement.device == "cuda" and not by_way_of_host else None
 
 
 def _sources(spec: DiffusersSpec, folder: Path, placement: Placement, without: Collection[str]) -> dict[str, Source]:
-    """What the parts are made of that other models may share: none of them if the entry changes its weights."""
+    """The sources of the parts that other models may share; empty if the entry changes its weights."""
     if spec.loras or _offload(spec, placement) != "none":
         return {}
     options = [spec.chosen(name, placement.settings) for name in ("enable_vae_slicing", "enable_vae_tiling")]
@@ -465,7 +469,7 @@ def _own_parts(
     sources: Mapping[str, Source],
     shared: Collection[str],
 ) -> list[Part]:
-    """Those that this load has made; others may find them from now on."""
+    """The parts that this load has made. Other models can find them from now on."""
     made = []
     for name, module in _modules(pipeline).items():
         if name not in shared:
@@ -478,7 +482,7 @@ def _own_parts(
 
 
 def _can_leave(name: str, spec: DiffusersSpec, placement: Placement) -> bool:
-    """Whether a part can go to host memory and come back."""
+    """Whether a part can move to host memory and back."""
     stays = name in DENOISERS and not spec.stays_in_host_memory
     return placement.device != "cpu" and _offload(spec, placement) not in ("sequential", "group") and not stays
 
@@ -494,7 +498,7 @@ def _modules(pipeline: Any) -> dict[str, Any]:
 def open_pipeline(
     spec: DiffusersSpec, folder: Path, placement: Placement, parts: Mapping[str, Any], shared: Mapping[str, Part]
 ) -> Any:
-    """Read all parts but those that are given. Raises WeightsCorrupt where they do not fit together."""
+    """Read all parts except the given ones. Raises WeightsCorrupt if they do not fit together."""
     import diffusers
     from safetensors import SafetensorError
 
@@ -509,10 +513,10 @@ def open_pipeline(
     try:
         for library, name in index.values():
             if library in TRUSTED_LIBRARIES:
-                # For a class whose library is missing transformers has a stand-in, which names it when it is used.
+                # If the library of a class is missing, transformers has a placeholder that names it when it is used.
                 getattr(getattr(import_module(library), name, None), "from_pretrained", None)
         if rounded is not None and straight is None and placement.device == "cuda":
-            # The encoders stay in host memory, and the denoiser is rounded on the device nevertheless.
+            # The encoders stay in host memory, but the denoiser is rounded on the device.
             given[denoiser] = getattr(diffusers, index[denoiser][1]).from_pretrained(
                 folder / denoiser,
                 variant=variant(paths, {denoiser: index[denoiser]}, dtype=spec.torch_dtype),
@@ -540,37 +544,37 @@ def open_pipeline(
 
 
 def _library(error: ImportError) -> str:
-    """What is not there, as its module is called, and how it is installed."""
+    """The name of the missing module, and how to install it."""
     name = error.name or next(
         (word for word in _OPTIONAL if word in str(error).lower()), f"a library that {THE_LOG} names"
     )
     if name == "torchvision":
-        return "torchvision, which is not installed: `make vision` takes the build that matches torch"
+        return "torchvision, which is not installed: `make vision` installs the build that matches torch"
     return f"{name}: install it beside imagegen"
 
 
 def check_tokenizers(pipeline: Any) -> None:
-    """Raises WeightsCorrupt for a tokenizer that is not its encoder's."""
+    """Raises WeightsCorrupt for a tokenizer that does not belong to its encoder."""
     for tokenizer_name, encoder_name in _TOKENIZERS:
         tokenizer, encoder = getattr(pipeline, tokenizer_name, None), getattr(pipeline, encoder_name, None)
         known = _vocabulary(encoder)
         if tokenizer is None or known is None:
             continue
         if not hasattr(tokenizer, "__len__"):
-            tokenizer = tokenizer.tokenizer  # FLUX.2 has a processor there
+            tokenizer = tokenizer.tokenizer  # FLUX.2 has a processor in this place
         if not _LEAST_VOCABULARY * known <= len(tokenizer) <= known:
             raise WeightsCorrupt(f"{tokenizer_name} knows {len(tokenizer)} tokens and {encoder_name} {known}.")
 
 
 def _vocabulary(encoder: Any) -> int | None:
-    """Rows of the encoder's table of tokens."""
+    """The number of tokens that an encoder knows: the rows of its embedding table; None: unknown."""
     table = encoder.get_input_embeddings() if hasattr(encoder, "get_input_embeddings") else None
     return getattr(table, "num_embeddings", None)
 
 
 def _entry_adapters(spec: DiffusersSpec, pipeline: Any, placement: Placement) -> Adapters:
     loras = [Lora(path=lora.path, repo=lora.repo, scale=lora.scale) for lora in spec.loras]
-    # Of the ways to offload, the one that the library switches off to add a LoRA.
+    # Only for `sequential`: the library switches it off to add a LoRA.
     offload = partial(move, pipeline, spec, placement) if _offload(spec, placement) == "sequential" else None
     try:
         return Adapters(pipeline, loras, lora_files(loras, placement.folders.loras), offload)
@@ -602,7 +606,7 @@ class _Siblings(NamedTuple):
 
 
 def _settings_for(sibling_class: Any, pipeline: Any) -> dict[str, Any]:
-    """What the pipeline was made with beside its parts, as far as the sibling takes it."""
+    """The settings, besides its parts, that the pipeline was made with and that the sibling accepts."""
     takes = inspect.signature(sibling_class.__init__).parameters
     settings = {name: value for name, value in pipeline.config.items() if name in takes}
     return {name: value for name, value in settings.items() if name not in pipeline.components}
@@ -623,7 +627,7 @@ class DiffusersModel(LoadedModel):
         turns: Turns | None,
         notes: Sequence[str] = (),
     ) -> None:
-        """Every one of the parts has been entered. `turns`: of the other ones. `notes`: warnings of each picture."""
+        """`parts` have been entered. `turns` has the offloaded parts. `notes` are warnings of every picture."""
         self._spec = spec
         self._pipeline = pipeline
         self._siblings = _Siblings.on(pipeline, spec.kind)
@@ -658,7 +662,7 @@ class DiffusersModel(LoadedModel):
 
     @property
     def _most_embeddings(self) -> int | None:
-        """Qwen-Image reads all tokens and then drops the embeddings of those beyond `max_sequence_length`."""
+        """The most embeddings that count: Qwen-Image reads all tokens, then drops those past `max_sequence_length`."""
         if self._spec.pipeline_class != "QwenImagePipeline":
             return None
         default = inspect.signature(self._pipeline.__call__).parameters["max_sequence_length"].default
@@ -672,7 +676,7 @@ class DiffusersModel(LoadedModel):
     def device_bytes(self) -> int:
         modules = _modules(self._pipeline)
         if self._offload in ("sequential", "group"):
-            # While a layer of a group runs, the next one is on its way.
+            # With `group`, the next layer is copied while one runs.
             return layer_bytes(modules.values(), 2 if self._offload == "group" else 1)
         sizes = {name: tensor_bytes([module]) for name, module in modules.items()}
         return most_bytes(sizes, self._turns.names if self._turns else ())
@@ -717,12 +721,12 @@ class DiffusersModel(LoadedModel):
     def _rendered(self, asked: Size) -> Size:
         size = render_size(asked, self._spec.side_multiple)
         longest = longest_side(self._spec.pipeline_class, _denoiser(self._pipeline).config)
-        if 0 < longest < max(size):  # admission knows it only if the weights are here
+        if 0 < longest < max(size):  # admission checks it only if the weights are on this machine
             raise EngineError(f"The model makes pictures of at most {longest} pixels a side.")
         return size
 
     def _words(self, requests: Sequence[GenerationRequest]) -> dict[str, Any]:
-        """What the requests of one call say, once for each picture."""
+        """The prompts of the requests of one call, repeated for each picture."""
         calls = [self._prompts_of(request) for request in requests for _ in request.seeds]
         return {name: [call[name] for call in calls] for name in calls[0]}
 
@@ -730,7 +734,7 @@ class DiffusersModel(LoadedModel):
         return self._prompts.paused() if request.loras else nullcontext()
 
     def _choose(self, inputs: Inputs, size: Size) -> tuple[Any, dict[str, Any]]:
-        """The pipeline for these inputs, and its arguments for them: pictures of the asked size."""
+        """The pipeline for these inputs, and its picture arguments, in the requested size."""
         if inputs.init_image is None:
             return self._siblings.text2image, {}
         image = fit_image(inputs.init_image, size)
@@ -739,12 +743,12 @@ class DiffusersModel(LoadedModel):
         return self._siblings.inpaint, {"image": image, "mask_image": fit_mask(inputs.mask_image, size)}
 
     def _call(self, request: GenerationRequest, size: Size, steps: "_BatchSteps") -> dict[str, Any]:
-        """Every argument that some pipeline takes for this request."""
+        """All arguments for this request that any pipeline takes."""
         spec = self._spec
         call: dict[str, Any] = {
             "width": size.width,
             "height": size.height,
-            # Kontext and Sana would rather choose a size of their own.
+            # Kontext and Sana otherwise choose another size.
             "max_area": size.pixels,
             "_auto_resize": False,
             "use_resolution_binning": False,
@@ -753,7 +757,7 @@ class DiffusersModel(LoadedModel):
             "strength": request.strength,
             "true_cfg_scale": spec.true_cfg_scale,
             "max_sequence_length": spec.max_sequence_length,
-            "output_type": "pt",  # stays on the device: what crosses to the host are bytes
+            "output_type": "pt",  # stays on the device until it is 8-bit pixels
             "callback_on_step_end": steps.on_step_end,
             spec.kind.guidance: request.guidance_scale,
         }
@@ -762,7 +766,7 @@ class DiffusersModel(LoadedModel):
     def _prompts_of(self, request: GenerationRequest) -> dict[str, str]:
         negative = request.negative_prompt
         if negative is None and self._spec.kind.guidance == "true_cfg_scale":
-            negative = " "  # without one, these pipelines leave guidance out
+            negative = " "  # without a negative prompt, these pipelines skip guidance
         return {"prompt": request.prompt} | ({} if negative is None else {"negative_prompt": negative})
 
     def _picture(
@@ -782,14 +786,14 @@ class DiffusersModel(LoadedModel):
         return crop(picture, size, seed)
 
     def _run(self, pipeline: Any, call: Mapping[str, Any], generator: Any) -> Any:
-        """One call: its pictures, height x width x channels each, float32 from 0 to 1, on the device."""
+        """Run one call. Returns its pictures on the device, each height x width x channels, float32 from 0 to 1."""
         takes = inspect.signature(pipeline.__call__).parameters
         arguments = {name: value for name, value in call.items() if name in takes}
         if "strength" in arguments:
             most = pipeline.scheduler.config.get("original_inference_steps")
             arguments |= _enough_steps(call["num_inference_steps"], call["strength"], most)
         if "intermediate_timesteps" in takes and arguments["num_inference_steps"] != 2:
-            arguments["intermediate_timesteps"] = None  # Sana Sprint's own is for two steps
+            arguments["intermediate_timesteps"] = None  # the default of Sana Sprint is for two steps
         arguments["generator"] = generator
         try:
             widened = self._spec.vae_dtype is not None
@@ -803,7 +807,7 @@ class DiffusersModel(LoadedModel):
             self._tiled = self._tiled or decoding.tiled
             return _in_size(images.float(), call["height"], call["width"]).permute(0, 2, 3, 1)
         finally:
-            # An interrupted call leaves step caches in the middle of their sequence.
+            # Also resets step caches, which an interrupted call leaves in the middle of their sequence.
             self._pipeline.maybe_free_model_hooks()
             if self._turns:
                 self._turns.end()
@@ -815,7 +819,7 @@ class DiffusersModel(LoadedModel):
             stack.callback(self._leave)
             for part in self._parts:
                 part.keep()
-        self._prompts.clear()  # they are on the device
+        self._prompts.clear()  # embeddings are on the device
         clear_class_caches(_denoiser(self._pipeline))
         return True
 
@@ -850,7 +854,7 @@ def _noise(seed: int) -> Any:
 
 @contextmanager
 def global_seed(seed: int, pipeline: Any) -> Iterator[None]:
-    """The generators of the process begin at `seed`, and afterwards go on as if nothing had been drawn.
+    """Seed the process's generators while the context lasts, and restore their states at its end.
 
     Some schedulers (FlowMatchLCMScheduler in SD3) and language models draw from them.
     """
@@ -871,9 +875,9 @@ def global_seed(seed: int, pipeline: Any) -> Iterator[None]:
 
 
 def _enough_steps(steps: int, strength: float, most: int | None) -> dict[str, Any]:
-    """The steps and the strength of image-to-image, of which only int(steps * strength) are run: at least one.
+    """Steps and strength of image-to-image such that at least one step runs: it runs int(steps * strength) of them.
 
-    `most`: the steps that the scheduler was distilled from (LCM, TCD); it can do no more of them.
+    `most`: the steps that the scheduler was distilled from (LCM, TCD), which is the most that it can run.
     """
     steps = max(steps, ceil(1 / strength))
     if most is None or steps <= most:
@@ -882,7 +886,7 @@ def _enough_steps(steps: int, strength: float, most: int | None) -> dict[str, An
 
 
 def _in_size(images: Any, height: int, width: int) -> Any:
-    """Pictures, batch x channels x height x width, scaled if the pipeline has chosen another size (Qwen-Image-Edit)."""
+    """Scale pictures, batch x channels x height x width, if the pipeline chose another size (Qwen-Image-Edit)."""
     import torch
 
     if images.shape[-2:] == (height, width):
@@ -892,7 +896,7 @@ def _in_size(images: Any, height: int, width: int) -> Any:
 
 
 class _BatchSteps:
-    """Counts steps over a batch. How many a picture takes is known once its first one is done."""
+    """Counts steps over a batch. The steps of a picture are known after its first step."""
 
     def __init__(self, pictures: int, on_step: OnStep, previews: int, size: Size) -> None:
         self._pictures = pictures
@@ -903,7 +907,7 @@ class _BatchSteps:
 
     def on_step_end(self, pipeline: Any, step: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
         self._in_picture = step + 1
-        # The real number: image-to-image runs int(steps * strength) of them. Ernie has no `num_timesteps`.
+        # The real number of steps: image-to-image runs int(steps * strength). Ernie has no `num_timesteps`.
         total = getattr(pipeline, "num_timesteps", None) or len(pipeline.scheduler.timesteps)
         preview = self._lookout.look(pipeline, step + 1, total, kwargs["latents"]) if self._lookout else None
         self._on_step(self._done + self._in_picture, total * self._pictures, preview or b"")

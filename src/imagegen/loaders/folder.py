@@ -1,4 +1,4 @@
-"""What a pipeline's folder must hold, read before any library touches it."""
+"""Checks the files of a pipeline's folder before a library reads them."""
 
 import json
 import os
@@ -13,13 +13,13 @@ from imagegen.catalog.pipeline_files import INDEX, Dtype, lacking, needed, needs
 from imagegen.catalog.sources import WEIGHTS
 from imagegen.core.errors import WeightsCorrupt, WeightsMissing, WeightsRefused, WeightsUnreadable
 
-#: In the names of the files that list the shards of a part.
+#: A part of the names of the files that list the shards of a part.
 SHARD_INDEX = ".safetensors.index."
 
-#: What a model_index.json may name; anything else would be imported by diffusers from wherever it lies.
+#: The libraries that a model_index.json may name; diffusers would import any other module that it finds.
 TRUSTED_LIBRARIES = frozenset({"diffusers", "transformers"})
 
-#: Classes of diffusers that it names by the module of their pipeline.
+#: Modules of diffusers' pipelines that a model_index.json may name as the library of a class.
 TRUSTED_PARTS = frozenset(
     {
         ("stable_diffusion", "StableDiffusionSafetyChecker"),
@@ -28,26 +28,26 @@ TRUSTED_PARTS = frozenset(
     }
 )
 
-#: Bytes of the elements that stay as narrow as they are; the others become what the entry says, or less.
+#: Element types that a load keeps, with their bytes; it converts the others to the entry's dtype or a narrower one.
 _WIDTHS = {"F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "BOOL": 1}
 
-#: Bytes of a safetensors header, at most: the bound of the safetensors library.
+#: The most bytes of a safetensors header: the limit of the safetensors library.
 MAX_HEADER = 100_000_000
 
 
 def check_folder(
     folder: Path, pipeline_class: str, without: Collection[str] = (), dtype: Dtype = "auto"
 ) -> dict[str, list[Any]]:
-    """The parts of a pipeline, name -> [library, class], if its folder can be loaded. Opens only what a load reads.
+    """Check that a pipeline's folder can be loaded, and return its parts: name -> [library, class].
 
-    `without`: parts that come from elsewhere. Raises WeightsMissing, WeightsRefused, WeightsUnreadable or
-    WeightsCorrupt.
+    Opens only files that a load reads. `without`: parts that come from elsewhere. Raises WeightsMissing,
+    WeightsRefused, WeightsUnreadable or WeightsCorrupt.
     """
     _check_listable(folder, "the model")
     index = read_index(folder, pipeline_class)
     for name in index:
         _check_listable(folder / name, f"'{name}'")
-    paths = paths_in(folder, dangling=True)  # check_file has a sentence for links to nothing
+    paths = paths_in(folder, dangling=True)  # check_file reports links to missing files
     part = lacking(paths, index, without, dtype)
     if part is not None:
         raise _missing(folder, part, index[part][1])
@@ -68,7 +68,7 @@ def _check_listable(folder: Path, part: str) -> None:
 
 
 def _missing(folder: Path, part: str, cls: str) -> WeightsMissing:
-    """Why a part is incomplete, in the words of what lies there."""
+    """The error for an incomplete part."""
     home = folder / part
     there = sorted(home.iterdir()) if home.is_dir() else []
     names = [file.name for file in there]
@@ -80,18 +80,18 @@ def _missing(folder: Path, part: str, cls: str) -> WeightsMissing:
         return WeightsMissing(f"The model's folder has no configuration for '{part}'.")
     hidden = [name for name in names if name.startswith("._")]
     if hidden and not any(name.endswith(WEIGHTS) for name in names if name not in hidden):
-        return WeightsMissing(f"{part}/{hidden[0]} is a note of macOS about a file, and the file itself is not there.")
+        return WeightsMissing(f"{part}/{hidden[0]} is a macOS metadata file; the file that it belongs to is missing.")
     return WeightsMissing(f"The model's folder has no safetensors weights for '{part}'.")
 
 
 def _check_shards(file: Path, name: str) -> None:
-    """Raises WeightsMissing for a shard that is in the index and not in the folder."""
+    """Raises WeightsMissing for a shard that the index names and the folder does not have."""
     for shard in sorted(_shards(file)):
         if not (file.parent / shard).is_file():
             raise WeightsMissing(f"The model's folder lacks {name.partition('/')[0]}/{shard}.")
 
 
-#: How a file begins that git-lfs has put in the place of the real one.
+#: The first bytes of a git-lfs pointer file.
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -142,7 +142,7 @@ def read_index(folder: Path, pipeline_class: str) -> dict[str, list[Any]]:
 
 
 def _is_part(value: Any) -> bool:
-    """Not a setting of the pipeline, which may be a list of numbers, too."""
+    """Whether an item of model_index.json is a part. A setting of the pipeline may also be a list, but of numbers."""
     return isinstance(value, list) and not (value and all(isinstance(item, int | float) for item in value))
 
 
@@ -155,7 +155,7 @@ def _trusted(part: list[Any]) -> bool:
 
 
 def weight_files(folder: Path, part: str, copy: str | None) -> list[Path]:
-    """The safetensors files that a load reads of a part, from this copy of its weights."""
+    """The safetensors files of a part that a load reads. `copy`: the variant of the weights, such as `fp16`."""
     home = folder / part
     names = weights_of((file.name for file in home.iterdir()), copy)
     return [home / name for name in sorted(names) if name.endswith(WEIGHTS)]
@@ -170,7 +170,7 @@ def _shards(index: Path) -> set[str]:
 
 
 def check_safetensors(file: Path, name: Path | str) -> None:
-    """Compare what a file says of itself with its size. Raises WeightsCorrupt, which tells `name` and no path."""
+    """Compare the size in a file's header with the real size. Raises WeightsCorrupt, with `name` and not the path."""
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         header = _json(stream.read(min(length, MAX_HEADER)))
@@ -182,7 +182,7 @@ def check_safetensors(file: Path, name: Path | str) -> None:
 
 
 def header_bytes(file: Path, width: int) -> int:
-    """What a safetensors file's tensors take once its floats are `width` bytes wide; 8-bit ones stay what they are."""
+    """The bytes of a safetensors file's tensors after its floats become `width` bytes wide; 8-bit floats stay."""
     with file.open("rb") as stream:
         header = _json(stream.read(min(int.from_bytes(stream.read(8), "little"), MAX_HEADER)))
     tensors = [part for part in (header or {}).values() if _has_offsets(part)]

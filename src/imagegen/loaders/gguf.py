@@ -55,7 +55,7 @@ class QuantisedSpec(DiffusersSpec):
         return (*super().elsewhere, "transformer")
 
     def base_folder(self, folders: Folders) -> Path:
-        """Where the rest of the pipeline lies. Raises WeightsMissing."""
+        """The folder of the base model, which has the other parts. Raises WeightsMissing."""
         folder = local(self.base_model, folders.models)
         cached = cached_snapshot(self.base_model) if self.base_on_hub else None
         if folder.is_dir() and (cached is None or self._lacks_in(folder) is None):
@@ -76,7 +76,7 @@ class QuantisedSpec(DiffusersSpec):
 
     @model_validator(mode="after")
     def _names_its_weights(self) -> Self:
-        return self  # each family says which file it needs
+        return self  # each family checks which file it needs
 
     @model_validator(mode="after")
     def _not_cast_as_well(self) -> Self:
@@ -91,7 +91,7 @@ class QuantisedSpec(DiffusersSpec):
         return on_hub(self.base_model)
 
     def base_files(self) -> tuple[HubFiles, ...]:
-        """What to fetch of it."""
+        """The files to pull from `base_model`."""
         return (HubFiles.of(self.base_model, **self._pipeline_files),) if self.base_on_hub else ()
 
 
@@ -143,7 +143,7 @@ class GGUFSpec(QuantisedSpec):
 
 
 class GGUFModelLoader(ModelLoader[GGUFSpec]):
-    """Puts the transformer of a GGUF file into the pipeline of its base model. Needs no network."""
+    """Loads the transformer of a GGUF file into the pipeline of its base model. Needs no network."""
 
     def load(self, spec: GGUFSpec, placement: Placement) -> LoadedModel:
         file = find_gguf(spec, placement.folders)
@@ -181,7 +181,7 @@ def find_gguf(spec: GGUFSpec, folders: Folders) -> Path:
 
 
 def open_transformer(spec: GGUFSpec, file: Path, base: Path, dtype: Any) -> Any:
-    """The transformer, still quantised; it computes in `dtype`. Raises WeightsCorrupt or WeightsRefused."""
+    """Read the transformer; it stays quantised and computes in `dtype`. Raises WeightsCorrupt or WeightsRefused."""
     import diffusers
 
     library, name = read_index(base, spec.pipeline_class).get("transformer", ["", ""])
@@ -198,13 +198,13 @@ def open_transformer(spec: GGUFSpec, file: Path, base: Path, dtype: Any) -> Any:
             local_files_only=True,
         )
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-        raise WeightsCorrupt(f"{file.name} is whole, and no {name} like that of the base model.") from error
+        raise WeightsCorrupt(f"{file.name} is undamaged, but no {name} like the base model's.") from error
 
 
 def check_types(file: Path) -> None:
-    """Read which types the tensors of a GGUF file have, and where they end.
+    """Check the types of a GGUF file's tensors, and that the file is complete.
 
-    Raises WeightsRefused for a type that diffusers does not read, with the one to take instead, and WeightsCorrupt.
+    Raises WeightsRefused for a type that diffusers does not read, with a type to use instead, and WeightsCorrupt.
     """
     from diffusers.quantizers.gguf.utils import SUPPORTED_GGUF_QUANT_TYPES
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader
@@ -235,6 +235,6 @@ def check_types(file: Path) -> None:
     )
     names = ", ".join(kind.name for kind in others)
     raise WeightsRefused(
-        f"{file.name} has weights of type {names}, which diffusers does not read. The file is whole: fetching it again "
-        f"does not help. Take the one with {instead.name} in its name."
+        f"{file.name} has weights of type {names}, which diffusers does not read. The file is undamaged: "
+        f"pulling it again does not help. Use the file with {instead.name} in its name."
     )

@@ -1,4 +1,4 @@
-"""HostCopy: weights in host memory, so that they can leave the device and come back by a copy."""
+"""HostCopy: keeps weights in host memory, so that they can be moved from the device and copied back."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -10,41 +10,41 @@ _ALIGNMENT = 64
 
 
 class HostCopy:
-    """Owns where the tensors of some modules are. Weights do not change: only the first way to the host copies them."""
+    """Owns where the tensors of some modules are. Weights never change, so they are copied to the host only once."""
 
     def __init__(self, modules: Iterable[Any], device: str, *, pinned: bool = True) -> None:
-        """They count as being on the device.
+        """The modules count as being on the device.
 
-        `pinned`: the copies are made in pinned memory, from which they come to a CUDA device at bus speed. Otherwise
-        weights that are in host memory are their own copies.
+        `pinned`: the copies are in pinned memory, which a CUDA device reads at bus speed. If false, weights in host
+        memory are used as their own copies.
         """
         from torch.utils.weak import WeakTensorKeyDictionary
 
         self._modules = list(modules)
         self._device = device
         self._pinned = pinned and device.startswith("cuda")
-        #: Weak: the adapters of a request go with it, and another tensor may get the id of one that is gone.
+        #: Weak: a request's adapters are freed after it, and a new tensor may get the id of a freed one.
         self._host: Any = WeakTensorKeyDictionary()
         self._on_device = True
         self._kept = False
 
     @property
     def kept(self) -> bool:
-        """Whether the weights have had copies in host memory; they then have them for good."""
+        """Whether copies in host memory were made; they are then kept until the weights are freed."""
         return self._kept
 
     @property
     def bytes(self) -> int:
-        """Of the copies in host memory, each counted once."""
+        """The bytes of the copies in host memory, each counted once."""
         return sum(map(_bytes, self._host.values()))
 
     @property
     def missing_bytes(self) -> int:
-        """Of the weights that have no copy in host memory yet."""
+        """The bytes of the weights that have no copy in host memory yet."""
         return sum(map(_bytes, self._missing()))
 
     def keep(self) -> None:
-        """Make the copies in host memory that are missing; the weights stay where they are."""
+        """Make the missing copies in host memory; the weights are not moved."""
         self._kept, missing = True, self._missing()
         if not self._pinned:
             copies: Sequence[Any] = [tensor.data.to("cpu") for tensor in missing]
@@ -54,7 +54,7 @@ class HostCopy:
             self._host[tensor] = copy
 
     def to_device(self) -> int:
-        """Copy every weight to the device unless they are there; the bytes that moved. All of them move or none."""
+        """Copy all weights to the device, or none if that fails. Returns the copied bytes, 0 if already there."""
         import torch
 
         if self._on_device:
@@ -71,7 +71,7 @@ class HostCopy:
         return moved
 
     def to_host(self) -> None:
-        """Drop the device's copies. What has none in host memory (adapters that were added) gets one."""
+        """Free the weights on the device. Weights without a copy in host memory (added adapters) get one first."""
         if not self._on_device:
             return
         self.keep()
@@ -84,7 +84,7 @@ class HostCopy:
 
 
 def tensors_of(modules: Iterable[Any]) -> Iterator[Any]:
-    """Parameters and buffers; tied ones once."""
+    """Parameters and buffers; tied tensors once."""
     seen: set[int] = set()
     for module in modules:
         for tensor in (*module.parameters(), *module.buffers()):
@@ -94,26 +94,26 @@ def tensors_of(modules: Iterable[Any]) -> Iterator[Any]:
 
 
 def tensor_bytes(modules: Iterable[Any]) -> int:
-    """Of all weights, each counted once."""
+    """The bytes of all weights, each counted once."""
     return sum(map(_bytes, tensors_of(modules)))
 
 
 def _bytes(tensor: Any) -> int:
-    if hasattr(tensor, "__tensor_flatten__"):  # a quantised one calls itself as wide as it was
+    if hasattr(tensor, "__tensor_flatten__"):  # a quantised tensor reports its original width
         return sum(_bytes(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
     size: int = tensor.numel() * tensor.element_size()
     return size
 
 
 def _in_one_block(tensors: Sequence[Any]) -> list[Any]:
-    """Copies in one piece of pinned memory: pinning each tensor by itself asks the driver hundreds of times."""
+    """Copies in one block of pinned memory: pinning each tensor alone needs hundreds of driver calls."""
     import torch
 
     *begins, end = accumulate((-(-_bytes(tensor) // _ALIGNMENT) * _ALIGNMENT for tensor in tensors), initial=0)
     block = torch.empty(end, dtype=torch.uint8, pin_memory=True)
     copies = []
     for tensor, begin in zip(tensors, begins, strict=True):
-        layout = torch.empty_like(tensor, device="meta")  # the strides that a copy keeps: XL's may be channels-last
+        layout = torch.empty_like(tensor, device="meta")  # a copy keeps these strides: XL's may be channels-last
         piece = block[begin : begin + _bytes(tensor)].view(tensor.dtype)
         copies.append(piece.as_strided(layout.size(), layout.stride()))
         copies[-1].copy_(tensor)

@@ -1,4 +1,4 @@
-"""How much memory the machine has, and how much of it weights may take. Read from Linux; nothing here imports torch."""
+"""The host memory of the machine, and the share that weights may take. Linux only; nothing here imports torch."""
 
 import os
 from contextlib import suppress
@@ -6,12 +6,13 @@ from pathlib import Path
 
 PROC, GROUP = Path("/proc"), Path("/sys/fs/cgroup")
 
-#: Weights leave a share of the machine's memory alone: pinned memory is never swapped, and other processes grow.
+#: Weights leave one part in this many of the machine's memory free: pinned memory is never swapped, and other
+#: processes grow.
 _RESERVE = 10
 
 
 def machine_bytes(group: Path = GROUP) -> int:
-    """Of memory, as far as this process may use it."""
+    """The memory that this process may use: the machine's, or the limit of its control group if that is lower."""
     whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with suppress(OSError, ValueError):  # no such limit
         return min(whole, int((group / "memory.max").read_text()))
@@ -19,7 +20,7 @@ def machine_bytes(group: Path = GROUP) -> int:
 
 
 def available_bytes(proc: Path = PROC, group: Path = GROUP) -> int:
-    """Of memory, what this process can take without swapping; page cache counts as free. 0: unknown."""
+    """The memory that this process can take without swapping; page cache counts as free. 0: unknown."""
     try:
         free = 1024 * _field(proc / "meminfo", "MemAvailable:")
     except (OSError, ValueError):
@@ -32,7 +33,7 @@ def available_bytes(proc: Path = PROC, group: Path = GROUP) -> int:
 
 
 def room() -> int:
-    """Bytes that weights may take in addition to what they have."""
+    """The bytes that weights may take in addition to their present ones."""
     return max(0, available_bytes() - machine_bytes() // _RESERVE)
 
 

@@ -1,4 +1,4 @@
-"""What a LoRA file says of itself in its header: which kind of adapter it is, and how much there is to apply."""
+"""Reads the header of a LoRA file: the kind of adapter, and its layers."""
 
 import json
 import re
@@ -27,10 +27,10 @@ _OTHER_KINDS: Mapping[str, str] = {
 #: Keys of textual inversions: words for the text encoder instead of layers.
 _EMBEDDINGS = frozenset({"emb_params", "string_to_param", "clip_l", "clip_g", "t5"})
 
-#: How keys of layers of T5 begin, where diffusers adds no LoRA to it.
+#: Prefixes of the keys of T5's layers, in pipelines for which diffusers adds no LoRA to T5.
 _T5 = ("lora_te2_", "lora_te3_", "text_encoder_2.", "text_encoder_3.", "text_encoders.t5")
 
-#: Characters of a layer's name in a message.
+#: The most characters of a layer's name in a message.
 _MAX_NAME = 80
 
 
@@ -43,7 +43,7 @@ class LoraFile(NamedTuple):
 
     @classmethod
     def read(cls, file: Path) -> "LoraFile":
-        """Read the header. Raises LoraRefused for a file that is not whole, or not a LoRA, with the reason."""
+        """Read the header. Raises LoraRefused with the reason for a damaged file, or for a file that is not a LoRA."""
         try:
             check_file(file, file.name)
         except EngineError as error:
@@ -58,7 +58,7 @@ class LoraFile(NamedTuple):
         return made
 
     def _why_not(self) -> str | None:
-        """Why this is no LoRA; None: it is."""
+        """The reason why this is not a LoRA; None: it is a LoRA."""
         for word, kind in _OTHER_KINDS.items():
             if any(word in key for key in self.tensors):
                 return f"is {kind}, which diffusers does not read."
@@ -73,26 +73,26 @@ class LoraFile(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """The outputs of all layers. A library that cuts a layer in two leaves the sum as it is."""
+        """The outputs of all layers. The sum stays the same if the library splits a layer in two."""
         return sum(shape[0] for key, shape in self.tensors.items() if _UP.search(key))
 
     @property
     def kronecker(self) -> int:
-        """The layers of a LoKr."""
+        """How many layers are a LoKr."""
         return len({key.partition(".lokr_")[0] for key in self.tensors if ".lokr_" in key})
 
     @property
     def first(self) -> str:
-        """The name of a layer."""
+        """The name of the first layer."""
         key = next((key for key in self.tensors if _UP.search(key) or ".lokr_" in key), "")
         return re.split(r"\.lora|\.lokr|\.up\.|\.alpha", key)[0][:_MAX_NAME]
 
     @property
     def has_scales(self) -> bool:
-        """Whether it is a DoRA with scales that diffusers drops."""
+        """Whether it is a DoRA whose scales diffusers does not apply."""
         return any("dora_scale" in key for key in self.tensors)
 
     @property
     def has_t5(self) -> bool:
-        """Whether it has layers for what may be a T5."""
+        """Whether it has layers that may belong to a T5."""
         return any(key.startswith(_T5) for key in self.tensors)

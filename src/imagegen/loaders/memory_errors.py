@@ -1,10 +1,11 @@
-"""Which exceptions say that the memory did not suffice."""
+"""Recognises the exceptions that mean a lack of memory."""
 
 import errno
 
-#: Words of libraries that found no memory: torch's allocators on the GPU and on the CPU, then cuBLAS and cuDNN, which
-#: need some of their own (cublas_v2.h, cudnn_graph.h, ATen/native/cudnn). Where it was no lack of memory, the context
-#: is broken, which `context_works` finds out, or the second attempt fails with more memory free.
+#: Texts in the errors of libraries that could not allocate memory: torch's allocators on the GPU and on the CPU, then
+#: cuBLAS and cuDNN, which allocate for themselves (cublas_v2.h, cudnn_graph.h, ATen/native/cudnn). If the cause was
+#: another one, either the CUDA context is broken, which `context_works` detects, or the second attempt fails although
+#: more memory is free.
 OUT_OF_MEMORY = (
     "out of memory",
     "can't allocate memory",
@@ -17,7 +18,7 @@ OUT_OF_MEMORY = (
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether the memory of the device, or of this process, did not suffice."""
+    """Whether the device or this process ran out of memory."""
     words = str(error).lower()
     return (
         isinstance(error, MemoryError)

@@ -26,7 +26,7 @@ from imagegen.loaders.diffusers_model import (
 from imagegen.loaders.folder import check_file
 from imagegen.loaders.gguf import QuantisedSpec
 
-#: Stands for `int4` or `fp4` in a file's name.
+#: The placeholder for `int4` or `fp4` in a file's name.
 PRECISION = "{precision}"
 PRECISIONS = ("int4", "fp4")
 
@@ -78,7 +78,7 @@ class NunchakuSpec(QuantisedSpec):
     @model_validator(mode="after")
     def _kernels_of_its_own(self) -> Self:
         if self.compile:
-            raise ValueError("compile: the engine brings its own kernels")
+            raise ValueError("compile: the engine has its own kernels")
         if self.step_cache is not None:
             raise ValueError("step_cache: the engine runs all blocks at once")
         return self
@@ -88,7 +88,7 @@ class NunchakuSpec(QuantisedSpec):
         return (*super().elsewhere, *(["text_encoder_2"] if self.t5_weight_name else []))
 
     def lacks(self, place: Callable[[str], Path]) -> str | None:
-        """As in the base class; the file of one precision is enough."""
+        """Like the base class's method, but the file of one precision is enough."""
         if self.local_path is None:
             return None
         for word in PRECISIONS:
@@ -100,11 +100,11 @@ class NunchakuSpec(QuantisedSpec):
 
     @property
     def stays_in_host_memory(self) -> bool:
-        return False  # the engine puts its weights on the device, and the blocks are out of torch's reach
+        return False  # the engine loads its weights to the device itself, and torch cannot move its blocks
 
     @property
     def supports_lora(self) -> bool:
-        return False  # the engine has its own way of adding them
+        return False  # the engine adds LoRAs by its own interface
 
     def check_batch(self) -> None:
         raise ValueError("max_batch: not tested with Nunchaku's engine; leave it out")
@@ -124,7 +124,7 @@ class NunchakuSpec(QuantisedSpec):
 
 
 class NunchakuModelLoader(ModelLoader[NunchakuSpec]):
-    """Puts a 4-bit transformer, and a quantised T5 if there is one, into the pipeline of its base model."""
+    """Loads a 4-bit transformer, and a quantised T5 if there is one, into the pipeline of its base model."""
 
     def load(self, spec: NunchakuSpec, placement: Placement) -> LoadedModel:
         with placement.importing():
@@ -132,12 +132,12 @@ class NunchakuModelLoader(ModelLoader[NunchakuSpec]):
             import torch
         engine = find_engine()
         precision = choose_precision(placement.device)
-        engine._C.utils.trim_memory()  # what a load that failed has left
+        engine._C.utils.trim_memory()  # memory of a failed load
         made = partial(NunchakuModel, engine, placement.device, outside_torch(placement.device))
         base = spec.base_folder(placement.folders)
         files = _own_files(spec, precision, placement.folders)
         import_pipeline(spec, base, placement)
-        torch.cuda.empty_cache()  # the engine cannot use what torch has kept for this load
+        torch.cuda.empty_cache()  # the engine cannot use memory that torch has cached
         parts = {"transformer": open_transformer(engine, spec, files[0], placement)}
         if spec.t5_weight_name:
             parts["text_encoder_2"] = open_t5(engine, spec, files[1], placement)
@@ -157,10 +157,10 @@ class NunchakuModelLoader(ModelLoader[NunchakuSpec]):
 
 
 class NunchakuModel(DiffusersModel):
-    """The engine holds the transformer's blocks in device memory that torch neither sees nor gives back."""
+    """A model whose transformer blocks are in device memory of the engine, which torch neither measures nor frees."""
 
     def __init__(self, engine: Any, device: str, before: int, *made: Any) -> None:
-        """`before`: what was `outside_torch` when the load began."""
+        """`before`: the value of `outside_torch` when the load began."""
         super().__init__(*made)
         self._engine = engine
         self._block_bytes = max(0, outside_torch(device) - before)
@@ -187,12 +187,12 @@ class NunchakuModel(DiffusersModel):
 
     def close(self) -> None:
         super().close()
-        # The engine has told CUDA to keep what it frees.
+        # The engine configures CUDA to keep freed memory.
         self._engine._C.utils.trim_memory()
 
 
 def outside_torch(device: str) -> int:
-    """Bytes of the device that are taken, but not by torch's allocator; 0 on a CPU."""
+    """Bytes of device memory that are in use outside torch's allocator; 0 on a CPU."""
     if device == "cpu":
         return 0
     import torch
@@ -210,7 +210,7 @@ def _own_files(spec: NunchakuSpec, precision: str, folders: Folders) -> list[Pat
 
 
 def _any_files(spec: NunchakuSpec, folders: Folders) -> list[Path]:
-    """Those of one precision that are here: which one is read depends on the device; they are about as large."""
+    """The entry's files of one precision on this machine. The device decides which is read; both are about as large."""
     try:
         return _own_files(spec, "int4", folders)
     except WeightsMissing:
@@ -218,30 +218,30 @@ def _any_files(spec: NunchakuSpec, folders: Folders) -> list[Path]:
 
 
 def open_transformer(engine: Any, spec: NunchakuSpec, file: Path, placement: Placement) -> Any:
-    """The transformer in 4 bits. Raises WeightsCorrupt."""
+    """Read the transformer in 4 bits. Raises WeightsCorrupt."""
     return open_file(
         engine.NunchakuFluxTransformer2dModel.from_pretrained,
         file,
         device=placement.device,
-        # Of the transformer alone, the engine itself moves the blocks.
+        # The engine offloads only the transformer's blocks.
         offload=spec.chosen("cpu_offload", placement.settings) not in ("none", "encoders"),
         torch_dtype=torch_dtype(spec.torch_dtype, placement.device),
     )
 
 
 def open_t5(engine: Any, spec: NunchakuSpec, file: Path, placement: Placement) -> Any:
-    """The T5 encoder in 4 bits. Raises WeightsCorrupt."""
+    """Read the T5 encoder in 4 bits. Raises WeightsCorrupt."""
     return open_file(
         engine.NunchakuT5EncoderModel.from_pretrained,
         file,
-        # Left alone, it would go to the first GPU.
+        # By default it is loaded to the first GPU.
         device=placement.device if spec.chosen("cpu_offload", placement.settings) == "none" else "cpu",
         torch_dtype=torch_dtype(spec.torch_dtype, placement.device),
     )
 
 
 def open_file(opener: Callable[..., Any], file: Path, **how: Any) -> Any:
-    """What the engine makes of a file. Raises WeightsCorrupt."""
+    """Call `opener`, a function of the engine, on a file. Raises WeightsCorrupt if it cannot read the file."""
     check_file(file, file.name)
     try:
         return opener(str(file), **how)
@@ -250,26 +250,26 @@ def open_file(opener: Callable[..., Any], file: Path, **how: Any) -> Any:
 
 
 def find_engine() -> Any:
-    """The engine's module. Raises EngineMissing with what to do."""
+    """Import the engine's module. Raises EngineMissing with advice."""
     try:
         import nunchaku  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise EngineMissing(f"The Nunchaku engine is not installed: {INSTALL}.") from error
     if not hasattr(nunchaku, "NunchakuFluxTransformer2dModel"):
         raise EngineMissing(
-            "The installed package 'nunchaku' is not the engine but an unrelated one of that name on PyPI: "
+            "The installed package 'nunchaku' is not the engine, but an unrelated package of that name on PyPI: "
             f"run `pip uninstall nunchaku`, then {INSTALL}."
         )
     return nunchaku
 
 
 def precision_of(capability: tuple[int, ...] | None) -> str | None:
-    """`int4` or `fp4`, whichever the engine has kernels for on a card; None: neither, or the card is unknown."""
+    """`int4` or `fp4`, the one that the engine has kernels for on a card; None: neither, or the card is unknown."""
     return "int4" if capability in INT4 else "fp4" if capability in FP4 else None
 
 
 def choose_precision(device: str) -> str:
-    """`int4` or `fp4`, whichever the GPU has kernels for. Raises UnsupportedDevice."""
+    """`int4` or `fp4`, the one that the engine has kernels for on this GPU. Raises UnsupportedDevice."""
     if device == "cpu":
         raise UnsupportedDevice("Nunchaku models need an NVIDIA GPU; this service runs on a CPU.")
     import torch
@@ -284,14 +284,14 @@ def choose_precision(device: str) -> str:
 
 
 def find_file(spec: NunchakuSpec, name: str | None, home: str | None, precision: str, folders: Folders) -> Path:
-    """A file of the entry, for this precision. Raises WeightsMissing."""
+    """The path of a file of the entry, for this precision. Raises WeightsMissing."""
     name = name.replace(PRECISION, precision) if name else None
     places: list[Path | None] = []
     if spec.local_path is not None:
         path = local(spec.local_path.replace(PRECISION, precision), folders.models)
         if path.is_dir() and name:
             places = [path / name]
-        else:  # the T5 encoder lies beside the transformer, which may go by any name on this machine
+        else:  # the T5 encoder is beside the transformer, whose file may have any name on this machine
             places = [path.parent / name if name and name == spec.t5_weight_name else path]
     places.append(cached_file(home, name) if home and name else None)
     for place in places:

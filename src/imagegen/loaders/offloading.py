@@ -1,4 +1,4 @@
-"""Offloading of whole parts: the one that runs is on the device; the one before it is dropped, not copied back."""
+"""Offloads whole parts: only the running part is on the device. The one before it is freed there, not copied back."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -7,25 +7,25 @@ from imagegen.catalog.catalog import CpuOffload
 from imagegen.loaders.host_copy import HostCopy, tensor_bytes, tensors_of
 from imagegen.loaders.host_memory import room
 
-#: What the part that makes the steps is called.
+#: The names of the part that runs the denoising steps.
 DENOISERS = ("transformer", "unet")
 
 
 def offloaded_parts(names: Collection[str], offload: CpuOffload) -> list[str]:
-    """Which parts of a pipeline take turns on the device."""
+    """The parts of a pipeline that are offloaded, and so take turns on the device."""
     if offload == "model":
         return list(names)
     return [name for name in names if name not in (*DENOISERS, "vae")] if offload == "encoders" else []
 
 
 def most_bytes(sizes: Mapping[str, int], offloaded: Collection[str]) -> int:
-    """The most that parts of these sizes have on the device at one time."""
+    """The most bytes that parts of these sizes take on the device at one time."""
     turns = [sizes[name] for name in offloaded]
     return sum(sizes.values()) - sum(turns) + max(turns, default=0)
 
 
 def layer_bytes(modules: Collection[Any], layers: int) -> int:
-    """Of the largest layers, this many: what offloading of single layers has on the device at one time."""
+    """The bytes of the `layers` largest layers: the most that offloading of single layers has on the device."""
     sizes = (
         sum(tensor.numel() * tensor.element_size() for tensor in (*layer.parameters(False), *layer.buffers(False)))
         for module in modules
@@ -35,13 +35,13 @@ def layer_bytes(modules: Collection[Any], layers: int) -> int:
 
 
 class Turns:
-    """The parts of one pipeline that take turns on the device. Owns which of them is there."""
+    """The parts of one pipeline that take turns on the device. Owns which of them is on it."""
 
     def __init__(self, modules: Mapping[str, Any], offload: CpuOffload, device: str) -> None:
-        """`modules`: all parts of the pipeline, in host memory. What is not offloaded goes to the device.
+        """`modules`: all parts of the pipeline, in host memory. Parts that are not offloaded are moved to the device.
 
-        As much is pinned as the machine has room for. What is on the device already (Nunchaku's transformer) and what
-        cannot be put elsewhere in place (torchao's tensors) stays there.
+        A part is pinned if the machine has room for it. A part that is on the device already (Nunchaku's transformer)
+        or that cannot be moved in place (torchao's tensors) stays where it is.
         """
         self._device = device
         names = [name for name in offloaded_parts(modules, offload) if _in_host_memory(modules[name])]
@@ -57,16 +57,16 @@ class Turns:
 
     @property
     def names(self) -> Collection[str]:
-        """Of the parts."""
+        """The names of the parts."""
         return self._copies.keys()
 
     @property
     def host_bytes(self) -> int:
-        """Of the parts, in host memory."""
+        """The bytes of the parts in host memory."""
         return tensor_bytes(self._modules)
 
     def begin(self, name: str) -> bool:
-        """A part of the pipeline runs. Whether it came to the device for that."""
+        """Bring a part to the device because it runs now. Returns whether it was copied for that."""
         if name == self._running:
             return False
         self.end()
@@ -74,7 +74,7 @@ class Turns:
         return name in self._copies and self._copies[name].to_device() > 0
 
     def end(self) -> None:
-        """Drop the part that is on the device."""
+        """Free the part that is on the device."""
         if self._running in self._copies:
             self._copies[self._running].to_host()
         self._running = None
@@ -87,7 +87,7 @@ class Turns:
 
 
 class _Turn:
-    """What accelerate asks before a part's `forward`, and diffusers before a VAE's `encode` and `decode`."""
+    """The hook that accelerate calls before a part's `forward`, and diffusers before a VAE's `encode` and `decode`."""
 
     no_grad = False
 
@@ -96,7 +96,7 @@ class _Turn:
 
         self._turns = turns
         self._name = name
-        #: Where diffusers then makes latents and embeddings.
+        #: The device on which diffusers makes latents and embeddings.
         self.execution_device = torch.device("cuda", torch.device(device).index or 0)
 
     def init_hook(self, module: Any) -> Any:

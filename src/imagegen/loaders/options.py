@@ -1,4 +1,4 @@
-"""Memory and speed: what an entry says, else what `global` says, switched on in a pipeline."""
+"""Options for memory and speed: reads them from an entry or from `global`, and switches them on in a pipeline."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -11,27 +11,28 @@ from imagegen.catalog.fields import Receipt
 from imagegen.core.errors import EngineMissing
 from imagegen.loaders.base import Placement
 
-#: Those of diffusers' attention backends that need no download: the others fetch kernels from the hub.
+#: The attention backends of diffusers that need no download: the others fetch kernels from the hub.
 AttentionBackend = Literal[
     "native", "_native_cudnn", "_native_efficient", "_native_flash", "_native_math", "flash", "flex", "sage", "xformers"
 ]
 
-#: Of these options one is enough, and two do not work together.
+#: Pairs of options that do not work together, each with the reason.
 _CONTRADICTIONS = (
-    ("enable_attention_slicing", "attention_backend", "slicing brings its own attention"),
+    ("enable_attention_slicing", "attention_backend", "slicing has its own attention"),
     ("layerwise_casting", "cpu_offload", "an offloaded layer cannot be cast as well"),
-    ("quantize", "cpu_offload", "a quantised layer cannot be moved about"),
-    ("quantize", "layerwise_casting", "one of them makes the weights small already"),
-    ("compile", "cpu_offload", "what is compiled must stay on the device"),
-    ("compile", "layerwise_casting", "a layer that is cast as it runs cannot be compiled"),
+    ("quantize", "cpu_offload", "a quantised layer cannot be moved"),
+    ("quantize", "layerwise_casting", "both make the weights smaller; one is enough"),
+    ("compile", "cpu_offload", "a compiled layer must stay on the device"),
+    ("compile", "layerwise_casting", "a layer that is cast when it runs cannot be compiled"),
 )
 
-#: How many shapes and models one process may compile a block for; torch's own 8 are for one model in one size.
+#: The number of shapes and models that one process may compile a block for. torch's default, 8, is enough for one
+#: model in one size.
 _RECOMPILATIONS = 64
 
 
 class OptionsSpec(ModelSpec):
-    """The options of an entry; None is what `global` says, or off."""
+    """The options of an entry. None takes the value of `global`, or is off."""
 
     enable_attention_slicing: bool | None = Field(default=None, description="Overrides the value of `global`.")
     enable_vae_slicing: bool | None = Field(default=None, description="Overrides the value of `global`.")
@@ -71,19 +72,19 @@ class OptionsSpec(ModelSpec):
     @model_validator(mode="after")
     def _no_contradiction(self) -> Self:
         for one, other, why in _CONTRADICTIONS:
-            # The transformer stays where it is while encoders are offloaded.
+            # The transformer is not moved while encoders are offloaded.
             if getattr(self, one) and getattr(self, other) not in (None, "none", "encoders"):
                 raise ValueError(f"{one} and {other} contradict each other: {why}")
         return self
 
     def chosen(self, name: str, settings: GlobalSettings) -> Any:
-        """An option that both sections have: the entry's word counts."""
+        """The value of an option that both sections have: the entry's value overrides that of `global`."""
         own = getattr(self, name)
         return getattr(settings, name) if own is None else own
 
 
 def switch_on(pipeline: Any, spec: OptionsSpec, settings: GlobalSettings) -> None:
-    """What the entry asks for, as far as the pipeline has it."""
+    """Switch on the entry's options, as far as the pipeline has them."""
     if spec.chosen("enable_attention_slicing", settings) and hasattr(pipeline, "enable_attention_slicing"):
         pipeline.enable_attention_slicing()
     for word in ("slicing", "tiling"):
@@ -103,7 +104,9 @@ def _quicken(pipeline: Any, spec: OptionsSpec) -> None:
         denoiser.enable_layerwise_casting(storage_dtype=storage, compute_dtype=computing)
         for layer in denoiser.modules():
             if getattr(layer, "weight", None) is not None and layer.weight.dtype == storage:
-                layer.compute_dtype = computing  # peft makes a LoRA in it, else in 8 bits, which cannot be multiplied
+                layer.compute_dtype = (
+                    computing  # peft's dtype for a LoRA; by default 8 bits, which cannot be multiplied
+                )
     if spec.step_cache is not None:
         denoiser.enable_cache(_cache(spec.step_cache))
     if spec.compile:
@@ -125,7 +128,7 @@ _FLOAT8_PRODUCTS = (8, 9)
 
 
 def rounding(spec: OptionsSpec, device: str) -> str | None:
-    """What `quantize` does on this device: `int8`, `float8`, or `float8_dynamic` where it multiplies in float8."""
+    """The rounding of `quantize` on this device: `int8`, `float8`, or `float8_dynamic` to multiply in float8, too."""
     if spec.quantize != "float8" or device == "cpu":
         return spec.quantize
     import torch
@@ -134,10 +137,10 @@ def rounding(spec: OptionsSpec, device: str) -> str | None:
 
 
 def quantization_config(spec: OptionsSpec, denoiser: str, device: str, dtype: Any) -> Any:
-    """What makes `from_pretrained` round the weights of the part `denoiser`. Raises EngineMissing without torchao.
+    """The argument that makes `from_pretrained` round the weights of `denoiser`. Raises EngineMissing without torchao.
 
-    `float8_dynamic` rounds the input of each layer as well, as it runs; the scale is that of a row where the weights
-    are bfloat16, else torchao has one for the whole tensor only.
+    `float8_dynamic` also rounds the input of each layer when it runs. The scale is per row for weights in bfloat16;
+    for other dtypes torchao supports only one scale for the whole tensor.
     """
     if spec.quantize is None:
         return None
@@ -166,7 +169,7 @@ def quantization_config(spec: OptionsSpec, denoiser: str, device: str, dtype: An
 
 
 def move(pipeline: Any, spec: OptionsSpec, placement: Placement) -> None:
-    """To the device, or its layers to where offloading brings them there from."""
+    """Move the pipeline to the device, or set up the offloading of its layers."""
     import torch
 
     offload, device = spec.chosen("cpu_offload", placement.settings), placement.device
@@ -179,7 +182,7 @@ def move(pipeline: Any, spec: OptionsSpec, placement: Placement) -> None:
 
 
 def step_cache(spec: OptionsSpec, pipeline: Any) -> AbstractContextManager[None]:
-    """What the step cache keeps its state under; not every pipeline opens one of its own."""
+    """The context that holds the step cache's state; some pipelines do not open one themselves."""
     if spec.step_cache is None:
         return nullcontext()
     context: AbstractContextManager[None] = pipeline.transformer.cache_context("picture")
@@ -188,7 +191,7 @@ def step_cache(spec: OptionsSpec, pipeline: Any) -> AbstractContextManager[None]
 
 @contextmanager
 def compiling(spec: OptionsSpec) -> Iterator[None]:
-    """Raises EngineMissing where this machine has nothing to compile with."""
+    """Raises EngineMissing if this machine has no compiler."""
     if not spec.compile:
         yield
         return
@@ -202,9 +205,9 @@ def compiling(spec: OptionsSpec) -> Iterator[None]:
 
 @contextmanager
 def attention(spec: OptionsSpec) -> Iterator[None]:
-    """The entry's attention while the context lasts: diffusers keeps the choice for the whole process.
+    """Use the entry's attention backend while the context lasts: diffusers has one setting for the whole process.
 
-    Raises EngineMissing where its library is not installed.
+    Raises EngineMissing if its library is not installed.
     """
     if spec.attention_backend is None:
         yield

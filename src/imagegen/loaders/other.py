@@ -1,4 +1,4 @@
-"""Any other pipeline of diffusers that makes pictures from words and is in the table."""
+"""The family `diffusers`: every other text-to-image pipeline of the table in pipelines.py."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ from imagegen.loaders.diffusers_model import (
 
 
 class OtherSpec(DiffusersSpec):
-    """A pipeline in the diffusers folder layout, by its class."""
+    """A pipeline in the diffusers folder layout, chosen by `pipeline_class`."""
 
     type: Literal["diffusers"]
     pipeline_class: Literal[
@@ -43,7 +43,7 @@ class OtherSpec(DiffusersSpec):
 
 
 class OtherModelLoader(ModelLoader[OtherSpec]):
-    """Loads whatever is in the table of pipelines, safetensors only."""
+    """Loads every pipeline of the table, safetensors only."""
 
     def load(self, spec: OtherSpec, placement: Placement) -> LoadedModel:
         return load_model(spec, find_weights(spec, placement.folders), placement)

@@ -1,4 +1,4 @@
-"""Pictures on their way into a pipeline and out of it."""
+"""Converts encoded pictures to the input of a pipeline, and its output to pixels."""
 
 import io
 from collections.abc import Iterator
@@ -8,23 +8,23 @@ from typing import Any
 from imagegen.core.sizes import Size
 from imagegen.core.task import Pixels
 
-#: The formats that are read, as Pillow calls them. Of an animation or a document, the first frame or page.
+#: The formats that are read, by Pillow's names. Of an animation or a document only the first frame or page is read.
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
 
-#: Bytes of a colour profile. Those of printing presses have about 3 MB; a larger one is ignored.
+#: The most bytes of a colour profile; a larger one is ignored. Profiles of printing presses have about 3 MB.
 MAX_PROFILE_BYTES = 8 * 2**20
 
-#: A profile that moves no colour by more than this is sRGB under another name: the pixels are kept as they are.
+#: A profile that changes no colour by more than this counts as sRGB, and the pixels are not converted.
 _SAME_LEVELS = 2
 
 
 def fit_image(encoded: bytes, size: Size) -> Any:
-    """Decode a picture as `read_image` does, and fill `size` with its centre."""
+    """Decode a picture like `read_image`, then scale and crop it to `size` around its centre."""
     return _fill(read_image(encoded), size)
 
 
 def fit_mask(encoded: bytes, size: Size) -> Any:
-    """The same for a mask, as `read_mask` decodes it."""
+    """Like `fit_image`, for a mask that `read_mask` decodes."""
     return _fill(read_mask(encoded), size)
 
 
@@ -35,7 +35,7 @@ def _fill(image: Any, size: Size) -> Any:
 
 
 def read_image(encoded: bytes) -> Any:
-    """The picture: upright, 8-bit RGB, in sRGB. Its transparent part is white."""
+    """Decode a picture: upright, 8-bit RGB, in sRGB, on a white background where it is transparent."""
     from PIL import Image
 
     with _opened(encoded) as image:
@@ -47,10 +47,10 @@ def read_image(encoded: bytes) -> Any:
 
 
 def read_mask(encoded: bytes) -> Any:
-    """The mask: upright, 8-bit grey, white where the picture is repainted.
+    """Decode a mask: upright, 8-bit grey, white where the picture is repainted.
 
-    That is its brightness times its alpha. A mask of one brightness whose alpha has contrast marks the other way round:
-    its transparent part is repainted.
+    The grey is its brightness times its alpha. A mask of uniform brightness whose alpha varies is read the other way
+    round: its transparent part is repainted.
     """
     from PIL import ImageChops
 
@@ -79,19 +79,19 @@ def _opened(encoded: bytes) -> Iterator[Any]:
 
 
 def _colours_and_alpha(image: Any) -> tuple[Any, Any | None]:
-    """The picture in 8 bits without its alpha (RGB, grey or CMYK), and its alpha; None: it is opaque."""
+    """The picture in 8 bits without its alpha (RGB, grey or CMYK), and its alpha; None: the picture is opaque."""
     image.load()
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
         image = _in_8_bits(image)
     if image.has_transparency_data:
-        # Pillow has no direct way from La.
+        # Pillow cannot convert La to L directly.
         rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
         return rgba.convert("RGB"), rgba.getchannel("A")
     return image if image.mode in ("RGB", "L", "CMYK") else image.convert("RGB"), None
 
 
 def _in_8_bits(image: Any) -> Any:
-    """Grey of 16 or 32 bits or of floats, scaled to 8 bits. Pillow's own conversion makes all above 255 white."""
+    """Scale grey of 16 or 32 bits or of floats to 8 bits. Pillow's own conversion makes all values above 255 white."""
     import numpy as np
     from PIL import Image
 
@@ -109,7 +109,7 @@ def _in_8_bits(image: Any) -> Any:
 
 
 def _in_srgb(image: Any, profile: bytes | None) -> Any:
-    """The picture as RGB with the numbers of sRGB. A profile that is broken or of other colours is ignored."""
+    """Convert the picture to sRGB. A profile that is broken or for another colour space is ignored."""
     from PIL import ImageCms
 
     if not profile or len(profile) > MAX_PROFILE_BYTES:
@@ -140,7 +140,7 @@ def _is_flat(channel: Any) -> bool:
 
 
 def _turned(picture: Any, image: Any) -> Any:
-    """`picture`, a channel or a conversion of `image`, turned upright."""
+    """Turn `picture`, which is a channel or a conversion of `image`, upright."""
     from PIL import Image
 
     turn = {
@@ -156,7 +156,7 @@ def _turned(picture: Any, image: Any) -> Any:
 
 
 def _orientation(image: Any) -> Any:
-    """The EXIF orientation, 1 to 8. Not by exif_transpose, which writes the other tags again and fails on odd ones."""
+    """The EXIF orientation, 1 to 8. Pillow's exif_transpose also rewrites the other tags, and fails on invalid ones."""
     try:
         return image.getexif().get(0x0112)
     except (SyntaxError, ValueError, OSError):  # broken metadata; the picture itself has been checked
@@ -164,7 +164,7 @@ def _orientation(image: Any) -> Any:
 
 
 def pad(image: Any, size: Size) -> Any:
-    """The picture in the middle of a larger one, where `crop` finds it. The border repeats its outermost pixels."""
+    """Put the picture in the middle of a larger one, for `crop`. The border repeats its outermost pixels."""
     import numpy as np
     from PIL import Image
 
@@ -177,10 +177,10 @@ def pad(image: Any, size: Size) -> Any:
 
 
 def paste(picture: Any, image: Any, mask: Any) -> Any:
-    """The centre of the picture where the mask is white, the image itself where it is black.
+    """Combine the centre of the picture, where the mask is white, with the original image, where it is black.
 
-    `picture`: a tensor, height x width x 3 or 4, 0..1, at least as large as the image. No pipeline gives the kept part
-    back as it was, because all of it has been through the VAE.
+    `picture`: a tensor, height x width x 3 or 4, 0..1, at least as large as the image. This is needed because
+    pipelines change the kept part slightly: it passes through the VAE.
     """
     import numpy as np
 
@@ -190,16 +190,16 @@ def paste(picture: Any, image: Any, mask: Any) -> Any:
 
 
 def centre(picture: Any, size: Size) -> Any:
-    """The middle of a rendered picture, height x width x channels, in the asked size."""
+    """The centre of a rendered picture, height x width x channels, in the requested size."""
     height, width, _ = picture.shape
     left, top = (width - size.width) // 2, (height - size.height) // 2
     return picture[top : top + size.height, left : left + size.width]
 
 
 def crop(picture: Any, size: Size, seed: int) -> Pixels:
-    """The centre of a rendered picture as 8-bit pixels of the asked size.
+    """The centre of a rendered picture as 8-bit pixels, in the requested size.
 
-    `picture`: float32, height x width x 3 or 4, 0..1; an array, or a tensor, of which only bytes leave its device.
+    `picture`: float32, height x width x 3 or 4, 0..1; an array, or a tensor, which is converted to bytes on its device.
     """
     rounded = (centre(picture, size) * 255).round().clip(0, 255)
     on_device = hasattr(rounded, "cpu")

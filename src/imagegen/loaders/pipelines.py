@@ -1,7 +1,7 @@
-"""The table of pipeline classes: which siblings share their weights, and what a call of them takes.
+"""The table of pipeline classes: which sibling classes share weights, and which arguments their calls take.
 
-Written down and not looked up, because the catalog is read by a process that never imports diffusers; a test compares
-every line with the signatures of the installed diffusers. What is not here is not loaded.
+The table is written by hand because the process that reads the catalog never imports diffusers. A test compares every
+line with the signatures of the installed diffusers. A class that is not in the table cannot be loaded.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 
 class PipelineKind(NamedTuple):
-    """What one set of weights can do. A class name for each task; None: it cannot."""
+    """The abilities of one set of weights: a class name for each kind of task; None: it cannot do this kind."""
 
     text2image: str | None
     image2image: str | None = None
@@ -19,19 +19,19 @@ class PipelineKind(NamedTuple):
     inpaint: str | None = None
     negative_prompt: bool = True
     lora: bool = True
-    #: The argument that `guidance_scale` of a request is passed as.
+    #: The name of the argument for the request's `guidance_scale`.
     guidance: Literal["guidance_scale", "true_cfg_scale"] = "guidance_scale"
-    #: Whether the first-block cache of diffusers knows its transformer.
+    #: Whether the first-block cache of diffusers supports its transformer.
     step_cache: bool = False
-    #: Whether one call takes several prompts, and makes of each what a call of its own does but for rounding.
+    #: Whether one call takes several prompts, and makes the same pictures as separate calls except for rounding.
     batches: bool = True
-    #: Parts that it can do without, each with those that nothing else needs then.
+    #: Parts that it can do without, each with the parts that are then not needed either.
     optional: tuple[tuple[str, ...], ...] = (("image_encoder",), ("feature_extractor",), ("safety_checker",))
-    #: What both sides of a rendered picture must be multiples of, in pixels.
+    #: Both sides of a rendered picture must be multiples of this many pixels.
     multiple: int = 16
-    #: The largest `max_sequence_length` that its classes accept; None: they do not check.
+    #: The largest `max_sequence_length` that its classes accept; None: they do not check it.
     max_tokens: int | None = None
-    #: Tokens of a prompt that its encoders read unless `max_sequence_length` says otherwise; None: any number.
+    #: The tokens of a prompt that its encoders read, unless `max_sequence_length` is set; None: any number.
     tokens: int | None = None
 
 
@@ -79,7 +79,7 @@ STABLE_DIFFUSION: Mapping[str, PipelineKind] = MappingProxyType(
         "StableDiffusionPipeline": PipelineKind(
             "StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline", tokens=77
         ),
-        # Their UNets take the mask as input: they can do nothing else.
+        # Their UNets take the mask as input, so they can only repaint.
         "StableDiffusionXLInpaintPipeline": PipelineKind(None, None, "StableDiffusionXLInpaintPipeline", tokens=77),
         "StableDiffusionInpaintPipeline": PipelineKind(None, None, "StableDiffusionInpaintPipeline", tokens=77),
     }
@@ -89,9 +89,9 @@ OTHERS: Mapping[str, PipelineKind] = MappingProxyType(
     {
         "AuraFlowPipeline": PipelineKind("AuraFlowPipeline", tokens=256),
         "BriaPipeline": PipelineKind("BriaPipeline", lora=False, max_tokens=512, tokens=128),
-        # Its inpainting sibling asks the transformer for a setting that Chroma has not (diffusers 0.42.1).
+        # Its inpainting sibling reads a setting that Chroma's transformer does not have (diffusers 0.42.1).
         "ChromaPipeline": PipelineKind("ChromaPipeline", "ChromaImg2ImgPipeline", max_tokens=512, tokens=512),
-        # It pads all prompts of a call to the longest and has the transformer look at the padding, too.
+        # It pads all prompts of a call to the longest, and the transformer reads the padding, too.
         "CogView4Pipeline": PipelineKind("CogView4Pipeline", batches=False, tokens=1024),
         "ErnieImagePipeline": PipelineKind("ErnieImagePipeline", optional=(("pe", "pe_tokenizer"),)),
         "HunyuanDiTPipeline": PipelineKind("HunyuanDiTPipeline", lora=False),
@@ -125,13 +125,13 @@ OTHERS: Mapping[str, PipelineKind] = MappingProxyType(
     }
 )
 
-#: Those that read pictures with torchvision, which imagegen does not bring.
+#: The classes that read pictures with torchvision, which imagegen does not install.
 WITH_TORCHVISION = frozenset({"Flux2Pipeline", "QwenImageEditPipeline", "QwenImageEditPlusPipeline"})
 
 PIPELINES: Mapping[str, PipelineKind] = MappingProxyType({**FLUX, **STABLE_DIFFUSION, **OTHERS})
 
-#: Where a transformer knows a limited number of positions along a side: how many, from its config.json. The defaults
-#: are those of the classes. All others compute the positions of any size.
+#: The classes whose transformer has a limited number of positions along a side: how to read it from its config.json.
+#: The defaults are those of the classes. All other transformers compute positions for any size.
 _POSITIONS: Mapping[str, Callable[[Mapping[str, Any]], int]] = MappingProxyType(
     {
         "StableDiffusion3Pipeline": lambda config: config.get("pos_embed_max_size", 96),
@@ -141,15 +141,15 @@ _POSITIONS: Mapping[str, Callable[[Mapping[str, Any]], int]] = MappingProxyType(
     }
 )
 
-#: Pixels of a position: a patch of 2x2 latents of 8x8 pixels each.
+#: The pixels of a position along a side: a patch of 2x2 latents of 8x8 pixels each.
 _POSITION = 16
 
 
 def has_longest_side(pipeline_class: str) -> bool:
-    """Whether pictures of this class have a longest side, which its transformer's config.json says."""
+    """Whether this class limits the longest side of pictures; the limit is in its transformer's config.json."""
     return pipeline_class in _POSITIONS
 
 
 def longest_side(pipeline_class: str, config: Mapping[str, Any]) -> int:
-    """Pixels of a side that the transformer with this configuration can draw, at most; 0: any number."""
+    """The longest side in pixels that a transformer with this configuration can draw; 0: no limit."""
     return int(_POSITIONS[pipeline_class](config)) * _POSITION if pipeline_class in _POSITIONS else 0

@@ -1,4 +1,4 @@
-"""Previews: what a picture will be like, from the latents of a run that is under way."""
+"""Previews: estimates a picture from the latents of a running call."""
 
 import io
 from math import sqrt
@@ -9,40 +9,40 @@ from PIL import Image
 
 from imagegen.core.sizes import Size
 
-#: Pixels of a preview's longer side, at most: a VAE's cost grows with the area.
+#: The most pixels of a preview's longer side: the cost of a VAE grows with the area.
 LONGEST_SIDE = 256
-#: Bytes of one, at most; of a quarter of that, a photograph of this size is a good one.
+#: The most bytes of a preview. A quarter of this is enough for a good JPEG of a photograph in this size.
 MAX_BYTES = 32_768
 QUALITIES = (80, 60, 40, 20)
 
-#: Schedulers that only ever go straight on: no step adds noise. In the latents of the first two, the noise is added to
-#: the picture; in those of the others both are scaled, so that together they keep their variance.
+#: Deterministic schedulers: no step adds noise. ADDING: the latents are the picture plus noise. SCALING: picture and
+#: noise are both scaled, so that their sum keeps its variance.
 ADDING = ("FlowMatchEulerDiscreteScheduler", "EulerDiscreteScheduler")
 SCALING = ("DDIMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler")
 
 
 def wanted_steps(previews: int, steps: int) -> frozenset[int]:
-    """After which of so many steps to look: evenly spread, never after the first one or the last."""
+    """The steps after which a preview is made: evenly spread, without the first and the last step."""
     return frozenset(max(2, round(steps * k / (previews + 1))) for k in range(1, previews + 1)) & frozenset(
         range(steps)
     )
 
 
 class Lookout:
-    """Watches the latents of one picture. Touches neither them nor any random number: the pixels stay the same.
+    """Makes previews from the latents of one picture. It changes no latents and draws no random numbers.
 
-    A sampler goes from noise towards what the model takes the clean picture to be. The line through its last two
-    latents, followed to where no noise is left, is that estimate: exact for an Euler step, close for the others.
+    Each step moves the latents towards the model's estimate of the clean picture. Extrapolating the line through the
+    last two latents to zero noise gives this estimate: exactly for Euler steps, approximately for the others.
     """
 
     def __init__(self, previews: int, size: Size) -> None:
         self._previews = previews
         self._size = size
-        #: Latents after the step before a wanted one, and their noise.
+        #: The latents after the step before a wanted one, and their noise level.
         self._before: tuple[Any, float] | None = None
 
     def look(self, pipeline: Any, step: int, steps: int, latents: Any) -> bytes | None:
-        """After step `step` of `steps`: a JPEG, if it is the time for one and the pipeline is of a kind that can."""
+        """Called after step `step` of `steps`. Returns a JPEG if a preview is due and the pipeline supports it."""
         wanted = wanted_steps(self._previews, steps)
         if not wanted & {step, step + 1} or not can_preview(pipeline):
             return None
@@ -55,7 +55,7 @@ class Lookout:
 
 
 def can_preview(pipeline: Any) -> bool:
-    """Whether its sampler and its VAE are of the kinds that are understood, and looking moves no weights about."""
+    """Whether the sampler and the VAE are supported, and decoding with this VAE moves no offloaded weights."""
     vae, scheduler = getattr(pipeline, "vae", None), pipeline.scheduler
     if vae is None or type(vae).__name__ != "AutoencoderKL" or type(scheduler).__name__ not in ADDING + SCALING:
         return False
@@ -70,9 +70,10 @@ def _group_offloaded(vae: Any) -> bool:
 
 
 def _without_scale(scheduler: Any, left: int, latents: Any) -> tuple[Any, float]:
-    """The latents, scaled so that they are linear in the noise, and how much noise is in them.
+    """The latents, scaled so that they are linear in the noise, and their noise level.
 
-    `left` is negative: so many steps before the end. Image-to-image begins further down, but ends where all end.
+    `left` is the number of steps before the end, as a negative index: image-to-image starts at a later step, so steps
+    are counted from the end.
     """
     import torch
 
@@ -84,14 +85,14 @@ def _without_scale(scheduler: Any, left: int, latents: Any) -> tuple[Any, float]
 
 
 def _alpha(scheduler: Any, left: int) -> float:
-    """How much of the variance is picture."""
+    """The share of the picture in the variance of the latents."""
     if hasattr(scheduler, "sigmas"):
         return 1 / (float(scheduler.sigmas[left - 1]) ** 2 + 1)
     return float(scheduler.alphas_cumprod[int(scheduler.timesteps[left])])
 
 
 def _decode(pipeline: Any, latents: Any, size: Size) -> Any:
-    """Rows of RGB bytes. Large latents are made smaller first: the VAE is what costs."""
+    """Decode latents to rows of RGB bytes. Large latents are made smaller first, because the VAE is slow."""
     import torch
 
     vae = pipeline.vae
@@ -109,7 +110,7 @@ def _decode(pipeline: Any, latents: Any, size: Size) -> Any:
 
 
 def encode(rgb: "np.ndarray[Any, Any]") -> bytes | None:
-    """A JPEG of at most MAX_BYTES, the best that fits."""
+    """The JPEG of the highest quality that fits in MAX_BYTES; None: none fits."""
     image = Image.fromarray(rgb)
     image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     for quality in QUALITIES:

@@ -1,4 +1,4 @@
-"""PromptCache: what the text encoders made of the latest prompts, so that a repeat does not run them."""
+"""PromptCache: keeps the embeddings of the latest prompts, so that a repeated prompt does not run the encoders."""
 
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator
@@ -7,15 +7,15 @@ from typing import Any
 
 from imagegen.loaders.tokens import Reading, TokenWatch
 
-#: Of all embeddings that one model remembers, on its device: 16 prompts of FLUX.1 in bfloat16.
+#: The most bytes of the embeddings that one model keeps on its device: 16 prompts of FLUX.1 in bfloat16.
 MAX_BYTES = 64 * 1024**2
 
 
 class PromptCache:
-    """Stands between the pipelines of one model and their `encode_prompt`. The embeddings are the very same tensors."""
+    """Wraps `encode_prompt` of the pipelines of one model. A cached answer has the same tensors as the first one."""
 
     def __init__(self, max_bytes: int = MAX_BYTES, watch: TokenWatch | None = None) -> None:
-        """`watch` is told again what the tokenizers read of a prompt that is remembered."""
+        """For a cached prompt, the readings of its tokenizers are added to `watch` again."""
         self._max_bytes = max_bytes
         self._readings = [] if watch is None else watch.readings
         self._bytes = 0
@@ -23,7 +23,7 @@ class PromptCache:
         self._paused = False
 
     def attach(self, pipeline: Any) -> None:
-        """Answer for `pipeline` from now on; one without `encode_prompt` is left alone."""
+        """Wrap `pipeline.encode_prompt`, if the pipeline has it."""
         encode = getattr(pipeline, "encode_prompt", None)
         if encode is None:
             return
@@ -36,13 +36,13 @@ class PromptCache:
         pipeline.encode_prompt = encode_prompt
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove all cached prompts."""
         self._answers.clear()
         self._bytes = 0
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """While a request's LoRA may change the encoders, nothing is remembered and nothing recalled."""
+        """Neither read nor fill the cache while the context lasts: a request's LoRA may change the encoders."""
         self._paused = True
         try:
             yield
@@ -71,7 +71,7 @@ class PromptCache:
 
 
 def _key(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable | None:
-    """None where something else than words and settings decides: a picture, given embeddings."""
+    """The key of a call; None: it cannot be cached, because an argument is not text or a number (such as a picture)."""
     parts = [_part(value) for value in (*args, *kwargs.values())]
     return None if None in parts else (name, tuple(parts), len(args), tuple(kwargs))
 

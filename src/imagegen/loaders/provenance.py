@@ -1,4 +1,4 @@
-"""What goes into a receipt: which weights were read, and what runs them. docs/results.md tells it to people."""
+"""Provenance for receipts: the weights that were read, and what runs them. docs/results.md describes the fields."""
 
 import platform
 import re
@@ -16,8 +16,8 @@ from imagegen.core.provenance import Provenance
 from imagegen.loaders.base import Placement
 from imagegen.loaders.options import OptionsSpec, rounding
 
-#: A large file is known by so many pieces of so many bytes, its first and its last among them: 33 GB would take half a
-#: minute to read, and other weights differ everywhere.
+#: A large file is hashed by this many pieces of this many bytes, including its first and its last: a whole file of 33
+#: GB would take half a minute to read, and different weights differ in every piece.
 _PIECES, _PIECE = 16, 2**20
 
 #: A snapshot in the hub's cache, or a file in one.
@@ -27,7 +27,7 @@ _SNAPSHOT = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/([0-9a-f]{40})(/.+)
 def provenance(
     spec: OptionsSpec, pipeline: Any, placement: Placement, sources: Iterable[Path], quantization: str | None
 ) -> Provenance:
-    """Of what a loaded pipeline makes. `sources` are the folders and files that it was read from."""
+    """The provenance of a loaded pipeline's pictures. `sources`: the folders and files that it was read from."""
     denoiser = getattr(pipeline, "transformer", None) or pipeline.unet
     return Provenance(
         weights=tuple(map(identity, sources)),
@@ -43,21 +43,21 @@ def provenance(
 
 
 def _dtype(spec: OptionsSpec, pipeline: Any) -> Any:
-    """As diffusers tells it, which may be that of the VAE."""
+    """The dtype of the pipeline. `pipeline.dtype` can be the dtype of the VAE, so `vae_dtype` needs another way."""
     if spec.vae_dtype is None:
         return pipeline.dtype
     return next(it.dtype for name, it in pipeline.components.items() if name != "vae" and hasattr(it, "parameters"))
 
 
 def with_loras(made_by: Provenance, files: Sequence[Path]) -> Provenance:
-    """The same with a request's LoRAs."""
+    """The same provenance with a request's LoRAs."""
     if not files:
         return made_by
     return made_by.evolve(loras=tuple(map(identity, files)), versions=made_by.versions | {"peft": version("peft")})
 
 
 def identity(source: Path) -> str:
-    """What tells these weights from others: `org/name@commit` in the hub's cache, else a hash of the files."""
+    """The identity of weights: `org/name@commit` in the hub's cache, else a hash of samples of the files."""
     if found := _SNAPSHOT.search(source.as_posix()):
         org, name, commit, path = found.groups(default="")
         return f"{org}/{name}@{commit}{path}"
@@ -70,7 +70,7 @@ def identity(source: Path) -> str:
     return f"sample-sha256:{digest.hexdigest()}"
 
 
-#: Weights, and what says how to read them.
+#: The suffixes of weights and of their configurations.
 _READ = (".safetensors", ".json")
 
 
@@ -86,7 +86,7 @@ def _digest(file: Path, update: Any) -> None:
 
 
 def _gguf_kind(denoiser: Any) -> str | None:
-    """How most weights of a GGUF file are packed; None for others."""
+    """The quantisation type of most weights of a GGUF file; None for other files."""
     kinds = Counter(it.quant_type for it in denoiser.parameters() if getattr(it, "quant_type", None) is not None)
     if not kinds:
         return None
@@ -100,13 +100,13 @@ def _device(device: str) -> str:
 
     if device != "cpu":
         return torch.cuda.get_device_name(device)
-    # What decides how sums are cut up, hence rounded.
+    # These decide the order of additions, and so their rounding.
     instructions = torch.backends.cpu.get_cpu_capability()
     return f"cpu, {platform.machine()} {instructions}, threads: {torch.get_num_threads()}"
 
 
 def _options(spec: OptionsSpec, placement: Placement) -> dict[str, Any]:
-    """Left out is what does nothing."""
+    """The options that change pixels, without those at a default that changes nothing."""
     shared = {name: spec.chosen(name, placement.settings) for name in marked(GlobalSettings, Receipt)}
     own = spec.model_dump(mode="json", include=set(marked(type(spec), Receipt)), exclude_defaults=True)
     return {name: value for name, value in (own | shared).items() if value}
@@ -119,7 +119,7 @@ def _versions(spec: OptionsSpec, device: str) -> dict[str, str]:
 
     versions = {"imagegen": imagegen.__version__, "torch": torch.__version__}
     versions |= {"diffusers": diffusers.__version__, "transformers": transformers.__version__}
-    if device != "cpu":  # beside torch's version and the GPU's name, what decides which kernels run
+    if device != "cpu":  # decides which kernels run, together with torch's version and the GPU
         versions["cudnn"] = str(torch.backends.cudnn.version())  # type: ignore[no-untyped-call]
     also = [*spec.libraries, *(["torchao"] if spec.quantize else []), *(["peft"] if getattr(spec, "loras", ()) else [])]
     return versions | {name: _version(name) for name in also}
@@ -128,5 +128,5 @@ def _versions(spec: OptionsSpec, device: str) -> dict[str, str]:
 def _version(library: str) -> str:
     try:
         return version(library)
-    except PackageNotFoundError:  # a module that nobody installed as a package
+    except PackageNotFoundError:  # the module was not installed as a package
         return "unknown"

@@ -1,4 +1,4 @@
-"""Parts of a pipeline that an entry takes from elsewhere (`parts`), or leaves out."""
+"""Parts of a pipeline that an entry replaces by others (`parts`), or leaves out."""
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -14,7 +14,7 @@ from imagegen.core.wording import THE_LOG
 from imagegen.loaders.folder import check_file
 from imagegen.loaders.pipelines import PipelineKind
 
-#: The files of diffusers' classes that contain the name of their class.
+#: The configuration files of diffusers' classes, which contain the name of the class.
 _CONFIGURATIONS = ("config.json", "scheduler_config.json")
 
 
@@ -24,7 +24,7 @@ def on_hub(source: str) -> bool:
 
 
 def files_of(name: str, source: str, dtype: Dtype) -> HubFiles:
-    """What a part needs of its repository or folder."""
+    """The files that a part needs from its repository or folder."""
     return HubFiles.of(source, part=name, dtype=dtype) if on_hub(source) else HubFiles(repo="", part=name, dtype=dtype)
 
 
@@ -41,15 +41,15 @@ def places_of(name: str, source: str, dtype: Dtype, models_dir: Path) -> tuple[P
 
 
 def check_part(name: str, source: str, dtype: Dtype, models_dir: Path) -> None:
-    """Refuse a part that cannot be loaded. Raises EngineError."""
+    """Check that a part can be loaded. Raises EngineError if not."""
     for file in places_of(name, source, dtype, models_dir)[1]:
         check_file(file, f"{name}/{file.name}")
 
 
 def open_part(name: str, home: Path, kind: Sequence[str | None], variant: str | None, dtype: Any) -> Any:
-    """Read a part from its folder. `kind`: library and class of the part in the pipeline that it is for.
+    """Read a part from its folder. `kind`: library and class of the pipeline's own part of this name.
 
-    Raises WeightsRefused for a class that is not one of a part, and WeightsCorrupt.
+    Raises WeightsRefused for a class that cannot be a part, and WeightsCorrupt.
     """
     import diffusers
     import transformers
@@ -74,7 +74,7 @@ def open_part(name: str, home: Path, kind: Sequence[str | None], variant: str | 
 
 
 def _own_class(home: Path) -> str | None:
-    """The class that a folder of diffusers names; None: it is of another library."""
+    """The class that the configuration of a diffusers folder names; None: the folder is of another library."""
     for file in _CONFIGURATIONS:
         try:
             word = json.loads((home / file).read_bytes()).get("_class_name")
@@ -85,14 +85,14 @@ def _own_class(home: Path) -> str | None:
 
 
 def left_out(kind: PipelineKind, parts: Mapping[str, str | None]) -> tuple[str, ...]:
-    """The parts that an entry leaves out, with those that nothing else needs."""
+    """The parts that an entry leaves out, with the parts that are then not needed either."""
     return tuple(name for group in kind.optional if parts.get(group[0], "") is None for name in group)
 
 
 def absent(kind: PipelineKind, folder: Path) -> tuple[str, ...]:
-    """The parts that somebody has deleted from a folder, where the pipeline can do without them.
+    """The optional parts whose folders were deleted from a pipeline's folder.
 
-    Of a snapshot in the hub's cache none: there a folder that is not there has not come yet.
+    Always empty for a snapshot in the hub's cache: a missing folder there is not downloaded yet.
     """
     index = index_in(folder)
     if index is None or cache_root() in folder.parents:
@@ -103,11 +103,11 @@ def absent(kind: PipelineKind, folder: Path) -> tuple[str, ...]:
 
 
 def nulls(kind: PipelineKind, index: Mapping[str, Any]) -> Collection[str]:
-    """The parts that model_index.json leaves out and the library asks for all the same."""
+    """The optional parts that model_index.json sets to null; the library needs them as arguments nevertheless."""
     return [name for group in kind.optional for name in group if index.get(name) == [None, None]]
 
 
 def not_optional(kind: PipelineKind, parts: Mapping[str, str | None]) -> Iterable[str]:
-    """The parts that an entry leaves out and its pipeline needs."""
+    """The parts that an entry leaves out although its pipeline needs them."""
     able = {group[0] for group in kind.optional}
     return [name for name, source in parts.items() if source is None and name not in able]

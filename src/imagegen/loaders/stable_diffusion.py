@@ -60,9 +60,9 @@ class StableDiffusionModelLoader(ModelLoader[StableDiffusionSpec]):
         return [*pipeline_files(spec, find_weights(spec, folders)), *replaced_files(spec, folders)]
 
 
-#: Without a watermark, which changes pixels where its library happens to be installed.
+#: No watermark: it would change pixels on machines where its library is installed.
 _XL = MappingProxyType({"add_watermarker": False})
-#: Without the checker of 1.5, which takes 1.2 GB to turn harmless pictures black now and then.
+#: No safety checker of 1.5: it takes 1.2 GB, and sometimes makes harmless pictures black.
 _UNCHECKED = MappingProxyType({"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False})
 _PARTS: Mapping[str, Mapping[str, object]] = MappingProxyType(
     {

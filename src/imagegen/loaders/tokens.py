@@ -1,4 +1,4 @@
-"""Tokens: how many of a prompt the text encoders of a pipeline read, of how many."""
+"""Counts the tokens of a prompt, and how many of them the text encoders of a pipeline read."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -6,15 +6,15 @@ from typing import Any, NamedTuple
 
 from imagegen.core.task import TokensRead
 
-#: What CLIP reads, whatever `max_sequence_length` says.
+#: The tokens that CLIP reads; `max_sequence_length` does not change this.
 CLIP_TOKENS = 77
 
 
 def least_tokens(folder: Path | None, prompt: str) -> int:
-    """Tokens of a prompt, at least; without torch, transformers and the template that a model puts around it.
+    """The least number of tokens of a prompt, without the model's template. Needs neither torch nor transformers.
 
-    They are counted by the tokenizer of the encoder that reads most, if its tokenizer.json is in the pipeline's folder.
-    Otherwise each word is one: no tokenizer of these models makes one token of two words.
+    The tokenizer of the encoder that reads the most counts them, if its tokenizer.json is in the pipeline's folder.
+    Otherwise each word counts as one token: no tokenizer of these models makes one token of two words.
 
     May raise OSError or ValueError.
     """
@@ -27,7 +27,7 @@ def least_tokens(folder: Path | None, prompt: str) -> int:
 
     try:
         tokenizer = Tokenizer.from_str(file.read_text("utf-8"))
-    except Exception as error:  # the library raises nothing narrower
+    except Exception as error:  # the library raises no narrower class
         raise ValueError("tokenizer.json cannot be read") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -44,27 +44,27 @@ class Reading(NamedTuple):
 
 
 class TokenWatch:
-    """Records what the tokenizers of one pipeline read. Both counts include their special tokens and templates."""
+    """Records what the tokenizers of one pipeline read. Its counts include special tokens and templates."""
 
     def __init__(self, pipeline: Any) -> None:
-        #: Since `clear`, or what `PromptCache` puts back for a prompt that it knows.
+        #: The readings since the last `clear()`. `PromptCache` adds those of a cached prompt.
         self.readings: list[Reading] = []
         for number in ("", "_2", "_3", "_4"):
             tokenizer = getattr(pipeline, f"tokenizer{number}", None)
             if tokenizer is not None:
-                # FLUX.2 has a processor of words and pictures there.
+                # FLUX.2 has a processor of text and pictures in this place.
                 words = tokenizer if hasattr(tokenizer, "model_max_length") else tokenizer.tokenizer
                 _watch(words, f"text_encoder{number}", self.readings)
         self._template = getattr(pipeline, "prompt_template_encode_start_idx", 0)
 
     def of(self, prompt: str, most: int | None = None) -> tuple[TokensRead, ...]:
-        """What each encoder read of a prompt. `most`: the pipeline cuts what they give to so many tokens afterwards.
+        """The tokens of a prompt that each encoder read. `most`: the pipeline cuts the embeddings to this many tokens.
 
-        Empty if the pipeline did not encode it through a tokenizer that is watched.
+        Empty if no watched tokenizer encoded the prompt.
         """
         found: dict[str, TokensRead] = {}
         for it in self.readings:
-            # Some pipelines write the prompt in small letters, others put it into a template.
+            # Some pipelines convert the prompt to lower case, others put it into a template.
             if prompt.lower().strip() in it.text.lower() or it.text.strip() == prompt.strip():
                 read, of = it.read, it.of
                 if most is not None:
@@ -75,7 +75,7 @@ class TokenWatch:
 
 
 def what_is_cut(what: str, tokens: Sequence[TokensRead]) -> Iterator[str]:
-    """A sentence if no encoder has read the end of a text; `what`: `prompt`, `negative_prompt`."""
+    """Yield a warning if no encoder has read the end of a text. `what`: `prompt` or `negative_prompt`."""
     if tokens and all(it.read < it.of for it in tokens):
         counts = ", ".join(f"{it.encoder} read {it.read} of {it.of}" for it in tokens)
         yield f"The end of the {what} is ignored. Tokens: {counts}."
@@ -93,12 +93,12 @@ def _watch(tokenizer: Any, encoder: str, readings: list[Reading]) -> None:
                 readings.append(Reading(encoder, one, min(_width(encoded["input_ids"]), of), of))
         return encoded
 
-    # An instance has no `__call__` of its own: Python looks it up in the class. The name stays, libraries ask for it.
+    # Python looks up `__call__` in the class, so a subclass replaces it. Libraries check the name, so it is kept.
     tokenizer.__class__ = type(kind.__name__, (kind,), {"__call__": read, "__module__": kind.__module__})
 
 
 def _width(ids: Any) -> int:
-    """Tokens of each text, padding included."""
+    """The tokens of each text, including padding."""
     if hasattr(ids, "shape"):
         return int(ids.shape[-1])
     return len(ids[0]) if ids and isinstance(ids[0], list) else len(ids)

@@ -1,4 +1,4 @@
-"""Clock: time that passes only when a test says so."""
+"""Clock: time that passes only when a test advances it."""
 
 
 class Clock:

@@ -9,7 +9,7 @@ from imagegen.testing import SPECS
 
 
 def fake_config(**models: dict[str, Any]) -> str:
-    """The text of a models.yaml: each model with its fields (`FakeSpec`). Without any, one model that is named `fake`.
+    """The text of a models.yaml: each model with its fields (`FakeSpec`). Without models it has one, named `fake`.
 
     Pictures are 64 by 64 pixels and take four steps, unless the fields say otherwise.
     """

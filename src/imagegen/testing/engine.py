@@ -1,4 +1,4 @@
-"""ScriptedEngine: takes the place of the device, remembers what it is asked, and answers as a test says."""
+"""ScriptedEngine: replaces the device, records the calls, and gives the answers that a test sets."""
 
 import asyncio
 from collections.abc import Callable
@@ -47,11 +47,11 @@ class Call(NamedTuple):
 
 
 class ScriptedEngine(GpuExecutor):
-    """Has no thread, no process and no models: each call is answered on the event loop, with what a real one would say.
+    """Has no thread, no process and no models: it answers each call on the event loop like a real engine.
 
     `instead["load"] = CRASHED` is the answer to the next call of that kind, `always` to each. With `waits`, a Generate
     ends when the test calls `answer()`; after `holds = True` the next Load ends when it calls `end_load()`. It asserts
-    what the managers promise: one call at a time, and no picture of a model that is not loaded.
+    that the managers make one call at a time, and generate only with a loaded model.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class ScriptedEngine(GpuExecutor):
         clock: Clock | None = None,
         work_s: float = 0,
     ) -> None:
-        """`full` and `empty`: what it measures with a model and without one. A picture advances `clock` by `work_s`."""
+        """`full`, `empty`: the memory it reports with and without a model. A picture advances `clock` by `work_s`."""
         self.waits = waits
         self.full, self.empty = full or DeviceMemory(), empty or DeviceMemory()
         self._clock = clock or Clock()
@@ -73,7 +73,7 @@ class ScriptedEngine(GpuExecutor):
         self.commands: list[Load | Unload | Generate] = []
         self.instead: dict[Kind, Answer] = {}
         self.always: dict[Kind, Answer] = {}
-        #: What loads say of the bytes that they have read.
+        #: The bytes that loads report as read.
         self.reads: list[int] = []
         #: Called during each load, unload and picture, with `load a`.
         self.on_call: Callable[[str], object] = lambda call: None
@@ -83,9 +83,9 @@ class ScriptedEngine(GpuExecutor):
         #: Whether the next load waits for `end_load`.
         self.holds = False
         self.loading: asyncio.Future[Failed | None] | None = None
-        #: The Generate under way, if it waits for `answer`.
+        #: The running Generate, if it waits for `answer`.
         self.call: Call | None = None
-        #: Of each request of the next picture's call: what the model warns of.
+        #: The warnings of each request of the next Generate.
         self.warnings: tuple[tuple[str, ...], ...] = ()
         #: How often the worker was killed in the middle of a picture.
         self.aborted_calls = 0
@@ -99,16 +99,16 @@ class ScriptedEngine(GpuExecutor):
         """Whether a call waits for the test."""
         return self.call is not None or self.loading is not None
 
-    # -- what the test says --------------------------------------------------------------------------------------------
+    # -- controlled by the test ----------------------------------------------------------------------------------------
 
     async def until_loading(self) -> None:
-        """Return once a load waits for `end_load`."""
+        """Wait until a load waits for `end_load`."""
         while self.loading is None:
             self._called.clear()
             await self._called.wait()
 
     async def until_generating(self) -> Generate:
-        """Return the call that waits for `answer`, once there is one."""
+        """Wait until a call waits for `answer`, and return it."""
         while self.call is None:
             self._called.clear()
             await self._called.wait()
@@ -116,27 +116,27 @@ class ScriptedEngine(GpuExecutor):
 
     @property
     def told_to_stop(self) -> bool:
-        """Whether the call under way should end between two steps."""
+        """Whether the running call should end before its next step."""
         return self.call is not None and self.call.stop.is_set()
 
     def step(self, step: int, total: int) -> None:
-        """Report a step of the call under way."""
+        """Report a step of the running call."""
         assert self.call is not None
         self.call.on_step(step, total)
 
     def end_load(self, failed: Failed | None) -> None:
-        """Let the load that waits succeed (None) or fail."""
+        """End the waiting load: with success (None) or with a failure."""
         assert self.loading is not None
         loading, self.loading = self.loading, None
         loading.set_result(failed)
 
     def answer(self, failed: Failed | None) -> None:
-        """End the call under way: with the failure; if None, as Stopped if it was told to stop, else with pictures."""
+        """End the running call: with the failure; if None, with Stopped if a stop was requested, else with pictures."""
         assert self.call is not None
         call, self.call = self.call, None
         call.outcome.set_result(failed)
 
-    # -- what the service asks -----------------------------------------------------------------------------------------
+    # -- called by the service -----------------------------------------------------------------------------------------
 
     async def load(self, command: Load, on_read: Callable[[int], object]) -> Loaded | Failed:
         for read in self.reads:
@@ -200,7 +200,7 @@ class ScriptedEngine(GpuExecutor):
         return True
 
     async def close(self, patience_s: float) -> None:
-        """There is nothing to close."""
+        """Do nothing: there is nothing to close."""
 
     def _begin(self, kind: Kind, command: Load | Unload | Generate) -> None:
         self.asked.append(f"{kind} {command.model}")
@@ -208,7 +208,7 @@ class ScriptedEngine(GpuExecutor):
         self.on_call(self.asked[-1])
 
     def _answer(self, kind: Kind, usual: AnswerT) -> AnswerT:
-        """The answer that the test has set, or the usual one. A worker that dies takes all models along."""
+        """The answer that the test has set, or the usual one. If the worker dies, no model stays loaded."""
         answer = self.instead.pop(kind, None) or self.always.get(kind) or usual
         if isinstance(answer, Failed) and answer.worker_died:
             self.loaded.clear()

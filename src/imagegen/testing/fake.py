@@ -1,4 +1,4 @@
-"""A family without weights, for tests of queueing and of failure: its times, its size and its faults are settings."""
+"""The family `fake`, which has no weights: fields of an entry set its times, its size and its faults. For tests."""
 
 import ctypes
 import io
@@ -37,30 +37,33 @@ class FakeSpec(ModelSpec):
         default=0,
         ge=0,
         le=3600,
-        description="How long its load takes to read each MiB of the file that `local_path` names.",
+        description="How long its load takes for each MiB of the file that `local_path` names.",
     )
     memory_mb: int = Field(default=0, ge=0, le=65_536, description="Host memory that the loaded model holds.")
-    fault: Fault = Field(default="none", description="What goes wrong, and when.")
+    fault: Fault = Field(default="none", description="The fault, and when it occurs.")
     fault_at: Literal["load", "step"] = "step"
     fault_prompt: Text = Field(
-        default="", description="Only requests whose prompt contains this meet the fault; empty: all."
+        default="", description="Only requests whose prompt contains this text have the fault; empty: all."
     )
     companion_cost: float = Field(
-        default=0, ge=0, le=10, description="Of a picture's steps, the share that each further picture of a call adds."
+        default=0,
+        ge=0,
+        le=10,
+        description="The share of a picture's time that each further picture of a call adds.",
     )
     most_pictures: int = Field(
-        default=0, ge=0, description="Pictures of one call for which its memory suffices; 0: any number."
+        default=0, ge=0, description="The most pictures of one call for which it has enough memory; 0: any number."
     )
 
     def check_batch(self) -> None:
-        """Its calls can make any number of pictures."""
+        """Do nothing: a call can make any number of pictures."""
 
 
 class FakeModelLoader(ModelLoader[FakeSpec]):
-    """Loads nothing, slowly. If there is a file, it is read."""
+    """Waits instead of loading. If the entry names a file, it reads that file."""
 
     def __init__(self, sizes: Mapping[str, int | None] = MappingProxyType({})) -> None:
-        """`sizes`: the bytes that models of these names take by their files, instead of `memory_mb`; None: unknown."""
+        """`sizes`: `least_bytes` of the models with these names, instead of `memory_mb`; None: unknown."""
         self._sizes = sizes
 
     def load(self, spec: FakeSpec, placement: Placement) -> LoadedModel:
@@ -82,12 +85,12 @@ class FakeModelLoader(ModelLoader[FakeSpec]):
 
 
 class FakeModel(LoadedModel):
-    """Fills each picture with a colour that its seed decides."""
+    """Fills each picture with a colour that depends on its seed."""
 
     def __init__(self, spec: FakeSpec) -> None:
         self._spec = spec
         self._trimmed = False
-        # Written once, so that the pages are really resident.
+        # Written once, so that the pages are resident.
         self._ballast = bytearray(os.urandom(4096) * (256 * spec.memory_mb))
 
     def provenance(self, inputs: Inputs) -> Provenance:
@@ -139,7 +142,7 @@ def _picture(request: GenerationRequest, seed: int) -> Pixels:
 
 
 def colour_of(seed: int) -> bytes:
-    """Red, green, blue."""
+    """The colour of a seed: red, green, blue."""
     return (seed * 2654435761 % 2**32).to_bytes(4, "big")[:3]
 
 
@@ -150,7 +153,7 @@ def _preview(request: GenerationRequest) -> bytes:
 
 
 def commit(fault: Fault) -> None:
-    """Do what the fault's name says."""
+    """Cause the fault."""
     _FAULTS[fault]()
 
 
@@ -166,9 +169,9 @@ def _spin() -> NoReturn:
 _FAULTS: Mapping[Fault, Callable[[], object]] = MappingProxyType(
     {
         "none": lambda: None,
-        "error": lambda: _raise(RuntimeError("told to fail")),
+        "error": lambda: _raise(RuntimeError("a fake fault")),
         "out_of_memory": lambda: _raise(MemoryError("fake")),
-        # Until the model is told to give up what it keeps for speed.
+        # Until `trim()` is called.
         "full_cache": lambda: _raise(MemoryError("fake")),
         "device_fault": lambda: _raise(RuntimeError("CUDA error: an illegal memory access was encountered")),
         "abort": os.abort,

@@ -32,12 +32,12 @@ def new_service(
     journal: TaskJournal | None = None,
     **settings: Any,
 ) -> Service:
-    """A service that does not run yet; its data directory and its models.yaml are in `folder`.
+    """Make a service that does not run yet, with its data directory and its models.yaml in `folder`.
 
-    `models`: the fake models by id, with their fields; else `config` names a models.yaml. `catalog`: what is in force
-    at the start, if the file says something else. `engine` takes the place of the GPU: a ScriptedEngine, or a
-    GpuExecutor with another engine. `journal`: instead of the one in the data directory. `settings`: fields of
-    Settings; by default models run in a thread, on the CPU. Raises ConfigError and ValidationError.
+    `models`: the fake models by id, with their fields; else `config` names a models.yaml. `catalog`: the catalog in
+    force at the start, if it is not the file's. `engine` replaces the GPU: a ScriptedEngine, or a GpuExecutor with
+    another engine. `journal` replaces the one in the data directory. `settings`: fields of Settings; by default models
+    run in a thread, on the CPU. Raises ConfigError and ValidationError.
     """
     if config is None:
         config = folder / "models.yaml"
@@ -54,7 +54,7 @@ async def make_service(
     folder: Path | None = None,
     **more: Any,
 ) -> AsyncIterator[Service]:
-    """A service that runs until the context ends. Without a folder it uses a temporary one, which is then removed.
+    """Run a service until the context ends. Without a folder it uses a temporary one, which is removed at the end.
 
     `more`: the other arguments of `new_service`. `.services` holds its objects by name: `service`, `tasks`, `device`,
     `images`, `bus` and more.
