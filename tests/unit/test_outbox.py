@@ -17,6 +17,7 @@ from imagegen.core.webhooks import Delivery, DeliveryState, Webhook, WebhookEven
 from imagegen.storage import outbox as outbox_module
 from imagegen.storage.journal import TaskJournal
 from imagegen.storage.outbox import DeliveryFilter
+from imagegen.webhooks import sender as sender_module
 from imagegen.webhooks.client import Answer
 from imagegen.webhooks.sender import WebhookSender
 from imagegen.webhooks.signing import Signer
@@ -419,7 +420,8 @@ async def test_a_replay_of_what_waits_is_made_at_once(journal: TaskJournal) -> N
 async def test_what_waits_is_read_whole_however_much_it_is(
     journal: TaskJournal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outbox_module, "CHUNK", 3)
+    for module in (outbox_module, sender_module):
+        monkeypatch.setattr(module, "CHUNK", 3)
     found = await born(journal, *(told(number, f"https://{number % 4}.example/") for number in range(10)))
     client = Script()
     async with Sending(journal, client, lambda: 0.0):

@@ -26,6 +26,7 @@ MAX_PENDING = 20_000
 #: Rows that are read at a time.
 CHUNK = 500
 
+# Statements are built once: building one takes several times as long as running it.
 _FIELDS = [deliveries.c[name] for name in Delivery.model_fields]
 #: All columns except the largest one.
 _BRIEF = [field for field in _FIELDS if field is not deliveries.c.payload]
@@ -36,6 +37,12 @@ _PENDING = deliveries.c.state == DeliveryState.PENDING.value
 _GONE = text("gone = 1")
 _IS_GONE = select(deliveries.c.sequence).where(deliveries.c.url == bindparam("at"), _GONE).limit(1)
 _STATE = select(deliveries.c.state).where(_ID)
+_NEXT = select(*_BRIEF).where(_PENDING, deliveries.c.sequence > bindparam("after")).order_by(deliveries.c.sequence)
+_CHANGE = update(deliveries).where(_ID)
+_CHANGE_PENDING = _CHANGE.where(_PENDING)
+_AT_URL = update(deliveries).where(deliveries.c.url == bindparam("at"))
+_OPEN = _AT_URL.where(_GONE).values(gone=0)
+_CLOSE = _AT_URL.where(_PENDING).values(state=DeliveryState.DEAD.value, error="gone").returning(*_BRIEF)
 _COUNT = select(deliveries.c.url, func.count()).where(_PENDING).group_by(deliveries.c.url)
 #: Ended deliveries are kept as long as their task.
 _SWEEP = delete(deliveries).where(
@@ -167,8 +174,8 @@ class Outbox:
 
     async def pending(self, after: int) -> list[Delivery]:
         """The next pending deliveries, oldest first, without their payloads."""
-        query = select(*_BRIEF).where(_PENDING, deliveries.c.sequence > after).order_by(deliveries.c.sequence)
-        rows = await self._database.look_up(lambda connection: connection.execute(query.limit(CHUNK)).all())
+        limited = _NEXT.limit(CHUNK)
+        rows = await self._database.look_up(lambda connection: connection.execute(limited, {"after": after}).all())
         return [_delivery(row) for row in rows]
 
     async def page(self, wanted: DeliveryFilter, limit: int, before: int | None = None) -> tuple[list[Delivery], bool]:
@@ -187,12 +194,11 @@ class Outbox:
 
     async def delivered(self, delivery: Delivery) -> None:
         """Mark a delivery as delivered; its URL is not gone then."""
-        opened = update(deliveries).where(deliveries.c.url == delivery.url, _GONE).values(gone=0)
 
         def work(connection: Connection) -> bool:
             waited = connection.scalar(_STATE, {"of": delivery.id}) == DeliveryState.PENDING
-            connection.execute(update(deliveries).where(deliveries.c.id == delivery.id).values(**_outcome(delivery)))
-            connection.execute(opened)
+            connection.execute(_CHANGE, {"of": delivery.id, **_outcome(delivery)})
+            connection.execute(_OPEN, {"at": delivery.url})
             connection.execute(_SWEEP, {"task": delivery.task_id})
             return waited
 
@@ -205,15 +211,12 @@ class Outbox:
 
         Returns the ids of the other deliveries that this ended.
         """
-        still = update(deliveries).where(deliveries.c.id == delivery.id, _PENDING)
-        others = update(deliveries).where(deliveries.c.url == delivery.url, _PENDING)
-        dying = others.values(state=DeliveryState.DEAD.value, error="gone")
-        ended = dying.returning(*_BRIEF)
+        outcome = _outcome(delivery) | ({"gone": 1} if gone else {})
 
         def work(connection: Connection) -> tuple[bool, list[Delivery]]:
             waited = connection.scalar(_STATE, {"of": delivery.id}) == DeliveryState.PENDING
-            connection.execute(still.values(**_outcome(delivery), **({"gone": 1} if gone else {})))
-            dead = [_delivery(row) for row in connection.execute(ended)] if gone else []
+            connection.execute(_CHANGE_PENDING, {"of": delivery.id, **outcome})
+            dead = [_delivery(row) for row in connection.execute(_CLOSE, {"at": delivery.url})] if gone else []
             for task_id in {delivery.task_id, *(other.task_id for other in dead)}:
                 connection.execute(_SWEEP, {"task": task_id})
             return waited, dead
@@ -227,11 +230,11 @@ class Outbox:
 
     async def revive(self, delivery_id: str) -> Delivery | None:
         """Make a delivery pending again, with no attempts; None if there is no such delivery."""
-        anew = update(deliveries).where(deliveries.c.id == delivery_id)
+        anew = {"state": DeliveryState.PENDING.value, "attempts": 0, "error": None}
 
         def work(connection: Connection) -> tuple[bool, Any]:
             waited = connection.scalar(_STATE, {"of": delivery_id}) == DeliveryState.PENDING
-            connection.execute(anew.values(state=DeliveryState.PENDING.value, attempts=0, error=None))
+            connection.execute(_CHANGE, {"of": delivery_id, **anew})
             return waited, connection.execute(_GET, {"of": delivery_id}).one_or_none()
 
         shares = await self._counted()

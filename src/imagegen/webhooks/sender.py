@@ -11,7 +11,7 @@ import structlog
 
 from imagegen.core.errors import DeliveryNotFound, StorageFailed, StorageFull, WebhooksOff
 from imagegen.core.webhooks import Delivery, DeliveryState, Webhook, WebhookEvent
-from imagegen.storage.outbox import DeliveryFilter, Outbox
+from imagegen.storage.outbox import CHUNK, DeliveryFilter, Outbox
 from imagegen.webhooks.client import Answer
 from imagegen.webhooks.schedule import retry_after_s, retry_in_s
 from imagegen.webhooks.signing import Signer
@@ -144,7 +144,7 @@ class WebhookSender:
                 self._news = False
                 found = await self._outbox.pending(self._seen)
                 self._learn(found)
-                self._news = self._news or bool(found)
+                self._news = self._news or len(found) == CHUNK
             self._resumed = True
         except (StorageFull, StorageFailed) as error:
             log.error("outbox_failed", code=error.code)
