@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import anyio
 from pydantic import SecretStr
@@ -90,7 +90,7 @@ def receiver(kind: str) -> Iterator[int]:
 
 async def complete(tasks: int, port: int, *, told: bool) -> Completed:
     """Complete so many tasks; `told`: with a webhook for the end of each."""
-    settings = {
+    settings: dict[str, Any] = {
         "webhook_secrets": (SecretStr(SECRET),),
         "webhook_networks": ("127.0.0.0/8",),
         "webhook_ports": frozenset({port}),
