@@ -215,9 +215,26 @@ async def test_everything_that_happens_can_be_followed_and_filtered(start: Start
         def names(answer: httpx.Response) -> list[str]:
             return re.findall(r"^event: (\w+)$", answer.text, re.MULTILINE)
 
-        assert names(await some) == ["model_loaded", "completed"] * 2
-        assert names(await one) == ["loading", "model_loading", "model_loaded", "loaded"]
+        assert names(await some) == ["model_loaded", "completed"] * 2 + ["closed"]
+        assert names(await one) == ["loading", "model_loading", "model_loaded", "loaded", "closed"]
         assert {"queued", "started", "step", "completed", "model_unloaded"} <= set(names(await everything))
+
+
+async def test_who_follows_everything_can_come_back_and_is_told_of_a_gap_and_of_the_end(start: Start) -> None:
+    async with start(models={"a": {}}) as client:
+        task_id = await client.submit(model="a")
+        own = (await client.get(f"/task/{task_id}/events")).text
+        ids = [int(found) for found in re.findall(r"^id: (\d+)$", own, re.MULTILINE)]
+        client.app.state.lifecycle.begin_drain()
+
+        async def after(event_id: int) -> str:
+            answer = await client.get("/events", params={"name": "step"}, headers={"last-event-id": str(event_id)})
+            return answer.text
+
+        again, early = await after(ids[0]), await after(1)
+        assert re.findall(r"^event: (\w+)$", again, re.MULTILINE) == ["step"] * 4 + ["closed"]
+        assert '"reason":"stopping"' in again
+        assert re.findall(r"^event: (\w+)$", early, re.MULTILINE) == ["gap", *["step"] * 4, "closed"]
 
 
 @pytest.mark.parametrize("isolation", ["thread", "process"])

@@ -350,7 +350,8 @@ async def test_after_a_restart_the_stream_tells_the_end_with_a_higher_id(start: 
         first = events((await client.get(f"/task/{task_id}/events")).text)
     async with start() as client:
         header = {"last-event-id": str(first[-2][0])}
-        ((event_id, name, data),) = events((await client.get(f"/task/{task_id}/events", headers=header)).text)
+        gap, (event_id, name, data) = events((await client.get(f"/task/{task_id}/events", headers=header)).text)
+        assert gap[1:] == ("gap", {"after": first[-2][0], "until": gap[0]})
         assert (name, data) == ("completed", first[-1][2])
         assert event_id > first[-1][0]
 
@@ -402,4 +403,7 @@ async def test_in_silence_a_stream_is_kept_alive() -> None:
         bus.publish(TaskCancelled(task_id="a"))
         bus.close()
         heard = [published async for published in listening if published]
-        assert [frame(each.id, each.event) for each in heard] == [b'event: cancelled\ndata: {"task_id":"a"}\nid: 1\n\n']
+        assert [frame(each.id, each.event) for each in heard] == [
+            b'event: cancelled\ndata: {"task_id":"a"}\nid: 1\n\n',
+            b'event: closed\ndata: {"reason":"stopping"}\nid: 1\n\n',
+        ]

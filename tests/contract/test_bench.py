@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from bench import gpu
+from bench import gpu, webhooks
 from bench._flux import build, part_bytes
 
 from imagegen.core.errors import FailureCode
@@ -180,3 +180,12 @@ def test_the_largest_shape_that_fits_is_measured(
 def test_the_shapes_are_as_large_as_they_say() -> None:
     sizes = {shape: sum(part_bytes(shape).values()) / 10**9 for shape in ("full", "short")}
     assert {shape: round(size, 1) for shape, size in sizes.items()} == {"full": 33.7, "short": 25.3}
+
+
+def test_what_webhooks_cost_is_measured_with_each_kind_of_receiver(capsys: pytest.CaptureFixture[str]) -> None:
+    webhooks.main(["--tasks", "4", "--rounds", "1"])
+    told = {name: row.split(" | ") for name, row in rows_of(capsys.readouterr().out).items()}
+    counts = {name: [int(cell.strip(" |")) for cell in told[name][4:]] for name in webhooks.RECEIVERS}
+    assert counts["none"] == [0, 0, 0]
+    assert counts["refuses"] == counts["hangs"] == [0, 5, 0]  # the first task is not timed
+    assert sum(counts["healthy"]) == 5

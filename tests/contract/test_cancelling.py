@@ -146,7 +146,7 @@ async def test_a_task_and_a_model_tell_how_far_their_load_is(
 
 
 async def all_of(listener: Subscription) -> list[Event]:
-    listener.end()
+    listener.end("stopping")
     return [published.event async for published in listener]
 
 

@@ -8,9 +8,13 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from imagegen.core.events import (
+    STEP_BYTES,
     EventBus,
+    Gap,
     ModelLoading,
     Published,
+    StreamClosed,
+    StreamEvent,
     Subscription,
     TaskCancelled,
     TaskCompleted,
@@ -37,8 +41,12 @@ def publish_steps(bus: EventBus, numbers: range, task_id: str = "a") -> None:
 
 
 async def heard(subscription: Subscription) -> list[Published]:
-    """All that a listener hears until its end; a listener that is never ended fails the test by its timeout."""
-    return [published async for published in subscription]
+    """The events of tasks and models until the end; a listener that is never ended fails the test by its timeout."""
+    return [published async for published in subscription if not isinstance(published.event, StreamEvent)]
+
+
+async def last_of(subscription: Subscription) -> Published:
+    return [published async for published in subscription][-1]
 
 
 def steps(events: list[Published]) -> list[int]:
@@ -379,3 +387,93 @@ def test_nothing_follows_the_three_ends_of_a_task() -> None:
         "preview",
         "saved",
     ]
+
+
+# -- what is kept ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_late_listener_of_a_long_task_gets_its_states_and_the_latest_steps() -> None:
+    bus = EventBus(1)
+    bus.publish(TaskQueued(task_id="a", position=0))
+    bus.publish(TaskStarted(task_id="a", attempt=1))
+    publish_steps(bus, range(800))
+    bus.publish(TaskCancelled(task_id="a"))
+    with bus.subscribe("a") as late:
+        bus.close()
+        events = await heard(late)
+    assert [it.event.name for it in events if not it.event.progress] == ["queued", "started", "cancelled"]
+    assert steps(events) == list(range(544, 800))
+    assert [it.id for it in events] == sorted(it.id for it in events)
+
+
+async def test_a_returning_listener_of_everything_hears_what_it_missed() -> None:
+    bus = EventBus(1)
+    publish_steps(bus, range(3), "a")
+    bus.publish(ModelLoading(model="m"))
+    bus.publish(TaskPreview(task_id="a", step=1, total=2, image=""))
+    publish_steps(bus, range(3), "b")
+    assert bus.gap(2) is None
+    with bus.subscribe(after=2) as again:
+        bus.publish(step(7))
+        bus.close()
+        assert [it.id for it in await heard(again)] == [3, 4, 6, 7, 8, 9]
+
+
+def test_a_gap_is_said_where_events_after_an_id_may_be_missing() -> None:
+    bus = EventBus(1000, kept_events=3, recent_bytes=5 * STEP_BYTES)
+    publish_steps(bus, range(10))  # 1000 to 1009
+    assert [bus.gap(after) for after in (0, 1004, 1009)] == [None, None, None]
+    assert [bus.gap(after, "a") for after in (0, 1006, 1009)] == [None, None, None]
+    said = [bus.gap(1003), bus.gap(1005, "a"), bus.gap(5), bus.gap(1003, "unknown"), bus.gap(2000), bus.gap(2000, "a")]
+    untils = [1004, 1006, 1004, 1009, 1009, 1009]
+    assert [it and it.event for it in said] == [
+        Gap(after=after, until=until) for after, until in zip((1003, 1005, 5, 1003, 2000, 2000), untils, strict=True)
+    ]
+    assert [it and it.id for it in said] == untils
+
+
+def test_ids_of_an_earlier_run_are_followed_by_a_gap() -> None:
+    bus = EventBus(1)
+    bus.begin(5000)
+    publish_steps(bus, range(2))
+    assert bus.gap(4000) is not None
+    assert bus.gap(4000, "a") is not None
+    assert bus.gap(5000, "a") is None
+
+
+async def test_a_listener_that_is_ended_is_told_why_and_can_return() -> None:
+    bus = EventBus(1, backlog=2)
+    with bus.subscribe("a") as slow, bus.subscribe("b") as quick:
+        publish_steps(bus, range(5))
+        bus.close()
+        told, stopped = await last_of(slow), await last_of(quick)
+    assert told.event == StreamClosed(reason="too_slow")
+    assert steps(bus.history("a", after=told.id)) == [2, 3, 4]
+    assert stopped.event == StreamClosed(reason="stopping")
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("abcdef"), st.sampled_from([step(1), ModelLoading(model="m" * 50)])), max_size=90
+    )
+)
+def test_the_bytes_of_what_is_kept_are_bounded(events: list[tuple[str, TaskStep | ModelLoading]]) -> None:
+    bus = EventBus(1, kept_bytes=9000, recent_bytes=5000)
+    for task_id, event in events:
+        bus.publish(
+            event.evolve(task_id=task_id) if isinstance(event, TaskStep) else TaskLoading(task_id=task_id, model="m")
+        )
+        bus.publish(event if isinstance(event, ModelLoading) else ModelLoading(model="m"))
+        assert bus.size <= 14_000
+        histories = [bus.history(task_id) for task_id in "abcdef"]
+        assert sum(it.size for history in histories for it in history) == bus._size
+
+
+def test_the_steps_of_the_oldest_tasks_go_first() -> None:
+    bus = EventBus(1, kept_bytes=20 * STEP_BYTES)
+    for task_id in "abc":
+        bus.publish(TaskStarted(task_id=task_id, attempt=1))
+        publish_steps(bus, range(7), task_id)
+    names = {task_id: [it.event.name for it in bus.history(task_id)] for task_id in "abc"}
+    assert names == {"a": ["started"], "b": ["started"] + 7 * ["step"], "c": ["started"] + 7 * ["step"]}
+    assert bus.gap(1, "a") is not None

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from pydantic import SecretStr
+from structlog.testing import capture_logs
 
 from imagegen.core.errors import DeliveryNotFound, StorageFailed
 from imagegen.core.task import GenerationTask, TaskStatus
@@ -16,6 +17,7 @@ from imagegen.core.webhooks import Delivery, DeliveryState, Webhook, WebhookEven
 from imagegen.storage import outbox as outbox_module
 from imagegen.storage.journal import TaskJournal
 from imagegen.storage.outbox import DeliveryFilter
+from imagegen.webhooks import sender as sender_module
 from imagegen.webhooks.client import Answer
 from imagegen.webhooks.sender import WebhookSender
 from imagegen.webhooks.signing import Signer
@@ -112,14 +114,88 @@ async def test_every_delivery_has_an_id_of_its_own(journal: TaskJournal) -> None
     assert all(each.id.startswith("msg_") for each in found)
 
 
-async def test_more_than_so_many_are_dead_at_birth(journal: TaskJournal, monkeypatch: pytest.MonkeyPatch) -> None:
+A, B, C = (f"https://{name}.example/hook?token=secret" for name in "abc")
+
+
+def states(found: list[Delivery]) -> list[str]:
+    return [each.error or each.state.value for each in found]
+
+
+async def test_a_host_may_have_as_many_pending_deliveries_as_are_free(
+    journal: TaskJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox_module, "MAX_PENDING", 6)
+    urls = [A, A, A, A, B, C, B]
+    found = await born(journal, *(told(number, url) for number, url in enumerate(urls)))
+    assert states(found) == ["pending", "pending", "pending", "outbox_full", "pending", "pending", "outbox_full"]
+
+
+async def test_a_delivery_that_ends_returns_its_share(journal: TaskJournal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outbox_module, "MAX_PENDING", 2)
-    found = await born(journal, *(told(number) for number in range(3)))
-    assert [(each.state.value, each.error) for each in found] == [
-        ("pending", None),
-        ("pending", None),
-        ("dead", "outbox_full"),
+    (first,) = await born(journal, told(1))
+    assert states(await born(journal, told(2)))[1:] == ["outbox_full"]
+    await journal.outbox.delivered(first.evolve(state=DeliveryState.DELIVERED))
+    *_, third = await born(journal, told(3))
+    assert third.state is DeliveryState.PENDING
+    await journal.outbox.failed(third.evolve(attempts=1, error="timeout"))  # it still waits
+    assert states(await born(journal, told(4)))[-1:] == ["outbox_full"]
+    await journal.outbox.failed(third.evolve(state=DeliveryState.DEAD, error="timeout"))
+    await journal.outbox.failed(third.evolve(state=DeliveryState.DEAD, error="timeout"))  # once only
+    assert states(await born(journal, told(5), told(6)))[-2:] == ["pending", "outbox_full"]
+
+
+async def test_a_transaction_that_is_undone_takes_no_share(
+    journal: TaskJournal, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox_module, "MAX_PENDING", 2)
+    task = await insert_one(journal, told(1))
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TRIGGER no BEFORE INSERT ON deliveries BEGIN SELECT RAISE(ABORT, 'no'); END")
+        connection.commit()
+        for _ in range(3):
+            with pytest.raises(StorageFailed):
+                await journal.update(ended(task))
+        connection.execute("DROP TRIGGER no")
+        connection.commit()
+    await journal.update(ended(task))
+    assert states(await all_of(journal)) == ["pending"]
+
+
+async def test_shares_hold_over_a_restart_and_a_revived_delivery_counts_again(
+    journal: TaskJournal, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (first,) = await born(journal, told(1))
+    await journal.outbox.failed(first.evolve(state=DeliveryState.DEAD, error="timeout"))
+    await journal.outbox.revive(first.id)
+    await journal.outbox.revive(first.id)
+    monkeypatch.setattr(outbox_module, "MAX_PENDING", 2)
+    assert states(await born(journal, told(2))) == ["pending", "outbox_full"]
+    second = open_journal(path)
+    assert states(await born(second, told(3))) == ["pending", "outbox_full", "outbox_full"]
+    await second.close()
+
+
+async def test_each_delivery_that_dies_is_logged_and_counted_without_its_url(
+    journal: TaskJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox_module, "MAX_PENDING", 6)
+    with capture_logs() as lines:
+        first, _, late, full = await born(journal, *(told(number, A) for number in range(4)))
+        await journal.outbox.failed(late.evolve(state=DeliveryState.DEAD, attempts=4, error="timeout"))
+        await journal.outbox.failed(first.evolve(state=DeliveryState.DEAD, attempts=1, error="gone"), gone=True)
+        await born(journal, told(4, A))
+    dead = [line for line in lines if line["event"] == "delivery_dead"]
+    assert [(line["task_id"][-1], line["error"], line["attempts"]) for line in dead] == [
+        ("3", "outbox_full", 0),
+        ("2", "timeout", 4),
+        ("0", "gone", 1),
+        ("1", "gone", 0),
+        ("4", "gone", 0),
     ]
+    assert dead[0]["delivery_id"] == full.id
+    assert {line["host"] for line in dead} == {"a.example"}
+    assert "secret" not in str(lines)
+    assert journal.outbox.died == {"outbox_full": 1, "timeout": 1, "gone": 3}
 
 
 # -- gone --------------------------------------------------------------------------------------------------------------
@@ -261,6 +337,58 @@ async def test_after_a_restart_it_is_tried_soon_and_that_costs_no_attempt(journa
     assert (delivery.state, delivery.attempts) == (DeliveryState.DELIVERED, 3)
 
 
+class Hosts(Script):
+    """A client of hosts that never answer, hosts that refuse, and good ones."""
+
+    async def post(self, url: str, body: str, headers: Mapping[str, str]) -> Answer:
+        answer = await super().post(url, body, headers)
+        if "//hangs" in url:
+            await asyncio.Event().wait()
+        return Answer(error="refused") if "//refuses" in url else answer
+
+    async def until_posted(self, url: str) -> None:
+        while url not in [posted for posted, _ in self.posts]:
+            await asyncio.sleep(0)
+
+
+GOOD = "https://good.example/"
+
+
+async def test_a_host_with_a_full_share_does_not_keep_others_from_their_webhooks(
+    journal: TaskJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox_module, "MAX_PENDING", 20)
+    await born(journal, *(told(number, "https://refuses.example/") for number in range(20)))
+    async with Sending(journal, client := Hosts()):
+        await born(journal, told(20, GOOD))
+        await client.until_posted(GOOD)
+
+
+async def test_hosts_that_hang_do_not_delay_others_until_their_timeouts(journal: TaskJournal) -> None:
+    hanging = [told(number, f"https://hangs{number % 8}.example/") for number in range(24)]
+    async with Sending(journal, client := Hosts()) as sending:
+        await born(journal, *hanging)
+        while len(client.posts) < 16:
+            await asyncio.sleep(0)
+        await born(journal, told(24, GOOD))
+        sending.pass_time(sending.sender._turns.slow_s)
+        await client.until_posted(GOOD)
+
+
+async def test_a_host_that_refuses_is_asked_once_and_not_for_each_delivery(journal: TaskJournal) -> None:
+    async with Sending(journal, client := Hosts()) as sending:
+        await born(journal, *(told(number, "https://refuses.example/") for number in range(9)))
+        while (await all_of(journal))[0].error != "refused":
+            await asyncio.sleep(0)
+        await born(journal, told(9, GOOD))
+        await client.until_posted(GOOD)
+        asked = len(client.posts) - 1
+        assert asked <= 2
+        sending.pass_time(sending.sender._turns.rest_s)
+        while len(client.posts) - 1 == asked:
+            await asyncio.sleep(0)
+
+
 async def test_a_disk_that_refuses_the_outcome_costs_another_attempt_and_not_the_sender(
     journal: TaskJournal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -292,7 +420,8 @@ async def test_a_replay_of_what_waits_is_made_at_once(journal: TaskJournal) -> N
 async def test_what_waits_is_read_whole_however_much_it_is(
     journal: TaskJournal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outbox_module, "CHUNK", 3)
+    for module in (outbox_module, sender_module):
+        monkeypatch.setattr(module, "CHUNK", 3)
     found = await born(journal, *(told(number, f"https://{number % 4}.example/") for number in range(10)))
     client = Script()
     async with Sending(journal, client, lambda: 0.0):

@@ -168,3 +168,110 @@ def test_what_was_dropped_can_come_back() -> None:
     turns.add(turn("1"), 5)
     turns.done(first)
     assert names(turns.take(5)) == "1"
+
+
+# -- hosts that are slow or down ---------------------------------------------------------------------------------------
+
+
+def test_an_attempt_that_is_slow_returns_its_slot() -> None:
+    turns = Turns(most=2, slow_s=1)
+    for number in range(6):
+        turns.add(turn(f"h{number}", host=f"hangs{number}"), 0)
+    turns.add(turn("x", host="good"), 0)
+    assert names(turns.take(0)) == "h0h1"
+    assert names(turns.take(0.5)) == ""
+    assert turns.next_due() == 1
+    assert names(turns.take(1)) == "h2h3"
+    assert names(turns.take(2)) == "h4h5"
+    assert names(turns.take(3)) == "x"
+
+
+def test_a_slow_host_comes_after_the_others_and_takes_none_of_their_slots() -> None:
+    turns = Turns(most=2, most_suspect=1, slow_s=1)
+    for number in range(2):
+        for name in ("a", "b"):
+            turns.add(turn(f"{name}{number}", host=name), 0)
+    first = turns.take(0)
+    assert names(first) == "a0b0"
+    turns.take(1)  # both are slow now
+    for number in range(2):
+        turns.add(turn(f"g{number}", host="good"), 1)
+    assert names(turns.take(1)) == "g0g1"
+    for each in first:
+        turns.heard(each, 1.5, answered=True)
+        turns.done(each)
+    (only,) = turns.take(1.5)  # one suspect at a time
+    assert only.id == "a1"
+    turns.heard(only, 1.75, answered=True)
+    turns.done(only)
+    assert names(turns.take(1.75)) == "b1"
+    turns.add(turn("a2", host="a"), 1.75)
+    turns.add(turn("a3", host="a"), 1.75)
+    assert names(turns.take(1.75)) == ""  # a is no suspect any more, but both slots are taken
+    assert turns.next_due() == 2
+
+
+def test_a_host_that_does_not_answer_rests_and_is_then_asked_by_one_attempt() -> None:
+    turns = Turns(rest_s=1)
+    for number in range(4):
+        turns.add(turn(str(number)), 0)
+    first, second = turns.take(0)
+    for each in (first, second):
+        turns.heard(each, 0, answered=False)
+        turns.again(each, 100)
+    assert names(turns.take(0.5)) == ""
+    assert turns.next_due() == 1
+    (third,) = turns.take(1)
+    turns.heard(third, 1, answered=True)
+    turns.done(third)
+    assert names(turns.take(1)) == "3"
+
+
+def test_an_attempt_that_somebody_asks_for_is_the_next_one_of_its_host() -> None:
+    turns = Turns(rest_s=1)
+    for number in range(5):
+        turns.add(turn(str(number)), 0)
+    first, second = turns.take(0)
+    for each in (first, second):
+        turns.heard(each, 0, answered=False)
+        turns.again(each, 100)
+    assert turns.hasten("4", 0)  # it waits in the line of its host
+    assert names(turns.take(0)) == "4"
+    assert turns.hasten("0", 0)  # it waits for its time
+    assert names(turns.take(0)) == ""  # one attempt at a time to a host that does not answer
+
+
+def test_nothing_is_remembered_of_a_host_without_deliveries() -> None:
+    turns = Turns()
+    for host in "abc":
+        turns.add(turn(host, host=host), 0)
+    for each in turns.take(0):
+        turns.heard(each, 0, answered=False)
+        turns.done(each)
+    assert turns.take(10) == []
+    assert (turns._hosts, turns._suspects, turns.next_due()) == ({}, {}, None)
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcdefgh"), st.sampled_from(["ok", "slow", "down", "drop"])), max_size=60))
+def test_every_delivery_has_its_attempt_whatever_the_hosts_do(deliveries: list[tuple[str, str]]) -> None:
+    turns = Turns(most=2, most_a_host=2, most_suspect=2, most_open=5)
+    for number, (host, _) in enumerate(deliveries):
+        turns.add(turn(str(number), host=host), 0)
+    now, tried, running = 0.0, set[str](), list[tuple[float, Turn, str]]()
+    while turns.pending or running:
+        for each in turns.take(now):
+            kind = deliveries[int(each.id)][1]
+            tried.add(each.id)
+            running.append((now + (5 if kind == "slow" else 0), each, kind))
+        assert len(running) <= 5
+        for ending in [it for it in running if it[0] <= now]:
+            running.remove(ending)
+            _, each, kind = ending
+            turns.heard(each, now, answered=kind != "down")
+            if kind == "drop":
+                turns.drop([each.id])
+            turns.done(each)
+        times = [time for time in (turns.next_due(), *(end for end, *_ in running)) if time is not None]
+        now = max(now, min(times, default=now))
+    assert tried == {str(number) for number in range(len(deliveries))}
+    assert turns._hosts == {}

@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from heapq import merge
 from itertools import count
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from imagegen.core.task import Failure, StoredImage
 from imagegen.core.value import Value
@@ -22,6 +23,30 @@ class Event(Value):
     final: ClassVar[bool] = False
     #: Whether late subscribers get it. Events that are not remembered go to the subscribers of their task only.
     lasting: ClassVar[bool] = True
+    #: Whether it tells how far a state has come. Of a long task only the latest such events are kept.
+    progress: ClassVar[bool] = False
+
+
+class StreamEvent(Event):
+    """Something that happened to the stream of one subscriber. It passes every filter."""
+
+
+class Gap(StreamEvent):
+    """Events between the subscriber's Last-Event-ID and the next event may be missing: they are not kept any more."""
+
+    name = "gap"
+    #: The subscriber's Last-Event-ID.
+    after: int
+    #: The highest id that may be missing.
+    until: int
+
+
+class StreamClosed(StreamEvent):
+    """The last event of a stream that ends before its task. Its id is that of the event before it."""
+
+    name = "closed"
+    #: `too_slow`: the subscriber is too many events behind; `stopping`: the service stops.
+    reason: Literal["too_slow", "stopping"]
 
 
 class TaskEvent(Event):
@@ -82,6 +107,7 @@ class TaskDownloading(TaskEvent):
     """The task waits for the weights of its model. In bytes; `total` is None until the hub has said."""
 
     name = "downloading"
+    progress = True
     model: str
     bytes_done: int
     bytes_total: int | None
@@ -91,6 +117,7 @@ class TaskStep(TaskEvent):
     """One denoising step is done: `step` of `total`, counted over the whole batch."""
 
     name = "step"
+    progress = True
     step: int
     total: int
 
@@ -225,6 +252,13 @@ class ConfigRejected(Event):
     errors: tuple[str, ...]
 
 
+#: Bytes of memory that a step takes here with its encoding, measured.
+STEP_BYTES = 900
+
+#: Bytes of memory that other events take beside twice their JSON.
+EVENT_BYTES = 1000
+
+
 @dataclass(slots=True)
 class Published:
     """An event with its place in the order of all events; ids also grow over restarts."""
@@ -232,21 +266,34 @@ class Published:
     id: int
     event: Event
     #: By the function that made them.
-    _encodings: dict[Callable[[int, Event], bytes], bytes] = field(default_factory=dict, compare=False, repr=False)
+    _encodings: dict[Callable[[int, Event], bytes], bytes] | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory that it takes, estimated."""
+        return STEP_BYTES if isinstance(self.event, TaskStep) else EVENT_BYTES + 2 * len(self.event.model_dump_json())
 
     def encoded(self, encode: Callable[[int, Event], bytes]) -> bytes:
         """The event encoded by `encode`. All subscribers that pass the same function share one encoding."""
+        if self._encodings is None:
+            self._encodings = {}
         if encode not in self._encodings:
             self._encodings[encode] = encode(self.id, self.event)
         return self._encodings[encode]
 
 
 class Subscription:
-    """The events of one subscriber, oldest first. Iteration ends when the bus closes or the subscriber is too slow."""
+    """The events of one subscriber, oldest first. Iteration ends when the bus closes or the subscriber is too slow.
 
-    def __init__(self, backlog: list[Published], limit: int) -> None:
-        self._waiting: asyncio.Queue[Published | None] = asyncio.Queue(limit + len(backlog) + 1)
+    The last event is then StreamClosed.
+    """
+
+    def __init__(self, backlog: list[Published], limit: int, last_id: int) -> None:
+        """`last_id`: of the event before the next one that is published."""
         self._limit = limit + len(backlog)
+        self._waiting: asyncio.Queue[Published | None] = asyncio.Queue(self._limit + 2)
+        self._last_id = last_id
+        self._ended = False
         for published in backlog:
             self._waiting.put_nowait(published)
 
@@ -276,32 +323,98 @@ class Subscription:
 
     def offer(self, published: Published) -> None:
         """Deliver an event, or end a subscriber that is `limit` events behind; it reconnects with Last-Event-ID."""
+        if self._ended:
+            return
         if self._waiting.qsize() < self._limit:
             self._waiting.put_nowait(published)
+            self._last_id = published.id
         else:
-            self.end()
+            self.end("too_slow")
 
-    def end(self) -> None:
-        if not self._waiting.full():
+    def end(self, reason: Literal["too_slow", "stopping"]) -> None:
+        if not self._ended:
+            self._ended = True
+            self._waiting.put_nowait(Published(self._last_id, StreamClosed(reason=reason)))
             self._waiting.put_nowait(None)
 
 
+class _Kept:
+    """Events that are kept, oldest first, and the bytes that they take."""
+
+    def __init__(self) -> None:
+        self.events: deque[Published] = deque()
+        self.size = 0
+        #: The highest id that was dropped.
+        self.dropped = 0
+
+    def append(self, published: Published) -> None:
+        self.events.append(published)
+        self.size += published.size
+
+    def drop_oldest(self) -> None:
+        published = self.events.popleft()
+        self.size -= published.size
+        self.dropped = published.id
+
+    def drop_all(self) -> None:
+        if self.events:
+            self.dropped = self.events[-1].id
+        self.events.clear()
+        self.size = 0
+
+
+class _History:
+    """What is kept of one task: its states apart from its progress, so that many steps do not drive them out."""
+
+    def __init__(self) -> None:
+        self.states = _Kept()
+        self.progress = _Kept()
+
+    @property
+    def size(self) -> int:
+        return self.states.size + self.progress.size
+
+    @property
+    def dropped(self) -> int:
+        return max(self.states.dropped, self.progress.dropped)
+
+    def events(self) -> Iterator[Published]:
+        return merge(self.states.events, self.progress.events, key=lambda published: published.id)
+
+
 class EventBus:
-    """Publishes each event to every subscriber, and remembers the events of the latest tasks. Event loop only."""
+    """Publishes each event to every subscriber, and remembers the latest ones. Event loop only.
+
+    It remembers, of each of the latest `kept_tasks` tasks, the latest `kept_events` states and as many events of its
+    progress; in all at most `kept_bytes`, for which the progress of the oldest tasks goes first. And of all events the
+    latest ones in `recent_bytes`.
+    """
 
     def __init__(
-        self, first_id: int = 1, *, kept_tasks: int = 1000, kept_events: int = 256, backlog: int = 256
+        self,
+        first_id: int = 1,
+        *,
+        kept_tasks: int = 1000,
+        kept_events: int = 256,
+        kept_bytes: int = 32 * 2**20,
+        recent_bytes: int = 4 * 2**20,
+        backlog: int = 256,
     ) -> None:
-        """`first_id`: as in `begin`."""
-        self._ids = count(first_id)
-        self._last_id = first_id - 1
+        """`first_id`: as in `begin`. 32 MiB hold the states of 1,000 tasks, and 30,000 steps; 4 MiB 5,000 events."""
         self._kept_tasks = kept_tasks
         self._kept_events = kept_events
+        self._kept_bytes = kept_bytes
+        self._recent_bytes = recent_bytes
         self._backlog = backlog
-        self._history: OrderedDict[str, deque[Published]] = OrderedDict()
+        self._history: OrderedDict[str, _History] = OrderedDict()
+        #: The tasks whose progress is kept, the oldest first.
+        self._progressed: OrderedDict[str, _History] = OrderedDict()
+        self._size = 0
+        self._recent = _Kept()
         #: By task; None: subscribers of everything.
         self._subscribers: dict[str | None, dict[Subscription, None]] = {}
         self._closed = False
+        self.begin(first_id)
 
     def __repr__(self) -> str:
         state = "CLOSED" if self._closed else "OPEN"
@@ -311,6 +424,11 @@ class EventBus:
     @property
     def last_id(self) -> int:
         return self._last_id
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory that the remembered events take at most, estimated."""
+        return self._size + self._recent.size
 
     @property
     def subscribers(self) -> int:
@@ -323,41 +441,79 @@ class EventBus:
 
     def begin(self, first_id: int) -> None:
         """Number the events from here on. Before the first event."""
-        self._ids, self._last_id = count(first_id), first_id - 1
+        self._ids, self._first_id, self._last_id = count(first_id), first_id, first_id - 1
 
     def publish(self, event: Event) -> None:
         self._last_id = next(self._ids)
         published = Published(self._last_id, event)
         task_id = event.task_id if isinstance(event, TaskEvent) else None
-        if task_id is not None and event.lasting:
-            self._remember(task_id, published)
+        if event.lasting:
+            self._recent.append(published)
+            while self._recent.size > self._recent_bytes:
+                self._recent.drop_oldest()
+            if task_id is not None:
+                self._remember(task_id, published)
         for topic in {task_id, None} if event.lasting else {task_id}:
             for subscription in self._subscribers.get(topic, ()):
                 subscription.offer(published)
 
     def _remember(self, task_id: str, published: Published) -> None:
         if task_id not in self._history:
-            self._history[task_id] = deque(maxlen=self._kept_events)
+            self._history[task_id] = _History()
             if len(self._history) > self._kept_tasks:
-                self._history.popitem(last=False)
-        self._history[task_id].append(published)
+                self._forget_oldest()
+        history = self._history[task_id]
+        before = history.size
+        kept = history.progress if published.event.progress else history.states
+        kept.append(published)
+        if len(kept.events) > self._kept_events:
+            kept.drop_oldest()
+        if published.event.progress:
+            self._progressed[task_id] = history
+        self._size += history.size - before
+        while self._size > self._kept_bytes:
+            self._drop_some()
+
+    def _drop_some(self) -> None:
+        if not self._progressed:
+            self._forget_oldest()
+            return
+        _, history = self._progressed.popitem(last=False)
+        self._size -= history.progress.size
+        history.progress.drop_all()
+
+    def _forget_oldest(self) -> None:
+        self.forget(next(iter(self._history)))
 
     def history(self, task_id: str, after: int = 0) -> list[Published]:
         """The remembered events of a task with an id above `after`."""
-        return [published for published in self._history.get(task_id, ()) if published.id > after]
+        history = self._history.get(task_id)
+        return [published for published in history.events() if published.id > after] if history else []
+
+    def gap(self, after: int, task_id: str | None = None) -> Published | None:
+        """A Gap if events after the id `after`, of a task or of everything, may be forgotten. 0: of no interest."""
+        kept = self._recent if task_id is None else self._history.get(task_id)
+        until = self._last_id if kept is None or after > self._last_id else max(kept.dropped, self._first_id - 1)
+        missed = after > 0 and (after < until or after > self._last_id)
+        return Published(until, Gap(after=after, until=until)) if missed else None
 
     def forget(self, task_id: str) -> None:
         """Drop the remembered events of a task."""
-        self._history.pop(task_id, None)
+        self._progressed.pop(task_id, None)
+        history = self._history.pop(task_id, None)
+        self._size -= history.size if history else 0
 
     @contextmanager
     def subscribe(self, task_id: str | None = None, *, after: int = 0) -> Iterator[Subscription]:
-        """The events of one task, remembered ones first; without a task, all events from now on."""
-        backlog = self.history(task_id, after) if task_id is not None else []
-        subscription = Subscription(backlog, self._backlog)
+        """The events of one task, remembered ones first; without a task, all events, after `after` or from now on."""
+        if task_id is not None:
+            backlog = self.history(task_id, after)
+        else:
+            backlog = [published for published in self._recent.events if 0 < after < published.id]
+        subscription = Subscription(backlog, self._backlog, self._last_id)
         self._subscribers.setdefault(task_id, {})[subscription] = None
         if self._closed:
-            subscription.end()
+            subscription.end("stopping")
         try:
             yield subscription
         finally:
@@ -370,4 +526,4 @@ class EventBus:
         self._closed = True
         for subscriptions in self._subscribers.values():
             for subscription in subscriptions:
-                subscription.end()
+                subscription.end("stopping")

@@ -84,8 +84,9 @@ class ImageService:
     ) -> AsyncIterator[Published | None]:
         """The events of a task with an id above `after`, until it has ended. None: `silence_s` seconds without one.
 
-        A task of an earlier run, whose events are not remembered, begins with the event of its present state. Raises
-        TaskNotFound at the first iteration.
+        If some of them may be forgotten, the first event is a Gap. A task whose events are not remembered begins with
+        the event of its present state. If the service stops or the caller is too slow, the last event is StreamClosed.
+        Raises TaskNotFound at the first iteration.
         """
         # Subscribe first and read the record afterwards, so that no event is missed.
         with self._bus.subscribe(task_id, after=after) as subscription:
@@ -93,6 +94,8 @@ class ImageService:
             past = self._bus.history(task_id)
             if past and past[-1].event.final and past[-1].id <= after:
                 return  # the caller has all of it
+            if (gap := self._bus.gap(after, task_id)) is not None:
+                yield gap
             if not past:
                 now = Published(self._bus.last_id, self._current(task))
                 yield now

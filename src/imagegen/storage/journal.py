@@ -19,7 +19,7 @@ from sqlalchemy import (
     update,
 )
 
-from imagegen.core.errors import JournalLost
+from imagegen.core.errors import ImagegenError, JournalLost
 from imagegen.core.task import GenerationTask, InputPictures, TaskStatus
 from imagegen.core.webhooks import Delivery
 from imagegen.storage.database import Database
@@ -161,23 +161,26 @@ class TaskJournal:
         """
         ended = [task for task in changed if task.status.finished]
         durable = any(task.status.finished or task.storing for task in changed)
-        await self._store(changed, self.outbox.births(ended), durable=durable)
+        await self._store(changed, await self.outbox.births(ended), durable=durable)
 
     async def begin(self, *tasks: GenerationTask) -> None:
         """Like update(), for tasks that start; also queues their `started` webhooks."""
-        await self._store(tasks, self.outbox.births(tasks, started=True), durable=False)
+        await self._store(tasks, await self.outbox.births(tasks, started=True), durable=False)
 
     async def _store(self, changed: Sequence[GenerationTask], born: Sequence[Delivery], *, durable: bool) -> None:
-        def work(connection: Connection) -> None:
+        def work(connection: Connection) -> list[Delivery]:
             for task in changed:
                 values = _columns(task) | self._end(task, connection)
                 connection.execute(_UPDATE, values | {"of": task.id})
                 if _came_to_nothing(task):
                     connection.execute(_DROP_INPUTS, {"of": task.id})
-            self.outbox.add(born, connection)
+            return self.outbox.add(born, connection)
 
         try:
-            await self._database.run(work, durable=durable)
+            self.outbox.stored(await self._database.run(work, durable=durable))
+        except ImagegenError:
+            self.outbox.undo(born)
+            raise
         finally:
             if born:
                 self.outbox.tell()

@@ -11,7 +11,7 @@ import structlog
 
 from imagegen.core.errors import DeliveryNotFound, StorageFailed, StorageFull, WebhooksOff
 from imagegen.core.webhooks import Delivery, DeliveryState, Webhook, WebhookEvent
-from imagegen.storage.outbox import DeliveryFilter, Outbox
+from imagegen.storage.outbox import CHUNK, DeliveryFilter, Outbox
 from imagegen.webhooks.client import Answer
 from imagegen.webhooks.schedule import retry_after_s, retry_in_s
 from imagegen.webhooks.signing import Signer
@@ -144,7 +144,7 @@ class WebhookSender:
                 self._news = False
                 found = await self._outbox.pending(self._seen)
                 self._learn(found)
-                self._news = self._news or bool(found)
+                self._news = self._news or len(found) == CHUNK
             self._resumed = True
         except (StorageFull, StorageFailed) as error:
             log.error("outbox_failed", code=error.code)
@@ -163,7 +163,9 @@ class WebhookSender:
             if delivery is None or delivery.state is not DeliveryState.PENDING:
                 self._turns.done(turn)
             else:
-                await self._settle(turn, delivery, await self._post(delivery, signer))
+                answer = await self._post(delivery, signer)
+                self._turns.heard(turn, self._clock(), answered=answer.status != 0)
+                await self._settle(turn, delivery, answer)
         except (StorageFull, StorageFailed) as error:
             # It may have arrived and be sent twice: the promise is "at least once".
             log.error("delivery_not_recorded", delivery_id=turn.id, code=error.code)
@@ -188,16 +190,16 @@ class WebhookSender:
         await self._failed(turn, delivery.evolve(attempts=turn.attempts), None if answer.gone else retry_s, answer)
 
     async def _failed(self, turn: Turn, delivery: Delivery, retry_s: float | None, answer: Answer) -> None:
-        told = {"delivery_id": delivery.id, "task_id": delivery.task_id, "host": turn.host, "error": delivery.error}
         if retry_s is None:
             dead = delivery.evolve(state=DeliveryState.DEAD)
             self._turns.drop(await self._outbox.failed(dead, gone=answer.gone))
             self._turns.done(turn)
-            log.warning("delivery_dead", attempts=delivery.attempts, **told)
         else:
             await self._outbox.failed(delivery)
             self._turns.again(turn, self._clock() + retry_s)
-            log.info("delivery_failed", attempts=delivery.attempts, retry_in_s=round(retry_s, 1), **told)
+            told = {"delivery_id": delivery.id, "task_id": delivery.task_id, "host": turn.host}
+            retry = {"attempts": delivery.attempts, "retry_in_s": round(retry_s, 1)}
+            log.info("delivery_failed", error=delivery.error, **told, **retry)
 
 
 def _turn(delivery: Delivery, *, early: bool = False) -> Turn:

@@ -1,7 +1,7 @@
 """Turns: decides which delivery is tried next. Pure: the time is an argument."""
 
 import heapq
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
@@ -21,22 +21,61 @@ class Turn:
     due: float = 0
     #: Whether it is in its host's line, or its attempt runs.
     taken: bool = False
+    #: Whether somebody asked for its next attempt: it goes before the other deliveries of its host.
+    asked: bool = False
+    #: When its attempt began.
+    begun: float = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Host:
+    """A host with deliveries."""
+
+    #: Its due deliveries.
+    ready: deque[Turn] = field(default_factory=deque)
+    #: Its deliveries that wait or are sent.
+    known: int = 0
+    running: int = 0
+    #: Whether its latest attempt was slow or had no answer.
+    suspect: bool = False
+    #: Whether it gets no attempt for a moment, because the latest one had no answer.
+    resting: bool = False
 
 
 @dataclass(slots=True)
 class Turns:
-    """Deliveries of one task are sent in order of creation; hosts take turns, each with a few attempts at a time."""
+    """Deliveries of one task are sent in order of creation; hosts take turns, each with a few attempts at a time.
 
-    #: Concurrent attempts, in all and to one host: a slow receiver must not delay the others.
+    No receiver delays those of other hosts. An attempt gives its slot back once it is slow. A host whose latest attempt
+    was slow or had no answer is a suspect: suspects have slots of their own, one for each host.
+    """
+
+    #: Concurrent attempts that are not slow yet.
     most: int = 16
     most_a_host: int = 2
+    #: Concurrent attempts at which no suspect gets another one.
+    most_suspect: int = 16
+    #: Concurrent attempts in all: each needs a socket. 16 a second can become slow, and each ends at its timeout.
+    most_open: int = 256
+    #: Seconds after which an attempt is slow.
+    slow_s: float = 1
+    #: Seconds between an attempt without an answer and the host's next one. Thousands of deliveries may wait for a host
+    #: that is down: at one a second, 10,000 have an attempt each within three hours.
+    rest_s: float = 1
     _known: dict[str, Turn] = field(init=False, repr=False, default_factory=dict)
     #: By task, in order of creation; only the first of each is tried.
     _lines: dict[str, deque[Turn]] = field(init=False, repr=False, default_factory=dict)
     _due: list[tuple[float, int, Turn]] = field(init=False, repr=False, default_factory=list)
-    #: The due deliveries, by host.
-    _ready: dict[str, deque[Turn]] = field(init=False, repr=False, default_factory=dict)
-    _under_way: Counter[str] = field(init=False, repr=False, default_factory=Counter)
+    _hosts: dict[str, _Host] = field(init=False, repr=False, default_factory=dict)
+    #: The hosts that may have an attempt now, in the order of their turns.
+    _good: dict[str, _Host] = field(init=False, repr=False, default_factory=dict)
+    _suspects: dict[str, _Host] = field(init=False, repr=False, default_factory=dict)
+    #: When the rests of hosts end.
+    _rests: list[tuple[float, str]] = field(init=False, repr=False, default_factory=list)
+    #: The running attempts, in the order of their beginnings.
+    _quick: dict[Turn, None] = field(init=False, repr=False, default_factory=dict)
+    #: Those that are slow or belong to a suspect.
+    _slow: set[Turn] = field(init=False, repr=False, default_factory=set)
     _numbers: Iterator[int] = field(init=False, repr=False, default_factory=count)
 
     @property
@@ -51,13 +90,17 @@ class Turns:
 
     def next_due(self) -> float | None:
         """When `take` may return something again, unless an attempt ends before."""
-        return self._due[0][0] if self._due else None
+        times = [heap[0][0] for heap in (self._due, self._rests) if heap]
+        if self._good and self._quick:  # a slot is given back once its attempt is slow
+            times.append(next(iter(self._quick)).begun + self.slow_s)
+        return min(times, default=None)
 
     def add(self, turn: Turn, due: float) -> None:
         """Add a delivery behind the earlier ones of its task. One that waits already is left as it is."""
         if turn.id in self._known:
             return
         self._known[turn.id], turn.due = turn, due
+        self._hosts.setdefault(turn.host, _Host()).known += 1
         line = self._lines.setdefault(turn.task_id, deque())
         line.append(turn)
         if line[0] is turn:
@@ -68,7 +111,11 @@ class Turns:
         turn = self._known.get(delivery_id)
         if turn is None:
             return False
-        turn.attempts, turn.early = 0, False
+        turn.attempts, turn.early, turn.asked = 0, False, True
+        host = self._hosts[turn.host]
+        if turn in host.ready:
+            host.ready.remove(turn)
+            turn.taken = False
         if not turn.taken:
             turn.due = due
             if self._lines[turn.task_id][0] is turn:
@@ -80,52 +127,89 @@ class Turns:
         while self._due and self._due[0][0] <= now:
             due, _, turn = heapq.heappop(self._due)
             if self._known.get(turn.id) is turn and turn.due == due and not turn.taken:
-                turn.taken = True
-                self._ready.setdefault(turn.host, deque()).append(turn)
-        return list(self._begin())
+                self._make_ready(turn)
+        while self._rests and self._rests[0][0] <= now:
+            _, name = heapq.heappop(self._rests)
+            if (host := self._hosts.get(name)) is not None:
+                host.resting = False
+                self._line_up(name, host)
+        while self._quick and (turn := next(iter(self._quick))).begun + self.slow_s <= now:
+            del self._quick[turn]
+            self._slow.add(turn)
+            self._suspect(turn.host)
+        return list(self._begin(now))
 
-    def _begin(self) -> Iterator[Turn]:
-        while self._under_way.total() < self.most and (turn := self._next_ready()) is not None:
-            self._under_way[turn.host] += 1
-            yield turn
+    def _make_ready(self, turn: Turn) -> None:
+        turn.taken = True
+        host = self._hosts[turn.host]
+        if turn.asked:
+            turn.asked = host.resting = False
+            host.ready.appendleft(turn)
+        else:
+            host.ready.append(turn)
+        self._line_up(turn.host, host)
 
-    def _next_ready(self) -> Turn | None:
-        """The next delivery of the first host with a free slot; that host moves to the back."""
-        free = (host for host in self._ready if self._under_way[host] < self.most_a_host)
-        if (host := next(free, None)) is None:
-            return None
-        ready = self._ready.pop(host)
-        turn = ready.popleft()
-        if ready:
-            self._ready[host] = ready
-        return turn
+    def _begin(self, now: float) -> Iterator[Turn]:
+        while len(self._quick) + len(self._slow) < self.most_open:
+            if self._good and len(self._quick) < self.most:
+                hosts = self._good
+            elif self._suspects and len(self._slow) < self.most_suspect:
+                hosts = self._suspects
+            else:
+                return
+            name = next(iter(hosts))
+            host = hosts.pop(name)
+            turn = host.ready.popleft()
+            if self._known.get(turn.id) is turn:
+                host.running += 1
+                turn.begun = now
+                if host.suspect:
+                    self._slow.add(turn)
+                else:
+                    self._quick[turn] = None
+                yield turn
+            self._line_up(name, host)
+
+    def heard(self, turn: Turn, now: float, *, answered: bool) -> None:
+        """Its attempt has an outcome: whether the host answered, with any status. `again` or `done` follows."""
+        host = self._hosts[turn.host]
+        if not answered:
+            host.resting = True
+            heapq.heappush(self._rests, (now + self.rest_s, turn.host))
+        host.suspect = not answered or now - turn.begun >= self.slow_s
+        self._line_up(turn.host, host)
 
     def again(self, turn: Turn, due: float) -> None:
         """Its attempt failed; the next one is due at `due`."""
-        self._ended(turn)
         if self._known.get(turn.id) is turn:
             turn.due, turn.taken = due, False
             self._push(turn)
+        self._ended(turn)
 
     def done(self, turn: Turn) -> None:
         """It had its last attempt."""
-        self._ended(turn)
         if self._known.get(turn.id) is turn:
             self._leave(turn)
+        self._ended(turn)
 
     def drop(self, delivery_ids: Iterable[str]) -> None:
         """Remove deliveries. A running attempt ends by itself."""
         for delivery_id in delivery_ids:
             if (turn := self._known.get(delivery_id)) is not None:
                 self._leave(turn)
+                self._forget(turn.host)
 
     def _ended(self, turn: Turn) -> None:
-        self._under_way[turn.host] -= 1
-        if not self._under_way[turn.host]:
-            del self._under_way[turn.host]
+        self._quick.pop(turn, None)
+        self._slow.discard(turn)
+        host = self._hosts[turn.host]
+        host.running -= 1
+        self._line_up(turn.host, host)
+        self._forget(turn.host)
 
     def _leave(self, turn: Turn) -> None:
         del self._known[turn.id]
+        self._hosts[turn.host].known -= 1
         line = self._lines[turn.task_id]
         was_first = line[0] is turn
         line.remove(turn)
@@ -136,3 +220,27 @@ class Turns:
 
     def _push(self, turn: Turn) -> None:
         heapq.heappush(self._due, (turn.due, next(self._numbers), turn))
+
+    # -- hosts --------------------------------------------------------------------------------------------------------
+
+    def _suspect(self, name: str) -> None:
+        host = self._hosts[name]
+        host.suspect = True
+        self._line_up(name, host)
+
+    def _line_up(self, name: str, host: _Host) -> None:
+        """Put the host at the end of the line where it belongs, unless it waits there; or into none."""
+        line, other = (self._suspects, self._good) if host.suspect else (self._good, self._suspects)
+        other.pop(name, None)
+        if host.ready and not host.resting and host.running < (1 if host.suspect else self.most_a_host):
+            line.setdefault(name, host)
+        else:
+            line.pop(name, None)
+
+    def _forget(self, name: str) -> None:
+        """Forget a host without deliveries."""
+        host = self._hosts[name]
+        if not host.known and not host.running:
+            self._good.pop(name, None)
+            self._suspects.pop(name, None)
+            del self._hosts[name]

@@ -4,12 +4,12 @@ import json
 from collections.abc import AsyncIterator, Mapping
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Header, Query
 
 from imagegen.api.dependencies import Bus
 from imagegen.api.native.images.routes import image_view
 from imagegen.api.sse import KEEP_ALIVE, KEEP_ALIVE_S, EventStream
-from imagegen.core.events import Event, EventBus, TaskCompleted, TaskSaved
+from imagegen.core.events import Event, EventBus, StreamEvent, TaskCompleted, TaskSaved
 
 router = APIRouter(tags=["service"])
 
@@ -42,21 +42,30 @@ async def follow_events(
     name: Filter = [],  # noqa: B006 - FastAPI copies it
     model: Filter = [],  # noqa: B006
     task_id: Filter = [],  # noqa: B006
+    last_event_id: Annotated[int, Header(ge=0, description="Also past events with a higher id.")] = 0,
 ) -> EventStream:
-    """Events from now on. `/task/{task_id}/events` has the events of one task from its beginning.
+    """Events from now on, or after `Last-Event-ID`. `/task/{task_id}/events` has those of one task from its beginning.
 
     Each filter may be given several times: `name` (`completed`, `model_loaded`, ...), `model`, `task_id`. An event
     passes a filter if it has one of its values. Positions, previews and the progress of a task's load are sent on the
-    task's own stream only. A client that falls 256 events behind is disconnected.
+    task's own stream only. The latest 4 MiB of events are kept, some thousands: if some after `Last-Event-ID` may be
+    missing, the first event is `gap`. The last event is `closed`, with a `reason`: `too_slow` for a client that falls
+    256 events behind, or `stopping`. Both pass every filter.
     """
     wanted = {"name": set(name), "model": set(model), "task_id": set(task_id)}
-    return EventStream(_everything(bus, {field: values for field, values in wanted.items() if values}))
+    return EventStream(_everything(bus, {field: values for field, values in wanted.items() if values}, last_event_id))
 
 
-async def _everything(bus: EventBus, wanted: Mapping[str, set[str]]) -> AsyncIterator[bytes]:
-    with bus.subscribe() as subscription:
+async def _everything(bus: EventBus, wanted: Mapping[str, set[str]], after: int) -> AsyncIterator[bytes]:
+    with bus.subscribe(after=after) as subscription:
+        if (gap := bus.gap(after)) is not None:
+            yield gap.encoded(frame)
         async for published in subscription.with_silence(KEEP_ALIVE_S):
             if published is None:
                 yield KEEP_ALIVE
-            elif all(getattr(published.event, field, None) in values for field, values in wanted.items()):
+            elif isinstance(published.event, StreamEvent) or _passes(published.event, wanted):
                 yield published.encoded(frame)
+
+
+def _passes(event: Event, wanted: Mapping[str, set[str]]) -> bool:
+    return all(getattr(event, field, None) in values for field, values in wanted.items())

@@ -163,7 +163,10 @@ async def follow_task(
     While the task waits, `position` is sent when its position changes. While the weights of its model are pulled,
     `downloading` has the bytes. While its model is loaded, `loading` is repeated at each percent. A task with
     `previews` has `preview`. The stream begins with the past events or, after a restart of the service, with the event
-    of the present state. After 15 seconds without an event a comment is sent.
+    of the present state. Of a long task, the latest 256 steps are kept beside its states; if events after
+    `Last-Event-ID` may be missing, the first event is `gap`. A stream that ends before its task has the last event
+    `closed` with a `reason`: `too_slow` (256 events behind) or `stopping`. After 15 seconds without an event a comment
+    is sent.
     """
     await service.task(who, task_id)  # raises here, because a stream that has begun cannot answer with a 404
     return EventStream(frames(service.events(who, task_id, last_event_id, KEEP_ALIVE_S), frame))
