@@ -43,8 +43,8 @@ def serve(
 ) -> None:
     """Start the HTTP service. Every setting is also an IMAGEGEN_* variable."""
     # Until the server has handlers of its own. There is nothing to drain yet, and the journal survives any exit.
-    for stop in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(stop, lambda *_: os._exit(0))
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    signal.signal(signal.SIGINT, lambda *_: os._exit(0))
     settings = settings_with(host=host, port=port, data_dir=data_dir, config=config, isolation=isolation)
     catalog = open_catalog(settings.config, families_of(context))
     logs.configure(catalog.settings.log_level)
