@@ -324,3 +324,13 @@ def test_the_process_leaves_nothing_behind(tmp_path: Path, fake_yaml: Path) -> N
         assert server.terminate() == 0
     assert not worker.is_running()
     assert sorted(os.listdir(tmp_path / "data")) == ["config", "imagegen.sqlite3", "images", "lock"]
+
+
+def test_a_signal_in_the_first_moments_of_a_start_ends_it_like_a_later_one(tmp_path: Path) -> None:
+    config = tmp_path / "models.yaml"
+    os.mkfifo(config)  # the start waits here, long before the server has handlers of its own
+    process = subprocess.Popen(serve_command(tmp_path / "data", config))
+    writer = os.open(config, os.O_WRONLY)  # returns once the start reads it
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(PATIENCE_S) == 0
+    os.close(writer)

@@ -179,7 +179,10 @@ def test_a_difference_is_what_a_version_changed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", [text for text, _ in BROKEN.values()], ids=BROKEN)
 def test_a_broken_file_ends_the_start_with_every_problem_and_exit_code_78(path: Path, text: str) -> None:
     path.write_text(text)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     done = CliRunner().invoke(app, ["serve", "--config", str(path)])
+    for number, handler in before.items():
+        signal.signal(number, handler)
     assert done.exit_code == 78
     assert done.stderr.splitlines()
     assert all(line.startswith(f"{path}:") for line in done.stderr.splitlines())

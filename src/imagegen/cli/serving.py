@@ -1,6 +1,7 @@
 """`imagegen serve`."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -41,6 +42,9 @@ def serve(
     isolation: Annotated[str | None, typer.Option(help="`process` (default) or `thread`.")] = None,
 ) -> None:
     """Start the HTTP service. Every setting is also an IMAGEGEN_* variable."""
+    # Until the server has handlers of its own. There is nothing to drain yet, and the journal survives any exit.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    signal.signal(signal.SIGINT, lambda *_: os._exit(0))
     settings = settings_with(host=host, port=port, data_dir=data_dir, config=config, isolation=isolation)
     catalog = open_catalog(settings.config, families_of(context))
     logs.configure(catalog.settings.log_level)
