@@ -563,6 +563,17 @@ async def test_a_load_that_kills_the_worker_is_an_attempt(tmp_path: Path) -> Non
         assert (task.failure.code, task.attempt) == (FailureCode.WORKER_CRASHED, 2)
 
 
+async def test_a_task_whose_model_is_quarantined_shows_no_attempt_that_never_ran(tmp_path: Path) -> None:
+    async with opened(tmp_path) as house:
+        house.engine.always["load"] = CRASHED
+        ids = await asyncio.gather(house.submit(), house.submit())
+        failed = [await house.ended(task_id) for task_id in ids]
+        assert [(task.failure and task.failure.code, task.attempt) for task in failed] == [
+            (FailureCode.WORKER_CRASHED, 2),
+            (FailureCode.MODEL_QUARANTINED, 0),
+        ]
+
+
 async def test_the_log_lines_of_a_load_and_of_a_failure_name_the_task(tmp_path: Path) -> None:
     with capture_logs(processors=[merge_contextvars]) as logged:
         async with opened(tmp_path) as house:

@@ -245,7 +245,8 @@ class Runner:
            causes the failure fails.
         6. Otherwise the task fails.
         """
-        if isinstance(outcome, Failed) and isinstance(live.stage, Loading):
+        refused = isinstance(outcome, Failed) and outcome.code is FailureCode.MODEL_QUARANTINED  # nothing was tried
+        if isinstance(outcome, Failed) and isinstance(live.stage, Loading) and not refused:
             await self._begin(live)
         if isinstance(outcome, Failed) and outcome.code is FailureCode.DEVICE_FAULT:
             raise DeviceFault
