@@ -76,7 +76,8 @@ def kill(world: World, server: Server) -> None:
 
 def end(world: World, server: Server) -> None:
     if (code := server.terminate()) != 0:
-        world.damaged.append(f"SIGTERM ended with {code}")
+        crashed = [line for line in server.log if "critical" in line or "Traceback" in line]
+        world.damaged.append(f"SIGTERM ended with {code}: {crashed[-3:]}")
 
 
 def kill_worker(world: World, server: Server) -> None:
