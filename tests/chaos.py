@@ -1,4 +1,4 @@
-"""Faults of every kind under load: each accepted task ends once, or the service said that it cannot promise that.
+"""Faults of every kind under load: each accepted task ends once, unless the service has reported a loss.
 
 python -m tests.chaos [--rounds 200] [--seed 1] [--faults kill,disk_full]
 

@@ -1,4 +1,4 @@
-"""A local stand-in for the hub: speaks as much of its HTTP API as huggingface_hub asks for, and fails as it is told."""
+"""A local fake of the hub: it has the part of the HTTP API that huggingface_hub uses, and fails as a test sets it."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""A receiver of webhooks on a real socket: it verifies with the official library, and answers as it is told."""
+"""A receiver of webhooks on a real socket: it verifies with the official library, and answers as a test sets it."""
 
 import json
 import socket

@@ -1,4 +1,4 @@
-"""A local S3 server. To the services under test it is another machine, which can go away and come back."""
+"""A local S3 server. The services under test see it as another machine, which can stop and return."""
 
 import logging
 import re

@@ -1,4 +1,4 @@
-"""A real server process, spoken to over a real socket."""
+"""A real server process with a client on a real socket."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""kill -9 for the whole service, again and again under load: what was accepted is done, once, and nothing is damaged.
+"""kill -9 of the whole service, repeatedly under load: each accepted task completes once, and nothing is damaged.
 
 python -m tests.torture [--rounds 200] [--seed 1]
 """

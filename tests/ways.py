@@ -1,4 +1,4 @@
-"""The ways to load a model and draw with it, as one table, and what must hold for each of them on every device."""
+"""The table of all ways to load a model and draw with it, and what must hold for each of them on every device."""
 
 import gc
 import json

@@ -1,4 +1,4 @@
-"""Eight tasks of the embedded model, whose entry lets eight pictures be made in one call, through the whole service."""
+"""Eight tasks of the embedded model share one call, through the whole service."""
 
 import asyncio
 import io

@@ -1,4 +1,4 @@
-"""The configuration over HTTP and by hand: live, one way for all changes, and never broken."""
+"""The configuration over HTTP and by hand: changes are live, and an invalid file never gets in force."""
 
 import asyncio
 import os

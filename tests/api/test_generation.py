@@ -1,4 +1,4 @@
-"""From a request to a picture, and from an absurd request to a clear answer."""
+"""From a request to a picture, and from an invalid request to a clear error."""
 
 import base64
 import io

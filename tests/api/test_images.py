@@ -1,4 +1,4 @@
-"""GET /images as callers and browsers meet it; the same headers whether a picture is in a folder or in a bucket."""
+"""GET /images, with the same headers for a folder and for a bucket."""
 
 import base64
 import hashlib

@@ -1,4 +1,4 @@
-"""What is configured, what is resident, and when it leaves."""
+"""The models over HTTP: what is configured, what is resident, and when it is unloaded."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""ImageService: a task exists for its owner, and for those who may see all tasks."""
+"""ImageService: a task is visible to its owner, and to callers that may see all tasks."""
 
 import asyncio
 from collections.abc import Callable, Coroutine

@@ -1,4 +1,4 @@
-"""Formats, receipts, replays, keys, search: what a caller can rely on after the picture is made."""
+"""Formats, receipts, replays, keys, search."""
 
 import asyncio
 import base64

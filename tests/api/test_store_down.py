@@ -1,4 +1,4 @@
-"""A bucket that cannot be reached: what is made waits for it or fails, as configured; nothing is lost or left."""
+"""A bucket that cannot be reached: pictures wait for it or their tasks fail; nothing is lost or left behind."""
 
 import asyncio
 import errno

@@ -1,4 +1,4 @@
-"""Prefer: wait=N, and what happens when who waits goes away."""
+"""Prefer: wait=N, and callers that disconnect while they wait."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Webhooks over HTTP: what is accepted, what receivers get, and what becomes of deliveries."""
+"""Webhooks over HTTP: accepted URLs, the requests that receivers get, and the states of deliveries."""
 
 import asyncio
 from collections.abc import Callable, Iterator

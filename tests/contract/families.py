@@ -1,4 +1,4 @@
-"""What the tests of the families share: models of each kind on disk, an entry for each, and how to draw."""
+"""Helpers for the tests of the families: models of each kind on disk, their entries, and how to draw."""
 
 import gc
 import io

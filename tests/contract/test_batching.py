@@ -1,4 +1,4 @@
-"""Tasks that share a call: each has its own pictures, progress and end, and none pays for what another one does."""
+"""Tasks that share a call: each has its own pictures, progress and end, and fails alone."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence

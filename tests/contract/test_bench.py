@@ -1,4 +1,4 @@
-"""What is to be measured on a GPU is tried on tiny parts without one, so that it runs where there is one."""
+"""bench.gpu with tiny parts and without a GPU."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""The figures of scripts/card_table.py, counted again from the classes that the models are made of."""
+"""The figures of scripts/card_table.py, compared with the classes of the models."""
 
 import weakref
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""Finished latents are not lost when the memory does not suffice for the whole picture."""
+"""Finished latents are not lost if memory is too short to decode the whole picture."""
 
 import threading
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The embedded model follows its prompts: a short form of the examination in training/evaluate.py, on one core.
+"""The embedded model follows its prompts: a short form of the evaluation in training/evaluate.py, on one core.
 
 Run with `-s` it prints the scores; `pytest --basetemp DIR` keeps the contact sheet.
 """

@@ -1,4 +1,4 @@
-"""What every Engine promises, in a thread and in a worker process alike."""
+"""The contract of Engine, in a thread and in a worker process."""
 
 import io
 import threading

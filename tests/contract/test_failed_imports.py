@@ -1,4 +1,4 @@
-"""An import that fails half-way, in a worker process: it is told with its cause, and the next load begins anew."""
+"""A failed import in a worker process: the cause is reported, and the next load starts in a new worker."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Every line of the table of pipelines: a tiny model of its class loads, draws and leaves through the real engine."""
+"""Every line of the table of pipelines: a tiny model of its class loads, draws and is unloaded by the real engine."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Both kinds of FileStore, a folder and a bucket: one suite for both."""
+"""The contract of FileStore, for a folder and for a bucket."""
 
 import asyncio
 import errno

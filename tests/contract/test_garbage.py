@@ -1,4 +1,4 @@
-"""The libraries' objects are taken out of garbage collection, and never a model's."""
+"""The engine freezes the libraries' objects for the garbage collector, but never a model's."""
 
 import gc
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Quantised transformers: how near they stay to the whole one, and what is told of files that do not fit."""
+"""Quantised transformers: how close they are to the original, and the messages for files that do not fit."""
 
 import json
 import math

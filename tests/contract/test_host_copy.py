@@ -1,4 +1,4 @@
-"""Leaving the device copies each weight once, coming back copies it each time. On a pretended card."""
+"""Weights are copied to the host once, and to the device at each return. On a pretended card."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""A LoRA counts for one request and is gone afterwards, on real weights."""
+"""A LoRA changes one request and no later one, with real weights."""
 
 import json
 import threading

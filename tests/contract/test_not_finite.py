@@ -1,4 +1,4 @@
-"""Numbers that overflow are a failure with advice and no black picture, and a VAE can have a wider dtype of its own."""
+"""Numbers that overflow are a failure with advice instead of a black picture, and a VAE can have a wider dtype."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""4-bit transformers, with a stand-in for their engine: which file, which sentence, and that the pieces fit."""
+"""4-bit transformers, with a fake of their engine: the chosen file, the messages, and the loaded pipeline."""
 
 import importlib
 import json

@@ -1,4 +1,4 @@
-"""Memory and speed options, on tiny pipelines: each does what it says and nothing stays behind."""
+"""Memory and speed options, on tiny pipelines: each has its effect, and none outlives its model."""
 
 import json
 import sys

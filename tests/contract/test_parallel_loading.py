@@ -1,4 +1,4 @@
-"""A part that is cut into several files is read by a thread for each, and is the same."""
+"""A part in several files is read by one thread for each file, with the same result."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Tasks whose model's weights are being fetched: they wait beside the queue, and the others go on."""
+"""Tasks whose model's weights are being pulled: they wait beside the queue, and other tasks run."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable

@@ -1,4 +1,4 @@
-"""What two models have alike is in memory once, a swap moves what differs, and nobody notices but the clock."""
+"""Equal parts of two models are in memory once, a swap moves only the others, and the pictures stay the same."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""The pretended card answers as a real one does, and leaves torch as it was."""
+"""The pretended card behaves like a real one, and leaves torch unchanged."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor

@@ -1,4 +1,4 @@
-"""A repeated prompt does not run the text encoders, and nobody can tell from the picture."""
+"""A repeated prompt does not run the text encoders, and the picture is the same."""
 
 from collections.abc import Iterator
 from pathlib import Path

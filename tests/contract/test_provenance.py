@@ -1,4 +1,4 @@
-"""Which weights made a picture: known by the hub's commit, or by what the files hold."""
+"""The identity of weights: the hub's commit, or a hash of the files."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Qwen-Image-Edit, whose processor cannot be read from a folder without torchvision, and so is built in place."""
+"""Qwen-Image-Edit, whose processor cannot be read from a folder without torchvision, so the test builds it."""
 
 import io
 import warnings

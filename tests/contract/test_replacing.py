@@ -1,4 +1,4 @@
-"""Parts of a pipeline that an entry replaces or leaves out, and those that its folder does not have."""
+"""Parts of a pipeline that an entry replaces or leaves out, and parts that its folder does not have."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""DynamicModelManager and its policy alone, against an engine in miniature that keeps the real one's promises.
+"""DynamicModelManager and its policy, against a small engine with the same guarantees as the real one.
 
 Rules ask for models, run them, unload them and let time pass, with troubles on the way: a worker that dies, memory that
 does not suffice or does not come back, weights that are not there. What must hold after each stands in the invariants.

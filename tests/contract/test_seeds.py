@@ -1,4 +1,4 @@
-"""The same seed draws the same picture, also where a library draws from the generators of the process."""
+"""The same seed draws the same picture, also if a library uses the process's generators."""
 
 import json
 import random

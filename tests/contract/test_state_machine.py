@@ -1,4 +1,4 @@
-"""TaskManager and DynamicModelManager against a simple model of themselves, with an engine that does what it is told.
+"""TaskManager and DynamicModelManager against a simple model of both, with a scripted engine.
 
 Rules submit, cancel, clear, delete, load, unload, let the engine answer well or badly, kill the worker while it loads
 or runs, pass time and deadlines, and restart the whole service over the same journal, in any order. What must hold

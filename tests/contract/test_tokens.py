@@ -1,4 +1,4 @@
-"""A caller is told how many tokens of the prompt each text encoder read, and if the end of it changed nothing."""
+"""How many tokens of the prompt each text encoder read, and a warning if its end was ignored."""
 
 import threading
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Where webhooks can go: a canary listens on this machine, and nothing that is not allowed reaches it."""
+"""Addresses of webhooks: a server on this machine checks that no forbidden request arrives."""
 
 import asyncio
 import socket

@@ -1,4 +1,4 @@
-"""What a load takes of the device and of host memory, and what stays warm. On a pretended card."""
+"""The device and host memory of a load, and which models stay warm. On a pretended card."""
 
 import io
 import json

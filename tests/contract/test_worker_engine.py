@@ -1,4 +1,4 @@
-"""What only the worker process promises: whatever happens to it, the service gets an answer and a new worker."""
+"""The worker process: after any fault the service gets an answer and a new worker."""
 
 import errno
 import os

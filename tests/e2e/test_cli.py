@@ -1,4 +1,4 @@
-"""The `imagegen` command, as it is typed."""
+"""The `imagegen` command on the command line."""
 
 import subprocess
 import sys

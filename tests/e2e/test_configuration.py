@@ -1,4 +1,4 @@
-"""models.yaml with a real server: the page's examples as they stand, SIGHUP, restarts, kill -9."""
+"""models.yaml with a real server: the examples of the page, SIGHUP, restarts, kill -9."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""A disk that refuses every write, and comes back: no restart is needed, and nothing is lost."""
+"""A disk that refuses every write for a while: no restart is needed, and nothing is lost."""
 
 import resource
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""`imagegen doctor`, as it is typed, on a machine that is well and on one that is not."""
+"""`imagegen doctor` on the command line, on a working machine and on a faulty one."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The families behind the real service: each of them draws over HTTP, and one that cannot run says why."""
+"""The families in the real service: each one draws over HTTP, and one that cannot run reports the reason."""
 
 import base64
 import io

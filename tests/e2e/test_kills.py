@@ -1,4 +1,4 @@
-"""Workers that die, at every moment that there is: a task costs at most one retry, and the service does not notice."""
+"""Workers that die at every possible moment: a task is retried at most once, and the service keeps running."""
 
 import signal
 import threading

@@ -1,4 +1,4 @@
-"""`make vision`: torchvision of the build that torch is, or none. Only pip and the import are played."""
+"""`make vision` installs torchvision of torch's build, or none. Only pip and the import are simulated."""
 
 import os
 import subprocess

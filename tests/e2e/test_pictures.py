@@ -1,4 +1,4 @@
-"""Picture files as people have them, through the real service: what is kept of a photo comes back as it was."""
+"""Real picture files through the real service: the kept part of a photo stays the same."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""The whole service with a card: only the worker process pretends that there is one."""
+"""The whole service with a card, which only the worker process pretends to have."""
 
 import json
 from collections.abc import Iterator

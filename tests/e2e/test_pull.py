@@ -1,4 +1,4 @@
-"""Getting weights the real way: the command and the service against a stand-in for the hub."""
+"""Pulling weights: the command and the service against a fake hub."""
 
 import io
 import json

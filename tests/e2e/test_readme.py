@@ -1,4 +1,4 @@
-"""The README's commands do what the README says: each `bash` block runs, as it stands, in order."""
+"""The commands of the README: each `bash` block runs unchanged, in order."""
 
 import os
 import re

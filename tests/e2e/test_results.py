@@ -1,4 +1,4 @@
-"""Results through the real service and the real command: formats, receipts, replays, keys that outlive kill -9."""
+"""Results through the real service and the real command: formats, receipts, replays, keys that survive kill -9."""
 
 import json
 import os

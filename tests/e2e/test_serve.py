@@ -1,4 +1,4 @@
-"""The service as its operators and callers meet it: a process, signals, a socket."""
+"""The service as a process: signals, sockets, restarts."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""Pictures in a bucket: a real service, a local S3 server that goes away and comes back, signals, and kill -9."""
+"""Pictures in a bucket: a real service, a local S3 server that stops and returns, signals, and kill -9."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""What `make torture` does two hundred times each, a few times."""
+"""A few rounds of `make torture`, which makes two hundred."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Webhooks by a real server: the page's examples as they stand, and kill -9 between and during attempts."""
+"""Webhooks with a real server: the examples of the page, and kill -9 between and during attempts."""
 
 import os
 import re

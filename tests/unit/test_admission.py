@@ -1,4 +1,4 @@
-"""What a request becomes before it is accepted: complete, bounded, and told why not if not."""
+"""Admission: it completes a request, checks its limits, and reports the reason of a refusal."""
 
 from collections.abc import Callable
 from typing import Any, NoReturn

@@ -1,4 +1,4 @@
-"""A catalog is put in force: who leaves, what is forgotten, and what stays."""
+"""Putting a catalog in force: which models are unloaded, which records are deleted, and what stays."""
 
 import asyncio
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Who goes along in one call, and how many pictures of a call are found to pay."""
+"""Which tasks share a call, and how many pictures of a call pay."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta

@@ -1,4 +1,4 @@
-"""The GPU border: what an engine raises becomes a value, and nothing of it stays alive."""
+"""The GPU border: exceptions of an engine become values, and none of their objects stays alive."""
 
 import gc
 import weakref

@@ -1,4 +1,4 @@
-"""The table of cards in docs/models.md: what the script makes of its figures, and entries that the catalog takes."""
+"""The table of cards in docs/models.md: the output of the script, and entries that the catalog accepts."""
 
 import json
 

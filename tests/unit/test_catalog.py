@@ -1,4 +1,4 @@
-"""The Catalog: what it promises to everyone who reads it."""
+"""The Catalog: frozen values and their lookups."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""CatalogWriter: file, catalog in force and versions agree, whatever is asked and in whatever order."""
+"""CatalogWriter: file, catalog in force and versions agree after any sequence of changes."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""`imagegen config check` looks into the folders that a models.yaml names, where they are there."""
+"""`imagegen config check` also checks the existing folders that a models.yaml names."""
 
 import shutil
 from pathlib import Path

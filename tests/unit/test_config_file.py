@@ -1,4 +1,4 @@
-"""The file on disk: whole at every moment, its mode and owner kept, links followed, versions kept."""
+"""The file on disk: complete at every moment, mode and owner kept, links followed, versions kept."""
 
 import asyncio
 import os

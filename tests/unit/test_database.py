@@ -1,4 +1,4 @@
-"""The connections of the journal: reads that block no write, and files that vanish under a running service."""
+"""The connections of the journal: reads that block no write, and files that are removed while the service runs."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""Which card a process sees, which device it uses, and why torch cannot use one: torch.cuda is patched."""
+"""The cards that a process sees, the device that it uses, and why torch cannot use a card: torch.cuda is patched."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What all diffusers pipelines share, without torch and diffusers: checked folders, exact pictures."""
+"""DiffusersModel without torch and diffusers: checked folders, exact sizes."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""What `imagegen doctor` finds, one machine after the other; torch, the system and the worker are played."""
+"""The findings of `imagegen doctor` on several machines; torch, the system and the worker are simulated."""
 
 import json
 import shutil

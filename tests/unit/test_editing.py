@@ -1,4 +1,4 @@
-"""Edits of a models.yaml: what was meant is what is read afterwards, and no other line is touched."""
+"""Edits of a models.yaml: the text reads as intended afterwards, and no other line changes."""
 
 import difflib
 import json

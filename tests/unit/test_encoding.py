@@ -1,4 +1,4 @@
-"""Pictures as files: what any reader sees, and the receipt inside."""
+"""Encoded pictures: their pixels, and the receipt inside."""
 
 import io
 from typing import Any

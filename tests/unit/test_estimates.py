@@ -1,4 +1,4 @@
-"""When what will run: learned from what ran, in the order that `choose` would take."""
+"""Estimates of the times of waiting tasks: by measured times, in the order of `choose`."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

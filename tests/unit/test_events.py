@@ -1,4 +1,4 @@
-"""The EventBus: everyone hears everything once, in order; nobody can slow it down or make it grow."""
+"""The EventBus: every listener gets every event once, in order, and a slow listener does not delay it."""
 
 import asyncio
 

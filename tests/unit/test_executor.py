@@ -1,4 +1,4 @@
-"""The executor brings every step to the loop, in order, before the call ends."""
+"""The executor delivers every step to the event loop, in order, before the call ends."""
 
 import asyncio
 import threading

@@ -1,4 +1,4 @@
-"""A models.yaml of all families, and what is said of each field that is wrong in it."""
+"""A models.yaml with all families, and the problem that is reported for each wrong field."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A new family's fields are confined, explained and reloaded by what their annotations say, and by nothing else."""
+"""The annotations of a new family's fields are enough to confine, describe and reload them."""
 
 from pathlib import Path
 from typing import Annotated, Literal

@@ -1,4 +1,4 @@
-"""Which files of a pipeline's folder are checked before a load, and in which words each fault is told."""
+"""The checks of a pipeline's folder before a load, and the message for each fault."""
 
 import json
 import os

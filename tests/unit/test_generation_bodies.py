@@ -1,4 +1,4 @@
-"""Request bodies: the brief's spellings are read, and everything absurd is refused before anyone acts on it."""
+"""Request bodies: the spellings of the original API are read, and invalid values are refused."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""How much host memory there is, and how much of it weights may take: read from files as Linux writes them."""
+"""The host memory of the machine, and the share that weights may take: read from files like those of Linux."""
 
 import os
 from pathlib import Path

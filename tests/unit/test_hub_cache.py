@@ -1,4 +1,4 @@
-"""What of the hub is on this machine."""
+"""The files of the hub that are on this machine."""
 
 import json
 from pathlib import Path

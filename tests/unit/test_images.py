@@ -1,4 +1,4 @@
-"""The ImageStore: a file has its final name only when it is whole, and nothing but such files is ever given out."""
+"""The ImageStore: a file has its final name only when it is complete, and only such files are served."""
 
 import errno
 import os

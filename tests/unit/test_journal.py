@@ -1,4 +1,4 @@
-"""The journal on a real SQLite file: what was acknowledged is there after a restart, what was not is not."""
+"""The journal on a real SQLite file: acknowledged writes are there after a restart, and no others."""
 
 import asyncio
 import sqlite3

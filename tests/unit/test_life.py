@@ -1,4 +1,4 @@
-"""LiveTask: its table of transitions is what its methods do, and no other class writes a task's record or stage."""
+"""LiveTask: its methods agree with its table of transitions, and no other class writes a task's record or stage."""
 
 import ast
 import inspect

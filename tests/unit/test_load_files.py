@@ -1,4 +1,4 @@
-"""Which files a load reads, family by family: what its progress in bytes is measured against."""
+"""The files that a load reads, for each family; the progress of a load counts their bytes."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What an exception of the engine is called, and that its own words stay in the log."""
+"""The failure code and message for each exception of the engine; the exception's own text stays in the log."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""Which exceptions say that the memory did not suffice. How they reach a caller: test_memory."""
+"""The exceptions that mean a lack of memory. test_memory tests how they are reported to a caller."""
 
 import errno
 

@@ -1,4 +1,4 @@
-"""DynamicModelManager with a scripted engine: who is resident, who must leave, and what is said about it."""
+"""DynamicModelManager with a scripted engine: which models are resident, which are evicted, and what is reported."""
 
 import asyncio
 import threading

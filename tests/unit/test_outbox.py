@@ -1,4 +1,4 @@
-"""The outbox: what there is to tell is on disk together with what happened, and bounded."""
+"""The outbox: its events are on disk together with their task's state, and their number is limited."""
 
 import asyncio
 import sqlite3

@@ -1,4 +1,4 @@
-"""The PNG encoder: what any reader sees is what was put in."""
+"""The PNG encoder: every reader gets the original pixels."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""Previews: when to look, how the clean picture is told from the latents, and how much is sent."""
+"""Previews: at which steps, the estimate of the clean picture, and the size of the JPEG."""
 
 from math import sqrt
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""The frames of the GPU border: every value comes out as it went in, and nothing else is understood."""
+"""The frames of the GPU border: every value is the same after a round trip, and other frames are refused."""
 
 from typing import Any, get_args
 

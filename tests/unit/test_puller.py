@@ -1,4 +1,4 @@
-"""ModelPuller with a scripted download: whose turn it is, what is told, and how it ends."""
+"""ModelPuller with a scripted download: the order of pulls, their progress, and their ends."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Which waiting task is next: the rules of `choose` one by one, its promises on a virtual clock, and the queue."""
+"""The order of waiting tasks: the rules of `choose` one by one, its bounds on a virtual clock, and the queue."""
 
 import asyncio
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""The part of a file that a Range header asks for: pure, and quick whatever the header says."""
+"""The part of a file that a Range header asks for; every header is parsed quickly."""
 
 import pytest
 from hypothesis import given

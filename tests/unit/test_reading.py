@@ -1,4 +1,4 @@
-"""What counts as reading, and as a sign of life, by the kernel's counters of this very process."""
+"""The kernel's counters of this process: which reads count, and which are a sign of life."""
 
 import mmap
 import os

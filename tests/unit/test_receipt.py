@@ -1,4 +1,4 @@
-"""Receipts: one for each picture, and why two of them may differ."""
+"""Receipts: one for each picture, and the reasons why two of them may differ."""
 
 from imagegen.core.provenance import differences
 from imagegen.core.receipt import Receipt, receipt_of

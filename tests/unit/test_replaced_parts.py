@@ -1,4 +1,4 @@
-"""`parts` of an entry: what it may name, what is fetched for it, and what counts as here."""
+"""`parts` of an entry: the allowed values, the files that are pulled, and when they count as present."""
 
 from pathlib import Path
 from typing import Any

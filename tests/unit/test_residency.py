@@ -1,4 +1,4 @@
-"""Who leaves the device to make room, and who is idle."""
+"""Which models are evicted to make room, and which are idle."""
 
 import pytest
 from hypothesis import given

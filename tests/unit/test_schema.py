@@ -1,4 +1,4 @@
-"""What editors and people are told about models.yaml is what the service reads."""
+"""The schema and the reference page agree with the fields of models.yaml."""
 
 import json
 import re

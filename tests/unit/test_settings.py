@@ -1,4 +1,4 @@
-"""Process settings: from IMAGEGEN_* and nowhere else, each within its bounds."""
+"""Process settings: only from IMAGEGEN_*, each within its bounds."""
 
 import os
 from pathlib import Path

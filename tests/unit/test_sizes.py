@@ -1,4 +1,4 @@
-"""Picture sizes: the table that the brief documents, scaled by a model's base, rendered so that it can be delivered."""
+"""Picture sizes: the table of the original API, scaled by a model's base, and the size to render."""
 
 from typing import Any, get_args
 

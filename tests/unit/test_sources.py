@@ -1,4 +1,4 @@
-"""Where weights lie: an entry's folder, and a LoRA that is below its directory or not found at all."""
+"""The places of weights: an entry's folder, and LoRA files, which must be below their directory."""
 
 from pathlib import Path
 from typing import NoReturn

@@ -1,4 +1,4 @@
-"""The record of a task, and what decides its pixels."""
+"""The record of a task, and the fields that decide its pixels."""
 
 import pytest
 from hypothesis import given

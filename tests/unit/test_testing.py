@@ -1,4 +1,4 @@
-"""imagegen.testing: what tests build a service from, and the snippets of docs/debugging.md."""
+"""imagegen.testing, and the snippets of docs/debugging.md."""
 
 import ast
 import asyncio

@@ -1,4 +1,4 @@
-"""Input pictures: whole files of the formats that are read come through as they are; others get a stable code."""
+"""Input pictures: complete files of the supported formats are accepted; others get a stable code."""
 
 import asyncio
 import base64

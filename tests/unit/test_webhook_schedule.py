@@ -1,4 +1,4 @@
-"""When a delivery is tried again, and whose turn it is: time is passed in."""
+"""When a delivery is retried, and the order of deliveries; the time is an argument."""
 
 from datetime import UTC, datetime, timedelta
 

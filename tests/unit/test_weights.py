@@ -1,4 +1,4 @@
-"""Where a loader finds its weights, and the advice that is given where they are missing."""
+"""Where a loader finds its weights, and the advice if they are missing."""
 
 from pathlib import Path
 

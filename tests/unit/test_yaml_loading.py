@@ -1,4 +1,4 @@
-"""From a models.yaml to a Catalog, or to every problem in it as `file:line:column: what, and the fix`."""
+"""From a models.yaml to a Catalog, or to all problems as `file:line:column: what, and the fix`."""
 
 import json
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""Stands in for the engine's compiled part: what it holds of the device is nothing that torch knows of."""
+"""Fakes the engine's compiled part: its device memory is invisible to torch."""
 
 from typing import Any
 

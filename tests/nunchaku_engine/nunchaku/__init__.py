@@ -1,4 +1,4 @@
-"""Stands in for the Nunchaku engine: its names and its files' form, without its kernels and without 4 bits."""
+"""Fakes the Nunchaku engine: its names and the form of its files, without its kernels and without 4 bits."""
 
 import json
 from typing import Any, Self

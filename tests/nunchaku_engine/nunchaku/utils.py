@@ -1,4 +1,4 @@
-"""The one helper of the engine that callers use."""
+"""The only helper of the engine that callers use."""
 
 
 def get_precision(
