@@ -143,7 +143,7 @@ REFUSED: list[tuple[str, str, Any, tuple[int, str]]] = [
 ]
 
 
-async def test_what_cannot_be_done_is_said_and_changes_nothing(start: Start, path: Path) -> None:
+async def test_an_impossible_edit_is_refused_and_changes_nothing(start: Start, path: Path) -> None:
     async with start(config=path) as client:
         for method, url, body, expected in REFUSED:
             assert code(await client.request(method, url, json=body)) == expected, (method, url, body)
@@ -184,7 +184,7 @@ async def test_the_original_apis_own_example_names_a_folder_below_the_models_dir
 # -- who comes first ---------------------------------------------------------------------------------------------------
 
 
-async def test_a_stale_etag_is_refused_and_without_one_nobody_is(start: Start, path: Path) -> None:
+async def test_a_stale_etag_is_refused_and_a_missing_one_is_not(start: Start, path: Path) -> None:
     async with start(config=path) as client:
         etag = (await client.get("/models/a")).headers["ETag"]
         answers = await asyncio.gather(
@@ -219,7 +219,7 @@ async def test_a_running_task_ends_on_the_old_entry_and_waiting_ones_of_a_remove
         assert (await client.get("/models/current")).json()["current_model"] == "a"
 
 
-async def test_only_what_would_be_loaded_otherwise_leaves_the_memory(start: Start, path: Path) -> None:
+async def test_only_models_with_changed_load_fields_are_unloaded(start: Start, path: Path) -> None:
     async with start(config=path) as client:
         await client.until(await client.submit(model="a"))
         for url, body, stays in (
@@ -452,7 +452,7 @@ async def test_a_broken_file_keeps_the_old_configuration_and_the_service_ready(s
         assert "event: config_rejected" in (await events).text
 
 
-async def test_what_the_file_said_before_the_service_listened_counts(start: Start, path: Path) -> None:
+async def test_a_change_of_the_file_before_the_service_listens_counts(start: Start, path: Path) -> None:
     """Between reading it at the start and watching it, somebody may have written."""
     catalog = load_catalog(path, SPECS)
     path.write_text(TEXT.replace("steps: 4", "steps: 6"))
@@ -463,7 +463,7 @@ async def test_what_the_file_said_before_the_service_listened_counts(start: Star
 # -- versions, and files that cannot be written ------------------------------------------------------------------------
 
 
-async def test_versions_tell_what_changed_and_bring_it_back(start: Start, path: Path) -> None:
+async def test_versions_show_changes_and_can_be_restored(start: Start, path: Path) -> None:
     async with start(config=path) as client:
         for steps in (5, 6):
             await client.put("/models/a", json={"steps": steps})

@@ -79,7 +79,7 @@ async def until_step(house: House, task_id: str) -> None:
         await asyncio.sleep(0.01)
 
 
-async def test_what_waits_shares_a_call_and_each_has_its_own_picture_and_progress(tmp_path: Path) -> None:
+async def test_waiting_tasks_share_a_call_and_each_has_its_own_picture_and_progress(tmp_path: Path) -> None:
     async with batching(tmp_path) as house:
         ids = await submit(house, "abcdef")
         tasks = await ended(house, ids)
@@ -124,7 +124,7 @@ async def test_a_member_that_is_cancelled_ends_at_once_and_the_others_go_on(tmp_
         assert len(steps(house, ids[2])) == 4
 
 
-async def test_a_call_that_nobody_wants_any_more_is_stopped(tmp_path: Path) -> None:
+async def test_a_call_whose_tasks_are_all_cancelled_is_stopped(tmp_path: Path) -> None:
     async with batching(tmp_path, step_seconds=0.02) as house:
         ids = await submit(house, "ab", steps=4)
         await until_step(house, ids[0])
@@ -147,7 +147,7 @@ async def test_a_hurried_drain_puts_every_member_of_a_call_back(tmp_path: Path) 
         assert [(task.id, task.status, task.attempt) for task in tasks] == [(i, TaskStatus.PENDING, 0) for i in ids]
 
 
-async def test_a_call_that_the_memory_does_not_hold_is_made_in_smaller_ones_and_nobody_fails(tmp_path: Path) -> None:
+async def test_a_call_that_is_out_of_memory_is_retried_in_smaller_calls_and_no_task_fails(tmp_path: Path) -> None:
     async with batching(tmp_path, most_pictures=2) as house:
         tasks = await ended(house, await submit(house, "abcd"))
         assert [(task.status, in_call(task), task.attempt) for task in tasks] == [(TaskStatus.COMPLETED, 2, 1)] * 4

@@ -29,7 +29,7 @@ def no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "WorkerEngine", LocalEngine)  # a worker takes seconds to start
 
 
-def test_what_is_measured_on_a_gpu_runs_on_tiny_parts(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_gpu_benchmark_runs_with_tiny_parts(capsys: pytest.CaptureFixture[str]) -> None:
     gpu.main(["--small"])
     told = capsys.readouterr().out
     rows = rows_of(told)
@@ -40,7 +40,7 @@ def test_what_is_measured_on_a_gpu_runs_on_tiny_parts(capsys: pytest.CaptureFixt
     assert "torch 2." in told
 
 
-def test_without_a_gpu_it_says_so_and_measures_nothing(
+def test_without_a_gpu_it_reports_this_and_measures_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # where there is one, it takes minutes
@@ -100,7 +100,9 @@ def well(stage: gpu.Stage) -> Iterator[gpu.Row]:
     yield gpu.Row("after", "2")
 
 
-def test_a_row_that_fails_says_why_and_the_next_ones_follow(rig: gpu.Rig, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_row_that_fails_prints_the_reason_and_the_next_ones_follow(
+    rig: gpu.Rig, capsys: pytest.CaptureFixture[str]
+) -> None:
     gpu.run(rig, [gpu.Part("broken", broken), gpu.Part("refused", refused), gpu.Part("well", well)])
     assert capsys.readouterr().out.splitlines()[4:] == [
         "| before | 1 |  |  |",

@@ -84,7 +84,7 @@ def pixels(outcome: Any, index: int = 0) -> Any:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_picture_that_does_not_fit_is_decoded_in_tiles_and_says_so(
+def test_a_picture_that_does_not_fit_is_decoded_in_tiles_and_its_receipt_says_so(
     engine: LocalEngine, device: Device, kind: str
 ) -> None:
     side = KINDS[kind][1]
@@ -142,7 +142,7 @@ def test_one_picture_in_tiles_marks_the_batch(engine: LocalEngine, device: Devic
     assert batch.provenance.decoded == "tiled"
 
 
-def test_what_does_not_even_fit_in_tiles_has_failed(engine: LocalEngine, device: Device) -> None:
+def test_a_picture_that_does_not_fit_in_tiles_fails(engine: LocalEngine, device: Device) -> None:
     device.most = 0
     failed = run(engine, "flux-dev", width=128, height=128)
     assert isinstance(failed, Failed)

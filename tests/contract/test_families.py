@@ -91,7 +91,7 @@ def test_there_is_a_kind_for_every_line_of_the_table(shelf: Shelf) -> None:
 
 
 @pytest.mark.parametrize("kind", DRAWN)
-def test_each_kind_does_what_its_line_says_in_exactly_the_asked_size(
+def test_each_class_has_the_abilities_of_its_line_in_exactly_the_requested_size(
     engine: LocalEngine, shelf: Shelf, kind: str
 ) -> None:
     assert isinstance(load(engine, shelf, kind), Loaded)
@@ -132,7 +132,7 @@ def test_the_pixels_are_those_that_the_library_rounds_on_the_host(
 
 
 @pytest.mark.parametrize("kind", [kind for kind in DRAWN if kind not in WITHOUT_NEGATIVE_PROMPT])
-def test_a_negative_prompt_counts_where_the_entry_says_so(engine: LocalEngine, shelf: Shelf, kind: str) -> None:
+def test_a_negative_prompt_has_an_effect_if_the_entry_enables_it(engine: LocalEngine, shelf: Shelf, kind: str) -> None:
     by_true_cfg = {"true_cfg_scale": 3.0} if kind.startswith("flux") else {}
     catalog = catalog_of(**{kind: shelf.entry(kind) | by_true_cfg})
     assert catalog.models[kind].supports_negative_prompt
@@ -269,7 +269,7 @@ def test_a_picture_is_as_long_as_the_files_say_and_no_longer(
 
 
 @pytest.mark.parametrize("scheduler", ["LCMScheduler", "TCDScheduler"])
-def test_a_distilled_scheduler_is_asked_for_no_more_steps_than_it_knows(
+def test_a_distilled_scheduler_runs_no_more_steps_than_it_supports(
     engine: LocalEngine, shelf: Shelf, tmp_path: Path, scheduler: str
 ) -> None:
     shutil.copytree(shelf.model("sd15"), tmp_path / "sd15")
@@ -401,7 +401,7 @@ def test_weights_that_execute_code_are_not_looked_at(engine: LocalEngine, damage
         ("qwen-image", "processor", "Qwen2VLProcessor"),
     ],
 )
-def test_a_processor_that_needs_torchvision_says_so(
+def test_a_processor_that_needs_torchvision_reports_it(
     engine: LocalEngine, shelf: Shelf, tmp_path: Path, kind: str, part: str, cls: str
 ) -> None:
     """The real FLUX.2 and Qwen-Image-Edit have them."""
@@ -451,7 +451,7 @@ BATCHING = [kind for kind in SOME_FIRST if (kind if isinstance(kind, str) else k
 
 
 @pytest.mark.parametrize("kind", BATCHING)
-def test_in_one_call_each_picture_is_that_of_its_own_words_but_for_rounding(
+def test_in_one_call_each_picture_is_that_of_its_own_prompt_but_for_rounding(
     engine: LocalEngine, shelf: Shelf, kind: str
 ) -> None:
     load(engine, shelf, kind, max_batch=4)

@@ -28,7 +28,7 @@ def transformers() -> int:
 
 
 @pytest.mark.parametrize("family", ["flux", "gguf"])
-def test_what_is_there_before_the_first_model_is_frozen_once(
+def test_objects_before_the_first_model_are_frozen_once(
     shelf: Shelf, monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:
     gguf = small(type="gguf", local_path="dev.gguf", base_model="flux-dev")

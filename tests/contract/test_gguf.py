@@ -70,7 +70,7 @@ def decibels(one: Any, other: Any) -> float:
 
 
 @pytest.mark.parametrize("quantisation", get_args(Quantisation))
-def test_a_quantised_transformer_draws_nearly_what_the_whole_one_does(
+def test_a_quantised_transformer_draws_nearly_the_same_as_the_original(
     engine: LocalEngine, shelf: Shelf, whole: list[Any], quantisation: Quantisation
 ) -> None:
     base = shelf.model("flux-wide")
@@ -82,7 +82,7 @@ def test_a_quantised_transformer_draws_nearly_what_the_whole_one_does(
         assert draw(engine, "quantised", task).std() > 5
 
 
-def test_a_receipt_tells_how_it_is_packed_and_which_files_it_is_of(engine: LocalEngine, shelf: Shelf) -> None:
+def test_a_receipt_has_the_quantisation_and_the_files(engine: LocalEngine, shelf: Shelf) -> None:
     told = []
     for quantisation in ("Q4_0", "Q8_0"):
         write_gguf(shelf.model("flux-dev"), shelf.folder / "same.gguf", quantisation)
@@ -115,7 +115,7 @@ def test_a_lora_counts_for_its_request_only(engine: LocalEngine, shelf: Shelf, t
     assert np.array_equal(draw(engine, "quantised"), plain)
 
 
-def test_the_base_model_needs_no_transformer_of_its_own(engine: LocalEngine, shelf: Shelf, tmp_path: Path) -> None:
+def test_the_base_model_needs_no_transformer(engine: LocalEngine, shelf: Shelf, tmp_path: Path) -> None:
     write_gguf(shelf.model("flux-dev"), shelf.folder / "dev.gguf", "Q8_0")
     assert isinstance(load(engine, shelf, local_path="dev.gguf", base_model="flux-dev"), Loaded)
     before = draw(engine, "quantised")
@@ -206,7 +206,7 @@ def test_a_type_that_the_library_does_not_read_is_named_with_the_one_to_take(
 
 
 @pytest.mark.usefixtures("whole")
-def test_a_type_that_is_newer_than_the_library_is_told(engine: LocalEngine, shelf: Shelf) -> None:
+def test_a_type_that_is_newer_than_the_library_is_refused(engine: LocalEngine, shelf: Shelf) -> None:
     file = shelf.folder / "newer.gguf"
     write_typed(file, GGMLQuantizationType.I8)
     # Name, one dimension count of 4 bytes, two dimensions of 8, then the type.

@@ -94,7 +94,7 @@ def test_several_loras_count_together(engine: LocalEngine, tmp_path: Path) -> No
     assert pixels(draw(engine)) == plain
 
 
-def test_an_entrys_own_lora_stays_and_a_requests_comes_on_top(tmp_path: Path) -> None:
+def test_an_entrys_own_lora_stays_when_a_requests_lora_is_added(tmp_path: Path) -> None:
     own = write_lora(tmp_path / "own.safetensors", seed=1)
     more = write_lora(tmp_path / "more.safetensors", seed=2)
     with engine_with(tmp_path, "loras: [{path: own.safetensors}]") as engine:
@@ -179,7 +179,7 @@ def test_a_lora_that_does_not_fit_fails_its_own_request_with_the_true_cause(
     assert pixels(draw(engine)) == plain
 
 
-def test_one_that_was_cut_off_is_told_so(engine: LocalEngine, tmp_path: Path) -> None:
+def test_an_incomplete_file_is_reported(engine: LocalEngine, tmp_path: Path) -> None:
     file = write_lora(tmp_path / "cut.safetensors")
     file.write_bytes(file.read_bytes()[:-50])
     failed = draw(engine, (1, file))
@@ -223,7 +223,9 @@ IGNORED: dict[str, tuple[dict[str, torch.Tensor], list[str]]] = {
 
 
 @pytest.mark.parametrize("kind", IGNORED)
-def test_what_is_ignored_of_a_lora_is_told_with_its_pictures(engine: LocalEngine, tmp_path: Path, kind: str) -> None:
+def test_ignored_layers_of_a_lora_are_reported_with_its_pictures(
+    engine: LocalEngine, tmp_path: Path, kind: str
+) -> None:
     more, warnings = IGNORED[kind]
     outcome = draw(engine, (1, write(FITS | more, tmp_path / "odd.safetensors")))
     assert isinstance(outcome, Generated)
@@ -245,7 +247,7 @@ def test_layers_in_the_key_names_of_kohya_are_counted_as_what_they_become(engine
     assert pixels(outcome) != pixels(draw(engine))
 
 
-def test_of_an_entrys_own_lora_every_picture_tells(tmp_path: Path) -> None:
+def test_every_picture_has_the_warnings_of_the_entrys_own_lora(tmp_path: Path) -> None:
     write(FITS | IGNORED["a deeper model"][0], tmp_path / "odd.safetensors")
     with engine_with(tmp_path, "loras: [{path: odd.safetensors}]") as engine:
         outcome = draw(engine)

@@ -96,7 +96,7 @@ def same(one: Any, other: Any) -> bool:
     return bool(np.abs(one.astype(int) - other.astype(int)).max() <= 1)
 
 
-def test_what_torch_has_kept_of_the_last_model_is_given_to_the_engine(
+def test_cached_memory_of_torch_is_freed_for_the_engine(
     engine: LocalEngine, shelf: Shelf, installed: Any, on_gpu: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = installed("nunchaku_engine")
@@ -147,7 +147,7 @@ def test_the_gpu_decides_which_file(
 
 
 @pytest.mark.parametrize("capability", [(6, 1), (7, 0), (9, 0), (10, 0)])
-def test_a_gpu_without_kernels_is_told_what_else_there_is(
+def test_a_gpu_without_kernels_is_refused_with_alternatives(
     engine: LocalEngine, shelf: Shelf, installed: Any, on_gpu: Any, capability: tuple[int, int]
 ) -> None:
     installed("nunchaku_engine")
@@ -161,7 +161,7 @@ def test_a_gpu_without_kernels_is_told_what_else_there_is(
     )
 
 
-def test_a_cpu_is_told_so(engine: LocalEngine, shelf: Shelf, installed: Any) -> None:
+def test_a_cpu_is_reported(engine: LocalEngine, shelf: Shelf, installed: Any) -> None:
     installed("nunchaku_engine")
     failed = load(engine, shelf)
     assert isinstance(failed, Failed)
@@ -169,7 +169,7 @@ def test_a_cpu_is_told_so(engine: LocalEngine, shelf: Shelf, installed: Any) -> 
     assert failed.message == "Nunchaku models need an NVIDIA GPU; this service runs on a CPU."
 
 
-def test_without_the_engine_it_says_what_to_install(
+def test_without_the_engine_the_error_names_what_to_install(
     engine: LocalEngine, shelf: Shelf, on_gpu: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "nunchaku", None)  # not there, whatever is installed
@@ -310,9 +310,7 @@ def test_it_leaves_as_a_whole_and_the_engine_keeps_nothing(
     assert same(draw(engine, "four_bits"), before)
 
 
-def test_what_a_load_that_failed_has_left_is_given_back_before_the_next(
-    engine: LocalEngine, shelf: Shelf, memory: Any
-) -> None:
+def test_the_memory_of_a_failed_load_is_freed_before_the_next(engine: LocalEngine, shelf: Shelf, memory: Any) -> None:
     file = write_t5(shelf.model("flux-dev"), shelf.folder / "nunchaku" / "cut.safetensors")
     file.write_bytes(file.read_bytes()[:-1])
     assert isinstance(load(engine, shelf, t5_weight_name="cut.safetensors"), Failed)
@@ -321,16 +319,14 @@ def test_what_a_load_that_failed_has_left_is_given_back_before_the_next(
     assert memory.kept == 0
 
 
-def test_when_the_device_is_full_the_engine_gives_back_what_it_keeps(
-    engine: LocalEngine, shelf: Shelf, memory: Any
-) -> None:
+def test_when_the_device_is_full_the_engine_frees_its_caches(engine: LocalEngine, shelf: Shelf, memory: Any) -> None:
     load(engine, shelf)
     memory.kept = 1000
     engine._models["four_bits"].model.trim()
     assert memory.kept == 0
 
 
-def test_what_torch_does_not_hold_is_the_rest_of_what_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_outside_torch_is_the_used_memory_minus_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (70, 100))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 12)
     assert nunchaku.outside_torch("cuda") == 18

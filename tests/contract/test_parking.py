@@ -116,7 +116,7 @@ async def test_a_task_waits_for_its_weights_and_the_others_go_on(tmp_path: Path)
         assert [event.name for event in house.events(far)][:2] == ["queued", "downloading"]
 
 
-async def test_bytes_are_told_on_the_tasks_own_stream(tmp_path: Path) -> None:
+async def test_bytes_are_reported_in_the_tasks_stream(tmp_path: Path) -> None:
     async with opened(tmp_path) as house:
         far = await house.submit("far")
         await house.until(far, downloading=True)
@@ -149,7 +149,7 @@ async def test_a_failed_download_fails_all_that_waited_for_it_with_its_words(tmp
         assert house.downloads == 2
 
 
-async def test_a_cancelled_download_fails_what_waited(tmp_path: Path) -> None:
+async def test_a_cancelled_pull_fails_the_tasks_that_wait_for_it(tmp_path: Path) -> None:
     async with opened(tmp_path) as house:
         far = await house.submit("far")
         await house.until(far, downloading=True)

@@ -105,7 +105,7 @@ def test_the_oldest_is_forgotten_when_the_room_is_taken() -> None:
     assert pipeline.runs == 4  # a, b, c, and b again: a was used in between
 
 
-def test_what_is_larger_than_the_room_is_not_kept() -> None:
+def test_a_prompt_larger_than_the_cache_is_not_kept() -> None:
     pipeline = attached(101)
     pipeline.encode_prompt("a")
     pipeline.encode_prompt("a")
@@ -120,7 +120,7 @@ def test_other_words_are_another_prompt(other: Any) -> None:
     assert pipeline.runs == 2
 
 
-def test_a_prompt_that_comes_with_a_picture_is_always_read_anew() -> None:
+def test_a_prompt_with_a_picture_is_never_cached() -> None:
     pipeline = attached(10)
     for _ in range(2):
         pipeline.encode_prompt("a", image=object())

@@ -59,7 +59,7 @@ def draw(model: DiffusersModel, inputs: Inputs, width: int, height: int, **chang
 
 
 @pytest.mark.parametrize("name", ["QwenImageEditPipeline", "QwenImageEditPlusPipeline"])
-def test_it_edits_a_picture_in_the_asked_size(name: str) -> None:
+def test_it_edits_a_picture_in_the_requested_size(name: str) -> None:
     model = model_of(name)
     for width, height in ((64, 64), (90, 54)):
         drawn = draw(model, Inputs(init_image=picture()), width, height)

@@ -116,7 +116,7 @@ def test_the_parts_of_the_folder_need_not_be_there_then(engine: LocalEngine, she
         ({"vae": "evil"}, FailureCode.WEIGHTS_REFUSED, "is a DiffusionPipeline, which is no part"),
     ],
 )
-def test_what_cannot_be_a_part_is_refused(
+def test_a_class_that_cannot_be_a_part_is_refused(
     engine: LocalEngine, shelf: Shelf, parts: dict[str, str], code: FailureCode, words: str
 ) -> None:
     if not (shelf.folder / "evil").exists():

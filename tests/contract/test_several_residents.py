@@ -102,9 +102,7 @@ def leave_free(cuda: Cuda, size: int) -> None:
     cuda.foreign += cuda.free - size
 
 
-async def test_models_stay_beside_each_other_as_far_as_their_bytes_fit_and_draw_what_each_draws_alone(
-    device: Device, cuda: Cuda
-) -> None:
+async def test_models_stay_resident_together_if_they_fit_and_draw_the_same_as_alone(device: Device, cuda: Cuda) -> None:
     alone = {}
     for model in ("one", "two"):
         alone[model] = await device.draw(model)

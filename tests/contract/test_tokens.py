@@ -85,13 +85,13 @@ def test_an_end_that_one_encoder_reads_is_not_ignored(engine: LocalEngine, shelf
     assert read.warnings == ()
 
 
-def test_a_negative_prompt_is_told_of_as_well(engine: LocalEngine, shelf: Shelf) -> None:
+def test_a_negative_prompt_is_reported_as_well(engine: LocalEngine, shelf: Shelf) -> None:
     load(engine, shelf, "sdxl")
     (warning,) = made(engine, "sdxl", "a cat", negative_prompt=LONG).warnings[0]
     assert warning.startswith("The end of the negative_prompt is ignored. Tokens: text_encoder read 77 of ")
 
 
-def test_each_request_of_a_shared_call_is_told_of_its_own_prompt(engine: LocalEngine, shelf: Shelf) -> None:
+def test_each_request_of_a_shared_call_gets_the_tokens_of_its_own_prompt(engine: LocalEngine, shelf: Shelf) -> None:
     load(engine, shelf, "sdxl", max_batch=2)
     requests = [request_for(prompt, steps=1, guidance_scale=3.0) for prompt in ("a cat", LONG)]
     command = Generate(model="sdxl", request=requests[0], companions=tuple(requests[1:]), together=True)
@@ -102,7 +102,7 @@ def test_each_request_of_a_shared_call_is_told_of_its_own_prompt(engine: LocalEn
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_plan_warns_of_what_would_be_ignored_without_a_load(shelf: Shelf, kind: str) -> None:
+def test_a_plan_warns_of_ignored_parts_without_a_load(shelf: Shelf, kind: str) -> None:
     spec = catalog_of(**{kind: shelf.entry(kind) | KINDS[kind][0]}).models[kind]
     loader, folders = FAMILIES[spec.type].loader, Folders(shelf.folder, shelf.folder)
     assert loader.prompt_warnings(spec, folders, "a cat") == []

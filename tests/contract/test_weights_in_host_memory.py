@@ -150,7 +150,7 @@ def test_another_share_of_the_host_makes_no_other_entry(engine: LocalEngine, mod
     assert load(engine, models, 2).warm
 
 
-def test_two_warm_models_share_their_copies_and_a_swap_moves_what_differs(
+def test_two_warm_models_share_their_copies_and_a_swap_moves_only_different_parts(
     engine: LocalEngine, cuda: Cuda, models: Path
 ) -> None:
     first, transformer = load(engine, models, model="a"), part_bytes(models, "transformer")
@@ -177,7 +177,7 @@ PARTS = ("transformer", "text_encoder", "text_encoder_2", "vae")
 @pytest.mark.parametrize(
     ("offload", "staying"), [("none", PARTS), ("model", ()), ("encoders", ("transformer", "vae"))], ids=str
 )
-def test_an_offloaded_model_needs_what_stays_and_the_largest_of_what_takes_turns(
+def test_an_offloaded_model_needs_its_fixed_parts_and_the_largest_offloaded_part(
     engine: LocalEngine, models: Path, offload: str, staying: tuple[str, ...]
 ) -> None:
     sizes = {part: part_bytes(models, part) for part in PARTS}
@@ -205,7 +205,7 @@ def test_where_single_layers_are_offloaded_the_largest_count(
     assert loaded.host_bytes == loaded.weight_bytes
 
 
-def test_a_model_in_eight_bits_needs_what_these_take(engine: LocalEngine, models: Path) -> None:
+def test_a_model_in_eight_bits_needs_the_bytes_of_its_eight_bit_weights(engine: LocalEngine, models: Path) -> None:
     full = load(engine, models, torch_dtype="bfloat16")
     cast = load(engine, models, model="b", torch_dtype="bfloat16", layerwise_casting="float8_e4m3fn")
     assert cast.device_bytes == cast.weight_bytes < 0.8 * full.device_bytes

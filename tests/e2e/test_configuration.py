@@ -77,7 +77,7 @@ def test_every_yaml_on_the_page_reads(block: str) -> None:
     assert parse_catalog(block, SPECS).models
 
 
-def test_what_was_answered_is_there_after_kill_9(tmp_path: Path) -> None:
+def test_acknowledged_edits_survive_kill_9(tmp_path: Path) -> None:
     path = tmp_path / "models.yaml"
     path.write_text(fake_config(fake={}))
     for steps in (5, 6):

@@ -82,7 +82,7 @@ def test_a_task_whose_worker_is_killed_is_completed(
         assert done[0]["completed_at"] < done[1]["completed_at"]
 
 
-def test_a_worker_that_is_killed_while_nobody_needs_it_costs_one_retry(server: Server) -> None:
+def test_a_worker_that_is_killed_while_idle_causes_one_retry(server: Server) -> None:
     server.until(server.submit())
     server.worker().kill()
     done = server.until(server.submit())

@@ -47,7 +47,7 @@ def test_torchvision_is_of_the_build_that_torch_is(tmp_path: Path, built: str, w
     assert [call.split()[-1] for call in asked] == [wanted]
 
 
-def test_only_a_cpu_build_is_asked_for_at_torchs_own_index(tmp_path: Path) -> None:
+def test_only_a_cpu_build_is_requested_from_torchs_own_index(tmp_path: Path) -> None:
     index = "https://torch.example/cpu"
     for built, calls in {"cpu": 2, "cuda": 1}.items():
         venv = tmp_path / built
@@ -57,7 +57,7 @@ def test_only_a_cpu_build_is_asked_for_at_torchs_own_index(tmp_path: Path) -> No
         assert [index in call for call in asked] == [False, True][:calls]
 
 
-def test_where_its_build_is_not_to_be_had_it_says_so(tmp_path: Path) -> None:
+def test_an_unavailable_build_is_reported(tmp_path: Path) -> None:
     assert "No cpu build of torchvision==0.28.0" in make_torchvision(tmp_path, "cpu", there="nothing")
 
 

@@ -57,7 +57,7 @@ def test_a_full_card_fails_one_task_with_the_numbers_and_the_next_one_runs(servi
     assert service.draw()["status"] == "completed"
 
 
-def test_a_broken_context_costs_the_worker_and_no_task(service: Service) -> None:
+def test_a_broken_context_replaces_the_worker_and_loses_no_task(service: Service) -> None:
     expected, worker = service.pictures(service.draw()), service.worker()
     service.fail(error="illegal_access", call="linear", skip=5)
     task = service.draw()

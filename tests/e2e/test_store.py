@@ -119,7 +119,7 @@ def test_nothing_is_lost_while_the_bucket_is_down_whatever_happens_to_the_servic
     assert SECRET not in "".join(said + server.log)
 
 
-def test_told_to_fail_a_task_ends_with_a_clear_code(tmp_path: Path, bucket: Bucket) -> None:
+def test_with_fail_a_task_ends_with_a_clear_code(tmp_path: Path, bucket: Bucket) -> None:
     bucket.stop()
     with serve(tmp_path, bucket, IMAGEGEN_STORE_DOWN="fail") as server:
         failed = server.until(server.submit())
@@ -130,7 +130,7 @@ def test_told_to_fail_a_task_ends_with_a_clear_code(tmp_path: Path, bucket: Buck
 
 
 @pytest.mark.slow
-def test_twenty_kills_at_any_moment_under_a_bucket_that_comes_and_goes(tmp_path: Path, bucket: Bucket) -> None:
+def test_twenty_kills_at_any_moment_with_an_unreliable_bucket(tmp_path: Path, bucket: Bucket) -> None:
     ids = list[str]()
     for number in range(20):
         with serve(tmp_path, bucket) as server:

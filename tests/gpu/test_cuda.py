@@ -119,7 +119,7 @@ def test_the_device_draws_what_the_cpu_draws(engine: LocalEngine, models: Path, 
     assert sum(abs(a - b) for a, b in pairs) / (64 * 64 * 3) < 4
 
 
-def test_a_second_resident_model_costs_what_differs_and_gives_that_back(engine: LocalEngine, models: Path) -> None:
+def test_a_second_resident_model_takes_only_its_own_parts_and_frees_them(engine: LocalEngine, models: Path) -> None:
     first = load(engine, models, catalog())
     alone, one = draw(engine), allocated(engine)
     second = load(engine, models, catalog(), "b")
@@ -135,7 +135,7 @@ def test_a_second_resident_model_costs_what_differs_and_gives_that_back(engine: 
     assert draw(engine, "b") == alone
 
 
-def test_what_a_picture_takes_beside_the_weights_is_told_and_grows_with_it(engine: LocalEngine, models: Path) -> None:
+def test_the_working_memory_of_a_picture_is_reported_and_grows_with_its_size(engine: LocalEngine, models: Path) -> None:
     load(engine, models, catalog())
     draw(engine)  # cuBLAS takes its workspace
     taken = []
@@ -188,7 +188,7 @@ def test_weights_in_host_memory_are_pinned_in_one_block_and_come_back_as_they_we
         assert torch.equal(module.weight.cpu(), expected)
 
 
-def test_a_warm_model_leaves_the_device_and_comes_back_by_a_copy(engine: LocalEngine, models: Path) -> None:
+def test_a_warm_model_leaves_the_device_and_returns_by_a_copy(engine: LocalEngine, models: Path) -> None:
     chosen = catalog(host_cache_gb=1)
     cold = load(engine, models, chosen)
     expected, full, left = draw(engine), allocated(engine), []

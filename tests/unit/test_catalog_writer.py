@@ -119,7 +119,7 @@ async def test_a_rollback_brings_the_very_text_back(service: Service) -> None:
     assert [version.version for version in await service.writer.versions()] == [3, 2, 1]
 
 
-async def test_what_says_the_same_is_no_change(service: Service) -> None:
+async def test_an_equal_text_is_no_change(service: Service) -> None:
     service.between_tasks.clear()  # a task runs, and is not waited for
     service.path.write_text(GOOD + "# more words\n")
     await service.writer.reload("file")
@@ -130,7 +130,7 @@ async def test_what_says_the_same_is_no_change(service: Service) -> None:
     assert len(service.events) == told
 
 
-async def test_what_is_written_waits_for_the_running_task(service: Service) -> None:
+async def test_a_written_change_waits_for_the_running_task(service: Service) -> None:
     service.between_tasks.clear()
     editing = asyncio.create_task(service.set("a", steps=3))
     while "steps: 3" not in service.path.read_text():
@@ -146,7 +146,7 @@ async def test_what_is_written_waits_for_the_running_task(service: Service) -> N
     assert not (await service.writer.status()).waiting
 
 
-async def test_a_caller_who_goes_away_changes_nothing_about_it(service: Service) -> None:
+async def test_a_caller_that_disconnects_does_not_change_the_task(service: Service) -> None:
     service.between_tasks.clear()
     editing = asyncio.create_task(service.set("a", steps=3))
     await asyncio.sleep(0)
@@ -206,7 +206,7 @@ async def test_of_twenty_writers_without_one_none_is_lost(service: Service) -> N
         ({"description": "x" * 10_001}, "longer than 10000 characters"),
     ],
 )
-async def test_what_would_not_be_valid_is_refused_and_nothing_changes(
+async def test_an_invalid_edit_is_refused_and_nothing_changes(
     service: Service, fields: dict[str, Any], words: str
 ) -> None:
     before = service.path.stat()
@@ -218,7 +218,7 @@ async def test_what_would_not_be_valid_is_refused_and_nothing_changes(
 
 
 @pytest.mark.parametrize("text", [text for text, _ in BROKEN.values()], ids=BROKEN)
-async def test_a_file_that_somebody_broke_keeps_the_old_catalog_says_why_and_can_be_rolled_back(
+async def test_an_invalid_file_keeps_the_old_catalog_has_a_reason_and_can_be_rolled_back(
     service: Service, text: str
 ) -> None:
     service.path.write_text(text)
@@ -238,7 +238,7 @@ async def test_a_file_that_somebody_broke_keeps_the_old_catalog_says_why_and_can
     assert (await service.writer.status()).ok
 
 
-async def test_what_a_rollback_replaces_is_kept_even_if_it_is_broken(service: Service) -> None:
+async def test_a_rollback_keeps_the_replaced_text_even_if_it_is_invalid(service: Service) -> None:
     service.path.write_text("models: [half an hour's work")
     await service.writer.rollback(1)
     assert [version.source for version in await service.writer.versions()] == ["rollback", "broken", "start"]
@@ -257,7 +257,7 @@ async def test_a_file_that_is_no_text_can_be_rolled_back_and_not_edited(service:
     assert service.path.read_text() == GOOD
 
 
-async def test_what_was_noticed_counts_only_while_the_file_still_says_so(service: Service) -> None:
+async def test_a_noticed_change_counts_only_while_the_file_still_has_it(service: Service) -> None:
     noticed = GOOD + "    steps: 3\n"
     service.path.write_text(noticed + "    base_size: 64\n")
     await service.writer.reload("file", noticed)
@@ -266,7 +266,7 @@ async def test_what_was_noticed_counts_only_while_the_file_still_says_so(service
     assert service.catalog.model("a").base_size == 64
 
 
-async def test_a_file_that_is_gone_keeps_the_old_catalog(service: Service) -> None:
+async def test_a_missing_file_keeps_the_old_catalog(service: Service) -> None:
     service.path.unlink()
     await service.writer.reload("file")
     assert (await service.writer.status()).errors == ("models.yaml: cannot be read: No such file or directory",)
@@ -274,7 +274,7 @@ async def test_a_file_that_is_gone_keeps_the_old_catalog(service: Service) -> No
         await service.set("a", steps=3)
 
 
-async def test_a_read_only_file_says_so_and_is_still_followed(service: Service) -> None:
+async def test_a_read_only_file_is_reported_and_still_followed(service: Service) -> None:
     service.path.write_text(GOOD + "    steps: 3\n")
     service.path.chmod(0o444)
     with pytest.raises(ConfigReadOnly, match="read-only"):

@@ -40,7 +40,7 @@ def test_a_folder_that_is_not_there_may_come_later(home: Path) -> None:
     assert check(home, "    local_path: flux\n") == (0, " 1 models, default a")
 
 
-def test_a_whole_folder_is_none(home: Path) -> None:
+def test_a_complete_folder_is_no_problem(home: Path) -> None:
     shutil.copytree(builtin_model("tiny"), home / "flux")
     assert check(home, "    local_path: flux\n")[0] == 0
 

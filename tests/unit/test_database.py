@@ -148,7 +148,7 @@ async def test_other_programs_may_read_checkpoint_and_copy_the_journal(database:
     assert await database.look_up(read) == 9
 
 
-async def test_after_a_failed_write_nobody_knows_what_is_stored(database: Database) -> None:
+async def test_after_a_failed_write_the_content_of_the_disk_is_unknown(database: Database) -> None:
     def fail(connection: Connection) -> None:
         error = sqlite3.OperationalError("disk I/O error")
         error.sqlite_errorcode, error.sqlite_errorname = sqlite3.SQLITE_IOERR_FSYNC, "SQLITE_IOERR_FSYNC"

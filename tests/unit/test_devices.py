@@ -16,7 +16,7 @@ TOO_OLD = "The NVIDIA driver on your system is too old (found version 12020). Pl
 
 
 @pytest.mark.parametrize("asked", ["auto", "cpu", "cuda"])
-def test_without_a_chosen_card_a_process_sees_what_the_operator_lets_it_see(asked: str) -> None:
+def test_without_a_chosen_card_a_process_sees_the_operators_cards(asked: str) -> None:
     assert only_card(asked, {}) == (asked, {})
     assert only_card(asked, {"CUDA_VISIBLE_DEVICES": "2,3"}) == (asked, {})
 
@@ -92,12 +92,12 @@ def test_a_card_that_torch_can_use_is_no_problem(machine: Machine, asked: str, n
     assert choose(asked) == Device(name)
 
 
-def test_a_machine_without_any_sign_of_a_card_uses_its_cpu_and_says_nothing(machine: Machine) -> None:
+def test_a_machine_without_any_sign_of_a_card_uses_its_cpu_without_a_warning(machine: Machine) -> None:
     machine.has(build=None, cards=0)
     assert choose("auto") == Device("cpu")
 
 
-def test_a_cpu_that_was_asked_for_is_no_problem(machine: Machine) -> None:
+def test_a_configured_cpu_is_no_problem(machine: Machine) -> None:
     machine.has(init=TOO_OLD)
     assert choose("cpu") == Device("cpu")
 
@@ -126,7 +126,7 @@ def test_a_card_that_torch_cannot_use_is_said_with_the_reason(
     assert words in problem
 
 
-def test_a_card_that_was_asked_for_and_of_which_there_is_no_sign_is_a_problem(machine: Machine) -> None:
+def test_a_configured_card_that_does_not_exist_is_a_problem(machine: Machine) -> None:
     machine.has(build=None, cards=0)
     name, problem = choose("cuda")
     assert name == "cpu"

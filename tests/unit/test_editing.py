@@ -44,7 +44,7 @@ def test_a_new_field_is_one_line_at_the_end_of_its_entry() -> None:
     ]
 
 
-def test_a_new_model_stands_at_the_end_like_the_others() -> None:
+def test_a_new_model_is_added_at_the_end_in_the_style_of_the_others() -> None:
     assert lines_changed(
         SHIPPED, with_model(SHIPPED, "mine", {"name": "Mine: #1", "type": "fake", "steps": 3}, SPECS, ANYWHERE)
     ) == [
@@ -134,7 +134,7 @@ def test_the_files_own_spelling_is_kept() -> None:
 # -- refusals ----------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_there_or_is_not_there() -> None:
+def test_an_existing_model_cannot_be_added_and_a_missing_one_cannot_be_changed() -> None:
     with pytest.raises(ModelExists):
         with_model(SHIPPED, "tiny", {}, SPECS, ANYWHERE)
     with pytest.raises(ModelNotFound):
@@ -215,7 +215,7 @@ def without_nothing(data: Any) -> Any:
 
 @settings(deadline=None)
 @given(st.sampled_from(FILES), CHANGES)
-def test_what_was_meant_is_what_is_read(text: str, changes: list[Put | Remove]) -> None:
+def test_the_edited_text_reads_as_intended(text: str, changes: list[Put | Remove]) -> None:
     for change in changes:
         before = read(text).data
         try:

@@ -34,7 +34,7 @@ class Stepping:
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 1000])
 @pytest.mark.parametrize("at_once", [True, False])
-async def test_every_step_is_heard_in_order_before_the_end(steps: int, at_once: bool) -> None:
+async def test_every_step_is_delivered_in_order_before_the_end(steps: int, at_once: bool) -> None:
     between = None if at_once else threading.Semaphore(0)
     executor = GpuExecutor(lambda: Stepping(steps, between))  # type: ignore[arg-type,return-value]
     heard: list[tuple[Any, ...]] = []
@@ -70,7 +70,7 @@ class Reading:
         """Nothing to drop."""
 
 
-async def test_what_a_load_has_read_is_told_while_it_lasts_and_not_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_bytes_of_a_load_are_reported_only_while_it_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(executor, "LOOK_EVERY_S", 0)
     engine, told = Reading(), list[int]()
     gpu = GpuExecutor(lambda: engine)  # type: ignore[arg-type,return-value]

@@ -77,7 +77,7 @@ def test_a_change_reloads_the_model_unless_only_requests_read_the_field(
     assert change.outdated == (("a",) if reloads else ())
 
 
-def test_a_text_that_does_not_say_what_it_names_is_no_field() -> None:
+def test_a_text_without_a_mark_is_refused_as_a_field() -> None:
     with pytest.raises(TypeError, match=r"Careless\.vae_file is a bare str"):
 
         class Careless(ModelSpec):
@@ -85,7 +85,7 @@ def test_a_text_that_does_not_say_what_it_names_is_no_field() -> None:
 
 
 @pytest.mark.parametrize("kind", dict.fromkeys([GlobalSettings, *SPECS.values()]))
-def test_every_text_of_every_family_says_what_it_names(kind: type[Section]) -> None:
+def test_every_text_field_of_every_family_has_a_mark(kind: type[Section]) -> None:
     for name, info in kind.model_fields.items():
         if isinstance(info.annotation, type) and issubclass(info.annotation, str):
             assert marks(info), name

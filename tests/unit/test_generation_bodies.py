@@ -48,7 +48,7 @@ def test_an_input_picture_has_two_spellings() -> None:
         assert Image2ImageBody.model_validate({"prompt": "a", spelling: "x"}).image == "x"
 
 
-def test_what_is_left_out_is_what_the_brief_says() -> None:
+def test_omitted_fields_take_the_defaults_of_the_original_api() -> None:
     body = text2image({"prompt": "a"})
     assert (body.model, body.batch_size, body.aspect_ratio, body.priority, body.seed) == (None, 1, "1:1", 0, None)
     assert Image2ImageBody.model_validate({"prompt": "a", "image": "x"}).strength == 0.8
@@ -175,7 +175,7 @@ def test_one_side_alone_is_no_size(side: str) -> None:
         '"prompt"',
     ],
 )
-def test_what_is_not_exactly_a_request_is_refused(body: str) -> None:
+def test_an_inexact_request_is_refused(body: str) -> None:
     assert refused(body)
 
 

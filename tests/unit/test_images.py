@@ -59,7 +59,7 @@ async def test_a_picture_is_stored_under_its_day_task_and_number(store: ImageSto
     assert [image.path.split("/")[1] for image in stored] == [f"{task_id(1)}-0.png", f"{task_id(1)}-1.png"]
 
 
-async def test_what_is_stored_is_the_picture(store: ImageStore, root: Path) -> None:
+async def test_the_stored_file_is_the_picture(store: ImageStore, root: Path) -> None:
     (stored,) = await save(store, task_id(1), [grey(width=5, height=3)])
     with Image.open(root / stored.path) as image:
         assert image.size == (5, 3)
@@ -71,7 +71,7 @@ async def test_the_order_of_a_batch_is_kept(store: ImageStore) -> None:
     assert [image.seed for image in stored] == list(range(20))
 
 
-async def test_what_was_stored_is_found_again(store: ImageStore, root: Path) -> None:
+async def test_a_stored_picture_is_found(store: ImageStore, root: Path) -> None:
     (stored,) = await save(store, task_id(1), [grey()])
     assert await find(store, *stored.path.split("/")) == (root / stored.path).stat().st_size
 
@@ -121,7 +121,7 @@ async def test_a_folder_that_cannot_be_made_is_a_failed_disk(store: ImageStore) 
         await save(store, task_id(1), [grey()])
 
 
-async def test_a_failure_tells_no_path(store: ImageStore, no_folder: str) -> None:
+async def test_a_failure_contains_no_path(store: ImageStore, no_folder: str) -> None:
     with pytest.raises(StorageFailed) as raised:
         await save(store, task_id(1), [grey()])
     assert no_folder not in raised.value.detail
@@ -300,7 +300,7 @@ async def test_a_folder_named_like_a_picture_is_no_picture(store: ImageStore, ro
         await find(store, FOLDER, FILE)
 
 
-async def test_a_pipe_is_no_picture_and_holds_nobody(store: ImageStore, root: Path) -> None:
+async def test_a_pipe_is_no_picture_and_blocks_no_request(store: ImageStore, root: Path) -> None:
     (root / FOLDER).mkdir(parents=True)
     os.mkfifo(root / FOLDER / FILE)
     with pytest.raises(ImageNotFound):
@@ -373,7 +373,7 @@ async def test_deleting_removes_the_files_and_the_folders_that_become_empty(stor
     assert folders(root) == ["20261102"]
 
 
-async def test_deleting_what_is_gone_is_no_failure(store: ImageStore, root: Path) -> None:
+async def test_deleting_a_missing_object_is_no_failure(store: ImageStore, root: Path) -> None:
     image = stored(plant(root), root)
     await store.delete([image])
     await store.delete([image])
@@ -387,7 +387,7 @@ async def test_deleting_nothing_is_no_failure(store: ImageStore) -> None:
 # -- sweeping ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_sweep_removes_what_a_killed_process_left_and_nothing_else(store: ImageStore, root: Path) -> None:
+def test_a_sweep_removes_only_the_files_of_a_killed_process(store: ImageStore, root: Path) -> None:
     kept = [plant(root), plant(root, FOLDER, "notes.txt")]
     plant(root, FOLDER, FILE + ".part")
     plant(root, "20261101", "x.part")

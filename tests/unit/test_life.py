@@ -108,7 +108,7 @@ def test_the_table_names_every_stage_and_every_method_that_changes_it() -> None:
 
 @pytest.mark.parametrize("stage", WAYS)
 @pytest.mark.parametrize("event", EVENTS)
-def test_each_method_does_what_the_table_says_and_otherwise_raises_and_changes_nothing(event: str, stage: str) -> None:
+def test_each_method_follows_the_table_or_raises_and_changes_nothing(event: str, stage: str) -> None:
     live, (method, act) = at(stage), EVENTS[event]
     before = state(live)
     sources, target = TABLE[method]
@@ -256,7 +256,7 @@ def test_the_higher_stop_request_stays_until_the_task_is_put_back() -> None:
     assert (live.stop_request, live.told_to_stop) == (StopRequest.NONE, False)
 
 
-def test_a_position_is_told_once() -> None:
+def test_a_position_is_reported_once() -> None:
     live = new()
     live.enqueue(3)
     assert live.stage == Queued(position=3, told=3)
@@ -266,7 +266,7 @@ def test_a_position_is_told_once() -> None:
     assert live.stage == Queued(position=3, told=2)
 
 
-def test_a_store_that_is_down_is_told_once() -> None:
+def test_a_store_that_is_down_is_reported_once() -> None:
     live = at("SAVING")
     assert live.wait_for_store()
     assert not live.wait_for_store()
@@ -320,7 +320,7 @@ def test_a_deadline_holds_until_the_first_attempt() -> None:
     assert not new().is_late(10_000)
 
 
-def test_its_repr_says_how_far_it_is() -> None:
+def test_its_repr_shows_its_progress() -> None:
     live = at("RUNNING")
     assert repr(live) == f"<LiveTask [{live.record.id}, RUNNING, Model: fake, Attempt: 1]>"
 

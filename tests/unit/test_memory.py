@@ -27,7 +27,7 @@ class OutOfMemoryError(RuntimeError):
         RuntimeError("CUDA error: out of memory"),
     ],
 )
-def test_a_lack_of_memory_is_told_with_a_way_out(error: Exception) -> None:
+def test_out_of_memory_is_reported_with_advice(error: Exception) -> None:
     code, message = classify(error, WORKING)
     assert code is FailureCode.OUT_OF_MEMORY
     assert "smaller" in message
@@ -87,9 +87,7 @@ def test_a_broken_device_is_known_by_the_rarer_words_of_cuda(words: str) -> None
     ("error", "code"),
     [(WeightsMissing("a"), FailureCode.WEIGHTS_MISSING), (WeightsRefused("a"), FailureCode.WEIGHTS_REFUSED)],
 )
-def test_what_the_engine_knows_to_be_wrong_is_told_in_its_own_words(
-    error: WeightsMissing | WeightsRefused, code: FailureCode
-) -> None:
+def test_a_known_engine_error_keeps_its_message(error: WeightsMissing | WeightsRefused, code: FailureCode) -> None:
     assert classify(error, LOADING) == (code, "a")
 
 
@@ -116,7 +114,7 @@ def wrapped(cause: Exception, *, plainly: bool) -> Exception:
         (RuntimeError("size mismatch"), FailureCode.WEIGHTS_CORRUPT),
     ],
 )
-def test_what_the_device_said_counts_however_a_library_wraps_it(
+def test_a_device_error_is_recognised_inside_a_librarys_error(
     cause: Exception, code: FailureCode, plainly: bool
 ) -> None:
     assert classify(wrapped(cause, plainly=plainly), LOADING)[0] is code
@@ -135,11 +133,11 @@ def test_exceptions_that_were_raised_from_one_another_come_to_an_end() -> None:
 
 
 @pytest.mark.parametrize("during", [LOADING, WORKING])
-def test_what_nobody_expected_is_called_after_what_was_going_on(during: FailureCode) -> None:
+def test_an_unexpected_failure_has_the_code_of_the_current_operation(during: FailureCode) -> None:
     assert classify(KeyError("x"), during)[0] is during
 
 
-def test_an_unexpected_failure_says_its_kind_and_where_to_look() -> None:
+def test_an_unexpected_failure_names_its_class_and_the_log() -> None:
     assert classify(KeyError(SECRET), WORKING)[1] == (
         "An unexpected KeyError while making the picture; the log (stderr of the service; "
         "`journalctl` under systemd) has the details."
@@ -210,7 +208,7 @@ GIB = 2**30
 
 
 @pytest.mark.parametrize(("free", "foreign"), [(20 * GIB, 0), (20 * GIB - CONTEXT_BYTES, 0), (7 * GIB, 12.5 * GIB)])
-def test_what_others_hold_of_a_card_is_what_is_neither_free_nor_held_here(
+def test_memory_of_other_processes_is_neither_free_nor_held_here(
     monkeypatch: pytest.MonkeyPatch, free: int, foreign: float
 ) -> None:
     import torch
@@ -225,7 +223,7 @@ def test_what_others_hold_of_a_card_is_what_is_neither_free_nor_held_here(
     assert now.foreign == foreign
 
 
-def test_without_a_card_nobody_holds_any_of_it() -> None:
+def test_without_a_card_no_process_holds_memory_of_it() -> None:
     assert measure("cpu").foreign == 0
 
 

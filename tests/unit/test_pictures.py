@@ -43,7 +43,7 @@ def palette_with(transparency: Any) -> bytes:
     return file_of(image, transparency=transparency)
 
 
-def test_what_is_transparent_is_white() -> None:
+def test_transparent_pixels_become_white() -> None:
     for kind, options in (("PNG", {}), ("WEBP", {"lossless": True, "exact": True}), ("TIFF", {})):
         read = pixels(read_image(file_of(cut_out(), kind, **options)))
         assert read[0, [0, 4, 8]].tolist() == [[200, 0, 0], [227, 127, 127], [255, 255, 255]], kind

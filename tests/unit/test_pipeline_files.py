@@ -200,6 +200,6 @@ def test_shards_of_a_copy_that_are_not_all_there_are_not_taken() -> None:
 
 
 @pytest.mark.parametrize("part", [["diffusers"], "words", 7, ["a", 1], None, {}])
-def test_what_is_no_part_is_none(part: Any) -> None:
+def test_an_entry_that_is_not_a_part_is_left_out(part: Any) -> None:
     assert parts_of({"x": part}) == {}
     assert needed(["x/config.json"], {"x": part}) == [INDEX]

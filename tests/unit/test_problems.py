@@ -87,7 +87,7 @@ def test_codes_are_words_for_programs() -> None:
         assert code.replace("_", "").isalpha()
 
 
-def test_only_what_gets_better_by_waiting_says_when() -> None:
+def test_only_errors_that_end_by_waiting_have_a_retry_time() -> None:
     assert QueueFull(retry_after=3).retry_after == 3
     assert QueueFull().retry_after is None
 
@@ -95,7 +95,7 @@ def test_only_what_gets_better_by_waiting_says_when() -> None:
 # -- bodies ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_problem_is_what_rfc_9457_says() -> None:
+def test_a_problem_follows_rfc_9457() -> None:
     response = problem_json(problem("task_not_found", "There is no task with this id."))
     assert response.status_code == 404
     assert response.media_type == MEDIA_TYPE == "application/problem+json"

@@ -122,7 +122,7 @@ JSON = st.recursive(
 
 
 @given(st.dictionaries(st.text(max_size=10), JSON, max_size=4), st.text(max_size=50))
-def test_any_entry_of_a_models_yaml_comes_out_as_it_went_in(spec: dict[str, Any], folder: str) -> None:
+def test_any_entry_of_a_models_yaml_is_the_same_after_a_round_trip(spec: dict[str, Any], folder: str) -> None:
     command = Load(model="a", spec=spec, settings={}, models_dir=folder, loras_dir=folder)
     assert unpack_command(pack(command)) == command
 
@@ -133,7 +133,7 @@ def test_any_picture_and_any_prompt_come_out_as_they_went_in(image: bytes, promp
     assert unpack_command(pack(command)) == command
 
 
-def test_a_failure_comes_through_whatever_characters_its_traceback_holds() -> None:
+def test_a_failure_crosses_with_any_characters_in_its_traceback() -> None:
     # A file name that is not UTF-8 reaches Python as lone surrogates.
     answer = unpack_answer(pack(Failed(code=FailureCode.LOAD_FAILED, message="m", traceback="OSError: 'a\udcff'")))
     assert isinstance(answer, Failed)
@@ -162,7 +162,7 @@ def test_a_failure_comes_through_whatever_characters_its_traceback_holds() -> No
         {"kind": "failed", "code": "no_such_code", "message": ""},
     ],
 )
-def test_what_is_no_message_is_refused_in_both_directions(value: object) -> None:
+def test_an_invalid_message_is_refused_in_both_directions(value: object) -> None:
     frame = msgpack.packb(value)
     for unpack in (unpack_command, unpack_answer):
         with pytest.raises(ValidationError):
@@ -200,7 +200,7 @@ def test_any_bytes_are_a_message_or_refused(frame: bytes) -> None:
 
 
 @pytest.mark.parametrize("code", FailureCode)
-def test_only_the_end_of_a_worker_takes_along_what_was_resident(code: FailureCode) -> None:
+def test_only_the_end_of_a_worker_ends_its_resident_models(code: FailureCode) -> None:
     died = {FailureCode.WORKER_CRASHED, FailureCode.WORKER_HUNG}
     assert Failed(code=code, message="").worker_died is (code in died)
 

@@ -81,7 +81,7 @@ async def test_a_context_that_ends_stops_the_reading_and_the_next_one_goes_on(di
     assert disk.read == {"m0": 1000}
 
 
-async def test_while_a_piece_is_on_its_way_no_other_reading_begins(disk: Disk) -> None:
+async def test_while_a_piece_is_read_no_other_reading_begins(disk: Disk) -> None:
     ahead = ReadingAhead()
     disk.gate.clear()
     with ahead.of("m", disk.files(1000)):
@@ -127,7 +127,7 @@ async def test_no_model_means_no_thread(disk: Disk) -> None:
 
 
 @pytest.mark.parametrize("error", [WeightsMissing("gone"), PermissionError("no")])
-async def test_what_cannot_be_read_is_left_to_the_load(disk: Disk, error: Exception) -> None:
+async def test_reading_ahead_ignores_unreadable_files(disk: Disk, error: Exception) -> None:
     def fail() -> Sequence[Path]:
         raise error
 

@@ -45,7 +45,7 @@ def test_a_part_from_another_repository_is_fetched_instead() -> None:
         ({"vae": 7}, "valid string"),
     ],
 )
-def test_what_is_no_part_is_refused(parts: dict[str, Any], words: str) -> None:
+def test_an_unknown_part_is_refused(parts: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         sd3(parts)
 

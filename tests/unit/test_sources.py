@@ -103,7 +103,7 @@ def test_a_link_to_the_outside_is_not_found(loras: Path) -> None:
             find(path, loras)
 
 
-def test_a_link_that_bites_its_own_tail_is_not_found(loras: Path) -> None:
+def test_a_link_to_itself_is_not_found(loras: Path) -> None:
     (loras / "loop.safetensors").symlink_to(loras / "loop.safetensors")
     with pytest.raises(LoraNotFound):
         find("loop.safetensors", loras)
@@ -125,7 +125,7 @@ def test_no_words_reach_a_file_outside(loras: Path, path: str) -> None:
     assert found.suffix == ".safetensors"
 
 
-def test_what_may_not_be_looked_at_is_not_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_without_read_permission_count_as_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: Path, *args: object, **options: object) -> NoReturn:
         raise PermissionError
 

@@ -227,7 +227,7 @@ async def test_an_accepted_task_is_on_disk_and_in_the_queue(tmp_path: Path) -> N
         assert published.event.position == 1
 
 
-async def test_a_task_whose_caller_goes_away_is_queued_all_the_same(tmp_path: Path) -> None:
+async def test_a_task_whose_caller_disconnects_is_still_queued(tmp_path: Path) -> None:
     async with opened(tmp_path) as house:
         submitting = asyncio.create_task(house.tasks.submit(draft()))
         while house.tasks.queue_size == 0:  # it is on its way to the journal
@@ -416,7 +416,7 @@ async def test_the_end_of_a_running_task_is_expected_from_what_the_last_one_took
         assert (waiting.finish_at - waiting.start_at).total_seconds() == pytest.approx(8, abs=0.1)
 
 
-async def test_a_listener_that_comes_late_is_told_a_position_that_has_changed(tmp_path: Path) -> None:
+async def test_a_late_listener_gets_a_changed_position(tmp_path: Path) -> None:
     async with opened(tmp_path) as house:
         await house.submit("b")
         await house.engine.until_generating()
@@ -461,7 +461,7 @@ async def test_an_end_that_the_disk_refuses_is_an_end_and_is_written_later(tmp_p
         assert await house.journal.get(task_id) == task
 
 
-async def test_what_is_asked_between_two_tasks_runs_before_those_that_wait(tmp_path: Path) -> None:
+async def test_control_tickets_run_before_waiting_tasks(tmp_path: Path) -> None:
     async with opened(tmp_path) as house:
         first, second = await house.submit("b"), await house.submit("b")
         await house.engine.until_generating()
@@ -730,7 +730,7 @@ async def test_a_completed_task_cannot_be_cancelled(tmp_path: Path) -> None:
             await house.tasks.cancel(task_id)
 
 
-async def test_a_task_that_goes_back_to_the_queue_can_be_cancelled_before_that_is_written(tmp_path: Path) -> None:
+async def test_a_task_that_returns_to_the_queue_can_be_cancelled_before_that_is_written(tmp_path: Path) -> None:
     async with opened(tmp_path) as house:
         house.journal.holds = lambda task: task.status is TaskStatus.PENDING
         task_id = await house.submit()
@@ -747,7 +747,7 @@ async def test_a_task_that_goes_back_to_the_queue_can_be_cancelled_before_that_i
 # -- stopping: those that wait -----------------------------------------------------------------------------------------
 
 
-async def test_clear_cancels_what_waits_and_not_what_runs(tmp_path: Path) -> None:
+async def test_clear_cancels_waiting_tasks_and_not_the_running_one(tmp_path: Path) -> None:
     async with opened(tmp_path) as house:
         first, *others = [await house.submit("b"), await house.submit(), await house.submit()]
         await house.engine.until_generating()
@@ -807,7 +807,7 @@ async def test_a_late_task_does_not_join_a_call(tmp_path: Path) -> None:
         assert (await house.ended(late)).status is TaskStatus.FAILED
 
 
-async def test_tasks_of_a_removed_model_fail_and_the_running_one_goes_on(tmp_path: Path) -> None:
+async def test_tasks_of_a_removed_model_fail_and_the_running_one_continues(tmp_path: Path) -> None:
     async with opened(tmp_path) as house:
         blocker, removed = await house.submit("b"), await house.submit("a")
         await house.engine.until_generating()

@@ -273,7 +273,7 @@ def test_any_damage_is_answered_with_a_code_or_does_not_matter(data: bytes) -> N
 @pytest.mark.parametrize(
     "mask", [Image.new("L", (8, 8)), Image.new("1", (8, 8)), Image.new("RGBA", (8, 8))], ids=["L", "1", "RGBA"]
 )
-async def test_a_mask_that_selects_nothing_is_told_what_it_must_be(mask: Image.Image) -> None:
+async def test_a_mask_that_selects_nothing_is_refused_with_advice(mask: Image.Image) -> None:
     mask.putalpha(255)
     mask.save(file := io.BytesIO(), "PNG")
     with pytest.raises(InvalidImage, match="white where the picture is repainted and black elsewhere, or"):
