@@ -53,13 +53,13 @@ def code(answer: httpx.Response) -> tuple[int, str]:
 
 
 async def until(found: Callable[[], Any]) -> None:
-    """Wait for what a file watcher needs its time for."""
+    """Wait until a condition holds that depends on the file watcher."""
     while not found():
         await asyncio.sleep(0.01)
 
 
 async def settled(client: Client) -> None:
-    """The service has had its first look at the file."""
+    """Wait until the service has read the file for the first time."""
     while not (await client.get("/config/versions")).json()["total"]:
         await asyncio.sleep(0.01)
 
@@ -376,7 +376,7 @@ def in_place(path: Path, text: str) -> None:
 
 
 def renamed_over(path: Path, text: str) -> None:
-    """As vim and many others do it."""
+    """Write like vim and many other editors."""
     backup, new = path.with_name("models.yaml~"), path.with_name("4913")
     new.write_text(text)
     path.rename(backup)
@@ -385,7 +385,7 @@ def renamed_over(path: Path, text: str) -> None:
 
 
 def swapped(path: Path, text: str) -> None:
-    """As kubelet updates a ConfigMap: the file is a link through a folder that is a link."""
+    """Update like kubelet's ConfigMap: the file is a link through a folder that is a link."""
     new = path.parent / f"..{os.urandom(4).hex()}"
     new.mkdir()
     (new / path.name).write_text(text)
@@ -453,7 +453,7 @@ async def test_a_broken_file_keeps_the_old_configuration_and_the_service_ready(s
 
 
 async def test_a_change_of_the_file_before_the_service_listens_counts(start: Start, path: Path) -> None:
-    """Between reading it at the start and watching it, somebody may have written."""
+    """The file may change between the read at the start and the begin of the watch."""
     catalog = load_catalog(path, SPECS)
     path.write_text(TEXT.replace("steps: 4", "steps: 6"))
     async with start(config=path, catalog=catalog) as client:

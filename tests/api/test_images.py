@@ -25,7 +25,7 @@ async def client(request: pytest.FixtureRequest, start: Start) -> AsyncIterator[
 
 
 async def picture(client: Client, **fields: Any) -> str:
-    """The URL of a new one."""
+    """Make a picture and return its URL."""
     task = await client.until(await client.submit(**fields))
     assert task["status"] == "completed", task
     return str(task["images"][0]["url"])

@@ -353,7 +353,7 @@ async def test_a_request_that_can_never_fit_is_refused_before_it_is_queued(start
 
 
 async def test_a_size_that_the_model_cannot_draw_is_refused_with_the_number(start: Start, tmp_path: Path) -> None:
-    """It is known before any load, from the files."""
+    """The size is known from the files, before any load."""
     entry = {"name": "SD3", "type": "stable_diffusion", "local_path": "sd3", "base_size": 1024}
     config, transformer = tmp_path / "sd3.yaml", tmp_path / "models" / "sd3" / "transformer"
     config.write_text(json.dumps({"models": {"sd3": entry}}))

@@ -31,7 +31,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
 
 @asynccontextmanager
 async def away(bucket: Bucket) -> AsyncIterator[None]:
-    """The bucket cannot be reached from here to the end of the block."""
+    """Make the bucket unreachable until the end of the block."""
     await asyncio.to_thread(bucket.stop)
     try:
         yield
@@ -40,7 +40,7 @@ async def away(bucket: Bucket) -> AsyncIterator[None]:
 
 
 async def storing(client: Client, task_id: str) -> dict[str, Any]:
-    """Until its pictures wait for the bucket."""
+    """Wait until its pictures wait for the bucket."""
     while not (task := await client.task(task_id)).get("storing"):
         assert task["status"] in ("pending", "processing"), task
         await asyncio.sleep(0.01)

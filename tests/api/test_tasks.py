@@ -380,7 +380,7 @@ async def test_a_listener_that_hangs_up_is_forgotten(start: Start) -> None:
             return {"type": "http.disconnect"}
 
         async def send(message: Any) -> None:
-            """Nobody listens any more."""
+            """Wait until nothing listens any more."""
 
         for path in (f"/task/{task_id}/events", "/events"):
             scope: dict[str, Any] = {

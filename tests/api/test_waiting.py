@@ -60,7 +60,7 @@ async def test_a_stopping_service_ends_all_waits(start: Start) -> None:
 
 
 async def post_and_go(client: Client, body: dict[str, Any]) -> None:
-    """Wait for the end, and hang up as soon as the task is there."""
+    """Request a wait for the end, and disconnect as soon as the task exists."""
     messages = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
 
     async def receive() -> Any:
@@ -71,7 +71,7 @@ async def post_and_go(client: Client, body: dict[str, Any]) -> None:
         return {"type": "http.disconnect"}
 
     async def send(message: Any) -> None:
-        """Nobody listens any more."""
+        """Wait until nothing listens any more."""
 
     headers = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json"), (b"prefer", b"wait=100")]
     scope = {"type": "http", "method": "POST", "path": "/text2image", "query_string": b"", "headers": headers}

@@ -28,13 +28,13 @@ async def until(check: Callable[[], Any]) -> None:
 
 
 async def deliveries(client: Client, **query: Any) -> list[dict[str, Any]]:
-    """The newest first."""
+    """The deliveries, newest first."""
     answer = await client.get("/webhooks/deliveries", params=query)
     return list(answer.raise_for_status().json()["deliveries"])
 
 
 async def until_state(client: Client, state: str, **query: Any) -> dict[str, Any]:
-    """Until the newest delivery has the state."""
+    """Wait until the newest delivery has the state."""
     while not (found := await deliveries(client, **query)) or found[0]["state"] != state:
         await asyncio.sleep(0.005)
     return found[0]

@@ -22,7 +22,7 @@ from tests.contract.test_cancelling import House, opened
 
 @asynccontextmanager
 async def batching(root: Path, engine: Engine | None = None, **fields: Any) -> AsyncIterator[House]:
-    """A house whose model `a` makes four pictures in a call: that this pays is known already."""
+    """A house whose model `a` makes four pictures in a call, as if measurements had shown that it pays."""
     fields = {"max_batch": 4, "guidance_scale": 0} | fields
     async with opened(root, engine=engine or LocalEngine(CPU), a=fields) as house:
         alike = likeness(TaskType.TEXT2IMAGE, request_for(), 0)
@@ -34,7 +34,7 @@ async def batching(root: Path, engine: Engine | None = None, **fields: Any) -> A
 
 @asynccontextmanager
 async def held(house: House) -> AsyncIterator[None]:
-    """What is submitted meanwhile waits."""
+    """Keep the device busy: tasks that are submitted meanwhile wait."""
     gate = asyncio.Event()
     holding = asyncio.create_task(house.tasks.between_tasks(gate.wait))
     await asyncio.sleep(0)
@@ -44,7 +44,7 @@ async def held(house: House) -> AsyncIterator[None]:
 
 
 async def submit(house: House, prompts: Sequence[str], **fields: Any) -> list[str]:
-    """All of them wait before the first one is taken."""
+    """Submit them so that all wait before the first one is taken."""
     drafts = [
         TaskDraft(type=TaskType.TEXT2IMAGE, model="a", prompt=prompt, seed=seed, **fields)
         for seed, prompt in enumerate(prompts)
@@ -60,7 +60,7 @@ async def ended(house: House, ids: Sequence[str]) -> list[GenerationTask]:
 
 
 def in_call(task: GenerationTask) -> int | None:
-    """Pictures of the call that made it."""
+    """The number of pictures of the call that made it."""
     return None if task.provenance is None else task.provenance.call_pictures
 
 

@@ -57,7 +57,7 @@ def test_the_rows_that_only_a_gpu_has_run_on_a_pretended_card(
 ) -> None:
     @contextmanager
     def hog() -> Iterator[None]:
-        """The engine is in this process here: what another one holds is only said."""
+        """The engine is in this process, so the memory of another process is only reported."""
         card.foreign = card.free - gpu.CRUMBS
         yield
         card.foreign = 0

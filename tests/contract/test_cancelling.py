@@ -169,7 +169,7 @@ async def test_a_cancelled_task_gets_no_progress_of_its_load(tmp_path: Path, mon
 
 
 class SlowDisk(TaskJournal):
-    """Writes down nothing that has ended until it is let."""
+    """Writes no end of a task until the test allows it."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)

@@ -262,7 +262,7 @@ def kl_vae(channels: int) -> Any:
 
 
 class Alive(TorchDispatchMode):
-    """Counts the bytes of tensors that are alive at once, those of the module's weights not."""
+    """Counts the most bytes of live tensors, without the module's weights."""
 
     def __init__(self, module: Any) -> None:
         super().__init__()
@@ -284,7 +284,7 @@ class Alive(TorchDispatchMode):
 
 @pytest.fixture
 def fused_attention(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a card: it makes no matrix of all words with all words."""
+    """Attention as on a card, which makes no matrix of all tokens with all tokens."""
     monkeypatch.setattr(
         torch.nn.functional, "scaled_dot_product_attention", lambda query, *_, **__: torch.empty_like(query)
     )

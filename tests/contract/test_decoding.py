@@ -37,7 +37,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shelf]:
 
 @pytest.fixture
 def engine(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalEngine]:
-    """All kinds are loaded, and tiles of 64 pixels where diffusers' own are larger than a tiny picture."""
+    """Loads all kinds, with tiles of 64 pixels, because diffusers' own are larger than a tiny picture."""
     monkeypatch.setattr(decoding, "TILE", 64)
     made = LocalEngine(EngineOptions(device="cpu"))
     catalog = catalog_of(**{kind: shelf.entry(kind) | {"max_batch": 2} for kind in KINDS})
@@ -48,7 +48,7 @@ def engine(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalEngin
 
 
 class Device:
-    """Has memory for so many latents at once, in each decoder."""
+    """Limits the memory of each decoder to this many latents at once."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.most = 10**9
@@ -74,7 +74,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
 
 
 def state(vae: Any) -> dict[str, Any]:
-    """All that says how it decodes."""
+    """All attributes that decide how it decodes."""
     return {name: value for name, value in vae.__dict__.items() if name.startswith(("use_", "tile_", "decode"))}
 
 

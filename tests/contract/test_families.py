@@ -224,7 +224,7 @@ def test_a_lora_counts_for_its_request_only(engine: LocalEngine, shelf: Shelf, k
 
 
 def stopped(engine: LocalEngine, kind: str, task: str) -> Generated | Stopped | Failed:
-    """What becomes of a picture that is to end after its second step."""
+    """The outcome of a picture that is stopped after its second step."""
     stop = threading.Event()
     pictures, fields = TASKS[task]
     request = request_for(**{"prompt": "a star", "steps": 8, "guidance_scale": 3.0, **fields})
@@ -234,7 +234,7 @@ def stopped(engine: LocalEngine, kind: str, task: str) -> Generated | Stopped | 
 
 @pytest.mark.parametrize("kind", SOME_FIRST)
 def test_a_stopped_picture_leaves_nothing_behind(engine: LocalEngine, shelf: Shelf, kind: str) -> None:
-    """Schedulers, caches and hooks are in the middle of their work then."""
+    """A stop leaves schedulers, caches and hooks in the middle of their work."""
     assert isinstance(load(engine, shelf, kind), Loaded)
     for task in tasks_of(shelf, kind):
         before = draw(engine, kind, task, steps=4)
@@ -298,7 +298,7 @@ def test_half_the_bytes_draw_nearly_the_same(engine: LocalEngine, shelf: Shelf, 
 
 
 def test_the_checker_of_1_5_is_left_out(engine: LocalEngine, shelf: Shelf) -> None:
-    """The one of this kind objects to every picture."""
+    """The safety checker of this kind rejects every picture."""
     assert isinstance(load(engine, shelf, "sd15-checked"), Loaded)
     assert draw(engine, "sd15-checked").std() > 5
 
@@ -308,7 +308,7 @@ def test_the_checker_of_1_5_is_left_out(engine: LocalEngine, shelf: Shelf) -> No
 
 @pytest.fixture
 def damaged(shelf: Shelf, tmp_path: Path) -> Shelf:
-    """Copies of two models, to be broken; a third stays whole."""
+    """Copies of two models that the tests damage; a third one stays undamaged."""
     for kind in ("flux-dev", "sdxl", "sd15"):
         shutil.copytree(shelf.model(kind), tmp_path / kind)
     copies = Shelf(tmp_path)
@@ -317,7 +317,7 @@ def damaged(shelf: Shelf, tmp_path: Path) -> Shelf:
 
 
 def refused(engine: LocalEngine, damaged: Shelf, kind: str) -> Failed:
-    """What the load of a broken model answers; the others go on before and after."""
+    """The answer to the load of a damaged model; the others work before and after it."""
     assert isinstance(load(engine, damaged, "sd15"), Loaded)
     before = draw(engine, "sd15")
     failed = load(engine, damaged, kind)
@@ -351,7 +351,7 @@ def test_a_file_that_was_cut_off_is_named(engine: LocalEngine, damaged: Shelf, f
 def test_a_lack_of_memory_while_a_file_is_read_is_not_the_files_fault(
     engine: LocalEngine, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The library says that it could not read the file."""
+    """The library fails to read the file."""
 
     def full(*args: object, **kwargs: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
@@ -377,7 +377,7 @@ def test_a_tokenizer_of_another_model_is_refused(engine: LocalEngine, damaged: S
 
 
 def test_so_is_one_without_its_words(engine: LocalEngine, damaged: Shelf) -> None:
-    """The library would make up a vocabulary of three words, and the pictures would mean nothing."""
+    """The library would make a vocabulary of three words, and the pictures would ignore the prompt."""
     (damaged.folder / "flux-dev" / "tokenizer" / "tokenizer.json").unlink()
     failed = refused(engine, damaged, "flux-dev")
     assert failed.code is FailureCode.WEIGHTS_CORRUPT
@@ -404,7 +404,7 @@ def test_weights_that_execute_code_are_not_looked_at(engine: LocalEngine, damage
 def test_a_processor_that_needs_torchvision_reports_it(
     engine: LocalEngine, shelf: Shelf, tmp_path: Path, kind: str, part: str, cls: str
 ) -> None:
-    """The real FLUX.2 and Qwen-Image-Edit have them."""
+    """The real FLUX.2 and Qwen-Image-Edit have such processors."""
     shutil.copytree(shelf.model(kind), tmp_path / kind)
     index = json.loads((tmp_path / kind / "model_index.json").read_text())
     entry = shelf.entry(kind)

@@ -151,7 +151,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def silent(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The endpoint takes connections and says nothing."""
+    """The endpoint accepts connections and does not answer."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{listening.getsockname()[1]}")
         yield

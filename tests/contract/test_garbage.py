@@ -23,7 +23,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shelf]:
 
 
 def transformers() -> int:
-    """How many are alive, as far as the garbage collector looks."""
+    """How many live objects the garbage collector tracks."""
     return sum(type(it).__name__ == "FluxTransformer2DModel" for it in gc.get_objects())
 
 

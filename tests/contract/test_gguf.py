@@ -52,7 +52,7 @@ def engine() -> Iterator[LocalEngine]:
 
 @pytest.fixture(scope="module")
 def whole(engine: LocalEngine, shelf: Shelf) -> list[Any]:
-    """What the unquantised model draws."""
+    """The picture of the unquantised model."""
     catalog = catalog_of(whole=shelf.entry("flux-wide"))
     assert isinstance(engine.load(load_command(catalog, "whole", shelf.folder)), Loaded)
     return [draw(engine, "whole", seed=seed, steps=4) for seed in SEEDS]
@@ -148,7 +148,7 @@ def test_other_transformers_come_from_such_files_too(engine: LocalEngine, shelf:
 
 
 def refused(engine: LocalEngine, shelf: Shelf, **fields: Any) -> Failed:
-    """What the load answers; the model that is there goes on."""
+    """The answer to the load; the loaded model still works."""
     before = draw(engine, "whole")
     failed = load(engine, shelf, **fields)
     assert isinstance(failed, Failed)
@@ -168,7 +168,7 @@ def test_a_file_that_was_cut_off_is_named(engine: LocalEngine, shelf: Shelf, sha
 
 
 def write_typed(file: Path, kind: GGMLQuantizationType) -> None:
-    """A whole GGUF file whose only tensor has this type."""
+    """A complete GGUF file whose only tensor has this type."""
     values, size = GGML_QUANT_SIZES[kind]
     writer = GGUFWriter(file, arch="flux")
     writer.add_tensor("x.weight", np.zeros((2, 256 // values * size), dtype=np.uint8), raw_dtype=kind)
@@ -253,7 +253,7 @@ def test_a_base_without_a_transformer_is_refused(engine: LocalEngine, shelf: She
 def test_a_file_in_the_originals_key_names_is_the_same_model(
     engine: LocalEngine, shelf: Shelf, tmp_path: Path, quantisation: Quantisation
 ) -> None:
-    """At full width, which the library's conversion takes for granted: one block of each sort."""
+    """A transformer at full width, which the library's conversion assumes, with one block of each kind."""
     shutil.copytree(shelf.model("flux-dev"), base := tmp_path / "base")
     tensors = full_transformer(base / "transformer")
     drawn = []

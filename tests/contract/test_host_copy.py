@@ -31,7 +31,7 @@ def cuda() -> Iterator[Cuda]:
 
 @pytest.fixture
 def module(cuda: Cuda) -> Tied:
-    """On the card."""
+    """A module on the card."""
     return Tied().to("cuda")
 
 
@@ -125,7 +125,7 @@ def test_weights_added_on_the_device_are_copied_to_the_host(cuda: Cuda, module: 
 
 
 def test_removed_weights_free_their_copy(cuda: Cuda, module: Tied) -> None:
-    """Adapters come and go with each request; a new tensor may get the id of one that is gone."""
+    """Each request adds and removes adapters; a new tensor may get the id of a freed one."""
     copy = HostCopy([module], "cuda")
     for i in range(20):
         module.extra = torch.nn.Linear(2, 2).to("cuda")

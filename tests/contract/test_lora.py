@@ -296,7 +296,7 @@ def distance(one: Generated | Failed, other: Generated | Failed) -> float:
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, error: Exception, times: int) -> None:
-    """Let the library's own loading fail so many times, in the middle of its work."""
+    """Make the library's own loading fail this many times, in the middle of its work."""
     real, left = peft.set_peft_model_state_dict, [error] * times
 
     def set_peft_model_state_dict(*args: Any, **kwargs: Any) -> Any:

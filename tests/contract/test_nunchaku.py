@@ -64,7 +64,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 @pytest.fixture
 def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """on_gpu(8, 9) is a machine with such a GPU, as far as the choice of a file goes; the CPU does its work."""
+    """on_gpu(8, 9) is a machine with this GPU for the choice of a file; the CPU runs the model."""
     choose = nunchaku.choose_precision
 
     def pretend(major: int, minor: int) -> None:
@@ -86,13 +86,13 @@ def load(engine: LocalEngine, shelf: Shelf, **changes: Any) -> Loaded | Failed:
 
 
 def whole(engine: LocalEngine, shelf: Shelf, kind: str = "flux-dev", task: str = "text2image") -> Any:
-    """What the model that the files were made of draws."""
+    """The picture of the model that the files were made from."""
     assert isinstance(engine.load(load_command(catalog_of(whole=shelf.entry(kind)), "whole", shelf.folder)), Loaded)
     return draw(engine, "whole", task)
 
 
 def same(one: Any, other: Any) -> bool:
-    """Up to the last bit: where in memory a weight begins decides how it is multiplied."""
+    """Equal except for the last bit: the alignment of a weight in memory changes its products."""
     return bool(np.abs(one.astype(int) - other.astype(int)).max() <= 1)
 
 
@@ -279,7 +279,7 @@ def test_the_stand_in_holds_its_weights_as_the_engine_does(shelf: Shelf, install
 
 @pytest.fixture
 def memory(installed: Any, on_gpu: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """What the engine holds of the device; the loader finds it out as it would on a GPU."""
+    """The device memory of the engine; the loader measures it as on a GPU."""
     held = installed("nunchaku_engine")._C.utils
     on_gpu(8, 9)
     monkeypatch.setattr(nunchaku, "outside_torch", lambda device: held.used + held.kept)

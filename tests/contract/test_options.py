@@ -131,7 +131,7 @@ def test_rounded_weights_take_less_memory_and_draw_nearly_the_same(models: Path,
 
 @pytest.fixture
 def ada(monkeypatch: pytest.MonkeyPatch) -> str:
-    """A device that multiplies float8, as far as the choice and torchao's checks go; the CPU does its work."""
+    """A device that multiplies in float8 for the choice and torchao's checks; the CPU runs the model."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 9))
     monkeypatch.setattr(torch.version, "cuda", "13.0")
@@ -225,7 +225,7 @@ def test_the_real_compiler_draws_nearly_the_same_and_keeps_its_code_in_the_confi
 
 @pytest.fixture
 def no_compiler_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No folder is named in the environment, now and after the test."""
+    """Remove the folders from the environment, during and after the test."""
     for variable in COMPILER_CACHES:
         monkeypatch.setenv(variable, "")  # so that what the test sets is undone, too
         monkeypatch.delenv(variable)

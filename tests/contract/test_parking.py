@@ -64,7 +64,7 @@ class House:
         return (await self.tasks.submit(draft)).id
 
     async def until(self, task_id: str, *, downloading: bool = False) -> GenerationTask:
-        """The task once it has ended, or once its weights are on their way."""
+        """Wait until the task has ended or its weights are being pulled, and return it."""
         while True:
             task, pull = await self.tasks.records.get(task_id), self.tasks.download(task_id)
             on_its_way = self.fetching and pull is not None and pull.state is PullState.DOWNLOADING

@@ -66,7 +66,7 @@ def switch(engine: LocalEngine, folders: Path, old: str, new: str, **fields: Any
 
 
 def size(folders: Path, model: str) -> int:
-    """Bytes of its transformer."""
+    """The bytes of its transformer."""
     return sum(tensor.numel() * tensor.element_size() for tensor in load_file(folders / model / TRANSFORMER).values())
 
 

@@ -20,7 +20,7 @@ from tests.contract.test_lora import write_lora
 
 
 class Counter:
-    """How often the T5 encoder ran."""
+    """Counts the runs of the T5 encoder."""
 
     def __init__(self, model: Any) -> None:
         self.runs = 0

@@ -66,7 +66,7 @@ def refused(*wishes: HubFiles, reserve_bytes: int = 0) -> Refused:
 
 
 async def cut_short(hub: Hub, wish: HubFiles) -> None:
-    """Pull until half of the large file has come, then cancel."""
+    """Pull until half of the large file has arrived, then cancel."""
     hub.flowing.clear()
     half = asyncio.Event()
 
@@ -301,7 +301,7 @@ def test_a_file_that_differs_from_its_description_is_removed(hub: Hub, fault: st
 
 
 def test_bytes_of_another_file_in_the_cache_do_not_survive(hub: Hub) -> None:
-    """As after a power cut: a part whose tail is not what was written."""
+    """Like after a power cut: a partial file whose end is not what was written."""
     asyncio.run(cut_short(hub, wish()))
     (part,) = HubCache(NAME).folder.glob("blobs/*.incomplete")
     part.write_bytes(bytes(part.stat().st_size))

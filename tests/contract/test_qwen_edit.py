@@ -70,7 +70,7 @@ def test_it_edits_a_picture_in_the_requested_size(name: str) -> None:
 
 
 def test_a_mask_keeps_the_black_part_at_every_size() -> None:
-    """With a mask it draws in a size of its own: about a megapixel, multiples of 32."""
+    """With a mask it draws in its own size: about a megapixel, multiples of 32."""
     model = model_of("QwenImageEditPipeline")
     width, height = 90, 54
     photo, mask = picture(width, height), left_half(width, height)

@@ -87,7 +87,7 @@ async def device(cuda: Cuda, folder: Path) -> AsyncIterator[Device]:
 
 
 def bytes_of(device: Device, *models: str) -> int:
-    """What these take together."""
+    """The bytes of these models together."""
     entries = (device.models.resident(model) for model in models)
     own, shared = 0, dict[str, int]()
     for entry, parts in ((entry, device.models._facts.of(entry.model).shared) for entry in entries if entry):

@@ -92,7 +92,7 @@ def client_for(*ports: int, timeout_s: float = 5, resolver: Any = socket.getaddr
 
 
 def answering(*addresses: str) -> Any:
-    """A resolver that gives one address after the other, over and over; it counts."""
+    """A resolver that returns each address in turn, in a cycle, and counts its calls."""
     given = cycle(addresses)
 
     def resolve(host: str, port: int, *_: object) -> Any:

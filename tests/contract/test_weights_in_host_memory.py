@@ -223,7 +223,7 @@ def parts_on_the_device(engine: LocalEngine, cuda: Cuda) -> set[str]:
 
 
 def places(engine: LocalEngine, offload: str) -> list[int]:
-    """Where the weights lie that are offloaded."""
+    """The places of the offloaded weights."""
     pipeline: Any = engine._models["a"].model._pipeline  # type: ignore[attr-defined]
     modules = {name: module for name, module in pipeline.components.items() if hasattr(module, "parameters")}
     names = offloading.offloaded_parts(modules, offload)  # type: ignore[arg-type]
@@ -231,7 +231,7 @@ def places(engine: LocalEngine, offload: str) -> list[int]:
 
 
 def watch(engine: LocalEngine, cuda: Cuda, monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
-    """What is on the device whenever a part begins to run."""
+    """The parts on the device each time a part begins to run."""
     seen: list[set[str]] = []
     begin = offloading.Turns.begin
 
@@ -251,7 +251,7 @@ def lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pictures(engine: LocalEngine, lora: Path) -> list[bytes]:
-    """From words, from a picture, with an adapter, and from the same words again."""
+    """Pictures from a prompt, from a picture, with an adapter, and from the same prompt again."""
     return [draw(engine), draw(engine, image=png(), strength=0.6), draw(engine, lora=lora), draw(engine)]
 
 

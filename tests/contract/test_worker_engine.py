@@ -132,7 +132,7 @@ def never(process: object, timeout: float | None = None) -> int:
 
 
 def until_dead() -> None:
-    """All children are dead, and nobody has taken their status."""
+    """Whether all children are dead and not yet reaped."""
     for process in psutil.Process().children():
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
 

@@ -92,7 +92,7 @@ def test_every_fault_is_reported_and_the_first_decides_the_exit_code(tmp_path: P
 
 
 def test_a_full_temporary_folder_is_found(tmp_path: Path) -> None:
-    """A file system of four pages, all taken, in a mount namespace that ends with the command."""
+    """A full file system of four pages, in a mount namespace that ends with the command."""
     unshare, script = shutil.which("unshare"), 'mount -t tmpfs -o size=16k tmpfs "$TMPDIR" && cd / && '
     assert unshare is not None
     script += 'head -c 16384 /dev/zero > "$TMPDIR/taken"; exec "$@"'

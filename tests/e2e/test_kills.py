@@ -17,7 +17,7 @@ from tests.server import Server
 
 @contextmanager
 def asked_all_the_while(server: Server) -> Iterator[None]:
-    """Somebody asks /livez from here to the end of the block, and is always answered."""
+    """Request /livez until the end of the block, and check that it is always answered."""
     done, bad = threading.Event(), list[object]()
 
     def ask() -> None:
@@ -53,7 +53,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def until_told(server: Server, task_id: str, name: str, times: int = 1) -> None:
-    """Until the task's stream has had the event so often."""
+    """Wait until the task's stream has had the event this often."""
     with server.http.stream("GET", f"/task/{task_id}/events") as stream:
         for line in stream.iter_lines():
             times -= line == f"event: {name}"

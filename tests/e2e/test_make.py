@@ -22,7 +22,7 @@ esac
 def make_torchvision(
     venv: Path, built: str, *, there: str = "torchvision", import_exits: int = 0, index: str = ""
 ) -> str:
-    """The end of what it writes to stderr, and what pip was asked for; `there`: part of the calls that pip fulfils."""
+    """The end of its stderr, and the calls of pip; `there`: a part of the calls that succeed."""
     (venv / "bin").mkdir()
     for name, text in {"built": built, "there": there, "import_exits": str(import_exits), "pip.log": ""}.items():
         (venv / "bin" / name).write_text(text)

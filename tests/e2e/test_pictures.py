@@ -27,7 +27,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def edited(server: Server, image: bytes, model: str = "sdxl", **fields: Any) -> Any:
-    """What image2image makes of a picture file: height x width x 3, 8 bits."""
+    """The result of image2image for a picture file: height x width x 3, 8 bits."""
     texts = {"image": image} | {name: value for name, value in fields.items() if isinstance(value, bytes)}
     body = {"prompt": "a red circle", "model": model, "seed": 1, "strength": 0.6, "steps": 2} | fields
     body |= {name: base64.b64encode(data).decode() for name, data in texts.items()}
@@ -88,7 +88,7 @@ def test_an_unsupported_format_is_refused_with_the_supported_ones(server: Server
 
 @pytest.mark.parametrize("model", ["sdxl", "flux-kontext"])
 def test_a_portrait_stays_a_portrait_with_its_head(server: Server, model: str) -> None:
-    """A phone writes a portrait lying down, and how to turn it."""
+    """A phone stores a portrait sideways, with its orientation."""
     exif = Image.Exif()
     exif[0x0112] = 6
     portrait = file_of(Image.linear_gradient("L").resize((128, 96)).convert("RGB"), "JPEG", exif=exif)

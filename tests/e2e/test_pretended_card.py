@@ -14,7 +14,7 @@ CARD = Card(name="Pretended 24 GB card", total=24 * GIB, foreign=3 * GIB)
 
 
 class Service(Server):
-    """A service whose worker's next calls can be told to fail."""
+    """A service whose worker can be made to fail at its next calls."""
 
     def __init__(self, folder: Path) -> None:
         self._faults = folder / "faults.json"

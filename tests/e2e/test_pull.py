@@ -65,7 +65,7 @@ def pull(hub: Hub, home: Path, config: Path, token: str | None = None) -> subpro
 
 
 def wait_for_half(hub: Hub) -> None:
-    """Until the hub, which has stopped flowing, has nothing more to send."""
+    """Wait until the paused hub has sent everything."""
     deadline = time.monotonic() + PATIENCE_S
     sent = -1
     while not hub.downloads(BIG) or hub.sent != sent or sent < 1_000_000:

@@ -82,7 +82,7 @@ def test_a_file_without_a_receipt_is_reported(tmp_path: Path, content: bytes | N
 
 @contextmanager
 def fifty_callers(server: Server, answers: list[str]) -> Iterator[None]:
-    """Threads that send the same request under the same key at once; those that hear an answer note the task."""
+    """Threads that send the same request with the same key at once, and record the task of each answer."""
     ready = threading.Barrier(51)
 
     def call() -> None:

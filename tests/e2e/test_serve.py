@@ -307,7 +307,7 @@ def test_secrets_of_the_environment_appear_nowhere(tmp_path: Path, fake_yaml: Pa
 
 
 def test_httpx_is_enough_as_a_client(tiny: Server) -> None:
-    """The README's Python example, as a stranger writes it."""
+    """A client in plain Python."""
     with httpx.Client(base_url=tiny.http.base_url, timeout=PATIENCE_S) as http:
         task = http.post("/text2image", json={"prompt": "a yellow star on a purple background"}).json()
         with http.stream("GET", task["links"]["events"]) as events:

@@ -37,7 +37,7 @@ def serve(tmp_path: Path, bucket: Bucket, *, steps: int = 4, **settings: str) ->
 
 
 def storing(server: Server, task_id: str) -> None:
-    """Until the task's pictures wait for the bucket."""
+    """Wait until the task's pictures wait for the bucket."""
     deadline = time.monotonic() + PATIENCE_S
     while not server.task(task_id).get("storing"):
         assert time.monotonic() < deadline
@@ -49,7 +49,7 @@ def spooled(tmp_path: Path) -> list[Path]:
 
 
 def whole(server: Server, task: dict[str, Any]) -> bool:
-    """Whether its pictures are there, and are what their digests say."""
+    """Whether its pictures are there and match their digests."""
     answers = [server.http.get(image["url"], follow_redirects=True) for image in task["images"]]
     return task["status"] == "completed" and all(
         answer.headers["etag"] == f'"{hashlib.sha256(answer.content).hexdigest()}"' for answer in answers
@@ -57,7 +57,7 @@ def whole(server: Server, task: dict[str, Any]) -> bool:
 
 
 def run_the_pages_examples(server: Server, folder: Path) -> None:
-    """As they stand, in order."""
+    """The blocks of the page run unchanged, in order."""
     blocks = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
     assert len(blocks) >= 3
     script = "set -euo pipefail\n" + "\n".join(blocks)

@@ -65,7 +65,7 @@ def by_id(received: list[Received]) -> dict[str, list[Received]]:
 
 
 def types(received: list[Received], task_id: str, secret: str) -> list[str]:
-    """What was told of a task, each event once."""
+    """The delivered events of a task, each one once."""
     said = [tries[0].verified(secret) for tries in by_id(received).values()]
     return [each["type"] for each in said if each["data"]["task_id"] == task_id]
 

@@ -215,13 +215,13 @@ def test_a_warm_model_that_is_dropped_gives_its_pinned_memory_back(engine: Local
 
 
 def pinned_blocks() -> int:
-    """How many pieces of it torch holds."""
+    """The number of blocks that torch holds on it."""
     held: int = torch.cuda.memory.host_memory_stats().get("allocations.current", 0)
     return held
 
 
 def pinned() -> int:
-    """Bytes that torch holds of it, in use or not."""
+    """The bytes that torch holds on it, used or cached."""
     held: int = torch.cuda.memory.host_memory_stats().get("allocated_bytes.current", 0)
     return held
 

@@ -200,7 +200,7 @@ def test_after_a_call_that_failed_in_another_way_smaller_ones_are_made_for_a_whi
 
 @given(st.integers(2, 64), st.integers(2, 64))
 def test_a_call_that_was_too_large_is_not_repeated(max_batch: int, pictures: int) -> None:
-    """It always shrinks: a task that is put back must not come into the same call again."""
+    """The size always shrinks: a returned task must not get into the same call again."""
     payoffs = learned(Payoffs(), *[(1, 1.0)] * 2, *[(2**n, 1 / 2**n) for n in range(1, 7)])
     pictures = min(pictures, most(payoffs, max_batch))
     payoffs.failed("a", ALIKE.kind, pictures, too_large=True)

@@ -15,7 +15,7 @@ LOADING = FailureCode.LOAD_FAILED
 
 
 class Cleaning:
-    """Counts how often it was asked to give memory back."""
+    """Counts the requests to free memory."""
 
     times = 0
 

@@ -32,7 +32,7 @@ GIB = 2**30
 
 
 class Card:
-    """One card of 24 GiB; it remembers what was asked of it."""
+    """One card of 24 GiB that records its calls."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked: list[str] = []

@@ -47,7 +47,7 @@ models:
 
 
 class Service:
-    """A writer over a file of its own, and what is in force."""
+    """A writer with its own file, and the catalog in force."""
 
     def __init__(self, folder: Path, text: str = GOOD) -> None:
         self.path = folder / "models.yaml"
@@ -325,7 +325,7 @@ Data = dict[str, dict[str, Any]]
 
 
 def in_the_model(data: Data, kind: str, name: str, fields: dict[str, Any]) -> Data:
-    """What a step means, on plain data. Raises what the service must answer."""
+    """The effect of a step on plain data. Raises the error that the service must raise."""
     data = json.loads(json.dumps(data))
     models = data["models"]
     if kind == "add" and name in models:
@@ -344,7 +344,7 @@ def in_the_model(data: Data, kind: str, name: str, fields: dict[str, Any]) -> Da
 
 
 def as_edit(kind: str, name: str, fields: dict[str, Any]) -> Callable[[str], str]:
-    """The same, on the text."""
+    """The same effect on the text."""
     match kind:
         case "add":
             return lambda text: with_model(text, name, fields, SPECS, ANYWHERE)

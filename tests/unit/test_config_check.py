@@ -17,7 +17,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def check(home: Path, entry: str) -> tuple[int, str]:
-    """The exit code, and what it says after the name of the file."""
+    """The exit code, and its output after the name of the file."""
     file = home / "models.yaml"
     file.write_text(f"models:\n  a:\n    name: A\n    type: flux\n{entry}")
     result = CliRunner().invoke(app, ["config", "check", str(file)])

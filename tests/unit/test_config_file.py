@@ -125,7 +125,7 @@ for number in count():
 
 
 def rounds_of_kills(path: Path, rounds: int) -> None:
-    """kill -9 at any moment of a write: the file is whole each time."""
+    """kill -9 at any moment of a write: the file is complete each time."""
     path.write_text("# end\n")
     for number in range(rounds):
         with subprocess.Popen([sys.executable, "-c", _WRITE_FOR_EVER, str(path)], stdout=subprocess.PIPE) as writer:

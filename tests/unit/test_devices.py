@@ -54,7 +54,7 @@ def test_a_process_sees_one_card_unless_it_has_initialised_cuda(
 
 
 class Machine:
-    """Patches what torch and /dev say of the machine's cards."""
+    """Patches what torch and /dev report about the machine's cards."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._monkeypatch = monkeypatch
@@ -63,7 +63,7 @@ class Machine:
     def has(
         self, *, build: str | None = "13.0", cards: int = 1, kernel: str = "", init: str = "", permission: bool = True
     ) -> None:
-        """`build`: of which CUDA torch is; `kernel`, `init`: what fails with which words."""
+        """`build`: the CUDA version of torch; `kernel`, `init`: the errors of these calls."""
         patch = self._monkeypatch.setattr
         patch(torch.version, "cuda", build)
         patch(torch.version, "hip", None)

@@ -346,7 +346,7 @@ def test_what_a_model_that_is_here_needs_and_does_not_have_is_a_fault(
 
 
 class Worker:
-    """Answers as it is told, and counts how often it was closed."""
+    """Gives the answers of the test, and counts its closes."""
 
     closed = 0
 
@@ -404,7 +404,7 @@ def test_a_picture_is_drawn_and_the_worker_leaves(
 
 
 def answer(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
-    """The process that looks runs this instead."""
+    """Make the checking process run this script instead."""
     run = subprocess.run
     monkeypatch.setattr(
         subprocess, "run", lambda command, **how: run([sys.executable, "-c", script, command[-1]], **how)
@@ -579,7 +579,7 @@ def test_the_engine_is_distinguished_from_its_namesake(
 
 @pytest.fixture
 def played(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A machine whose picture fails as well as its models.yaml."""
+    """A machine whose picture and models.yaml both fail."""
     monkeypatch.setenv("IMAGEGEN_DATA_DIR", str(tmp_path))
     monkeypatch.setattr(sys.modules["imagegen.cli.doctor"], "look", lambda asked: CUDA)
     fault = Finding(section="picture", about="picture", level="fault", says="black", mend="Look.", exit_code=69)

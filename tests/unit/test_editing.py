@@ -23,7 +23,7 @@ SHIPPED = default_config().read_text()
 
 
 def lines_changed(before: str, after: str) -> list[str]:
-    """What a person sees in a diff."""
+    """The lines of a diff."""
     marks = difflib.unified_diff(before.splitlines(), after.splitlines(), n=0, lineterm="")
     return [line for line in marks if not line.startswith(("---", "+++", "@@"))]
 
@@ -193,7 +193,7 @@ CHANGES = st.lists(
 
 
 def as_meant(data: Any, change: Put | Remove) -> Any:
-    """The same on plain data, said once more and differently."""
+    """The same edit on plain data, implemented independently."""
     node = data
     for key in change.path[:-1]:
         if not isinstance(node.get(key), dict):
@@ -209,7 +209,7 @@ def as_meant(data: Any, change: Put | Remove) -> Any:
 
 
 def without_nothing(data: Any) -> Any:
-    """A mapping without keys and no value are one: YAML writes the first as the second in block style."""
+    """An empty mapping equals None: in block style YAML writes both the same."""
     return {key: without_nothing(it) or None for key, it in data.items()} if isinstance(data, dict) else data
 
 

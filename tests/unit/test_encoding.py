@@ -19,7 +19,7 @@ ALPHA = [ImageFormat.PNG, ImageFormat.WEBP, ImageFormat.AVIF]
 
 
 def drawing(width: int = 48, height: int = 32, *, transparent: bool = False) -> Pixels:
-    """Soft colours; the left half can be seen through."""
+    """Soft colours; the left half is transparent."""
     y, x = np.mgrid[0:height, 0:width]
     rgb = np.stack([x * 4, y * 6, 255 - x * 3], axis=-1).astype(np.uint8)
     alpha = np.where(x < width // 2, 0, 255).astype(np.uint8).tobytes() if transparent else None

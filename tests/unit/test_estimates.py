@@ -25,7 +25,7 @@ def ticket(sequence: int, model: str = "a", priority: int = 0) -> TaskTicket:
 
 @dataclass
 class Expected:
-    """The expectations of a forecast, as a test sets them."""
+    """The expected times of a forecast, set by the test."""
 
     work: Callable[[TaskTicket], float | None] = lambda ticket: WORKS[ticket.model]
     keeping: Stays = lambda model, residents: ()

@@ -15,7 +15,7 @@ from tests.conftest import fake_catalog, load_command, request_for
 
 
 class Stepping:
-    """An engine that tells so many steps, all at once or each when it is let."""
+    """An engine that reports this many steps, all at once or each when the test allows it."""
 
     def __init__(self, steps: int, between: threading.Semaphore | None) -> None:
         self._steps = steps
@@ -29,7 +29,7 @@ class Stepping:
         return Generated(images=(), memory=DeviceMemory(), provenance=SCRIPTED)
 
     def close(self) -> None:
-        """Nothing to drop."""
+        """Do nothing."""
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 1000])
@@ -51,7 +51,7 @@ async def test_every_step_is_delivered_in_order_before_the_end(steps: int, at_on
 
 
 class Reading:
-    """An engine whose load reads a byte with each look, and ends once it is let."""
+    """An engine whose load reads a byte at each check, and ends when the test allows it."""
 
     def __init__(self) -> None:
         self.let = threading.Event()
@@ -67,7 +67,7 @@ class Reading:
         return Loaded(seconds=1, weight_bytes=1, memory=DeviceMemory())
 
     def close(self) -> None:
-        """Nothing to drop."""
+        """Do nothing."""
 
 
 async def test_the_bytes_of_a_load_are_reported_only_while_it_lasts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ class Style(Section):
 
 
 class NewSpec(ModelSpec):
-    """A family that somebody adds."""
+    """A new family."""
 
     type: Literal["new"]
     pipeline_class: Literal["NewPipeline"] = "NewPipeline"

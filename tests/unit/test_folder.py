@@ -23,7 +23,7 @@ VAE = "vae/diffusion_pytorch_model.safetensors"
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A copy of the embedded model, in a folder that every user may look into."""
+    """A copy of the embedded model, in a folder that every user may read."""
     home = Path(tempfile.mkdtemp())
     home.chmod(0o755)
     yield shutil.copytree(builtin_model("tiny"), home / "flux")

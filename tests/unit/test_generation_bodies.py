@@ -12,12 +12,12 @@ from imagegen.api.native.tasks.generation import Image2ImageBody, Text2ImageBody
 
 
 def text2image(body: str | dict[str, Any]) -> Text2ImageBody:
-    """As the framework does it: JSON first, then the model."""
+    """Parse like the framework: first JSON, then the model."""
     return Text2ImageBody.model_validate(json.loads(body) if isinstance(body, str) else body)
 
 
 def refused(body: str | dict[str, Any]) -> list[Any]:
-    """Where the problems are."""
+    """The places of the problems."""
     with pytest.raises(ValidationError) as raised:
         text2image(body)
     return [error["loc"] for error in raised.value.errors()]

@@ -164,7 +164,7 @@ async def test_a_disk_that_turns_read_only_in_the_middle_of_a_batch_is_a_failed_
 
 
 class HalfWritten:
-    """A file that takes half of what it is given, then has no room."""
+    """A file that writes half of the data, then raises a full disk."""
 
     def __init__(self, file: Any) -> None:
         self._file = file
@@ -228,7 +228,7 @@ def test_the_final_name_appears_after_the_data_is_on_disk_and_is_then_on_disk_it
 
 
 async def find(store: ImageStore, folder: str, file: str) -> int:
-    """As TaskManager does, if the records named everything."""
+    """Sweep like TaskManager, with records that name everything."""
     path = f"{folder}/{file}"
     task_of(path)
     return await store.size(StoredImage(path=path, width=1, height=1, seed=0))

@@ -27,7 +27,7 @@ def path(tmp_path: Path) -> Path:
 
 
 class Lives:
-    """The journal in one life of the service after the other, on a clock that is set by hand."""
+    """The journal in several runs of the service, on a clock that the test sets."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -145,7 +145,7 @@ async def test_a_beginning_that_shares_its_commit_with_an_end_is_flushed_as_well
 
 @contextmanager
 def flushing() -> Iterator[list[Any]]:
-    """How far each commit goes."""
+    """The `synchronous` level of each commit."""
     levels: list[Any] = []
 
     def note(connection: Connection) -> None:
@@ -324,7 +324,7 @@ async def test_deleted_tasks_are_forgotten(journal: TaskJournal) -> None:
 
 @contextmanager
 def watching(name: str, listener: Callable[..., Any]) -> Iterator[None]:
-    """Hear an event of every engine."""
+    """Listen to an event of every SQLAlchemy engine."""
     event.listen(Engine, name, listener)
     try:
         yield
@@ -375,7 +375,7 @@ async def test_a_journal_that_was_never_used_can_be_closed(tmp_path: Path) -> No
 
 
 def only_pages(number: int) -> Callable[[sqlite3.Connection, object], None]:
-    """A disk with that many pages of 4 KiB."""
+    """A disk with this many pages of 4 KiB."""
 
     def limit(connection: sqlite3.Connection, _: object) -> None:
         connection.execute(f"PRAGMA max_page_count = {number}")
@@ -465,7 +465,7 @@ def mend(path: Path) -> None:
 
 
 def in_the_file(path: Path, query: str) -> list[Any]:
-    """What another process reads."""
+    """The rows that another process reads."""
     with closing(sqlite3.connect(path)) as connection:
         return connection.execute(query).fetchall()
 

@@ -68,7 +68,7 @@ STATUSES = {
 
 
 def read_table() -> dict[str, tuple[set[str], str]]:
-    """By method: the stages that it may start from, and the one that it leads to. As LiveTask's docstring says."""
+    """The table in LiveTask's docstring: for each method the stages it may start from, and the next stage."""
     rows = re.findall(r"^ +(\w+) +([A-Z]+(?:, [A-Z]+)*) +([A-Z]+)$", LiveTask.__doc__ or "", re.MULTILINE)
     return {method: (set(sources.split(", ")), target) for method, sources, target in rows}
 
@@ -122,7 +122,7 @@ def test_each_method_follows_the_table_or_raises_and_changes_nothing(event: str,
 
 
 class Life(RuleBasedStateMachine):
-    """A task that anything happens to, in any order."""
+    """A task on which the methods are called in any order."""
 
     @initialize(attempt=st.integers(0, MAX_ATTEMPTS - 1), spooled=st.booleans())
     def begin(self, attempt: int, spooled: bool) -> None:

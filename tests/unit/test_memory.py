@@ -92,7 +92,7 @@ def test_a_known_engine_error_keeps_its_message(error: WeightsMissing | WeightsR
 
 
 def wrapped(cause: Exception, *, plainly: bool) -> Exception:
-    """What a library raises that catches an exception and raises its own, with `from` or without."""
+    """The error of a library that catches an exception and raises its own, with `from` or without."""
     try:
         try:
             raise cause

@@ -76,7 +76,7 @@ CATALOG = Catalog(
 
 
 class House:
-    """A manager with everything around it."""
+    """A manager with everything that it needs."""
 
     def __init__(self, catalog: Catalog, folders: Folders, families: Mapping[str, Family] = FAMILIES) -> None:
         self.clock = Clock()
@@ -94,7 +94,7 @@ class House:
         await self.models.warm_up()
 
     async def work(self, model: str, **request: Any) -> Generated | Stopped | Failed:
-        """What the run loop does for a task."""
+        """Do what the run loop does for a task."""
         failed = await self.models.ensure(model)
         return failed or await self.models.generate(
             model, request_for(**request), InputPictures(), threading.Event(), lambda *step: None
@@ -330,7 +330,7 @@ async def test_a_model_that_can_never_fit_is_refused_with_the_numbers_and_evicts
 
 
 async def test_an_offloaded_model_that_was_loaded_once_is_loaded_again(house: House) -> None:
-    """Its weights are larger than the device, and what the device holds of them at one time is not."""
+    """Its weights are larger than the device, but their part on the device at one time is not."""
     loaded = Loaded(seconds=1, weight_bytes=3 * 2**30, device_bytes=2**29, host_bytes=3 * 2**30, memory=SMALL)
     for model in ("a", "b", "a"):
         house.engine.instead = {"load": loaded}
@@ -716,7 +716,7 @@ async def test_the_freed_memory_is_measured_after_an_unload(house: House) -> Non
 
 @pytest.fixture
 def warm_house(tmp_path: Path) -> House:
-    """A host that has room for two models of 30 bytes."""
+    """A host with room for two models of 30 bytes."""
     settings = CATALOG.settings.evolve(host_cache_gb=65 / 2**30)
     return House(CATALOG.evolve(settings=settings), Folders(tmp_path, tmp_path))
 
@@ -825,7 +825,7 @@ async def test_the_least_recently_used_is_dropped_when_the_host_is_full(warm_hou
 
 
 async def test_the_copy_of_a_resident_model_counts_in_the_hosts_share(warm_house: House) -> None:
-    """65 bytes: room for two copies of 30, one of which the resident model keeps since it came back."""
+    """65 bytes: room for two copies of 30, one of which a returned resident model keeps."""
     models = warm_house.models
     for model in ("a", "never"):
         await models.ensure(model)
@@ -949,7 +949,7 @@ async def test_a_dead_worker_takes_the_warm_ones_along(warm_house: House) -> Non
 
 
 class Listed(FakeModelLoader):
-    """Counts how often it is asked for the files of a model."""
+    """Counts the requests for the files of a model."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -969,7 +969,7 @@ class Ahead(House):
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(max_workers=1))
 
     async def read(self, model: str | None) -> int:
-        """How often the files of a model were asked for while another one works."""
+        """The number of requests for a model's files while another model works."""
         before = self.loader.asked
         with self.models.reading_ahead(model):
             await asyncio.to_thread(lambda: None)  # the thread that reads has ended by then
@@ -1019,7 +1019,7 @@ class Several(House):
         sizes: Mapping[str, int | None] = MappingProxyType({}),
         **settings: Any,
     ) -> Self:
-        """`sizes`: of the models whose files say another size; None: their files say none."""
+        """`sizes`: the sizes of models whose files have another size; None: unknown."""
         families = {"fake": Family(FakeSpec, FakeModelLoader({**dict.fromkeys(TRIO, 30), **sizes}))}
         house = cls(several(max_resident, **settings), Folders(folder, folder), families)
         await house.has(total, free=total)
@@ -1028,7 +1028,7 @@ class Several(House):
         return house
 
     async def has(self, total: int, *, free: int) -> None:
-        """The device's memory, and what other processes leave of it."""
+        """Set the device's memory, and the part that other processes leave free."""
         self.engine.empty = EMPTY.evolve(total=total, free=free)
         self.engine.full = FULL.evolve(total=total, free=free - FULL.cached)
         await self.measure(self.engine.empty)
@@ -1043,7 +1043,7 @@ class Several(House):
 
     @property
     def residents(self) -> str:
-        """The most recently used one first."""
+        """The resident models, the most recently used one first."""
         return "".join(resident.model for resident in self.models.residents)
 
 

@@ -53,7 +53,7 @@ async def journal(path: Path) -> AsyncIterator[TaskJournal]:
 
 
 async def all_of(journal: TaskJournal, **wanted: Any) -> list[Delivery]:
-    """Oldest first."""
+    """All deliveries, oldest first."""
     found, _ = await journal.outbox.page(DeliveryFilter(**wanted), 1000)
     return found[::-1]
 
@@ -257,7 +257,7 @@ async def test_deliveries_to_a_url_with_410_are_deleted_if_their_tasks_were(jour
 
 
 class Script:
-    """A client that answers what it is told, and remembers."""
+    """A client that gives the answers of the test, and records its calls."""
 
     def __init__(self, *answers: Answer) -> None:
         self.answers = list(answers)
@@ -272,7 +272,7 @@ class Script:
 
 
 class Sending:
-    """A sender on a clock that is set by hand."""
+    """A sender on a clock that the test sets."""
 
     def __init__(self, journal: TaskJournal, client: Script, chance: Callable[[], float] = lambda: 0.5) -> None:
         self.now = 1000.0
@@ -291,7 +291,7 @@ class Sending:
             await self._running
 
     async def settled(self, journal: TaskJournal, attempts: int) -> Delivery:
-        """The only delivery, once the script has been followed so far and that is written down."""
+        """The only delivery, after this many attempts were made and written."""
         while len(self.client.posts) < attempts:
             await asyncio.sleep(0)
         while True:

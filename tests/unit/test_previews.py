@@ -42,7 +42,7 @@ CLEAN = torch.linspace(-1, 1, 64).reshape(1, 1, 8, 8)
 
 
 def ideal_prediction(scheduler: Any, sample: torch.Tensor, index: int) -> torch.Tensor:
-    """What a model says that knows the clean picture."""
+    """The output of a model that knows the clean picture."""
     if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
         return (sample - CLEAN) / scheduler.sigmas[index]
     if isinstance(scheduler, EulerDiscreteScheduler):

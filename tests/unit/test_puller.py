@@ -30,7 +30,7 @@ GATED = Refused(code=FailureCode.HUB_GATED, message="Accept the licence.", retry
 
 
 class Downloads:
-    """In the place of the process: waits until it is told how to end."""
+    """Replaces the process: waits until the test sets how it ends."""
 
     def __init__(self) -> None:
         self.commands: list[Fetch] = []

@@ -171,7 +171,7 @@ def test_a_model_that_works_is_the_most_recently_used_one_and_a_load_begins_the_
 
 
 def keep(most: int) -> Stays:
-    """So many models are resident at most."""
+    """At most this many models are resident."""
     return lambda model, residents: residents[: most - 1]
 
 
@@ -263,7 +263,7 @@ def first_come_first_served(ready: Sequence[TaskTicket], current: Current, costs
 
 
 def age_bound(ready: Sequence[TaskTicket], current: Current, costs: Costs, now: float) -> TaskTicket:
-    """The resident model first, but any single task that is too old at once."""
+    """The resident model first, except that any task that is too old runs at once."""
     oldest = min(ready)
     own = [each for each in ready if each.model == current.model]
     return min(own) if own and now - oldest.since < AGE_BOUND_S else oldest
@@ -271,7 +271,7 @@ def age_bound(ready: Sequence[TaskTicket], current: Current, costs: Costs, now: 
 
 @dataclass
 class Simulated:
-    """What a policy made of a trace."""
+    """The result of a policy on a trace."""
 
     #: The model of each task, in the order in which they ran.
     models: list[str] = field(default_factory=list)
@@ -315,7 +315,7 @@ def simulate(arrivals: Sequence[TaskTicket], policy: Policy, most: int = 10**9, 
 
 
 def burst(models: str, tasks: int, seed: int, *, every_s: float = 1.0) -> list[TaskTicket]:
-    """Faster than anyone could serve, models at random: everything gets old."""
+    """Random models, faster than they can be served, so that every task gets old."""
     random = Random(seed)
     return [ticket(n, random.choice(models), since=n * every_s) for n in range(tasks)]
 
@@ -452,7 +452,7 @@ class Device:
 
 
 async def nothing() -> None:
-    """What a control ticket would do."""
+    """The action of a control ticket."""
 
 
 async def test_control_tickets_go_before_all_tasks_in_their_own_order() -> None:

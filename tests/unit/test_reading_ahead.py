@@ -18,7 +18,7 @@ PIECE = 10
 
 
 class Disk:
-    """Files whose pieces are read when the test lets them be."""
+    """Files whose pieces are read when the test allows it."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -55,7 +55,7 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Disk:
 
 
 async def ended(ahead: ReadingAhead) -> None:
-    """Its thread has ended."""
+    """Wait until its thread has ended."""
     assert ahead._thread is not None
     await ahead._thread
 

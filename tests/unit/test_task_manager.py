@@ -97,7 +97,7 @@ class SlowBucket:
 
 
 class House:
-    """A TaskManager and all that it needs, without HTTP and without a device."""
+    """A TaskManager with everything that it needs, without HTTP and without a device."""
 
     def __init__(self, root: Path, bucket: FileStore | None, models: dict[str, Any]) -> None:
         self.clock = Clock()
@@ -117,7 +117,7 @@ class House:
         return await self.tasks.records.get(task_id)
 
     async def until(self, task_id: str, name: str, times: int = 1) -> None:
-        """Return once the task has had so many events of this name."""
+        """Wait until the task has had this many events of this name."""
         with self.bus.subscribe(task_id) as events:
             async for published in events:
                 times -= published.event.name == name
@@ -136,13 +136,13 @@ class House:
         return [published.event.name for published in self.bus.history(task_id)]
 
     async def make(self, seconds: float = 1) -> None:
-        """Let the call under way, or the next one, succeed."""
+        """End the running call, or the next one, with success."""
         await self.engine.until_generating()
         self.clock.now += seconds
         self.engine.answer(None)
 
     async def fail_call(self, outcome: Failed) -> None:
-        """Let the call under way, or the next one, fail."""
+        """End the running call, or the next one, with a failure."""
         await self.engine.until_generating()
         self.engine.answer(outcome)
 
@@ -154,7 +154,7 @@ class House:
             await self.ended(task_id)
 
     async def together(self, number: int) -> list[str]:
-        """So many tasks in one call, under way."""
+        """This many tasks in one running call."""
         blocker = await self.submit("b")
         await self.engine.until_generating()
         ids = [await self.submit() for _ in range(number)]
@@ -166,12 +166,12 @@ class House:
         return ids
 
     async def pair(self) -> list[str]:
-        """Two tasks in one call, under way."""
+        """Two tasks in one running call."""
         await self.learn_to_pair()
         return await self.together(2)
 
     async def four(self) -> list[str]:
-        """Four tasks in one call, under way, after a call of two that was fast."""
+        """Four tasks in one running call, after a fast call of two."""
         pair = await self.pair()
         await self.make()
         for task_id in pair:
@@ -196,7 +196,7 @@ async def closed_house(root: Path, bucket: FileStore | None = None, **models: An
 
 @asynccontextmanager
 async def running(house: House) -> AsyncIterator["asyncio.Task[None]"]:
-    """Its run loop runs; at the end it is cut off, as by kill -9."""
+    """Its run loop runs; at the end it is stopped like by kill -9."""
     loop = asyncio.create_task(house.tasks.run())
     try:
         yield loop
@@ -309,7 +309,7 @@ async def test_a_replay_asks_for_the_same_pictures_and_needs_a_receipt(tmp_path:
 
 
 async def left(house: House, **fields: Any) -> str:
-    """A task that an earlier run has left in the journal."""
+    """A task of an earlier run in the journal."""
     task = await house.journal.insert(task_of(1, model="a"), InputPictures())
     assert isinstance(task, GenerationTask)
     await house.journal.update(task.evolve(**fields))

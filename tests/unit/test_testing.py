@@ -22,7 +22,7 @@ FIRST, SECOND = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
 async def run(snippet: str) -> None:
-    """As `python -m asyncio` does."""
+    """Run code like `python -m asyncio`."""
     code = compile(snippet, "debugging.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     work: Awaitable[Any] = eval(code, {"__name__": "__console__"})
     await work

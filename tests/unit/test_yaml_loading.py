@@ -32,7 +32,7 @@ def parse(text: str) -> Catalog:
 
 
 def problems(text: str) -> list[str]:
-    """The lines that a broken file is answered with, without the file's name."""
+    """The problems of an invalid file, without the file's name."""
     with pytest.raises(ConfigError) as raised:
         parse_catalog(text, SPECS, name="m.yaml")
     assert all(line.startswith("m.yaml:") for line in raised.value.lines)

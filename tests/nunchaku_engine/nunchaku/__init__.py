@@ -25,7 +25,7 @@ def _read(path: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
 
 
 class NunchakuFluxTransformerBlocks(torch.nn.Module):
-    """All blocks as one, whose weights are no parameters."""
+    """All blocks in one module, whose weights are not parameters."""
 
     def __init__(self, m: _C.QuantizedFluxModel) -> None:
         super().__init__()
