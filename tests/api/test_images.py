@@ -100,7 +100,7 @@ async def test_a_range_after_the_end_is_416_with_the_size(client: Client) -> Non
     assert answer.headers["x-content-type-options"] == "nosniff"
 
 
-async def test_several_ranges_and_nonsense_get_the_whole_picture(client: Client) -> None:
+async def test_several_ranges_and_invalid_ones_get_the_whole_picture(client: Client) -> None:
     url = await picture(client)
     for header in (
         "bytes=0-3,10-19",

@@ -185,7 +185,7 @@ async def test_unloading_a_busy_model_waits_or_is_a_conflict_as_requested(start:
         assert (await client.until(task_id))["status"] == "completed"
 
 
-async def test_a_model_that_kills_its_worker_is_quarantined_until_somebody_loads_it(start: Start) -> None:
+async def test_a_model_that_kills_its_worker_is_quarantined_until_it_is_loaded_by_hand(start: Start) -> None:
     models = {"bad": {"fault": "abort", "fault_at": "load"}, "good": {}}
     async with start(models=models, isolation="process") as client:
         failed = await client.until(await client.submit(model="bad"))

@@ -63,7 +63,7 @@ async def test_a_key_of_one_owner_is_no_key_of_another(service: ImageService) ->
     assert made[0].task.id == made[2].task.id != made[1].task.id
 
 
-async def test_a_wait_ends_after_its_time_with_the_task_as_it_is(start: Start) -> None:
+async def test_a_wait_ends_after_its_time_with_the_current_task(start: Start) -> None:
     async with start(models={"fake": {"step_seconds": 0.2}}) as client:
         service: ImageService = client.app.state.services.service
         task = (await service.submit(ALICE, DRAFT.evolve(steps=100))).task

@@ -147,7 +147,7 @@ async def test_the_embedded_model_repeats_an_edit_from_its_kept_pictures(start: 
         assert again["replay"] == {"of": first["task_id"], "identical": True, "differences": []}
 
 
-async def test_a_replay_whose_pixels_differ_does_not_claim_otherwise(start: Start, tmp_path: Path) -> None:
+async def test_a_replay_whose_pixels_differ_is_not_identical(start: Start, tmp_path: Path) -> None:
     entry = {"name": "T", "type": "flux", "local_path": "builtin:tiny", "base_size": 64, "steps": 2}
     (config := tmp_path / "own.yaml").write_text(json.dumps({"models": {"tiny": entry | {"torch_dtype": "float32"}}}))
     async with start(config=config) as client:

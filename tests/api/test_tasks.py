@@ -114,7 +114,7 @@ async def test_an_ended_task_shows_until_when_it_is_kept(start: Start) -> None:
         assert "expires_at" not in await client.task(task_id)
 
 
-async def test_of_many_results_the_newest_are_kept(start: Start, tmp_path: Path) -> None:
+async def test_the_newest_of_many_results_are_kept(start: Start, tmp_path: Path) -> None:
     async with start(retention_tasks=2, housekeeping_s=0.02) as client:
         ids = []
         for _ in range(4):  # one after the other, so that they end in this order

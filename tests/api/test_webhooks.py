@@ -234,7 +234,7 @@ async def test_an_attempt_does_not_hold_the_exit_and_is_made_again_after_the_nex
     assert (first.id, first.body) == (second.id, second.body)
 
 
-async def test_of_one_task_nothing_overtakes(start: Start, receiver: Receiver) -> None:
+async def test_events_of_one_task_are_delivered_in_order(start: Start, receiver: Receiver) -> None:
     receiver.replies_with("/in", 500, 500, 200)
     async with start(**hooks(receiver)) as client:
         await client.submit(webhook_url=receiver.url("/in"), webhook_events=ALL)

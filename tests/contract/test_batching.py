@@ -156,7 +156,7 @@ async def test_a_call_that_is_out_of_memory_is_retried_in_smaller_calls_and_no_t
         assert [starts(house, task_id) for task_id in ids] == [[1]] * 4  # nothing is tried that is known not to fit
 
 
-async def test_of_a_call_that_breaks_only_the_guilty_one_fails(tmp_path: Path) -> None:
+async def test_in_a_call_with_an_error_only_the_task_that_causes_it_fails(tmp_path: Path) -> None:
     async with batching(tmp_path, fault="error", fault_prompt="poison") as house:
         tasks = await ended(house, await submit(house, ["a", "poison", "c"]))
         assert [task.status for task in tasks] == [TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.COMPLETED]

@@ -179,7 +179,7 @@ def test_the_largest_shape_that_fits_is_measured(
         assert "`short` needs" in capsys.readouterr().out
 
 
-def test_the_shapes_are_as_large_as_they_say() -> None:
+def test_the_shapes_have_their_documented_sizes() -> None:
     sizes = {shape: sum(part_bytes(shape).values()) / 10**9 for shape in ("full", "short")}
     assert {shape: round(size, 1) for shape, size in sizes.items()} == {"full": 33.7, "short": 25.3}
 

@@ -94,7 +94,7 @@ async def test_a_load_that_ends_within_the_grace_is_not_lost(tmp_path: Path) -> 
         ]
 
 
-async def test_a_load_that_another_task_waits_for_goes_on(tmp_path: Path) -> None:
+async def test_a_load_that_another_task_needs_continues(tmp_path: Path) -> None:
     engine = WorkerEngine(CPU)
     async with opened(tmp_path, engine=engine, slow={"load_seconds": 0.5}) as house:
         cancelled, other = await house.submit("slow"), await house.submit("slow")
@@ -105,7 +105,7 @@ async def test_a_load_that_another_task_waits_for_goes_on(tmp_path: Path) -> Non
         assert engine.pid == pid
 
 
-async def test_in_a_thread_the_task_ends_at_once_and_the_load_goes_on(tmp_path: Path) -> None:
+async def test_in_a_thread_the_task_ends_at_once_and_the_load_continues(tmp_path: Path) -> None:
     async with opened(tmp_path, engine=LocalEngine(CPU), slow={"load_seconds": 0.5}) as house:
         cancelled = await house.submit("slow")
         await house.until_loading("slow")

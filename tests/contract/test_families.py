@@ -144,7 +144,7 @@ def test_a_negative_prompt_has_an_effect_if_the_entry_enables_it(engine: LocalEn
 
 
 @pytest.mark.parametrize("kind", sorted(WITHOUT_NEGATIVE_PROMPT))
-def test_and_is_said_not_to_where_it_would_not(shelf: Shelf, kind: str) -> None:
+def test_a_class_without_negative_prompts_does_not_support_them(shelf: Shelf, kind: str) -> None:
     spec = catalog_of(**{kind: shelf.entry(kind)}).models[kind]
     assert not spec.supports_negative_prompt
 
@@ -376,7 +376,7 @@ def test_a_tokenizer_of_another_model_is_refused(engine: LocalEngine, damaged: S
     assert refused(engine, damaged, "flux-dev").code is FailureCode.WEIGHTS_CORRUPT
 
 
-def test_so_is_one_without_its_words(engine: LocalEngine, damaged: Shelf) -> None:
+def test_a_tokenizer_without_its_vocabulary_is_refused(engine: LocalEngine, damaged: Shelf) -> None:
     """The library would make a vocabulary of three words, and the pictures would ignore the prompt."""
     (damaged.folder / "flux-dev" / "tokenizer" / "tokenizer.json").unlink()
     failed = refused(engine, damaged, "flux-dev")
@@ -451,7 +451,7 @@ BATCHING = [kind for kind in SOME_FIRST if (kind if isinstance(kind, str) else k
 
 
 @pytest.mark.parametrize("kind", BATCHING)
-def test_in_one_call_each_picture_is_that_of_its_own_prompt_but_for_rounding(
+def test_in_one_call_each_picture_is_that_of_its_own_prompt_except_for_rounding(
     engine: LocalEngine, shelf: Shelf, kind: str
 ) -> None:
     load(engine, shelf, kind, max_batch=4)

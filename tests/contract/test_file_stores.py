@@ -197,7 +197,7 @@ async def test_while_a_bucket_hangs_the_loop_does_not(bucket: Bucket, silent: No
         await asking
 
 
-async def test_a_patient_store_says_that_it_waits_for_a_bucket_that_says_nothing(
+async def test_a_waiting_store_reports_a_bucket_that_does_not_answer(
     bucket: Bucket, silent: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(images, "CHECK_S", 0.01)  # and a request may take REQUEST_S
@@ -232,7 +232,7 @@ def spool(tmp_path: Path) -> list[str]:
     return sorted(path.name for path in (tmp_path / "spool").rglob("*") if path.is_file())
 
 
-async def test_pictures_are_whole_here_before_they_are_shipped_and_stay_until_they_are_unspooled(
+async def test_pictures_are_complete_in_the_spool_before_their_upload_and_stay_until_unspooled(
     spooling: ImageStore, bucket: Bucket, tmp_path: Path
 ) -> None:
     stored = await save(spooling, task_id(3), [grey(1), grey(2)])

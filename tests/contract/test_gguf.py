@@ -228,7 +228,7 @@ def test_a_transformer_of_another_width_is_refused(engine: LocalEngine, shelf: S
 
 
 @pytest.mark.usefixtures("whole")
-def test_so_is_one_of_another_model(engine: LocalEngine, shelf: Shelf) -> None:
+def test_a_transformer_of_another_model_is_refused(engine: LocalEngine, shelf: Shelf) -> None:
     write_gguf(shelf.model("sd3"), shelf.folder / "sd3.gguf", "Q8_0")
     failed = refused(engine, shelf, local_path="sd3.gguf", base_model="flux-wide")
     assert failed.code is FailureCode.WEIGHTS_CORRUPT

@@ -266,7 +266,7 @@ def test_a_lora_on_weights_in_8_bits_counts_for_its_request_only(tmp_path: Path)
         assert pixels(draw(engine)) == plain
 
 
-def test_so_does_one_on_top_of_an_entrys_own(tmp_path: Path) -> None:
+def test_a_lora_added_to_an_entrys_own_counts_for_its_request_only(tmp_path: Path) -> None:
     write_lora(tmp_path / "own.safetensors", seed=1)
     more = write_lora(tmp_path / "more.safetensors", seed=2)
     with engine_with(tmp_path, CAST) as engine:
@@ -329,7 +329,7 @@ def test_a_broken_device_is_not_the_loras_fault(
 
 
 @pytest.mark.parametrize("offload", ["none", "model", "encoders", "sequential", "group"])
-def test_a_lora_that_does_not_fit_leaves_an_offloaded_model_as_it_was(
+def test_a_lora_that_does_not_fit_does_not_change_an_offloaded_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offload: str
 ) -> None:
     build("flux-dev", tmp_path / "flux-dev")

@@ -297,7 +297,7 @@ def test_the_blocks_count_as_weights(engine: LocalEngine, shelf: Shelf, memory: 
 
 
 @pytest.mark.parametrize("keep_warm", [False, True])
-def test_it_leaves_as_a_whole_and_the_engine_keeps_nothing(
+def test_an_unload_frees_all_memory_of_the_engine(
     engine: LocalEngine, shelf: Shelf, memory: Any, keep_warm: bool
 ) -> None:
     load(engine, shelf)

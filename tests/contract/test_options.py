@@ -167,7 +167,7 @@ def test_float8_also_rounds_inputs_of_layers_if_the_device_multiplies_in_float8(
 
 
 @pytest.mark.slow  # with the extra `quantize` installed
-def test_rounded_weights_leave_as_a_whole(models: Path) -> None:
+def test_rounded_weights_do_not_stay_warm(models: Path) -> None:
     house = House(models, quantize="int8")
     answer = house.engine.unload(Unload(model="a", keep_warm=True))
     assert isinstance(answer, Unloaded)

@@ -134,7 +134,7 @@ async def test_bytes_are_reported_in_the_tasks_stream(tmp_path: Path) -> None:
         assert [e.bytes_done for e in seen if isinstance(e, TaskDownloading)] == [0, 100, 500]
 
 
-async def test_a_failed_download_fails_all_that_waited_for_it_with_its_words(tmp_path: Path) -> None:
+async def test_a_failed_pull_fails_all_tasks_that_wait_for_it_with_its_message(tmp_path: Path) -> None:
     async with opened(tmp_path) as house:
         ids = [await house.submit("far") for _ in range(2)]
         for task_id in ids:
@@ -203,7 +203,7 @@ async def test_after_a_restart_it_waits_again(tmp_path: Path) -> None:
         assert (await house.until(far)).status is TaskStatus.COMPLETED
 
 
-async def test_weights_that_another_program_brings_meanwhile_are_taken(
+async def test_weights_that_another_program_downloads_meanwhile_are_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with opened(tmp_path) as house:

@@ -173,7 +173,7 @@ def linear(parts: Parts, device: str = "cuda") -> Part:
     return part
 
 
-def test_a_part_is_copied_once_for_all_its_users_and_goes_to_the_host_after_the_last(cuda: Cuda) -> None:
+def test_a_part_is_copied_once_for_all_its_users_and_moves_to_the_host_after_the_last(cuda: Cuda) -> None:
     part = linear(Parts())
     part.keep()
     part.leave()

@@ -42,7 +42,7 @@ def everything_that_is_replaced() -> list[Any]:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_afterwards_torch_is_as_it_was(fails: bool) -> None:
+def test_afterwards_torch_is_unchanged(fails: bool) -> None:
     before = everything_that_is_replaced()
     with suppress(KeyError), pretended():
         torch.cuda.init()
@@ -77,7 +77,7 @@ def test_only_this_thread_and_those_of_pools_pretend(cuda: Cuda) -> None:
 # -- torch.cuda checks its arguments -----------------------------------------------------------------------------------
 
 
-def test_the_words_that_torch_cuda_refuses_are_refused(cuda: Cuda) -> None:
+def test_device_names_that_torch_cuda_refuses_are_refused(cuda: Cuda) -> None:
     with pytest.raises(ValueError, match="with a specified index"):
         torch.cuda.set_per_process_memory_fraction(0.5, torch.device("cuda"))
     with pytest.raises(TypeError, match="must be `float`"):

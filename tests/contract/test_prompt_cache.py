@@ -65,7 +65,7 @@ def test_a_lora_neither_uses_nor_leaves_anything(model: LoadedModel, tmp_path: P
     assert counter.runs == 2
 
 
-def test_the_words_of_a_shared_call_are_remembered_together_and_never_taken_for_one_prompt(model: LoadedModel) -> None:
+def test_the_prompts_of_a_shared_call_are_cached_together(model: LoadedModel) -> None:
     counter = Counter(model)
     requests = [request_for("a cat", seed=1), request_for("a dog", seed=1)]
     first = model.generate_together(requests, lambda *step: None)
@@ -113,7 +113,7 @@ def test_a_prompt_larger_than_the_cache_is_not_kept() -> None:
 
 
 @pytest.mark.parametrize("other", [["a"], ("a", "b"), "A", None])
-def test_other_words_are_another_prompt(other: Any) -> None:
+def test_a_different_prompt_is_encoded(other: Any) -> None:
     pipeline = attached(10)
     pipeline.encode_prompt("a")
     pipeline.encode_prompt(other)

@@ -234,7 +234,7 @@ def test_a_cancelled_download_resumes_in_another_process(hub: Hub) -> None:
     assert snapshot(hub.repos[NAME]).joinpath(BIG).read_bytes() == WEIGHTS
 
 
-def test_an_older_snapshot_is_used_until_the_new_one_is_whole(hub: Hub) -> None:
+def test_an_older_snapshot_is_used_until_the_new_one_is_complete(hub: Hub) -> None:
     pull()
     older = snapshot(hub.repos[NAME])
     hub.add(NAME, FILES | {BIG: WEIGHTS[::-1]})

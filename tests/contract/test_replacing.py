@@ -79,7 +79,7 @@ def test_a_pipeline_that_was_saved_without_it_draws_the_same(engine: LocalEngine
     assert np.array_equal(drawn(engine, shelf, local_path="nulls"), without_t5(engine, shelf))
 
 
-def test_so_does_one_whose_folder_was_deleted_and_says_so(engine: LocalEngine, shelf: Shelf) -> None:
+def test_a_pipeline_with_a_deleted_part_draws_the_same_with_a_warning(engine: LocalEngine, shelf: Shelf) -> None:
     expected = without_t5(engine, shelf)
     assert np.array_equal(drawn(engine, shelf, local_path="deleted"), expected)
     outcome = run(engine, "m")

@@ -59,7 +59,7 @@ def made(engine: LocalEngine, kind: str, prompt: str, **changes: Any) -> Generat
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_encoder_says_what_it_read(engine: LocalEngine, shelf: Shelf, kind: str) -> None:
+def test_each_encoder_reports_its_tokens(engine: LocalEngine, shelf: Shelf, kind: str) -> None:
     load(engine, shelf, kind)
     short = made(engine, kind, "A cat")
     assert [it.encoder for it in short.tokens[0]] == list(KINDS[kind][1])

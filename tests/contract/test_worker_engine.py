@@ -99,7 +99,7 @@ def test_a_load_that_hangs_is_killed_and_the_next_one_succeeds(
     assert isinstance(engine.load(load_command(catalog, "good")), Loaded)
 
 
-def test_a_load_that_takes_longer_than_its_timeout_goes_on_as_long_as_it_reads(
+def test_a_load_may_exceed_its_timeout_as_long_as_it_reads(
     engine: WorkerEngine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     assert isinstance(engine.measure(), Measured)
@@ -181,7 +181,7 @@ def test_a_worker_that_is_aborted_and_does_not_die_is_not_waited_for(
 # -- a worker that somebody has stopped --------------------------------------------------------------------------------
 
 
-def test_a_worker_that_was_stopped_goes_on_when_it_is_needed(engine: WorkerEngine) -> None:
+def test_a_stopped_worker_is_continued_when_it_is_needed(engine: WorkerEngine) -> None:
     assert isinstance(engine.measure(), Measured)
     pid = engine.pid
     assert pid is not None

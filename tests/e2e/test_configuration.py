@@ -39,7 +39,7 @@ def server(tmp_path: Path, config: Path) -> Iterator[Server]:
         yield server
 
 
-def test_the_pages_examples_work_as_they_stand(server: Server, config: Path) -> None:
+def test_the_pages_examples_work_unchanged(server: Server, config: Path) -> None:
     script = "set -euo pipefail\n" + "\n".join(blocks("bash"))
     done = subprocess.run(
         ["bash", "-c", script.replace(ADDRESS, str(server.http.base_url).rstrip("/"))],

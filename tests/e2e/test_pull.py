@@ -230,7 +230,7 @@ def test_the_service_cancels_and_refuses_what_makes_no_sense(hub: Hub, tmp_path:
         assert all(asked.first_byte > 0 for asked in hub.downloads(BIG))
 
 
-def test_a_request_brings_its_model_while_others_go_on(hub: Hub, tmp_path: Path) -> None:
+def test_a_request_pulls_its_model_while_other_tasks_run(hub: Hub, tmp_path: Path) -> None:
     config = write_config(tmp_path, auto_download=True)
     with Server(tmp_path / "data", config, **hub.environment(tmp_path / "hf")) as server:
         hub.flowing.clear()

@@ -124,7 +124,7 @@ def test_fifty_identical_requests_with_a_kill_9_among_them_are_one_task(tmp_path
 # -- the page ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_pages_examples_work_as_they_stand(tiny: Server, tmp_path: Path) -> None:
+def test_the_pages_examples_work_unchanged(tiny: Server, tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "results.md").read_text()
     script = "set -euo pipefail\n" + "\n".join(re.findall(r"```bash\n(.*?)```", page, re.DOTALL))
     done = subprocess.run(

@@ -212,7 +212,7 @@ def test_sigterm_does_not_wait_for_a_thread_that_hangs(tmp_path: Path) -> None:
         server.kill()
 
 
-def test_a_broken_device_in_thread_mode_exits_70_and_the_journal_brings_the_task_back(tmp_path: Path) -> None:
+def test_a_broken_device_in_thread_mode_exits_70_and_the_journal_restores_the_task(tmp_path: Path) -> None:
     config = tmp_path / "models.yaml"
     config.write_text(fake_config(fake={"fault": "device_fault", "fault_prompt": "poison"}))
     with Server(tmp_path / "data", config, IMAGEGEN_ISOLATION="thread") as server:

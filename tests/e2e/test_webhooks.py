@@ -23,7 +23,7 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def test_the_pages_examples_work_as_they_stand(tmp_path: Path) -> None:
+def test_the_pages_examples_work_unchanged(tmp_path: Path) -> None:
     ports = {"5050": str(free_port()), "8000": str(free_port())}
     blocks = {
         language: [

@@ -75,7 +75,7 @@ def allocated(engine: Engine) -> int:
     return answer.memory.allocated
 
 
-def test_unloading_brings_device_memory_back_to_where_it_was(engine: LocalEngine, shipped: Catalog) -> None:
+def test_unloading_frees_all_device_memory_of_the_model(engine: LocalEngine, shipped: Catalog) -> None:
     left = [allocated(engine)]
     for _ in range(3):
         loaded = engine.load(load_command(shipped, "tiny"))
@@ -175,7 +175,7 @@ def test_a_lora_counts_for_one_picture_on_weights_that_went_straight_to_the_devi
 # -- the warm tier -----------------------------------------------------------------------------------------------------
 
 
-def test_weights_in_host_memory_are_pinned_in_one_block_and_come_back_as_they_were() -> None:
+def test_weights_in_host_memory_are_pinned_in_one_block_and_return_unchanged() -> None:
     module = torch.nn.Linear(512, 512)
     expected, before = module.weight.detach().clone(), pinned_blocks()
     copy = HostCopy([module.to("cuda")], "cuda")

@@ -190,7 +190,7 @@ def test_width_and_height_go_together(fields: dict[str, int]) -> None:
 # -- limits ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_picture_may_have_as_many_pixels_as_the_limit_says_and_not_one_more() -> None:
+def test_a_picture_may_have_as_many_pixels_as_the_limit_and_not_one_more() -> None:
     limits = LIMITS.evolve(max_pixels=6400)
     assert admitted(draft(width=80, height=80), limits=limits)[1].size == (80, 80)
     with pytest.raises(SizeTooLarge, match="81x80 is more than 6400 pixels"):

@@ -40,7 +40,7 @@ def task(request: GenerationRequest | None = None, **fields: object) -> Generati
 # -- who goes along ----------------------------------------------------------------------------------------------------
 
 
-def test_tasks_that_are_alike_go_along_in_order_of_arrival() -> None:
+def test_similar_tasks_join_a_call_in_order_of_arrival() -> None:
     assert along(ticket(3), ticket(9), ticket(4), ticket(7)) == [4, 7, 9]
 
 
@@ -59,7 +59,7 @@ def test_waiting_that_raises_a_rank_raises_it_here_as_well() -> None:
     assert along(ticket(1), ticket(2, priority=1), now=now) == [2]
 
 
-def test_a_task_is_taken_whole_or_not_at_all() -> None:
+def test_a_task_joins_a_call_with_all_its_pictures_or_not_at_all() -> None:
     assert along(ticket(1), ticket(2, 2), ticket(3, 2), ticket(4), most=4) == [2, 4]
     assert along(ticket(1, 4), ticket(2), most=4) == []
     assert along(ticket(1, 5), ticket(2), most=4) == []
@@ -134,7 +134,7 @@ def test_a_size_that_does_not_pay_is_declined_after_three_runs() -> None:
     assert most(learned(payoffs, (2, 0.98))) == 1
 
 
-def test_tasks_of_several_pictures_are_tried_as_they_are() -> None:
+def test_tasks_of_several_pictures_are_not_split() -> None:
     payoffs = learned(Payoffs(), (1, 1.0), (1, 1.0))
     assert payoffs.most("a", ALIKE.kind, 8, pictures=4) == 4
     assert payoffs.most("a", ALIKE.kind, 8, pictures=3) == 4

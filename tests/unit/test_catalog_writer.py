@@ -111,7 +111,7 @@ async def test_an_edit_by_hand_comes_into_force_and_an_edit_over_http_builds_on_
     assert [version.source for version in await service.writer.versions()] == ["file", "rest", "file", "start"]
 
 
-async def test_a_rollback_brings_the_very_text_back(service: Service) -> None:
+async def test_a_rollback_restores_the_exact_text(service: Service) -> None:
     await service.set("a", steps=3)
     await service.writer.rollback(1)
     assert service.path.read_text() == GOOD
@@ -167,7 +167,7 @@ async def test_an_edit_while_the_service_stops_is_for_the_next_start(service: Se
 # -- who comes first ---------------------------------------------------------------------------------------------------
 
 
-async def test_of_twenty_writers_with_one_etag_one_wins(service: Service) -> None:
+async def test_one_of_twenty_writers_with_the_same_etag_wins(service: Service) -> None:
     etag = {service.writer.etag or ""}
     edits = [
         service.writer.edit(lambda text, n=n: with_changed_model(text, "a", {"steps": n + 1}, SPECS, ANYWHERE), etag)  # type: ignore[misc]
@@ -178,7 +178,7 @@ async def test_of_twenty_writers_with_one_etag_one_wins(service: Service) -> Non
     assert f"steps: {service.catalog.model('a').steps}\n" in service.path.read_text()
 
 
-async def test_of_twenty_writers_without_one_none_is_lost(service: Service) -> None:
+async def test_no_edit_of_twenty_writers_without_an_etag_is_lost(service: Service) -> None:
     fields = {"name": "N", "type": "fake"}
     edits = [
         service.writer.edit(lambda text, n=n: with_model(text, f"m{n}", fields, SPECS, ANYWHERE))  # type: ignore[misc]

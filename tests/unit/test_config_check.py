@@ -45,6 +45,6 @@ def test_a_complete_folder_is_no_problem(home: Path) -> None:
     assert check(home, "    local_path: flux\n")[0] == 0
 
 
-def test_nor_is_an_incomplete_one_that_a_repository_stands_in_for(home: Path) -> None:
+def test_an_incomplete_folder_with_a_repository_is_no_problem(home: Path) -> None:
     (home / "flux").mkdir()
     assert check(home, "    local_path: flux\n    hf_path: org/flux\n")[0] == 0

@@ -138,13 +138,13 @@ def rounds_of_kills(path: Path, rounds: int) -> None:
     assert os.listdir(path.parent) == [path.name]
 
 
-def test_a_write_that_is_killed_leaves_a_whole_file(path: Path) -> None:
+def test_a_write_that_is_killed_leaves_a_complete_file(path: Path) -> None:
     rounds_of_kills(path, 4)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_150_writes_that_are_killed_leave_150_whole_files(path: Path) -> None:
+def test_150_writes_that_are_killed_leave_150_complete_files(path: Path) -> None:
     rounds_of_kills(path, 150)
 
 
@@ -296,7 +296,7 @@ def test_links_in_a_circle_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="leases are Linux's")
-def test_it_shows_whether_somebody_is_still_writing(path: Path) -> None:
+def test_an_open_file_counts_as_being_written(path: Path) -> None:
     with path.open("a"):
         writing = is_being_written(path)
     assert not is_being_written(path)

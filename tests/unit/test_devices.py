@@ -38,7 +38,7 @@ def test_a_chosen_card_is_the_only_one_that_a_process_sees(asked: str, visible: 
 
 
 @pytest.mark.parametrize("visible", ["", "0", "0,"])
-def test_a_card_beyond_those_that_are_visible_is_left_to_be_missed(visible: str) -> None:
+def test_a_card_that_is_not_visible_is_reported_as_missing(visible: str) -> None:
     assert only_card("cuda:1", {"CUDA_VISIBLE_DEVICES": visible}) == ("cuda:1", {})
 
 
@@ -116,7 +116,7 @@ def test_a_configured_cpu_is_no_problem(machine: Machine) -> None:
     ],
 )
 @pytest.mark.parametrize("asked", ["auto", "cuda"])
-def test_a_card_that_torch_cannot_use_is_said_with_the_reason(
+def test_a_card_that_torch_cannot_use_is_reported_with_the_reason(
     machine: Machine, asked: str, has: dict[str, Any], words: str
 ) -> None:
     machine.has(**has)
@@ -149,12 +149,12 @@ def test_a_card_that_cannot_be_selected_is_a_problem(machine: Machine, asked: st
     assert words in problem
 
 
-def test_a_card_that_is_full_at_the_start_is_used_all_the_same(machine: Machine) -> None:
+def test_a_card_that_is_full_at_the_start_is_still_used(machine: Machine) -> None:
     machine.has(kernel="CUDA error: out of memory")
     assert choose("auto") == Device("cuda")
 
 
-def test_torchs_words_have_a_bound(machine: Machine) -> None:
+def test_the_text_of_torchs_error_is_limited(machine: Machine) -> None:
     machine.has(init="x" * 10_000)
     problem = choose("auto").problem
     assert problem is not None

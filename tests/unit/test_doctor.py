@@ -215,7 +215,7 @@ def folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_folders_with_room_are_well_and_stay_as_they_were(folders: Path, settings: Settings) -> None:
+def test_folders_with_free_space_are_ok_and_unchanged(folders: Path, settings: Settings) -> None:
     found = by_name(checks.folders(settings))
     assert [finding.level for finding in found.values()] == ["ok"] * 3
     assert str(folders) in found["temporary"].says

@@ -73,7 +73,7 @@ def test_image_to_image_is_measured_for_itself_and_runs_a_part_of_the_steps() ->
     assert paces.expect("a", Work.of(request_for(steps=10))) == pytest.approx(10)
 
 
-def test_of_a_model_that_never_ran_nothing_is_known() -> None:
+def test_the_pace_of_a_model_that_never_ran_is_unknown() -> None:
     paces = Paces()
     paces.learn("a", request_for(), 1)
     assert paces.expect("b", Work.of(request_for())) is None

@@ -330,13 +330,13 @@ def test_a_task_that_is_forgotten_has_no_past() -> None:
 # -- bounded memory ----------------------------------------------------------------------------------------------------
 
 
-def test_of_a_long_task_the_latest_events_are_kept() -> None:
+def test_the_latest_events_of_a_long_task_are_kept() -> None:
     bus = EventBus(1, kept_events=3)
     publish_steps(bus, range(100))
     assert steps(bus.history("a")) == [97, 98, 99]
 
 
-def test_of_many_tasks_the_latest_are_kept() -> None:
+def test_the_events_of_the_latest_tasks_are_kept() -> None:
     bus = EventBus(1, kept_tasks=3)
     for number in range(100):
         bus.publish(step(number, f"task-{number}"))

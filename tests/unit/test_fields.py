@@ -128,5 +128,5 @@ class _Described(ModelSpec):
     note: Annotated[Text, Request] = ""
 
 
-def test_plain_words_are_no_path(tmp_path: Path) -> None:
+def test_a_text_field_is_not_checked_as_a_path(tmp_path: Path) -> None:
     Roots(tmp_path, ()).check(_Described, {"note": "/etc/shadow", "name": "../x"})

@@ -141,7 +141,7 @@ def test_a_folder_with_only_its_index_is_not_here(folder: Path) -> None:
     assert fault(folder)[0] is FailureCode.WEIGHTS_MISSING
 
 
-def test_so_is_an_empty_one_and_the_cache_is_asked_instead(folder: Path) -> None:
+def test_an_empty_folder_is_not_here_and_the_cache_is_used(folder: Path) -> None:
     shutil.rmtree(folder)
     folder.mkdir()
     assert not weights_here(spec(), folder.parent)

@@ -26,7 +26,7 @@ def refused(body: str | dict[str, Any]) -> list[Any]:
 # -- spellings ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_body_of_the_brief_is_read() -> None:
+def test_the_body_of_the_original_api_is_read() -> None:
     brief = text2image(
         '{"prompt": "A beautiful landscape", "model_name": "flux_dev", "batch_size": 1,'
         ' "aspect_ratio": "16:9", "priority": 0}'

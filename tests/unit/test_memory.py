@@ -47,7 +47,7 @@ def test_out_of_memory_is_reported_with_advice(error: Exception) -> None:
         "GET was unable to find an engine to execute this computation",
     ],
 )
-def test_a_lack_of_memory_is_known_in_the_words_of_each_allocator(words: str) -> None:
+def test_out_of_memory_is_recognised_in_the_errors_of_each_allocator(words: str) -> None:
     assert classify(RuntimeError(words), WORKING)[0] is FailureCode.OUT_OF_MEMORY
 
 
@@ -62,7 +62,7 @@ def test_a_lack_of_memory_is_known_in_the_words_of_each_allocator(words: str) ->
         "CUDA error: uncorrectable ECC error encountered",
     ],
 )
-def test_a_broken_device_is_known_by_the_words_of_cuda(words: str) -> None:
+def test_a_broken_device_is_recognised_by_the_errors_of_cuda(words: str) -> None:
     code, message = classify(RuntimeError(f"{words}\n{SECRET}"), WORKING)
     assert code is FailureCode.DEVICE_FAULT
     assert SECRET not in message
@@ -78,7 +78,7 @@ def test_a_broken_device_is_known_by_the_words_of_cuda(words: str) -> None:
         "CUDA error: unknown error",
     ],
 )
-def test_a_broken_device_is_known_by_the_rarer_words_of_cuda(words: str) -> None:
+def test_a_broken_device_is_recognised_by_rare_errors_of_cuda(words: str) -> None:
     # Each is documented with: "the process must be terminated and relaunched".
     assert classify(RuntimeError(words), WORKING)[0] is FailureCode.DEVICE_FAULT
 
@@ -150,7 +150,7 @@ def test_an_unexpected_failure_names_its_class_and_the_log() -> None:
     st.text(min_size=1),
     st.sampled_from([LOADING, WORKING]),
 )
-def test_the_words_of_an_exception_never_reach_the_caller(
+def test_the_text_of_an_exception_never_reaches_the_caller(
     kind: type[Exception], words: str, during: FailureCode
 ) -> None:
     # Whatever it says, the message is one of those that are written here.
@@ -171,7 +171,7 @@ def test_without_a_device_a_model_may_take_what_the_machine_has() -> None:
     assert memory.total == 0
 
 
-def test_what_a_failure_would_have_taken_is_the_peak_and_what_was_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_peak_of_a_failure_includes_the_failed_allocation(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 2**30)

@@ -35,5 +35,5 @@ def test_a_lack_of_memory_is_known(error: Exception) -> None:
     ],
     ids=repr,
 )
-def test_so_is_what_is_none(error: Exception) -> None:
+def test_other_errors_are_not_out_of_memory(error: Exception) -> None:
     assert not out_of_memory(error)

@@ -376,7 +376,7 @@ async def test_a_worker_that_gives_too_little_back_is_replaced(house: House, lef
     assert report.left == (0 if replaced else left)
 
 
-async def test_nor_does_it_stay_when_the_next_model_does_not_load(house: House) -> None:
+async def test_a_worker_that_frees_too_little_is_replaced_also_after_a_failed_load(house: House) -> None:
     await house.models.ensure("a")
     house.engine.instead["load"] = OUT_OF_MEMORY
     house.engine.instead["measure"] = Measured(memory=EMPTY.evolve(cached=2**40))
@@ -638,7 +638,9 @@ async def test_a_load_that_failed_is_an_error_until_one_succeeds(house: House) -
     assert house.models.status("a").error is None
 
 
-async def test_a_model_that_kills_its_worker_twice_at_its_load_is_left_alone_until_somebody_asks(house: House) -> None:
+async def test_a_model_that_kills_its_worker_twice_at_its_load_is_quarantined_until_it_is_loaded_by_hand(
+    house: House,
+) -> None:
     for _ in range(2):
         house.engine.instead["load"] = CRASHED
         await house.models.ensure("a")
@@ -694,7 +696,7 @@ async def test_when_a_model_leaves_is_known(house: House) -> None:
     assert house.models.status("never").unloads_at is None
 
 
-async def test_a_model_that_a_waiting_task_wants_does_not_leave(house: House) -> None:
+async def test_a_model_that_a_waiting_task_needs_is_not_evicted(house: House) -> None:
     await house.models.ensure("a")
     house.clock.now += 1e6
     await house.models.evict_idle({"a"})
@@ -878,7 +880,7 @@ async def test_unloading_by_hand_frees_the_host_too(warm_house: House) -> None:
     assert {warm_house.models.status(model).state for model in ("a", "never")} == {ModelState.COLD}
 
 
-async def test_a_warm_model_that_a_waiting_task_wants_stays_warm(warm_house: House) -> None:
+async def test_a_warm_model_that_a_waiting_task_needs_stays_warm(warm_house: House) -> None:
     await warm_house.models.ensure("short")
     await warm_house.models.ensure("never")
     warm_house.clock.now += 60
@@ -902,7 +904,7 @@ async def test_a_returning_warm_model_is_not_dropped_for_the_leaving_one(warm_ho
     )
 
 
-async def test_a_worker_that_is_found_dead_when_a_warm_model_is_dropped_takes_all_along(warm_house: House) -> None:
+async def test_a_worker_found_dead_at_the_drop_of_a_warm_model_loses_all_models(warm_house: House) -> None:
     for model in ("a", "short", "never"):
         await warm_house.models.ensure(model)
     warm_house.engine.instead["unload"] = CRASHED
@@ -937,7 +939,7 @@ async def test_a_warm_model_needs_no_weights_on_the_disk_to_come_back(warm_house
     assert warm_house.engine.asked[-2:] == ["unload a", "load bare"]
 
 
-async def test_a_dead_worker_takes_the_warm_ones_along(warm_house: House) -> None:
+async def test_a_dead_worker_loses_the_warm_models(warm_house: House) -> None:
     await warm_house.models.ensure("a")
     await warm_house.models.ensure("never")
     warm_house.engine.instead["generate"] = CRASHED
@@ -1164,7 +1166,7 @@ async def test_with_a_smaller_max_resident_the_least_recently_used_are_evicted(t
 
 
 @pytest.mark.parametrize("death", [CRASHED, HUNG])
-async def test_a_dead_worker_takes_all_resident_models_along(tmp_path: Path, death: Failed) -> None:
+async def test_a_dead_worker_loses_all_resident_models(tmp_path: Path, death: Failed) -> None:
     house = await Several.of(tmp_path, 3)
     await house.load("a", "b", "c")
     house.engine.instead["generate"] = death

@@ -81,7 +81,7 @@ def test_the_codes_that_clients_act_upon_keep_their_status(code: str, status: in
     assert STATUS[code] == status
 
 
-def test_codes_are_words_for_programs() -> None:
+def test_codes_are_lower_case_words() -> None:
     for code in [*STATUS, *FailureCode]:
         assert code == code.lower()
         assert code.replace("_", "").isalpha()
@@ -114,7 +114,7 @@ def test_a_problem_lists_the_fields_that_are_wrong() -> None:
     assert json.loads(bytes(response.body))["errors"] == [{"loc": "body.width", "message": "too small"}]
 
 
-def test_the_frameworks_own_status_goes_before_the_table() -> None:
+def test_the_frameworks_own_status_overrides_the_table() -> None:
     assert problem("http_error", "x", status=418).status == 418
 
 

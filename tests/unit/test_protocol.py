@@ -100,12 +100,12 @@ def test_warnings_are_cut_to_their_limits() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=kind_of)
-def test_a_command_comes_out_as_it_went_in(command: Value) -> None:
+def test_a_command_is_the_same_after_a_round_trip(command: Value) -> None:
     assert unpack_command(pack(command)) == command
 
 
 @pytest.mark.parametrize("answer", ANSWERS, ids=kind_of)
-def test_an_answer_comes_out_as_it_went_in(answer: Value) -> None:
+def test_an_answer_is_the_same_after_a_round_trip(answer: Value) -> None:
     assert unpack_answer(pack(answer)) == answer
 
 
@@ -128,7 +128,7 @@ def test_any_entry_of_a_models_yaml_is_the_same_after_a_round_trip(spec: dict[st
 
 
 @given(st.binary(max_size=500), st.text(max_size=100))
-def test_any_picture_and_any_prompt_come_out_as_they_went_in(image: bytes, prompt: str) -> None:
+def test_any_picture_and_any_prompt_are_the_same_after_a_round_trip(image: bytes, prompt: str) -> None:
     command = Generate(model="a", request=request_for(prompt), init_image=image)
     assert unpack_command(pack(command)) == command
 

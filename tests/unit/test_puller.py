@@ -121,7 +121,7 @@ async def test_of_files_for_several_cards_the_one_for_this_card_is_pulled(
     await asyncio.wait([running])
 
 
-async def test_a_refusal_is_kept_with_its_words(house: House) -> None:
+async def test_a_refusal_is_kept_with_its_message(house: House) -> None:
     house.puller.start("a")
     await house.downloads.begin()
     house.downloads.end.set_result(GATED)

@@ -48,7 +48,7 @@ def test_1_waiting_long_enough_is_worth_a_step_of_priority(waited_s: float, chos
     assert first.model == chosen
 
 
-def test_1_a_task_of_one_model_that_waited_long_enough_goes_before_later_tasks() -> None:
+def test_1_a_task_that_waited_long_enough_runs_before_later_tasks_of_its_model() -> None:
     ready = [ticket(1, priority=1, since=-AGEING_S), ticket(2)]
     assert choose(ready, Current("a"), COSTS, 0).sequence == 1
 

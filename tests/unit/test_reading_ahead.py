@@ -68,7 +68,7 @@ async def test_all_files_are_read_once(disk: Disk) -> None:
     assert disk.read == {"m0": 25, "m1": 0, "m2": 10}
 
 
-async def test_a_context_that_ends_stops_the_reading_and_the_next_one_goes_on(disk: Disk) -> None:
+async def test_a_context_that_ends_stops_the_reading_and_the_next_one_continues_it(disk: Disk) -> None:
     ahead, files = ReadingAhead(), disk.files(1000)
     disk.gate.clear()
     with ahead.of("m", files):

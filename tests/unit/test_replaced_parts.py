@@ -64,7 +64,7 @@ def test_a_rounded_transformer_is_the_pipelines_own() -> None:
         sd3({"transformer": "org/t"}, quantize="int8")
 
 
-def test_an_entry_whose_part_is_not_here_is_not_here(tmp_path: Path) -> None:
+def test_an_entry_with_a_missing_part_counts_as_missing(tmp_path: Path) -> None:
     entry = {"name": "A", "type": "flux", "local_path": "builtin:tiny"}
     assert not weights_here(FluxSpec.model_validate({**entry, "parts": {"vae": "my/own/vae"}}), tmp_path)
     hub = FluxSpec.model_validate({**entry, "parts": {"vae": "imagegen-tests/in-nobodys-cache"}})

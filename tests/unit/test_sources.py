@@ -116,7 +116,7 @@ def test_without_a_directory_there_is_no_lora(tmp_path: Path) -> None:
 
 @given(st.text(max_size=40) | st.from_regex(r"(\.\./|/|style/|ink|\.safetensors|\0){1,6}", fullmatch=True))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_no_words_reach_a_file_outside(loras: Path, path: str) -> None:
+def test_no_lora_path_leads_outside_the_directory(loras: Path, path: str) -> None:
     try:
         found = find(path, loras)
     except LoraNotFound:

@@ -646,7 +646,7 @@ async def test_a_task_that_waits_is_cancelled_at_once(tmp_path: Path) -> None:
             await house.tasks.cancel(id_of(9))
 
 
-async def test_a_task_whose_model_loads_is_cancelled_at_once_and_the_load_goes_on(tmp_path: Path) -> None:
+async def test_a_task_whose_model_loads_is_cancelled_at_once_and_the_load_continues(tmp_path: Path) -> None:
     async with opened(tmp_path) as house:
         house.engine.holds = True
         task_id = await house.submit()
@@ -681,7 +681,7 @@ async def test_a_task_that_was_cancelled_when_its_call_failed_is_cancelled(tmp_p
         assert (await house.ended(task_id)).status is TaskStatus.CANCELLED
 
 
-async def test_in_a_shared_call_a_cancelled_task_ends_at_once_and_the_other_goes_on(tmp_path: Path) -> None:
+async def test_in_a_shared_call_a_cancelled_task_ends_at_once_and_the_other_continues(tmp_path: Path) -> None:
     async with opened(tmp_path) as house:
         first, second = await house.pair()
         house.engine.step(1, 4)

@@ -133,7 +133,7 @@ async def test_padding_without_end_takes_no_time() -> None:
         await decode_image("A" + "=" * 1_000_000, MAX_PIXELS)
 
 
-async def test_a_picture_may_have_as_many_pixels_as_the_limit_says_and_not_one_more() -> None:
+async def test_a_picture_may_have_as_many_pixels_as_the_limit_and_not_one_more() -> None:
     assert await decode_image(text_of(PNG), 33 * 17) == PNG
     with pytest.raises(ImageTooLarge, match="more than 560 pixels"):
         await decode_image(text_of(PNG), 33 * 17 - 1)

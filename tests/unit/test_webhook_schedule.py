@@ -115,7 +115,7 @@ def test_hosts_take_turns_where_there_is_room_for_few() -> None:
     assert order == ["a0", "b", "c", "a1", "a2", "a3"]
 
 
-def test_of_one_task_the_later_waits_for_the_earlier() -> None:
+def test_a_later_delivery_of_a_task_waits_for_the_earlier_one() -> None:
     turns = Turns()
     for name in "123":
         turns.add(turn(name, task="t"), 0)

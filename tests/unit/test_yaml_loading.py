@@ -190,7 +190,7 @@ def test_an_error_found_at_the_end_is_reported_at_its_place() -> None:
     ]
 
 
-def test_the_error_as_a_whole_is_its_lines() -> None:
+def test_the_text_of_the_error_has_one_line_for_each_problem() -> None:
     with pytest.raises(ConfigError) as raised:
         parse("models: {a: {type: fake}, b: {type: fake}}")
     assert str(raised.value) == "models.yaml:1:10: 'name' is missing\nmodels.yaml:1:27: 'name' is missing"
@@ -255,7 +255,7 @@ def test_a_deep_file_is_answered_before_it_unfolds(opening: str) -> None:
     assert line.endswith(f": nested deeper than {MAX_DEPTH} levels")
 
 
-def test_a_file_may_be_as_deep_as_the_bound_says() -> None:
+def test_a_file_may_be_nested_up_to_the_limit() -> None:
     deep = "[" * (MAX_DEPTH - 1) + "]" * (MAX_DEPTH - 1)
     assert problems(f"extra: {deep}\n{GOOD}") == ["1:1: unknown section 'extra'"]
     assert problems(f"extra: [{deep}]\n{GOOD}") == [f"1:39: nested deeper than {MAX_DEPTH} levels"]
@@ -345,7 +345,7 @@ def test_the_file_in_the_repository_is_the_one_that_ships() -> None:
     assert (REPOSITORY / "config" / "models.yaml").read_bytes() == default_config().read_bytes()
 
 
-def test_an_old_models_config_of_the_brief_reads_as_it_is() -> None:
+def test_a_models_config_of_the_original_api_is_read_unchanged() -> None:
     old = """\
 # 全局设置
 settings:
