@@ -1,1 +1,1 @@
-"""Tests say what the product promises."""
+"""Tests of imagegen."""

@@ -1,4 +1,4 @@
-"""Faults of every kind under load: each accepted task ends once, or the service said that it cannot promise that.
+"""Faults of every kind under load: each accepted task ends once, unless the service has reported a loss.
 
 python -m tests.chaos [--rounds 200] [--seed 1] [--faults kill,disk_full]
 
@@ -43,7 +43,7 @@ EXIT_LOST = 74
 
 @dataclass
 class World(Ledger):
-    """What the clients and the receiver know, and what is around the service."""
+    """The records of the clients and the receiver, and the environment of the service."""
 
     folder: Path = Path()
     chance: Random = field(default_factory=Random)
@@ -91,7 +91,7 @@ def stop_worker(world: World, server: Server) -> None:
 
 
 def disk_full(world: World, server: Server) -> None:
-    """The kernel lets the service write to no file."""
+    """The kernel refuses every write of the service."""
     process = psutil.Process(server.process.pid)
     before = process.rlimit(psutil.RLIMIT_FSIZE)
     process.rlimit(psutil.RLIMIT_FSIZE, (0, before[1]))
@@ -100,7 +100,7 @@ def disk_full(world: World, server: Server) -> None:
 
 
 def spool_in_the_way(world: World, server: Server) -> None:
-    """A file stands where the folder of pictures belongs."""
+    """A file is in the place of the folder of pictures."""
     spool, away = world.data / "spool", world.data / "spool.away"
     with suppress(FileNotFoundError):
         spool.rename(away)
@@ -129,7 +129,7 @@ def clock_set(world: World, server: Server) -> None:
 
 
 def journal_replaced(world: World, server: Server) -> None:
-    """A copy takes the journal's place: nothing is accepted any more, and the copy has all that was."""
+    """A copy replaces the journal: no task is accepted any more, and the copy has all accepted ones."""
     journal, copy = world.data / "imagegen.sqlite3", world.data / "copy"
     with closing(sqlite3.connect(journal)) as source, closing(sqlite3.connect(copy)) as target:
         source.backup(target)
@@ -167,7 +167,7 @@ FAULTS: Mapping[str, Fault] = MappingProxyType(
 
 
 def use(address: str, world: World, seeds: Iterator[int], done: threading.Event) -> None:
-    """Submit, and look what became of earlier tasks, until the end of the round or of the service."""
+    """Submit tasks and check earlier ones, until the end of the round or of the service."""
     chance = Random()
     with httpx.Client(base_url=address, timeout=PATIENCE_S) as http:
         while not done.is_set():
@@ -204,7 +204,7 @@ def look_again(http: httpx.Client, task_id: str, world: World) -> None:
 
 
 def chaos(folder: Path, rounds: int, seed: int, faults: list[str] | None = None) -> World:
-    """Draw a fault a round, or take each of `faults` in turn; at last look what became of every task."""
+    """Choose a random fault for each round, or each of `faults` in turn; at the end check every task."""
     chance = Random(seed)
     with Bucket() as bucket, receiving() as receiver:
         world = World(folder=folder, chance=chance, bucket=bucket, receiver=receiver)
@@ -279,7 +279,7 @@ def look_at_ends(world: World, server: Server) -> None:
 
 
 def look_for_refused(world: World) -> None:
-    """What was answered with an error does not exist."""
+    """A task whose request got an error does not exist."""
     with closing(sqlite3.connect(world.data / "imagegen.sqlite3")) as journal:
         seeds = {row[0] for row in journal.execute("SELECT json_extract(record, '$.request.seed') FROM tasks")}
     if ran := seeds & world.refused:
@@ -287,7 +287,7 @@ def look_for_refused(world: World) -> None:
 
 
 def look_for_webhooks(world: World, server: Server) -> None:
-    """Every task with a webhook has told its end at least once."""
+    """The end of every task with a webhook was delivered at least once."""
     wanted = {it for it, seed in world.accepted.items() if seed % 4 == 0} - world.excused
     deadline = time.monotonic() + PATIENCE_S
     while (missing := wanted - set(map(task_of, world.receiver.received))) and time.monotonic() < deadline:

@@ -52,7 +52,7 @@ def bucket_server() -> Iterator["Bucket"]:
 
 @pytest.fixture
 def bucket(bucket_server: "Bucket", monkeypatch: pytest.MonkeyPatch) -> "Bucket":
-    """The same, with what opens it in this process's environment."""
+    """The same, with its credentials in this process's environment."""
     for name, value in bucket_server.environment.items():
         monkeypatch.setenv(name, value)
     return bucket_server
@@ -60,7 +60,7 @@ def bucket(bucket_server: "Bucket", monkeypatch: pytest.MonkeyPatch) -> "Bucket"
 
 @pytest.fixture
 def quick_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Traces as usual, and runs the traces as they are: the real compiler takes ten seconds."""
+    """Replaces the compiler: traces as usual and runs the traces. The real compiler takes ten seconds."""
     import torch
     from torch._dynamo.utils import counters
 

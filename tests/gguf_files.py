@@ -18,7 +18,7 @@ _BLOCK: Mapping[str, int] = MappingProxyType({"F16": 1, "BF16": 1, "Q8_0": 32, "
 
 
 def write_gguf(pipeline: Path, file: Path, quantisation: Quantisation, style: Style = "diffusers") -> Path:
-    """Quantise the transformer of a pipeline's folder into `file`, and give that back."""
+    """Quantise the transformer of a pipeline's folder into `file`, and return the file."""
     weights = pipeline / "transformer" / "diffusion_pytorch_model.safetensors"
     return write_tensors(load_file(weights), file, quantisation, style)
 
@@ -69,14 +69,14 @@ def quantise_q4_k(values: Any) -> Any:
 
 
 def _six_bits(values: Any) -> tuple[Any, Any]:
-    """A common step (as float16 will hold it) and each value in whole steps."""
+    """A common step (rounded to float16) and each value in whole steps."""
     step = (values.max(axis=-1, keepdims=True) / 63).astype(np.float16).astype(np.float32)
     whole = np.divide(values, step, out=np.zeros_like(values), where=step > 0)
     return step, np.rint(whole).clip(0, 63).astype(np.uint8)
 
 
 def _packed_scales(steps: Any, offsets: Any) -> Any:
-    """Sixteen numbers of 6 bits in 12 bytes: the last eight lend their upper bits to the first eight."""
+    """Sixteen numbers of 6 bits in 12 bytes: the upper bits of the last eight are stored with the first eight."""
     first = steps[:, :4] | steps[:, 4:] >> 4 << 6
     second = offsets[:, :4] | offsets[:, 4:] >> 4 << 6
     third = steps[:, 4:] & 15 | (offsets[:, 4:] & 15) << 4
@@ -124,7 +124,7 @@ _SINGLE_NORMS = {"attn.norm_q": "norm.query_norm", "attn.norm_k": "norm.key_norm
 
 
 def original_names(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
-    """A transformer's state as the model's authors name and stack it."""
+    """A transformer's state with the names and the layout of the model's authors."""
     for ours, theirs in _TOP.items():
         for end in ("weight", "bias"):
             if f"{ours}.{end}" in tensors:

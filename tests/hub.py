@@ -1,4 +1,4 @@
-"""A local stand-in for the hub: speaks as much of its HTTP API as huggingface_hub asks for, and fails as it is told."""
+"""A local fake of the hub: it has the part of the HTTP API that huggingface_hub uses, and fails as a test sets it."""
 
 import hashlib
 import json
@@ -51,7 +51,7 @@ class Repo:
 
 
 class Hub:
-    """The stand-in; the attributes may be changed while it serves."""
+    """The fake hub. Its attributes may be changed while it serves."""
 
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
@@ -105,7 +105,7 @@ class Hub:
         return f"http://127.0.0.1:{self.port}"
 
     def environment(self, home: Path, token: str | None = None) -> dict[str, str]:
-        """What makes huggingface_hub speak to this hub and keep its cache in `home`."""
+        """The environment with which huggingface_hub uses this hub and keeps its cache in `home`."""
         return {"HF_ENDPOINT": self.address, "HF_HOME": str(home), "HF_TOKEN": token or ""}
 
     def add(self, name: str, files: Mapping[str, bytes], **faults: Any) -> Repo:

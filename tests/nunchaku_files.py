@@ -1,4 +1,4 @@
-"""Files in the form of the Nunchaku engine's, for the stand-in of it that lies beside this module."""
+"""Files in the form of the Nunchaku engine, for the fake engine in this folder."""
 
 import json
 from pathlib import Path

@@ -56,7 +56,7 @@ ILLEGAL_ACCESS = (
 
 @dataclass(frozen=True)
 class Card:
-    """What the pretended card is. Memory in bytes."""
+    """The properties of the pretended card. Memory is in bytes."""
 
     name: str = "Pretended card"
     total: int = 80 * GIB
@@ -71,7 +71,7 @@ class Card:
 
 @dataclass
 class _Fault:
-    """An error that calls of one name raise: none of the next `skip`, then `times` of them."""
+    """An error of calls with one name: after the next `skip` calls, the following `times` raise it."""
 
     error: Error
     call: str
@@ -133,7 +133,7 @@ class Storages:
 
     @property
     def pieces(self) -> int:
-        """How many there are; an empty one takes no memory."""
+        """The number of storages; an empty one takes no memory."""
         return sum(map(bool, list(self._sizes.values())))
 
 
@@ -167,11 +167,11 @@ class Cuda:
 
     @property
     def free(self) -> int:
-        """Bytes that `mem_get_info` calls free."""
+        """The bytes that `mem_get_info` reports as free."""
         return max(0, self.card.total - self.foreign - self.card.context - self.device.reserved)
 
     def touch(self, call: str) -> None:
-        """The card is asked for something: count it, and raise what is due."""
+        """Count a call of the card, and raise the error that is set for it."""
         self.calls[call] += 1
         if self._file is not None and self._file.exists():
             self.fail(**json.loads(self._file.read_bytes()))
@@ -212,7 +212,7 @@ class Cuda:
     # -- what the functions of torch.cuda and torch.accelerator call ---------------------------------------------------
 
     def primitives(self) -> dict[str, Any]:
-        """Names of `torch._C` that a CPU build lacks, or that say there that there is no device."""
+        """Names of `torch._C` that a CPU build does not have, or that report no device there."""
         return {
             "_has_cuda": True,
             "_cuda_init": self._init,
@@ -250,7 +250,7 @@ class Cuda:
         }
 
     def attributes(self) -> dict[str, Any]:
-        """Names of `torch.cuda`, likewise, and its state: as before its first use."""
+        """Such names of `torch.cuda`, and its state before its first use."""
         return {
             "_cudart": SimpleNamespace(cudaMemGetInfo=self._memory_info),
             "_get_device_properties": self._properties,
@@ -320,7 +320,7 @@ class Cuda:
 
 
 class _Stream:
-    """A stream or an event. All work that it could wait for has been done."""
+    """A stream or an event. It never waits, because all work is done already."""
 
     device, device_index, device_type, stream_id, cuda_stream = torch.device("cuda", 0), 0, 1, 0, 0
 
@@ -357,7 +357,7 @@ _BOTH_SIDES = frozenset({_TENSOR.to, _TENSOR.copy_, _TENSOR.type_as, _TENSOR.__g
 
 
 class _Mode(TorchFunctionMode):
-    """Sees every call of a torch function from Python."""
+    """The function mode, which handles every call of a torch function from Python."""
 
     def __init__(self, cuda: Cuda) -> None:
         self._cuda = cuda
@@ -415,7 +415,7 @@ class _Mode(TorchFunctionMode):
         return self._placed(answer, target, known, ours)
 
     def _target(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-        """The kind of device that the call is told to put its answer on; empty: it is not told."""
+        """The kind of device that the call names for its result; empty: none."""
         for value in (*args, *kwargs.values()):
             if (device := _device(value)) is not None:
                 return device.type
@@ -507,12 +507,12 @@ def _storages(tensor: torch.Tensor) -> list[torch.UntypedStorage]:
 
 
 def _keys(tensor: torch.Tensor) -> list[int]:
-    """What tells its storages from all others that live."""
+    """The key that distinguishes its storages from all other live ones."""
     return [storage._cdata for storage in _storages(tensor)]
 
 
 def _tensors(value: Any) -> list[torch.Tensor]:
-    """Those in the arguments of a call, or in its answer."""
+    """The tensors in the arguments of a call, or in its result."""
     if isinstance(value, torch.Tensor):
         return [value]
     if isinstance(value, dict):
@@ -535,7 +535,7 @@ def _on_cpu(value: Any) -> Any:
 
 
 def _size(size: int) -> str:
-    """As torch's allocator writes it."""
+    """The size in the format of torch's allocator."""
     for name, unit in (("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):
         if size >= unit:
             return f"{size / unit:.2f} {name}"
@@ -547,7 +547,7 @@ def _size(size: int) -> str:
 
 @contextmanager
 def pretended(card: Card | None = None, faults: Path | None = None) -> Iterator[Cuda]:
-    """Until the context ends there is a CUDA card. Contexts cannot be nested. `faults` is as in Cuda."""
+    """Pretend a CUDA card until the context ends. Contexts cannot be nested. `faults` is as in Cuda."""
     cuda = Cuda(card or Card(), faults)
     mode = _Mode(cuda)
     with ExitStack() as undo:

@@ -1,4 +1,4 @@
-"""A receiver of webhooks on a real socket: it verifies with the official library, and answers as it is told."""
+"""A receiver of webhooks on a real socket: it verifies with the official library, and answers as a test sets it."""
 
 import json
 import socket
@@ -32,7 +32,7 @@ class Received:
         return self.headers["webhook-id"]
 
     def verified(self, secret: str = SECRET) -> dict[str, Any]:
-        """What it says. Raises WebhookVerificationError."""
+        """The content. Raises WebhookVerificationError."""
         return dict(Webhook(secret).verify(self.body, self.headers))
 
 
@@ -42,7 +42,7 @@ Reply = int | tuple[int, dict[str, str]] | str
 
 @dataclass
 class Receiver:
-    """Answers 200, or what `replies` has for the path, one after the other; the last one stays."""
+    """Answers 200, or the `replies` of the path one after the other; the last one is repeated."""
 
     port: int = 0
     received: list[Received] = field(default_factory=list)
@@ -65,7 +65,7 @@ class Receiver:
         return [each for each in self.received if each.path == path]
 
     def until(self, path: str, number: int = 1) -> list[Received]:
-        """Wait until a path has had so many attempts."""
+        """Wait until a path has had this many attempts."""
         deadline = time.monotonic() + PATIENCE_S
         while len(found := self.at(path)) < number:
             assert time.monotonic() < deadline, f"{len(found)} of {number} at {path}"
@@ -82,7 +82,7 @@ class _Server(ThreadingHTTPServer):
         return super().get_request()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A sender that went away is no error of ours."""
+        """Ignore the error of a sender that disconnected."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -113,13 +113,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def _drip(self, over: threading.Event) -> None:
-        """A header now and then, and no end of them."""
+        """Send one header after the other, slowly and without end."""
         self.send_response(200)
         while not over.wait(0.05):
             self.wfile.write(b"x-drip: 1\r\n")
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Not to stderr."""
+        """Log nothing to stderr."""
 
 
 @contextmanager
@@ -140,7 +140,7 @@ def receiving(port: int = 0, address: str = "127.0.0.1") -> Iterator[Receiver]:
 
 
 def hooks(*receivers: Receiver, secrets: Sequence[str] = (SECRET,), delays_s: str = "0.05,0.05,0.05") -> dict[str, str]:
-    """Settings of a service that may send to these, by their names."""
+    """Settings of a service that may send to these receivers, by field names."""
     return {
         "webhook_secrets": ",".join(secrets),
         "webhook_networks": "127.0.0.0/8,::1/128",
@@ -152,7 +152,7 @@ def hooks(*receivers: Receiver, secrets: Sequence[str] = (SECRET,), delays_s: st
 
 
 def as_variables(settings: dict[str, str]) -> dict[str, str]:
-    """The same for a process."""
+    """The same settings as environment variables."""
     return {f"IMAGEGEN_{name.upper()}": value for name, value in settings.items()}
 
 

@@ -1,4 +1,4 @@
-"""A local S3 server. To the services under test it is another machine, which can go away and come back."""
+"""A local S3 server. The services under test see it as another machine, which can stop and return."""
 
 import logging
 import re
@@ -13,7 +13,7 @@ SECRET = "canarysecretcanarysecretcanary"
 
 
 class Bucket:
-    """A bucket of its own; what is in it outlives the server's absences."""
+    """A server with its own bucket, whose content is kept while the server is stopped."""
 
     def __init__(self) -> None:
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
@@ -34,7 +34,7 @@ class Bucket:
 
     @property
     def address(self) -> str:
-        """What IMAGEGEN_STORE is to be."""
+        """The value for IMAGEGEN_STORE."""
         return f"s3://{self.name}/some/prefix"
 
     @property
@@ -52,10 +52,10 @@ class Bucket:
         self._port = self._server.get_host_and_port()[1]
 
     def stop(self) -> None:
-        """From here on connections are refused."""
+        """Stop the server: connections are refused."""
         self._server.stop()
 
     def names(self) -> list[str]:
-        """Of the pictures in it; the server must be there."""
+        """The names of the pictures in it; the server must be running."""
         listed = httpx.get(f"{self.url}/{self.name}?list-type=2&prefix=some/prefix/").raise_for_status().text
         return re.findall(r"<Key>some/prefix/([^<]+)</Key>", listed)

@@ -1,4 +1,4 @@
-"""A real server process, spoken to over a real socket."""
+"""A real server process with a client on a real socket."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def environment(**variables: str) -> dict[str, str]:
 
 
 class Server:
-    """`imagegen serve` in a process group of its own."""
+    """`imagegen serve` in its own process group."""
 
     def __init__(self, data_dir: Path, config: Path | None = None, **variables: str) -> None:
         #: What it wrote to stderr, line by line.
@@ -102,7 +102,7 @@ class Server:
         raise AssertionError("there is no worker")
 
     def terminate(self) -> int:
-        """SIGTERM; the exit code."""
+        """Send SIGTERM and return the exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(PATIENCE_S)
 
@@ -113,7 +113,7 @@ class Server:
 
 
 def is_alive(process: psutil.Process) -> bool:
-    """Whether it runs: one that has ended and that nobody has asked about yet does not."""
+    """Whether it runs; a zombie does not."""
     try:
         return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:

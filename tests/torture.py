@@ -1,4 +1,4 @@
-"""kill -9 for the whole service, again and again under load: what was accepted is done, once, and nothing is damaged.
+"""kill -9 of the whole service, repeatedly under load: each accepted task completes once, and nothing is damaged.
 
 python -m tests.torture [--rounds 200] [--seed 1]
 """
@@ -40,7 +40,7 @@ KILL_AT_START = 3
 
 @dataclass
 class Ledger:
-    """What the clients know: it survives the service."""
+    """The records of the clients, which survive the service."""
 
     #: The seed of each task that was answered with 202.
     accepted: dict[str, int] = field(default_factory=dict)
@@ -75,7 +75,7 @@ def main() -> int:
 
 
 def torture(folder: Path, rounds: int, seed: int, accepted: int = ACCEPTED) -> Ledger:
-    """Kill the service `rounds` times, look into what is on disk each time, and at last let it finish."""
+    """Kill the service `rounds` times, check the disk each time, and let it finish at the end."""
     ledger, chance, seeds = Ledger(), Random(seed), count()
     config, data = folder / "models.yaml", folder / "data"
     config.write_text(fake_config(fake={"step_seconds": 0.002}))
@@ -106,7 +106,7 @@ def kill_at_start(data: Path, config: Path, after_s: float) -> None:
 
 
 def kill_under_load(data: Path, config: Path, after: int, ledger: Ledger, seeds: Iterator[int]) -> None:
-    """At no moment of its own: some milliseconds after so many tasks were accepted."""
+    """Kill at a random moment: some milliseconds after this many tasks were accepted."""
     until = len(ledger.accepted) + after
     with Server(data, config, IMAGEGEN_MAX_QUEUE="200") as server:
         address = str(server.http.base_url)
@@ -122,7 +122,7 @@ def kill_under_load(data: Path, config: Path, after: int, ledger: Ledger, seeds:
 
 
 def use(address: str, ledger: Ledger, seeds: Iterator[int]) -> None:
-    """A client: submits, looks what became of earlier tasks, and writes down what it hears, until it is cut off."""
+    """A client that submits tasks, checks earlier ones and records the answers, until the service is killed."""
     chance = Random()
     with httpx.Client(base_url=address) as http:
         while True:
@@ -144,7 +144,7 @@ def submit(http: httpx.Client, seed: int, ledger: Ledger) -> None:
 
 
 def look_again(http: httpx.Client, task_id: str, ledger: Ledger) -> None:
-    """A task that has ended stays as it ended; one that is known stays known."""
+    """An ended task does not change, and an accepted task is never lost."""
     if not task_id:
         return
     answer = http.get(f"/task/{task_id}")
@@ -164,7 +164,7 @@ def note_end(task_id: str, task: dict[str, Any], ledger: Ledger) -> None:
 
 
 def look_into(data: Path, copy: Path, ledger: Ledger) -> None:
-    """Read a copy of the journal, as it was left: the service itself is to recover the original."""
+    """Check a copy of the journal: the service must recover the original itself."""
     shutil.rmtree(copy, ignore_errors=True)
     copy.mkdir()
     for file in data.glob("imagegen.sqlite3*"):
@@ -185,7 +185,7 @@ def look_into(data: Path, copy: Path, ledger: Ledger) -> None:
 
 
 def inspect_end(server: Server, task_id: str, seed: int, ledger: Ledger) -> None:
-    """It ends, and its pictures are the ones that its seed gives."""
+    """The task ends, and its pictures have the colours of its seed."""
     task = server.until(task_id)
     note_end(task_id, task, ledger)
     if (task["status"], task.get("error_code")) == ("failed", "interrupted"):
@@ -199,7 +199,7 @@ def inspect_end(server: Server, task_id: str, seed: int, ledger: Ledger) -> None
 
 
 def look_for_leftovers(data: Path, ledger: Ledger) -> None:
-    """Each file belongs to one completed task, and nobody was given a task that he did not ask for."""
+    """Each file belongs to one completed task, and each client has only its own tasks."""
     with sqlite3.connect(data / "imagegen.sqlite3") as journal:
         records = [GenerationTask.model_validate_json(row[0]) for row in journal.execute("SELECT record FROM tasks")]
     journal.close()

@@ -1,4 +1,4 @@
-"""The ways to load a model and draw with it, as one table, and what must hold for each of them on every device."""
+"""The table of all ways to load a model and draw with it, and what must hold for each of them on every device."""
 
 import gc
 import json
@@ -99,7 +99,7 @@ WAYS: Mapping[str, Way] = MappingProxyType(
 
 
 def skip_unless_possible(way: Way, device: str) -> None:
-    """Skip the running test where this machine lacks what the way needs."""
+    """Skip the running test if this machine does not have what the way needs."""
     if device == "cpu" and way.not_on_cpu:
         pytest.skip(way.not_on_cpu)
     if way.needs and find_spec(way.needs) is None:
@@ -143,12 +143,12 @@ def walk(way: Way, device: str, shelf: Shelf) -> None:
 
 
 def is_real(device: str) -> bool:
-    """Whether it is a card, and not the pretence of one."""
+    """Whether it is a real card."""
     return device != "cpu" and REAL_CARD
 
 
 def _with_files(entry: Mapping[str, Any], shelf: Shelf) -> dict[str, Any]:
-    """The entry; what it reads is written to the shelf first."""
+    """The entry; its files are written to the shelf first."""
     folder = shelf.model(entry.get("base_model", entry["local_path"]))
     if entry["type"] == "gguf" and not (file := shelf.folder / entry["local_path"]).exists():
         write_gguf(folder, file, file.stem)
@@ -170,7 +170,7 @@ def _draw(engine: LocalEngine, way: Way, **how: Any) -> bytes:
 def _run(
     engine: LocalEngine, way: Way, task: str = "text2image", previews: list[bytes] | None = None, stop_at: int = 0
 ) -> Generated | Stopped | Failed:
-    """One picture. `previews` gets what is shown on the way."""
+    """Make one picture. `previews` gets its previews."""
     stop, brought = threading.Event(), dict[str, Any](TASKS[task][0])
 
     def on_step(step: int, total: int, *shown: bytes) -> None:

@@ -18,12 +18,12 @@ from imagegen.testing.service import new_service
 
 
 class Client(httpx.AsyncClient):
-    """httpx, and the words that these tests use all the time."""
+    """An httpx client with the calls that these tests use most."""
 
     app: FastAPI
 
     async def submit(self, prompt: str = "a picture", **fields: Any) -> str:
-        """Submit a text2image task; its id."""
+        """Submit a text2image task and return its id."""
         answer = await self.post("/text2image", json={"prompt": prompt, **fields})
         assert answer.status_code == 202, answer.text
         return str(answer.json()["task_id"])

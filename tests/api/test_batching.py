@@ -1,4 +1,4 @@
-"""Eight tasks of the embedded model, whose entry lets eight pictures be made in one call, through the whole service."""
+"""Eight tasks of the embedded model share one call, through the whole service."""
 
 import asyncio
 import io
@@ -19,7 +19,7 @@ PROMPTS = ("a red circle", "a green star on a table", "two cats", "a blue square
 
 
 async def submit(client: Client) -> list[str]:
-    """All of them wait before the first one is taken."""
+    """Submit them so that all wait before the first one is taken."""
     gate = asyncio.Event()
     holding = asyncio.create_task(client.app.state.services.tasks.between_tasks(gate.wait))
     asked = (client.submit(prompt, seed=seed, width=64, height=64, steps=4) for seed, prompt in enumerate(PROMPTS))

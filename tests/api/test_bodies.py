@@ -94,7 +94,7 @@ async def test_an_unknown_field_is_answered_with_the_field_that_was_meant(
     assert meant in detail
 
 
-async def test_a_field_that_nobody_knows_has_no_hint(client: Client) -> None:
+async def test_an_unknown_field_without_a_similar_one_has_no_hint(client: Client) -> None:
     answer = await client.post("/text2image", json={"prompt": "x", "zzzz": 1})
     assert refused(answer, 422, "invalid_request") == "body.zzzz: unknown field 'zzzz'"
 

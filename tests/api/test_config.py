@@ -1,4 +1,4 @@
-"""The configuration over HTTP and by hand: live, one way for all changes, and never broken."""
+"""The configuration over HTTP and by hand: changes are live, and an invalid file never gets in force."""
 
 import asyncio
 import os
@@ -53,13 +53,13 @@ def code(answer: httpx.Response) -> tuple[int, str]:
 
 
 async def until(found: Callable[[], Any]) -> None:
-    """Wait for what a file watcher needs its time for."""
+    """Wait until a condition holds that depends on the file watcher."""
     while not found():
         await asyncio.sleep(0.01)
 
 
 async def settled(client: Client) -> None:
-    """The service has had its first look at the file."""
+    """Wait until the service has read the file for the first time."""
     while not (await client.get("/config/versions")).json()["total"]:
         await asyncio.sleep(0.01)
 
@@ -143,7 +143,7 @@ REFUSED: list[tuple[str, str, Any, tuple[int, str]]] = [
 ]
 
 
-async def test_what_cannot_be_done_is_said_and_changes_nothing(start: Start, path: Path) -> None:
+async def test_an_impossible_edit_is_refused_and_changes_nothing(start: Start, path: Path) -> None:
     async with start(config=path) as client:
         for method, url, body, expected in REFUSED:
             assert code(await client.request(method, url, json=body)) == expected, (method, url, body)
@@ -184,7 +184,7 @@ async def test_the_original_apis_own_example_names_a_folder_below_the_models_dir
 # -- who comes first ---------------------------------------------------------------------------------------------------
 
 
-async def test_a_stale_etag_is_refused_and_without_one_nobody_is(start: Start, path: Path) -> None:
+async def test_a_stale_etag_is_refused_and_a_missing_one_is_not(start: Start, path: Path) -> None:
     async with start(config=path) as client:
         etag = (await client.get("/models/a")).headers["ETag"]
         answers = await asyncio.gather(
@@ -219,7 +219,7 @@ async def test_a_running_task_ends_on_the_old_entry_and_waiting_ones_of_a_remove
         assert (await client.get("/models/current")).json()["current_model"] == "a"
 
 
-async def test_only_what_would_be_loaded_otherwise_leaves_the_memory(start: Start, path: Path) -> None:
+async def test_only_models_with_changed_load_fields_are_unloaded(start: Start, path: Path) -> None:
     async with start(config=path) as client:
         await client.until(await client.submit(model="a"))
         for url, body, stays in (
@@ -376,7 +376,7 @@ def in_place(path: Path, text: str) -> None:
 
 
 def renamed_over(path: Path, text: str) -> None:
-    """As vim and many others do it."""
+    """Write like vim and many other editors."""
     backup, new = path.with_name("models.yaml~"), path.with_name("4913")
     new.write_text(text)
     path.rename(backup)
@@ -385,7 +385,7 @@ def renamed_over(path: Path, text: str) -> None:
 
 
 def swapped(path: Path, text: str) -> None:
-    """As kubelet updates a ConfigMap: the file is a link through a folder that is a link."""
+    """Update like kubelet's ConfigMap: the file is a link through a folder that is a link."""
     new = path.parent / f"..{os.urandom(4).hex()}"
     new.mkdir()
     (new / path.name).write_text(text)
@@ -452,8 +452,8 @@ async def test_a_broken_file_keeps_the_old_configuration_and_the_service_ready(s
         assert "event: config_rejected" in (await events).text
 
 
-async def test_what_the_file_said_before_the_service_listened_counts(start: Start, path: Path) -> None:
-    """Between reading it at the start and watching it, somebody may have written."""
+async def test_a_change_of_the_file_before_the_service_listens_counts(start: Start, path: Path) -> None:
+    """The file may change between the read at the start and the begin of the watch."""
     catalog = load_catalog(path, SPECS)
     path.write_text(TEXT.replace("steps: 4", "steps: 6"))
     async with start(config=path, catalog=catalog) as client:
@@ -463,7 +463,7 @@ async def test_what_the_file_said_before_the_service_listened_counts(start: Star
 # -- versions, and files that cannot be written ------------------------------------------------------------------------
 
 
-async def test_versions_tell_what_changed_and_bring_it_back(start: Start, path: Path) -> None:
+async def test_versions_show_changes_and_can_be_restored(start: Start, path: Path) -> None:
     async with start(config=path) as client:
         for steps in (5, 6):
             await client.put("/models/a", json={"steps": steps})

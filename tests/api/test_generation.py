@@ -1,4 +1,4 @@
-"""From a request to a picture, and from an absurd request to a clear answer."""
+"""From a request to a picture, and from an invalid request to a clear error."""
 
 import base64
 import io
@@ -196,7 +196,7 @@ async def test_a_name_that_someone_pointed_here_is_refused(start: Start) -> None
             assert (await client.get("/tasks", headers={"host": host})).status_code == 200
 
 
-async def test_a_service_for_the_network_goes_by_any_name(start: Start) -> None:
+async def test_a_service_on_a_public_address_accepts_any_host_name(start: Start) -> None:
     async with start(host="0.0.0.0") as client:
         assert (await client.get("/tasks", headers={"host": "gpu-7.example"})).status_code == 200
 
@@ -218,7 +218,7 @@ async def test_a_bad_input_picture_is_refused(client: Client, image: str, code: 
     assert (answer.status_code, answer.json()["code"]) == (422, code)
 
 
-async def test_asking_for_what_a_model_cannot_do_names_those_that_can(start: Start) -> None:
+async def test_an_unsupported_capability_names_the_models_that_have_it(start: Start) -> None:
     models = {"words": {"supports_img2img": False}, "both": {}}
     async with start(models=models) as client:
         answer = await client.post("/image2image", json={"prompt": "x", "image": picture(), "model": "words"})

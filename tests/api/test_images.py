@@ -1,4 +1,4 @@
-"""GET /images as callers and browsers meet it; the same headers whether a picture is in a folder or in a bucket."""
+"""GET /images, with the same headers for a folder and for a bucket."""
 
 import base64
 import hashlib
@@ -25,7 +25,7 @@ async def client(request: pytest.FixtureRequest, start: Start) -> AsyncIterator[
 
 
 async def picture(client: Client, **fields: Any) -> str:
-    """The URL of a new one."""
+    """Make a picture and return its URL."""
     task = await client.until(await client.submit(**fields))
     assert task["status"] == "completed", task
     return str(task["images"][0]["url"])
@@ -35,7 +35,7 @@ def digest(data: bytes) -> str:
     return f"sha-256=:{base64.b64encode(hashlib.sha256(data).digest()).decode()}:"
 
 
-async def test_a_picture_comes_whole_with_what_caches_browsers_and_careful_readers_need(client: Client) -> None:
+async def test_a_picture_has_the_headers_for_caches_browsers_and_verification(client: Client) -> None:
     url = await picture(client)
     answer = await client.get(url)
     assert answer.content.startswith(b"\x89PNG")
@@ -62,7 +62,7 @@ async def test_head_has_the_same_headers_but_the_digest_of_a_content_that_it_has
     assert (await client.head(url, headers={"range": "bytes=0-1"})).status_code == 200
 
 
-async def test_who_has_it_is_not_sent_it_again(client: Client) -> None:
+async def test_a_matching_etag_gets_304(client: Client) -> None:
     url = await picture(client)
     etag = (await client.get(url)).headers["etag"]
     for tags in (etag, f"W/{etag}", f'"other", {etag}', "*"):
@@ -92,7 +92,7 @@ async def test_a_part_is_sent_as_a_part(client: Client) -> None:
         assert "content-digest" not in answer.headers
 
 
-async def test_no_such_bytes_is_416_and_says_how_many_there_are(client: Client) -> None:
+async def test_a_range_after_the_end_is_416_with_the_size(client: Client) -> None:
     url = await picture(client)
     answer = await client.get(url, headers={"range": "bytes=9999999-"})
     assert (answer.status_code, answer.json()["code"]) == (416, "range_not_satisfiable")
@@ -100,7 +100,7 @@ async def test_no_such_bytes_is_416_and_says_how_many_there_are(client: Client) 
     assert answer.headers["x-content-type-options"] == "nosniff"
 
 
-async def test_several_ranges_and_nonsense_get_the_whole_picture(client: Client) -> None:
+async def test_several_ranges_and_invalid_ones_get_the_whole_picture(client: Client) -> None:
     url = await picture(client)
     for header in (
         "bytes=0-3,10-19",
@@ -114,7 +114,7 @@ async def test_several_ranges_and_nonsense_get_the_whole_picture(client: Client)
         assert answer.headers["content-type"] == "image/png"
 
 
-async def test_a_part_of_what_has_changed_is_all_of_it(client: Client) -> None:
+async def test_if_range_of_a_changed_picture_gets_all_of_it(client: Client) -> None:
     url = await picture(client)
     etag = (await client.get(url)).headers["etag"]
     for condition, status in (
@@ -147,7 +147,7 @@ async def test_records_of_earlier_versions_have_the_same_headers(client: Client)
     assert (await client.get(url, headers={"range": "bytes=0-1"})).status_code == 206
 
 
-async def test_a_picture_that_is_gone_from_where_it_was_is_not_found(client: Client) -> None:
+async def test_a_picture_whose_file_was_removed_is_not_found(client: Client) -> None:
     url = await picture(client)
     services = client.app.state.services
     await services.images.delete((await services.tasks.records.get(re.findall(r"[0-9a-f-]{36}", url)[0])).images)
@@ -155,7 +155,7 @@ async def test_a_picture_that_is_gone_from_where_it_was_is_not_found(client: Cli
         assert (await ask(url)).status_code == 404
 
 
-async def test_only_what_a_task_has_made_is_served(client: Client, tmp_path: Path) -> None:
+async def test_only_files_that_a_task_has_made_are_served(client: Client, tmp_path: Path) -> None:
     url = await picture(client)
     folder = tmp_path / "data" / "images" / "20260101"
     folder.mkdir(parents=True)

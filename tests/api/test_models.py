@@ -1,4 +1,4 @@
-"""What is configured, what is resident, and when it leaves."""
+"""The models over HTTP: what is configured, what is resident, and when it is unloaded."""
 
 import asyncio
 import json
@@ -87,7 +87,7 @@ async def test_where_two_models_may_be_resident_tasks_alternate_and_each_is_load
         assert re.findall(r"^event: (\w+)$", (await loads).text, re.MULTILINE) == ["loading", "model_loaded"] * 2
 
 
-async def test_all_resident_models_are_told_the_most_recently_used_first(start: Start, three: Path) -> None:
+async def test_all_resident_models_are_listed_most_recently_used_first(start: Start, three: Path) -> None:
     async with start(config=three) as client:
         for model in "ab":
             await client.until(await client.submit(model=model))
@@ -106,7 +106,7 @@ async def test_all_resident_models_are_told_the_most_recently_used_first(start: 
         assert (await client.post("/models/unload")).json()["message"] == "'b', 'a' were unloaded."
 
 
-async def test_what_has_to_leave_for_a_third_model_is_planned_and_leaves(start: Start, three: Path) -> None:
+async def test_the_planned_evictions_for_a_third_model_are_made(start: Start, three: Path) -> None:
     async with start(config=three) as client:
         for model in "aba":
             await client.until(await client.submit(model=model))
@@ -125,7 +125,7 @@ async def resident(client: Client) -> list[str]:
     return [it["model"] for it in (await client.get("/models/current")).json()["models"]]
 
 
-async def test_unload_waits_for_the_running_task_and_goes_before_waiting_ones(start: Start) -> None:
+async def test_an_unload_waits_for_the_running_task_and_runs_before_waiting_ones(start: Start) -> None:
     async with start(models={"fake": {"step_seconds": 0.02}}) as client:
         first, second = await client.submit(), await client.submit()
         await client.until(first, "processing")
@@ -160,7 +160,7 @@ async def test_unload_without_waiting_is_accepted_at_once_and_done_after_the_run
         assert (await client.post("/models/unload", params={"wait": "false"})).json()["code"] == "draining"
 
 
-async def test_a_model_is_loaded_and_unloaded_when_asked_and_says_what_came_free(start: Start) -> None:
+async def test_a_model_is_loaded_and_unloaded_on_request_and_the_freed_memory_is_reported(start: Start) -> None:
     async with start(models={"a": {"memory_mb": 64}, "b": {}}) as client:
         loaded = (await client.post("/models/a/load")).json()
         assert (loaded["state"], loaded["is_loaded"], loaded["device_bytes"]) == ("resident", True, 64 * 2**20)
@@ -175,7 +175,7 @@ async def test_a_model_is_loaded_and_unloaded_when_asked_and_says_what_came_free
             assert (await client.post(f"/models/c/{call}")).json()["code"] == "model_not_found"
 
 
-async def test_unloading_a_busy_model_waits_or_is_a_conflict_as_asked(start: Start) -> None:
+async def test_unloading_a_busy_model_waits_or_is_a_conflict_as_requested(start: Start) -> None:
     async with start(models={"fake": {"step_seconds": 0.02, "steps": 20}}) as client:
         task_id = await client.submit()
         await client.until(task_id, "processing")
@@ -185,7 +185,7 @@ async def test_unloading_a_busy_model_waits_or_is_a_conflict_as_asked(start: Sta
         assert (await client.until(task_id))["status"] == "completed"
 
 
-async def test_a_model_that_kills_its_worker_is_quarantined_until_somebody_loads_it(start: Start) -> None:
+async def test_a_model_that_kills_its_worker_is_quarantined_until_it_is_loaded_by_hand(start: Start) -> None:
     models = {"bad": {"fault": "abort", "fault_at": "load"}, "good": {}}
     async with start(models=models, isolation="process") as client:
         failed = await client.until(await client.submit(model="bad"))
@@ -238,7 +238,7 @@ async def test_who_follows_everything_can_come_back_and_is_told_of_a_gap_and_of_
 
 
 @pytest.mark.parametrize("isolation", ["thread", "process"])
-async def test_how_far_a_load_is_can_be_asked_and_followed(
+async def test_the_progress_of_a_load_can_be_read_and_followed(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, isolation: str
 ) -> None:
     monkeypatch.setattr(executor, "LOOK_EVERY_S", 0.02)
@@ -293,7 +293,7 @@ async def test_a_model_that_cannot_be_loaded_fails_its_task_and_the_others_serve
         assert (await client.until(await client.submit(model="good")))["status"] == "completed"
 
 
-async def test_waiting_tasks_of_a_model_that_is_gone_after_a_restart_fail(start: Start) -> None:
+async def test_waiting_tasks_of_a_removed_model_fail_after_a_restart(start: Start) -> None:
     async with start(models={"old": {"step_seconds": 0.05, "steps": 100}}, drain_timeout_s=0) as client:
         ids = [await client.submit(model="old") for _ in range(2)]
         await client.until(ids[0], "processing")
@@ -303,7 +303,7 @@ async def test_waiting_tasks_of_a_model_that_is_gone_after_a_restart_fail(start:
         assert (await client.until(await client.submit()))["status"] == "completed"
 
 
-async def test_health_tells_queue_model_and_device(client: Client) -> None:
+async def test_health_shows_queue_model_and_device(client: Client) -> None:
     await client.until(await client.submit())
     health = (await client.get("/health")).json()
     assert health["status"] == "healthy"
@@ -315,7 +315,7 @@ async def test_health_tells_queue_model_and_device(client: Client) -> None:
     assert (await client.get("/readyz")).status_code == 200
 
 
-async def test_health_tells_who_holds_the_card_and_why_there_is_none(start: Start) -> None:
+async def test_health_shows_the_memory_of_other_processes_and_why_there_is_no_card(start: Start) -> None:
     gib = 2**30
     engine = ScriptedEngine(
         full=DeviceMemory(
@@ -338,7 +338,7 @@ async def test_health_tells_who_holds_the_card_and_why_there_is_none(start: Star
         assert (info["gpu_available"], info["cuda_problem"]) == (False, "The driver is too old.")
 
 
-async def test_what_can_never_fit_is_refused_before_it_is_queued(start: Start) -> None:
+async def test_a_request_that_can_never_fit_is_refused_before_it_is_queued(start: Start) -> None:
     too_much = measure("cpu").host_total // 2**20 + 1
     async with start({"small": {}, "large": {"memory_mb": too_much}}) as client:
         await client.until(await client.submit(model="small"))  # the engine has been measured
@@ -353,7 +353,7 @@ async def test_what_can_never_fit_is_refused_before_it_is_queued(start: Start) -
 
 
 async def test_a_size_that_the_model_cannot_draw_is_refused_with_the_number(start: Start, tmp_path: Path) -> None:
-    """It is known before any load, from the files."""
+    """The size is known from the files, before any load."""
     entry = {"name": "SD3", "type": "stable_diffusion", "local_path": "sd3", "base_size": 1024}
     config, transformer = tmp_path / "sd3.yaml", tmp_path / "models" / "sd3" / "transformer"
     config.write_text(json.dumps({"models": {"sd3": entry}}))
@@ -379,7 +379,7 @@ async def test_broken_files_are_the_business_of_the_load(start: Start, tmp_path:
         assert (await client.post("/plan", json={"prompt": "x"})).status_code == 200
 
 
-async def test_a_plan_says_that_the_end_of_a_prompt_would_be_ignored(start: Start, tmp_path: Path) -> None:
+async def test_a_plan_warns_that_the_end_of_a_prompt_would_be_ignored(start: Start, tmp_path: Path) -> None:
     entry = {
         "name": "XL",
         "type": "stable_diffusion",

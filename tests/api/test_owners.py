@@ -1,4 +1,4 @@
-"""ImageService: a task exists for its owner, and for those who may see all tasks."""
+"""ImageService: a task is visible to its owner, and to callers that may see all tasks."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -63,7 +63,7 @@ async def test_a_key_of_one_owner_is_no_key_of_another(service: ImageService) ->
     assert made[0].task.id == made[2].task.id != made[1].task.id
 
 
-async def test_a_wait_ends_after_its_time_with_the_task_as_it_is(start: Start) -> None:
+async def test_a_wait_ends_after_its_time_with_the_current_task(start: Start) -> None:
     async with start(models={"fake": {"step_seconds": 0.2}}) as client:
         service: ImageService = client.app.state.services.service
         task = (await service.submit(ALICE, DRAFT.evolve(steps=100))).task

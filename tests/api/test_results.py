@@ -1,4 +1,4 @@
-"""Formats, receipts, replays, keys, search: what a caller can rely on after the picture is made."""
+"""Formats, receipts, replays, keys, search."""
 
 import asyncio
 import base64
@@ -21,7 +21,7 @@ from tests.api.conftest import Client, Start
 
 
 @pytest.mark.parametrize("kind", ImageFormat)
-async def test_a_picture_comes_in_the_format_that_was_asked_for(client: Client, kind: ImageFormat) -> None:
+async def test_a_picture_has_the_requested_format(client: Client, kind: ImageFormat) -> None:
     task = await client.until(await client.submit(format=kind, seed=7))
     assert task["format"] == kind
     (image,) = task["images"]
@@ -34,7 +34,7 @@ async def test_a_picture_comes_in_the_format_that_was_asked_for(client: Client, 
     assert receipt["pixels_sha256"] == image["pixels_sha256"]
 
 
-async def test_a_picture_without_metadata_says_nothing(client: Client) -> None:
+async def test_a_picture_without_metadata_has_no_receipt(client: Client) -> None:
     task = await client.until(await client.submit(metadata=False))
     assert read_receipt((await client.get(task["images"][0]["url"])).content) is None
     assert task["receipt"]["model"] == "fake"
@@ -51,12 +51,12 @@ async def test_a_picture_without_metadata_says_nothing(client: Client) -> None:
         {"metadata": 1},
     ],
 )
-async def test_what_no_format_has_is_refused(client: Client, fields: dict[str, Any]) -> None:
+async def test_an_unknown_format_is_refused(client: Client, fields: dict[str, Any]) -> None:
     answer = await client.post("/text2image", json={"prompt": "x", **fields})
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
 
 
-async def test_what_a_format_cannot_hold_fails_its_task_and_nothing_else(
+async def test_a_picture_that_its_format_cannot_store_fails_only_its_task(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
@@ -72,7 +72,7 @@ async def test_what_a_format_cannot_hold_fails_its_task_and_nothing_else(
 # -- receipts ----------------------------------------------------------------------------------------------------------
 
 
-async def test_a_receipt_says_what_the_picture_follows_from(client: Client) -> None:
+async def test_a_receipt_lists_what_the_picture_depends_on(client: Client) -> None:
     task = await client.until(await client.submit("a cat", seed=5, batch_size=2))
     receipt = task["receipt"]
     assert receipt["request"] | {"prompt": "a cat", "seed": 5, "batch_size": 2, "steps": 4} == receipt["request"]
@@ -99,7 +99,7 @@ async def replayed(client: Client, task_id: str) -> dict[str, Any]:
     return await client.until(answer.json()["task_id"])
 
 
-async def test_a_replay_makes_the_same_pixels_and_says_so(client: Client) -> None:
+async def test_a_replay_makes_the_same_pixels_and_reports_it(client: Client) -> None:
     first = await client.until(await client.submit("a cat", batch_size=3, format="webp", steps=2))
     again = await replayed(client, first["task_id"])
     assert again["task_id"] != first["task_id"]
@@ -115,7 +115,7 @@ async def test_a_replay_outlives_what_it_repeats(client: Client) -> None:
     assert (await client.task(again["task_id"]))["replay"]["identical"] is True
 
 
-async def test_a_replay_by_other_weights_says_what_is_not_the_same(start: Start) -> None:
+async def test_a_replay_by_other_weights_lists_the_differences(start: Start) -> None:
     async with start() as client:
         first = await client.until(await client.submit())
     async with start(models={"fake": {"memory_mb": 1}}) as client:
@@ -123,7 +123,7 @@ async def test_a_replay_by_other_weights_says_what_is_not_the_same(start: Start)
         assert replay["differences"] == ["weights: fake:1, was fake:0"]
 
 
-async def test_a_replay_of_a_model_that_is_gone_is_refused(start: Start) -> None:
+async def test_a_replay_of_a_removed_model_is_refused(start: Start) -> None:
     async with start() as client:
         first = await client.until(await client.submit())
     async with start(models={"other": {}}) as client:
@@ -147,7 +147,7 @@ async def test_the_embedded_model_repeats_an_edit_from_its_kept_pictures(start: 
         assert again["replay"] == {"of": first["task_id"], "identical": True, "differences": []}
 
 
-async def test_a_replay_whose_pixels_differ_does_not_claim_otherwise(start: Start, tmp_path: Path) -> None:
+async def test_a_replay_whose_pixels_differ_is_not_identical(start: Start, tmp_path: Path) -> None:
     entry = {"name": "T", "type": "flux", "local_path": "builtin:tiny", "base_size": 64, "steps": 2}
     (config := tmp_path / "own.yaml").write_text(json.dumps({"models": {"tiny": entry | {"torch_dtype": "float32"}}}))
     async with start(config=config) as client:
@@ -191,13 +191,13 @@ async def test_fifty_at_once_are_one_task(client: Client) -> None:
     assert (await client.get("/tasks")).json()["total"] == 1
 
 
-async def test_what_was_refused_has_used_no_key(client: Client) -> None:
+async def test_a_refused_request_uses_no_key(client: Client) -> None:
     refused = await client.post("/text2image", json={"prompt": "x", "model": "none"}, headers=KEY)
     assert refused.status_code == 404
     assert (await client.post("/text2image", json={"prompt": "y"}, headers=KEY)).status_code == 202
 
 
-async def test_a_full_queue_is_no_reason_to_refuse_what_is_in_it(start: Start) -> None:
+async def test_a_full_queue_does_not_refuse_a_task_that_is_in_it(start: Start) -> None:
     async with start(models={"slow": {"step_seconds": 0.5}}, max_queue=1, drain_timeout_s=0) as client:
         running = await client.submit()
         await client.until(running, "processing")
@@ -230,7 +230,7 @@ async def test_waiting_callers_may_repeat_themselves(client: Client) -> None:
 
 
 @pytest.mark.parametrize("key", ["", " ", "x" * 256, "a\tb"])
-async def test_what_is_no_key_is_refused(client: Client, key: str) -> None:
+async def test_an_invalid_key_is_refused(client: Client, key: str) -> None:
     answer = await client.post("/text2image", json={"prompt": "x"}, headers={"Idempotency-Key": key})
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
 
@@ -307,7 +307,7 @@ async def test_a_bundle_holds_the_task_and_every_picture(client: Client) -> None
         assert len(archive.namelist()) == 4
 
 
-async def test_a_bundle_of_what_failed_holds_the_reason(start: Start) -> None:
+async def test_a_bundle_of_a_failed_task_has_the_reason(start: Start) -> None:
     async with start(models={"fake": {"fault": "error"}}) as client:
         task = await client.until(await client.submit())
         answer = await client.get(f"/task/{task['task_id']}/bundle")

@@ -35,7 +35,7 @@ async def test_a_random_seed_is_told_and_is_exact_in_javascript(client: Client, 
     assert one["images"][0]["seed"] == one["seed"]
 
 
-async def test_a_batch_goes_over_the_largest_seed_to_zero(client: Client) -> None:
+async def test_seeds_of_a_batch_continue_at_zero_after_the_largest(client: Client) -> None:
     task = await made(client, seed=LARGEST - 1, batch_size=3)
     assert [image["seed"] for image in task["images"]] == [LARGEST - 1, LARGEST, 0]
 

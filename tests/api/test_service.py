@@ -85,7 +85,7 @@ async def test_an_end_that_the_disk_refused_is_true_and_written_down_later(start
         assert await client.task(task_id) == task
 
 
-async def test_what_the_journal_cannot_store_is_not_accepted(start: Start, tmp_path: Path) -> None:
+async def test_a_task_that_the_journal_cannot_store_is_not_accepted(start: Start, tmp_path: Path) -> None:
     disk = FullDisk(tmp_path, "insert")
     async with start(journal=disk) as client:
         answer = await client.post("/text2image", json={"prompt": "x"})
@@ -167,7 +167,7 @@ async def test_the_documentation_needs_no_other_host(client: Client) -> None:
         assert (await client.get(source)).status_code == 200
 
 
-async def test_housekeeping_goes_on_after_the_disk_refused_once(start: Start, tmp_path: Path) -> None:
+async def test_housekeeping_continues_after_the_disk_refused_once(start: Start, tmp_path: Path) -> None:
     disk = FullDisk(tmp_path, "surplus")
     async with start(housekeeping_s=0.01, journal=disk) as client:
         while disk.refused < 3:

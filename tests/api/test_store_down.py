@@ -1,4 +1,4 @@
-"""A bucket that cannot be reached: what is made waits for it or fails, as configured; nothing is lost or left."""
+"""A bucket that cannot be reached: pictures wait for it or their tasks fail; nothing is lost or left behind."""
 
 import asyncio
 import errno
@@ -31,7 +31,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
 
 @asynccontextmanager
 async def away(bucket: Bucket) -> AsyncIterator[None]:
-    """The bucket cannot be reached from here to the end of the block."""
+    """Make the bucket unreachable until the end of the block."""
     await asyncio.to_thread(bucket.stop)
     try:
         yield
@@ -40,7 +40,7 @@ async def away(bucket: Bucket) -> AsyncIterator[None]:
 
 
 async def storing(client: Client, task_id: str) -> dict[str, Any]:
-    """Until its pictures wait for the bucket."""
+    """Wait until its pictures wait for the bucket."""
     while not (task := await client.task(task_id)).get("storing"):
         assert task["status"] in ("pending", "processing"), task
         await asyncio.sleep(0.01)
@@ -79,7 +79,9 @@ async def test_tasks_wait_for_the_bucket_and_are_completed_when_it_is_back(
         assert (await health(client), spooled(tmp_path)) == ("ok", [])
 
 
-async def test_the_gpu_goes_on_for_some_tasks_and_all_are_accepted_and_configured(start: Start, bucket: Bucket) -> None:
+async def test_the_gpu_continues_for_some_tasks_while_all_are_accepted_and_configured(
+    start: Start, bucket: Bucket
+) -> None:
     async with start(store=bucket.address) as client:
         async with away(bucket):
             ids = [await client.submit() for _ in range(6)]
@@ -94,7 +96,7 @@ async def test_the_gpu_goes_on_for_some_tasks_and_all_are_accepted_and_configure
         assert done == ["completed"] * 5 + ["cancelled"]
 
 
-async def test_what_waits_for_the_bucket_can_be_cancelled_and_leaves_nothing(
+async def test_a_task_that_waits_for_the_bucket_can_be_cancelled_and_leaves_nothing(
     start: Start, bucket: Bucket, tmp_path: Path
 ) -> None:
     async with start(store=bucket.address) as client:
@@ -123,7 +125,7 @@ async def test_a_bucket_that_hangs_does_not_hold_a_cancel(
             assert (await client.until(waiting))["status"] == "cancelled"
 
 
-async def test_stopping_the_service_waits_for_no_bucket_and_the_next_run_ships_what_was_made(
+async def test_stopping_does_not_wait_for_a_bucket_and_the_next_run_uploads_the_pictures(
     start: Start, bucket: Bucket, tmp_path: Path
 ) -> None:
     async with away(bucket):
@@ -143,7 +145,7 @@ async def test_stopping_the_service_waits_for_no_bucket_and_the_next_run_ships_w
     assert spooled(tmp_path) == []
 
 
-async def test_what_was_just_made_when_the_service_was_hurried_is_shipped_by_the_next_run(
+async def test_pictures_finished_during_a_forced_stop_are_uploaded_by_the_next_run(
     start: Start, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generate = DynamicModelManager.generate
@@ -181,7 +183,7 @@ async def test_an_end_that_the_disk_refused_leaves_the_spool_for_the_next_run(
     assert spooled(tmp_path) == []
 
 
-async def test_what_the_spool_has_lost_meanwhile_is_made_again(start: Start, bucket: Bucket, tmp_path: Path) -> None:
+async def test_pictures_lost_from_the_spool_are_made_again(start: Start, bucket: Bucket, tmp_path: Path) -> None:
     async with away(bucket), start(store=bucket.address) as client:
         waiting = await client.submit()
         await storing(client, waiting)
@@ -192,7 +194,7 @@ async def test_what_the_spool_has_lost_meanwhile_is_made_again(start: Start, buc
         assert (done["status"], done["attempt"]) == ("completed", 1)
 
 
-async def test_what_waited_is_made_again_if_pictures_are_then_kept_in_the_folder(start: Start, bucket: Bucket) -> None:
+async def test_waiting_pictures_are_made_again_after_a_change_to_the_folder(start: Start, bucket: Bucket) -> None:
     async with away(bucket), start(store=bucket.address) as client:
         waiting = await client.submit()
         await storing(client, waiting)
@@ -202,9 +204,7 @@ async def test_what_waited_is_made_again_if_pictures_are_then_kept_in_the_folder
         assert (await client.get(done["images"][0]["url"])).status_code == 200
 
 
-async def test_told_to_fail_tasks_fail_with_a_code_and_leave_nothing(
-    start: Start, bucket: Bucket, tmp_path: Path
-) -> None:
+async def test_with_fail_tasks_fail_with_a_code_and_leave_nothing(start: Start, bucket: Bucket, tmp_path: Path) -> None:
     async with start(store=bucket.address, store_down="fail") as client:
         async with away(bucket):
             task_id = await client.submit()
@@ -244,7 +244,7 @@ async def test_a_deletion_that_the_bucket_refuses_keeps_the_record_and_can_be_re
         assert bucket.names() == []
 
 
-async def test_what_got_there_of_a_task_that_failed_goes_with_its_record(
+async def test_uploaded_files_of_a_failed_task_are_deleted_with_its_record(
     start: Start, bucket: Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     put = s3.S3.put

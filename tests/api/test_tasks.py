@@ -45,7 +45,7 @@ async def test_lower_priority_numbers_run_first_and_equals_in_order_of_arrival(s
     assert [task["task_id"] for task in order][1:3] == [ids[1], ids[3]]
 
 
-async def test_within_equal_priority_the_resident_model_goes_on(start: Start) -> None:
+async def test_within_equal_priority_the_resident_model_continues(start: Start) -> None:
     async with start(models={"a": {"step_seconds": 0.02}, "b": {"step_seconds": 0.02}}) as client:
         ids = [await client.submit(model=model) for model in "abab"]
         done = [await client.until(task_id) for task_id in ids]
@@ -88,7 +88,7 @@ async def test_pages_are_linked_and_filtered_by_model(start: Start) -> None:
             assert (await client.get("/tasks", params=wrong)).json()["code"] == "invalid_request"
 
 
-async def test_a_deleted_task_is_gone_with_its_files(start: Start, tmp_path: Path) -> None:
+async def test_a_deleted_task_is_removed_with_its_files(start: Start, tmp_path: Path) -> None:
     async with start(models=VERY_SLOW, drain_timeout_s=0) as client:
         done, running = await client.submit(steps=1, batch_size=2), await client.submit()
         await client.until(done)
@@ -104,7 +104,7 @@ async def test_a_deleted_task_is_gone_with_its_files(start: Start, tmp_path: Pat
         assert (await client.get("/tasks")).json()["total"] == 1
 
 
-async def test_an_ended_task_says_until_when_it_is_kept(start: Start) -> None:
+async def test_an_ended_task_shows_until_when_it_is_kept(start: Start) -> None:
     async with start(retention_days=2) as client:
         task_id = await client.submit()
         task = await client.until(task_id)
@@ -114,7 +114,7 @@ async def test_an_ended_task_says_until_when_it_is_kept(start: Start) -> None:
         assert "expires_at" not in await client.task(task_id)
 
 
-async def test_of_many_results_the_newest_are_kept(start: Start, tmp_path: Path) -> None:
+async def test_the_newest_of_many_results_are_kept(start: Start, tmp_path: Path) -> None:
     async with start(retention_tasks=2, housekeeping_s=0.02) as client:
         ids = []
         for _ in range(4):  # one after the other, so that they end in this order
@@ -145,7 +145,7 @@ async def test_a_file_that_cannot_be_removed_keeps_its_own_task_only(start: Star
             await asyncio.sleep(0.01)
 
 
-async def test_a_task_that_cannot_begin_in_time_fails_with_a_code_of_its_own(start: Start) -> None:
+async def test_a_task_that_misses_its_deadline_fails_with_its_own_code(start: Start) -> None:
     async with start(models=VERY_SLOW, drain_timeout_s=0, housekeeping_s=0.02) as client:
         running = await client.submit()
         await client.until(running, "processing")
@@ -156,14 +156,14 @@ async def test_a_task_that_cannot_begin_in_time_fails_with_a_code_of_its_own(sta
         assert (await client.task(patient))["status"] == "pending"
 
 
-async def test_what_has_begun_in_time_may_go_on(start: Start) -> None:
+async def test_a_task_that_began_before_its_deadline_continues(start: Start) -> None:
     async with start(models=SLOW, housekeeping_s=0.01) as client:
         await client.until(await client.submit())
         task = await client.until(await client.submit(deadline_s=0.5, steps=50))
         assert (task["status"], "estimated_finish_at" in task) == ("completed", False)
 
 
-async def test_what_waits_knows_its_times_once_they_were_measured(start: Start) -> None:
+async def test_waiting_tasks_have_estimates_after_measurements(start: Start) -> None:
     async with start(models=SLOW, drain_timeout_s=0) as client:
         running, unknown = await client.submit(steps=20), await client.submit()
         await client.until(running, "processing")
@@ -184,7 +184,7 @@ async def test_what_waits_knows_its_times_once_they_were_measured(start: Start) 
         assert abs(datetime.fromisoformat(running_now["estimated_finish_at"]) - start_at) < timedelta(seconds=3)
 
 
-async def test_a_plan_says_what_would_happen_and_accepts_nothing(start: Start) -> None:
+async def test_a_plan_reports_what_would_happen_and_accepts_no_task(start: Start) -> None:
     models = {"a": {"step_seconds": 0.02}, "b": {"load_seconds": 0.1}, "large": {"memory_mb": 65_536}}
     async with start(models=models, drain_timeout_s=0) as client:
         await client.until(await client.submit(model="b"))
@@ -214,7 +214,7 @@ async def test_a_plan_says_what_would_happen_and_accepts_nothing(start: Start) -
         ({"stepz": 1}, 422, "invalid_request"),
     ],
 )
-async def test_a_plan_of_what_never_could_run_says_why(
+async def test_a_plan_of_an_impossible_request_has_the_reason(
     start: Start, body: dict[str, Any], status: int, code: str
 ) -> None:
     models = {"fake": {}, "words": {"supports_img2img": False}, "large": {"memory_mb": 65_536}}
@@ -225,7 +225,7 @@ async def test_a_plan_of_what_never_could_run_says_why(
         assert (answer.status_code, answer.json()["code"]) == (status, code)
 
 
-async def test_a_waiting_task_hears_when_others_go(start: Start) -> None:
+async def test_a_waiting_task_is_notified_when_tasks_before_it_leave(start: Start) -> None:
     async with start(models=VERY_SLOW, drain_timeout_s=0) as client:
         running = await client.submit()
         await client.until(running, "processing")
@@ -246,7 +246,7 @@ async def test_a_waiting_task_hears_when_others_go(start: Start) -> None:
             assert [event_id for event_id, _, _ in answer] == sorted({event_id for event_id, _, _ in answer})
 
 
-async def test_previews_are_sent_when_asked_for(start: Start) -> None:
+async def test_previews_are_sent_on_request(start: Start) -> None:
     async with start(models=SLOW) as client:
         task_id = await client.submit(steps=8, previews=3, batch_size=2)
         told = events((await client.get(f"/task/{task_id}/events")).text)
@@ -258,7 +258,7 @@ async def test_previews_are_sent_when_asked_for(start: Start) -> None:
                 assert picture.format == "JPEG"
 
 
-async def test_a_failed_task_says_why_and_the_next_one_runs(start: Start) -> None:
+async def test_a_failed_task_has_a_reason_and_the_next_one_runs(start: Start) -> None:
     async with start(models={"fake": {"fault": "error", "fault_prompt": "poison"}}) as client:
         bad, good = await client.submit("poison"), await client.submit("fine")
         failed = await client.until(bad)
@@ -297,7 +297,7 @@ async def test_a_finished_task_cannot_be_cancelled(client: Client) -> None:
     assert (answer.status_code, answer.json()["code"]) == (409, "task_finished")
 
 
-async def test_clearing_cancels_what_waits_and_leaves_what_runs(start: Start) -> None:
+async def test_clearing_cancels_waiting_tasks_only(start: Start) -> None:
     async with start(models=VERY_SLOW) as client:
         running = await client.submit()
         await client.until(running, "processing")
@@ -322,7 +322,7 @@ async def test_a_full_queue_answers_503_with_retry_after_and_loses_nothing(start
             assert (await client.until(task_id))["status"] == "completed"
 
 
-async def test_the_event_stream_tells_each_state_once_and_ends(client: Client) -> None:
+async def test_the_event_stream_has_each_state_once_and_ends(client: Client) -> None:
     task_id = await client.submit(steps=3, batch_size=2)
     told = events((await client.get(f"/task/{task_id}/events")).text)
     names = [name for _, name, _ in told]
@@ -335,7 +335,7 @@ async def test_the_event_stream_tells_each_state_once_and_ends(client: Client) -
     assert told[-1][2]["result_files"] == task["result_files"]
 
 
-async def test_a_listener_that_comes_back_hears_only_what_it_missed(client: Client) -> None:
+async def test_a_listener_that_reconnects_gets_only_missed_events(client: Client) -> None:
     task_id = await client.submit(steps=3)
     told = events((await client.get(f"/task/{task_id}/events")).text)
     later = await client.get(f"/task/{task_id}/events", headers={"last-event-id": str(told[3][0])})
@@ -344,7 +344,7 @@ async def test_a_listener_that_comes_back_hears_only_what_it_missed(client: Clie
     assert nothing.text == ""
 
 
-async def test_after_a_restart_the_stream_tells_the_end_with_a_higher_id(start: Start) -> None:
+async def test_after_a_restart_the_stream_has_the_end_with_a_higher_id(start: Start) -> None:
     async with start() as client:
         task_id = await client.submit()
         first = events((await client.get(f"/task/{task_id}/events")).text)
@@ -380,7 +380,7 @@ async def test_a_listener_that_hangs_up_is_forgotten(start: Start) -> None:
             return {"type": "http.disconnect"}
 
         async def send(message: Any) -> None:
-            """Nobody listens any more."""
+            """Wait until nothing listens any more."""
 
         for path in (f"/task/{task_id}/events", "/events"):
             scope: dict[str, Any] = {

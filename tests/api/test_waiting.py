@@ -1,4 +1,4 @@
-"""Prefer: wait=N, and what happens when who waits goes away."""
+"""Prefer: wait=N, and callers that disconnect while they wait."""
 
 import asyncio
 import json
@@ -28,11 +28,11 @@ SLOW = {"fake": {"step_seconds": 0.02, "steps": 200}}
         ("wait=99999999999999", 0),
     ],
 )
-def test_the_header_says_how_long(header: str | None, seconds: int) -> None:
+def test_the_header_sets_how_long_to_wait(header: str | None, seconds: int) -> None:
     assert preferred_wait(header) == seconds
 
 
-async def test_who_waits_gets_the_ended_task(client: Client) -> None:
+async def test_a_waiting_caller_gets_the_ended_task(client: Client) -> None:
     answer = await client.post("/text2image", json={"prompt": "x"}, headers={"prefer": "wait=30"})
     assert (answer.status_code, answer.headers["preference-applied"]) == (200, "wait=30")
     task = answer.json()
@@ -49,7 +49,7 @@ async def test_a_task_that_takes_longer_is_accepted_as_usual(start: Start) -> No
         assert (await client.task(answer.json()["task_id"]))["status"] == "processing"
 
 
-async def test_nobody_waits_for_a_service_that_stops(start: Start) -> None:
+async def test_a_stopping_service_ends_all_waits(start: Start) -> None:
     async with start(models=SLOW, drain_timeout_s=0) as client:
         waiting = asyncio.create_task(client.post("/text2image", json={"prompt": "x"}, headers={"prefer": "wait=100"}))
         while not client.app.state.services.bus.followed:
@@ -60,7 +60,7 @@ async def test_nobody_waits_for_a_service_that_stops(start: Start) -> None:
 
 
 async def post_and_go(client: Client, body: dict[str, Any]) -> None:
-    """Wait for the end, and hang up as soon as the task is there."""
+    """Request a wait for the end, and disconnect as soon as the task exists."""
     messages = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
 
     async def receive() -> Any:
@@ -71,7 +71,7 @@ async def post_and_go(client: Client, body: dict[str, Any]) -> None:
         return {"type": "http.disconnect"}
 
     async def send(message: Any) -> None:
-        """Nobody listens any more."""
+        """Wait until nothing listens any more."""
 
     headers = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json"), (b"prefer", b"wait=100")]
     scope = {"type": "http", "method": "POST", "path": "/text2image", "query_string": b"", "headers": headers}
@@ -79,7 +79,7 @@ async def post_and_go(client: Client, body: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("takes_along", "status"), [(True, "cancelled"), (False, "processing")])
-async def test_who_goes_away_takes_the_task_along_if_they_said_so(start: Start, takes_along: bool, status: str) -> None:
+async def test_a_disconnect_cancels_the_task_if_requested(start: Start, takes_along: bool, status: str) -> None:
     async with start(models=SLOW, drain_timeout_s=0) as client:
         await asyncio.wait_for(post_and_go(client, {"prompt": "x", "cancel_on_disconnect": takes_along}), 30)
         (task,) = (await client.get("/tasks")).json()["tasks"]

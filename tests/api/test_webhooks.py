@@ -1,4 +1,4 @@
-"""Webhooks over HTTP: what is accepted, what receivers get, and what becomes of deliveries."""
+"""Webhooks over HTTP: accepted URLs, the requests that receivers get, and the states of deliveries."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -28,13 +28,13 @@ async def until(check: Callable[[], Any]) -> None:
 
 
 async def deliveries(client: Client, **query: Any) -> list[dict[str, Any]]:
-    """The newest first."""
+    """The deliveries, newest first."""
     answer = await client.get("/webhooks/deliveries", params=query)
     return list(answer.raise_for_status().json()["deliveries"])
 
 
 async def until_state(client: Client, state: str, **query: Any) -> dict[str, Any]:
-    """Until the newest delivery has the state."""
+    """Wait until the newest delivery has the state."""
     while not (found := await deliveries(client, **query)) or found[0]["state"] != state:
         await asyncio.sleep(0.005)
     return found[0]
@@ -43,7 +43,7 @@ async def until_state(client: Client, state: str, **query: Any) -> dict[str, Any
 # -- what a receiver gets ----------------------------------------------------------------------------------------------
 
 
-async def test_a_receiver_is_told_of_the_end_and_can_verify_it(start: Start, receiver: Receiver) -> None:
+async def test_a_receiver_gets_the_end_and_can_verify_it(start: Start, receiver: Receiver) -> None:
     async with start(**hooks(receiver)) as client:
         task_id = await client.submit(webhook_url=receiver.url("/in"))
         await client.until(task_id)
@@ -56,7 +56,7 @@ async def test_a_receiver_is_told_of_the_end_and_can_verify_it(start: Start, rec
     assert (delivery["id"], delivery["attempts"], delivery["error"]) == (told.id, 1, None)
 
 
-async def test_a_receiver_is_told_of_what_it_asked_for_in_order(start: Start, receiver: Receiver) -> None:
+async def test_a_receiver_gets_the_requested_events_in_order(start: Start, receiver: Receiver) -> None:
     async with start(models=SLOW, **hooks(receiver)) as client:
         done = await client.submit(webhook_url=receiver.url("/done"), webhook_events=ALL)
         await client.until(done, "processing")
@@ -70,7 +70,7 @@ async def test_a_receiver_is_told_of_what_it_asked_for_in_order(start: Start, re
     assert len({told.id for told in receiver.received}) == 3
 
 
-async def test_a_beginning_tells_of_a_task_that_runs(start: Start, receiver: Receiver) -> None:
+async def test_a_started_event_shows_a_running_task(start: Start, receiver: Receiver) -> None:
     async with start(models=SLOW, **hooks(receiver)) as client:
         await client.submit(webhook_url=receiver.url("/in"), webhook_events=["started"])
         await until(lambda: receiver.at("/in"))
@@ -78,7 +78,7 @@ async def test_a_beginning_tells_of_a_task_that_runs(start: Start, receiver: Rec
     assert (said["data"]["status"], said["data"]["attempt"]) == ("processing", 1)
 
 
-async def test_a_failed_task_says_why(start: Start, receiver: Receiver) -> None:
+async def test_a_failed_task_has_a_reason(start: Start, receiver: Receiver) -> None:
     models = {"fake": {"fault": "error", "fault_prompt": "bad"}}
     async with start(models=models, **hooks(receiver)) as client:
         await client.submit("bad", webhook_url=receiver.url("/in"))
@@ -97,7 +97,9 @@ async def test_each_secret_signs_so_that_receivers_can_change_in_their_own_time(
     assert told.verified(SECRET) == told.verified(OLDER_SECRET)
 
 
-async def test_nothing_of_ours_goes_along(start: Start, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_token_cookie_or_proxy_of_the_service_is_used(
+    start: Start, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     receiver.replies_with("/in", (500, {"set-cookie": "a=b", "www-authenticate": "Bearer"}), 200)
@@ -157,7 +159,7 @@ async def test_after_the_last_attempt_it_is_dead_and_can_be_sent_again(start: St
     assert len({told.id for told in receiver.at("/in")}) == 1
 
 
-async def test_a_receiver_says_when_it_wants_to_be_asked_again(start: Start, receiver: Receiver) -> None:
+async def test_retry_after_of_a_receiver_delays_the_next_attempt(start: Start, receiver: Receiver) -> None:
     receiver.replies_with("/in", (429, {"retry-after": "3600"}))
     async with start(**hooks(receiver)) as client:
         task = await client.until(await client.submit(webhook_url=receiver.url("/in")))
@@ -172,7 +174,7 @@ async def test_a_receiver_says_when_it_wants_to_be_asked_again(start: Start, rec
         await until_state(client, "delivered")
 
 
-async def test_410_ends_all_that_goes_to_its_url_until_a_replay_arrives(start: Start, receiver: Receiver) -> None:
+async def test_410_ends_all_deliveries_to_its_url_until_a_redelivery_succeeds(start: Start, receiver: Receiver) -> None:
     receiver.replies_with("/in", 500, 500, 410)
     async with start(**hooks(receiver, delays_s="0.3,0.3,60")) as client:
         for _ in range(2):
@@ -232,7 +234,7 @@ async def test_an_attempt_does_not_hold_the_exit_and_is_made_again_after_the_nex
     assert (first.id, first.body) == (second.id, second.body)
 
 
-async def test_of_one_task_nothing_overtakes(start: Start, receiver: Receiver) -> None:
+async def test_events_of_one_task_are_delivered_in_order(start: Start, receiver: Receiver) -> None:
     receiver.replies_with("/in", 500, 500, 200)
     async with start(**hooks(receiver)) as client:
         await client.submit(webhook_url=receiver.url("/in"), webhook_events=ALL)
@@ -241,7 +243,7 @@ async def test_of_one_task_nothing_overtakes(start: Start, receiver: Receiver) -
     assert types == ["task.started"] * 3 + ["task.completed"]
 
 
-async def test_an_end_that_the_disk_refused_is_told_when_it_is_written_down(
+async def test_an_end_that_the_disk_refused_is_reported_when_it_is_written(
     start: Start, receiver: Receiver, tmp_path: Path
 ) -> None:
     disk = FullDisk(tmp_path, "update")
@@ -275,7 +277,7 @@ async def test_without_a_secret_webhooks_are_off(client: Client) -> None:
         {"webhook_url": "https://example.com", "webhook_events": ["queued"]},
     ],
 )
-async def test_what_is_no_webhook_is_an_invalid_request(start: Start, fields: dict[str, Any]) -> None:
+async def test_an_invalid_webhook_is_an_invalid_request(start: Start, fields: dict[str, Any]) -> None:
     async with start(**hooks()) as client:
         answer = await client.post("/text2image", json={"prompt": "x", **fields})
         assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
@@ -333,7 +335,7 @@ async def test_deliveries_are_listed_by_task_and_state_page_by_page(start: Start
         assert "link" not in last.headers
 
 
-async def test_a_delivery_tells_what_it_says(start: Start, receiver: Receiver) -> None:
+async def test_a_delivery_shows_its_content(start: Start, receiver: Receiver) -> None:
     async with start(**hooks(receiver)) as client:
         await client.submit(webhook_url=receiver.url("/in"))
         delivery = await until_state(client, "delivered")

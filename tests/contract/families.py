@@ -1,4 +1,4 @@
-"""What the tests of the families share: models of each kind on disk, an entry for each, and how to draw."""
+"""Helpers for the tests of the families: models of each kind on disk, their entries, and how to draw."""
 
 import gc
 import io
@@ -74,7 +74,7 @@ def shelf_of(folder: Path, kinds: Iterable[str]) -> Iterator[Shelf]:
 
 
 def small(**fields: Any) -> dict[str, Any]:
-    """An entry with the numbers that tiny models want."""
+    """An entry with numbers for tiny models."""
     return {"name": "tiny", "base_size": 64, "steps": 2, "guidance_scale": 3.0, **fields}
 
 
@@ -140,7 +140,7 @@ def draw(engine: Engine, model: str, task: str = "text2image", lora: Path | None
 
 
 def provenance(engine: Engine, model: str) -> Provenance:
-    """What it says of its pictures."""
+    """The provenance of its pictures."""
     outcome = run(engine, model, steps=1)
     assert isinstance(outcome, Generated), outcome
     return outcome.provenance

@@ -68,7 +68,7 @@ def test_the_page_of_models_holds_one_example_of_each_family_that_is_valid() -> 
 
 
 @pytest.mark.parametrize("name", PIPELINES)
-def test_the_page_says_what_each_class_can_do(name: str) -> None:
+def test_the_page_lists_the_abilities_of_each_class(name: str) -> None:
     kind = PIPELINES[name]
     word = "flux" if name in FLUX else "stable_diffusion" if name in STABLE_DIFFUSION else "diffusers"
     able = (kind.text2image, kind.image2image, kind.inpaint, kind.negative_prompt, kind.lora)

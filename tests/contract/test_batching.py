@@ -1,4 +1,4 @@
-"""Tasks that share a call: each has its own pictures, progress and end, and none pays for what another one does."""
+"""Tasks that share a call: each has its own pictures, progress and end, and fails alone."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -22,7 +22,7 @@ from tests.contract.test_cancelling import House, opened
 
 @asynccontextmanager
 async def batching(root: Path, engine: Engine | None = None, **fields: Any) -> AsyncIterator[House]:
-    """A house whose model `a` makes four pictures in a call: that this pays is known already."""
+    """A house whose model `a` makes four pictures in a call, as if measurements had shown that it pays."""
     fields = {"max_batch": 4, "guidance_scale": 0} | fields
     async with opened(root, engine=engine or LocalEngine(CPU), a=fields) as house:
         alike = likeness(TaskType.TEXT2IMAGE, request_for(), 0)
@@ -34,7 +34,7 @@ async def batching(root: Path, engine: Engine | None = None, **fields: Any) -> A
 
 @asynccontextmanager
 async def held(house: House) -> AsyncIterator[None]:
-    """What is submitted meanwhile waits."""
+    """Keep the device busy: tasks that are submitted meanwhile wait."""
     gate = asyncio.Event()
     holding = asyncio.create_task(house.tasks.between_tasks(gate.wait))
     await asyncio.sleep(0)
@@ -44,7 +44,7 @@ async def held(house: House) -> AsyncIterator[None]:
 
 
 async def submit(house: House, prompts: Sequence[str], **fields: Any) -> list[str]:
-    """All of them wait before the first one is taken."""
+    """Submit them so that all wait before the first one is taken."""
     drafts = [
         TaskDraft(type=TaskType.TEXT2IMAGE, model="a", prompt=prompt, seed=seed, **fields)
         for seed, prompt in enumerate(prompts)
@@ -60,7 +60,7 @@ async def ended(house: House, ids: Sequence[str]) -> list[GenerationTask]:
 
 
 def in_call(task: GenerationTask) -> int | None:
-    """Pictures of the call that made it."""
+    """The number of pictures of the call that made it."""
     return None if task.provenance is None else task.provenance.call_pictures
 
 
@@ -79,7 +79,7 @@ async def until_step(house: House, task_id: str) -> None:
         await asyncio.sleep(0.01)
 
 
-async def test_what_waits_shares_a_call_and_each_has_its_own_picture_and_progress(tmp_path: Path) -> None:
+async def test_waiting_tasks_share_a_call_and_each_has_its_own_picture_and_progress(tmp_path: Path) -> None:
     async with batching(tmp_path) as house:
         ids = await submit(house, "abcdef")
         tasks = await ended(house, ids)
@@ -124,7 +124,7 @@ async def test_a_member_that_is_cancelled_ends_at_once_and_the_others_go_on(tmp_
         assert len(steps(house, ids[2])) == 4
 
 
-async def test_a_call_that_nobody_wants_any_more_is_stopped(tmp_path: Path) -> None:
+async def test_a_call_whose_tasks_are_all_cancelled_is_stopped(tmp_path: Path) -> None:
     async with batching(tmp_path, step_seconds=0.02) as house:
         ids = await submit(house, "ab", steps=4)
         await until_step(house, ids[0])
@@ -147,7 +147,7 @@ async def test_a_hurried_drain_puts_every_member_of_a_call_back(tmp_path: Path) 
         assert [(task.id, task.status, task.attempt) for task in tasks] == [(i, TaskStatus.PENDING, 0) for i in ids]
 
 
-async def test_a_call_that_the_memory_does_not_hold_is_made_in_smaller_ones_and_nobody_fails(tmp_path: Path) -> None:
+async def test_a_call_that_is_out_of_memory_is_retried_in_smaller_calls_and_no_task_fails(tmp_path: Path) -> None:
     async with batching(tmp_path, most_pictures=2) as house:
         tasks = await ended(house, await submit(house, "abcd"))
         assert [(task.status, in_call(task), task.attempt) for task in tasks] == [(TaskStatus.COMPLETED, 2, 1)] * 4
@@ -156,7 +156,7 @@ async def test_a_call_that_the_memory_does_not_hold_is_made_in_smaller_ones_and_
         assert [starts(house, task_id) for task_id in ids] == [[1]] * 4  # nothing is tried that is known not to fit
 
 
-async def test_of_a_call_that_breaks_only_the_guilty_one_fails(tmp_path: Path) -> None:
+async def test_in_a_call_with_an_error_only_the_task_that_causes_it_fails(tmp_path: Path) -> None:
     async with batching(tmp_path, fault="error", fault_prompt="poison") as house:
         tasks = await ended(house, await submit(house, ["a", "poison", "c"]))
         assert [task.status for task in tasks] == [TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.COMPLETED]

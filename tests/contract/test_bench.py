@@ -1,4 +1,4 @@
-"""What is to be measured on a GPU is tried on tiny parts without one, so that it runs where there is one."""
+"""bench.gpu with tiny parts and without a GPU."""
 
 import os
 import shutil
@@ -29,7 +29,7 @@ def no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "WorkerEngine", LocalEngine)  # a worker takes seconds to start
 
 
-def test_what_is_measured_on_a_gpu_runs_on_tiny_parts(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_gpu_benchmark_runs_with_tiny_parts(capsys: pytest.CaptureFixture[str]) -> None:
     gpu.main(["--small"])
     told = capsys.readouterr().out
     rows = rows_of(told)
@@ -40,7 +40,7 @@ def test_what_is_measured_on_a_gpu_runs_on_tiny_parts(capsys: pytest.CaptureFixt
     assert "torch 2." in told
 
 
-def test_without_a_gpu_it_says_so_and_measures_nothing(
+def test_without_a_gpu_it_reports_this_and_measures_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # where there is one, it takes minutes
@@ -57,7 +57,7 @@ def test_the_rows_that_only_a_gpu_has_run_on_a_pretended_card(
 ) -> None:
     @contextmanager
     def hog() -> Iterator[None]:
-        """The engine is in this process here: what another one holds is only said."""
+        """The engine is in this process, so the memory of another process is only reported."""
         card.foreign = card.free - gpu.CRUMBS
         yield
         card.foreign = 0
@@ -100,7 +100,9 @@ def well(stage: gpu.Stage) -> Iterator[gpu.Row]:
     yield gpu.Row("after", "2")
 
 
-def test_a_row_that_fails_says_why_and_the_next_ones_follow(rig: gpu.Rig, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_row_that_fails_prints_the_reason_and_the_next_ones_follow(
+    rig: gpu.Rig, capsys: pytest.CaptureFixture[str]
+) -> None:
     gpu.run(rig, [gpu.Part("broken", broken), gpu.Part("refused", refused), gpu.Part("well", well)])
     assert capsys.readouterr().out.splitlines()[4:] == [
         "| before | 1 |  |  |",
@@ -177,7 +179,7 @@ def test_the_largest_shape_that_fits_is_measured(
         assert "`short` needs" in capsys.readouterr().out
 
 
-def test_the_shapes_are_as_large_as_they_say() -> None:
+def test_the_shapes_have_their_documented_sizes() -> None:
     sizes = {shape: sum(part_bytes(shape).values()) / 10**9 for shape in ("full", "short")}
     assert {shape: round(size, 1) for shape, size in sizes.items()} == {"full": 33.7, "short": 25.3}
 

@@ -94,7 +94,7 @@ async def test_a_load_that_ends_within_the_grace_is_not_lost(tmp_path: Path) -> 
         ]
 
 
-async def test_a_load_that_another_task_waits_for_goes_on(tmp_path: Path) -> None:
+async def test_a_load_that_another_task_needs_continues(tmp_path: Path) -> None:
     engine = WorkerEngine(CPU)
     async with opened(tmp_path, engine=engine, slow={"load_seconds": 0.5}) as house:
         cancelled, other = await house.submit("slow"), await house.submit("slow")
@@ -105,7 +105,7 @@ async def test_a_load_that_another_task_waits_for_goes_on(tmp_path: Path) -> Non
         assert engine.pid == pid
 
 
-async def test_in_a_thread_the_task_ends_at_once_and_the_load_goes_on(tmp_path: Path) -> None:
+async def test_in_a_thread_the_task_ends_at_once_and_the_load_continues(tmp_path: Path) -> None:
     async with opened(tmp_path, engine=LocalEngine(CPU), slow={"load_seconds": 0.5}) as house:
         cancelled = await house.submit("slow")
         await house.until_loading("slow")
@@ -150,9 +150,7 @@ async def all_of(listener: Subscription) -> list[Event]:
     return [published.event async for published in listener]
 
 
-async def test_a_cancelled_task_is_not_told_how_far_its_load_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_cancelled_task_gets_no_progress_of_its_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(executor, "LOOK_EVERY_S", 0.02)
     (tmp_path / "weights").write_bytes(bytes(SIZE))
     slow = {"local_path": "weights", "read_seconds_per_mib": 0.05}
@@ -171,7 +169,7 @@ async def test_a_cancelled_task_is_not_told_how_far_its_load_is(
 
 
 class SlowDisk(TaskJournal):
-    """Writes down nothing that has ended until it is let."""
+    """Writes no end of a task until the test allows it."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -195,7 +193,7 @@ async def on_a_slow_disk(root: Path, **models: Any) -> AsyncIterator[tuple[House
             disk.let.set()
 
 
-async def test_nobody_hears_of_an_end_before_the_disk_has_it(tmp_path: Path) -> None:
+async def test_an_end_is_on_disk_before_it_is_published(tmp_path: Path) -> None:
     async with on_a_slow_disk(tmp_path, quick={}) as (house, disk):
         task_id = await house.submit("quick")
         await disk.refused.wait()

@@ -1,4 +1,4 @@
-"""The figures of scripts/card_table.py, counted again from the classes that the models are made of."""
+"""The figures of scripts/card_table.py, compared with the classes of the models."""
 
 import weakref
 from collections.abc import Callable, Iterator
@@ -220,7 +220,7 @@ def largest_layer(module: Any) -> int:
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
-def test_the_transformers_are_as_large_as_the_table_says(name: str) -> None:
+def test_the_transformers_have_the_sizes_of_the_table(name: str) -> None:
     made, model = TRANSFORMERS[name][0](), BY_NAME[name]
     assert weights(made) == pytest.approx(model.transformer, rel=TOLERANCE)
     assert largest_layer(made) <= model.layer * 1.001
@@ -233,7 +233,7 @@ def test_the_transformers_are_as_large_as_the_table_says(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_the_encoders_are_as_large_as_the_table_says(name: str) -> None:
+def test_the_encoders_have_the_sizes_of_the_table(name: str) -> None:
     size, make = ENCODERS[name]
     made = make()
     assert weights(made) == pytest.approx(size, rel=TOLERANCE)
@@ -243,7 +243,7 @@ def test_the_encoders_are_as_large_as_the_table_says(name: str) -> None:
         assert not model.layer or largest_layer(made) <= model.layer * 1.001
 
 
-def test_the_vaes_are_as_large_as_the_table_says() -> None:
+def test_the_vaes_have_the_sizes_of_the_table() -> None:
     for made in (kl_vae(4), kl_vae(16), diffusers.AutoencoderKLFlux2()):
         assert weights(made) == pytest.approx(KL_VAE, rel=TOLERANCE)
     assert weights(diffusers.AutoencoderKLQwenImage()) == pytest.approx(
@@ -262,7 +262,7 @@ def kl_vae(channels: int) -> Any:
 
 
 class Alive(TorchDispatchMode):
-    """Counts the bytes of tensors that are alive at once, those of the module's weights not."""
+    """Counts the most bytes of live tensors, without the module's weights."""
 
     def __init__(self, module: Any) -> None:
         super().__init__()
@@ -284,7 +284,7 @@ class Alive(TorchDispatchMode):
 
 @pytest.fixture
 def fused_attention(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a card: it makes no matrix of all words with all words."""
+    """Attention as on a card, which makes no matrix of all tokens with all tokens."""
     monkeypatch.setattr(
         torch.nn.functional, "scaled_dot_product_attention", lambda query, *_, **__: torch.empty_like(query)
     )
@@ -292,7 +292,7 @@ def fused_attention(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("fused_attention")
 @pytest.mark.parametrize("name", TRANSFORMERS)
-def test_a_step_has_as_much_alive_as_the_table_says(name: str) -> None:
+def test_a_step_uses_as_much_memory_as_the_table_has(name: str) -> None:
     make, arguments = TRANSFORMERS[name]
     made = make().eval()
     with Alive(made) as alive:
@@ -311,7 +311,7 @@ def test_a_step_has_as_much_alive_as_the_table_says(name: str) -> None:
         (diffusers.AutoencoderKLQwenImage, (1, 16, 1, 32, 32), QWEN_TILE),
     ],
 )
-def test_decoding_has_as_much_alive_as_the_table_says(make: Make, latents: tuple[int, ...], expected: float) -> None:
+def test_decoding_uses_as_much_memory_as_the_table_has(make: Make, latents: tuple[int, ...], expected: float) -> None:
     made = make().eval()
     with Alive(made) as alive:
         made.decode(EMPTY(*latents))

@@ -1,4 +1,4 @@
-"""Finished latents are not lost when the memory does not suffice for the whole picture."""
+"""Finished latents are not lost if memory is too short to decode the whole picture."""
 
 import threading
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shelf]:
 
 @pytest.fixture
 def engine(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalEngine]:
-    """All kinds are loaded, and tiles of 64 pixels where diffusers' own are larger than a tiny picture."""
+    """Loads all kinds, with tiles of 64 pixels, because diffusers' own are larger than a tiny picture."""
     monkeypatch.setattr(decoding, "TILE", 64)
     made = LocalEngine(EngineOptions(device="cpu"))
     catalog = catalog_of(**{kind: shelf.entry(kind) | {"max_batch": 2} for kind in KINDS})
@@ -48,7 +48,7 @@ def engine(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalEngin
 
 
 class Device:
-    """Has memory for so many latents at once, in each decoder."""
+    """Limits the memory of each decoder to this many latents at once."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.most = 10**9
@@ -74,7 +74,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
 
 
 def state(vae: Any) -> dict[str, Any]:
-    """All that says how it decodes."""
+    """All attributes that decide how it decodes."""
     return {name: value for name, value in vae.__dict__.items() if name.startswith(("use_", "tile_", "decode"))}
 
 
@@ -84,7 +84,7 @@ def pixels(outcome: Any, index: int = 0) -> Any:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_picture_that_does_not_fit_is_decoded_in_tiles_and_says_so(
+def test_a_picture_that_does_not_fit_is_decoded_in_tiles_and_its_receipt_says_so(
     engine: LocalEngine, device: Device, kind: str
 ) -> None:
     side = KINDS[kind][1]
@@ -142,7 +142,7 @@ def test_one_picture_in_tiles_marks_the_batch(engine: LocalEngine, device: Devic
     assert batch.provenance.decoded == "tiled"
 
 
-def test_what_does_not_even_fit_in_tiles_has_failed(engine: LocalEngine, device: Device) -> None:
+def test_a_picture_that_does_not_fit_in_tiles_fails(engine: LocalEngine, device: Device) -> None:
     device.most = 0
     failed = run(engine, "flux-dev", width=128, height=128)
     assert isinstance(failed, Failed)

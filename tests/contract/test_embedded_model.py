@@ -1,4 +1,4 @@
-"""The embedded model follows its prompts: a short form of the examination in training/evaluate.py, on one core.
+"""The embedded model follows its prompts: a short form of the evaluation in training/evaluate.py, on one core.
 
 Run with `-s` it prints the scores; `pytest --basetemp DIR` keeps the contact sheet.
 """
@@ -86,7 +86,7 @@ def test_sixty_prompts_that_training_never_saw_come_out_right(pipe: FluxPipeline
     assert shares["place"] >= 0.88
 
 
-def test_two_things_stand_where_the_words_put_them(pipe: FluxPipeline, judge: Judge) -> None:
+def test_two_objects_are_placed_as_the_prompt_says(pipe: FluxPipeline, judge: Judge) -> None:
     assert scores(pipe, judge, "two", 20)["both"] >= 0.7
 
 
@@ -121,7 +121,7 @@ def test_a_strong_edit_follows_a_new_shape(pipe: FluxPipeline, judge: Judge) -> 
     assert shares["thing"] >= 0.65
 
 
-def test_unknown_words_are_passed_over(pipe: FluxPipeline) -> None:
+def test_unknown_words_are_ignored(pipe: FluxPipeline) -> None:
     (image,) = generate(pipe, ["an astronaut riding a red horse"])
     pixels = np.asarray(image, np.float32)
     reddish = (pixels[..., 0] > 150) & (pixels[..., 1:].max(-1) < 110)

@@ -1,4 +1,4 @@
-"""What every Engine promises, in a thread and in a worker process alike."""
+"""The contract of Engine, in a thread and in a worker process."""
 
 import io
 import threading
@@ -53,7 +53,7 @@ def loaded(engine: Engine, catalog: Catalog, model: str) -> Engine:
     return engine
 
 
-def test_a_loaded_model_makes_exactly_what_was_asked(engine: Engine) -> None:
+def test_a_loaded_model_makes_exactly_the_requested_pictures(engine: Engine) -> None:
     loaded(engine, fake_catalog(), "fake")
     outcome = run(engine, "fake", request_for(width=61, height=33, batch_size=3))
     assert isinstance(outcome, Generated)
@@ -62,7 +62,7 @@ def test_a_loaded_model_makes_exactly_what_was_asked(engine: Engine) -> None:
     ]
 
 
-def test_every_step_is_told_in_order(engine: Engine) -> None:
+def test_every_step_is_reported_in_order(engine: Engine) -> None:
     loaded(engine, fake_catalog(), "fake")
     steps: list[tuple[int, int]] = []
     command = Generate(model="fake", request=request_for(steps=3, batch_size=2))
@@ -120,7 +120,7 @@ def test_a_model_that_stays_warm_comes_back_without_a_load_and_draws_the_same(en
     assert _same_images(run(engine, "tiny", request_for()), first)
 
 
-def test_a_warm_model_that_is_dropped_or_whose_entry_changed_is_loaded_anew(engine: Engine) -> None:
+def test_a_warm_model_that_is_dropped_or_changed_is_loaded_again(engine: Engine) -> None:
     for again, warm in (({}, True), ({"steps": 9, "description": "Faster."}, True), ({"memory_mb": 1}, False)):
         loaded(engine, fake_catalog(), "fake")
         engine.unload(Unload(model="fake", keep_warm=True))
@@ -134,7 +134,7 @@ def test_a_warm_model_that_is_dropped_or_whose_entry_changed_is_loaded_anew(engi
     assert not gone.warm
 
 
-def test_a_full_memory_is_tried_once_more_without_what_is_kept_for_speed(engine: Engine) -> None:
+def test_an_out_of_memory_call_is_retried_without_caches(engine: Engine) -> None:
     loaded(engine, fake_catalog(fake={"fault": "full_cache", "fault_prompt": "large"}), "fake")
     outcome = run(engine, "fake", request_for("large"))
     assert isinstance(outcome, Generated)
@@ -144,7 +144,7 @@ def test_a_full_memory_is_tried_once_more_without_what_is_kept_for_speed(engine:
     assert not again.made_room
 
 
-def test_the_price_of_the_second_attempt_is_told(engine: Engine) -> None:
+def test_a_second_attempt_reports_that_it_freed_memory(engine: Engine) -> None:
     catalog = fake_catalog(fake={"fault": "full_cache", "fault_prompt": "large"}, kept={})
     loaded(engine, catalog, "kept")
     engine.unload(Unload(model="kept", keep_warm=True))
@@ -164,7 +164,7 @@ def test_a_failing_load_is_an_answer(engine: Engine) -> None:
     assert failed.code is FailureCode.LOAD_FAILED
 
 
-def test_how_much_a_load_has_read_can_be_asked_from_another_thread(engine: Engine, tmp_path: Path) -> None:
+def test_the_bytes_that_a_load_has_read_are_available_in_another_thread(engine: Engine, tmp_path: Path) -> None:
     (tmp_path / "weights").write_bytes(bytes(8 * 2**20))
     catalog = fake_catalog(slow={"local_path": "weights", "read_seconds_per_mib": 0.05}, fake={})
     assert isinstance(engine.load(load_command(catalog, "fake")), Loaded)
@@ -179,7 +179,7 @@ def test_how_much_a_load_has_read_can_be_asked_from_another_thread(engine: Engin
     assert 8 * 2**20 <= engine.bytes_read < 16 * 2**20
 
 
-def test_missing_weights_say_what_to_do_and_name_no_absolute_path(engine: Engine, shipped: Catalog) -> None:
+def test_missing_weights_have_advice_without_an_absolute_path(engine: Engine, shipped: Catalog) -> None:
     failed = engine.load(load_command(shipped, "flux.1-dev"))
     assert isinstance(failed, Failed)
     assert failed.code is FailureCode.WEIGHTS_MISSING
@@ -204,7 +204,7 @@ def test_unloading_gives_host_memory_back(engine: Engine) -> None:
     assert full.memory.host - empty.memory.host > 200 * 2**20
 
 
-def test_unloading_what_is_not_there_is_no_failure(engine: Engine) -> None:
+def test_unloading_a_model_that_is_not_loaded_is_no_failure(engine: Engine) -> None:
     assert isinstance(engine.unload(Unload(model="nobody")), Unloaded)
 
 
@@ -220,7 +220,7 @@ def mean_colour(rgb: bytes, size: int, box: tuple[int, int, int, int]) -> tuple[
     return colour
 
 
-def test_the_embedded_model_draws_what_it_is_told(engine: Engine, shipped: Catalog) -> None:
+def test_the_embedded_model_follows_its_prompts(engine: Engine, shipped: Catalog) -> None:
     loaded(engine, shipped, "tiny")
     outcome = run(engine, "tiny", request_for(width=128, height=128, steps=8))
     assert isinstance(outcome, Generated)
@@ -255,9 +255,7 @@ def together(*requests: GenerationRequest, model: str = "tiny") -> Generate:
     return Generate(model=model, request=requests[0], companions=requests[1:], together=True)
 
 
-def test_pictures_of_one_call_are_those_of_calls_of_their_own_but_for_rounding(
-    engine: Engine, shipped: Catalog
-) -> None:
+def test_pictures_of_one_call_differ_from_separate_calls_only_by_rounding(engine: Engine, shipped: Catalog) -> None:
     loaded(engine, shipped, "tiny")
     prompts = (
         "a red circle on a blue background",
@@ -289,7 +287,7 @@ def test_a_step_of_a_call_is_one_of_each_picture_and_a_stop_ends_them_all(engine
     assert isinstance(engine.generate(command, stop, lambda *step: None), Stopped)
 
 
-def test_a_call_that_the_memory_does_not_hold_is_told_at_once_and_drops_nothing(engine: Engine) -> None:
+def test_a_shared_call_that_is_out_of_memory_is_reported_at_once_and_evicts_nothing(engine: Engine) -> None:
     loaded(engine, fake_catalog(fake={"max_batch": 4, "most_pictures": 1}), "fake")
     command = together(request_for(), request_for("b"), model="fake")
     failed = engine.generate(command, threading.Event(), lambda *step: None)
@@ -355,9 +353,7 @@ def test_each_model_works_within_its_own_share_of_the_device(monkeypatch: pytest
 
 
 @pytest.mark.parametrize(("most", "working"), [(150, 50), (0, 0)])
-def test_what_a_call_took_is_told_without_what_was_there_before(
-    monkeypatch: pytest.MonkeyPatch, most: int, working: int
-) -> None:
+def test_the_peak_of_a_call_excludes_earlier_memory(monkeypatch: pytest.MonkeyPatch, most: int, working: int) -> None:
     monkeypatch.setattr("imagegen.gpu.engine.measure", lambda device: DeviceMemory(allocated=100))
     monkeypatch.setattr("imagegen.gpu.engine.highest", lambda device: most)
     outcome = run(loaded(LocalEngine(CPU), fake_catalog(), "fake"), "fake", request_for())

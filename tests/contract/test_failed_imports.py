@@ -1,4 +1,4 @@
-"""An import that fails half-way, in a worker process: it is told with its cause, and the next load begins anew."""
+"""A failed import in a worker process: the cause is reported, and the next load starts in a new worker."""
 
 import os
 import shutil
@@ -67,7 +67,7 @@ def test_after_a_full_disk_has_room_again_a_load_succeeds(
     assert isinstance(engine.load(load_command(shipped, "tiny")), Loaded)
 
 
-def test_a_torchvision_of_another_build_is_named_and_gone_once_it_is_removed(
+def test_a_torchvision_of_another_build_is_reported_until_it_is_removed(
     engine: WorkerEngine, shipped: Catalog, site: Path
 ) -> None:
     for folder in ("torchvision", "torchvision-0.28.0.dist-info"):
@@ -99,7 +99,7 @@ def test_a_worker_writes_temporary_files_into_its_own_empty_folder(
     assert not left.exists()
 
 
-def test_but_where_the_operator_says(
+def test_tmpdir_names_another_folder_for_temporary_files(
     engine: WorkerEngine, site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))

@@ -1,4 +1,4 @@
-"""Every line of the table of pipelines: a tiny model of its class loads, draws and leaves through the real engine."""
+"""Every line of the table of pipelines: a tiny model of its class loads, draws and is unloaded by the real engine."""
 
 import io
 import json
@@ -91,7 +91,7 @@ def test_there_is_a_kind_for_every_line_of_the_table(shelf: Shelf) -> None:
 
 
 @pytest.mark.parametrize("kind", DRAWN)
-def test_each_kind_does_what_its_line_says_in_exactly_the_asked_size(
+def test_each_class_has_the_abilities_of_its_line_in_exactly_the_requested_size(
     engine: LocalEngine, shelf: Shelf, kind: str
 ) -> None:
     assert isinstance(load(engine, shelf, kind), Loaded)
@@ -132,7 +132,7 @@ def test_the_pixels_are_those_that_the_library_rounds_on_the_host(
 
 
 @pytest.mark.parametrize("kind", [kind for kind in DRAWN if kind not in WITHOUT_NEGATIVE_PROMPT])
-def test_a_negative_prompt_counts_where_the_entry_says_so(engine: LocalEngine, shelf: Shelf, kind: str) -> None:
+def test_a_negative_prompt_has_an_effect_if_the_entry_enables_it(engine: LocalEngine, shelf: Shelf, kind: str) -> None:
     by_true_cfg = {"true_cfg_scale": 3.0} if kind.startswith("flux") else {}
     catalog = catalog_of(**{kind: shelf.entry(kind) | by_true_cfg})
     assert catalog.models[kind].supports_negative_prompt
@@ -144,7 +144,7 @@ def test_a_negative_prompt_counts_where_the_entry_says_so(engine: LocalEngine, s
 
 
 @pytest.mark.parametrize("kind", sorted(WITHOUT_NEGATIVE_PROMPT))
-def test_and_is_said_not_to_where_it_would_not(shelf: Shelf, kind: str) -> None:
+def test_a_class_without_negative_prompts_does_not_support_them(shelf: Shelf, kind: str) -> None:
     spec = catalog_of(**{kind: shelf.entry(kind)}).models[kind]
     assert not spec.supports_negative_prompt
 
@@ -224,7 +224,7 @@ def test_a_lora_counts_for_its_request_only(engine: LocalEngine, shelf: Shelf, k
 
 
 def stopped(engine: LocalEngine, kind: str, task: str) -> Generated | Stopped | Failed:
-    """What becomes of a picture that is to end after its second step."""
+    """The outcome of a picture that is stopped after its second step."""
     stop = threading.Event()
     pictures, fields = TASKS[task]
     request = request_for(**{"prompt": "a star", "steps": 8, "guidance_scale": 3.0, **fields})
@@ -234,7 +234,7 @@ def stopped(engine: LocalEngine, kind: str, task: str) -> Generated | Stopped | 
 
 @pytest.mark.parametrize("kind", SOME_FIRST)
 def test_a_stopped_picture_leaves_nothing_behind(engine: LocalEngine, shelf: Shelf, kind: str) -> None:
-    """Schedulers, caches and hooks are in the middle of their work then."""
+    """A stop leaves schedulers, caches and hooks in the middle of their work."""
     assert isinstance(load(engine, shelf, kind), Loaded)
     for task in tasks_of(shelf, kind):
         before = draw(engine, kind, task, steps=4)
@@ -269,7 +269,7 @@ def test_a_picture_is_as_long_as_the_files_say_and_no_longer(
 
 
 @pytest.mark.parametrize("scheduler", ["LCMScheduler", "TCDScheduler"])
-def test_a_distilled_scheduler_is_asked_for_no_more_steps_than_it_knows(
+def test_a_distilled_scheduler_runs_no_more_steps_than_it_supports(
     engine: LocalEngine, shelf: Shelf, tmp_path: Path, scheduler: str
 ) -> None:
     shutil.copytree(shelf.model("sd15"), tmp_path / "sd15")
@@ -298,7 +298,7 @@ def test_half_the_bytes_draw_nearly_the_same(engine: LocalEngine, shelf: Shelf, 
 
 
 def test_the_checker_of_1_5_is_left_out(engine: LocalEngine, shelf: Shelf) -> None:
-    """The one of this kind objects to every picture."""
+    """The safety checker of this kind rejects every picture."""
     assert isinstance(load(engine, shelf, "sd15-checked"), Loaded)
     assert draw(engine, "sd15-checked").std() > 5
 
@@ -308,7 +308,7 @@ def test_the_checker_of_1_5_is_left_out(engine: LocalEngine, shelf: Shelf) -> No
 
 @pytest.fixture
 def damaged(shelf: Shelf, tmp_path: Path) -> Shelf:
-    """Copies of two models, to be broken; a third stays whole."""
+    """Copies of two models that the tests damage; a third one stays undamaged."""
     for kind in ("flux-dev", "sdxl", "sd15"):
         shutil.copytree(shelf.model(kind), tmp_path / kind)
     copies = Shelf(tmp_path)
@@ -317,7 +317,7 @@ def damaged(shelf: Shelf, tmp_path: Path) -> Shelf:
 
 
 def refused(engine: LocalEngine, damaged: Shelf, kind: str) -> Failed:
-    """What the load of a broken model answers; the others go on before and after."""
+    """The answer to the load of a damaged model; the others work before and after it."""
     assert isinstance(load(engine, damaged, "sd15"), Loaded)
     before = draw(engine, "sd15")
     failed = load(engine, damaged, kind)
@@ -351,7 +351,7 @@ def test_a_file_that_was_cut_off_is_named(engine: LocalEngine, damaged: Shelf, f
 def test_a_lack_of_memory_while_a_file_is_read_is_not_the_files_fault(
     engine: LocalEngine, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The library says that it could not read the file."""
+    """The library fails to read the file."""
 
     def full(*args: object, **kwargs: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
@@ -376,8 +376,8 @@ def test_a_tokenizer_of_another_model_is_refused(engine: LocalEngine, damaged: S
     assert refused(engine, damaged, "flux-dev").code is FailureCode.WEIGHTS_CORRUPT
 
 
-def test_so_is_one_without_its_words(engine: LocalEngine, damaged: Shelf) -> None:
-    """The library would make up a vocabulary of three words, and the pictures would mean nothing."""
+def test_a_tokenizer_without_its_vocabulary_is_refused(engine: LocalEngine, damaged: Shelf) -> None:
+    """The library would make a vocabulary of three words, and the pictures would ignore the prompt."""
     (damaged.folder / "flux-dev" / "tokenizer" / "tokenizer.json").unlink()
     failed = refused(engine, damaged, "flux-dev")
     assert failed.code is FailureCode.WEIGHTS_CORRUPT
@@ -401,10 +401,10 @@ def test_weights_that_execute_code_are_not_looked_at(engine: LocalEngine, damage
         ("qwen-image", "processor", "Qwen2VLProcessor"),
     ],
 )
-def test_a_processor_that_needs_torchvision_says_so(
+def test_a_processor_that_needs_torchvision_reports_it(
     engine: LocalEngine, shelf: Shelf, tmp_path: Path, kind: str, part: str, cls: str
 ) -> None:
-    """The real FLUX.2 and Qwen-Image-Edit have them."""
+    """The real FLUX.2 and Qwen-Image-Edit have such processors."""
     shutil.copytree(shelf.model(kind), tmp_path / kind)
     index = json.loads((tmp_path / kind / "model_index.json").read_text())
     entry = shelf.entry(kind)
@@ -451,7 +451,7 @@ BATCHING = [kind for kind in SOME_FIRST if (kind if isinstance(kind, str) else k
 
 
 @pytest.mark.parametrize("kind", BATCHING)
-def test_in_one_call_each_picture_is_that_of_its_own_words_but_for_rounding(
+def test_in_one_call_each_picture_is_that_of_its_own_prompt_except_for_rounding(
     engine: LocalEngine, shelf: Shelf, kind: str
 ) -> None:
     load(engine, shelf, kind, max_batch=4)

@@ -1,4 +1,4 @@
-"""Both kinds of FileStore, a folder and a bucket: one suite for both."""
+"""The contract of FileStore, for a folder and for a bucket."""
 
 import asyncio
 import errno
@@ -38,7 +38,7 @@ async def content(files: FileStore, name: str, start: int, stop: int) -> bytes:
 # -- both --------------------------------------------------------------------------------------------------------------
 
 
-async def test_what_was_put_is_read_whole_or_in_part(files: FileStore) -> None:
+async def test_a_stored_object_is_read_whole_or_in_part(files: FileStore) -> None:
     data = bytes(range(256)) * 100
     await files.put(NAME, data, "image/png")
     assert await files.size(NAME) == len(data)
@@ -52,7 +52,7 @@ async def test_a_second_put_replaces_the_first(files: FileStore) -> None:
     assert await content(files, NAME, 0, await files.size(NAME)) == b"2nd"
 
 
-async def test_what_is_deleted_is_gone_and_deleting_it_again_is_no_failure(files: FileStore) -> None:
+async def test_a_deleted_object_is_missing_and_deleting_it_again_is_no_failure(files: FileStore) -> None:
     other = NAME.replace("-0", "-1")
     for name in (NAME, other):
         await files.put(name, b"x", "image/png")
@@ -151,7 +151,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def silent(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The endpoint takes connections and says nothing."""
+    """The endpoint accepts connections and does not answer."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{listening.getsockname()[1]}")
         yield
@@ -165,7 +165,7 @@ def refusing(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("how", ["silent", "refusing", "no bucket"])
-async def test_a_bucket_that_is_not_there_is_a_failure_of_storage_that_tells_no_secret(
+async def test_a_missing_bucket_is_a_storage_failure_without_secrets(
     request: pytest.FixtureRequest, bucket: Bucket, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -197,7 +197,7 @@ async def test_while_a_bucket_hangs_the_loop_does_not(bucket: Bucket, silent: No
         await asking
 
 
-async def test_a_patient_store_says_that_it_waits_for_a_bucket_that_says_nothing(
+async def test_a_waiting_store_reports_a_bucket_that_does_not_answer(
     bucket: Bucket, silent: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(images, "CHECK_S", 0.01)  # and a request may take REQUEST_S
@@ -212,7 +212,7 @@ async def test_a_patient_store_says_that_it_waits_for_a_bucket_that_says_nothing
     store.close()
 
 
-def test_settings_that_cannot_be_used_are_told_at_the_start(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unusable_settings_are_reported_at_the_start(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     with pytest.raises(StoreMisconfigured, match="AccessKeyId"):
         S3(bucket.address)
@@ -232,7 +232,7 @@ def spool(tmp_path: Path) -> list[str]:
     return sorted(path.name for path in (tmp_path / "spool").rglob("*") if path.is_file())
 
 
-async def test_pictures_are_whole_here_before_they_are_shipped_and_stay_until_they_are_unspooled(
+async def test_pictures_are_complete_in_the_spool_before_their_upload_and_stay_until_unspooled(
     spooling: ImageStore, bucket: Bucket, tmp_path: Path
 ) -> None:
     stored = await save(spooling, task_id(3), [grey(1), grey(2)])
@@ -246,7 +246,7 @@ async def test_pictures_are_whole_here_before_they_are_shipped_and_stay_until_th
     assert spool(tmp_path) == []
 
 
-async def test_a_patient_store_waits_until_the_bucket_is_back_and_tells_so(
+async def test_a_waiting_store_reports_it_and_waits_until_the_bucket_is_back(
     spooling: ImageStore, bucket: Bucket
 ) -> None:
     stored = await save(spooling, task_id(4), [grey(1), grey(2)])
@@ -274,7 +274,7 @@ async def test_an_impatient_store_gives_up(bucket: Bucket, refusing: None, impat
     store.close()
 
 
-async def test_what_is_shipped_once_is_not_shipped_again(spooling: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_uploaded_picture_is_not_uploaded_again(spooling: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:
     stored = await save(spooling, task_id(6), [grey(n) for n in range(3)])
     put, failing, told = S3.put, [stored[1].path, stored[2].path], list[str]()
 
@@ -297,13 +297,13 @@ async def test_a_picture_that_the_spool_has_lost_is_no_reason_to_wait(spooling: 
         await spooling.ship(stored, pytest.fail)
 
 
-async def test_what_is_cut_short_in_the_spool_is_not_taken_for_whole(spooling: ImageStore, tmp_path: Path) -> None:
+async def test_a_truncated_file_in_the_spool_does_not_count_as_complete(spooling: ImageStore, tmp_path: Path) -> None:
     (stored,) = await save(spooling, task_id(8), [grey()])
     (tmp_path / "spool" / stored.path).write_bytes(b"short")
     assert not await spooling.spooled([stored])
 
 
-async def test_the_spool_is_tidied_of_what_nobody_wants(spooling: ImageStore, tmp_path: Path) -> None:
+async def test_unneeded_files_in_the_spool_are_removed(spooling: ImageStore, tmp_path: Path) -> None:
     kept, lost = [await save(spooling, task_id(n), [grey()]) for n in (1, 2)]
     spooling.tidy(kept)
     assert spool(tmp_path) == [Path(kept[0].path).name]

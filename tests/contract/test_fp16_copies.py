@@ -1,4 +1,4 @@
-"""A pipeline of which some parts have weights in fp16 only, as some repositories do."""
+"""A pipeline in which only some parts have weights in fp16, as in some repositories."""
 
 import shutil
 from pathlib import Path

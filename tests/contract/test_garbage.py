@@ -1,4 +1,4 @@
-"""The libraries' objects are taken out of garbage collection, and never a model's."""
+"""The engine freezes the libraries' objects for the garbage collector, but never a model's."""
 
 import gc
 from collections.abc import Iterator
@@ -23,12 +23,12 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shelf]:
 
 
 def transformers() -> int:
-    """How many are alive, as far as the garbage collector looks."""
+    """How many live objects the garbage collector tracks."""
     return sum(type(it).__name__ == "FluxTransformer2DModel" for it in gc.get_objects())
 
 
 @pytest.mark.parametrize("family", ["flux", "gguf"])
-def test_what_is_there_before_the_first_model_is_frozen_once(
+def test_objects_before_the_first_model_are_frozen_once(
     shelf: Shelf, monkeypatch: pytest.MonkeyPatch, family: str
 ) -> None:
     gguf = small(type="gguf", local_path="dev.gguf", base_model="flux-dev")

@@ -1,4 +1,4 @@
-"""Quantised transformers: how near they stay to the whole one, and what is told of files that do not fit."""
+"""Quantised transformers: how close they are to the original, and the messages for files that do not fit."""
 
 import json
 import math
@@ -52,7 +52,7 @@ def engine() -> Iterator[LocalEngine]:
 
 @pytest.fixture(scope="module")
 def whole(engine: LocalEngine, shelf: Shelf) -> list[Any]:
-    """What the unquantised model draws."""
+    """The picture of the unquantised model."""
     catalog = catalog_of(whole=shelf.entry("flux-wide"))
     assert isinstance(engine.load(load_command(catalog, "whole", shelf.folder)), Loaded)
     return [draw(engine, "whole", seed=seed, steps=4) for seed in SEEDS]
@@ -70,7 +70,7 @@ def decibels(one: Any, other: Any) -> float:
 
 
 @pytest.mark.parametrize("quantisation", get_args(Quantisation))
-def test_a_quantised_transformer_draws_nearly_what_the_whole_one_does(
+def test_a_quantised_transformer_draws_nearly_the_same_as_the_original(
     engine: LocalEngine, shelf: Shelf, whole: list[Any], quantisation: Quantisation
 ) -> None:
     base = shelf.model("flux-wide")
@@ -82,7 +82,7 @@ def test_a_quantised_transformer_draws_nearly_what_the_whole_one_does(
         assert draw(engine, "quantised", task).std() > 5
 
 
-def test_a_receipt_tells_how_it_is_packed_and_which_files_it_is_of(engine: LocalEngine, shelf: Shelf) -> None:
+def test_a_receipt_has_the_quantisation_and_the_files(engine: LocalEngine, shelf: Shelf) -> None:
     told = []
     for quantisation in ("Q4_0", "Q8_0"):
         write_gguf(shelf.model("flux-dev"), shelf.folder / "same.gguf", quantisation)
@@ -115,7 +115,7 @@ def test_a_lora_counts_for_its_request_only(engine: LocalEngine, shelf: Shelf, t
     assert np.array_equal(draw(engine, "quantised"), plain)
 
 
-def test_the_base_model_needs_no_transformer_of_its_own(engine: LocalEngine, shelf: Shelf, tmp_path: Path) -> None:
+def test_the_base_model_needs_no_transformer(engine: LocalEngine, shelf: Shelf, tmp_path: Path) -> None:
     write_gguf(shelf.model("flux-dev"), shelf.folder / "dev.gguf", "Q8_0")
     assert isinstance(load(engine, shelf, local_path="dev.gguf", base_model="flux-dev"), Loaded)
     before = draw(engine, "quantised")
@@ -148,7 +148,7 @@ def test_other_transformers_come_from_such_files_too(engine: LocalEngine, shelf:
 
 
 def refused(engine: LocalEngine, shelf: Shelf, **fields: Any) -> Failed:
-    """What the load answers; the model that is there goes on."""
+    """The answer to the load; the loaded model still works."""
     before = draw(engine, "whole")
     failed = load(engine, shelf, **fields)
     assert isinstance(failed, Failed)
@@ -168,7 +168,7 @@ def test_a_file_that_was_cut_off_is_named(engine: LocalEngine, shelf: Shelf, sha
 
 
 def write_typed(file: Path, kind: GGMLQuantizationType) -> None:
-    """A whole GGUF file whose only tensor has this type."""
+    """A complete GGUF file whose only tensor has this type."""
     values, size = GGML_QUANT_SIZES[kind]
     writer = GGUFWriter(file, arch="flux")
     writer.add_tensor("x.weight", np.zeros((2, 256 // values * size), dtype=np.uint8), raw_dtype=kind)
@@ -206,7 +206,7 @@ def test_a_type_that_the_library_does_not_read_is_named_with_the_one_to_take(
 
 
 @pytest.mark.usefixtures("whole")
-def test_a_type_that_is_newer_than_the_library_is_told(engine: LocalEngine, shelf: Shelf) -> None:
+def test_a_type_that_is_newer_than_the_library_is_refused(engine: LocalEngine, shelf: Shelf) -> None:
     file = shelf.folder / "newer.gguf"
     write_typed(file, GGMLQuantizationType.I8)
     # Name, one dimension count of 4 bytes, two dimensions of 8, then the type.
@@ -228,7 +228,7 @@ def test_a_transformer_of_another_width_is_refused(engine: LocalEngine, shelf: S
 
 
 @pytest.mark.usefixtures("whole")
-def test_so_is_one_of_another_model(engine: LocalEngine, shelf: Shelf) -> None:
+def test_a_transformer_of_another_model_is_refused(engine: LocalEngine, shelf: Shelf) -> None:
     write_gguf(shelf.model("sd3"), shelf.folder / "sd3.gguf", "Q8_0")
     failed = refused(engine, shelf, local_path="sd3.gguf", base_model="flux-wide")
     assert failed.code is FailureCode.WEIGHTS_CORRUPT
@@ -253,7 +253,7 @@ def test_a_base_without_a_transformer_is_refused(engine: LocalEngine, shelf: She
 def test_a_file_in_the_originals_key_names_is_the_same_model(
     engine: LocalEngine, shelf: Shelf, tmp_path: Path, quantisation: Quantisation
 ) -> None:
-    """At full width, which the library's conversion takes for granted: one block of each sort."""
+    """A transformer at full width, which the library's conversion assumes, with one block of each kind."""
     shutil.copytree(shelf.model("flux-dev"), base := tmp_path / "base")
     tensors = full_transformer(base / "transformer")
     drawn = []

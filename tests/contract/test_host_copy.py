@@ -1,4 +1,4 @@
-"""Leaving the device copies each weight once, coming back copies it each time. On a pretended card."""
+"""Weights are copied to the host once, and to the device at each return. On a pretended card."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -31,7 +31,7 @@ def cuda() -> Iterator[Cuda]:
 
 @pytest.fixture
 def module(cuda: Cuda) -> Tied:
-    """On the card."""
+    """A module on the card."""
     return Tied().to("cuda")
 
 
@@ -55,7 +55,7 @@ def test_nothing_is_pinned_before_a_copy_is_wanted(cuda: Cuda, module: Tied) -> 
     assert all(tensor.is_cuda for tensor in weights(module))
 
 
-def test_what_moves_is_what_is_needed_and_tied_weights_move_once(cuda: Cuda, module: Tied) -> None:
+def test_only_needed_weights_move_and_tied_weights_move_once(cuda: Cuda, module: Tied) -> None:
     copy = HostCopy([module, module.one], "cuda")
     assert copy.to_device() == 0  # it is there
     copy.to_host()
@@ -71,7 +71,7 @@ def test_all_weights_lie_in_one_pinned_block_each_at_its_place(cuda: Cuda, modul
     assert NEEDED <= cuda.pinned.bytes < NEEDED + 5 * 64
 
 
-def test_leaving_goes_back_to_the_very_same_memory_and_changes_no_weight(cuda: Cuda, module: Tied) -> None:
+def test_leaving_uses_the_same_host_memory_again_and_changes_no_weight(cuda: Cuda, module: Tied) -> None:
     expected, copy = values(module), HostCopy([module], "cuda")
     copy.to_host()
     at_home = places(module)
@@ -112,7 +112,7 @@ def test_every_kind_of_tensor_keeps_its_values_and_its_layout(cuda: Cuda, tensor
     assert torch.equal(back.cpu().float(), tensor.float())
 
 
-def test_what_was_added_on_the_device_comes_along(cuda: Cuda, module: Tied) -> None:
+def test_weights_added_on_the_device_are_copied_to_the_host(cuda: Cuda, module: Tied) -> None:
     copy = HostCopy([module], "cuda")
     copy.to_host()
     copy.to_device()
@@ -124,8 +124,8 @@ def test_what_was_added_on_the_device_comes_along(cuda: Cuda, module: Tied) -> N
     assert all(map(torch.equal, values(module.extra), extra))
 
 
-def test_what_was_taken_away_takes_its_copy_along(cuda: Cuda, module: Tied) -> None:
-    """Adapters come and go with each request; a new tensor may get the id of one that is gone."""
+def test_removed_weights_free_their_copy(cuda: Cuda, module: Tied) -> None:
+    """Each request adds and removes adapters; a new tensor may get the id of a freed one."""
     copy = HostCopy([module], "cuda")
     for i in range(20):
         module.extra = torch.nn.Linear(2, 2).to("cuda")

@@ -1,4 +1,4 @@
-"""A LoRA counts for one request and is gone afterwards, on real weights."""
+"""A LoRA changes one request and no later one, with real weights."""
 
 import json
 import threading
@@ -94,7 +94,7 @@ def test_several_loras_count_together(engine: LocalEngine, tmp_path: Path) -> No
     assert pixels(draw(engine)) == plain
 
 
-def test_an_entrys_own_lora_stays_and_a_requests_comes_on_top(tmp_path: Path) -> None:
+def test_an_entrys_own_lora_stays_when_a_requests_lora_is_added(tmp_path: Path) -> None:
     own = write_lora(tmp_path / "own.safetensors", seed=1)
     more = write_lora(tmp_path / "more.safetensors", seed=2)
     with engine_with(tmp_path, "loras: [{path: own.safetensors}]") as engine:
@@ -179,7 +179,7 @@ def test_a_lora_that_does_not_fit_fails_its_own_request_with_the_true_cause(
     assert pixels(draw(engine)) == plain
 
 
-def test_one_that_was_cut_off_is_told_so(engine: LocalEngine, tmp_path: Path) -> None:
+def test_an_incomplete_file_is_reported(engine: LocalEngine, tmp_path: Path) -> None:
     file = write_lora(tmp_path / "cut.safetensors")
     file.write_bytes(file.read_bytes()[:-50])
     failed = draw(engine, (1, file))
@@ -223,7 +223,9 @@ IGNORED: dict[str, tuple[dict[str, torch.Tensor], list[str]]] = {
 
 
 @pytest.mark.parametrize("kind", IGNORED)
-def test_what_is_ignored_of_a_lora_is_told_with_its_pictures(engine: LocalEngine, tmp_path: Path, kind: str) -> None:
+def test_ignored_layers_of_a_lora_are_reported_with_its_pictures(
+    engine: LocalEngine, tmp_path: Path, kind: str
+) -> None:
     more, warnings = IGNORED[kind]
     outcome = draw(engine, (1, write(FITS | more, tmp_path / "odd.safetensors")))
     assert isinstance(outcome, Generated)
@@ -245,7 +247,7 @@ def test_layers_in_the_key_names_of_kohya_are_counted_as_what_they_become(engine
     assert pixels(outcome) != pixels(draw(engine))
 
 
-def test_of_an_entrys_own_lora_every_picture_tells(tmp_path: Path) -> None:
+def test_every_picture_has_the_warnings_of_the_entrys_own_lora(tmp_path: Path) -> None:
     write(FITS | IGNORED["a deeper model"][0], tmp_path / "odd.safetensors")
     with engine_with(tmp_path, "loras: [{path: odd.safetensors}]") as engine:
         outcome = draw(engine)
@@ -264,7 +266,7 @@ def test_a_lora_on_weights_in_8_bits_counts_for_its_request_only(tmp_path: Path)
         assert pixels(draw(engine)) == plain
 
 
-def test_so_does_one_on_top_of_an_entrys_own(tmp_path: Path) -> None:
+def test_a_lora_added_to_an_entrys_own_counts_for_its_request_only(tmp_path: Path) -> None:
     write_lora(tmp_path / "own.safetensors", seed=1)
     more = write_lora(tmp_path / "more.safetensors", seed=2)
     with engine_with(tmp_path, CAST) as engine:
@@ -294,7 +296,7 @@ def distance(one: Generated | Failed, other: Generated | Failed) -> float:
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, error: Exception, times: int) -> None:
-    """Let the library's own loading fail so many times, in the middle of its work."""
+    """Make the library's own loading fail this many times, in the middle of its work."""
     real, left = peft.set_peft_model_state_dict, [error] * times
 
     def set_peft_model_state_dict(*args: Any, **kwargs: Any) -> Any:
@@ -327,7 +329,7 @@ def test_a_broken_device_is_not_the_loras_fault(
 
 
 @pytest.mark.parametrize("offload", ["none", "model", "encoders", "sequential", "group"])
-def test_a_lora_that_does_not_fit_leaves_an_offloaded_model_as_it_was(
+def test_a_lora_that_does_not_fit_does_not_change_an_offloaded_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offload: str
 ) -> None:
     build("flux-dev", tmp_path / "flux-dev")

@@ -1,4 +1,4 @@
-"""Numbers that overflow are a failure with advice and no black picture, and a VAE can have a wider dtype of its own."""
+"""Numbers that overflow are a failure with advice instead of a black picture, and a VAE can have a wider dtype."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -71,7 +71,7 @@ def test_infinite_numbers_are_found_before_they_are_clipped(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_vae_in_float32_draws_what_it_draws_in_float32(engine: LocalEngine, shelf: Shelf, kind: str) -> None:
+def test_a_vae_with_vae_dtype_float32_draws_like_a_float32_vae(engine: LocalEngine, shelf: Shelf, kind: str) -> None:
     tasks = ("text2image", "image2image", "inpaint")[: 2 if kind == "sana-sprint" else 3]
     load(engine, shelf, kind, torch_dtype="float32")
     expected = {task: draw(engine, kind, task).astype(float) for task in tasks}

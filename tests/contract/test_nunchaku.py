@@ -1,4 +1,4 @@
-"""4-bit transformers, with a stand-in for their engine: which file, which sentence, and that the pieces fit."""
+"""4-bit transformers, with a fake of their engine: the chosen file, the messages, and the loaded pipeline."""
 
 import importlib
 import json
@@ -64,7 +64,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 @pytest.fixture
 def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """on_gpu(8, 9) is a machine with such a GPU, as far as the choice of a file goes; the CPU does its work."""
+    """on_gpu(8, 9) is a machine with this GPU for the choice of a file; the CPU runs the model."""
     choose = nunchaku.choose_precision
 
     def pretend(major: int, minor: int) -> None:
@@ -86,17 +86,17 @@ def load(engine: LocalEngine, shelf: Shelf, **changes: Any) -> Loaded | Failed:
 
 
 def whole(engine: LocalEngine, shelf: Shelf, kind: str = "flux-dev", task: str = "text2image") -> Any:
-    """What the model that the files were made of draws."""
+    """The picture of the model that the files were made from."""
     assert isinstance(engine.load(load_command(catalog_of(whole=shelf.entry(kind)), "whole", shelf.folder)), Loaded)
     return draw(engine, "whole", task)
 
 
 def same(one: Any, other: Any) -> bool:
-    """Up to the last bit: where in memory a weight begins decides how it is multiplied."""
+    """Equal except for the last bit: the alignment of a weight in memory changes its products."""
     return bool(np.abs(one.astype(int) - other.astype(int)).max() <= 1)
 
 
-def test_what_torch_has_kept_of_the_last_model_is_given_to_the_engine(
+def test_cached_memory_of_torch_is_freed_for_the_engine(
     engine: LocalEngine, shelf: Shelf, installed: Any, on_gpu: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = installed("nunchaku_engine")
@@ -147,7 +147,7 @@ def test_the_gpu_decides_which_file(
 
 
 @pytest.mark.parametrize("capability", [(6, 1), (7, 0), (9, 0), (10, 0)])
-def test_a_gpu_without_kernels_is_told_what_else_there_is(
+def test_a_gpu_without_kernels_is_refused_with_alternatives(
     engine: LocalEngine, shelf: Shelf, installed: Any, on_gpu: Any, capability: tuple[int, int]
 ) -> None:
     installed("nunchaku_engine")
@@ -161,7 +161,7 @@ def test_a_gpu_without_kernels_is_told_what_else_there_is(
     )
 
 
-def test_a_cpu_is_told_so(engine: LocalEngine, shelf: Shelf, installed: Any) -> None:
+def test_a_cpu_is_reported(engine: LocalEngine, shelf: Shelf, installed: Any) -> None:
     installed("nunchaku_engine")
     failed = load(engine, shelf)
     assert isinstance(failed, Failed)
@@ -169,7 +169,7 @@ def test_a_cpu_is_told_so(engine: LocalEngine, shelf: Shelf, installed: Any) -> 
     assert failed.message == "Nunchaku models need an NVIDIA GPU; this service runs on a CPU."
 
 
-def test_without_the_engine_it_says_what_to_install(
+def test_without_the_engine_the_error_names_what_to_install(
     engine: LocalEngine, shelf: Shelf, on_gpu: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "nunchaku", None)  # not there, whatever is installed
@@ -279,7 +279,7 @@ def test_the_stand_in_holds_its_weights_as_the_engine_does(shelf: Shelf, install
 
 @pytest.fixture
 def memory(installed: Any, on_gpu: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """What the engine holds of the device; the loader finds it out as it would on a GPU."""
+    """The device memory of the engine; the loader measures it as on a GPU."""
     held = installed("nunchaku_engine")._C.utils
     on_gpu(8, 9)
     monkeypatch.setattr(nunchaku, "outside_torch", lambda device: held.used + held.kept)
@@ -297,7 +297,7 @@ def test_the_blocks_count_as_weights(engine: LocalEngine, shelf: Shelf, memory: 
 
 
 @pytest.mark.parametrize("keep_warm", [False, True])
-def test_it_leaves_as_a_whole_and_the_engine_keeps_nothing(
+def test_an_unload_frees_all_memory_of_the_engine(
     engine: LocalEngine, shelf: Shelf, memory: Any, keep_warm: bool
 ) -> None:
     load(engine, shelf)
@@ -310,9 +310,7 @@ def test_it_leaves_as_a_whole_and_the_engine_keeps_nothing(
     assert same(draw(engine, "four_bits"), before)
 
 
-def test_what_a_load_that_failed_has_left_is_given_back_before_the_next(
-    engine: LocalEngine, shelf: Shelf, memory: Any
-) -> None:
+def test_the_memory_of_a_failed_load_is_freed_before_the_next(engine: LocalEngine, shelf: Shelf, memory: Any) -> None:
     file = write_t5(shelf.model("flux-dev"), shelf.folder / "nunchaku" / "cut.safetensors")
     file.write_bytes(file.read_bytes()[:-1])
     assert isinstance(load(engine, shelf, t5_weight_name="cut.safetensors"), Failed)
@@ -321,16 +319,14 @@ def test_what_a_load_that_failed_has_left_is_given_back_before_the_next(
     assert memory.kept == 0
 
 
-def test_when_the_device_is_full_the_engine_gives_back_what_it_keeps(
-    engine: LocalEngine, shelf: Shelf, memory: Any
-) -> None:
+def test_when_the_device_is_full_the_engine_frees_its_caches(engine: LocalEngine, shelf: Shelf, memory: Any) -> None:
     load(engine, shelf)
     memory.kept = 1000
     engine._models["four_bits"].model.trim()
     assert memory.kept == 0
 
 
-def test_what_torch_does_not_hold_is_the_rest_of_what_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_outside_torch_is_the_used_memory_minus_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (70, 100))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 12)
     assert nunchaku.outside_torch("cuda") == 18

@@ -1,4 +1,4 @@
-"""Memory and speed options, on tiny pipelines: each does what it says and nothing stays behind."""
+"""Memory and speed options, on tiny pipelines: each has its effect, and none outlives its model."""
 
 import json
 import sys
@@ -92,7 +92,7 @@ def test_an_attention_backend_counts_for_its_model_only(models: Path) -> None:
     assert _AttentionBackendRegistry.get_active_backend() == before
 
 
-def test_an_attention_backend_that_is_not_installed_is_told(models: Path) -> None:
+def test_an_attention_backend_that_is_not_installed_is_reported(models: Path) -> None:
     house = House(models, attention_backend="sage")
     failed = house.engine.generate(Generate(model="a", request=request_for()), threading.Event(), lambda *_: None)
     assert isinstance(failed, Failed)
@@ -131,7 +131,7 @@ def test_rounded_weights_take_less_memory_and_draw_nearly_the_same(models: Path,
 
 @pytest.fixture
 def ada(monkeypatch: pytest.MonkeyPatch) -> str:
-    """A device that multiplies float8, as far as the choice and torchao's checks go; the CPU does its work."""
+    """A device that multiplies in float8 for the choice and torchao's checks; the CPU runs the model."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 9))
     monkeypatch.setattr(torch.version, "cuda", "13.0")
@@ -140,7 +140,7 @@ def ada(monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.mark.slow  # with the extra `quantize` installed
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
-def test_float8_rounds_what_goes_into_a_layer_as_well_where_the_device_multiplies_it(
+def test_float8_also_rounds_inputs_of_layers_if_the_device_multiplies_in_float8(
     models: Path, ada: str, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fields: dict[str, Any] = {"local_path": "builtin:tiny", "torch_dtype": dtype}
@@ -167,14 +167,14 @@ def test_float8_rounds_what_goes_into_a_layer_as_well_where_the_device_multiplie
 
 
 @pytest.mark.slow  # with the extra `quantize` installed
-def test_rounded_weights_leave_as_a_whole(models: Path) -> None:
+def test_rounded_weights_do_not_stay_warm(models: Path) -> None:
     house = House(models, quantize="int8")
     answer = house.engine.unload(Unload(model="a", keep_warm=True))
     assert isinstance(answer, Unloaded)
     assert not answer.warm
 
 
-def test_rounding_needs_its_library_and_says_which(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rounding_without_its_library_names_it(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)
     failed = House(models, quantize="int8").loaded
     assert isinstance(failed, Failed)
@@ -182,7 +182,7 @@ def test_rounding_needs_its_library_and_says_which(models: Path, monkeypatch: py
 
 
 @pytest.mark.usefixtures("quick_compiler")
-def test_what_was_compiled_survives_an_unload_and_draws_the_same(models: Path) -> None:
+def test_compiled_code_survives_an_unload_and_draws_the_same(models: Path) -> None:
     pictures, compiled = [House(models).draw()], []
     house = House(models, compile=True)
     for _ in range(2):
@@ -211,7 +211,7 @@ def test_compiled_blocks_and_a_step_cache_draw_what_the_cache_alone_draws(models
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
-def test_the_real_compiler_draws_nearly_the_same_and_keeps_its_code_where_it_is_told(
+def test_the_real_compiler_draws_nearly_the_same_and_keeps_its_code_in_the_configured_folder(
     models: Path, tmp_path: Path, no_compiler_cache: None
 ) -> None:
     torch._dynamo.reset()
@@ -225,7 +225,7 @@ def test_the_real_compiler_draws_nearly_the_same_and_keeps_its_code_where_it_is_
 
 @pytest.fixture
 def no_compiler_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No folder is named in the environment, now and after the test."""
+    """Remove the folders from the environment, during and after the test."""
     for variable in COMPILER_CACHES:
         monkeypatch.setenv(variable, "")  # so that what the test sets is undone, too
         monkeypatch.delenv(variable)
@@ -247,7 +247,7 @@ def test_the_operators_word_for_the_compilers_folder_counts(tmp_path: Path, monk
     assert cache_dir_utils.cache_dir() == str(tmp_path / "mine")
 
 
-def test_a_machine_that_cannot_compile_says_so(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_that_cannot_compile_reports_it(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: object) -> None:
         raise RuntimeError("no compiler")
 
@@ -260,9 +260,7 @@ def test_a_machine_that_cannot_compile_says_so(models: Path, monkeypatch: pytest
     assert failed.code is FailureCode.ENGINE_MISSING
 
 
-def test_a_device_that_is_full_while_blocks_are_compiled_is_told_as_such(
-    models: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_device_during_compilation_is_out_of_memory(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
@@ -312,7 +310,7 @@ CONTRADICTIONS: list[dict[str, Any]] = [
 @pytest.mark.parametrize(
     "fields", [{"quantize": "int8"}, {"layerwise_casting": "float8_e4m3fn"}, {"compile": True}], ids=str
 )
-def test_what_changes_the_transformer_goes_with_offloading_of_the_encoders(fields: dict[str, Any]) -> None:
+def test_options_of_the_transformer_work_with_offloaded_encoders(fields: dict[str, Any]) -> None:
     assert parse_catalog(entry(cpu_offload="encoders", **fields), SPECS)
 
 

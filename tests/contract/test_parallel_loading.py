@@ -1,4 +1,4 @@
-"""A part that is cut into several files is read by a thread for each, and is the same."""
+"""A part in several files is read by one thread for each file, with the same result."""
 
 import os
 import subprocess
@@ -62,7 +62,7 @@ def test_the_pictures_are_the_same(models: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(("device", "told"), [("cuda", "yes"), ("cpu", None)])
-def test_it_is_asked_for_where_there_is_a_device(
+def test_parallel_loading_is_enabled_if_there_is_a_device(
     device: str, told: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(PARALLEL_LOADING[0], "so that it is restored")

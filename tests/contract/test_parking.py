@@ -1,4 +1,4 @@
-"""Tasks whose model's weights are being fetched: they wait beside the queue, and the others go on."""
+"""Tasks whose model's weights are being pulled: they wait beside the queue, and other tasks run."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -64,7 +64,7 @@ class House:
         return (await self.tasks.submit(draft)).id
 
     async def until(self, task_id: str, *, downloading: bool = False) -> GenerationTask:
-        """The task once it has ended, or once its weights are on their way."""
+        """Wait until the task has ended or its weights are being pulled, and return it."""
         while True:
             task, pull = await self.tasks.records.get(task_id), self.tasks.download(task_id)
             on_its_way = self.fetching and pull is not None and pull.state is PullState.DOWNLOADING
@@ -116,7 +116,7 @@ async def test_a_task_waits_for_its_weights_and_the_others_go_on(tmp_path: Path)
         assert [event.name for event in house.events(far)][:2] == ["queued", "downloading"]
 
 
-async def test_bytes_are_told_on_the_tasks_own_stream(tmp_path: Path) -> None:
+async def test_bytes_are_reported_in_the_tasks_stream(tmp_path: Path) -> None:
     async with opened(tmp_path) as house:
         far = await house.submit("far")
         await house.until(far, downloading=True)
@@ -134,7 +134,7 @@ async def test_bytes_are_told_on_the_tasks_own_stream(tmp_path: Path) -> None:
         assert [e.bytes_done for e in seen if isinstance(e, TaskDownloading)] == [0, 100, 500]
 
 
-async def test_a_failed_download_fails_all_that_waited_for_it_with_its_words(tmp_path: Path) -> None:
+async def test_a_failed_pull_fails_all_tasks_that_wait_for_it_with_its_message(tmp_path: Path) -> None:
     async with opened(tmp_path) as house:
         ids = [await house.submit("far") for _ in range(2)]
         for task_id in ids:
@@ -149,7 +149,7 @@ async def test_a_failed_download_fails_all_that_waited_for_it_with_its_words(tmp
         assert house.downloads == 2
 
 
-async def test_a_cancelled_download_fails_what_waited(tmp_path: Path) -> None:
+async def test_a_cancelled_pull_fails_the_tasks_that_wait_for_it(tmp_path: Path) -> None:
     async with opened(tmp_path) as house:
         far = await house.submit("far")
         await house.until(far, downloading=True)
@@ -203,7 +203,7 @@ async def test_after_a_restart_it_waits_again(tmp_path: Path) -> None:
         assert (await house.until(far)).status is TaskStatus.COMPLETED
 
 
-async def test_weights_that_another_program_brings_meanwhile_are_taken(
+async def test_weights_that_another_program_downloads_meanwhile_are_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with opened(tmp_path) as house:

@@ -1,4 +1,4 @@
-"""What two models have alike is in memory once, a swap moves what differs, and nobody notices but the clock."""
+"""Equal parts of two models are in memory once, a swap moves only the others, and the pictures stay the same."""
 
 import json
 import shutil
@@ -66,11 +66,11 @@ def switch(engine: LocalEngine, folders: Path, old: str, new: str, **fields: Any
 
 
 def size(folders: Path, model: str) -> int:
-    """Bytes of its transformer."""
+    """The bytes of its transformer."""
     return sum(tensor.numel() * tensor.element_size() for tensor in load_file(folders / model / TRANSFORMER).values())
 
 
-def test_a_swap_moves_what_differs_and_draws_the_same(engine: LocalEngine, folders: Path) -> None:
+def test_a_swap_moves_only_different_parts_and_draws_the_same(engine: LocalEngine, folders: Path) -> None:
     first = load(engine, folders, "one")
     assert first.moved_bytes == first.weight_bytes
     one = draw(engine, "one")
@@ -93,7 +93,7 @@ def test_two_that_stay_share_one_and_the_other_lives_on(engine: LocalEngine, fol
     assert draw(engine, "one") == one
 
 
-def test_two_that_take_turns_draw_what_each_draws_alone_and_call_what_they_share_the_same(
+def test_two_alternating_models_draw_the_same_as_alone_and_name_shared_parts_equally(
     engine: LocalEngine, folders: Path
 ) -> None:
     alone = {}
@@ -146,7 +146,7 @@ def test_weights_that_were_replaced_after_their_load_are_read_again(
     assert loaded.moved_bytes > size(folders, "two")
 
 
-def test_what_a_failed_load_did_not_take_is_let_go(engine: LocalEngine, folders: Path) -> None:
+def test_held_parts_are_released_after_a_failed_load(engine: LocalEngine, folders: Path) -> None:
     load(engine, folders, "one")
     one = draw(engine, "one")
     engine.unload(Unload(model="one", switching=True))
@@ -173,7 +173,7 @@ def linear(parts: Parts, device: str = "cuda") -> Part:
     return part
 
 
-def test_a_part_is_copied_once_for_all_its_users_and_goes_to_the_host_after_the_last(cuda: Cuda) -> None:
+def test_a_part_is_copied_once_for_all_its_users_and_moves_to_the_host_after_the_last(cuda: Cuda) -> None:
     part = linear(Parts())
     part.keep()
     part.leave()
@@ -191,7 +191,7 @@ def test_a_part_that_no_model_keeps_warm_is_not_copied_to_the_host(cuda: Cuda) -
     assert (part.host_bytes, part.missing_bytes, cuda.pinned.bytes) == (0, part.bytes, 0)
 
 
-def test_a_model_that_is_offloaded_shares_nothing_and_says_so(cuda: Cuda, folders: Path) -> None:
+def test_an_offloaded_model_shares_nothing_and_reports_no_parts(cuda: Cuda, folders: Path) -> None:
     engine = LocalEngine(EngineOptions(device="cuda"))
     assert load(engine, folders, "one", cpu_offload="model").shared == {}
     engine.close()
@@ -208,7 +208,7 @@ def test_a_part_that_is_held_stays_until_the_next_model_has_chosen(cuda: Cuda) -
     assert not part.module.weight.is_cuda
 
 
-def test_a_part_whose_way_back_failed_can_be_used_again(cuda: Cuda) -> None:
+def test_a_part_whose_return_to_the_device_failed_can_be_used_again(cuda: Cuda) -> None:
     part = linear(Parts())
     part.keep()
     part.leave()
@@ -238,7 +238,7 @@ def test_a_file_of_the_hubs_cache_has_one_name_wherever_it_lies_and_another_file
     assert one._replace(config="{}").name != one.name
 
 
-def test_nobody_finds_a_part_that_no_model_has() -> None:
+def test_a_part_without_a_model_is_not_found() -> None:
     parts = Parts()
     source = linear(parts, "cpu").source
     assert source is not None

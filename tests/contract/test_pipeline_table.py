@@ -1,4 +1,4 @@
-"""The table of pipelines says what the installed diffusers says."""
+"""The table of pipelines agrees with the installed diffusers."""
 
 import inspect
 import re

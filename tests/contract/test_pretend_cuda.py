@@ -1,4 +1,4 @@
-"""The pretended card answers as a real one does, and leaves torch as it was."""
+"""The pretended card behaves like a real one, and leaves torch unchanged."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -42,7 +42,7 @@ def everything_that_is_replaced() -> list[Any]:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_afterwards_torch_is_as_it_was(fails: bool) -> None:
+def test_afterwards_torch_is_unchanged(fails: bool) -> None:
     before = everything_that_is_replaced()
     with suppress(KeyError), pretended():
         torch.cuda.init()
@@ -77,7 +77,7 @@ def test_only_this_thread_and_those_of_pools_pretend(cuda: Cuda) -> None:
 # -- torch.cuda checks its arguments -----------------------------------------------------------------------------------
 
 
-def test_the_words_that_torch_cuda_refuses_are_refused(cuda: Cuda) -> None:
+def test_device_names_that_torch_cuda_refuses_are_refused(cuda: Cuda) -> None:
     with pytest.raises(ValueError, match="with a specified index"):
         torch.cuda.set_per_process_memory_fraction(0.5, torch.device("cuda"))
     with pytest.raises(TypeError, match="must be `float`"):
@@ -98,7 +98,7 @@ def test_before_cuda_is_initialised_there_is_no_peak_to_forget(cuda: Cuda) -> No
     torch.cuda.reset_peak_memory_stats("cuda:0")
 
 
-def test_the_card_is_the_one_that_was_asked_for() -> None:
+def test_the_card_is_the_configured_one() -> None:
     with pretended(Card(name="Old card", total=8 * GIB, foreign=2 * GIB, capability=(7, 5))) as cuda:
         assert torch.cuda.get_device_name("cuda") == "Old card"
         assert torch.cuda.get_device_capability() == (7, 5)
@@ -125,7 +125,7 @@ def test_the_environment_hides_cards(monkeypatch: pytest.MonkeyPatch, visible: s
 
 
 @pytest.mark.parametrize("word", ["cuda", "cuda:0", torch.device("cuda"), torch.device("cuda", 0), 0], ids=str)
-def test_what_goes_to_the_card_is_there_and_comes_back(cuda: Cuda, word: Any) -> None:
+def test_a_tensor_moves_to_the_card_and_back(cuda: Cuda, word: Any) -> None:
     host = torch.arange(3.0)
     there = host.to(word)
     assert there.is_cuda
@@ -139,7 +139,7 @@ def test_what_goes_to_the_card_is_there_and_comes_back(cuda: Cuda, word: Any) ->
     assert host.tolist() == [0, 1, 2]
 
 
-def test_what_is_made_on_the_card_is_there(cuda: Cuda) -> None:
+def test_tensors_made_on_the_card_are_on_it(cuda: Cuda) -> None:
     module = torch.nn.Linear(4, 4).to("cuda")
     with torch.device("cuda"):
         inside = torch.zeros(1, 4)
@@ -165,7 +165,7 @@ def test_both_sides_in_one_call_are_refused(cuda: Cuda) -> None:
     assert there.type_as(here).device.type == "cpu"
 
 
-def test_what_only_host_memory_can_do_is_refused(cuda: Cuda) -> None:
+def test_operations_that_need_host_memory_are_refused(cuda: Cuda) -> None:
     there = torch.ones(3, device="cuda")
     with pytest.raises(TypeError, match="can't convert cuda:0 device type tensor to numpy"):
         there.numpy()
@@ -230,7 +230,7 @@ def test_pinned_memory_is_counted_until_its_cache_is_emptied(cuda: Cuda) -> None
 
 
 @pytest.mark.parametrize(("foreign", "fraction"), [(0, 0.5), (3 * GIB + 512 * MIB, 1.0)])
-def test_a_full_card_says_so_in_torchs_words(foreign: int, fraction: float) -> None:
+def test_a_full_card_raises_the_error_of_torch(foreign: int, fraction: float) -> None:
     with pretended(Card(total=4 * GIB, foreign=foreign, context=0)):
         torch.cuda.set_per_process_memory_fraction(fraction, 0)
         torch.cuda.reset_peak_memory_stats()

@@ -1,4 +1,4 @@
-"""A repeated prompt does not run the text encoders, and nobody can tell from the picture."""
+"""A repeated prompt does not run the text encoders, and the picture is the same."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +20,7 @@ from tests.contract.test_lora import write_lora
 
 
 class Counter:
-    """How often the T5 encoder ran."""
+    """Counts the runs of the T5 encoder."""
 
     def __init__(self, model: Any) -> None:
         self.runs = 0
@@ -65,7 +65,7 @@ def test_a_lora_neither_uses_nor_leaves_anything(model: LoadedModel, tmp_path: P
     assert counter.runs == 2
 
 
-def test_the_words_of_a_shared_call_are_remembered_together_and_never_taken_for_one_prompt(model: LoadedModel) -> None:
+def test_the_prompts_of_a_shared_call_are_cached_together(model: LoadedModel) -> None:
     counter = Counter(model)
     requests = [request_for("a cat", seed=1), request_for("a dog", seed=1)]
     first = model.generate_together(requests, lambda *step: None)
@@ -105,7 +105,7 @@ def test_the_oldest_is_forgotten_when_the_room_is_taken() -> None:
     assert pipeline.runs == 4  # a, b, c, and b again: a was used in between
 
 
-def test_what_is_larger_than_the_room_is_not_kept() -> None:
+def test_a_prompt_larger_than_the_cache_is_not_kept() -> None:
     pipeline = attached(101)
     pipeline.encode_prompt("a")
     pipeline.encode_prompt("a")
@@ -113,14 +113,14 @@ def test_what_is_larger_than_the_room_is_not_kept() -> None:
 
 
 @pytest.mark.parametrize("other", [["a"], ("a", "b"), "A", None])
-def test_other_words_are_another_prompt(other: Any) -> None:
+def test_a_different_prompt_is_encoded(other: Any) -> None:
     pipeline = attached(10)
     pipeline.encode_prompt("a")
     pipeline.encode_prompt(other)
     assert pipeline.runs == 2
 
 
-def test_a_prompt_that_comes_with_a_picture_is_always_read_anew() -> None:
+def test_a_prompt_with_a_picture_is_never_cached() -> None:
     pipeline = attached(10)
     for _ in range(2):
         pipeline.encode_prompt("a", image=object())

@@ -1,4 +1,4 @@
-"""Which weights made a picture: known by the hub's commit, or by what the files hold."""
+"""The identity of weights: the hub's commit, or a hash of the files."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def test_the_same_files_are_the_same_weights_wherever_they_lie(folder: Path) -> 
     assert identity(folder.rename(folder.with_name("moved"))) == before
 
 
-def test_what_is_no_weights_does_not_count(folder: Path) -> None:
+def test_files_that_are_not_weights_do_not_count(folder: Path) -> None:
     before = identity(folder)
     (folder / "README.md").write_text("hello")
     assert identity(folder) == before
@@ -69,7 +69,7 @@ def test_the_size_of_a_large_file_counts(tmp_path: Path, monkeypatch: pytest.Mon
     assert identity(file) != before
 
 
-def test_in_the_hubs_cache_the_commit_says_it_all(tmp_path: Path) -> None:
+def test_in_the_hubs_cache_the_identity_is_the_commit(tmp_path: Path) -> None:
     snapshot = tmp_path / "models--black-forest-labs--FLUX.1-dev" / "snapshots" / COMMIT
     assert identity(snapshot) == f"black-forest-labs/FLUX.1-dev@{COMMIT}"
     assert identity(snapshot / "dir" / "a.gguf") == f"black-forest-labs/FLUX.1-dev@{COMMIT}/dir/a.gguf"

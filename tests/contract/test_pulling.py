@@ -66,7 +66,7 @@ def refused(*wishes: HubFiles, reserve_bytes: int = 0) -> Refused:
 
 
 async def cut_short(hub: Hub, wish: HubFiles) -> None:
-    """Pull until half of the large file has come, then cancel."""
+    """Pull until half of the large file has arrived, then cancel."""
     hub.flowing.clear()
     half = asyncio.Event()
 
@@ -89,7 +89,7 @@ def snapshot(repo: Repo) -> Path:
 # -- what comes ----------------------------------------------------------------------------------------------------
 
 
-def test_what_is_needed_comes_and_nothing_else(hub: Hub) -> None:
+def test_only_needed_files_are_pulled(hub: Hub) -> None:
     assert pull() == Fetched()
     folder = snapshot(hub.repos[NAME])
     assert sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.*")) == sorted(NEEDED)
@@ -109,7 +109,7 @@ BOTH = FILES | {"vae/diffusion_pytorch_model.bf16.safetensors": WEIGHTS[:200]}
         ("bfloat16", "vae/diffusion_pytorch_model.bf16.safetensors"),
     ],
 )
-def test_of_several_copies_the_one_in_the_entrys_dtype_comes(hub: Hub, dtype: Dtype, comes: str) -> None:
+def test_of_several_copies_the_one_in_the_entrys_dtype_is_pulled(hub: Hub, dtype: Dtype, comes: str) -> None:
     hub.add(NAME, BOTH)
     wanted = HubFiles.of(NAME, dtype=dtype)
     assert pull(wanted) == Fetched()
@@ -143,7 +143,7 @@ def test_a_checker_that_no_load_opens_is_not_fetched_and_refuses_nothing(hub: Hu
 
 
 @pytest.mark.parametrize("home", ["", "vae/"])
-def test_one_part_comes_alone_from_its_own_repository_or_from_that_of_a_pipeline(hub: Hub, home: str) -> None:
+def test_a_part_is_pulled_alone_from_its_own_repository_or_from_a_pipelines(hub: Hub, home: str) -> None:
     part = {f"{home}config.json": b"{}", f"{home}diffusion_pytorch_model.safetensors": WEIGHTS[:500]}
     beside = {"README.md": b"#", "vae.safetensors": WEIGHTS, "unet/config.json": b"{}", "unet/x.safetensors": WEIGHTS}
     hub.add("org/vae", part | beside | ({"model_index.json": b"{}"} if home else {}))
@@ -159,7 +159,7 @@ def test_a_pipeline_without_such_a_part_is_refused(hub: Hub) -> None:
     assert "no complete part 'text_encoder'" in answer.message
 
 
-def test_progress_is_told_in_bytes_up_to_the_whole(hub: Hub) -> None:
+def test_progress_is_reported_in_bytes_up_to_the_total(hub: Hub) -> None:
     told: list[Progress] = []
     asyncio.run(fetch_in_process(Fetch(files=(wish(),), reserve_bytes=0), told.append))
     total = sum(len(FILES[path]) for path in NEEDED)
@@ -168,7 +168,7 @@ def test_progress_is_told_in_bytes_up_to_the_whole(hub: Hub) -> None:
     assert [p.bytes_done for p in told] == sorted(p.bytes_done for p in told)
 
 
-def test_what_is_there_is_not_fetched_again(hub: Hub) -> None:
+def test_present_files_are_not_downloaded_again(hub: Hub) -> None:
     pull()
     hub.asked.clear()
     assert pull() == Fetched()
@@ -176,7 +176,7 @@ def test_what_is_there_is_not_fetched_again(hub: Hub) -> None:
 
 
 @pytest.mark.parametrize(("precision", "sent"), [("int4", 10), ("fp4", 20), (None, 30)])
-def test_of_files_for_several_cards_only_the_one_for_this_card_comes(
+def test_of_files_for_several_cards_only_the_one_for_this_card_is_pulled(
     hub: Hub, precision: str | None, sent: int
 ) -> None:
     hub.add("org/four", {"a-int4.safetensors": WEIGHTS[:10], "a-fp4.safetensors": WEIGHTS[:20]})
@@ -224,7 +224,7 @@ def test_a_cut_connection_is_taken_up_where_it_broke(hub: Hub) -> None:
     assert snapshot(hub.repos[NAME]).joinpath(BIG).read_bytes() == WEIGHTS
 
 
-def test_a_cancelled_download_goes_on_in_another_process(hub: Hub) -> None:
+def test_a_cancelled_download_resumes_in_another_process(hub: Hub) -> None:
     asyncio.run(cut_short(hub, wish()))
     assert not is_here(wish())
     assert HubCache(NAME).snapshot(None) is None  # half a model is no model
@@ -234,7 +234,7 @@ def test_a_cancelled_download_goes_on_in_another_process(hub: Hub) -> None:
     assert snapshot(hub.repos[NAME]).joinpath(BIG).read_bytes() == WEIGHTS
 
 
-def test_an_older_snapshot_is_used_until_the_new_one_is_whole(hub: Hub) -> None:
+def test_an_older_snapshot_is_used_until_the_new_one_is_complete(hub: Hub) -> None:
     pull()
     older = snapshot(hub.repos[NAME])
     hub.add(NAME, FILES | {BIG: WEIGHTS[::-1]})
@@ -252,27 +252,27 @@ def test_two_processes_that_want_the_same_share_it(hub: Hub) -> None:
     assert hub.sent == len(WEIGHTS)
 
 
-def test_a_hub_that_stumbles_is_asked_again(hub: Hub) -> None:
+def test_a_hub_with_a_temporary_error_is_retried(hub: Hub) -> None:
     hub.stumbles = [503, 429]
     assert pull() == Fetched()
     assert len(hub.downloads(BIG)) == 3
 
 
-def test_a_long_wait_in_the_middle_is_told_rather_than_slept_through(hub: Hub) -> None:
+def test_a_long_wait_during_a_download_is_reported_instead_of_slept(hub: Hub) -> None:
     hub.stumbles, hub.stumble_wait = [429], 120
     answer = refused()
     assert (answer.code, answer.retry_after) == (FailureCode.HUB_RATE_LIMITED, 120)
     assert pull() == Fetched()
 
 
-def test_a_hub_that_is_down_is_not_asked_for_ever(hub: Hub) -> None:
+def test_a_hub_that_is_down_is_not_retried_for_ever(hub: Hub) -> None:
     hub.stumbles = [503] * 9
     answer = refused()
     assert answer.code is FailureCode.HUB_UNREACHABLE
     assert "status 503" in answer.message
 
 
-def test_a_hub_that_is_cut_off_for_good_is_told(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_reported(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
     answer = refused()
     assert answer.code is FailureCode.HUB_UNREACHABLE
@@ -301,7 +301,7 @@ def test_a_file_that_differs_from_its_description_is_removed(hub: Hub, fault: st
 
 
 def test_bytes_of_another_file_in_the_cache_do_not_survive(hub: Hub) -> None:
-    """As after a power cut: a part whose tail is not what was written."""
+    """Like after a power cut: a partial file whose end is not what was written."""
     asyncio.run(cut_short(hub, wish()))
     (part,) = HubCache(NAME).folder.glob("blobs/*.incomplete")
     part.write_bytes(bytes(part.stat().st_size))
@@ -339,7 +339,7 @@ def test_a_repository_that_cannot_be_loaded_is_not_fetched(hub: Hub, gone: str, 
 
 
 @pytest.mark.parametrize("token", [None, "hf_stand_in_token"])
-def test_a_gated_repository_says_what_to_do(
+def test_a_gated_repository_is_refused_with_advice(
     hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, token: str | None
 ) -> None:
     set_home(monkeypatch, hub, tmp_path, token)
@@ -380,7 +380,7 @@ def test_a_file_that_does_not_exist(hub: Hub) -> None:
     assert "'a.gguf'" in answer.message
 
 
-def test_a_private_repository_comes_with_the_token_which_no_other_host_gets(
+def test_a_private_repository_is_downloaded_with_the_token_which_no_other_host_gets(
     hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     set_home(monkeypatch, hub, tmp_path, hub.token)
@@ -390,7 +390,7 @@ def test_a_private_repository_comes_with_the_token_which_no_other_host_gets(
     assert [asked.token for asked in hub.downloads(BIG)] == [None]
 
 
-def test_a_rate_limit_says_when_to_come_back(hub: Hub) -> None:
+def test_a_rate_limit_has_the_time_to_wait(hub: Hub) -> None:
     hub.rate_limit = 300
     answer = refused()
     assert (answer.code, answer.retry_after) == (FailureCode.HUB_RATE_LIMITED, 300)
@@ -438,7 +438,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
         subprocess.run(["umount", folder], check=True)
 
 
-def test_a_disk_that_is_too_small_is_told_before(
+def test_a_disk_that_is_too_small_is_reported_before_the_download(
     hub: Hub, monkeypatch: pytest.MonkeyPatch, small_disk: Callable[[int], Path]
 ) -> None:
     set_home(monkeypatch, hub, small_disk(2_000_000))
@@ -446,7 +446,7 @@ def test_a_disk_that_is_too_small_is_told_before(
     assert hub.sent == 0
 
 
-def test_a_disk_that_fills_up_meanwhile_keeps_what_arrived(
+def test_a_disk_that_fills_up_keeps_the_arrived_bytes(
     hub: Hub, monkeypatch: pytest.MonkeyPatch, small_disk: Callable[[int], Path]
 ) -> None:
     home = small_disk(4_000_000)

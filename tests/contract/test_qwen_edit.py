@@ -1,4 +1,4 @@
-"""Qwen-Image-Edit, whose processor cannot be read from a folder without torchvision, and so is built in place."""
+"""Qwen-Image-Edit, whose processor cannot be read from a folder without torchvision, so the test builds it."""
 
 import io
 import warnings
@@ -59,7 +59,7 @@ def draw(model: DiffusersModel, inputs: Inputs, width: int, height: int, **chang
 
 
 @pytest.mark.parametrize("name", ["QwenImageEditPipeline", "QwenImageEditPlusPipeline"])
-def test_it_edits_a_picture_in_the_asked_size(name: str) -> None:
+def test_it_edits_a_picture_in_the_requested_size(name: str) -> None:
     model = model_of(name)
     for width, height in ((64, 64), (90, 54)):
         drawn = draw(model, Inputs(init_image=picture()), width, height)
@@ -70,7 +70,7 @@ def test_it_edits_a_picture_in_the_asked_size(name: str) -> None:
 
 
 def test_a_mask_keeps_the_black_part_at_every_size() -> None:
-    """With a mask it draws in a size of its own: about a megapixel, multiples of 32."""
+    """With a mask it draws in its own size: about a megapixel, multiples of 32."""
     model = model_of("QwenImageEditPipeline")
     width, height = 90, 54
     photo, mask = picture(width, height), left_half(width, height)

@@ -1,4 +1,4 @@
-"""Parts of a pipeline that an entry replaces or leaves out, and those that its folder does not have."""
+"""Parts of a pipeline that an entry replaces or leaves out, and parts that its folder does not have."""
 
 import json
 import shutil
@@ -79,7 +79,7 @@ def test_a_pipeline_that_was_saved_without_it_draws_the_same(engine: LocalEngine
     assert np.array_equal(drawn(engine, shelf, local_path="nulls"), without_t5(engine, shelf))
 
 
-def test_so_does_one_whose_folder_was_deleted_and_says_so(engine: LocalEngine, shelf: Shelf) -> None:
+def test_a_pipeline_with_a_deleted_part_draws_the_same_with_a_warning(engine: LocalEngine, shelf: Shelf) -> None:
     expected = without_t5(engine, shelf)
     assert np.array_equal(drawn(engine, shelf, local_path="deleted"), expected)
     outcome = run(engine, "m")
@@ -116,7 +116,7 @@ def test_the_parts_of_the_folder_need_not_be_there_then(engine: LocalEngine, she
         ({"vae": "evil"}, FailureCode.WEIGHTS_REFUSED, "is a DiffusionPipeline, which is no part"),
     ],
 )
-def test_what_cannot_be_a_part_is_refused(
+def test_a_class_that_cannot_be_a_part_is_refused(
     engine: LocalEngine, shelf: Shelf, parts: dict[str, str], code: FailureCode, words: str
 ) -> None:
     if not (shelf.folder / "evil").exists():

@@ -1,4 +1,4 @@
-"""DynamicModelManager and its policy alone, against an engine in miniature that keeps the real one's promises.
+"""DynamicModelManager and its policy, against a small engine with the same guarantees as the real one.
 
 Rules ask for models, run them, unload them and let time pass, with troubles on the way: a worker that dies, memory that
 does not suffice or does not come back, weights that are not there. What must hold after each stands in the invariants.
@@ -76,16 +76,16 @@ TROUBLES = {
 
 
 def troubles(*calls: str) -> st.SearchStrategy[Troubles]:
-    """What goes wrong in one rule: often nothing, else the first calls of these kinds."""
+    """The faults of one rule: often none, otherwise in the first calls of these kinds."""
     each = st.sampled_from([(call, trouble) for call in calls for trouble in TROUBLES[call]])
     return st.just([]) | st.lists(each, min_size=1, max_size=2)
 
 
 class Engine(GpuExecutor):
-    """Holds names instead of weights, and has the troubles that it is given."""
+    """Holds names instead of weights, and fails as the test sets it."""
 
     def __init__(self, most: int, total: int) -> None:
-        """It holds at most so many models, and `total` bytes."""
+        """It holds at most this many models, and `total` bytes."""
         self.most = most
         self.total = total
         #: The model that a rule wants: it must not leave.
@@ -115,7 +115,7 @@ class Engine(GpuExecutor):
         return self.told
 
     def _trouble(self, call: str, model: str = "") -> str:
-        """The next one. A death takes everything along."""
+        """The next fault. If the worker dies, all models are lost."""
         self.calls.append(f"{call} {model}")
         trouble = self.troubles[call].popleft() if self.troubles[call] else ""
         if trouble in ("crash", "hang"):
@@ -160,7 +160,7 @@ class Engine(GpuExecutor):
         return answer.evolve(shared=SHARED.get(model, {}))
 
     def fits(self, models: Collection[str]) -> bool:
-        """As far as is known: a picture that was not measured takes a quarter of the weights."""
+        """The known needs: an unmeasured picture takes a quarter of the weights."""
         if len(models) > self.most:
             return False
         work = (WORKING.get(it, 0) if it in self.measured else 0 for it in models)
@@ -196,7 +196,7 @@ class Engine(GpuExecutor):
 
 
 def weights(models: Iterable[str]) -> int:
-    """What two of them have alike counts once."""
+    """Shared parts count once."""
     shared = {name: size for model in models for name, size in SHARED.get(model, {}).items()}
     own = (SIZES[model] - sum(SHARED.get(model, {}).values()) for model in models)
     return sum(own) + sum(shared.values())
@@ -293,7 +293,7 @@ class Residency(RuleBasedStateMachine):
         assert left == others[: len(left)]
 
     def nobody_left_for_nothing(self, before: list[str], model: str) -> None:
-        """With the last that left, they would have been too many, or too large by what was known before."""
+        """With the last evicted model there would have been too many, or too many known bytes."""
         left = [it for it in before if it not in self.engine.loaded and it != model]
         if left and model in self.engine.loaded and self.engine.fits({*self.engine.loaded, left[-1]}):
             assert SHARED.get(model)  # what it shares was not known yet
@@ -328,7 +328,7 @@ class Residency(RuleBasedStateMachine):
 
     @rule(model=MODELS, again=st.booleans(), troubles=troubles("load", "unload", "generate"))
     def work(self, model: str, again: bool, troubles: Troubles) -> None:
-        """What the run loop does for a task; a request that has killed its worker may come again."""
+        """Do what the run loop does for a task; a request that killed its worker may be repeated."""
         self.requests += not again
         self.ensure(model, [it for it in troubles if it[0] == "load"])
         if model in self.engine.loaded:
@@ -383,7 +383,7 @@ class Residency(RuleBasedStateMachine):
     # -- what must hold -----------------------------------------------------------------------------------------------
 
     def nothing_much_stays(self) -> None:
-        """Once nothing is loaded, the memory is back: if need be, with another worker."""
+        """While nothing is loaded, the memory is free, if necessary by a new worker."""
         if not self.engine.loaded and not self.engine.warm:
             assert self.models.memory.held <= LIMIT
 
@@ -395,7 +395,7 @@ class Residency(RuleBasedStateMachine):
 
     @invariant()
     def no_more_are_resident_than_may_be_and_fit(self) -> None:
-        """But for what a picture took that was made beside others: the next load makes room for it."""
+        """Except for the memory of a picture that was made beside other models: the next load frees it."""
         assert len(self.engine.loaded) <= self.most
         assert len(self.engine.loaded) < 2 or weights(self.engine.loaded) <= int(self.total * 0.9)
 

@@ -1,4 +1,4 @@
-"""The same seed draws the same picture, also where a library draws from the generators of the process."""
+"""The same seed draws the same picture, also if a library uses the process's generators."""
 
 import json
 import random
@@ -73,7 +73,7 @@ def test_the_generators_of_the_process_go_on_as_if_nothing_had_been_drawn(engine
     assert torch.equal(torch.get_rng_state(), states[2])
 
 
-def test_the_prompt_is_not_rewritten_unless_the_entry_says_so(engine: LocalEngine, shelf: Shelf) -> None:
+def test_the_prompt_is_not_rewritten_by_default(engine: LocalEngine, shelf: Shelf) -> None:
     load(engine, shelf, "ernie-enhanced")
     plain = draw(engine, "ernie-enhanced")
     assert np.array_equal(draw(engine, "ernie-enhanced"), plain)

@@ -87,7 +87,7 @@ async def device(cuda: Cuda, folder: Path) -> AsyncIterator[Device]:
 
 
 def bytes_of(device: Device, *models: str) -> int:
-    """What these take together."""
+    """The bytes of these models together."""
     entries = (device.models.resident(model) for model in models)
     own, shared = 0, dict[str, int]()
     for entry, parts in ((entry, device.models._facts.of(entry.model).shared) for entry in entries if entry):
@@ -102,9 +102,7 @@ def leave_free(cuda: Cuda, size: int) -> None:
     cuda.foreign += cuda.free - size
 
 
-async def test_models_stay_beside_each_other_as_far_as_their_bytes_fit_and_draw_what_each_draws_alone(
-    device: Device, cuda: Cuda
-) -> None:
+async def test_models_stay_resident_together_if_they_fit_and_draw_the_same_as_alone(device: Device, cuda: Cuda) -> None:
     alone = {}
     for model in ("one", "two"):
         alone[model] = await device.draw(model)

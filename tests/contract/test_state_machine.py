@@ -1,4 +1,4 @@
-"""TaskManager and DynamicModelManager against a simple model of themselves, with an engine that does what it is told.
+"""TaskManager and DynamicModelManager against a simple model of both, with a scripted engine.
 
 Rules submit, cancel, clear, delete, load, unload, let the engine answer well or badly, kill the worker while it loads
 or runs, pass time and deadlines, and restart the whole service over the same journal, in any order. What must hold
@@ -95,7 +95,7 @@ class Service(RuleBasedStateMachine):
         return self.loop.run_until_complete(work)
 
     def settle(self) -> None:
-        """Until the run loop waits: for the engine, or, with nothing left to do, for a task."""
+        """Wait until the run loop waits for the engine or for a task."""
 
         def settled() -> bool:
             live, busy = self.tasks.records.live.values(), self.executor.busy
@@ -233,7 +233,7 @@ class Service(RuleBasedStateMachine):
 
     @rule()
     def restart(self) -> None:
-        """As after kill -9: nothing is told goodbye."""
+        """Like after kill -9: nothing is closed."""
         self._close()
         # What was waited for is read off the wall clock, and in this test that has hardly moved.
         self.deadlines = dict.fromkeys(self.deadlines, self.clock.now + 20)

@@ -1,4 +1,4 @@
-"""A caller is told how many tokens of the prompt each text encoder read, and if the end of it changed nothing."""
+"""How many tokens of the prompt each text encoder read, and a warning if its end was ignored."""
 
 import threading
 from collections.abc import Iterator
@@ -59,7 +59,7 @@ def made(engine: LocalEngine, kind: str, prompt: str, **changes: Any) -> Generat
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_encoder_says_what_it_read(engine: LocalEngine, shelf: Shelf, kind: str) -> None:
+def test_each_encoder_reports_its_tokens(engine: LocalEngine, shelf: Shelf, kind: str) -> None:
     load(engine, shelf, kind)
     short = made(engine, kind, "A cat")
     assert [it.encoder for it in short.tokens[0]] == list(KINDS[kind][1])
@@ -85,13 +85,13 @@ def test_an_end_that_one_encoder_reads_is_not_ignored(engine: LocalEngine, shelf
     assert read.warnings == ()
 
 
-def test_a_negative_prompt_is_told_of_as_well(engine: LocalEngine, shelf: Shelf) -> None:
+def test_a_negative_prompt_is_reported_as_well(engine: LocalEngine, shelf: Shelf) -> None:
     load(engine, shelf, "sdxl")
     (warning,) = made(engine, "sdxl", "a cat", negative_prompt=LONG).warnings[0]
     assert warning.startswith("The end of the negative_prompt is ignored. Tokens: text_encoder read 77 of ")
 
 
-def test_each_request_of_a_shared_call_is_told_of_its_own_prompt(engine: LocalEngine, shelf: Shelf) -> None:
+def test_each_request_of_a_shared_call_gets_the_tokens_of_its_own_prompt(engine: LocalEngine, shelf: Shelf) -> None:
     load(engine, shelf, "sdxl", max_batch=2)
     requests = [request_for(prompt, steps=1, guidance_scale=3.0) for prompt in ("a cat", LONG)]
     command = Generate(model="sdxl", request=requests[0], companions=tuple(requests[1:]), together=True)
@@ -102,7 +102,7 @@ def test_each_request_of_a_shared_call_is_told_of_its_own_prompt(engine: LocalEn
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_plan_warns_of_what_would_be_ignored_without_a_load(shelf: Shelf, kind: str) -> None:
+def test_a_plan_warns_of_ignored_parts_without_a_load(shelf: Shelf, kind: str) -> None:
     spec = catalog_of(**{kind: shelf.entry(kind) | KINDS[kind][0]}).models[kind]
     loader, folders = FAMILIES[spec.type].loader, Folders(shelf.folder, shelf.folder)
     assert loader.prompt_warnings(spec, folders, "a cat") == []

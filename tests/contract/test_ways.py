@@ -1,4 +1,4 @@
-"""Each way to load and draw, on the CPU. The same on a card: tests/gpu."""
+"""Each way to load and draw, on the CPU; tests/gpu has the same tests on a card."""
 
 from collections.abc import Iterator
 

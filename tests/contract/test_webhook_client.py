@@ -1,4 +1,4 @@
-"""Where webhooks can go: a canary listens on this machine, and nothing that is not allowed reaches it."""
+"""Addresses of webhooks: a server on this machine checks that no forbidden request arrives."""
 
 import asyncio
 import socket
@@ -92,7 +92,7 @@ def client_for(*ports: int, timeout_s: float = 5, resolver: Any = socket.getaddr
 
 
 def answering(*addresses: str) -> Any:
-    """A resolver that gives one address after the other, over and over; it counts."""
+    """A resolver that returns each address in turn, in a cycle, and counts its calls."""
     given = cycle(addresses)
 
     def resolve(host: str, port: int, *_: object) -> Any:
@@ -158,7 +158,7 @@ async def test_a_redirect_to_the_inside_is_a_failure_and_is_not_followed(canary:
         assert (answer.status, answer.arrived, answer.word, inside.connections) == (302, False, "status 302", 0)
 
 
-async def test_what_a_name_is_not_is_told_as_what_it_must_not_be() -> None:
+async def test_a_host_without_an_address_is_not_allowed() -> None:
     def unknown(*_: object) -> Any:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
@@ -166,7 +166,7 @@ async def test_what_a_name_is_not_is_told_as_what_it_must_not_be() -> None:
     assert await client.post("https://no.example/", "{}", {}) == Answer(error="url_not_allowed")
 
 
-async def test_a_lookup_that_hangs_costs_one_attempt_and_nobody_elses_time() -> None:
+async def test_a_lookup_that_hangs_fails_one_attempt_and_delays_no_other() -> None:
     let = threading.Event()
 
     def hang(*_: object) -> Any:
@@ -180,7 +180,7 @@ async def test_a_lookup_that_hangs_costs_one_attempt_and_nobody_elses_time() -> 
         let.set()
 
 
-async def test_nobody_listens() -> None:
+async def test_a_port_that_nothing_listens_on_is_refused() -> None:
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))
         port = reserved.getsockname()[1]
@@ -188,13 +188,13 @@ async def test_nobody_listens() -> None:
         assert await client.post(f"http://127.0.0.1:{port}/", "{}", {}) == Answer(error="refused")
 
 
-async def test_what_does_not_speak_tls_gets_nothing(canary: Receiver) -> None:
+async def test_a_server_without_tls_gets_nothing(canary: Receiver) -> None:
     client = client_for(canary.port, allowed_networks=(IPv4Network("127.0.0.0/8"),))
     answer = await client.post(canary.url().replace("http:", "https:"), "{}", {})
     assert (answer, canary.received) == (Answer(error="tls_failed"), [])
 
 
-async def test_an_answer_may_be_as_long_as_it_likes_and_is_not_read(canary: Receiver) -> None:
+async def test_an_answer_of_any_length_is_not_read(canary: Receiver) -> None:
     async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
@@ -231,7 +231,7 @@ async def test_an_answer_may_be_as_long_as_it_likes_and_is_not_read(canary: Rece
         ("https://93.184.216.34/", {"webhook_hosts": "*.example.com"}, False),
     ],
 )
-def test_the_operator_says_where_webhooks_may_go(url: str, settings: dict[str, str], allowed: bool) -> None:
+def test_the_operator_sets_the_hosts_of_webhooks(url: str, settings: dict[str, str], allowed: bool) -> None:
     client = GuardedClient(policy_of(Settings(**settings)), 1)  # type: ignore[arg-type]
     if allowed:
         client.check(url)

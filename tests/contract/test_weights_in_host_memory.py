@@ -1,4 +1,4 @@
-"""What a load takes of the device and of host memory, and what stays warm. On a pretended card."""
+"""The device and host memory of a load, and which models stay warm. On a pretended card."""
 
 import io
 import json
@@ -150,7 +150,7 @@ def test_another_share_of_the_host_makes_no_other_entry(engine: LocalEngine, mod
     assert load(engine, models, 2).warm
 
 
-def test_two_warm_models_share_their_copies_and_a_swap_moves_what_differs(
+def test_two_warm_models_share_their_copies_and_a_swap_moves_only_different_parts(
     engine: LocalEngine, cuda: Cuda, models: Path
 ) -> None:
     first, transformer = load(engine, models, model="a"), part_bytes(models, "transformer")
@@ -177,7 +177,7 @@ PARTS = ("transformer", "text_encoder", "text_encoder_2", "vae")
 @pytest.mark.parametrize(
     ("offload", "staying"), [("none", PARTS), ("model", ()), ("encoders", ("transformer", "vae"))], ids=str
 )
-def test_an_offloaded_model_needs_what_stays_and_the_largest_of_what_takes_turns(
+def test_an_offloaded_model_needs_its_fixed_parts_and_the_largest_offloaded_part(
     engine: LocalEngine, models: Path, offload: str, staying: tuple[str, ...]
 ) -> None:
     sizes = {part: part_bytes(models, part) for part in PARTS}
@@ -205,7 +205,7 @@ def test_where_single_layers_are_offloaded_the_largest_count(
     assert loaded.host_bytes == loaded.weight_bytes
 
 
-def test_a_model_in_eight_bits_needs_what_these_take(engine: LocalEngine, models: Path) -> None:
+def test_a_model_in_eight_bits_needs_the_bytes_of_its_eight_bit_weights(engine: LocalEngine, models: Path) -> None:
     full = load(engine, models, torch_dtype="bfloat16")
     cast = load(engine, models, model="b", torch_dtype="bfloat16", layerwise_casting="float8_e4m3fn")
     assert cast.device_bytes == cast.weight_bytes < 0.8 * full.device_bytes
@@ -223,7 +223,7 @@ def parts_on_the_device(engine: LocalEngine, cuda: Cuda) -> set[str]:
 
 
 def places(engine: LocalEngine, offload: str) -> list[int]:
-    """Where the weights lie that are offloaded."""
+    """The places of the offloaded weights."""
     pipeline: Any = engine._models["a"].model._pipeline  # type: ignore[attr-defined]
     modules = {name: module for name, module in pipeline.components.items() if hasattr(module, "parameters")}
     names = offloading.offloaded_parts(modules, offload)  # type: ignore[arg-type]
@@ -231,7 +231,7 @@ def places(engine: LocalEngine, offload: str) -> list[int]:
 
 
 def watch(engine: LocalEngine, cuda: Cuda, monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
-    """What is on the device whenever a part begins to run."""
+    """The parts on the device each time a part begins to run."""
     seen: list[set[str]] = []
     begin = offloading.Turns.begin
 
@@ -251,7 +251,7 @@ def lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pictures(engine: LocalEngine, lora: Path) -> list[bytes]:
-    """From words, from a picture, with an adapter, and from the same words again."""
+    """Pictures from a prompt, from a picture, with an adapter, and from the same prompt again."""
     return [draw(engine), draw(engine, image=png(), strength=0.6), draw(engine, lora=lora), draw(engine)]
 
 

@@ -1,4 +1,4 @@
-"""What only the worker process promises: whatever happens to it, the service gets an answer and a new worker."""
+"""The worker process: after any fault the service gets an answer and a new worker."""
 
 import errno
 import os
@@ -99,7 +99,7 @@ def test_a_load_that_hangs_is_killed_and_the_next_one_succeeds(
     assert isinstance(engine.load(load_command(catalog, "good")), Loaded)
 
 
-def test_a_load_that_takes_longer_than_its_timeout_goes_on_as_long_as_it_reads(
+def test_a_load_may_exceed_its_timeout_as_long_as_it_reads(
     engine: WorkerEngine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     assert isinstance(engine.measure(), Measured)
@@ -132,13 +132,13 @@ def never(process: object, timeout: float | None = None) -> int:
 
 
 def until_dead() -> None:
-    """All children are dead, and nobody has taken their status."""
+    """Whether all children are dead and not yet reaped."""
     for process in psutil.Process().children():
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
 
 
 @pytest.mark.parametrize("closes", [False, True])
-def test_a_worker_that_does_not_die_is_told_and_replaced_and_leaves_no_zombie_when_it_dies(
+def test_a_worker_that_does_not_die_is_reported_and_replaced_and_leaves_no_zombie(
     engine: WorkerEngine, monkeypatch: pytest.MonkeyPatch, closes: bool
 ) -> None:
     assert isinstance(engine.measure(), Measured)
@@ -181,7 +181,7 @@ def test_a_worker_that_is_aborted_and_does_not_die_is_not_waited_for(
 # -- a worker that somebody has stopped --------------------------------------------------------------------------------
 
 
-def test_a_worker_that_was_stopped_goes_on_when_it_is_needed(engine: WorkerEngine) -> None:
+def test_a_stopped_worker_is_continued_when_it_is_needed(engine: WorkerEngine) -> None:
     assert isinstance(engine.measure(), Measured)
     pid = engine.pid
     assert pid is not None
@@ -209,7 +209,7 @@ def test_a_worker_that_is_stopped_while_it_runs_does_not_hold_a_stop() -> None:
     engine.close()
 
 
-def test_a_full_memory_costs_no_worker(engine: WorkerEngine) -> None:
+def test_running_out_of_memory_keeps_the_worker(engine: WorkerEngine) -> None:
     catalog = fake_catalog(fake={"fault": "out_of_memory", "fault_prompt": "large"})
     assert isinstance(engine.load(load_command(catalog, "fake")), Loaded)
     pid = engine.pid
@@ -221,7 +221,7 @@ def test_a_full_memory_costs_no_worker(engine: WorkerEngine) -> None:
     assert engine.pid == pid
 
 
-def test_a_worker_that_is_killed_while_nobody_asks_leaves_no_process_and_no_descriptor(engine: WorkerEngine) -> None:
+def test_a_worker_that_is_killed_while_idle_leaves_no_process_and_no_descriptor(engine: WorkerEngine) -> None:
     assert isinstance(engine.measure(), Measured)
     here = psutil.Process()
     before = here.num_fds()
@@ -234,7 +234,7 @@ def test_a_worker_that_is_killed_while_nobody_asks_leaves_no_process_and_no_desc
     assert [child.pid for child in here.children()] == [engine.pid]
 
 
-def test_a_stop_is_heard_when_steps_come_faster_than_anyone_looks(engine: WorkerEngine) -> None:
+def test_a_stop_is_noticed_even_between_very_fast_steps(engine: WorkerEngine) -> None:
     assert isinstance(engine.load(load_command(fake_catalog(fake={"step_seconds": 0.001}), "fake")), Loaded)
     stop, seen = threading.Event(), 0
 
@@ -428,7 +428,7 @@ def test_a_torch_that_does_not_know_our_allocator_settings_gets_none(monkeypatch
     assert "PYTORCH_ALLOC_CONF" not in worker_engine.worker_environment({})
 
 
-def test_a_worker_sees_the_chosen_card_alone_and_says_why_it_cannot_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_sees_only_the_chosen_card_and_reports_why_it_cannot_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "98,99")
     engine = WorkerEngine(EngineOptions(device="cuda:1"))
     try:
@@ -447,11 +447,11 @@ def test_a_worker_sees_the_chosen_card_alone_and_says_why_it_cannot_use_it(monke
 
 
 @pytest.mark.parametrize("name", ["HF_TOKEN", "IMAGEGEN_WEBHOOK_SECRETS", "AWS_SECRET_ACCESS_KEY"])
-def test_a_worker_is_told_no_secret(name: str) -> None:
+def test_a_worker_gets_no_secret(name: str) -> None:
     assert name not in worker_engine.worker_environment({name: "secret"})
 
 
-def test_the_process_that_downloads_is_told_the_hubs_token_and_no_other_secret() -> None:
+def test_the_download_process_gets_the_hubs_token_and_no_other_secret() -> None:
     told = downloader_environment(
         {"HF_TOKEN": "token", "IMAGEGEN_WEBHOOK_SECRETS": "secret", "AWS_SESSION_TOKEN": "secret"}
     )

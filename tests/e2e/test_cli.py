@@ -1,4 +1,4 @@
-"""The `imagegen` command, as it is typed."""
+"""The `imagegen` command on the command line."""
 
 import subprocess
 import sys
@@ -76,7 +76,7 @@ def test_generate_makes_a_batch_in_another_shape_from_a_picture(tmp_path: Path) 
         (["nonsense"], 2, "No such command"),
     ],
 )
-def test_what_goes_wrong_is_said_in_words_with_an_exit_code(arguments: list[str], code: int, words: str) -> None:
+def test_errors_have_a_message_and_an_exit_code(arguments: list[str], code: int, words: str) -> None:
     done = imagegen(*arguments, cwd=ROOT)
     assert done.returncode == code, done.stderr
     assert words in done.stderr
@@ -95,7 +95,7 @@ def test_config_check_reports_every_problem_with_its_place(tmp_path: Path) -> No
     assert imagegen("serve", "--config", file).stderr == done.stderr
 
 
-def test_models_lists_what_is_configured_and_what_is_here() -> None:
+def test_models_lists_configured_models_and_whether_their_weights_are_present() -> None:
     done = imagegen("models")
     assert done.returncode == 0
     assert "tiny (default)" in done.stdout

@@ -1,4 +1,4 @@
-"""models.yaml with a real server: the page's examples as they stand, SIGHUP, restarts, kill -9."""
+"""models.yaml with a real server: the examples of the page, SIGHUP, restarts, kill -9."""
 
 import os
 import re
@@ -39,7 +39,7 @@ def server(tmp_path: Path, config: Path) -> Iterator[Server]:
         yield server
 
 
-def test_the_pages_examples_work_as_they_stand(server: Server, config: Path) -> None:
+def test_the_pages_examples_work_unchanged(server: Server, config: Path) -> None:
     script = "set -euo pipefail\n" + "\n".join(blocks("bash"))
     done = subprocess.run(
         ["bash", "-c", script.replace(ADDRESS, str(server.http.base_url).rstrip("/"))],
@@ -77,7 +77,7 @@ def test_every_yaml_on_the_page_reads(block: str) -> None:
     assert parse_catalog(block, SPECS).models
 
 
-def test_what_was_answered_is_there_after_kill_9(tmp_path: Path) -> None:
+def test_acknowledged_edits_survive_kill_9(tmp_path: Path) -> None:
     path = tmp_path / "models.yaml"
     path.write_text(fake_config(fake={}))
     for steps in (5, 6):

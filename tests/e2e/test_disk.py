@@ -1,4 +1,4 @@
-"""A disk that refuses every write, and comes back: no restart is needed, and nothing is lost."""
+"""A disk that refuses every write for a while: no restart is needed, and nothing is lost."""
 
 import resource
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ def refusing_disk(server: Server) -> Iterator[None]:
         process.rlimit(psutil.RLIMIT_FSIZE, before)
 
 
-def test_a_disk_that_refuses_is_told_to_callers_and_forgotten_once_it_is_well(tmp_path: Path, fake_yaml: Path) -> None:
+def test_a_disk_that_refuses_writes_is_reported_until_it_works_again(tmp_path: Path, fake_yaml: Path) -> None:
     data = tmp_path / "data"
     with Server(data, fake_yaml) as server:
         done = server.until(server.submit("fine", model="fake", steps=1))

@@ -1,4 +1,4 @@
-"""`imagegen doctor`, as it is typed, on a machine that is well and on one that is not."""
+"""`imagegen doctor` on the command line, on a working machine and on a faulty one."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def findings(done: subprocess.CompletedProcess[str]) -> dict[str, dict[str, Any]
     return {finding["about"]: finding for finding in told["findings"]}
 
 
-def test_a_machine_that_is_well_is_told_in_eighty_columns(tmp_path: Path) -> None:
+def test_a_working_machine_is_reported_in_eighty_columns(tmp_path: Path) -> None:
     done = doctor(tmp_path / "data", TMPDIR=str(tmp_path))
     assert (done.returncode, done.stderr) == (0, "")
     told = "".join(done.stdout.split())  # what is long is broken in two
@@ -80,7 +80,7 @@ def broken_torchvision(tmp_path: Path) -> Path:
     return site
 
 
-def test_every_fault_is_told_and_the_first_decides_the_exit_code(tmp_path: Path, broken_torchvision: Path) -> None:
+def test_every_fault_is_reported_and_the_first_decides_the_exit_code(tmp_path: Path, broken_torchvision: Path) -> None:
     path = os.pathsep.join(filter(None, [str(broken_torchvision), os.environ.get("PYTHONPATH")]))
     done = doctor(tmp_path / "data", "--json", PYTHONPATH=path, TMPDIR="/nowhere/at/all")
     assert done.returncode == 73
@@ -92,7 +92,7 @@ def test_every_fault_is_told_and_the_first_decides_the_exit_code(tmp_path: Path,
 
 
 def test_a_full_temporary_folder_is_found(tmp_path: Path) -> None:
-    """A file system of four pages, all taken, in a mount namespace that ends with the command."""
+    """A full file system of four pages, in a mount namespace that ends with the command."""
     unshare, script = shutil.which("unshare"), 'mount -t tmpfs -o size=16k tmpfs "$TMPDIR" && cd / && '
     assert unshare is not None
     script += 'head -c 16384 /dev/zero > "$TMPDIR/taken"; exec "$@"'

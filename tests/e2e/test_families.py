@@ -1,4 +1,4 @@
-"""The families behind the real service: each of them draws over HTTP, and one that cannot run says why."""
+"""The families in the real service: each one draws over HTTP, and one that cannot run reports the reason."""
 
 import base64
 import io
@@ -38,7 +38,7 @@ def drawn(server: Server, task_id: str) -> Any:
 
 
 @pytest.mark.parametrize("model", ["flux-dev", "sdxl", "sana", "q8"])
-def test_each_family_draws_in_the_asked_ratio(server: Server, model: str) -> None:
+def test_each_family_draws_in_the_requested_ratio(server: Server, model: str) -> None:
     pixels = drawn(server, server.submit(model=model, aspect_ratio="16:9", seed=1))
     assert pixels.shape == (64, 114, 3)
     assert pixels.std() > 5
@@ -59,14 +59,14 @@ def test_a_mask_keeps_the_black_part_over_http(server: Server) -> None:
         assert np.array_equal(pixels[:, 32:], np.asarray(original)[:, 32:])
 
 
-def test_what_a_model_cannot_do_is_refused_before_it_waits(server: Server) -> None:
+def test_an_unsupported_request_is_refused_before_it_is_queued(server: Server) -> None:
     body = {"prompt": "a red circle", "model": "sana", "image": base64.b64encode(picture(64, 64)).decode()}
     answer = server.http.post("/image2image", json=body)
     assert answer.status_code == 422
     assert answer.json()["code"] == "unsupported_capability"
 
 
-def test_a_model_that_cannot_run_here_says_why_and_the_others_go_on(server: Server) -> None:
+def test_a_model_that_cannot_run_here_has_a_reason_and_the_others_run(server: Server) -> None:
     failed, after = server.submit(model="four-bits"), server.submit(model="flux-dev")
     task = server.until(failed)
     assert (task["status"], task["error_code"]) in {("failed", "engine_missing"), ("failed", "unsupported_device")}
@@ -74,7 +74,7 @@ def test_a_model_that_cannot_run_here_says_why_and_the_others_go_on(server: Serv
     assert drawn(server, after).std() > 5
 
 
-def test_the_list_says_what_each_can(server: Server) -> None:
+def test_the_list_has_the_capabilities_of_each_model(server: Server) -> None:
     models = {model["id"]: model for model in server.http.get("/models").raise_for_status().json()["models"]}
     assert set(models) == {"flux-dev", "sdxl", "sana", "q8", "four-bits"}
     assert [models["sana"][f"supports_{task}"] for task in ("text2img", "img2img", "inpaint")] == [True, False, False]

@@ -1,4 +1,4 @@
-"""Workers that die, at every moment that there is: a task costs at most one retry, and the service does not notice."""
+"""Workers that die at every possible moment: a task is retried at most once, and the service keeps running."""
 
 import signal
 import threading
@@ -17,7 +17,7 @@ from tests.server import Server
 
 @contextmanager
 def asked_all_the_while(server: Server) -> Iterator[None]:
-    """Somebody asks /livez from here to the end of the block, and is always answered."""
+    """Request /livez until the end of the block, and check that it is always answered."""
     done, bad = threading.Event(), list[object]()
 
     def ask() -> None:
@@ -53,7 +53,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def until_told(server: Server, task_id: str, name: str, times: int = 1) -> None:
-    """Until the task's stream has had the event so often."""
+    """Wait until the task's stream has had the event this often."""
     with server.http.stream("GET", f"/task/{task_id}/events") as stream:
         for line in stream.iter_lines():
             times -= line == f"event: {name}"
@@ -82,7 +82,7 @@ def test_a_task_whose_worker_is_killed_is_completed(
         assert done[0]["completed_at"] < done[1]["completed_at"]
 
 
-def test_a_worker_that_is_killed_while_nobody_needs_it_costs_one_retry(server: Server) -> None:
+def test_a_worker_that_is_killed_while_idle_causes_one_retry(server: Server) -> None:
     server.until(server.submit())
     server.worker().kill()
     done = server.until(server.submit())

@@ -1,4 +1,4 @@
-"""`make vision`: torchvision of the build that torch is, or none. Only pip and the import are played."""
+"""`make vision` installs torchvision of torch's build, or none. Only pip and the import are simulated."""
 
 import os
 import subprocess
@@ -22,7 +22,7 @@ esac
 def make_torchvision(
     venv: Path, built: str, *, there: str = "torchvision", import_exits: int = 0, index: str = ""
 ) -> str:
-    """The end of what it writes to stderr, and what pip was asked for; `there`: part of the calls that pip fulfils."""
+    """The end of its stderr, and the calls of pip; `there`: a part of the calls that succeed."""
     (venv / "bin").mkdir()
     for name, text in {"built": built, "there": there, "import_exits": str(import_exits), "pip.log": ""}.items():
         (venv / "bin" / name).write_text(text)
@@ -47,7 +47,7 @@ def test_torchvision_is_of_the_build_that_torch_is(tmp_path: Path, built: str, w
     assert [call.split()[-1] for call in asked] == [wanted]
 
 
-def test_only_a_cpu_build_is_asked_for_at_torchs_own_index(tmp_path: Path) -> None:
+def test_only_a_cpu_build_is_requested_from_torchs_own_index(tmp_path: Path) -> None:
     index = "https://torch.example/cpu"
     for built, calls in {"cpu": 2, "cuda": 1}.items():
         venv = tmp_path / built
@@ -57,7 +57,7 @@ def test_only_a_cpu_build_is_asked_for_at_torchs_own_index(tmp_path: Path) -> No
         assert [index in call for call in asked] == [False, True][:calls]
 
 
-def test_where_its_build_is_not_to_be_had_it_says_so(tmp_path: Path) -> None:
+def test_an_unavailable_build_is_reported(tmp_path: Path) -> None:
     assert "No cpu build of torchvision==0.28.0" in make_torchvision(tmp_path, "cpu", there="nothing")
 
 

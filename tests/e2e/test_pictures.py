@@ -1,4 +1,4 @@
-"""Picture files as people have them, through the real service: what is kept of a photo comes back as it was."""
+"""Real picture files through the real service: the kept part of a photo stays the same."""
 
 import base64
 import io
@@ -27,7 +27,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def edited(server: Server, image: bytes, model: str = "sdxl", **fields: Any) -> Any:
-    """What image2image makes of a picture file: height x width x 3, 8 bits."""
+    """The result of image2image for a picture file: height x width x 3, 8 bits."""
     texts = {"image": image} | {name: value for name, value in fields.items() if isinstance(value, bytes)}
     body = {"prompt": "a red circle", "model": model, "seed": 1, "strength": 0.6, "steps": 2} | fields
     body |= {name: base64.b64encode(data).decode() for name, data in texts.items()}
@@ -50,7 +50,7 @@ def test_the_kept_part_of_a_photo_is_the_photo_if_no_side_is_a_multiple_of_16(se
     assert not np.array_equal(result[:, :60], pixels_of(photo)[:, :60])
 
 
-def test_what_was_cut_away_does_not_come_back(server: Server) -> None:
+def test_colours_of_transparent_pixels_do_not_return(server: Server) -> None:
     """The transparent part of a cut-out still has the colours of what was removed."""
     photo = cut_out().resize((120, 68), Image.Resampling.NEAREST)
     result = edited(server, file_of(photo), mask=left_half(120, 68), width=120, height=68)
@@ -79,7 +79,7 @@ def test_files_of_this_format_are_read(server: Server, kind: str) -> None:
     assert np.abs(result[:, 32:].astype(int) - np.asarray(photo)[:, 32:, None]).max() <= 6
 
 
-def test_what_is_not_read_is_told_what_is(server: Server) -> None:
+def test_an_unsupported_format_is_refused_with_the_supported_ones(server: Server) -> None:
     body = {"prompt": "x", "model": "sdxl", "image": base64.b64encode(file_of(Image.new("L", (9, 9)), "ICO")).decode()}
     answer = server.http.post("/image2image", json=body)
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_image")
@@ -88,7 +88,7 @@ def test_what_is_not_read_is_told_what_is(server: Server) -> None:
 
 @pytest.mark.parametrize("model", ["sdxl", "flux-kontext"])
 def test_a_portrait_stays_a_portrait_with_its_head(server: Server, model: str) -> None:
-    """A phone writes a portrait lying down, and how to turn it."""
+    """A phone stores a portrait sideways, with its orientation."""
     exif = Image.Exif()
     exif[0x0112] = 6
     portrait = file_of(Image.linear_gradient("L").resize((128, 96)).convert("RGB"), "JPEG", exif=exif)

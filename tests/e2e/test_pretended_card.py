@@ -1,4 +1,4 @@
-"""The whole service with a card: only the worker process pretends that there is one."""
+"""The whole service with a card, which only the worker process pretends to have."""
 
 import json
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ CARD = Card(name="Pretended 24 GB card", total=24 * GIB, foreign=3 * GIB)
 
 
 class Service(Server):
-    """A service whose worker's next calls can be told to fail."""
+    """A service whose worker can be made to fail at its next calls."""
 
     def __init__(self, folder: Path) -> None:
         self._faults = folder / "faults.json"
@@ -57,7 +57,7 @@ def test_a_full_card_fails_one_task_with_the_numbers_and_the_next_one_runs(servi
     assert service.draw()["status"] == "completed"
 
 
-def test_a_broken_context_costs_the_worker_and_no_task(service: Service) -> None:
+def test_a_broken_context_replaces_the_worker_and_loses_no_task(service: Service) -> None:
     expected, worker = service.pictures(service.draw()), service.worker()
     service.fail(error="illegal_access", call="linear", skip=5)
     task = service.draw()

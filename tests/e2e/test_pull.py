@@ -1,4 +1,4 @@
-"""Getting weights the real way: the command and the service against a stand-in for the hub."""
+"""Pulling weights: the command and the service against a fake hub."""
 
 import io
 import json
@@ -65,7 +65,7 @@ def pull(hub: Hub, home: Path, config: Path, token: str | None = None) -> subpro
 
 
 def wait_for_half(hub: Hub) -> None:
-    """Until the hub, which has stopped flowing, has nothing more to send."""
+    """Wait until the paused hub has sent everything."""
     deadline = time.monotonic() + PATIENCE_S
     sent = -1
     while not hub.downloads(BIG) or hub.sent != sent or sent < 1_000_000:
@@ -103,7 +103,7 @@ def test_a_model_is_pulled_listed_and_drawn_with_without_a_network(hub: Hub, tmp
         assert image.size == (128, 128)
 
 
-def test_ctrl_c_keeps_what_arrived_and_the_next_pull_goes_on(hub: Hub, tmp_path: Path, config: Path) -> None:
+def test_ctrl_c_keeps_the_arrived_bytes_and_the_next_pull_resumes(hub: Hub, tmp_path: Path, config: Path) -> None:
     hub.flowing.clear()
     command = [sys.executable, "-m", "imagegen.testing", "models", "pull", "tiny-hub", "--config", str(config)]
     env = os.environ | hub.environment(tmp_path)
@@ -143,7 +143,7 @@ def test_a_pull_whose_command_is_killed_ends_with_it(hub: Hub, tmp_path: Path, c
         ({"damaged": {BIG}}, 75, "arrived damaged"),
     ],
 )
-def test_what_the_hub_refuses_is_one_line_with_an_exit_code(
+def test_a_refusal_of_the_hub_is_one_line_with_an_exit_code(
     hub: Hub, tmp_path: Path, config: Path, faults: dict[str, Any], code: int, words: str
 ) -> None:
     hub.add_folder("org/tiny", builtin_model("tiny"), **faults)
@@ -160,7 +160,7 @@ def test_a_rate_limit_ends_the_command_with_when_to_come_back(hub: Hub, tmp_path
     assert "try again in 120 seconds" in done.stderr
 
 
-def test_what_cannot_be_pulled(hub: Hub, tmp_path: Path, config: Path) -> None:
+def test_impossible_pulls(hub: Hub, tmp_path: Path, config: Path) -> None:
     env = os.environ | hub.environment(tmp_path)
     unknown = imagegen("models", "pull", "nope", "--config", config, env=env)
     assert (unknown.returncode, unknown.stderr) == (65, "There is no model 'nope'; `imagegen models` lists them.\n")
@@ -183,7 +183,7 @@ def until_pulled(server: Server, *states: str) -> dict[str, Any]:
     raise AssertionError(model["pull"])
 
 
-def test_the_service_pulls_tells_and_draws(hub: Hub, tmp_path: Path, config: Path) -> None:
+def test_the_service_pulls_reports_and_draws(hub: Hub, tmp_path: Path, config: Path) -> None:
     with Server(tmp_path / "data", config, **hub.environment(tmp_path / "hf")) as server:
         before = server.http.get("/models/tiny-hub").json()
         assert (before["weights_here"], before["pull"]) == (False, None)
@@ -230,7 +230,7 @@ def test_the_service_cancels_and_refuses_what_makes_no_sense(hub: Hub, tmp_path:
         assert all(asked.first_byte > 0 for asked in hub.downloads(BIG))
 
 
-def test_a_request_brings_its_model_while_others_go_on(hub: Hub, tmp_path: Path) -> None:
+def test_a_request_pulls_its_model_while_other_tasks_run(hub: Hub, tmp_path: Path) -> None:
     config = write_config(tmp_path, auto_download=True)
     with Server(tmp_path / "data", config, **hub.environment(tmp_path / "hf")) as server:
         hub.flowing.clear()

@@ -1,4 +1,4 @@
-"""The README's commands do what the README says: each `bash` block runs, as it stands, in order."""
+"""The commands of the README: each `bash` block runs unchanged, in order."""
 
 import os
 import re
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 ADDRESS = "http://127.0.0.1:5050"
 
 
-def test_the_readmes_commands_work_as_they_stand(tiny: Server, tmp_path: Path) -> None:
+def test_the_readmes_commands_work_unchanged(tiny: Server, tmp_path: Path) -> None:
     blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert len(blocks) >= 6
     script = "set -euo pipefail\n" + "\n".join(blocks)

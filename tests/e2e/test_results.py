@@ -1,4 +1,4 @@
-"""Results through the real service and the real command: formats, receipts, replays, keys that outlive kill -9."""
+"""Results through the real service and the real command: formats, receipts, replays, keys that survive kill -9."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def test_the_service_makes_the_same_pixels_again(tiny: Server) -> None:
     assert again["replay"] == {"of": first["task_id"], "identical": True, "differences": []}
 
 
-def test_a_replay_that_cannot_be_the_same_says_why(tmp_path: Path) -> None:
+def test_a_replay_that_cannot_be_the_same_has_the_reason(tmp_path: Path) -> None:
     out, config = tmp_path / "out.jpg", tmp_path / "models.yaml"
     made = imagegen("generate", PROMPT, "-o", out, "--seed", 7, "--steps", 4)
     assert made.returncode == 0, made.stderr
@@ -65,7 +65,7 @@ def test_a_picture_made_from_another_needs_that_one_again(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("content", [b"", b"<svg/>", b"\x89PNG\r\n\x1a\n", None])
-def test_what_holds_no_receipt_is_told_so(tmp_path: Path, content: bytes | None) -> None:
+def test_a_file_without_a_receipt_is_reported(tmp_path: Path, content: bytes | None) -> None:
     file = tmp_path / "file.png"
     if content is None:
         Image.new("RGB", (4, 4)).save(file)
@@ -82,7 +82,7 @@ def test_what_holds_no_receipt_is_told_so(tmp_path: Path, content: bytes | None)
 
 @contextmanager
 def fifty_callers(server: Server, answers: list[str]) -> Iterator[None]:
-    """Threads that send the same request under the same key at once; those that hear an answer note the task."""
+    """Threads that send the same request with the same key at once, and record the task of each answer."""
     ready = threading.Barrier(51)
 
     def call() -> None:
@@ -124,7 +124,7 @@ def test_fifty_identical_requests_with_a_kill_9_among_them_are_one_task(tmp_path
 # -- the page ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_pages_examples_work_as_they_stand(tiny: Server, tmp_path: Path) -> None:
+def test_the_pages_examples_work_unchanged(tiny: Server, tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "results.md").read_text()
     script = "set -euo pipefail\n" + "\n".join(re.findall(r"```bash\n(.*?)```", page, re.DOTALL))
     done = subprocess.run(

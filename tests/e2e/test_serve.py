@@ -1,4 +1,4 @@
-"""The service as its operators and callers meet it: a process, signals, a socket."""
+"""The service as a process: signals, sockets, restarts."""
 
 import io
 import os
@@ -31,7 +31,7 @@ def colours(png: bytes) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return middle, corner
 
 
-def test_a_picture_comes_the_real_way(tiny: Server) -> None:
+def test_a_picture_is_made_by_the_real_service(tiny: Server) -> None:
     task = tiny.until(tiny.submit(seed=7))
     (red, _, blue), (red_outside, _, blue_outside) = colours(tiny.pictures(task)[0])
     assert red > 150 > blue
@@ -75,7 +75,7 @@ def test_same_seed_same_pixels_over_calls_worker_deaths_and_restarts(tiny: Serve
             assert server.pictures(server.until(server.submit(seed=42))) == reference
 
 
-def test_a_worker_that_is_killed_costs_no_task(tiny: Server) -> None:
+def test_killing_a_worker_loses_no_task(tiny: Server) -> None:
     ids = [tiny.submit(seed=1, steps=150), tiny.submit(seed=2)]
     tiny.until(ids[0], "processing")
     tiny.worker().kill()
@@ -109,7 +109,7 @@ def test_a_poisonous_task_fails_alone(tmp_path: Path, fake_yaml: Path) -> None:
     assert "SIGABRT" in done[2]["error_message"]
 
 
-def test_sigterm_finishes_what_runs_keeps_what_waits_and_exits_0(tmp_path: Path, fake_yaml: Path) -> None:
+def test_sigterm_finishes_the_running_task_keeps_the_waiting_ones_and_exits_0(tmp_path: Path, fake_yaml: Path) -> None:
     with Server(tmp_path / "data", fake_yaml) as server:
         ids = [server.submit(steps=20) for _ in range(4)]
         server.until(ids[0], "processing")
@@ -143,7 +143,7 @@ def test_while_it_drains_the_service_answers_all_but_new_tasks(tmp_path: Path, f
         assert (task["status"], task["attempt"]) == ("completed", 1)
 
 
-def test_being_killed_during_loads_costs_a_task_nothing(tmp_path: Path) -> None:
+def test_being_killed_during_loads_counts_no_attempt(tmp_path: Path) -> None:
     config = tmp_path / "models.yaml"
     config.write_text(fake_config(fake={"load_seconds": 3600}))
     with Server(tmp_path / "data", config) as server:
@@ -212,7 +212,7 @@ def test_sigterm_does_not_wait_for_a_thread_that_hangs(tmp_path: Path) -> None:
         server.kill()
 
 
-def test_a_broken_device_in_thread_mode_exits_70_and_the_journal_brings_the_task_back(tmp_path: Path) -> None:
+def test_a_broken_device_in_thread_mode_exits_70_and_the_journal_restores_the_task(tmp_path: Path) -> None:
     config = tmp_path / "models.yaml"
     config.write_text(fake_config(fake={"fault": "device_fault", "fault_prompt": "poison"}))
     with Server(tmp_path / "data", config, IMAGEGEN_ISOLATION="thread") as server:
@@ -225,9 +225,7 @@ def test_a_broken_device_in_thread_mode_exits_70_and_the_journal_brings_the_task
 
 
 @pytest.mark.parametrize("path", ["/models/fake/load", "/text2image"])
-def test_a_device_that_breaks_during_a_load_ends_the_process_whoever_asked_for_the_load(
-    tmp_path: Path, path: str
-) -> None:
+def test_a_device_that_breaks_during_any_load_ends_the_process(tmp_path: Path, path: str) -> None:
     config = tmp_path / "models.yaml"
     config.write_text(fake_config(fake={"fault": "device_fault", "fault_at": "load"}))
     with Server(tmp_path / "data", config, IMAGEGEN_ISOLATION="thread") as server:
@@ -236,7 +234,9 @@ def test_a_device_that_breaks_during_a_load_ends_the_process_whoever_asked_for_t
         assert server.process.wait(PATIENCE_S) == 70
 
 
-def test_a_second_instance_on_the_same_data_exits_75_and_a_killed_one_lets_go(tmp_path: Path, fake_yaml: Path) -> None:
+def test_a_second_instance_on_the_same_data_exits_75_and_a_killed_one_frees_the_lock(
+    tmp_path: Path, fake_yaml: Path
+) -> None:
     command = [sys.executable, "-m", "imagegen", "serve", "--port", "0", "--data-dir", str(tmp_path / "data")]
     with Server(tmp_path / "data", fake_yaml) as server:
         second = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
@@ -307,7 +307,7 @@ def test_secrets_of_the_environment_appear_nowhere(tmp_path: Path, fake_yaml: Pa
 
 
 def test_httpx_is_enough_as_a_client(tiny: Server) -> None:
-    """The README's Python example, as a stranger writes it."""
+    """A client in plain Python."""
     with httpx.Client(base_url=tiny.http.base_url, timeout=PATIENCE_S) as http:
         task = http.post("/text2image", json={"prompt": "a yellow star on a purple background"}).json()
         with http.stream("GET", task["links"]["events"]) as events:

@@ -1,4 +1,4 @@
-"""Pictures in a bucket: a real service, a local S3 server that goes away and comes back, signals, and kill -9."""
+"""Pictures in a bucket: a real service, a local S3 server that stops and returns, signals, and kill -9."""
 
 import hashlib
 import os
@@ -37,7 +37,7 @@ def serve(tmp_path: Path, bucket: Bucket, *, steps: int = 4, **settings: str) ->
 
 
 def storing(server: Server, task_id: str) -> None:
-    """Until the task's pictures wait for the bucket."""
+    """Wait until the task's pictures wait for the bucket."""
     deadline = time.monotonic() + PATIENCE_S
     while not server.task(task_id).get("storing"):
         assert time.monotonic() < deadline
@@ -49,7 +49,7 @@ def spooled(tmp_path: Path) -> list[Path]:
 
 
 def whole(server: Server, task: dict[str, Any]) -> bool:
-    """Whether its pictures are there, and are what their digests say."""
+    """Whether its pictures are there and match their digests."""
     answers = [server.http.get(image["url"], follow_redirects=True) for image in task["images"]]
     return task["status"] == "completed" and all(
         answer.headers["etag"] == f'"{hashlib.sha256(answer.content).hexdigest()}"' for answer in answers
@@ -57,7 +57,7 @@ def whole(server: Server, task: dict[str, Any]) -> bool:
 
 
 def run_the_pages_examples(server: Server, folder: Path) -> None:
-    """As they stand, in order."""
+    """The blocks of the page run unchanged, in order."""
     blocks = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
     assert len(blocks) >= 3
     script = "set -euo pipefail\n" + "\n".join(blocks)
@@ -119,7 +119,7 @@ def test_nothing_is_lost_while_the_bucket_is_down_whatever_happens_to_the_servic
     assert SECRET not in "".join(said + server.log)
 
 
-def test_told_to_fail_a_task_ends_with_a_clear_code(tmp_path: Path, bucket: Bucket) -> None:
+def test_with_fail_a_task_ends_with_a_clear_code(tmp_path: Path, bucket: Bucket) -> None:
     bucket.stop()
     with serve(tmp_path, bucket, IMAGEGEN_STORE_DOWN="fail") as server:
         failed = server.until(server.submit())
@@ -130,7 +130,7 @@ def test_told_to_fail_a_task_ends_with_a_clear_code(tmp_path: Path, bucket: Buck
 
 
 @pytest.mark.slow
-def test_twenty_kills_at_any_moment_under_a_bucket_that_comes_and_goes(tmp_path: Path, bucket: Bucket) -> None:
+def test_twenty_kills_at_any_moment_with_an_unreliable_bucket(tmp_path: Path, bucket: Bucket) -> None:
     ids = list[str]()
     for number in range(20):
         with serve(tmp_path, bucket) as server:

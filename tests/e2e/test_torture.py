@@ -1,4 +1,4 @@
-"""What `make torture` does two hundred times each, a few times."""
+"""A few rounds of `make torture`, which makes two hundred."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ def test_kill_9_at_random_moments_loses_nothing_doubles_nothing_and_damages_noth
     assert ledger.accepted
 
 
-def test_faults_of_every_kind_lose_nothing_unless_the_service_says_so(tmp_path: Path) -> None:
+def test_faults_of_every_kind_lose_no_task_unless_the_service_reports_it(tmp_path: Path) -> None:
     faults = ["journal_removed", "disk_full", "bucket_away", "journal_replaced", "kill_worker"]
     world = chaos(tmp_path, rounds=5, seed=3, faults=faults)
     assert (world.lost, world.duplicates, world.damaged) == ([], [], [])

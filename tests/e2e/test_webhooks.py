@@ -1,4 +1,4 @@
-"""Webhooks by a real server: the page's examples as they stand, and kill -9 between and during attempts."""
+"""Webhooks with a real server: the examples of the page, and kill -9 between and during attempts."""
 
 import os
 import re
@@ -23,7 +23,7 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def test_the_pages_examples_work_as_they_stand(tmp_path: Path) -> None:
+def test_the_pages_examples_work_unchanged(tmp_path: Path) -> None:
     ports = {"5050": str(free_port()), "8000": str(free_port())}
     blocks = {
         language: [
@@ -65,7 +65,7 @@ def by_id(received: list[Received]) -> dict[str, list[Received]]:
 
 
 def types(received: list[Received], task_id: str, secret: str) -> list[str]:
-    """What was told of a task, each event once."""
+    """The delivered events of a task, each one once."""
     said = [tries[0].verified(secret) for tries in by_id(received).values()]
     return [each["type"] for each in said if each["data"]["task_id"] == task_id]
 

@@ -1,4 +1,4 @@
-"""A card for every test of this folder: the machine's own, else a pretended one.
+"""A card for every test of this folder: the machine's own, or a pretended one.
 
 With a card all tests here are marked `gpu` and run with `pytest -m gpu`. Without one those run on the pretended card
 that are not marked themselves: their numbers mean nothing, but no line of them is one that nobody has run.

@@ -1,4 +1,4 @@
-"""What only a CUDA device can show: `pytest -m gpu` on a machine that has one."""
+"""Tests that need a CUDA device: `pytest -m gpu`."""
 
 import json
 import threading
@@ -75,7 +75,7 @@ def allocated(engine: Engine) -> int:
     return answer.memory.allocated
 
 
-def test_unloading_brings_device_memory_back_to_where_it_was(engine: LocalEngine, shipped: Catalog) -> None:
+def test_unloading_frees_all_device_memory_of_the_model(engine: LocalEngine, shipped: Catalog) -> None:
     left = [allocated(engine)]
     for _ in range(3):
         loaded = engine.load(load_command(shipped, "tiny"))
@@ -119,7 +119,7 @@ def test_the_device_draws_what_the_cpu_draws(engine: LocalEngine, models: Path, 
     assert sum(abs(a - b) for a, b in pairs) / (64 * 64 * 3) < 4
 
 
-def test_a_second_resident_model_costs_what_differs_and_gives_that_back(engine: LocalEngine, models: Path) -> None:
+def test_a_second_resident_model_takes_only_its_own_parts_and_frees_them(engine: LocalEngine, models: Path) -> None:
     first = load(engine, models, catalog())
     alone, one = draw(engine), allocated(engine)
     second = load(engine, models, catalog(), "b")
@@ -135,7 +135,7 @@ def test_a_second_resident_model_costs_what_differs_and_gives_that_back(engine: 
     assert draw(engine, "b") == alone
 
 
-def test_what_a_picture_takes_beside_the_weights_is_told_and_grows_with_it(engine: LocalEngine, models: Path) -> None:
+def test_the_working_memory_of_a_picture_is_reported_and_grows_with_its_size(engine: LocalEngine, models: Path) -> None:
     load(engine, models, catalog())
     draw(engine)  # cuBLAS takes its workspace
     taken = []
@@ -175,7 +175,7 @@ def test_a_lora_counts_for_one_picture_on_weights_that_went_straight_to_the_devi
 # -- the warm tier -----------------------------------------------------------------------------------------------------
 
 
-def test_weights_in_host_memory_are_pinned_in_one_block_and_come_back_as_they_were() -> None:
+def test_weights_in_host_memory_are_pinned_in_one_block_and_return_unchanged() -> None:
     module = torch.nn.Linear(512, 512)
     expected, before = module.weight.detach().clone(), pinned_blocks()
     copy = HostCopy([module.to("cuda")], "cuda")
@@ -188,7 +188,7 @@ def test_weights_in_host_memory_are_pinned_in_one_block_and_come_back_as_they_we
         assert torch.equal(module.weight.cpu(), expected)
 
 
-def test_a_warm_model_leaves_the_device_and_comes_back_by_a_copy(engine: LocalEngine, models: Path) -> None:
+def test_a_warm_model_leaves_the_device_and_returns_by_a_copy(engine: LocalEngine, models: Path) -> None:
     chosen = catalog(host_cache_gb=1)
     cold = load(engine, models, chosen)
     expected, full, left = draw(engine), allocated(engine), []
@@ -215,13 +215,13 @@ def test_a_warm_model_that_is_dropped_gives_its_pinned_memory_back(engine: Local
 
 
 def pinned_blocks() -> int:
-    """How many pieces of it torch holds."""
+    """The number of blocks that torch holds on it."""
     held: int = torch.cuda.memory.host_memory_stats().get("allocations.current", 0)
     return held
 
 
 def pinned() -> int:
-    """Bytes that torch holds of it, in use or not."""
+    """The bytes that torch holds on it, used or cached."""
     held: int = torch.cuda.memory.host_memory_stats().get("allocated_bytes.current", 0)
     return held
 

@@ -1,4 +1,4 @@
-"""Each way to load and draw, on a card. The same on the CPU: tests/contract."""
+"""Each way to load and draw, on a card; tests/contract has the same tests on the CPU."""
 
 from collections.abc import Iterator
 

@@ -54,7 +54,7 @@ KINDS: Mapping[str, Callable[[Path], Any]] = MappingProxyType(
 
 
 def build(kind: str, folder: Path) -> Path:
-    """Write the pipeline of this kind to `folder` and give the folder back."""
+    """Write the pipeline of this kind to `folder` and return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # Chroma's and Kolors' own code calls what diffusers and torch call deprecated.

@@ -51,7 +51,7 @@ def flux(kind: str, *, guided: bool = True, in_channels: int = 64, wide: bool = 
 
 
 def _flux2_parts(words: int) -> dict[str, Any]:
-    """`words`: the width of what the text encoder gives for a token."""
+    """`words`: the width of the text encoder's output for a token."""
     from diffusers import Flux2Transformer2DModel
 
     transformer = Flux2Transformer2DModel(

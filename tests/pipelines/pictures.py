@@ -31,7 +31,7 @@ def autoencoder(channels: int, scale: int = 8) -> Any:
 
 
 def flux2_autoencoder() -> Any:
-    """Of FLUX.2, whose latents are patched by a batch norm."""
+    """The VAE of FLUX.2, whose latents are patched and normalised by a batch norm."""
     from diffusers import AutoencoderKLFlux2
 
     return AutoencoderKLFlux2(
@@ -40,7 +40,7 @@ def flux2_autoencoder() -> Any:
 
 
 def qwen_autoencoder() -> Any:
-    """Of Qwen-Image, which is made for films of one picture."""
+    """The VAE of Qwen-Image, which is made for videos of one frame."""
     from diffusers import AutoencoderKLQwenImage
 
     vae = AutoencoderKLQwenImage(base_dim=8, dim_mult=[1, 1, 1, 1], num_res_blocks=1)

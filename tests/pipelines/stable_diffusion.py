@@ -103,7 +103,7 @@ def sd15(kind: str, in_channels: int = 4, *, checked: bool = False) -> Any:
 
 
 def _safety_checker() -> tuple[Any, Any]:
-    """One that objects to everything: whoever runs it gets black pictures."""
+    """A safety checker that rejects everything, so that all pictures become black."""
     from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
     from transformers import CLIPConfig, CLIPImageProcessor
 

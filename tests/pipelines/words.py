@@ -56,7 +56,7 @@ def gemma_tokenizer() -> Any:
 
 
 def byte_tokenizer() -> Any:
-    """The plain kind that has no class of its own, as GLM, Llama and Mistral ship it."""
+    """The plain kind without its own class, as GLM, Llama and Mistral ship it."""
     from transformers import PreTrainedTokenizerFast
 
     words = ["<pad>", "<s>", "</s>", *_bytes()]
@@ -101,7 +101,7 @@ def glm_tokenizer(folder: Path) -> Any:
 
 
 def loud(encoder: Any) -> Any:
-    """With words far enough apart that other words give other pictures, random as everything else is."""
+    """A random encoder with embeddings far enough apart that other words give other pictures."""
     torch.nn.init.normal_(encoder.get_input_embeddings().weight)
     return encoder
 
@@ -136,7 +136,7 @@ def t5(tokenizer: Any, width: int = 32) -> Any:
 
 
 def small(layers: int = 2, width: int = 32) -> dict[str, Any]:
-    """The numbers that the language models share."""
+    """The settings that the language models share."""
     return {
         "hidden_size": width,
         "intermediate_size": 32,
@@ -156,7 +156,7 @@ def qwen3(tokenizer: Any, *, causal: bool, layers: int, width: int = 32) -> Any:
 
 
 def qwen_processor(tokenizer: Any) -> Any:
-    """Of words and pictures. The real class also wants one of films, which takes torchvision."""
+    """A processor of text and pictures. The real class also needs one for videos, which needs torchvision."""
     from transformers import Qwen2VLImageProcessorPil, Qwen2VLProcessor
 
     class Processor(Qwen2VLProcessor):  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""Lets imagegen's worker processes pretend that there is a card: this folder is on their PYTHONPATH.
+"""Makes imagegen's worker processes pretend to have a card: this folder is on their PYTHONPATH.
 
 Python imports `sitecustomize` at the start of each process; all but the workers are left alone.
 """

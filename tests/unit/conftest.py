@@ -1,4 +1,4 @@
-"""What the unit tests share: reproducible hypothesis runs, and small records."""
+"""Shared by the unit tests: reproducible hypothesis runs, and small records."""
 
 from datetime import UTC, datetime
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a request becomes before it is accepted: complete, bounded, and told why not if not."""
+"""Admission: it completes a request, checks its limits, and reports the reason of a refusal."""
 
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -53,14 +53,14 @@ def request(asked: TaskDraft, models: Catalog | None = None, **known: Any) -> Ge
 # -- defaults ----------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_left_out_is_as_the_model_likes_it() -> None:
+def test_omitted_fields_take_the_models_defaults() -> None:
     models = catalog(a=fake(steps=12, guidance_scale=1.5, base_size=512))
     assert request(draft(), models) == GenerationRequest(
         prompt="a cat", width=512, height=512, steps=12, guidance_scale=1.5, seed=99
     )
 
 
-def test_what_is_said_goes_before_what_the_model_likes() -> None:
+def test_given_fields_override_the_models_defaults() -> None:
     asked = draft(steps=3, guidance_scale=7.5, seed=11, width=100, height=60, batch_size=2)
     assert request(asked, catalog(a=fake(steps=12, guidance_scale=1.5))) == GenerationRequest(
         prompt="a cat", width=100, height=60, steps=3, guidance_scale=7.5, seed=11, batch_size=2
@@ -77,7 +77,7 @@ def test_no_seed_is_drawn_where_one_was_given() -> None:
     assert admitted(draft(seed=5), new_seed=no_seed)[1].seed == 5
 
 
-def test_a_request_that_names_no_model_goes_to_the_default_one() -> None:
+def test_a_request_without_a_model_uses_the_default_one() -> None:
     assert admitted(draft(), catalog("b", a=fake(), b=fake()))[0] == "b"
     assert admitted(draft(), catalog(None, a=fake(), b=fake()))[0] == "a"
 
@@ -125,13 +125,13 @@ def test_a_ratio_gives_exactly_the_size_of_the_table_scaled_to_the_models_base(b
     assert {ratio: request(draft(aspect_ratio=ratio), models).size for ratio in SIZES[base]} == SIZES[base]
 
 
-def test_a_model_made_for_an_area_is_asked_for_no_more() -> None:
+def test_a_model_with_an_area_gets_no_more_pixels() -> None:
     models = catalog(a=fake(base_size=1024, sizing="area"))
     assert request(draft(aspect_ratio="21:9"), models).size == (1568, 672)
     assert request(draft(), models).size == (1024, 1024)
 
 
-def test_the_shipped_models_of_a_megapixel_are_asked_for_one(shipped: Catalog) -> None:
+def test_the_shipped_models_for_a_megapixel_render_one(shipped: Catalog) -> None:
     for name, spec in shipped.models.items():
         if spec.supports_text2img and name != "tiny":
             size = request(draft(model=name, aspect_ratio="21:9"), shipped).size
@@ -160,7 +160,7 @@ def test_both_sides_are_multiples_of_what_the_model_needs() -> None:
     assert request(edit(), catalog(a=OtherSpec.model_validate(entry)), input_size=PORTRAIT).size == (896, 1184)
 
 
-def test_who_names_a_shape_or_a_size_gets_it() -> None:
+def test_a_requested_shape_or_size_is_used() -> None:
     assert request(edit(aspect_ratio="1:1"), input_size=PORTRAIT).size == (768, 768)
     assert request(edit(width=300, height=200), input_size=PORTRAIT).size == (300, 200)
 
@@ -175,7 +175,7 @@ def test_the_shape_of_an_input_needs_an_input() -> None:
     assert request(draft()).size == (768, 768)
 
 
-def test_a_shape_that_nobody_asked_for_is_never_too_large() -> None:
+def test_a_shape_taken_from_the_input_is_never_too_large() -> None:
     limits = LIMITS.evolve(max_pixels=500_000)
     models = catalog(a=fake(base_size=1024))
     assert admitted(edit(), models, limits=limits, input_size=PORTRAIT)[1].size.pixels <= 500_000
@@ -190,7 +190,7 @@ def test_width_and_height_go_together(fields: dict[str, int]) -> None:
 # -- limits ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_picture_may_have_as_many_pixels_as_the_limit_says_and_not_one_more() -> None:
+def test_a_picture_may_have_as_many_pixels_as_the_limit_and_not_one_more() -> None:
     limits = LIMITS.evolve(max_pixels=6400)
     assert admitted(draft(width=80, height=80), limits=limits)[1].size == (80, 80)
     with pytest.raises(SizeTooLarge, match="81x80 is more than 6400 pixels"):
@@ -235,7 +235,7 @@ def test_an_unknown_model_is_answered_with_the_known_ones() -> None:
 @pytest.mark.parametrize(
     ("kind", "lacking"), [(TaskType.TEXT2IMAGE, "supports_text2img"), (TaskType.IMAGE2IMAGE, "supports_img2img")]
 )
-def test_what_a_model_cannot_do_is_answered_with_those_that_can(kind: TaskType, lacking: str) -> None:
+def test_an_unsupported_request_names_the_models_that_support_it(kind: TaskType, lacking: str) -> None:
     models = catalog(a=fake(**{lacking: False}), b=fake(), c=fake(**{lacking: False}), d=fake())
     with pytest.raises(UnsupportedCapability, match=rf"'a' cannot do {kind}; these can: b, d\."):
         admitted(draft(type=kind, model="a"), models)
@@ -264,7 +264,7 @@ def test_a_lora_is_kept_where_the_model_takes_one_and_refused_elsewhere() -> Non
         admitted(asked)
 
 
-def test_inpainting_needs_a_model_that_can_and_names_those() -> None:
+def test_inpainting_without_support_names_the_models_that_have_it() -> None:
     asked = draft(type=TaskType.IMAGE2IMAGE, strength=0.8, pictures=InputPictures(init_image=b"i", mask_image=b"m"))
     models = catalog("plain", plain=fake(), fill=fake(supports_inpaint=True))
     with pytest.raises(UnsupportedCapability, match="'plain' cannot do inpainting; these can: fill"):
@@ -292,7 +292,7 @@ MAYBE_SIDES = st.none() | st.integers(16, 8192)
     model=st.sampled_from([None, "a", "b", "c"]),
     kind=st.sampled_from(TaskType),
 )
-def test_what_is_accepted_is_complete_and_within_all_limits(kind: TaskType, **fields: Any) -> None:
+def test_an_accepted_request_is_complete_and_within_all_limits(kind: TaskType, **fields: Any) -> None:
     models = catalog(a=fake(), b=fake(supports_img2img=False))
     try:
         model, complete = admitted(draft(type=kind, **fields), models)

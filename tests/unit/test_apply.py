@@ -1,4 +1,4 @@
-"""A catalog is put in force: who leaves, what is forgotten, and what stays."""
+"""Putting a catalog in force: which models are unloaded, which records are deleted, and what stays."""
 
 import asyncio
 from pathlib import Path
@@ -68,7 +68,7 @@ async def test_a_smaller_host_cache_is_kept_to_at_once(house: House) -> None:
     assert [house.models.status(model).state for model in "ab"] == [ModelState.COLD, ModelState.WARM]
 
 
-async def test_what_was_learnt_of_a_changed_entry_is_forgotten(house: House) -> None:
+async def test_records_of_a_changed_entry_are_deleted(house: House) -> None:
     house.engine.instead["load"] = OUT_OF_MEMORY.evolve(need_bytes=1)
     await house.work("a")
     for _ in range(2):
@@ -82,7 +82,7 @@ async def test_what_was_learnt_of_a_changed_entry_is_forgotten(house: House) -> 
     assert isinstance(await house.work("b"), Generated)
 
 
-async def test_what_was_learnt_of_another_one_is_not(house: House) -> None:
+async def test_records_of_another_entry_are_kept(house: House) -> None:
     for _ in range(2):
         house.engine.instead["load"] = CRASHED
         await house.work("b")
@@ -90,7 +90,7 @@ async def test_what_was_learnt_of_another_one_is_not(house: House) -> None:
     assert house.models.quarantined("b")
 
 
-async def test_what_did_not_fit_may_fit_as_another_entry(tmp_path: Path) -> None:
+async def test_a_model_that_did_not_fit_is_tried_again_after_a_change_of_its_entry(tmp_path: Path) -> None:
     large = spec(memory_mb=2**16)
     house = House(catalog(a=large), Folders(tmp_path, tmp_path))
     await house.models.warm_up()
@@ -133,7 +133,7 @@ async def test_a_catalog_for_which_a_model_may_have_to_leave_is_not_applied_at_o
 
 
 @pytest.mark.parametrize("changed", [{"description": "x"}, {"steps": 9}])
-async def test_what_is_read_from_the_files_stays_known_if_only_words_change_meanwhile(
+async def test_sizes_read_from_files_stay_known_if_only_descriptions_change_meanwhile(
     tmp_path: Path, changed: dict[str, Any]
 ) -> None:
     house = House(catalog(a=spec(memory_mb=2**16)), Folders(tmp_path, tmp_path))
@@ -151,7 +151,7 @@ async def test_missing_weights_are_no_state_to_forget(house: House) -> None:
     assert (await house.models.apply(house.models.catalog)).empty
 
 
-def test_what_models_yaml_says_goes_before_the_environment() -> None:
+def test_models_yaml_overrides_the_environment() -> None:
     process = Settings(max_queue=7, retention_days=3)
     assert GlobalSettings().over(process) == process
     assert GlobalSettings(max_queue=9, retention_days=0).over(process) == Settings(max_queue=9, retention_days=0)

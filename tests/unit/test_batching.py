@@ -1,4 +1,4 @@
-"""Who goes along in one call, and how many pictures of a call are found to pay."""
+"""Which tasks share a call, and how many pictures of a call pay."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -40,16 +40,16 @@ def task(request: GenerationRequest | None = None, **fields: object) -> Generati
 # -- who goes along ----------------------------------------------------------------------------------------------------
 
 
-def test_tasks_that_are_alike_go_along_in_order_of_arrival() -> None:
+def test_similar_tasks_join_a_call_in_order_of_arrival() -> None:
     assert along(ticket(3), ticket(9), ticket(4), ticket(7)) == [4, 7, 9]
 
 
-def test_nobody_goes_along_who_is_of_another_model_kind_or_rank() -> None:
+def test_a_task_of_another_model_kind_or_rank_does_not_join_a_call() -> None:
     others = [ticket(2, model="b"), ticket(3, alike=OTHER), ticket(4, alike=None), ticket(5, priority=1)]
     assert along(ticket(1), *others, ticket(6)) == [6]
 
 
-def test_one_that_runs_alone_takes_nobody_along_not_even_its_like() -> None:
+def test_a_task_that_runs_alone_shares_no_call_with_similar_tasks() -> None:
     assert along(ticket(1, alike=None), ticket(2, alike=None)) == []
 
 
@@ -59,7 +59,7 @@ def test_waiting_that_raises_a_rank_raises_it_here_as_well() -> None:
     assert along(ticket(1), ticket(2, priority=1), now=now) == [2]
 
 
-def test_a_task_is_taken_whole_or_not_at_all() -> None:
+def test_a_task_joins_a_call_with_all_its_pictures_or_not_at_all() -> None:
     assert along(ticket(1), ticket(2, 2), ticket(3, 2), ticket(4), most=4) == [2, 4]
     assert along(ticket(1, 4), ticket(2), most=4) == []
     assert along(ticket(1, 5), ticket(2), most=4) == []
@@ -86,7 +86,7 @@ def test_calls_take_every_ticket_once_and_keep_within_the_most(wanted: list[tupl
         task(replay=Replay(of="0", pixels_sha256=(), provenance=SCRIPTED)),
     ],
 )
-def test_what_a_call_cannot_share_runs_alone(alone: GenerationTask) -> None:
+def test_a_task_that_cannot_share_a_call_runs_alone(alone: GenerationTask) -> None:
     assert LiveTask(alone, 0).likeness is None
 
 
@@ -134,7 +134,7 @@ def test_a_size_that_does_not_pay_is_declined_after_three_runs() -> None:
     assert most(learned(payoffs, (2, 0.98))) == 1
 
 
-def test_tasks_of_several_pictures_are_tried_as_they_are() -> None:
+def test_tasks_of_several_pictures_are_not_split() -> None:
     payoffs = learned(Payoffs(), (1, 1.0), (1, 1.0))
     assert payoffs.most("a", ALIKE.kind, 8, pictures=4) == 4
     assert payoffs.most("a", ALIKE.kind, 8, pictures=3) == 4
@@ -156,7 +156,7 @@ def test_a_larger_size_must_beat_the_smaller_one_and_not_only_one_by_one() -> No
     assert most(payoffs) == 2
 
 
-def test_where_everything_has_become_slower_all_is_measured_anew() -> None:
+def test_if_everything_becomes_slower_all_sizes_are_measured_again() -> None:
     payoffs = learned(Payoffs(), (1, 1.0), (1, 1.0), *[(2, 0.5)] * 3)
     assert most(learned(payoffs, *[(2, 5.0)] * 4), 2) == 2  # a slow run or two are somebody else's doing
     learned(payoffs, (2, 5.0))
@@ -165,7 +165,7 @@ def test_where_everything_has_become_slower_all_is_measured_anew() -> None:
     assert most(learned(payoffs, (2, 5.0), (2, 5.0)), 2) == 2
 
 
-def test_what_was_declined_is_tried_again_after_many_calls_or_another_load() -> None:
+def test_a_declined_size_is_tried_again_after_many_calls_or_another_load() -> None:
     declined = [(1, 1.0), (1, 1.0), (2, 1.0), (2, 1.0), (2, 1.0)]
     payoffs = learned(Payoffs(), *declined, *[(1, 1.0)] * (TRY_AGAIN - 1))
     assert most(payoffs) == 1
@@ -200,7 +200,7 @@ def test_after_a_call_that_failed_in_another_way_smaller_ones_are_made_for_a_whi
 
 @given(st.integers(2, 64), st.integers(2, 64))
 def test_a_call_that_was_too_large_is_not_repeated(max_batch: int, pictures: int) -> None:
-    """It always shrinks: a task that is put back must not come into the same call again."""
+    """The size always shrinks: a returned task must not get into the same call again."""
     payoffs = learned(Payoffs(), *[(1, 1.0)] * 2, *[(2**n, 1 / 2**n) for n in range(1, 7)])
     pictures = min(pictures, most(payoffs, max_batch))
     payoffs.failed("a", ALIKE.kind, pictures, too_large=True)
@@ -208,13 +208,13 @@ def test_a_call_that_was_too_large_is_not_repeated(max_batch: int, pictures: int
 
 
 @given(st.lists(st.tuples(st.integers(1, 64), st.floats(0.01, 100)), max_size=60), st.integers(1, 64))
-def test_it_is_never_more_than_asked_for(runs: list[tuple[int, float]], max_batch: int) -> None:
+def test_the_next_call_has_at_most_max_batch_pictures(runs: list[tuple[int, float]], max_batch: int) -> None:
     payoffs = learned(Payoffs(), *runs)
     assert 1 <= most(payoffs, max_batch) <= max_batch
 
 
 @given(st.floats(0.1, 10), st.floats(0.1, 10))
-def test_what_is_left_after_three_runs_is_what_pays(one: float, two: float) -> None:
+def test_sizes_that_do_not_pay_are_declined_after_three_runs(one: float, two: float) -> None:
     payoffs = learned(Payoffs(), (1, one), (1, one), *[(2, two)] * 3)
     assert (most(payoffs, 2) == 2) == (two <= one * (1 - MARGIN))
 
@@ -238,7 +238,7 @@ class CallsOfThree:
         return ()
 
 
-def test_those_who_go_along_are_expected_to_begin_and_end_together() -> None:
+def test_tasks_of_a_shared_call_are_expected_to_begin_and_end_together() -> None:
     now = Now(Current("a"), Costs({}, {}), 0, Fairness(), 0.0)
     tickets = [ticket(1), ticket(2, alike=None), ticket(3), ticket(4), ticket(5)]
     told = forecast(Lanes(tickets), now, CallsOfThree())

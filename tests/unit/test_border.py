@@ -1,4 +1,4 @@
-"""The GPU border: what an engine raises becomes a value, and nothing of it stays alive."""
+"""The GPU border: exceptions of an engine become values, and none of their objects stays alive."""
 
 import gc
 import weakref
@@ -15,7 +15,7 @@ LOADING = FailureCode.LOAD_FAILED
 
 
 class Cleaning:
-    """Counts how often it was asked to give memory back."""
+    """Counts the requests to free memory."""
 
     times = 0
 
@@ -31,7 +31,7 @@ def raising(error: BaseException) -> NoReturn:
     raise error
 
 
-def test_what_succeeds_passes_and_cleans_nothing() -> None:
+def test_a_success_is_returned_without_a_cleanup() -> None:
     cleaning = Cleaning()
     assert at_border(lambda: 7, LOADING, cleaning) == 7
     assert cleaning.times == 0
@@ -47,7 +47,7 @@ def test_a_failure_becomes_a_value_with_its_traceback_for_the_log() -> None:
     assert cleaning.times == 1
 
 
-def test_a_failure_that_the_loader_knows_keeps_its_words() -> None:
+def test_a_known_failure_of_the_loader_keeps_its_message() -> None:
     failed = at_border(lambda: raising(WeightsRefused("Not safe.")), LOADING, Cleaning())
     assert isinstance(failed, Failed)
     assert (failed.code, failed.message) == (FailureCode.WEIGHTS_REFUSED, "Not safe.")
@@ -117,7 +117,7 @@ def test_memory_is_given_back_when_the_failed_work_has_let_go_of_it() -> None:
     assert seen_by_cleaning == [None]
 
 
-def test_a_failure_can_cross_the_pipe_whatever_it_says() -> None:
+def test_a_failure_with_any_text_can_cross_the_pipe() -> None:
     failed = at_border(lambda: raising(OSError("no such file: 'a\udcff'")), LOADING, Cleaning())
     assert isinstance(failed, Failed)
     assert pack(failed)

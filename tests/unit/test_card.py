@@ -32,7 +32,7 @@ GIB = 2**30
 
 
 class Card:
-    """One card of 24 GiB; it remembers what was asked of it."""
+    """One card of 24 GiB that records its calls."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asked: list[str] = []
@@ -79,7 +79,7 @@ def draw(engine: LocalEngine) -> Generated | Stopped | Failed:
     return engine.generate(Generate(model="fake", request=request_for()), threading.Event(), lambda *step: None)
 
 
-def test_what_the_card_has_left_and_what_others_hold_is_measured(engine: LocalEngine, card: Card) -> None:
+def test_free_memory_and_memory_of_other_processes_are_measured(engine: LocalEngine, card: Card) -> None:
     card.free = 10 * GIB
     answer = engine.measure()
     assert isinstance(answer, Measured)
@@ -88,7 +88,7 @@ def test_what_the_card_has_left_and_what_others_hold_is_measured(engine: LocalEn
     assert answer.memory.cuda_problem is None
 
 
-def test_what_a_model_takes_beside_torch_is_not_taken_for_another_process(
+def test_memory_outside_torch_does_not_count_as_another_process(
     engine: LocalEngine, card: Card, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     card.free = 10 * GIB
@@ -146,7 +146,9 @@ def test_a_load_that_finds_too_little_memory_after_a_switch_is_tried_again_when_
         (21 * GIB, "this process holds 2.0, and 21.0 are free."),
     ],
 )
-def test_a_lack_of_memory_names_who_holds_the_card(engine: LocalEngine, card: Card, free: int, words: str) -> None:
+def test_out_of_memory_names_the_memory_of_other_processes(
+    engine: LocalEngine, card: Card, free: int, words: str
+) -> None:
     card.free = free
     failed = load(engine, fake_catalog(fake={"fault": "out_of_memory", "fault_at": "load"}))
     assert isinstance(failed, Failed)
@@ -168,7 +170,7 @@ def test_after_any_failure_a_card_that_runs_no_kernel_is_broken(engine: LocalEng
     assert "empty_cache" not in card.asked
 
 
-def test_a_card_that_was_asked_for_and_cannot_be_used_fails_each_load_with_the_reason(
+def test_a_configured_card_that_cannot_be_used_fails_each_load_with_the_reason(
     card: Card, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

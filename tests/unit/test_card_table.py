@@ -1,4 +1,4 @@
-"""The table of cards in docs/models.md: what the script makes of its figures, and entries that the catalog takes."""
+"""The table of cards in docs/models.md: the output of the script, and entries that the catalog accepts."""
 
 import json
 
@@ -52,7 +52,7 @@ def test_the_rule_adds_what_is_on_the_device_in_the_largest_phase() -> None:
     assert takes["`cpu_offload: group`"] == pytest.approx(2 * 0.263 + 1.5 * 1.61)
 
 
-def test_what_was_measured_goes_before_what_was_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measured_sizes_override_computed_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "| measured |" not in card_table.table()
     monkeypatch.setattr(card_table, "MEASURED", {(FLUX.name, "nothing"): 35 * GB})
     assert "| 48, 80 GB | nothing | 35.0 GB | measured |" in card_table.table()

@@ -1,4 +1,4 @@
-"""The Catalog: what it promises to everyone who reads it."""
+"""The Catalog: frozen values and their lookups."""
 
 from pathlib import Path
 from typing import Any
@@ -42,15 +42,15 @@ def test_default_model_names_another_one() -> None:
     assert catalog({"default_model": "a"}, b=spec(), a=spec()).default_model == "a"
 
 
-def test_a_model_that_says_nothing_is_made_for_768_pixels() -> None:
+def test_the_default_base_size_is_768_pixels() -> None:
     assert spec().base_size == 768
 
 
-def test_a_model_leaves_after_half_an_hour_unless_someone_says_otherwise() -> None:
+def test_a_model_is_unloaded_after_half_an_hour_by_default() -> None:
     assert catalog(a=spec()).idle_minutes("a") == 30
 
 
-def test_the_brief_lets_a_model_do_both_unless_its_entry_says_otherwise() -> None:
+def test_the_original_api_enables_both_by_default() -> None:
     assert spec().supports_text2img
     assert spec().supports_img2img
 
@@ -99,7 +99,7 @@ def test_an_entry_takes_the_shipped_numbers_of_its_repository_where_it_has_none(
     assert numbers(SCHNELL | of_the_base) == (4, 0, 1024)
 
 
-def test_the_shipped_entries_state_what_the_models_cards_say() -> None:
+def test_the_shipped_entries_follow_the_model_cards() -> None:
     models = load_catalog(default_config(), SPECS).models
     assert models["qwen-image"].base_size == 1328
     edit = models["qwen-image-edit"]
@@ -135,7 +135,7 @@ def test_the_order_of_the_file_is_kept() -> None:
 # -- frozen ------------------------------------------------------------------------------------------------------------
 
 
-def test_nobody_can_change_a_catalog() -> None:
+def test_a_catalog_cannot_be_changed() -> None:
     read = catalog(a=spec())
     with pytest.raises(TypeError):
         read.models["b"] = spec()  # type: ignore[index]
@@ -161,7 +161,7 @@ def test_ids_are_names_that_fit_a_url_and_a_file_name(model_id: str) -> None:
 
 
 @pytest.mark.parametrize("model_id", ["", ".", "..", "-a", ".a", "a b", "a/b", "a\n", "ä", "%2e", "x" * 65, "a\0"])
-def test_what_could_mean_something_in_a_path_is_no_id(model_id: str) -> None:
+def test_a_model_id_has_no_special_characters_of_a_path(model_id: str) -> None:
     with pytest.raises(ValidationError):
         MODEL_ID.validate_python(model_id)
 
@@ -194,7 +194,7 @@ def test_a_hub_source_is_no_url_and_no_path(source: str) -> None:
 
 
 @pytest.mark.parametrize("source", ["org/a--b", "org/a..b", "org/a-", "org/a.git", "org/" + "a" * 97])
-def test_a_hub_source_that_the_hub_itself_refuses_is_told_when_the_file_is_read(source: str) -> None:
+def test_a_source_with_an_invalid_hub_name_is_a_problem_of_the_file(source: str) -> None:
     with pytest.raises(ValidationError):
         HUB_SOURCE.validate_python(source)
 

@@ -1,4 +1,4 @@
-"""CatalogWriter: file, catalog in force and versions agree, whatever is asked and in whatever order."""
+"""CatalogWriter: file, catalog in force and versions agree after any sequence of changes."""
 
 import asyncio
 import json
@@ -47,7 +47,7 @@ models:
 
 
 class Service:
-    """A writer over a file of its own, and what is in force."""
+    """A writer with its own file, and the catalog in force."""
 
     def __init__(self, folder: Path, text: str = GOOD) -> None:
         self.path = folder / "models.yaml"
@@ -111,7 +111,7 @@ async def test_an_edit_by_hand_comes_into_force_and_an_edit_over_http_builds_on_
     assert [version.source for version in await service.writer.versions()] == ["file", "rest", "file", "start"]
 
 
-async def test_a_rollback_brings_the_very_text_back(service: Service) -> None:
+async def test_a_rollback_restores_the_exact_text(service: Service) -> None:
     await service.set("a", steps=3)
     await service.writer.rollback(1)
     assert service.path.read_text() == GOOD
@@ -119,7 +119,7 @@ async def test_a_rollback_brings_the_very_text_back(service: Service) -> None:
     assert [version.version for version in await service.writer.versions()] == [3, 2, 1]
 
 
-async def test_what_says_the_same_is_no_change(service: Service) -> None:
+async def test_an_equal_text_is_no_change(service: Service) -> None:
     service.between_tasks.clear()  # a task runs, and is not waited for
     service.path.write_text(GOOD + "# more words\n")
     await service.writer.reload("file")
@@ -130,7 +130,7 @@ async def test_what_says_the_same_is_no_change(service: Service) -> None:
     assert len(service.events) == told
 
 
-async def test_what_is_written_waits_for_the_running_task(service: Service) -> None:
+async def test_a_written_change_waits_for_the_running_task(service: Service) -> None:
     service.between_tasks.clear()
     editing = asyncio.create_task(service.set("a", steps=3))
     while "steps: 3" not in service.path.read_text():
@@ -146,7 +146,7 @@ async def test_what_is_written_waits_for_the_running_task(service: Service) -> N
     assert not (await service.writer.status()).waiting
 
 
-async def test_a_caller_who_goes_away_changes_nothing_about_it(service: Service) -> None:
+async def test_a_caller_that_disconnects_does_not_change_the_task(service: Service) -> None:
     service.between_tasks.clear()
     editing = asyncio.create_task(service.set("a", steps=3))
     await asyncio.sleep(0)
@@ -167,7 +167,7 @@ async def test_an_edit_while_the_service_stops_is_for_the_next_start(service: Se
 # -- who comes first ---------------------------------------------------------------------------------------------------
 
 
-async def test_of_twenty_writers_with_one_etag_one_wins(service: Service) -> None:
+async def test_one_of_twenty_writers_with_the_same_etag_wins(service: Service) -> None:
     etag = {service.writer.etag or ""}
     edits = [
         service.writer.edit(lambda text, n=n: with_changed_model(text, "a", {"steps": n + 1}, SPECS, ANYWHERE), etag)  # type: ignore[misc]
@@ -178,7 +178,7 @@ async def test_of_twenty_writers_with_one_etag_one_wins(service: Service) -> Non
     assert f"steps: {service.catalog.model('a').steps}\n" in service.path.read_text()
 
 
-async def test_of_twenty_writers_without_one_none_is_lost(service: Service) -> None:
+async def test_no_edit_of_twenty_writers_without_an_etag_is_lost(service: Service) -> None:
     fields = {"name": "N", "type": "fake"}
     edits = [
         service.writer.edit(lambda text, n=n: with_model(text, f"m{n}", fields, SPECS, ANYWHERE))  # type: ignore[misc]
@@ -206,7 +206,7 @@ async def test_of_twenty_writers_without_one_none_is_lost(service: Service) -> N
         ({"description": "x" * 10_001}, "longer than 10000 characters"),
     ],
 )
-async def test_what_would_not_be_valid_is_refused_and_nothing_changes(
+async def test_an_invalid_edit_is_refused_and_nothing_changes(
     service: Service, fields: dict[str, Any], words: str
 ) -> None:
     before = service.path.stat()
@@ -218,7 +218,7 @@ async def test_what_would_not_be_valid_is_refused_and_nothing_changes(
 
 
 @pytest.mark.parametrize("text", [text for text, _ in BROKEN.values()], ids=BROKEN)
-async def test_a_file_that_somebody_broke_keeps_the_old_catalog_says_why_and_can_be_rolled_back(
+async def test_an_invalid_file_keeps_the_old_catalog_has_a_reason_and_can_be_rolled_back(
     service: Service, text: str
 ) -> None:
     service.path.write_text(text)
@@ -238,7 +238,7 @@ async def test_a_file_that_somebody_broke_keeps_the_old_catalog_says_why_and_can
     assert (await service.writer.status()).ok
 
 
-async def test_what_a_rollback_replaces_is_kept_even_if_it_is_broken(service: Service) -> None:
+async def test_a_rollback_keeps_the_replaced_text_even_if_it_is_invalid(service: Service) -> None:
     service.path.write_text("models: [half an hour's work")
     await service.writer.rollback(1)
     assert [version.source for version in await service.writer.versions()] == ["rollback", "broken", "start"]
@@ -257,7 +257,7 @@ async def test_a_file_that_is_no_text_can_be_rolled_back_and_not_edited(service:
     assert service.path.read_text() == GOOD
 
 
-async def test_what_was_noticed_counts_only_while_the_file_still_says_so(service: Service) -> None:
+async def test_a_noticed_change_counts_only_while_the_file_still_has_it(service: Service) -> None:
     noticed = GOOD + "    steps: 3\n"
     service.path.write_text(noticed + "    base_size: 64\n")
     await service.writer.reload("file", noticed)
@@ -266,7 +266,7 @@ async def test_what_was_noticed_counts_only_while_the_file_still_says_so(service
     assert service.catalog.model("a").base_size == 64
 
 
-async def test_a_file_that_is_gone_keeps_the_old_catalog(service: Service) -> None:
+async def test_a_missing_file_keeps_the_old_catalog(service: Service) -> None:
     service.path.unlink()
     await service.writer.reload("file")
     assert (await service.writer.status()).errors == ("models.yaml: cannot be read: No such file or directory",)
@@ -274,7 +274,7 @@ async def test_a_file_that_is_gone_keeps_the_old_catalog(service: Service) -> No
         await service.set("a", steps=3)
 
 
-async def test_a_read_only_file_says_so_and_is_still_followed(service: Service) -> None:
+async def test_a_read_only_file_is_reported_and_still_followed(service: Service) -> None:
     service.path.write_text(GOOD + "    steps: 3\n")
     service.path.chmod(0o444)
     with pytest.raises(ConfigReadOnly, match="read-only"):
@@ -325,7 +325,7 @@ Data = dict[str, dict[str, Any]]
 
 
 def in_the_model(data: Data, kind: str, name: str, fields: dict[str, Any]) -> Data:
-    """What a step means, on plain data. Raises what the service must answer."""
+    """The effect of a step on plain data. Raises the error that the service must raise."""
     data = json.loads(json.dumps(data))
     models = data["models"]
     if kind == "add" and name in models:
@@ -344,7 +344,7 @@ def in_the_model(data: Data, kind: str, name: str, fields: dict[str, Any]) -> Da
 
 
 def as_edit(kind: str, name: str, fields: dict[str, Any]) -> Callable[[str], str]:
-    """The same, on the text."""
+    """The same effect on the text."""
     match kind:
         case "add":
             return lambda text: with_model(text, name, fields, SPECS, ANYWHERE)

@@ -1,4 +1,4 @@
-"""`imagegen config check` looks into the folders that a models.yaml names, where they are there."""
+"""`imagegen config check` also checks the existing folders that a models.yaml names."""
 
 import shutil
 from pathlib import Path
@@ -17,7 +17,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def check(home: Path, entry: str) -> tuple[int, str]:
-    """The exit code, and what it says after the name of the file."""
+    """The exit code, and its output after the name of the file."""
     file = home / "models.yaml"
     file.write_text(f"models:\n  a:\n    name: A\n    type: flux\n{entry}")
     result = CliRunner().invoke(app, ["config", "check", str(file)])
@@ -40,11 +40,11 @@ def test_a_folder_that_is_not_there_may_come_later(home: Path) -> None:
     assert check(home, "    local_path: flux\n") == (0, " 1 models, default a")
 
 
-def test_a_whole_folder_is_none(home: Path) -> None:
+def test_a_complete_folder_is_no_problem(home: Path) -> None:
     shutil.copytree(builtin_model("tiny"), home / "flux")
     assert check(home, "    local_path: flux\n")[0] == 0
 
 
-def test_nor_is_an_incomplete_one_that_a_repository_stands_in_for(home: Path) -> None:
+def test_an_incomplete_folder_with_a_repository_is_no_problem(home: Path) -> None:
     (home / "flux").mkdir()
     assert check(home, "    local_path: flux\n    hf_path: org/flux\n")[0] == 0

@@ -1,4 +1,4 @@
-"""The file on disk: whole at every moment, its mode and owner kept, links followed, versions kept."""
+"""The file on disk: complete at every moment, mode and owner kept, links followed, versions kept."""
 
 import asyncio
 import os
@@ -68,7 +68,7 @@ def test_a_link_stays_a_link(path: Path, tmp_path: Path) -> None:
     assert path.read_text() == "new"
 
 
-def test_a_file_that_nobody_may_write_is_read_only_even_for_the_superuser(path: Path) -> None:
+def test_a_file_without_write_permission_is_read_only_even_for_root(path: Path) -> None:
     path.chmod(0o444)
     with pytest.raises(ConfigReadOnly, match="read-only"):
         ConfigFile(path).replace("new")
@@ -79,7 +79,7 @@ def test_the_configuration_that_ships_is_read_only() -> None:
     assert "copy it" in (ConfigFile(default_config()).read_only() or "")
 
 
-def test_a_file_that_is_gone_is_read_only(tmp_path: Path) -> None:
+def test_a_missing_file_is_read_only(tmp_path: Path) -> None:
     assert ConfigFile(tmp_path / "none.yaml").read_only() == "The file cannot be read."
 
 
@@ -87,7 +87,7 @@ def test_a_file_that_is_gone_is_read_only(tmp_path: Path) -> None:
     ("number", "error"), [(EBUSY, ConfigReadOnly), (EROFS, ConfigReadOnly), (ENOSPC, StorageFull), (EIO, StorageFailed)]
 )
 @pytest.mark.parametrize("call", ["fsync", "rename", "open"])
-def test_what_the_disk_refuses_leaves_the_old_file_and_nothing_beside(
+def test_a_refused_write_leaves_only_the_old_file(
     path: Path, monkeypatch: pytest.MonkeyPatch, number: int, error: type[ImagegenError], call: str
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
@@ -104,7 +104,7 @@ def test_what_the_disk_refuses_leaves_the_old_file_and_nothing_beside(
     assert os.listdir(path.parent) == ["models.yaml"]
 
 
-def test_what_a_killed_write_left_is_swept(path: Path) -> None:
+def test_the_file_of_a_killed_write_is_swept(path: Path) -> None:
     left, other = path.with_name(".models.yaml.77.part"), path.with_name(".other.part")
     left.touch()
     other.touch()
@@ -125,7 +125,7 @@ for number in count():
 
 
 def rounds_of_kills(path: Path, rounds: int) -> None:
-    """kill -9 at any moment of a write: the file is whole each time."""
+    """kill -9 at any moment of a write: the file is complete each time."""
     path.write_text("# end\n")
     for number in range(rounds):
         with subprocess.Popen([sys.executable, "-c", _WRITE_FOR_EVER, str(path)], stdout=subprocess.PIPE) as writer:
@@ -138,13 +138,13 @@ def rounds_of_kills(path: Path, rounds: int) -> None:
     assert os.listdir(path.parent) == [path.name]
 
 
-def test_a_write_that_is_killed_leaves_a_whole_file(path: Path) -> None:
+def test_a_write_that_is_killed_leaves_a_complete_file(path: Path) -> None:
     rounds_of_kills(path, 4)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_150_writes_that_are_killed_leave_150_whole_files(path: Path) -> None:
+def test_150_writes_that_are_killed_leave_150_complete_files(path: Path) -> None:
     rounds_of_kills(path, 150)
 
 
@@ -191,7 +191,7 @@ def test_a_broken_file_ends_the_start_with_every_problem_and_exit_code_78(path: 
 # -- what changed ------------------------------------------------------------------------------------------------------
 
 
-def test_only_what_a_load_depends_on_makes_a_model_outdated() -> None:
+def test_only_fields_that_a_load_depends_on_make_a_model_outdated() -> None:
     old = catalog(a=spec(), b=spec(), c=spec(), d=spec())
     new = catalog(a=spec(), b=spec(steps=3, description="!"), c=spec(memory_mb=3), e=spec())
     assert difference(old, new) == Difference(
@@ -296,7 +296,7 @@ def test_links_in_a_circle_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="leases are Linux's")
-def test_it_shows_whether_somebody_is_still_writing(path: Path) -> None:
+def test_an_open_file_counts_as_being_written(path: Path) -> None:
     with path.open("a"):
         writing = is_being_written(path)
     assert not is_being_written(path)

@@ -1,4 +1,4 @@
-"""The connections of the journal: reads that block no write, and files that vanish under a running service."""
+"""The connections of the journal: reads that block no write, and files that are removed while the service runs."""
 
 import asyncio
 import os
@@ -148,7 +148,7 @@ async def test_other_programs_may_read_checkpoint_and_copy_the_journal(database:
     assert await database.look_up(read) == 9
 
 
-async def test_after_a_failed_write_nobody_knows_what_is_stored(database: Database) -> None:
+async def test_after_a_failed_write_the_content_of_the_disk_is_unknown(database: Database) -> None:
     def fail(connection: Connection) -> None:
         error = sqlite3.OperationalError("disk I/O error")
         error.sqlite_errorcode, error.sqlite_errorname = sqlite3.SQLITE_IOERR_FSYNC, "SQLITE_IOERR_FSYNC"

@@ -1,4 +1,4 @@
-"""A device stands by itself: two of them in one process share no model, no queue and no measured time."""
+"""Two devices in one process share no model, no queue and no measured time."""
 
 import asyncio
 from pathlib import Path

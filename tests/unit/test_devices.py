@@ -1,4 +1,4 @@
-"""Which card a process sees, which device it uses, and why torch cannot use one: torch.cuda is patched."""
+"""The cards that a process sees, the device that it uses, and why torch cannot use a card: torch.cuda is patched."""
 
 import os
 from pathlib import Path
@@ -16,7 +16,7 @@ TOO_OLD = "The NVIDIA driver on your system is too old (found version 12020). Pl
 
 
 @pytest.mark.parametrize("asked", ["auto", "cpu", "cuda"])
-def test_without_a_chosen_card_a_process_sees_what_the_operator_lets_it_see(asked: str) -> None:
+def test_without_a_chosen_card_a_process_sees_the_operators_cards(asked: str) -> None:
     assert only_card(asked, {}) == (asked, {})
     assert only_card(asked, {"CUDA_VISIBLE_DEVICES": "2,3"}) == (asked, {})
 
@@ -38,7 +38,7 @@ def test_a_chosen_card_is_the_only_one_that_a_process_sees(asked: str, visible: 
 
 
 @pytest.mark.parametrize("visible", ["", "0", "0,"])
-def test_a_card_beyond_those_that_are_visible_is_left_to_be_missed(visible: str) -> None:
+def test_a_card_that_is_not_visible_is_reported_as_missing(visible: str) -> None:
     assert only_card("cuda:1", {"CUDA_VISIBLE_DEVICES": visible}) == ("cuda:1", {})
 
 
@@ -54,7 +54,7 @@ def test_a_process_sees_one_card_unless_it_has_initialised_cuda(
 
 
 class Machine:
-    """Patches what torch and /dev say of the machine's cards."""
+    """Patches what torch and /dev report about the machine's cards."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._monkeypatch = monkeypatch
@@ -63,7 +63,7 @@ class Machine:
     def has(
         self, *, build: str | None = "13.0", cards: int = 1, kernel: str = "", init: str = "", permission: bool = True
     ) -> None:
-        """`build`: of which CUDA torch is; `kernel`, `init`: what fails with which words."""
+        """`build`: the CUDA version of torch; `kernel`, `init`: the errors of these calls."""
         patch = self._monkeypatch.setattr
         patch(torch.version, "cuda", build)
         patch(torch.version, "hip", None)
@@ -92,12 +92,12 @@ def test_a_card_that_torch_can_use_is_no_problem(machine: Machine, asked: str, n
     assert choose(asked) == Device(name)
 
 
-def test_a_machine_without_any_sign_of_a_card_uses_its_cpu_and_says_nothing(machine: Machine) -> None:
+def test_a_machine_without_any_sign_of_a_card_uses_its_cpu_without_a_warning(machine: Machine) -> None:
     machine.has(build=None, cards=0)
     assert choose("auto") == Device("cpu")
 
 
-def test_a_cpu_that_was_asked_for_is_no_problem(machine: Machine) -> None:
+def test_a_configured_cpu_is_no_problem(machine: Machine) -> None:
     machine.has(init=TOO_OLD)
     assert choose("cpu") == Device("cpu")
 
@@ -116,7 +116,7 @@ def test_a_cpu_that_was_asked_for_is_no_problem(machine: Machine) -> None:
     ],
 )
 @pytest.mark.parametrize("asked", ["auto", "cuda"])
-def test_a_card_that_torch_cannot_use_is_said_with_the_reason(
+def test_a_card_that_torch_cannot_use_is_reported_with_the_reason(
     machine: Machine, asked: str, has: dict[str, Any], words: str
 ) -> None:
     machine.has(**has)
@@ -126,7 +126,7 @@ def test_a_card_that_torch_cannot_use_is_said_with_the_reason(
     assert words in problem
 
 
-def test_a_card_that_was_asked_for_and_of_which_there_is_no_sign_is_a_problem(machine: Machine) -> None:
+def test_a_configured_card_that_does_not_exist_is_a_problem(machine: Machine) -> None:
     machine.has(build=None, cards=0)
     name, problem = choose("cuda")
     assert name == "cpu"
@@ -149,12 +149,12 @@ def test_a_card_that_cannot_be_selected_is_a_problem(machine: Machine, asked: st
     assert words in problem
 
 
-def test_a_card_that_is_full_at_the_start_is_used_all_the_same(machine: Machine) -> None:
+def test_a_card_that_is_full_at_the_start_is_still_used(machine: Machine) -> None:
     machine.has(kernel="CUDA error: out of memory")
     assert choose("auto") == Device("cuda")
 
 
-def test_torchs_words_have_a_bound(machine: Machine) -> None:
+def test_the_text_of_torchs_error_is_limited(machine: Machine) -> None:
     machine.has(init="x" * 10_000)
     problem = choose("auto").problem
     assert problem is not None

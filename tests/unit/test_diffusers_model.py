@@ -1,4 +1,4 @@
-"""What all diffusers pipelines share, without torch and diffusers: checked folders, exact pictures."""
+"""DiffusersModel without torch and diffusers: checked folders, exact sizes."""
 
 import io
 import json
@@ -130,7 +130,7 @@ def test_a_folder_of_another_pipeline_is_refused(folder: Path, index: object) ->
     ],
     ids=lambda data: repr(data[:20]),
 )
-def test_what_is_not_json_is_refused(folder: Path, data: bytes) -> None:
+def test_an_index_that_is_not_json_is_refused(folder: Path, data: bytes) -> None:
     write(folder, data)
     with pytest.raises(WeightsRefused, match="is not JSON"):
         read_index(folder, PIPELINE)
@@ -152,7 +152,7 @@ def test_the_errors_have_codes_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("index", [[], {**GOOD, "vae": ["os", "system"]}, b"{"], ids=str)
-def test_no_error_tells_where_the_folder_is(folder: Path, index: object) -> None:
+def test_no_error_contains_the_folders_path(folder: Path, index: object) -> None:
     write(folder, index)
     with pytest.raises(WeightsRefused) as raised:
         read_index(folder, PIPELINE)
@@ -163,7 +163,7 @@ ANY_PART = st.lists(st.none() | st.text(max_size=8) | st.sampled_from(["diffuser
 
 
 @given(st.dictionaries(st.sampled_from(["vae", "scheduler", "x"]), ANY_PART | st.none() | st.booleans(), max_size=3))
-def test_what_passes_names_only_code_of_the_two_libraries(tmp_path_factory: Any, parts: dict[str, Any]) -> None:
+def test_a_checked_folder_names_only_classes_of_the_two_libraries(tmp_path_factory: Any, parts: dict[str, Any]) -> None:
     folder = tmp_path_factory.getbasetemp()
     write(folder, {"_class_name": PIPELINE, **parts})
     try:
@@ -179,7 +179,7 @@ def test_what_passes_names_only_code_of_the_two_libraries(tmp_path_factory: Any,
 
 
 @given(st.integers(1, 70), st.integers(1, 70))
-def test_the_centre_of_what_was_rendered_is_delivered_in_the_asked_size(width: int, height: int) -> None:
+def test_the_centre_of_the_rendered_picture_has_the_requested_size(width: int, height: int) -> None:
     asked = Size(width, height)
     rendered = render_size(asked)
     x, y = np.meshgrid(np.arange(rendered.width), np.arange(rendered.height))
@@ -190,7 +190,7 @@ def test_the_centre_of_what_was_rendered_is_delivered_in_the_asked_size(width: i
     assert corner.tolist() == [(rendered.width - width) // 2, (rendered.height - height) // 2, 0]
 
 
-def test_what_a_model_leaves_transparent_stays_so() -> None:
+def test_transparent_pixels_of_a_model_stay_transparent() -> None:
     picture = np.ones((2, 2, 4), np.float32)
     picture[0, :, 3] = 0
     pixels = crop(picture, Size(2, 2), seed=7)
@@ -198,7 +198,7 @@ def test_what_a_model_leaves_transparent_stays_so() -> None:
     assert crop(picture[..., :3], Size(2, 2), seed=7).alpha is None
 
 
-def test_what_fits_exactly_is_not_cropped() -> None:
+def test_a_picture_of_the_exact_size_is_not_cropped() -> None:
     picture = np.random.default_rng(1).random((32, 16, 3))
     rgb = np.frombuffer(crop(picture, Size(16, 32), 0).rgb, np.uint8).reshape(32, 16, 3)
     assert np.array_equal(rgb, np.round(picture * 255).astype(np.uint8))
@@ -374,7 +374,7 @@ def test_float8_is_multiplied_as_such_where_the_device_can(
     assert rounding(spec, device) == way
 
 
-def test_what_the_nunchaku_engine_holds_never_stays_in_host_memory() -> None:
+def test_memory_of_the_nunchaku_engine_never_stays_in_host_memory() -> None:
     entry = {"name": "A", "type": "nunchaku", "base_model": "org/base", "local_path": "a.safetensors"}
     spec = NunchakuSpec.model_validate(entry)
     placement = Placement("cuda", GlobalSettings(host_cache_gb=8), Folders(Path(), Path()), Parts())

@@ -1,4 +1,4 @@
-"""The reference pages name everything that there is."""
+"""The reference pages are complete."""
 
 import re
 from collections.abc import Iterator

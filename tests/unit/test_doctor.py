@@ -1,4 +1,4 @@
-"""What `imagegen doctor` finds, one machine after the other; torch, the system and the worker are played."""
+"""The findings of `imagegen doctor` on several machines; torch, the system and the worker are simulated."""
 
 import json
 import shutil
@@ -75,7 +75,7 @@ def test_a_cpu_without_a_card_is_well() -> None:
     assert found["host memory"].says == "20.0 GiB of 24.0 GiB available"
 
 
-def test_a_card_is_told_with_driver_and_memory() -> None:
+def test_a_card_is_shown_with_driver_and_memory() -> None:
     found = device(CUDA)
     assert {finding.level for finding in found.values()} == {"ok"}
     assert found["driver"].says == "590.44.01, runs CUDA up to 13.1"
@@ -83,7 +83,7 @@ def test_a_card_is_told_with_driver_and_memory() -> None:
     assert found["cuda:0"].says == "NVIDIA L4, compute capability 8.9, 24.0 GiB: 23.5 GiB free"
 
 
-def test_what_others_hold_of_a_card_is_worth_a_word() -> None:
+def test_memory_of_other_processes_is_a_note() -> None:
     found = device(with_card(free=10 * GIB))["cuda:0"]
     assert (found.level, found.exit_code) == ("note", 0)
     assert "13.5 GiB taken by other processes" in found.says
@@ -135,7 +135,7 @@ def test_a_device_that_does_not_work_is_a_fault_with_a_way_out(name: str) -> Non
     assert mend in found.mend
 
 
-def test_whoever_wants_the_cpu_has_it() -> None:
+def test_a_configured_cpu_needs_no_card() -> None:
     cpu = Torch(version="2.13.0", built_for="13.0")  # the CPU was asked for: nobody looks for a card
     found = device(CPU.evolve(torch=cpu, has_card=True), device="cpu")
     assert {finding.level for finding in found.values()} == {"ok"}
@@ -153,7 +153,7 @@ def libraries(machine: Machine) -> dict[str, Finding]:
     return by_name(checks.libraries(machine))
 
 
-def test_what_is_not_installed_is_worth_a_word_with_what_needs_it() -> None:
+def test_a_missing_library_is_a_note_with_the_models_that_need_it() -> None:
     found = libraries(CPU)
     assert "triton" not in found
     for name, word in {"torchao": "quantize", "nunchaku": "nunchaku-ai", "torchvision": "make vision"}.items():
@@ -161,7 +161,7 @@ def test_what_is_not_installed_is_worth_a_word_with_what_needs_it() -> None:
         assert word in found[name].mend
 
 
-def test_what_is_installed_is_told_with_its_version() -> None:
+def test_installed_libraries_are_listed_with_their_versions() -> None:
     found = libraries(CUDA.evolve(torchao=HERE, nunchaku=HERE, torchvision=HERE))
     assert [found[it].says for it in ("triton", "torchao", "nunchaku", "torchvision")] == ["1.0"] * 4
 
@@ -215,7 +215,7 @@ def folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_folders_with_room_are_well_and_stay_as_they_were(folders: Path, settings: Settings) -> None:
+def test_folders_with_free_space_are_ok_and_unchanged(folders: Path, settings: Settings) -> None:
     found = by_name(checks.folders(settings))
     assert [finding.level for finding in found.values()] == ["ok"] * 3
     assert str(folders) in found["temporary"].says
@@ -261,7 +261,7 @@ def test_a_file_in_the_place_of_the_data_directory_is_a_fault(folders: Path, set
     assert (found.level, "Not a directory" in found.says) == ("fault", True)
 
 
-def test_who_has_the_data_directory_is_told_and_no_fault(folders: Path, settings: Settings) -> None:
+def test_the_process_that_holds_the_data_directory_is_no_fault(folders: Path, settings: Settings) -> None:
     with exclusive(settings.data_dir):
         found = by_name(checks.folders(settings))["data"]
     assert found.level == "ok"
@@ -282,7 +282,7 @@ def model(settings: Settings, machine: Machine = CPU, **fields: Any) -> Finding:
     return found
 
 
-def test_a_model_that_is_here_is_told_with_its_size(settings: Settings) -> None:
+def test_a_present_model_is_shown_with_its_size(settings: Settings) -> None:
     assert model(settings, torch_dtype="float32").says == "here, 20 MiB of weights"
 
 
@@ -293,7 +293,7 @@ def test_a_model_of_the_hub_that_is_not_here_can_be_pulled(settings: Settings, m
     assert model(settings, local_path=None, hf_path="org/name").says == "not here: org/name (text_encoder_2)"
 
 
-def test_a_folder_that_is_not_here_is_told_with_what_to_do(settings: Settings) -> None:
+def test_a_missing_folder_is_reported_with_advice(settings: Settings) -> None:
     found = model(settings, local_path="mine")
     assert (found.level, found.mend) == ("note", "Put them into 'mine' below the models directory.")
 
@@ -346,7 +346,7 @@ def test_what_a_model_that_is_here_needs_and_does_not_have_is_a_fault(
 
 
 class Worker:
-    """Answers as it is told, and counts how often it was closed."""
+    """Gives the answers of the test, and counts its closes."""
 
     closed = 0
 
@@ -404,7 +404,7 @@ def test_a_picture_is_drawn_and_the_worker_leaves(
 
 
 def answer(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
-    """The process that looks runs this instead."""
+    """Make the checking process run this script instead."""
     run = subprocess.run
     monkeypatch.setattr(
         subprocess, "run", lambda command, **how: run([sys.executable, "-c", script, command[-1]], **how)
@@ -424,7 +424,7 @@ TORCH_LINE = """print('{"torch": {"version": "2"}}', flush=True)"""
         ("""print('{"tri', end='', flush=True); raise SystemExit(3)""", "exit code 3"),
     ],
 )
-def test_what_was_known_before_the_process_ended_stays_known(
+def test_findings_from_before_the_process_ended_are_kept(
     monkeypatch: pytest.MonkeyPatch, script: str, ended: str
 ) -> None:
     answer(monkeypatch, f"{TORCH_LINE}\n{script}")
@@ -432,7 +432,7 @@ def test_what_was_known_before_the_process_ended_stays_known(
     assert (found.torch, found.torchvision, found.ended) == (Torch(version="2"), None, ended)
 
 
-def test_what_was_known_before_the_process_hung_stays_known(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_findings_from_before_the_process_hung_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     def hang(command: object, *, timeout: float, **how: object) -> None:
         raise subprocess.TimeoutExpired("python", timeout, output=b'{"torch": {"version": "2"}}\n{"triton": ')
 
@@ -441,7 +441,7 @@ def test_what_was_known_before_the_process_hung_stays_known(monkeypatch: pytest.
     assert (found.torch, found.triton, found.ended) == (Torch(version="2"), None, "no answer within 120 seconds")
 
 
-def test_a_machine_that_can_start_no_process_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_that_cannot_start_a_process_reports_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*command: object, **how: object) -> None:
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
@@ -449,7 +449,7 @@ def test_a_machine_that_can_start_no_process_says_so(monkeypatch: pytest.MonkeyP
     assert looking.look("auto").ended == "no process could be started: Resource temporarily unavailable"
 
 
-def test_the_system_is_asked_for_driver_card_and_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_driver_card_and_memory_are_read_from_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "version").write_text(
         "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  590.44.01  Release Build\nGCC version: gcc 14.2.0\n"
     )
@@ -502,7 +502,7 @@ def cuda_build(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.usefixtures("cuda_build")
-def test_torch_is_asked_for_each_card() -> None:
+def test_each_card_is_read_from_torch() -> None:
     found = looking.torch_facts("auto")
     assert (found.built_for, found.driver_runs, found.device) == ("13.0", "13.1", "cuda")
     first, second = found.cards
@@ -510,7 +510,7 @@ def test_torch_is_asked_for_each_card() -> None:
     assert second.trouble == "CUDA error: all CUDA-capable devices are busy or unavailable"
 
 
-def test_a_pretended_card_is_seen_with_what_others_hold_of_it() -> None:
+def test_a_pretended_card_is_shown_with_the_memory_of_other_processes() -> None:
     with pretended(PretendedCard(total=80 * GIB, foreign=20 * GIB)):
         found = looking.torch_facts("auto")
     assert (found.device, found.problem) == ("cuda", None)
@@ -519,7 +519,7 @@ def test_a_pretended_card_is_seen_with_what_others_hold_of_it() -> None:
     assert 59 * GIB < card.free <= 60 * GIB  # the look has a context of its own
 
 
-def test_why_a_cuda_build_has_no_cards_is_asked(cuda_build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reason_for_no_cards_is_read_from_a_cuda_build(cuda_build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse() -> None:
         raise RuntimeError("The NVIDIA driver on your system is too old (found version 11040).")
 
@@ -562,7 +562,9 @@ def test_a_library_is_imported(
 
 
 @pytest.mark.parametrize(("folder", "state"), [("nunchaku_engine", "here"), ("nunchaku_impostor", "another")])
-def test_the_engine_is_told_from_its_namesake(monkeypatch: pytest.MonkeyPatch, folder: str, state: str) -> None:
+def test_the_engine_is_distinguished_from_its_namesake(
+    monkeypatch: pytest.MonkeyPatch, folder: str, state: str
+) -> None:
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / folder)
     before = set(sys.modules)
     try:
@@ -577,7 +579,7 @@ def test_the_engine_is_told_from_its_namesake(monkeypatch: pytest.MonkeyPatch, f
 
 @pytest.fixture
 def played(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A machine whose picture fails as well as its models.yaml."""
+    """A machine whose picture and models.yaml both fail."""
     monkeypatch.setenv("IMAGEGEN_DATA_DIR", str(tmp_path))
     monkeypatch.setattr(sys.modules["imagegen.cli.doctor"], "look", lambda asked: CUDA)
     fault = Finding(section="picture", about="picture", level="fault", says="black", mend="Look.", exit_code=69)
@@ -585,7 +587,7 @@ def played(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("played")
-def test_the_first_fault_decides_the_exit_code_and_all_are_told(tmp_path: Path) -> None:
+def test_the_first_fault_decides_the_exit_code_and_all_are_listed(tmp_path: Path) -> None:
     (tmp_path / "models.yaml").write_text("models: {}\n")
     done = CliRunner().invoke(app, ["doctor", "--config", str(tmp_path / "models.yaml")], env={"COLUMNS": "80"})
     assert done.exit_code == 78

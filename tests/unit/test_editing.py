@@ -1,4 +1,4 @@
-"""Edits of a models.yaml: what was meant is what is read afterwards, and no other line is touched."""
+"""Edits of a models.yaml: the text reads as intended afterwards, and no other line changes."""
 
 import difflib
 import json
@@ -23,7 +23,7 @@ SHIPPED = default_config().read_text()
 
 
 def lines_changed(before: str, after: str) -> list[str]:
-    """What a person sees in a diff."""
+    """The lines of a diff."""
     marks = difflib.unified_diff(before.splitlines(), after.splitlines(), n=0, lineterm="")
     return [line for line in marks if not line.startswith(("---", "+++", "@@"))]
 
@@ -44,7 +44,7 @@ def test_a_new_field_is_one_line_at_the_end_of_its_entry() -> None:
     ]
 
 
-def test_a_new_model_stands_at_the_end_like_the_others() -> None:
+def test_a_new_model_is_added_at_the_end_in_the_style_of_the_others() -> None:
     assert lines_changed(
         SHIPPED, with_model(SHIPPED, "mine", {"name": "Mine: #1", "type": "fake", "steps": 3}, SPECS, ANYWHERE)
     ) == [
@@ -134,7 +134,7 @@ def test_the_files_own_spelling_is_kept() -> None:
 # -- refusals ----------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_there_or_is_not_there() -> None:
+def test_an_existing_model_cannot_be_added_and_a_missing_one_cannot_be_changed() -> None:
     with pytest.raises(ModelExists):
         with_model(SHIPPED, "tiny", {}, SPECS, ANYWHERE)
     with pytest.raises(ModelNotFound):
@@ -193,7 +193,7 @@ CHANGES = st.lists(
 
 
 def as_meant(data: Any, change: Put | Remove) -> Any:
-    """The same on plain data, said once more and differently."""
+    """The same edit on plain data, implemented independently."""
     node = data
     for key in change.path[:-1]:
         if not isinstance(node.get(key), dict):
@@ -209,13 +209,13 @@ def as_meant(data: Any, change: Put | Remove) -> Any:
 
 
 def without_nothing(data: Any) -> Any:
-    """A mapping without keys and no value are one: YAML writes the first as the second in block style."""
+    """An empty mapping equals None: in block style YAML writes both the same."""
     return {key: without_nothing(it) or None for key, it in data.items()} if isinstance(data, dict) else data
 
 
 @settings(deadline=None)
 @given(st.sampled_from(FILES), CHANGES)
-def test_what_was_meant_is_what_is_read(text: str, changes: list[Put | Remove]) -> None:
+def test_the_edited_text_reads_as_intended(text: str, changes: list[Put | Remove]) -> None:
     for change in changes:
         before = read(text).data
         try:

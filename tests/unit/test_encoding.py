@@ -1,4 +1,4 @@
-"""Pictures as files: what any reader sees, and the receipt inside."""
+"""Encoded pictures: their pixels, and the receipt inside."""
 
 import io
 from typing import Any
@@ -19,7 +19,7 @@ ALPHA = [ImageFormat.PNG, ImageFormat.WEBP, ImageFormat.AVIF]
 
 
 def drawing(width: int = 48, height: int = 32, *, transparent: bool = False) -> Pixels:
-    """Soft colours; the left half can be seen through."""
+    """Soft colours; the left half is transparent."""
     y, x = np.mgrid[0:height, 0:width]
     rgb = np.stack([x * 4, y * 6, 255 - x * 3], axis=-1).astype(np.uint8)
     alpha = np.where(x < width // 2, 0, 255).astype(np.uint8).tobytes() if transparent else None
@@ -45,7 +45,7 @@ def test_a_file_is_of_its_format_and_shows_the_picture(kind: ImageFormat) -> Non
     assert np.abs(seen - np.frombuffer(pixels.rgb, np.uint8).reshape(32, 48, 3)).mean() < 4
 
 
-def test_png_loses_nothing() -> None:
+def test_png_is_lossless() -> None:
     assert opened(encode(drawing(), Output(), RECEIPT)).tobytes() == drawing().rgb
 
 
@@ -56,7 +56,7 @@ def test_quality_is_a_matter_of_bytes(kind: ImageFormat) -> None:
 
 
 @pytest.mark.parametrize("kind", ALPHA)
-def test_what_is_transparent_stays_so(kind: ImageFormat) -> None:
+def test_transparent_pixels_stay_transparent(kind: ImageFormat) -> None:
     image = opened(encode(drawing(transparent=True), Output(format=kind), {}))
     assert image.mode == "RGBA"
     alpha = array(image)[..., 3]
@@ -71,12 +71,12 @@ def test_a_jpeg_is_white_where_it_is_transparent() -> None:
 
 
 @pytest.mark.parametrize("kind", ImageFormat)
-def test_a_receipt_comes_back_from_every_format(kind: ImageFormat) -> None:
+def test_a_receipt_can_be_read_from_every_format(kind: ImageFormat) -> None:
     assert read_receipt(encode(drawing(), Output(format=kind), RECEIPT)) == RECEIPT
 
 
 @pytest.mark.parametrize("kind", ImageFormat)
-def test_without_metadata_a_file_says_nothing(kind: ImageFormat) -> None:
+def test_without_metadata_a_file_has_no_receipt(kind: ImageFormat) -> None:
     data = encode(drawing(), Output(format=kind, metadata=False), RECEIPT)
     assert read_receipt(data) is None
     assert b"tiny" not in data
@@ -106,7 +106,7 @@ def test_the_receipt_of_each_picture_is_for_that_picture_alone() -> None:
     assert all(it and it["pixels_sha256"] == grey().sha256 for it in receipts)
 
 
-def test_what_a_format_cannot_hold_is_an_error_with_a_code() -> None:
+def test_a_picture_that_its_format_cannot_store_is_an_error_with_a_code() -> None:
     too_wide = Pixels(width=16_384, height=1, seed=7, rgb=bytes(3 * 16_384))
     with pytest.raises(EncodingFailed):
         encode(too_wide, Output(format=ImageFormat.WEBP), RECEIPT)
@@ -121,7 +121,7 @@ def test_a_note_that_is_no_receipt_is_none(note: str) -> None:
     assert read_receipt(file.getvalue()) is None
 
 
-def test_the_hash_of_pixels_knows_their_transparency() -> None:
+def test_the_hash_of_pixels_includes_transparency() -> None:
     solid, clear = drawing(), drawing(transparent=True)
     assert solid.rgb == clear.rgb
     assert solid.sha256 != clear.sha256

@@ -1,4 +1,4 @@
-"""When what will run: learned from what ran, in the order that `choose` would take."""
+"""Estimates of the times of waiting tasks: by measured times, in the order of `choose`."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ def ticket(sequence: int, model: str = "a", priority: int = 0) -> TaskTicket:
 
 @dataclass
 class Expected:
-    """The expectations of a forecast, as a test sets them."""
+    """The expected times of a forecast, set by the test."""
 
     work: Callable[[TaskTicket], float | None] = lambda ticket: WORKS[ticket.model]
     keeping: Stays = lambda model, residents: ()
@@ -73,7 +73,7 @@ def test_image_to_image_is_measured_for_itself_and_runs_a_part_of_the_steps() ->
     assert paces.expect("a", Work.of(request_for(steps=10))) == pytest.approx(10)
 
 
-def test_of_a_model_that_never_ran_nothing_is_known() -> None:
+def test_the_pace_of_a_model_that_never_ran_is_unknown() -> None:
     paces = Paces()
     paces.learn("a", request_for(), 1)
     assert paces.expect("b", Work.of(request_for())) is None
@@ -105,12 +105,12 @@ def test_a_forecast_adds_up_what_is_running_the_swaps_and_the_work() -> None:
     assert all(each.measured for each in forecasts.values())
 
 
-def test_who_is_in_front_by_priority_is_in_front_in_the_forecast() -> None:
+def test_the_forecast_has_the_order_of_priorities() -> None:
     forecasts = told([ticket(1), ticket(2, "b", -1), ticket(3, "c", 1)])
     assert [forecasts[f"task-{n}"].position for n in (2, 1, 3)] == [0, 1, 2]
 
 
-def test_what_was_never_measured_makes_all_behind_it_a_guess() -> None:
+def test_an_unmeasured_task_leaves_all_estimates_behind_it_unknown() -> None:
     tickets = [ticket(1), ticket(2, "b"), ticket(3, "c")]
     for change in (
         {"costs": Costs({"a": 10.0, "c": 30.0}, WORKS)},
@@ -124,7 +124,7 @@ def test_what_was_never_measured_makes_all_behind_it_a_guess() -> None:
     assert not told([ticket(1)], busy_s=None)["task-1"].measured
 
 
-def test_nobody_waits_nothing_is_told() -> None:
+def test_an_empty_queue_has_no_positions() -> None:
     assert told([]) == {}
 
 
@@ -180,7 +180,7 @@ def keeping(most: int) -> Stays:
     return lambda model, residents: residents[: most - 1]
 
 
-def test_a_resident_model_costs_no_swap_and_who_left_for_another_one_does() -> None:
+def test_a_resident_model_costs_no_swap_and_an_evicted_one_does() -> None:
     forecasts = told(
         [ticket(1, "b"), ticket(2, "a"), ticket(3, "c", 1), ticket(4, "b", 2)],
         Expected(keeping=keeping(2)),
@@ -205,7 +205,7 @@ def test_what_runs_is_expected_to_take_its_share_else_it_goes_by_its_own_pace() 
     assert remaining_s(None, (0, 0), 9) is None
 
 
-def test_behind_the_horizon_a_forecast_goes_on_as_fast_as_before_it() -> None:
+def test_a_forecast_extrapolates_at_the_same_rate_behind_its_horizon() -> None:
     forecasts = told([ticket(number) for number in range(3 * HORIZON)], busy_s=0.0)
     assert len(forecasts) == HORIZON
     last = beyond(forecasts, 2 * HORIZON)

@@ -1,4 +1,4 @@
-"""The EventBus: everyone hears everything once, in order; nobody can slow it down or make it grow."""
+"""The EventBus: every listener gets every event once, in order, and a slow listener does not delay it."""
 
 import asyncio
 
@@ -56,7 +56,7 @@ def steps(events: list[Published]) -> list[int]:
 # -- order -------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_listener_hears_every_event_in_order() -> None:
+async def test_a_listener_gets_every_event_in_order() -> None:
     bus = EventBus(1)
     with bus.subscribe() as subscription:
         publish_steps(bus, range(10))
@@ -102,7 +102,7 @@ async def test_a_listener_that_waits_is_woken() -> None:
 # -- topics ------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_tasks_listener_hears_of_that_task_only() -> None:
+async def test_a_tasks_listener_gets_events_of_that_task_only() -> None:
     bus = EventBus(1)
     with bus.subscribe("a") as subscription:
         publish_steps(bus, range(3), "b")
@@ -112,7 +112,7 @@ async def test_a_tasks_listener_hears_of_that_task_only() -> None:
         assert steps(await heard(subscription)) == [7]
 
 
-async def test_whoever_asks_for_everything_hears_of_models_too() -> None:
+async def test_a_listener_of_everything_also_gets_events_of_models() -> None:
     bus = EventBus(1)
     with bus.subscribe() as subscription:
         bus.publish(step(1, "a"))
@@ -125,7 +125,7 @@ async def test_whoever_asks_for_everything_hears_of_models_too() -> None:
 # -- late listeners ----------------------------------------------------------------------------------------------------
 
 
-async def test_a_late_listener_hears_what_was_before_and_what_comes_without_a_gap() -> None:
+async def test_a_late_listener_gets_past_and_new_events_without_a_gap() -> None:
     bus = EventBus(1)
     publish_steps(bus, range(5))
     with bus.subscribe("a") as subscription:
@@ -134,7 +134,7 @@ async def test_a_late_listener_hears_what_was_before_and_what_comes_without_a_ga
         assert steps(await heard(subscription)) == list(range(10))
 
 
-async def test_a_returning_listener_hears_only_what_came_after_its_last_event() -> None:
+async def test_a_returning_listener_gets_only_events_after_its_last_one() -> None:
     bus = EventBus(1)
     publish_steps(bus, range(5))
     last_heard = bus.history("a")[2].id
@@ -179,14 +179,14 @@ async def test_a_long_past_does_not_make_a_late_listener_a_slow_one() -> None:
 # -- slow listeners ----------------------------------------------------------------------------------------------------
 
 
-async def test_a_slow_listener_is_ended_and_hears_a_part_without_gaps() -> None:
+async def test_a_slow_listener_is_ended_after_a_part_without_gaps() -> None:
     bus = EventBus(1, backlog=4)
     with bus.subscribe() as slow:
         publish_steps(bus, range(100))
         assert steps(await heard(slow)) == [0, 1, 2, 3]
 
 
-async def test_a_slow_listener_costs_the_others_nothing() -> None:
+async def test_a_slow_listener_does_not_delay_the_others() -> None:
     bus = EventBus(1, backlog=4)
     with bus.subscribe() as slow, bus.subscribe() as quick:
         received: list[int] = []
@@ -214,7 +214,7 @@ async def test_a_listener_that_was_ended_stays_ended() -> None:
         bus.close()
 
 
-async def test_an_ended_listener_loses_nothing_by_coming_back() -> None:
+async def test_an_ended_listener_misses_no_event_when_it_returns() -> None:
     bus = EventBus(1, backlog=4)
     told: list[Published] = []
     with bus.subscribe("a") as slow:
@@ -229,7 +229,7 @@ async def test_an_ended_listener_loses_nothing_by_coming_back() -> None:
 # -- the end -----------------------------------------------------------------------------------------------------------
 
 
-async def test_closing_ends_every_listener_after_what_it_has_not_heard() -> None:
+async def test_closing_ends_every_listener_after_its_remaining_events() -> None:
     bus = EventBus(1)
     with bus.subscribe() as everything, bus.subscribe("a") as one:
         bus.publish(step(1))
@@ -238,7 +238,7 @@ async def test_closing_ends_every_listener_after_what_it_has_not_heard() -> None
         assert steps(await heard(one)) == [1]
 
 
-async def test_who_comes_after_the_close_hears_the_past_and_ends() -> None:
+async def test_a_listener_after_the_close_gets_past_events_and_ends() -> None:
     bus = EventBus(1)
     bus.publish(step(1))
     bus.close()
@@ -279,7 +279,7 @@ def test_a_listener_that_fails_is_forgotten() -> None:
 # -- what does not last ------------------------------------------------------------------------------------------------
 
 
-async def test_a_preview_is_heard_by_the_tasks_own_listeners_as_it_happens_and_not_kept() -> None:
+async def test_a_preview_is_sent_to_the_tasks_listeners_at_once_and_not_kept() -> None:
     bus = EventBus(1)
     preview = TaskPreview(task_id="a", step=1, total=2, image="")
     with bus.subscribe() as everything, bus.subscribe("a") as own:
@@ -312,7 +312,7 @@ def test_each_function_has_its_own_encoding_of_an_event() -> None:
     assert published.encoded(lambda event_id, _: f"two {event_id}".encode()) == b"two 7"
 
 
-def test_who_has_listeners_of_its_own_is_known() -> None:
+def test_topics_with_listeners_are_known() -> None:
     bus = EventBus(1)
     with bus.subscribe("a"), bus.subscribe():
         assert bus.followed == ["a"]
@@ -330,13 +330,13 @@ def test_a_task_that_is_forgotten_has_no_past() -> None:
 # -- bounded memory ----------------------------------------------------------------------------------------------------
 
 
-def test_of_a_long_task_the_latest_events_are_kept() -> None:
+def test_the_latest_events_of_a_long_task_are_kept() -> None:
     bus = EventBus(1, kept_events=3)
     publish_steps(bus, range(100))
     assert steps(bus.history("a")) == [97, 98, 99]
 
 
-def test_of_many_tasks_the_latest_are_kept() -> None:
+def test_the_events_of_the_latest_tasks_are_kept() -> None:
     bus = EventBus(1, kept_tasks=3)
     for number in range(100):
         bus.publish(step(number, f"task-{number}"))
@@ -344,7 +344,7 @@ def test_of_many_tasks_the_latest_are_kept() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 99)), max_size=80))
-def test_what_is_kept_never_exceeds_its_bounds(events: list[tuple[str, int]]) -> None:
+def test_the_kept_events_never_exceed_their_bounds(events: list[tuple[str, int]]) -> None:
     bus = EventBus(1, kept_tasks=2, kept_events=3)
     for task_id, number in events:
         bus.publish(step(number, task_id))

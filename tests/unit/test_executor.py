@@ -1,4 +1,4 @@
-"""The executor brings every step to the loop, in order, before the call ends."""
+"""The executor delivers every step to the event loop, in order, before the call ends."""
 
 import asyncio
 import threading
@@ -15,7 +15,7 @@ from tests.conftest import fake_catalog, load_command, request_for
 
 
 class Stepping:
-    """An engine that tells so many steps, all at once or each when it is let."""
+    """An engine that reports this many steps, all at once or each when the test allows it."""
 
     def __init__(self, steps: int, between: threading.Semaphore | None) -> None:
         self._steps = steps
@@ -29,12 +29,12 @@ class Stepping:
         return Generated(images=(), memory=DeviceMemory(), provenance=SCRIPTED)
 
     def close(self) -> None:
-        """Nothing to drop."""
+        """Do nothing."""
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 1000])
 @pytest.mark.parametrize("at_once", [True, False])
-async def test_every_step_is_heard_in_order_before_the_end(steps: int, at_once: bool) -> None:
+async def test_every_step_is_delivered_in_order_before_the_end(steps: int, at_once: bool) -> None:
     between = None if at_once else threading.Semaphore(0)
     executor = GpuExecutor(lambda: Stepping(steps, between))  # type: ignore[arg-type,return-value]
     heard: list[tuple[Any, ...]] = []
@@ -51,7 +51,7 @@ async def test_every_step_is_heard_in_order_before_the_end(steps: int, at_once: 
 
 
 class Reading:
-    """An engine whose load reads a byte with each look, and ends once it is let."""
+    """An engine whose load reads a byte at each check, and ends when the test allows it."""
 
     def __init__(self) -> None:
         self.let = threading.Event()
@@ -67,10 +67,10 @@ class Reading:
         return Loaded(seconds=1, weight_bytes=1, memory=DeviceMemory())
 
     def close(self) -> None:
-        """Nothing to drop."""
+        """Do nothing."""
 
 
-async def test_what_a_load_has_read_is_told_while_it_lasts_and_not_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_bytes_of_a_load_are_reported_only_while_it_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(executor, "LOOK_EVERY_S", 0)
     engine, told = Reading(), list[int]()
     gpu = GpuExecutor(lambda: engine)  # type: ignore[arg-type,return-value]

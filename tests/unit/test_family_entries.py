@@ -1,4 +1,4 @@
-"""A models.yaml of all families, and what is said of each field that is wrong in it."""
+"""A models.yaml with all families, and the problem that is reported for each wrong field."""
 
 import pytest
 
@@ -73,7 +73,7 @@ def test_all_families_stand_in_one_file() -> None:
         ("QwenImageEditPipeline", {"image", "mask", "negative", "lora"}),
     ],
 )
-def test_what_an_entry_can_is_what_its_class_can(pipeline: str, expected: set[str]) -> None:
+def test_the_capabilities_of_an_entry_are_those_of_its_class(pipeline: str, expected: set[str]) -> None:
     assert abilities(read(MIXED.replace("QwenImagePipeline", pipeline)), "qwen") == expected
 
 
@@ -191,7 +191,7 @@ WRONG: dict[str, tuple[str, str, str]] = {
 
 
 @pytest.mark.parametrize(("old", "new", "answer"), WRONG.values(), ids=WRONG)
-def test_each_wrong_field_is_told_with_its_line_and_what_to_do(old: str, new: str, answer: str) -> None:
+def test_each_wrong_field_is_reported_with_its_line_and_advice(old: str, new: str, answer: str) -> None:
     assert old in MIXED
     with pytest.raises(ConfigError) as raised:
         read(MIXED.replace(old, new, 1))
@@ -199,7 +199,7 @@ def test_each_wrong_field_is_told_with_its_line_and_what_to_do(old: str, new: st
     assert line.startswith(f"m.yaml:{answer}")
 
 
-def test_several_are_told_at_once_in_their_order() -> None:
+def test_several_problems_are_reported_at_once_in_their_order() -> None:
     text = MIXED.replace("type: flux\n", "type: fluks\n").replace("gguf_file:", "gguf_fil:") + "    steps: many\n"
     with pytest.raises(ConfigError) as raised:
         read(text)

@@ -1,4 +1,4 @@
-"""A new family's fields are confined, explained and reloaded by what their annotations say, and by nothing else."""
+"""The annotations of a new family's fields are enough to confine, describe and reload them."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -23,7 +23,7 @@ class Style(Section):
 
 
 class NewSpec(ModelSpec):
-    """A family that somebody adds."""
+    """A new family."""
 
     type: Literal["new"]
     pipeline_class: Literal["NewPipeline"] = "NewPipeline"
@@ -77,7 +77,7 @@ def test_a_change_reloads_the_model_unless_only_requests_read_the_field(
     assert change.outdated == (("a",) if reloads else ())
 
 
-def test_a_text_that_does_not_say_what_it_names_is_no_field() -> None:
+def test_a_text_without_a_mark_is_refused_as_a_field() -> None:
     with pytest.raises(TypeError, match=r"Careless\.vae_file is a bare str"):
 
         class Careless(ModelSpec):
@@ -85,7 +85,7 @@ def test_a_text_that_does_not_say_what_it_names_is_no_field() -> None:
 
 
 @pytest.mark.parametrize("kind", dict.fromkeys([GlobalSettings, *SPECS.values()]))
-def test_every_text_of_every_family_says_what_it_names(kind: type[Section]) -> None:
+def test_every_text_field_of_every_family_has_a_mark(kind: type[Section]) -> None:
     for name, info in kind.model_fields.items():
         if isinstance(info.annotation, type) and issubclass(info.annotation, str):
             assert marks(info), name
@@ -128,5 +128,5 @@ class _Described(ModelSpec):
     note: Annotated[Text, Request] = ""
 
 
-def test_plain_words_are_no_path(tmp_path: Path) -> None:
+def test_a_text_field_is_not_checked_as_a_path(tmp_path: Path) -> None:
     Roots(tmp_path, ()).check(_Described, {"note": "/etc/shadow", "name": "../x"})

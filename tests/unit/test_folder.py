@@ -1,4 +1,4 @@
-"""Which files of a pipeline's folder are checked before a load, and in which words each fault is told."""
+"""The checks of a pipeline's folder before a load, and the message for each fault."""
 
 import json
 import os
@@ -23,7 +23,7 @@ VAE = "vae/diffusion_pytorch_model.safetensors"
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A copy of the embedded model, in a folder that every user may look into."""
+    """A copy of the embedded model, in a folder that every user may read."""
     home = Path(tempfile.mkdtemp())
     home.chmod(0o755)
     yield shutil.copytree(builtin_model("tiny"), home / "flux")
@@ -45,7 +45,7 @@ def fault(folder: Path) -> tuple[FailureCode, str]:
     return raised.value.failure, raised.value.detail
 
 
-def test_a_whole_folder_passes(folder: Path) -> None:
+def test_a_complete_folder_passes(folder: Path) -> None:
     check(folder)
     assert weights_here(spec(), folder.parent)
 
@@ -119,7 +119,7 @@ def test_each_fault_has_its_own_sentence(
 
 
 @pytest.mark.parametrize("name", [VAE, "vae/config.json", "vae", "model_index.json", "."])
-def test_what_this_user_may_not_read_is_told_with_the_users_number(folder: Path, name: str) -> None:
+def test_a_file_without_read_permission_is_reported_with_the_uid(folder: Path, name: str) -> None:
     (folder / name).chmod(0)
     was = os.geteuid()
     if was == 0:  # root may read everything
@@ -141,7 +141,7 @@ def test_a_folder_with_only_its_index_is_not_here(folder: Path) -> None:
     assert fault(folder)[0] is FailureCode.WEIGHTS_MISSING
 
 
-def test_so_is_an_empty_one_and_the_cache_is_asked_instead(folder: Path) -> None:
+def test_an_empty_folder_is_not_here_and_the_cache_is_used(folder: Path) -> None:
     shutil.rmtree(folder)
     folder.mkdir()
     assert not weights_here(spec(), folder.parent)
@@ -156,7 +156,7 @@ def test_so_is_an_empty_one_and_the_cache_is_asked_instead(folder: Path) -> None
         ("v1-5.ckpt", "pickled weights, which can execute code and is never opened: v1-5.ckpt"),
     ],
 )
-def test_a_file_in_the_place_of_a_folder_is_told_as_what_it_is(folder: Path, name: str, words: str) -> None:
+def test_a_file_instead_of_a_folder_is_reported_with_its_kind(folder: Path, name: str, words: str) -> None:
     (folder.parent / name).write_bytes(b"x")
     entry, folders = spec(local_path=name), Folders(folder.parent, folder.parent)
     with pytest.raises(EngineError) as raised:

@@ -1,4 +1,4 @@
-"""Request bodies: the brief's spellings are read, and everything absurd is refused before anyone acts on it."""
+"""Request bodies: the spellings of the original API are read, and invalid values are refused."""
 
 import json
 from typing import Any
@@ -12,12 +12,12 @@ from imagegen.api.native.tasks.generation import Image2ImageBody, Text2ImageBody
 
 
 def text2image(body: str | dict[str, Any]) -> Text2ImageBody:
-    """As the framework does it: JSON first, then the model."""
+    """Parse like the framework: first JSON, then the model."""
     return Text2ImageBody.model_validate(json.loads(body) if isinstance(body, str) else body)
 
 
 def refused(body: str | dict[str, Any]) -> list[Any]:
-    """Where the problems are."""
+    """The places of the problems."""
     with pytest.raises(ValidationError) as raised:
         text2image(body)
     return [error["loc"] for error in raised.value.errors()]
@@ -26,7 +26,7 @@ def refused(body: str | dict[str, Any]) -> list[Any]:
 # -- spellings ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_body_of_the_brief_is_read() -> None:
+def test_the_body_of_the_original_api_is_read() -> None:
     brief = text2image(
         '{"prompt": "A beautiful landscape", "model_name": "flux_dev", "batch_size": 1,'
         ' "aspect_ratio": "16:9", "priority": 0}'
@@ -48,7 +48,7 @@ def test_an_input_picture_has_two_spellings() -> None:
         assert Image2ImageBody.model_validate({"prompt": "a", spelling: "x"}).image == "x"
 
 
-def test_what_is_left_out_is_what_the_brief_says() -> None:
+def test_omitted_fields_take_the_defaults_of_the_original_api() -> None:
     body = text2image({"prompt": "a"})
     assert (body.model, body.batch_size, body.aspect_ratio, body.priority, body.seed) == (None, 1, "1:1", 0, None)
     assert Image2ImageBody.model_validate({"prompt": "a", "image": "x"}).strength == 0.8
@@ -175,7 +175,7 @@ def test_one_side_alone_is_no_size(side: str) -> None:
         '"prompt"',
     ],
 )
-def test_what_is_not_exactly_a_request_is_refused(body: str) -> None:
+def test_an_inexact_request_is_refused(body: str) -> None:
     assert refused(body)
 
 

@@ -1,4 +1,4 @@
-"""How much host memory there is, and how much of it weights may take: read from files as Linux writes them."""
+"""The host memory of the machine, and the share that weights may take: read from files like those of Linux."""
 
 import os
 from pathlib import Path
@@ -24,7 +24,7 @@ def group(folder: Path, limit: str, used: int = 0, inactive_file: int = 0) -> Pa
     return folder
 
 
-def test_without_a_limit_it_is_what_the_kernel_can_give(proc: Path, tmp_path: Path) -> None:
+def test_without_a_limit_it_is_the_available_memory_of_the_kernel(proc: Path, tmp_path: Path) -> None:
     assert available_bytes(proc, tmp_path / "none") == 32768 * 1024
     assert available_bytes(proc, group(tmp_path, "max")) == 32768 * 1024
 
@@ -54,5 +54,5 @@ def test_weights_leave_a_tenth_of_the_machine_alone(monkeypatch: pytest.MonkeyPa
         assert room() == left
 
 
-def test_this_machine_tells() -> None:
+def test_this_machine_has_available_memory() -> None:
     assert 0 < available_bytes() < machine_bytes()

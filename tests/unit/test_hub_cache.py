@@ -1,4 +1,4 @@
-"""What of the hub is on this machine."""
+"""The files of the hub that are on this machine."""
 
 import json
 from pathlib import Path
@@ -45,7 +45,7 @@ def entry(**fields: Any) -> FakeSpec:
     return FakeSpec.model_validate({"name": "A", "type": "fake", **fields})
 
 
-def test_what_is_linked_is_found_as_huggingface_hub_finds_it(root: Path) -> None:
+def test_linked_files_are_found_like_huggingface_hub_finds_them(root: Path) -> None:
     put("org/name", PIPELINE)
     snapshot = root / "models--org--name" / "snapshots" / COMMIT
     assert (
@@ -82,7 +82,7 @@ def test_a_pipeline_is_here_when_all_its_parts_are() -> None:
     assert not is_here(HubFiles.of("org/name"))
 
 
-def test_what_is_not_here_is_named() -> None:
+def test_missing_files_are_named() -> None:
     assert lacks(HubFiles.of("org/name")) == EVERYTHING
     cache = put("org/name", PIPELINE)
     assert lacks(HubFiles.of("org/name")) is None

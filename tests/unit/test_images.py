@@ -1,4 +1,4 @@
-"""The ImageStore: a file has its final name only when it is whole, and nothing but such files is ever given out."""
+"""The ImageStore: a file has its final name only when it is complete, and only such files are served."""
 
 import errno
 import os
@@ -59,7 +59,7 @@ async def test_a_picture_is_stored_under_its_day_task_and_number(store: ImageSto
     assert [image.path.split("/")[1] for image in stored] == [f"{task_id(1)}-0.png", f"{task_id(1)}-1.png"]
 
 
-async def test_what_is_stored_is_the_picture(store: ImageStore, root: Path) -> None:
+async def test_the_stored_file_is_the_picture(store: ImageStore, root: Path) -> None:
     (stored,) = await save(store, task_id(1), [grey(width=5, height=3)])
     with Image.open(root / stored.path) as image:
         assert image.size == (5, 3)
@@ -71,7 +71,7 @@ async def test_the_order_of_a_batch_is_kept(store: ImageStore) -> None:
     assert [image.seed for image in stored] == list(range(20))
 
 
-async def test_what_was_stored_is_found_again(store: ImageStore, root: Path) -> None:
+async def test_a_stored_picture_is_found(store: ImageStore, root: Path) -> None:
     (stored,) = await save(store, task_id(1), [grey()])
     assert await find(store, *stored.path.split("/")) == (root / stored.path).stat().st_size
 
@@ -121,7 +121,7 @@ async def test_a_folder_that_cannot_be_made_is_a_failed_disk(store: ImageStore) 
         await save(store, task_id(1), [grey()])
 
 
-async def test_a_failure_tells_no_path(store: ImageStore, no_folder: str) -> None:
+async def test_a_failure_contains_no_path(store: ImageStore, no_folder: str) -> None:
     with pytest.raises(StorageFailed) as raised:
         await save(store, task_id(1), [grey()])
     assert no_folder not in raised.value.detail
@@ -164,7 +164,7 @@ async def test_a_disk_that_turns_read_only_in_the_middle_of_a_batch_is_a_failed_
 
 
 class HalfWritten:
-    """A file that takes half of what it is given, then has no room."""
+    """A file that writes half of the data, then raises a full disk."""
 
     def __init__(self, file: Any) -> None:
         self._file = file
@@ -228,7 +228,7 @@ def test_the_final_name_appears_after_the_data_is_on_disk_and_is_then_on_disk_it
 
 
 async def find(store: ImageStore, folder: str, file: str) -> int:
-    """As TaskManager does, if the records named everything."""
+    """Sweep like TaskManager, with records that name everything."""
     path = f"{folder}/{file}"
     task_of(path)
     return await store.size(StoredImage(path=path, width=1, height=1, seed=0))
@@ -300,7 +300,7 @@ async def test_a_folder_named_like_a_picture_is_no_picture(store: ImageStore, ro
         await find(store, FOLDER, FILE)
 
 
-async def test_a_pipe_is_no_picture_and_holds_nobody(store: ImageStore, root: Path) -> None:
+async def test_a_pipe_is_no_picture_and_blocks_no_request(store: ImageStore, root: Path) -> None:
     (root / FOLDER).mkdir(parents=True)
     os.mkfifo(root / FOLDER / FILE)
     with pytest.raises(ImageNotFound):
@@ -373,7 +373,7 @@ async def test_deleting_removes_the_files_and_the_folders_that_become_empty(stor
     assert folders(root) == ["20261102"]
 
 
-async def test_deleting_what_is_gone_is_no_failure(store: ImageStore, root: Path) -> None:
+async def test_deleting_a_missing_object_is_no_failure(store: ImageStore, root: Path) -> None:
     image = stored(plant(root), root)
     await store.delete([image])
     await store.delete([image])
@@ -387,7 +387,7 @@ async def test_deleting_nothing_is_no_failure(store: ImageStore) -> None:
 # -- sweeping ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_sweep_removes_what_a_killed_process_left_and_nothing_else(store: ImageStore, root: Path) -> None:
+def test_a_sweep_removes_only_the_files_of_a_killed_process(store: ImageStore, root: Path) -> None:
     kept = [plant(root), plant(root, FOLDER, "notes.txt")]
     plant(root, FOLDER, FILE + ".part")
     plant(root, "20261101", "x.part")

@@ -1,4 +1,4 @@
-"""The journal on a real SQLite file: what was acknowledged is there after a restart, what was not is not."""
+"""The journal on a real SQLite file: acknowledged writes are there after a restart, and no others."""
 
 import asyncio
 import sqlite3
@@ -27,7 +27,7 @@ def path(tmp_path: Path) -> Path:
 
 
 class Lives:
-    """The journal in one life of the service after the other, on a clock that is set by hand."""
+    """The journal in several runs of the service, on a clock that the test sets."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -67,7 +67,7 @@ def ended(task: GenerationTask, *, days_ago: float = 0) -> GenerationTask:
 # -- records -----------------------------------------------------------------------------------------------------------
 
 
-async def test_a_task_comes_back_with_its_place_in_the_order_of_arrival(journal: TaskJournal) -> None:
+async def test_a_task_returns_with_its_place_in_the_order_of_arrival(journal: TaskJournal) -> None:
     sequences = [task.sequence for task in await insert(journal, 3, 1, 2)]
     assert sequences == sorted(set(sequences))
 
@@ -108,7 +108,7 @@ async def test_an_unknown_task_is_none(journal: TaskJournal) -> None:
     assert await journal.pictures(task_id(1)) == InputPictures()
 
 
-async def test_what_was_stored_survives_a_restart(journal: TaskJournal, lives: Lives) -> None:
+async def test_stored_tasks_survive_a_restart(journal: TaskJournal, lives: Lives) -> None:
     stored = [*await insert(journal, 1), await insert_one(journal, task_of(2), InputPictures(init_image=b"picture"))]
     again = await lives.next()
     assert [await again.get(task.id) for task in stored] == stored
@@ -117,7 +117,7 @@ async def test_what_was_stored_survives_a_restart(journal: TaskJournal, lives: L
     assert later.sequence > stored[-1].sequence
 
 
-async def test_what_was_acknowledged_is_in_the_file_at_once(journal: TaskJournal, path: Path) -> None:
+async def test_acknowledged_writes_are_in_the_file_at_once(journal: TaskJournal, path: Path) -> None:
     # As a killed process leaves it: nothing is closed, nothing is flushed.
     await insert(journal, 1)
     assert in_the_file(path, "SELECT id FROM tasks") == [(task_id(1),)]
@@ -126,7 +126,7 @@ async def test_what_was_acknowledged_is_in_the_file_at_once(journal: TaskJournal
 NORMAL, FULL = 1, 2
 
 
-async def test_what_was_accepted_and_what_has_ended_is_flushed_to_the_disk_itself(journal: TaskJournal) -> None:
+async def test_acceptances_and_ends_are_flushed_to_the_disk(journal: TaskJournal) -> None:
     await journal.count()
     with flushing() as levels:
         (task,) = await insert(journal, 1)
@@ -145,7 +145,7 @@ async def test_a_beginning_that_shares_its_commit_with_an_end_is_flushed_as_well
 
 @contextmanager
 def flushing() -> Iterator[list[Any]]:
-    """How far each commit goes."""
+    """The `synchronous` level of each commit."""
     levels: list[Any] = []
 
     def note(connection: Connection) -> None:
@@ -167,7 +167,7 @@ async def test_unfinished_tasks_are_found_in_order_of_arrival(journal: TaskJourn
 
 
 @pytest.mark.parametrize("status", [TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED])
-async def test_what_has_ended_is_not_unfinished(journal: TaskJournal, status: TaskStatus) -> None:
+async def test_ended_tasks_are_not_unfinished(journal: TaskJournal, status: TaskStatus) -> None:
     (task,) = await insert(journal, 1)
     await journal.update(task.evolve(status=status))
     assert await journal.unfinished() == []
@@ -190,7 +190,9 @@ async def test_an_input_image_stays_with_what_can_be_made_again(journal: TaskJou
 
 
 @pytest.mark.parametrize("status", [TaskStatus.FAILED, TaskStatus.CANCELLED])
-async def test_an_input_image_goes_with_what_comes_to_nothing(journal: TaskJournal, status: TaskStatus) -> None:
+async def test_an_input_image_is_deleted_with_a_task_that_fails_or_is_cancelled(
+    journal: TaskJournal, status: TaskStatus
+) -> None:
     task, other = (
         await insert_one(journal, task_of(1), InputPictures(init_image=b"picture")),
         await insert_one(journal, task_of(2), InputPictures(init_image=b"other")),
@@ -200,13 +202,13 @@ async def test_an_input_image_goes_with_what_comes_to_nothing(journal: TaskJourn
     assert await journal.pictures(other.id) == InputPictures(init_image=b"other")
 
 
-async def test_an_input_image_goes_with_its_task(journal: TaskJournal, path: Path) -> None:
+async def test_an_input_image_is_deleted_with_its_task(journal: TaskJournal, path: Path) -> None:
     await insert_one(journal, task_of(1), InputPictures(init_image=b"picture"))
     await journal.delete([task_id(1)])
     assert in_the_file(path, "SELECT * FROM inputs") == []
 
 
-async def test_what_a_deleted_task_was_asked_for_is_nowhere_in_the_journal(journal: TaskJournal, path: Path) -> None:
+async def test_the_prompt_of_a_deleted_task_is_nowhere_in_the_journal(journal: TaskJournal, path: Path) -> None:
     await insert(journal, 1, 2)
     await journal.delete([task_id(1)])
     assert len(in_the_file(path, "SELECT prompt FROM prompts")) == 1
@@ -233,7 +235,7 @@ async def test_a_filtered_page_counts_what_matches_beside_what_there_is(journal:
     assert (page.total, page.filtered) == (5, 3)
 
 
-async def test_a_page_goes_on_where_another_ended(journal: TaskJournal) -> None:
+async def test_a_page_continues_after_the_one_before(journal: TaskJournal) -> None:
     for number in range(6):
         await insert(journal, number, model="ab"[number % 2])
     first = await journal.page(TaskFilter(model="b"), 2)
@@ -255,7 +257,7 @@ DAY = 86_400
 KEEP_A_WEEK = Retention(age_s=7 * DAY)
 
 
-async def test_what_ended_so_long_ago_is_found_oldest_first(journal: TaskJournal, lives: Lives) -> None:
+async def test_expired_tasks_are_found_oldest_first(journal: TaskJournal, lives: Lives) -> None:
     first, second, third, _ = await insert(journal, 1, 2, 3, 4)
     for task, days in ((second, 1), (first, 1), (third, 3)):
         await journal.update(ended(task))
@@ -273,7 +275,7 @@ async def test_a_wall_clock_that_jumps_makes_nothing_old(journal: TaskJournal, l
     assert await (await lives.next()).surplus(KEEP_A_WEEK) == []
 
 
-async def test_age_goes_on_where_the_last_run_ended(journal: TaskJournal, lives: Lives) -> None:
+async def test_the_age_of_tasks_continues_after_a_restart(journal: TaskJournal, lives: Lives) -> None:
     (task,) = await insert(journal, 1)
     await journal.update(ended(task))
     lives.now += 5 * DAY
@@ -299,7 +301,9 @@ async def test_beyond_a_number_the_oldest_go(journal: TaskJournal, lives: Lives)
     assert ids(await journal.surplus(Retention(tasks=2))) == [task_id(1), task_id(2)]
 
 
-async def test_beyond_a_size_the_oldest_files_go_and_what_has_none_stays(journal: TaskJournal, lives: Lives) -> None:
+async def test_above_the_size_limit_the_oldest_files_are_deleted_and_tasks_without_files_stay(
+    journal: TaskJournal, lives: Lives
+) -> None:
     for task, size in zip(await insert(journal, 1, 2, 3, 4), (100, 0, 300, 50), strict=True):
         image = StoredImage(path="a/b.png", width=1, height=2, seed=3, bytes=size)
         await journal.update(ended(task).evolve(images=(image,) if size else ()))
@@ -320,7 +324,7 @@ async def test_deleted_tasks_are_forgotten(journal: TaskJournal) -> None:
 
 @contextmanager
 def watching(name: str, listener: Callable[..., Any]) -> Iterator[None]:
-    """Hear an event of every engine."""
+    """Listen to an event of every SQLAlchemy engine."""
     event.listen(Engine, name, listener)
     try:
         yield
@@ -345,7 +349,7 @@ async def test_calls_that_come_one_after_the_other_commit_one_by_one(journal: Ta
     assert len(commits) == 3
 
 
-async def test_a_caller_that_goes_away_takes_nobody_along(journal: TaskJournal) -> None:
+async def test_a_caller_that_disconnects_affects_no_other_caller(journal: TaskJournal) -> None:
     await journal.count()
     calls = [asyncio.create_task(insert_one(journal, task_of(number))) for number in range(3)]
     await asyncio.sleep(0)
@@ -355,7 +359,7 @@ async def test_a_caller_that_goes_away_takes_nobody_along(journal: TaskJournal) 
     assert await journal.count() == 3
 
 
-async def test_closing_waits_for_what_was_asked(journal: TaskJournal, lives: Lives) -> None:
+async def test_closing_waits_for_queued_calls(journal: TaskJournal, lives: Lives) -> None:
     inserting = asyncio.create_task(insert_one(journal, task_of(1)))
     await asyncio.sleep(0)
     again = await lives.next()
@@ -371,7 +375,7 @@ async def test_a_journal_that_was_never_used_can_be_closed(tmp_path: Path) -> No
 
 
 def only_pages(number: int) -> Callable[[sqlite3.Connection, object], None]:
-    """A disk with that many pages of 4 KiB."""
+    """A disk with this many pages of 4 KiB."""
 
     def limit(connection: sqlite3.Connection, _: object) -> None:
         connection.execute(f"PRAGMA max_page_count = {number}")
@@ -390,7 +394,7 @@ async def test_a_full_disk_acknowledges_nothing_and_loses_nothing(journal: TaskJ
     assert in_the_file(path, "SELECT id FROM tasks ORDER BY sequence") == [(task_id(1),), (task_id(3),)]
 
 
-async def test_all_who_share_a_transaction_share_its_failure(journal: TaskJournal) -> None:
+async def test_all_writes_of_a_transaction_share_its_failure(journal: TaskJournal) -> None:
     with watching("connect", only_pages(40)):
         await journal.count()
         outcomes = await asyncio.gather(
@@ -461,12 +465,12 @@ def mend(path: Path) -> None:
 
 
 def in_the_file(path: Path, query: str) -> list[Any]:
-    """What another process reads."""
+    """The rows that another process reads."""
     with closing(sqlite3.connect(path)) as connection:
         return connection.execute(query).fetchall()
 
 
-async def test_the_migrations_make_what_the_schema_says(journal: TaskJournal, path: Path) -> None:
+async def test_the_migrations_make_the_schema(journal: TaskJournal, path: Path) -> None:
     await journal.count()
     engine = create_engine(f"sqlite:///{path}")
     with engine.connect() as connection:
@@ -558,7 +562,7 @@ async def test_event_ids_grow_over_restarts_also_if_the_clock_is_set_back(lives:
     assert third == 2**50
 
 
-async def test_what_retention_cannot_remove_is_left_out(journal: TaskJournal) -> None:
+async def test_tasks_that_retention_cannot_remove_are_left_out(journal: TaskJournal) -> None:
     tasks = await insert(journal, 1, 2, 3)
     await journal.update(*map(ended, tasks))
     kept = Retention(tasks=1)

@@ -1,4 +1,4 @@
-"""Lanes answer what the rules of `choose` ask, as the rules themselves do on a plain list."""
+"""Lanes give the same answers to the rules of `choose` as a plain list."""
 
 from itertools import accumulate
 

@@ -1,4 +1,4 @@
-"""LiveTask: its table of transitions is what its methods do, and no other class writes a task's record or stage."""
+"""LiveTask: its methods agree with its table of transitions, and no other class writes a task's record or stage."""
 
 import ast
 import inspect
@@ -68,7 +68,7 @@ STATUSES = {
 
 
 def read_table() -> dict[str, tuple[set[str], str]]:
-    """By method: the stages that it may start from, and the one that it leads to. As LiveTask's docstring says."""
+    """The table in LiveTask's docstring: for each method the stages it may start from, and the next stage."""
     rows = re.findall(r"^ +(\w+) +([A-Z]+(?:, [A-Z]+)*) +([A-Z]+)$", LiveTask.__doc__ or "", re.MULTILINE)
     return {method: (set(sources.split(", ")), target) for method, sources, target in rows}
 
@@ -108,7 +108,7 @@ def test_the_table_names_every_stage_and_every_method_that_changes_it() -> None:
 
 @pytest.mark.parametrize("stage", WAYS)
 @pytest.mark.parametrize("event", EVENTS)
-def test_each_method_does_what_the_table_says_and_otherwise_raises_and_changes_nothing(event: str, stage: str) -> None:
+def test_each_method_follows_the_table_or_raises_and_changes_nothing(event: str, stage: str) -> None:
     live, (method, act) = at(stage), EVENTS[event]
     before = state(live)
     sources, target = TABLE[method]
@@ -122,7 +122,7 @@ def test_each_method_does_what_the_table_says_and_otherwise_raises_and_changes_n
 
 
 class Life(RuleBasedStateMachine):
-    """A task that anything happens to, in any order."""
+    """A task on which the methods are called in any order."""
 
     @initialize(attempt=st.integers(0, MAX_ATTEMPTS - 1), spooled=st.booleans())
     def begin(self, attempt: int, spooled: bool) -> None:
@@ -256,7 +256,7 @@ def test_the_higher_stop_request_stays_until_the_task_is_put_back() -> None:
     assert (live.stop_request, live.told_to_stop) == (StopRequest.NONE, False)
 
 
-def test_a_position_is_told_once() -> None:
+def test_a_position_is_reported_once() -> None:
     live = new()
     live.enqueue(3)
     assert live.stage == Queued(position=3, told=3)
@@ -266,7 +266,7 @@ def test_a_position_is_told_once() -> None:
     assert live.stage == Queued(position=3, told=2)
 
 
-def test_a_store_that_is_down_is_told_once() -> None:
+def test_a_store_that_is_down_is_reported_once() -> None:
     live = at("SAVING")
     assert live.wait_for_store()
     assert not live.wait_for_store()
@@ -320,7 +320,7 @@ def test_a_deadline_holds_until_the_first_attempt() -> None:
     assert not new().is_late(10_000)
 
 
-def test_its_repr_says_how_far_it_is() -> None:
+def test_its_repr_shows_its_progress() -> None:
     live = at("RUNNING")
     assert repr(live) == f"<LiveTask [{live.record.id}, RUNNING, Model: fake, Attempt: 1]>"
 

@@ -1,4 +1,4 @@
-"""Which files a load reads, family by family: what its progress in bytes is measured against."""
+"""The files that a load reads, for each family; the progress of a load counts their bytes."""
 
 import json
 from pathlib import Path
@@ -106,5 +106,5 @@ def test_their_bytes_are_known_before_a_load(folders: Folders) -> None:
 @pytest.mark.parametrize(
     "fields", [{"type": "fake"}, {"type": "flux", "local_path": "nowhere"}, {"type": "flux", "local_path": "sd"}]
 )
-def test_nobody_knows_how_many_bytes_a_model_without_files_takes(folders: Folders, fields: dict[str, Any]) -> None:
+def test_the_bytes_of_a_model_without_files_are_unknown(folders: Folders, fields: dict[str, Any]) -> None:
     assert Fitting(Facts(), folders, FAMILIES).file_bytes("a", catalog(**fields)) is None

@@ -10,7 +10,7 @@ from imagegen.storage import lock
 from imagegen.storage.lock import exclusive, holder
 
 
-def test_a_second_instance_is_told_who_holds_the_directory(tmp_path: Path) -> None:
+def test_a_second_instance_reports_the_process_that_holds_the_directory(tmp_path: Path) -> None:
     with exclusive(tmp_path), pytest.raises(DataDirInUse, match=rf"process {os.getpid()}\b"), exclusive(tmp_path):
         pass
 
@@ -59,7 +59,7 @@ def test_a_full_disk_does_not_keep_the_service_from_starting(tmp_path: Path) -> 
         pass
 
 
-def test_who_holds_a_directory_is_known_without_taking_it(tmp_path: Path) -> None:
+def test_the_holder_of_a_directory_is_known_without_a_lock(tmp_path: Path) -> None:
     assert holder(tmp_path) is None
     with exclusive(tmp_path):
         assert holder(tmp_path) == str(os.getpid())
@@ -88,7 +88,7 @@ def test_the_kernels_list_of_locks_is_read(
     assert holder(tmp_path) == who
 
 
-def test_a_system_without_a_list_of_locks_names_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_system_without_a_list_of_locks_names_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "LOCKS", tmp_path / "none")
     with exclusive(tmp_path):
         assert holder(tmp_path) is None

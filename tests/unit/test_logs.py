@@ -1,4 +1,4 @@
-"""What the log says, where no one watches: one JSON object a line, with the whole error in it."""
+"""The log on stderr: one JSON object a line, including the whole error."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""What an exception of the engine is called, and that its own words stay in the log."""
+"""The failure code and message for each exception of the engine; the exception's own text stays in the log."""
 
 import pytest
 from hypothesis import given
@@ -27,7 +27,7 @@ class OutOfMemoryError(RuntimeError):
         RuntimeError("CUDA error: out of memory"),
     ],
 )
-def test_a_lack_of_memory_is_told_with_a_way_out(error: Exception) -> None:
+def test_out_of_memory_is_reported_with_advice(error: Exception) -> None:
     code, message = classify(error, WORKING)
     assert code is FailureCode.OUT_OF_MEMORY
     assert "smaller" in message
@@ -47,7 +47,7 @@ def test_a_lack_of_memory_is_told_with_a_way_out(error: Exception) -> None:
         "GET was unable to find an engine to execute this computation",
     ],
 )
-def test_a_lack_of_memory_is_known_in_the_words_of_each_allocator(words: str) -> None:
+def test_out_of_memory_is_recognised_in_the_errors_of_each_allocator(words: str) -> None:
     assert classify(RuntimeError(words), WORKING)[0] is FailureCode.OUT_OF_MEMORY
 
 
@@ -62,7 +62,7 @@ def test_a_lack_of_memory_is_known_in_the_words_of_each_allocator(words: str) ->
         "CUDA error: uncorrectable ECC error encountered",
     ],
 )
-def test_a_broken_device_is_known_by_the_words_of_cuda(words: str) -> None:
+def test_a_broken_device_is_recognised_by_the_errors_of_cuda(words: str) -> None:
     code, message = classify(RuntimeError(f"{words}\n{SECRET}"), WORKING)
     assert code is FailureCode.DEVICE_FAULT
     assert SECRET not in message
@@ -78,7 +78,7 @@ def test_a_broken_device_is_known_by_the_words_of_cuda(words: str) -> None:
         "CUDA error: unknown error",
     ],
 )
-def test_a_broken_device_is_known_by_the_rarer_words_of_cuda(words: str) -> None:
+def test_a_broken_device_is_recognised_by_rare_errors_of_cuda(words: str) -> None:
     # Each is documented with: "the process must be terminated and relaunched".
     assert classify(RuntimeError(words), WORKING)[0] is FailureCode.DEVICE_FAULT
 
@@ -87,14 +87,12 @@ def test_a_broken_device_is_known_by_the_rarer_words_of_cuda(words: str) -> None
     ("error", "code"),
     [(WeightsMissing("a"), FailureCode.WEIGHTS_MISSING), (WeightsRefused("a"), FailureCode.WEIGHTS_REFUSED)],
 )
-def test_what_the_engine_knows_to_be_wrong_is_told_in_its_own_words(
-    error: WeightsMissing | WeightsRefused, code: FailureCode
-) -> None:
+def test_a_known_engine_error_keeps_its_message(error: WeightsMissing | WeightsRefused, code: FailureCode) -> None:
     assert classify(error, LOADING) == (code, "a")
 
 
 def wrapped(cause: Exception, *, plainly: bool) -> Exception:
-    """What a library raises that catches an exception and raises its own, with `from` or without."""
+    """The error of a library that catches an exception and raises its own, with `from` or without."""
     try:
         try:
             raise cause
@@ -116,7 +114,7 @@ def wrapped(cause: Exception, *, plainly: bool) -> Exception:
         (RuntimeError("size mismatch"), FailureCode.WEIGHTS_CORRUPT),
     ],
 )
-def test_what_the_device_said_counts_however_a_library_wraps_it(
+def test_a_device_error_is_recognised_inside_a_librarys_error(
     cause: Exception, code: FailureCode, plainly: bool
 ) -> None:
     assert classify(wrapped(cause, plainly=plainly), LOADING)[0] is code
@@ -135,11 +133,11 @@ def test_exceptions_that_were_raised_from_one_another_come_to_an_end() -> None:
 
 
 @pytest.mark.parametrize("during", [LOADING, WORKING])
-def test_what_nobody_expected_is_called_after_what_was_going_on(during: FailureCode) -> None:
+def test_an_unexpected_failure_has_the_code_of_the_current_operation(during: FailureCode) -> None:
     assert classify(KeyError("x"), during)[0] is during
 
 
-def test_an_unexpected_failure_says_its_kind_and_where_to_look() -> None:
+def test_an_unexpected_failure_names_its_class_and_the_log() -> None:
     assert classify(KeyError(SECRET), WORKING)[1] == (
         "An unexpected KeyError while making the picture; the log (stderr of the service; "
         "`journalctl` under systemd) has the details."
@@ -152,7 +150,7 @@ def test_an_unexpected_failure_says_its_kind_and_where_to_look() -> None:
     st.text(min_size=1),
     st.sampled_from([LOADING, WORKING]),
 )
-def test_the_words_of_an_exception_never_reach_the_caller(
+def test_the_text_of_an_exception_never_reaches_the_caller(
     kind: type[Exception], words: str, during: FailureCode
 ) -> None:
     # Whatever it says, the message is one of those that are written here.
@@ -173,7 +171,7 @@ def test_without_a_device_a_model_may_take_what_the_machine_has() -> None:
     assert memory.total == 0
 
 
-def test_what_a_failure_would_have_taken_is_the_peak_and_what_was_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_peak_of_a_failure_includes_the_failed_allocation(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 2**30)
@@ -210,7 +208,7 @@ GIB = 2**30
 
 
 @pytest.mark.parametrize(("free", "foreign"), [(20 * GIB, 0), (20 * GIB - CONTEXT_BYTES, 0), (7 * GIB, 12.5 * GIB)])
-def test_what_others_hold_of_a_card_is_what_is_neither_free_nor_held_here(
+def test_memory_of_other_processes_is_neither_free_nor_held_here(
     monkeypatch: pytest.MonkeyPatch, free: int, foreign: float
 ) -> None:
     import torch
@@ -225,7 +223,7 @@ def test_what_others_hold_of_a_card_is_what_is_neither_free_nor_held_here(
     assert now.foreign == foreign
 
 
-def test_without_a_card_nobody_holds_any_of_it() -> None:
+def test_without_a_card_no_process_holds_memory_of_it() -> None:
     assert measure("cpu").foreign == 0
 
 

@@ -1,4 +1,4 @@
-"""Which exceptions say that the memory did not suffice. How they reach a caller: test_memory."""
+"""The exceptions that mean a lack of memory. test_memory tests how they are reported to a caller."""
 
 import errno
 
@@ -35,5 +35,5 @@ def test_a_lack_of_memory_is_known(error: Exception) -> None:
     ],
     ids=repr,
 )
-def test_so_is_what_is_none(error: Exception) -> None:
+def test_other_errors_are_not_out_of_memory(error: Exception) -> None:
     assert not out_of_memory(error)

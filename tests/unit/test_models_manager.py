@@ -1,4 +1,4 @@
-"""DynamicModelManager with a scripted engine: who is resident, who must leave, and what is said about it."""
+"""DynamicModelManager with a scripted engine: which models are resident, which are evicted, and what is reported."""
 
 import asyncio
 import threading
@@ -76,7 +76,7 @@ CATALOG = Catalog(
 
 
 class House:
-    """A manager with everything around it."""
+    """A manager with everything that it needs."""
 
     def __init__(self, catalog: Catalog, folders: Folders, families: Mapping[str, Family] = FAMILIES) -> None:
         self.clock = Clock()
@@ -94,7 +94,7 @@ class House:
         await self.models.warm_up()
 
     async def work(self, model: str, **request: Any) -> Generated | Stopped | Failed:
-        """What the run loop does for a task."""
+        """Do what the run loop does for a task."""
         failed = await self.models.ensure(model)
         return failed or await self.models.generate(
             model, request_for(**request), InputPictures(), threading.Event(), lambda *step: None
@@ -139,7 +139,7 @@ async def test_a_switch_unloads_first_and_loads_then(house: House) -> None:
     assert house.current == "b"
 
 
-async def test_a_switch_is_told_step_by_step(house: House) -> None:
+async def test_a_switch_is_reported_step_by_step(house: House) -> None:
     await house.models.ensure("a")
     assert await told(house, house.models.ensure("b")) == [
         ModelUnloading(model="a", reason="switch"),
@@ -149,7 +149,7 @@ async def test_a_switch_is_told_step_by_step(house: House) -> None:
     ]
 
 
-async def test_a_model_that_is_resident_costs_nothing(house: House) -> None:
+async def test_a_resident_model_costs_no_swap(house: House) -> None:
     await house.models.ensure("a")
     assert await told(house, house.models.ensure("a")) == []
 
@@ -163,7 +163,7 @@ async def test_the_engine_gets_the_entry_the_settings_and_the_folders(house: Hou
     assert (command.models_dir, command.loras_dir) == (str(tmp_path / "models"), str(tmp_path / "loras"))
 
 
-async def test_what_a_load_took_and_what_it_left_is_known(house: House) -> None:
+async def test_the_memory_and_time_of_a_load_are_known(house: House) -> None:
     await house.models.ensure("a")
     assert house.models.status("a").load_seconds == 3.5
     assert house.models.memory == FULL
@@ -178,7 +178,7 @@ async def test_a_model_that_was_removed_from_the_file_is_not_loaded(house: House
     assert house.engine.asked == []
 
 
-async def test_a_removed_model_costs_the_resident_one_nothing(house: House) -> None:
+async def test_removing_a_model_does_not_unload_the_resident_one(house: House) -> None:
     await house.models.ensure("a")
     await house.models.ensure("gone")
     assert house.current == "a"
@@ -208,7 +208,7 @@ def file(tmp_path: Path) -> House:
     return House(CATALOG.evolve(models={"a": spec(local_path="a.bin")}), Folders(tmp_path, tmp_path))
 
 
-async def test_each_percent_that_a_load_reads_is_told_once_and_never_more_than_there_is(file: House) -> None:
+async def test_each_percent_of_a_load_is_reported_once_and_never_above_the_total(file: House) -> None:
     file.engine.reads = [4, 9, 10, 505, 509, 500, 3000]
     seen, shown = list[LoadProgress](), list[LoadProgress | None]()
 
@@ -227,7 +227,7 @@ async def test_each_percent_that_a_load_reads_is_told_once_and_never_more_than_t
     assert file.models.status("a").load_progress is None
 
 
-async def test_a_load_whose_files_are_unknown_tells_bytes_and_no_percents(house: House) -> None:
+async def test_a_load_of_unknown_files_reports_bytes_without_percent(house: House) -> None:
     house.engine.reads = [10, 20]
     shown = list[LoadProgress | None]()
     house.engine.on_call = lambda call: shown.append(house.models.status("a").load_progress)
@@ -302,7 +302,7 @@ async def test_the_engine_gets_the_file_of_a_lora(house: House, lora: Path) -> N
     assert command.lora_files == (str(lora),)
 
 
-async def test_a_lora_that_has_gone_meanwhile_fails_the_task_and_not_the_model(house: House) -> None:
+async def test_a_lora_that_was_removed_meanwhile_fails_the_task_and_not_the_model(house: House) -> None:
     outcome = await house.work("a", loras=(Lora(path="ink.safetensors", scale=0.7),))
     assert isinstance(outcome, Failed)
     assert outcome.code is FailureCode.LORA_NOT_FOUND
@@ -315,7 +315,7 @@ async def test_a_lora_that_has_gone_meanwhile_fails_the_task_and_not_the_model(h
 SMALL = EMPTY.evolve(total=2 * 2**30)
 
 
-async def test_a_model_that_can_never_fit_is_refused_with_the_numbers_and_nobody_leaves(house: House) -> None:
+async def test_a_model_that_can_never_fit_is_refused_with_the_numbers_and_evicts_nothing(house: House) -> None:
     house.engine.instead["measure"] = Measured(memory=SMALL)
     await house.models.warm_up()
     await house.models.check_fits("a")
@@ -330,7 +330,7 @@ async def test_a_model_that_can_never_fit_is_refused_with_the_numbers_and_nobody
 
 
 async def test_an_offloaded_model_that_was_loaded_once_is_loaded_again(house: House) -> None:
-    """Its weights are larger than the device, and what the device holds of them at one time is not."""
+    """Its weights are larger than the device, but their part on the device at one time is not."""
     loaded = Loaded(seconds=1, weight_bytes=3 * 2**30, device_bytes=2**29, host_bytes=3 * 2**30, memory=SMALL)
     for model in ("a", "b", "a"):
         house.engine.instead = {"load": loaded}
@@ -341,7 +341,7 @@ async def test_an_offloaded_model_that_was_loaded_once_is_loaded_again(house: Ho
         await house.models.check_fits("b")
 
 
-async def test_what_the_device_and_the_host_hold_of_an_offloaded_model_is_told(house: House) -> None:
+async def test_the_device_and_host_bytes_of_an_offloaded_model_are_reported(house: House) -> None:
     house.engine.instead["load"] = Loaded(seconds=1, weight_bytes=30, device_bytes=20, host_bytes=30, memory=FULL)
     events = await told(house, house.models.ensure("a"))
     assert events[1] == ModelLoaded(model="a", seconds=1, device_bytes=20)
@@ -376,7 +376,7 @@ async def test_a_worker_that_gives_too_little_back_is_replaced(house: House, lef
     assert report.left == (0 if replaced else left)
 
 
-async def test_nor_does_it_stay_when_the_next_model_does_not_load(house: House) -> None:
+async def test_a_worker_that_frees_too_little_is_replaced_also_after_a_failed_load(house: House) -> None:
     await house.models.ensure("a")
     house.engine.instead["load"] = OUT_OF_MEMORY
     house.engine.instead["measure"] = Measured(memory=EMPTY.evolve(cached=2**40))
@@ -415,7 +415,7 @@ async def test_a_worker_that_lost_its_card_is_logged_as_well(house: House) -> No
     assert [line["event"] for line in logged] == ["cuda_not_usable", "model_loaded"]
 
 
-async def test_what_others_hold_of_the_card_outlives_the_worker(house: House) -> None:
+async def test_the_memory_of_other_processes_outlives_the_worker(house: House) -> None:
     card = DeviceMemory(gpu_available=True, cached=4 * 2**30, free=7 * 2**30, total=24 * 2**30)
     house.engine.instead["load"] = Loaded(seconds=1, weight_bytes=1, memory=card)
     await house.models.ensure("a")
@@ -442,7 +442,7 @@ async def test_a_switch_does_not_replace_the_worker(house: House) -> None:
 # -- dying workers -----------------------------------------------------------------------------------------------------
 
 
-async def test_what_was_resident_goes_with_a_worker_that_was_replaced_and_nobody_is_blamed(house: House) -> None:
+async def test_replacing_a_worker_ends_its_models_without_blame(house: House) -> None:
     spoiled = Failed(code=FailureCode.IMPORT_FAILED, message="spoiled", spoiled=True, worker_replaced=True)
     for _ in range(3):
         await house.models.ensure("a")
@@ -453,7 +453,7 @@ async def test_what_was_resident_goes_with_a_worker_that_was_replaced_and_nobody
 
 
 @pytest.mark.parametrize("death", [CRASHED, HUNG])
-async def test_what_was_resident_dies_with_its_worker(house: House, death: Failed) -> None:
+async def test_resident_models_die_with_their_worker(house: House, death: Failed) -> None:
     await house.models.ensure("a")
     house.engine.instead["generate"] = death
     assert await told(house, house.work("a")) == [ModelUnloaded(model="a", reason="worker_died")]
@@ -500,7 +500,7 @@ async def test_an_idle_model_leaves_after_its_time(house: House) -> None:
     assert house.engine.asked[-1] == "unload a"
 
 
-async def test_an_eviction_is_told(house: House) -> None:
+async def test_an_eviction_is_reported(house: House) -> None:
     await house.models.ensure("a")
     assert await told(house, evict_after(house, 31)) == [
         ModelUnloading(model="a", reason="idle"),
@@ -509,7 +509,7 @@ async def test_an_eviction_is_told(house: House) -> None:
     assert house.models.memory == EMPTY
 
 
-async def test_every_use_begins_the_time_anew(house: House) -> None:
+async def test_every_use_restarts_the_idle_time(house: House) -> None:
     await house.work("a")
     house.clock.now += 29 * 60
     await house.work("a")
@@ -540,7 +540,7 @@ async def test_with_zero_minutes_a_model_never_leaves(house: House) -> None:
     assert await evict_after(house, 1e6) == "never"
 
 
-async def test_nobody_is_evicted_from_an_empty_device(house: House) -> None:
+async def test_an_empty_device_evicts_nothing(house: House) -> None:
     await house.models.evict_idle()
     assert house.engine.asked == []
 
@@ -548,14 +548,14 @@ async def test_nobody_is_evicted_from_an_empty_device(house: House) -> None:
 # -- asked to leave ----------------------------------------------------------------------------------------------------
 
 
-async def test_unloading_names_who_left(house: House) -> None:
+async def test_an_unload_names_the_unloaded_model(house: House) -> None:
     await house.models.ensure("a")
     assert (await house.models.unload_all()).models == ["a"]
     assert (await house.models.unload_all()).models == []
     assert house.current is None
 
 
-async def test_an_unload_that_was_asked_for_is_told(house: House) -> None:
+async def test_a_requested_unload_is_reported(house: House) -> None:
     await house.models.ensure("a")
     assert await told(house, house.models.unload_all()) == [
         ModelUnloading(model="a", reason="asked"),
@@ -619,7 +619,7 @@ async def test_a_model_that_is_lost_with_the_one_that_leaves_late_is_loaded_agai
     assert house.current == "bare"
 
 
-async def test_for_a_model_without_weights_nobody_leaves(house: House) -> None:
+async def test_a_model_without_weights_evicts_nothing(house: House) -> None:
     await house.models.ensure("a")
     house.engine.instead["load"] = MISSING
     assert await house.models.ensure("bare") == MISSING
@@ -638,7 +638,9 @@ async def test_a_load_that_failed_is_an_error_until_one_succeeds(house: House) -
     assert house.models.status("a").error is None
 
 
-async def test_a_model_that_kills_its_worker_twice_at_its_load_is_left_alone_until_somebody_asks(house: House) -> None:
+async def test_a_model_that_kills_its_worker_twice_at_its_load_is_quarantined_until_it_is_loaded_by_hand(
+    house: House,
+) -> None:
     for _ in range(2):
         house.engine.instead["load"] = CRASHED
         await house.models.ensure("a")
@@ -652,7 +654,7 @@ async def test_a_model_that_kills_its_worker_twice_at_its_load_is_left_alone_unt
     assert house.models.status("a").state is ModelState.RESIDENT
 
 
-async def test_that_somebody_asks_ends_a_quarantine_even_if_the_load_says_no(house: House) -> None:
+async def test_a_load_by_hand_ends_a_quarantine_even_if_it_fails(house: House) -> None:
     for _ in range(2):
         house.engine.instead["load"] = CRASHED
         await house.models.ensure("a")
@@ -662,7 +664,7 @@ async def test_that_somebody_asks_ends_a_quarantine_even_if_the_load_says_no(hou
     assert house.models.status("a").state is ModelState.COLD
 
 
-async def test_a_worker_that_dies_while_unloading_says_nothing_of_the_model(house: House) -> None:
+async def test_a_worker_that_dies_during_an_unload_does_not_count_against_the_model(house: House) -> None:
     for _ in range(3):
         await house.models.ensure("a")
         house.engine.instead["unload"] = CRASHED
@@ -694,7 +696,7 @@ async def test_when_a_model_leaves_is_known(house: House) -> None:
     assert house.models.status("never").unloads_at is None
 
 
-async def test_a_model_that_a_waiting_task_wants_does_not_leave(house: House) -> None:
+async def test_a_model_that_a_waiting_task_needs_is_not_evicted(house: House) -> None:
     await house.models.ensure("a")
     house.clock.now += 1e6
     await house.models.evict_idle({"a"})
@@ -703,7 +705,7 @@ async def test_a_model_that_a_waiting_task_wants_does_not_leave(house: House) ->
     assert house.current is None
 
 
-async def test_what_unloading_freed_is_measured_afterwards(house: House) -> None:
+async def test_the_freed_memory_is_measured_after_an_unload(house: House) -> None:
     await house.models.ensure("a")
     report = await house.models.unload("a", "b")
     assert (report.models, report.freed, report.left) == (["a"], FULL.held - EMPTY.held, EMPTY.held)
@@ -716,7 +718,7 @@ async def test_what_unloading_freed_is_measured_afterwards(house: House) -> None
 
 @pytest.fixture
 def warm_house(tmp_path: Path) -> House:
-    """A host that has room for two models of 30 bytes."""
+    """A host with room for two models of 30 bytes."""
     settings = CATALOG.settings.evolve(host_cache_gb=65 / 2**30)
     return House(CATALOG.evolve(settings=settings), Folders(tmp_path, tmp_path))
 
@@ -732,7 +734,7 @@ async def test_without_room_in_the_host_nothing_stays_warm(house: House) -> None
     assert house.models.status("a").state is ModelState.COLD
 
 
-async def test_what_happens_to_a_warm_model_is_told(warm_house: House) -> None:
+async def test_events_report_the_moves_of_a_warm_model(warm_house: House) -> None:
     await warm_house.work("a")
     assert await told(warm_house, warm_house.models.ensure("never"), warm_house.models.unload("a")) == [
         ModelUnloading(model="a", reason="switch"),
@@ -774,7 +776,7 @@ async def test_a_warm_model_that_does_not_come_back_is_warm_no_longer(warm_house
     assert warm_house.models.status("a").state is ModelState.COLD
 
 
-async def test_a_load_that_fails_is_told_with_its_reason(house: House) -> None:
+async def test_a_failed_load_is_reported_with_its_reason(house: House) -> None:
     house.engine.instead["load"] = OUT_OF_MEMORY
     assert (await told(house, house.models.ensure("a")))[1:] == [
         ModelFailed(model="a", failure=Failure(code=OUT_OF_MEMORY.code, message=OUT_OF_MEMORY.message))
@@ -800,7 +802,7 @@ async def test_a_model_that_is_switched_away_stays_warm_and_comes_back(warm_hous
     assert (models.status("a").warm_seconds, models.status("a").load_seconds) == (0.2, 3.5)
 
 
-async def test_what_a_switch_costs_depends_on_where_the_model_is(warm_house: House) -> None:
+async def test_the_cost_of_a_switch_depends_on_whether_the_model_is_warm(warm_house: House) -> None:
     models = warm_house.models
     await models.ensure("a")
     await models.ensure("never")
@@ -811,7 +813,7 @@ async def test_what_a_switch_costs_depends_on_where_the_model_is(warm_house: Hou
     assert models.switch_seconds("a") == 0.2
 
 
-async def test_the_least_recently_used_goes_when_the_host_is_full(warm_house: House) -> None:
+async def test_the_least_recently_used_is_dropped_when_the_host_is_full(warm_house: House) -> None:
     for model in ("a", "short", "never", "bare"):
         warm_house.clock.now += 1
         await warm_house.models.ensure(model)
@@ -825,7 +827,7 @@ async def test_the_least_recently_used_goes_when_the_host_is_full(warm_house: Ho
 
 
 async def test_the_copy_of_a_resident_model_counts_in_the_hosts_share(warm_house: House) -> None:
-    """65 bytes: room for two copies of 30, one of which the resident model keeps since it came back."""
+    """65 bytes: room for two copies of 30, one of which a returned resident model keeps."""
     models = warm_house.models
     for model in ("a", "never"):
         await models.ensure(model)
@@ -861,7 +863,7 @@ async def test_by_default_half_of_the_available_host_memory_keeps_models_warm(
     assert [models.status(model).state for model in ("a", "never", "short")] == states
 
 
-async def test_an_idle_model_goes_to_the_host_first_and_then_altogether(warm_house: House) -> None:
+async def test_an_idle_model_first_moves_to_the_host_and_is_then_dropped(warm_house: House) -> None:
     await warm_house.models.ensure("short")
     for state in (ModelState.WARM, ModelState.COLD):
         warm_house.clock.now += 60
@@ -878,7 +880,7 @@ async def test_unloading_by_hand_frees_the_host_too(warm_house: House) -> None:
     assert {warm_house.models.status(model).state for model in ("a", "never")} == {ModelState.COLD}
 
 
-async def test_a_warm_model_that_a_waiting_task_wants_stays_warm(warm_house: House) -> None:
+async def test_a_warm_model_that_a_waiting_task_needs_stays_warm(warm_house: House) -> None:
     await warm_house.models.ensure("short")
     await warm_house.models.ensure("never")
     warm_house.clock.now += 60
@@ -888,7 +890,7 @@ async def test_a_warm_model_that_a_waiting_task_wants_stays_warm(warm_house: Hou
     assert warm_house.models.status("short").state is ModelState.COLD
 
 
-async def test_a_warm_model_that_comes_back_is_not_dropped_for_the_one_that_leaves(warm_house: House) -> None:
+async def test_a_returning_warm_model_is_not_dropped_for_the_leaving_one(warm_house: House) -> None:
     for model in ("a", "short", "never"):
         await warm_house.models.ensure(model)
     await warm_house.models.ensure("a")
@@ -902,7 +904,7 @@ async def test_a_warm_model_that_comes_back_is_not_dropped_for_the_one_that_leav
     )
 
 
-async def test_a_worker_that_is_found_dead_when_a_warm_model_is_dropped_takes_all_along(warm_house: House) -> None:
+async def test_a_worker_found_dead_at_the_drop_of_a_warm_model_loses_all_models(warm_house: House) -> None:
     for model in ("a", "short", "never"):
         await warm_house.models.ensure(model)
     warm_house.engine.instead["unload"] = CRASHED
@@ -921,7 +923,7 @@ async def test_a_worker_that_is_found_dead_by_an_unload_of_all_is_no_end_of_the_
     assert warm_house.engine.asked[-1] == "unload never"
 
 
-async def test_idle_models_of_a_dead_worker_are_gone(warm_house: House) -> None:
+async def test_idle_models_of_a_dead_worker_are_not_resident(warm_house: House) -> None:
     for model in ("a", "short", "never"):
         await warm_house.models.ensure(model)
     warm_house.engine.instead["unload"] = CRASHED
@@ -937,7 +939,7 @@ async def test_a_warm_model_needs_no_weights_on_the_disk_to_come_back(warm_house
     assert warm_house.engine.asked[-2:] == ["unload a", "load bare"]
 
 
-async def test_a_dead_worker_takes_the_warm_ones_along(warm_house: House) -> None:
+async def test_a_dead_worker_loses_the_warm_models(warm_house: House) -> None:
     await warm_house.models.ensure("a")
     await warm_house.models.ensure("never")
     warm_house.engine.instead["generate"] = CRASHED
@@ -949,7 +951,7 @@ async def test_a_dead_worker_takes_the_warm_ones_along(warm_house: House) -> Non
 
 
 class Listed(FakeModelLoader):
-    """Counts how often it is asked for the files of a model."""
+    """Counts the requests for the files of a model."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -969,7 +971,7 @@ class Ahead(House):
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(max_workers=1))
 
     async def read(self, model: str | None) -> int:
-        """How often the files of a model were asked for while another one works."""
+        """The number of requests for a model's files while another model works."""
         before = self.loader.asked
         with self.models.reading_ahead(model):
             await asyncio.to_thread(lambda: None)  # the thread that reads has ended by then
@@ -1019,7 +1021,7 @@ class Several(House):
         sizes: Mapping[str, int | None] = MappingProxyType({}),
         **settings: Any,
     ) -> Self:
-        """`sizes`: of the models whose files say another size; None: their files say none."""
+        """`sizes`: the sizes of models whose files have another size; None: unknown."""
         families = {"fake": Family(FakeSpec, FakeModelLoader({**dict.fromkeys(TRIO, 30), **sizes}))}
         house = cls(several(max_resident, **settings), Folders(folder, folder), families)
         await house.has(total, free=total)
@@ -1028,7 +1030,7 @@ class Several(House):
         return house
 
     async def has(self, total: int, *, free: int) -> None:
-        """The device's memory, and what other processes leave of it."""
+        """Set the device's memory, and the part that other processes leave free."""
         self.engine.empty = EMPTY.evolve(total=total, free=free)
         self.engine.full = FULL.evolve(total=total, free=free - FULL.cached)
         await self.measure(self.engine.empty)
@@ -1043,7 +1045,7 @@ class Several(House):
 
     @property
     def residents(self) -> str:
-        """The most recently used one first."""
+        """The resident models, the most recently used one first."""
         return "".join(resident.model for resident in self.models.residents)
 
 
@@ -1066,7 +1068,7 @@ async def test_as_many_models_stay_as_fit_with_room_to_work(tmp_path: Path, tota
     assert house.residents == residents
 
 
-async def test_what_other_processes_hold_is_left_out(tmp_path: Path) -> None:
+async def test_memory_of_other_processes_is_subtracted(tmp_path: Path) -> None:
     gib = 2**30
     house = await Several.of(tmp_path, 2, total=10 * gib, sizes=dict.fromkeys(TRIO, 3 * gib))
     for free, residents in ((10 * gib, "ba"), (4 * gib, "b")):
@@ -1076,7 +1078,7 @@ async def test_what_other_processes_hold_is_left_out(tmp_path: Path) -> None:
         await house.models.unload_all()
 
 
-async def test_what_a_picture_took_beside_the_weights_stays_free_from_then_on(tmp_path: Path) -> None:
+async def test_the_measured_working_memory_is_kept_free(tmp_path: Path) -> None:
     house = await Several.of(tmp_path, 3, total=100)
     await house.load("a")
     for working_bytes in (40, 1):  # the largest counts
@@ -1089,7 +1091,7 @@ async def test_what_a_picture_took_beside_the_weights_stays_free_from_then_on(tm
     assert house.models.victims("a") == ["b"]
 
 
-async def test_what_models_share_is_counted_once(tmp_path: Path) -> None:
+async def test_shared_parts_are_counted_once(tmp_path: Path) -> None:
     house = await Several.of(tmp_path, 3, total=76)
     await house.load("a", "b", shared={"t5": 20})
     assert house.residents == "ba"
@@ -1102,7 +1104,7 @@ async def test_what_models_share_is_counted_once(tmp_path: Path) -> None:
     assert house.residents == "cba"
 
 
-async def test_a_model_that_nobody_has_weighed_is_loaded_alone_and_stays_beside_others_later(tmp_path: Path) -> None:
+async def test_a_model_of_unknown_size_is_loaded_alone_first_and_beside_others_later(tmp_path: Path) -> None:
     house = await Several.of(tmp_path, 3, sizes={"c": None})
     await house.load("a", "b")
     await house.load("c")
@@ -1111,7 +1113,7 @@ async def test_a_model_that_nobody_has_weighed_is_loaded_alone_and_stays_beside_
     assert house.residents == "ac"
 
 
-async def test_who_would_leave_is_known_beforehand(tmp_path: Path) -> None:
+async def test_evictions_are_known_beforehand(tmp_path: Path) -> None:
     house = await Several.of(tmp_path, 2)
     assert house.models.victims("a") == []
     await house.load("a", "b")
@@ -1151,7 +1153,7 @@ async def test_the_work_of_all_resident_models_since_the_latest_load_is_counted(
     assert house.models.served_s == 0
 
 
-async def test_where_fewer_may_stay_the_least_recently_used_leave_and_nobody_is_loaded_again(tmp_path: Path) -> None:
+async def test_with_a_smaller_max_resident_the_least_recently_used_are_evicted(tmp_path: Path) -> None:
     house = await Several.of(tmp_path, 3)
     await house.load("a", "b", "c")
     events = await told(house, house.models.apply(several(1)))
@@ -1164,7 +1166,7 @@ async def test_where_fewer_may_stay_the_least_recently_used_leave_and_nobody_is_
 
 
 @pytest.mark.parametrize("death", [CRASHED, HUNG])
-async def test_a_dead_worker_takes_all_resident_models_along(tmp_path: Path, death: Failed) -> None:
+async def test_a_dead_worker_loses_all_resident_models(tmp_path: Path, death: Failed) -> None:
     house = await Several.of(tmp_path, 3)
     await house.load("a", "b", "c")
     house.engine.instead["generate"] = death
@@ -1224,7 +1226,7 @@ async def asserted(work: Awaitable[object], kind: type) -> None:
     assert isinstance(await work, kind)
 
 
-async def test_what_runs_out_of_memory_alone_fails_and_is_not_tried_for_ever(tmp_path: Path) -> None:
+async def test_a_task_that_is_out_of_memory_alone_fails_and_is_not_retried_for_ever(tmp_path: Path) -> None:
     house = await Several.of(tmp_path, 3)
     await house.load("a", "b")
     alone = OUT_OF_MEMORY.evolve(message="The weights take 3 of 4 GiB.")
@@ -1239,7 +1241,7 @@ async def test_what_runs_out_of_memory_alone_fails_and_is_not_tried_for_ever(tmp
     assert house.models.status("c").error == alone
 
 
-async def test_for_pictures_that_could_be_made_one_by_one_nobody_leaves(tmp_path: Path) -> None:
+async def test_a_shared_call_that_is_out_of_memory_evicts_nothing(tmp_path: Path) -> None:
     house = await Several.of(tmp_path, 2)
     await house.load("a", "b")
     house.engine.instead["generate"] = OUT_OF_MEMORY
@@ -1249,7 +1251,7 @@ async def test_for_pictures_that_could_be_made_one_by_one_nobody_leaves(tmp_path
     assert (outcome, house.residents) == (OUT_OF_MEMORY, "ba")
 
 
-async def test_who_ran_out_of_memory_together_does_not_meet_again_for_some_time(tmp_path: Path) -> None:
+async def test_models_that_ran_out_of_memory_together_are_apart_for_some_loads(tmp_path: Path) -> None:
     house = await Several.of(tmp_path, 2)
     await house.load("a", "b")
     house.engine.instead["generate"] = OUT_OF_MEMORY
@@ -1291,7 +1293,7 @@ async def test_a_model_that_is_lost_and_does_not_load_again_kills_one_worker_and
     assert not house.models.quarantined("b")
 
 
-async def test_a_load_that_was_given_up_evicts_nobody(tmp_path: Path) -> None:
+async def test_an_abandoned_load_evicts_no_model(tmp_path: Path) -> None:
     house = await Several.of(tmp_path, 2)
     await house.load("a")
     house.engine.instead["load"] = OUT_OF_MEMORY

@@ -1,4 +1,4 @@
-"""The outbox: what there is to tell is on disk together with what happened, and bounded."""
+"""The outbox: its events are on disk together with their task's state, and their number is limited."""
 
 import asyncio
 import sqlite3
@@ -53,7 +53,7 @@ async def journal(path: Path) -> AsyncIterator[TaskJournal]:
 
 
 async def all_of(journal: TaskJournal, **wanted: Any) -> list[Delivery]:
-    """Oldest first."""
+    """All deliveries, oldest first."""
     found, _ = await journal.outbox.page(DeliveryFilter(**wanted), 1000)
     return found[::-1]
 
@@ -84,7 +84,7 @@ async def test_an_end_and_its_telling_are_one_transaction(journal: TaskJournal, 
     assert rows == [(task.id, "completed", "pending", 0)]
 
 
-async def test_what_was_not_asked_for_is_not_told(journal: TaskJournal) -> None:
+async def test_events_that_were_not_requested_are_not_sent(journal: TaskJournal) -> None:
     for number, events in enumerate([(WebhookEvent.FAILED,), ALL, (WebhookEvent.STARTED,)]):
         task = await insert_one(journal, told(number, events=events))
         await journal.update(task.evolve(status=TaskStatus.PROCESSING))  # its model is being loaded
@@ -99,7 +99,7 @@ async def test_what_was_not_asked_for_is_not_told(journal: TaskJournal) -> None:
 
 
 @pytest.mark.parametrize("status", [TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED])
-async def test_each_end_is_told_by_its_own_word(journal: TaskJournal, status: TaskStatus) -> None:
+async def test_each_end_has_its_own_event(journal: TaskJournal, status: TaskStatus) -> None:
     task = await insert_one(journal, told(1))
     await journal.update(ended(task, status))
     (found,) = await all_of(journal)
@@ -108,7 +108,7 @@ async def test_each_end_is_told_by_its_own_word(journal: TaskJournal, status: Ta
     assert (delivery.event.value, delivery.payload) == (status.value, f'{{"{status}": "{task.id}"}}')
 
 
-async def test_every_delivery_has_an_id_of_its_own(journal: TaskJournal) -> None:
+async def test_every_delivery_has_its_own_id(journal: TaskJournal) -> None:
     found = await born(journal, *(told(number) for number in range(20)))
     assert len({each.id for each in found}) == 20
     assert all(each.id.startswith("msg_") for each in found)
@@ -201,7 +201,7 @@ async def test_each_delivery_that_dies_is_logged_and_counted_without_its_url(
 # -- gone --------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_url_that_is_gone_gets_nothing_until_something_arrives_there(journal: TaskJournal) -> None:
+async def test_a_url_with_410_gets_nothing_until_a_delivery_succeeds(journal: TaskJournal) -> None:
     first, second, other = await born(journal, told(1), told(2), told(3, "https://example.com/b"))
     dead = first.evolve(state=DeliveryState.DEAD, attempts=1, error="gone")
     assert await journal.outbox.failed(dead, gone=True) == [second.id]
@@ -233,7 +233,7 @@ async def test_an_attempt_that_fails_late_does_not_bring_a_dead_delivery_back(jo
 # -- kept as long as the task ------------------------------------------------------------------------------------------
 
 
-async def test_what_has_ended_goes_with_its_task_and_what_is_on_its_way_when_it_has_ended(journal: TaskJournal) -> None:
+async def test_ended_deliveries_are_deleted_with_their_task_and_others_when_they_end(journal: TaskJournal) -> None:
     arrived, waiting, dying = await born(journal, told(1), told(2), told(3))
     await journal.outbox.delivered(arrived.evolve(state=DeliveryState.DELIVERED))
     assert len(await all_of(journal)) == 3
@@ -246,7 +246,7 @@ async def test_what_has_ended_goes_with_its_task_and_what_is_on_its_way_when_it_
     assert await all_of(journal) == []
 
 
-async def test_with_a_url_that_is_gone_go_deliveries_whose_tasks_went_before(journal: TaskJournal) -> None:
+async def test_deliveries_to_a_url_with_410_are_deleted_if_their_tasks_were(journal: TaskJournal) -> None:
     first, second = await born(journal, told(1), told(2))
     await journal.delete([second.task_id])
     await journal.outbox.failed(first.evolve(state=DeliveryState.DEAD), gone=True)
@@ -257,7 +257,7 @@ async def test_with_a_url_that_is_gone_go_deliveries_whose_tasks_went_before(jou
 
 
 class Script:
-    """A client that answers what it is told, and remembers."""
+    """A client that gives the answers of the test, and records its calls."""
 
     def __init__(self, *answers: Answer) -> None:
         self.answers = list(answers)
@@ -272,7 +272,7 @@ class Script:
 
 
 class Sending:
-    """A sender on a clock that is set by hand."""
+    """A sender on a clock that the test sets."""
 
     def __init__(self, journal: TaskJournal, client: Script, chance: Callable[[], float] = lambda: 0.5) -> None:
         self.now = 1000.0
@@ -291,7 +291,7 @@ class Sending:
             await self._running
 
     async def settled(self, journal: TaskJournal, attempts: int) -> Delivery:
-        """The only delivery, once the script has been followed so far and that is written down."""
+        """The only delivery, after this many attempts were made and written."""
         while len(self.client.posts) < attempts:
             await asyncio.sleep(0)
         while True:
@@ -319,7 +319,7 @@ async def test_a_failed_attempt_waits_for_its_time(journal: TaskJournal) -> None
     assert len(set(client.posts)) == 1
 
 
-async def test_after_a_restart_it_is_tried_soon_and_that_costs_no_attempt(journal: TaskJournal) -> None:
+async def test_after_a_restart_a_delivery_is_tried_soon_without_counting_an_attempt(journal: TaskJournal) -> None:
     async with Sending(journal, Script(Answer(500), Answer(500))) as sending:
         await born(journal, told(1))
         await sending.settled(journal, 1)
@@ -389,7 +389,7 @@ async def test_a_host_that_refuses_is_asked_once_and_not_for_each_delivery(journ
             await asyncio.sleep(0)
 
 
-async def test_a_disk_that_refuses_the_outcome_costs_another_attempt_and_not_the_sender(
+async def test_a_disk_that_refuses_the_result_repeats_the_attempt_and_the_sender_continues(
     journal: TaskJournal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def refuse(*_: object) -> None:
@@ -406,7 +406,7 @@ async def test_a_disk_that_refuses_the_outcome_costs_another_attempt_and_not_the
     assert len(set(client.posts)) == 1
 
 
-async def test_a_replay_of_what_waits_is_made_at_once(journal: TaskJournal) -> None:
+async def test_a_redelivery_of_a_waiting_delivery_is_made_at_once(journal: TaskJournal) -> None:
     async with Sending(journal, Script(Answer(500), Answer(200))) as sending:
         (delivery,) = await born(journal, told(1))
         await sending.settled(journal, 1)
@@ -417,9 +417,7 @@ async def test_a_replay_of_what_waits_is_made_at_once(journal: TaskJournal) -> N
             await sending.sender.replay("msg_unknown")
 
 
-async def test_what_waits_is_read_whole_however_much_it_is(
-    journal: TaskJournal, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_all_waiting_deliveries_are_read(journal: TaskJournal, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (outbox_module, sender_module):
         monkeypatch.setattr(module, "CHUNK", 3)
     found = await born(journal, *(told(number, f"https://{number % 4}.example/") for number in range(10)))

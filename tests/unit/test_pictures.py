@@ -28,7 +28,7 @@ def pixels(image: Any) -> Any:
 
 
 def cut_out() -> Image.Image:
-    """Left: an opaque red. Middle: half of it. Right: the secret colour that was cut away."""
+    """Left: an opaque red. Middle: half transparent. Right: a fully transparent hidden colour."""
     image = Image.new("RGBA", (9, 3), (200, 0, 0, 255))
     image.paste((200, 0, 0, 128), (3, 0, 6, 3))
     image.paste((1, 2, 3, 0), (6, 0, 9, 3))
@@ -36,14 +36,14 @@ def cut_out() -> Image.Image:
 
 
 def palette_with(transparency: Any) -> bytes:
-    """Left: red. Right: black, which the palette calls transparent."""
+    """Left: red. Right: black, which is transparent in the palette."""
     image = Image.new("P", (6, 3), 0)
     image.putpalette([200, 0, 0, 0, 0, 0])
     image.paste(1, (3, 0, 6, 3))
     return file_of(image, transparency=transparency)
 
 
-def test_what_is_transparent_is_white() -> None:
+def test_transparent_pixels_become_white() -> None:
     for kind, options in (("PNG", {}), ("WEBP", {"lossless": True, "exact": True}), ("TIFF", {})):
         read = pixels(read_image(file_of(cut_out(), kind, **options)))
         assert read[0, [0, 4, 8]].tolist() == [[200, 0, 0], [227, 127, 127], [255, 255, 255]], kind
@@ -241,7 +241,7 @@ def test_cmyk_without_a_profile_is_read() -> None:
 
 
 def scene() -> Image.Image:
-    """Nothing in it is symmetric."""
+    """A picture without any symmetry."""
     image = Image.new("RGB", (24, 16), "red")
     image.paste("blue", (12, 0, 24, 16))
     image.paste("lime", (0, 0, 12, 5))

@@ -76,7 +76,7 @@ def test_of_a_part_that_comes_from_elsewhere_only_the_configuration_is_needed() 
 
 
 @pytest.mark.parametrize("gone", [TEXT, *SHARDS, "scheduler/scheduler_config.json"])
-def test_a_part_without_one_of_its_files_is_not_whole(gone: str) -> None:
+def test_a_part_without_one_of_its_files_is_incomplete(gone: str) -> None:
     left = [path for path in REPOSITORY if path != gone]
     assert lacking(left, INDEX_OF_FLUX) == gone.partition("/")[0]
 
@@ -105,7 +105,7 @@ def test_shards_of_fp16_copies_are_known_in_both_spellings(shards: list[str]) ->
     assert lacking(paths, INDEX_OF_FLUX) is None
 
 
-def test_of_one_file_and_shards_that_is_taken_which_the_library_opens() -> None:
+def test_one_file_or_shards_are_chosen_like_the_library_opens_them() -> None:
     whole = "transformer/diffusion_pytorch_model.safetensors"
     cut = ["text_encoder/model-00001-of-00001.safetensors", "text_encoder/model.safetensors.index.json"]
     chosen = needed([*REPOSITORY, whole, *cut], INDEX_OF_FLUX)
@@ -153,7 +153,7 @@ def test_a_part_whose_folder_needs_no_weights_is_complete_without(cls: str, name
         ("TokenizersBackend", []),
     ],
 )
-def test_a_part_whose_folder_is_that_of_a_model_needs_weights(cls: str, names: list[str]) -> None:
+def test_a_part_with_the_folder_of_a_model_needs_weights(cls: str, names: list[str]) -> None:
     assert lacking([f"x/{name}" for name in names], {"x": ["transformers", cls]}) == "x"
 
 
@@ -200,6 +200,6 @@ def test_shards_of_a_copy_that_are_not_all_there_are_not_taken() -> None:
 
 
 @pytest.mark.parametrize("part", [["diffusers"], "words", 7, ["a", 1], None, {}])
-def test_what_is_no_part_is_none(part: Any) -> None:
+def test_an_entry_that_is_not_a_part_is_left_out(part: Any) -> None:
     assert parts_of({"x": part}) == {}
     assert needed(["x/config.json"], {"x": part}) == [INDEX]

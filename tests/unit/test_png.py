@@ -1,4 +1,4 @@
-"""The PNG encoder: what any reader sees is what was put in."""
+"""The PNG encoder: every reader gets the original pixels."""
 
 import io
 
@@ -33,7 +33,7 @@ def noise(width: int, height: int) -> Pixels:
 
 
 @given(PICTURES)
-def test_every_pixel_comes_back(pixels: Pixels) -> None:
+def test_every_pixel_is_the_same_after_decoding(pixels: Pixels) -> None:
     image = decoded(encoded(pixels))
     assert image.mode == "RGB"
     assert np.array_equal(np.asarray(image), pixels)
@@ -43,7 +43,7 @@ def test_every_pixel_comes_back(pixels: Pixels) -> None:
     ("width", "height"),
     [(1, 1), (1, 7), (7, 1), (2, 2), (3, 5), (255, 3), (257, 2), (1365, 4), (768, 9), (1, 1024), (8192, 1)],
 )
-def test_every_size_comes_back(width: int, height: int) -> None:
+def test_every_size_is_the_same_after_decoding(width: int, height: int) -> None:
     pixels = noise(width, height)
     image = decoded(encoded(pixels))
     assert image.size == (width, height)

@@ -1,4 +1,4 @@
-"""Previews: when to look, how the clean picture is told from the latents, and how much is sent."""
+"""Previews: at which steps, the estimate of the clean picture, and the size of the JPEG."""
 
 from math import sqrt
 from types import SimpleNamespace
@@ -22,7 +22,7 @@ from imagegen.loaders.previews import MAX_BYTES, Lookout, encode, wanted_steps
 
 
 @given(st.integers(0, 8), st.integers(1, 200))
-def test_it_is_looked_as_often_as_asked_where_there_are_steps_and_never_at_the_last(asked: int, steps: int) -> None:
+def test_previews_are_as_many_as_requested_and_never_after_the_last_step(asked: int, steps: int) -> None:
     wanted = wanted_steps(asked, steps)
     assert len(wanted) <= asked
     assert all(2 <= step < steps for step in wanted)
@@ -42,7 +42,7 @@ CLEAN = torch.linspace(-1, 1, 64).reshape(1, 1, 8, 8)
 
 
 def ideal_prediction(scheduler: Any, sample: torch.Tensor, index: int) -> torch.Tensor:
-    """What a model says that knows the clean picture."""
+    """The output of a model that knows the clean picture."""
     if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
         return (sample - CLEAN) / scheduler.sigmas[index]
     if isinstance(scheduler, EulerDiscreteScheduler):
@@ -87,7 +87,7 @@ def test_the_line_through_two_latents_leads_to_the_clean_picture(
 
 
 @pytest.mark.parametrize("shape", [(4, 4, 3), (700, 300, 3), (1, 900, 3)])
-def test_what_is_sent_is_small(shape: tuple[int, int, int]) -> None:
+def test_a_preview_is_small(shape: tuple[int, int, int]) -> None:
     noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     jpeg = encode(noise)
     assert jpeg is not None

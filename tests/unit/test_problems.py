@@ -81,13 +81,13 @@ def test_the_codes_that_clients_act_upon_keep_their_status(code: str, status: in
     assert STATUS[code] == status
 
 
-def test_codes_are_words_for_programs() -> None:
+def test_codes_are_lower_case_words() -> None:
     for code in [*STATUS, *FailureCode]:
         assert code == code.lower()
         assert code.replace("_", "").isalpha()
 
 
-def test_only_what_gets_better_by_waiting_says_when() -> None:
+def test_only_errors_that_end_by_waiting_have_a_retry_time() -> None:
     assert QueueFull(retry_after=3).retry_after == 3
     assert QueueFull().retry_after is None
 
@@ -95,7 +95,7 @@ def test_only_what_gets_better_by_waiting_says_when() -> None:
 # -- bodies ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_problem_is_what_rfc_9457_says() -> None:
+def test_a_problem_follows_rfc_9457() -> None:
     response = problem_json(problem("task_not_found", "There is no task with this id."))
     assert response.status_code == 404
     assert response.media_type == MEDIA_TYPE == "application/problem+json"
@@ -114,7 +114,7 @@ def test_a_problem_lists_the_fields_that_are_wrong() -> None:
     assert json.loads(bytes(response.body))["errors"] == [{"loc": "body.width", "message": "too small"}]
 
 
-def test_the_frameworks_own_status_goes_before_the_table() -> None:
+def test_the_frameworks_own_status_overrides_the_table() -> None:
     assert problem("http_error", "x", status=418).status == 418
 
 

@@ -1,4 +1,4 @@
-"""The frames of the GPU border: every value comes out as it went in, and nothing else is understood."""
+"""The frames of the GPU border: every value is the same after a round trip, and other frames are refused."""
 
 from typing import Any, get_args
 
@@ -100,12 +100,12 @@ def test_warnings_are_cut_to_their_limits() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=kind_of)
-def test_a_command_comes_out_as_it_went_in(command: Value) -> None:
+def test_a_command_is_the_same_after_a_round_trip(command: Value) -> None:
     assert unpack_command(pack(command)) == command
 
 
 @pytest.mark.parametrize("answer", ANSWERS, ids=kind_of)
-def test_an_answer_comes_out_as_it_went_in(answer: Value) -> None:
+def test_an_answer_is_the_same_after_a_round_trip(answer: Value) -> None:
     assert unpack_answer(pack(answer)) == answer
 
 
@@ -122,18 +122,18 @@ JSON = st.recursive(
 
 
 @given(st.dictionaries(st.text(max_size=10), JSON, max_size=4), st.text(max_size=50))
-def test_any_entry_of_a_models_yaml_comes_out_as_it_went_in(spec: dict[str, Any], folder: str) -> None:
+def test_any_entry_of_a_models_yaml_is_the_same_after_a_round_trip(spec: dict[str, Any], folder: str) -> None:
     command = Load(model="a", spec=spec, settings={}, models_dir=folder, loras_dir=folder)
     assert unpack_command(pack(command)) == command
 
 
 @given(st.binary(max_size=500), st.text(max_size=100))
-def test_any_picture_and_any_prompt_come_out_as_they_went_in(image: bytes, prompt: str) -> None:
+def test_any_picture_and_any_prompt_are_the_same_after_a_round_trip(image: bytes, prompt: str) -> None:
     command = Generate(model="a", request=request_for(prompt), init_image=image)
     assert unpack_command(pack(command)) == command
 
 
-def test_a_failure_comes_through_whatever_characters_its_traceback_holds() -> None:
+def test_a_failure_crosses_with_any_characters_in_its_traceback() -> None:
     # A file name that is not UTF-8 reaches Python as lone surrogates.
     answer = unpack_answer(pack(Failed(code=FailureCode.LOAD_FAILED, message="m", traceback="OSError: 'a\udcff'")))
     assert isinstance(answer, Failed)
@@ -162,7 +162,7 @@ def test_a_failure_comes_through_whatever_characters_its_traceback_holds() -> No
         {"kind": "failed", "code": "no_such_code", "message": ""},
     ],
 )
-def test_what_is_no_message_is_refused_in_both_directions(value: object) -> None:
+def test_an_invalid_message_is_refused_in_both_directions(value: object) -> None:
     frame = msgpack.packb(value)
     for unpack in (unpack_command, unpack_answer):
         with pytest.raises(ValidationError):
@@ -200,7 +200,7 @@ def test_any_bytes_are_a_message_or_refused(frame: bytes) -> None:
 
 
 @pytest.mark.parametrize("code", FailureCode)
-def test_only_the_end_of_a_worker_takes_along_what_was_resident(code: FailureCode) -> None:
+def test_only_the_end_of_a_worker_ends_its_resident_models(code: FailureCode) -> None:
     died = {FailureCode.WORKER_CRASHED, FailureCode.WORKER_HUNG}
     assert Failed(code=code, message="").worker_died is (code in died)
 

@@ -1,4 +1,4 @@
-"""ModelPuller with a scripted download: whose turn it is, what is told, and how it ends."""
+"""ModelPuller with a scripted download: the order of pulls, their progress, and their ends."""
 
 import asyncio
 import json
@@ -30,7 +30,7 @@ GATED = Refused(code=FailureCode.HUB_GATED, message="Accept the licence.", retry
 
 
 class Downloads:
-    """In the place of the process: waits until it is told how to end."""
+    """Replaces the process: waits until the test sets how it ends."""
 
     def __init__(self) -> None:
         self.commands: list[Fetch] = []
@@ -83,7 +83,7 @@ async def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     await asyncio.wait([running])
 
 
-async def test_a_download_is_told_in_bytes_until_it_is_ready(house: House) -> None:
+async def test_a_pull_reports_bytes_until_it_is_ready(house: House) -> None:
     with house.bus.subscribe() as events:
         assert house.puller.start("a").state is PullState.WAITING
         await house.downloads.begin()
@@ -121,7 +121,7 @@ async def test_of_files_for_several_cards_the_one_for_this_card_is_pulled(
     await asyncio.wait([running])
 
 
-async def test_a_refusal_is_kept_with_its_words(house: House) -> None:
+async def test_a_refusal_is_kept_with_its_message(house: House) -> None:
     house.puller.start("a")
     await house.downloads.begin()
     house.downloads.end.set_result(GATED)
@@ -142,7 +142,7 @@ async def test_one_model_at_a_time_and_asking_again_changes_nothing(house: House
     assert [command.files[0].repo for command in house.downloads.commands] == ["org/a", "org/b"]
 
 
-async def test_cancelling_ends_the_process_and_lets_the_next_one_go(house: House) -> None:
+async def test_cancelling_ends_the_process_and_starts_the_next_pull(house: House) -> None:
     house.puller.start("a")
     house.puller.start("b")
     await house.downloads.begin()
@@ -197,7 +197,7 @@ async def test_a_process_that_cannot_be_started_is_a_failure(house: House) -> No
     assert pull.failure.code is FailureCode.PULL_CRASHED
 
 
-async def test_what_cannot_be_pulled_is_refused(house: House) -> None:
+async def test_an_impossible_pull_is_refused(house: House) -> None:
     refused: list[tuple[str, type[ImagegenError]]]
     refused = [("here", WeightsHere), ("none", NoRepository), ("nothing", ModelNotFound)]
     for model, error in refused:
@@ -211,7 +211,7 @@ async def test_what_cannot_be_pulled_is_refused(house: House) -> None:
     assert not house.puller.is_here("a")
 
 
-async def test_a_drain_lets_followers_go_and_starts_nothing(house: House) -> None:
+async def test_a_drain_ends_followers_and_starts_no_pull(house: House) -> None:
     house.puller.start("a")
     await house.downloads.begin()
     states = [pull.state async for pull in _drained(house)]
@@ -237,7 +237,7 @@ async def test_the_end_of_the_service_ends_the_download(tmp_path: Path, monkeypa
     assert house.downloads.cancelled == 1
 
 
-async def test_the_download_of_a_removed_model_ends_and_says_so(house: House) -> None:
+async def test_the_pull_of_a_removed_model_ends_with_the_reason(house: House) -> None:
     house.puller.removed("a")  # nothing is under way
     house.puller.start("a")
     await house.downloads.begin()

@@ -1,4 +1,4 @@
-"""Which waiting task is next: the rules of `choose` one by one, its promises on a virtual clock, and the queue."""
+"""The order of waiting tasks: the rules of `choose` one by one, its bounds on a virtual clock, and the queue."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -48,7 +48,7 @@ def test_1_waiting_long_enough_is_worth_a_step_of_priority(waited_s: float, chos
     assert first.model == chosen
 
 
-def test_1_of_one_model_what_has_waited_long_enough_goes_before_what_came_later() -> None:
+def test_1_a_task_that_waited_long_enough_runs_before_later_tasks_of_its_model() -> None:
     ready = [ticket(1, priority=1, since=-AGEING_S), ticket(2)]
     assert choose(ready, Current("a"), COSTS, 0).sequence == 1
 
@@ -84,7 +84,7 @@ def test_3_another_model_interrupts_when_its_claim_is_due_and_the_quantum_is_spe
     assert choose(ready, Current("a", served_s), COSTS, 0).model == chosen
 
 
-def test_3_what_a_claim_has_to_wait_for_is_the_price_of_its_own_swap() -> None:
+def test_3_patience_and_quantum_depend_on_the_swap_of_the_due_model() -> None:
     costs = Costs({"a": 1000, "b": 1}, {})
     ready = [ticket(1, "b", since=-PATIENCE_SWAPS), ticket(2, "a")]
     assert choose(ready, Current("a", served_s=QUANTUM_SWAPS), costs, 0).model == "b"
@@ -102,7 +102,7 @@ def test_3_patience_and_quantum_can_be_set() -> None:
     assert choose(ready, Current("a", SWAP_S), COSTS, 0, Fairness(2, 1)).model == "a"
 
 
-def test_3_what_came_before_the_due_task_is_not_interrupted_for_it() -> None:
+def test_3_tasks_that_arrived_before_the_due_task_are_not_interrupted() -> None:
     ready = [ticket(1, "a", since=-1e6), ticket(2, "b", since=-1e5), ticket(3, "a", since=-9)]
     assert choose(ready, Current("a", served_s=1e6), COSTS, 0).sequence == 1
     assert choose(ready[1:], Current("a", served_s=1e6), COSTS, 0).sequence == 2
@@ -171,7 +171,7 @@ def test_a_model_that_works_is_the_most_recently_used_one_and_a_load_begins_the_
 
 
 def keep(most: int) -> Stays:
-    """So many models are resident at most."""
+    """At most this many models are resident."""
     return lambda model, residents: residents[: most - 1]
 
 
@@ -210,7 +210,7 @@ def test_nothing_ever_overtakes_across_priorities(ready: list[TaskTicket], curre
 
 
 @given(queues(), CURRENTS, ANY_COSTS)
-def test_only_what_has_waited_long_enough_overtakes_a_better_priority(
+def test_only_a_task_that_waited_long_enough_overtakes_a_better_priority(
     ready: list[TaskTicket], current: Current, costs: Costs
 ) -> None:
     chosen, best = choose(ready, current, costs, 0), min(each.priority for each in ready)
@@ -263,7 +263,7 @@ def first_come_first_served(ready: Sequence[TaskTicket], current: Current, costs
 
 
 def age_bound(ready: Sequence[TaskTicket], current: Current, costs: Costs, now: float) -> TaskTicket:
-    """The resident model first, but any single task that is too old at once."""
+    """The resident model first, except that any task that is too old runs at once."""
     oldest = min(ready)
     own = [each for each in ready if each.model == current.model]
     return min(own) if own and now - oldest.since < AGE_BOUND_S else oldest
@@ -271,7 +271,7 @@ def age_bound(ready: Sequence[TaskTicket], current: Current, costs: Costs, now: 
 
 @dataclass
 class Simulated:
-    """What a policy made of a trace."""
+    """The result of a policy on a trace."""
 
     #: The model of each task, in the order in which they ran.
     models: list[str] = field(default_factory=list)
@@ -315,7 +315,7 @@ def simulate(arrivals: Sequence[TaskTicket], policy: Policy, most: int = 10**9, 
 
 
 def burst(models: str, tasks: int, seed: int, *, every_s: float = 1.0) -> list[TaskTicket]:
-    """Faster than anyone could serve, models at random: everything gets old."""
+    """Random models, faster than they can be served, so that every task gets old."""
     random = Random(seed)
     return [ticket(n, random.choice(models), since=n * every_s) for n in range(tasks)]
 
@@ -452,10 +452,10 @@ class Device:
 
 
 async def nothing() -> None:
-    """What a control ticket would do."""
+    """The action of a control ticket."""
 
 
-async def test_control_goes_ahead_of_every_task_in_its_own_order() -> None:
+async def test_control_tickets_go_before_all_tasks_in_their_own_order() -> None:
     queue = Device(Current("a")).queue(ticket(1, priority=-1000))
     first, second = ControlTicket(0, nothing), ControlTicket(1, nothing)
     queue.put_nowait(second)
@@ -474,7 +474,7 @@ def test_of_the_models_that_must_be_loaded_the_one_whose_tasks_come_first_is_kno
     assert queue.waiting == 4
 
 
-async def test_what_is_resident_is_asked_when_a_task_is_taken_not_when_it_comes() -> None:
+async def test_the_resident_models_are_read_when_a_task_is_taken() -> None:
     device = Device(Current("a"))
     queue = device.queue(ticket(1, "a"), ticket(2, "b"))
     device.resident = Current("b")
@@ -483,7 +483,7 @@ async def test_what_is_resident_is_asked_when_a_task_is_taken_not_when_it_comes(
     assert taken.model == "b"
 
 
-async def test_the_clock_is_asked_when_a_task_is_taken() -> None:
+async def test_the_clock_is_read_when_a_task_is_taken() -> None:
     device = Device(Current("a", served_s=QUANTUM_S))
     queue = device.queue(ticket(1, "b"), ticket(2, "a"))
     device.now = PATIENCE_S
@@ -515,7 +515,7 @@ async def test_taking_all_out_names_them_in_order_of_arrival_and_leaves_control(
     assert isinstance(await queue.get(), ControlTicket)
 
 
-async def test_a_position_counts_who_stands_before_by_priority_and_arrival() -> None:
+async def test_a_position_counts_the_tasks_before_by_priority_and_arrival() -> None:
     tickets = [ticket(1), ticket(2, priority=-1), ticket(3), ticket(4, priority=1)]
     queue = Device().queue(*tickets)
     assert [queue.position(each) for each in tickets] == [1, 0, 2, 3]
@@ -531,7 +531,7 @@ async def test_control_tickets_do_not_count_as_waiting_tasks() -> None:
     assert (queue.waiting, queue.qsize(), queue.empty()) == (1, 2, False)
 
 
-async def test_whoever_waits_for_a_task_wakes_when_one_comes() -> None:
+async def test_a_waiting_run_loop_wakes_when_a_task_arrives() -> None:
     queue = Device().queue()
     waiting = asyncio.create_task(queue.get())
     await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""What counts as reading, and as a sign of life, by the kernel's counters of this very process."""
+"""The kernel's counters of this process: which reads count, and which are a sign of life."""
 
 import mmap
 import os
@@ -18,7 +18,7 @@ def file(tmp_path: Path) -> Path:
     return written
 
 
-def test_what_is_read_counts_and_is_one_sign_of_life(file: Path) -> None:
+def test_read_bytes_count_and_are_a_sign_of_life(file: Path) -> None:
     reading = Reading(os.getpid())
     assert not reading.grew()
     with file.open("rb", buffering=0) as stream:
@@ -53,7 +53,7 @@ def test_memory_that_comes_again_is_no_sign_of_life() -> None:
             assert reading.grew() is fresh
 
 
-def test_a_process_that_is_gone_reads_nothing() -> None:
+def test_an_ended_process_reads_nothing() -> None:
     process = os.posix_spawn("/bin/true", ["true"], {})
     os.waitpid(process, 0)
     reading = Reading(process)

@@ -18,7 +18,7 @@ PIECE = 10
 
 
 class Disk:
-    """Files whose pieces are read when the test lets them be."""
+    """Files whose pieces are read when the test allows it."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -55,7 +55,7 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Disk:
 
 
 async def ended(ahead: ReadingAhead) -> None:
-    """Its thread has ended."""
+    """Wait until its thread has ended."""
     assert ahead._thread is not None
     await ahead._thread
 
@@ -68,7 +68,7 @@ async def test_all_files_are_read_once(disk: Disk) -> None:
     assert disk.read == {"m0": 25, "m1": 0, "m2": 10}
 
 
-async def test_a_context_that_ends_stops_the_reading_and_the_next_one_goes_on(disk: Disk) -> None:
+async def test_a_context_that_ends_stops_the_reading_and_the_next_one_continues_it(disk: Disk) -> None:
     ahead, files = ReadingAhead(), disk.files(1000)
     disk.gate.clear()
     with ahead.of("m", files):
@@ -81,7 +81,7 @@ async def test_a_context_that_ends_stops_the_reading_and_the_next_one_goes_on(di
     assert disk.read == {"m0": 1000}
 
 
-async def test_while_a_piece_is_on_its_way_no_other_reading_begins(disk: Disk) -> None:
+async def test_while_a_piece_is_read_no_other_reading_begins(disk: Disk) -> None:
     ahead = ReadingAhead()
     disk.gate.clear()
     with ahead.of("m", disk.files(1000)):
@@ -127,7 +127,7 @@ async def test_no_model_means_no_thread(disk: Disk) -> None:
 
 
 @pytest.mark.parametrize("error", [WeightsMissing("gone"), PermissionError("no")])
-async def test_what_cannot_be_read_is_left_to_the_load(disk: Disk, error: Exception) -> None:
+async def test_reading_ahead_ignores_unreadable_files(disk: Disk, error: Exception) -> None:
     def fail() -> Sequence[Path]:
         raise error
 

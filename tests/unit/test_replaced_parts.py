@@ -1,4 +1,4 @@
-"""`parts` of an entry: what it may name, what is fetched for it, and what counts as here."""
+"""`parts` of an entry: the allowed values, the files that are pulled, and when they count as present."""
 
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ def test_a_part_from_another_repository_is_fetched_instead() -> None:
         ({"vae": 7}, "valid string"),
     ],
 )
-def test_what_is_no_part_is_refused(parts: dict[str, Any], words: str) -> None:
+def test_an_unknown_part_is_refused(parts: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         sd3(parts)
 
@@ -64,7 +64,7 @@ def test_a_rounded_transformer_is_the_pipelines_own() -> None:
         sd3({"transformer": "org/t"}, quantize="int8")
 
 
-def test_an_entry_whose_part_is_not_here_is_not_here(tmp_path: Path) -> None:
+def test_an_entry_with_a_missing_part_counts_as_missing(tmp_path: Path) -> None:
     entry = {"name": "A", "type": "flux", "local_path": "builtin:tiny"}
     assert not weights_here(FluxSpec.model_validate({**entry, "parts": {"vae": "my/own/vae"}}), tmp_path)
     hub = FluxSpec.model_validate({**entry, "parts": {"vae": "imagegen-tests/in-nobodys-cache"}})

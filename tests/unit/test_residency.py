@@ -1,4 +1,4 @@
-"""Who leaves the device to make room, and who is idle."""
+"""Which models are evicted to make room, and which are idle."""
 
 import pytest
 from hypothesis import given
@@ -24,7 +24,7 @@ def test_with_one_resident_model_everyone_else_leaves() -> None:
     assert victims_for("c", ["a", "b"], 1, SMALL) == ["a", "b"]
 
 
-def test_nobody_leaves_an_empty_device() -> None:
+def test_an_empty_device_has_no_victims() -> None:
     assert victims_for("a", [], 1, SMALL) == []
 
 
@@ -53,7 +53,7 @@ def test_the_most_that_any_of_them_needs_to_work_stays_free_once(own: int, victi
     assert victims_for("b", ["a"], 2, {"a": need(30, working=10), "b": need(own, working=20)}) == victims
 
 
-def test_what_models_share_takes_its_room_once_and_is_freed_by_the_last_of_them() -> None:
+def test_shared_parts_take_memory_once_and_are_freed_by_the_last_model() -> None:
     needs = {"a": need(30, t5=30), "b": need(30, t5=30), "c": need(41)}
     assert victims_for("b", ["a"], 2, needs) == []
     assert victims_for("c", ["a", "b"], 3, needs) == ["a", "b"]
@@ -64,22 +64,22 @@ def test_each_model_keeps_to_its_own_limit() -> None:
     assert victims_for("b", ["a"], 2, {"a": need(40), "b": need(30, limit=60)}) == ["a"]
 
 
-def test_a_device_whose_size_nobody_knows_takes_as_many_as_may_be() -> None:
+def test_a_device_of_unknown_size_takes_max_resident_models() -> None:
     needs = dict.fromkeys("abc", need(10**12, limit=0))
     assert victims_for("c", ["a", "b"], 2, needs) == ["a"]
 
 
-def test_a_model_of_which_nobody_knows_what_it_takes_is_alone() -> None:
+def test_a_model_of_unknown_size_is_loaded_alone() -> None:
     assert victims_for("new", ["a", "b"], 3, SMALL) == ["a", "b"]
     assert victims_for("b", ["new", "a"], 3, SMALL) == ["new"]
 
 
-def test_who_ran_out_of_memory_together_does_not_meet_again() -> None:
+def test_models_that_ran_out_of_memory_together_are_not_resident_together() -> None:
     assert victims_for("c", ["a", "b"], 3, SMALL, [{"a", "c"}]) == ["a"]
     assert victims_for("d", ["a", "b"], 3, SMALL, [{"a", "c"}]) == []
 
 
-def test_what_does_not_fit_alone_is_left_to_its_load() -> None:
+def test_a_model_that_does_not_fit_alone_evicts_the_others() -> None:
     assert victims_for("b", ["a"], 2, {"a": need(1), "b": need(1000)}) == ["a"]
     assert victims_for("b", [], 2, {"b": need(1000)}) == []
 
@@ -143,7 +143,7 @@ def test_a_poisonous_request_that_is_tried_again_is_no_fault_of_its_model() -> N
     assert once.another(request_for("poison")).another(request_for("fine")).quarantined
 
 
-def test_what_killed_its_worker_in_company_and_kills_the_next_one_alone_counts_once() -> None:
+def test_a_task_that_kills_its_worker_in_a_shared_call_and_then_alone_counts_once() -> None:
     once = Kills().another(request_for("fine"), request_for("poison"))
     assert not once.another(request_for("poison")).quarantined
 
@@ -167,5 +167,5 @@ def test_the_oldest_make_room_and_no_more_than_needed() -> None:
     assert too_warm(leaving(100), warm, 100) == ["old", "middle", "new"]
 
 
-def test_what_is_larger_than_all_the_room_throws_nobody_out() -> None:
+def test_a_model_larger_than_the_host_cache_evicts_nothing() -> None:
     assert too_warm(leaving(101), [kept("a", 60, 1)], 100) is None

@@ -1,4 +1,4 @@
-"""What editors and people are told about models.yaml is what the service reads."""
+"""The schema and the reference page agree with the fields of models.yaml."""
 
 import json
 import re
@@ -19,7 +19,7 @@ SCHEMA = json_schema(SPECS)
 
 
 @pytest.mark.parametrize("path", made(), ids=lambda path: path.name)
-def test_what_is_made_from_the_source_is_current(path: Path) -> None:
+def test_generated_files_are_current(path: Path) -> None:
     assert path.read_text() == made()[path], "run `python scripts/reference.py`"
 
 
@@ -55,5 +55,5 @@ def test_the_shipped_file_keeps_to_the_schema() -> None:
 @pytest.mark.parametrize(
     "path", ["config/models.schema.json", *(f"docs/models{it}.md" for it in ("", "-yaml")), "docs/configuration.md"]
 )
-def test_what_only_tests_need_is_told_to_nobody(path: str) -> None:
+def test_the_fake_family_is_not_documented(path: str) -> None:
     assert not re.search("fake", (Path(__file__).parents[2] / path).read_text(), re.IGNORECASE)

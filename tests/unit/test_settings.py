@@ -1,4 +1,4 @@
-"""Process settings: from IMAGEGEN_* and nowhere else, each within its bounds."""
+"""Process settings: only from IMAGEGEN_*, each within its bounds."""
 
 import os
 from pathlib import Path
@@ -59,7 +59,7 @@ def test_variables_without_the_prefix_are_someone_elses(monkeypatch: pytest.Monk
     assert Settings() == Settings(host="127.0.0.1", port=5050)
 
 
-def test_what_the_command_line_says_goes_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_line_overrides_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMAGEGEN_PORT", "8080")
     assert Settings(port=9090).port == 9090
 
@@ -77,7 +77,7 @@ def test_a_setting_that_does_not_exist_is_refused() -> None:
 # -- folders -----------------------------------------------------------------------------------------------------------
 
 
-def test_weights_lie_in_the_data_directory_unless_someone_says_otherwise() -> None:
+def test_weights_are_in_the_data_directory_by_default() -> None:
     settings = Settings(data_dir=Path("data"))
     assert settings.models_path == Path("data/models")
     assert settings.loras_path == Path("data/models/loras")
@@ -171,7 +171,7 @@ def test_secrets_of_webhooks_are_a_list_and_are_not_shown(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("bad", ["MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "whsec_short", "whsec_", "whsec_!" + "A" * 40])
-def test_what_is_no_secret_is_refused_and_not_repeated(monkeypatch: pytest.MonkeyPatch, bad: str) -> None:
+def test_an_invalid_secret_is_refused_and_not_repeated(monkeypatch: pytest.MonkeyPatch, bad: str) -> None:
     monkeypatch.setenv("IMAGEGEN_WEBHOOK_SECRETS", f"{SECRET},{bad}")
     with pytest.raises(ValidationError) as raised:
         Settings()

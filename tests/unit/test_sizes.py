@@ -1,4 +1,4 @@
-"""Picture sizes: the table that the brief documents, scaled by a model's base, rendered so that it can be delivered."""
+"""Picture sizes: the table of the original API, scaled by a model's base, and the size to render."""
 
 from typing import Any, get_args
 
@@ -25,7 +25,7 @@ SIDES = st.integers(1, 8192)
         ("9:21", 768, 1792),
     ],
 )
-def test_at_the_base_of_the_brief_the_sizes_are_those_of_the_brief(ratio: AspectRatio, width: int, height: int) -> None:
+def test_at_base_768_the_sizes_are_those_of_the_original_api(ratio: AspectRatio, width: int, height: int) -> None:
     assert size_of(ratio, 768) == (width, height)
 
 
@@ -55,7 +55,7 @@ def test_half_a_pixel_is_rounded_up() -> None:
 
 
 @given(SIDES, SIDES)
-def test_what_is_rendered_holds_what_is_delivered_and_is_no_larger_than_needed(width: int, height: int) -> None:
+def test_the_rendered_size_contains_the_delivered_one_and_is_the_smallest(width: int, height: int) -> None:
     asked, rendered = Size(width, height), render_size(Size(width, height))
     for side, rendered_side in zip(asked, rendered, strict=True):
         assert rendered_side % SIDE_MULTIPLE == 0

@@ -1,4 +1,4 @@
-"""Where weights lie: an entry's folder, and a LoRA that is below its directory or not found at all."""
+"""The places of weights: an entry's folder, and LoRA files, which must be below their directory."""
 
 from pathlib import Path
 from typing import NoReturn
@@ -103,7 +103,7 @@ def test_a_link_to_the_outside_is_not_found(loras: Path) -> None:
             find(path, loras)
 
 
-def test_a_link_that_bites_its_own_tail_is_not_found(loras: Path) -> None:
+def test_a_link_to_itself_is_not_found(loras: Path) -> None:
     (loras / "loop.safetensors").symlink_to(loras / "loop.safetensors")
     with pytest.raises(LoraNotFound):
         find("loop.safetensors", loras)
@@ -116,7 +116,7 @@ def test_without_a_directory_there_is_no_lora(tmp_path: Path) -> None:
 
 @given(st.text(max_size=40) | st.from_regex(r"(\.\./|/|style/|ink|\.safetensors|\0){1,6}", fullmatch=True))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_no_words_reach_a_file_outside(loras: Path, path: str) -> None:
+def test_no_lora_path_leads_outside_the_directory(loras: Path, path: str) -> None:
     try:
         found = find(path, loras)
     except LoraNotFound:
@@ -125,7 +125,7 @@ def test_no_words_reach_a_file_outside(loras: Path, path: str) -> None:
     assert found.suffix == ".safetensors"
 
 
-def test_what_may_not_be_looked_at_is_not_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_without_read_permission_count_as_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: Path, *args: object, **options: object) -> NoReturn:
         raise PermissionError
 

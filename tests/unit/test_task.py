@@ -1,4 +1,4 @@
-"""The record of a task, and what decides its pixels."""
+"""The record of a task, and the fields that decide its pixels."""
 
 import pytest
 from hypothesis import given
@@ -45,6 +45,6 @@ def test_a_record_is_never_changed_but_replaced() -> None:
     assert task.status is TaskStatus.PENDING
 
 
-def test_a_record_comes_back_from_json_as_it_was() -> None:
+def test_a_record_is_the_same_after_json() -> None:
     task = task_of(1, request=request_for(seed=3, guidance_scale=0.1))
     assert type(task).model_validate_json(task.model_dump_json()) == task

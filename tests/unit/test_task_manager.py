@@ -97,7 +97,7 @@ class SlowBucket:
 
 
 class House:
-    """A TaskManager and all that it needs, without HTTP and without a device."""
+    """A TaskManager with everything that it needs, without HTTP and without a device."""
 
     def __init__(self, root: Path, bucket: FileStore | None, models: dict[str, Any]) -> None:
         self.clock = Clock()
@@ -117,7 +117,7 @@ class House:
         return await self.tasks.records.get(task_id)
 
     async def until(self, task_id: str, name: str, times: int = 1) -> None:
-        """Return once the task has had so many events of this name."""
+        """Wait until the task has had this many events of this name."""
         with self.bus.subscribe(task_id) as events:
             async for published in events:
                 times -= published.event.name == name
@@ -136,13 +136,13 @@ class House:
         return [published.event.name for published in self.bus.history(task_id)]
 
     async def make(self, seconds: float = 1) -> None:
-        """Let the call under way, or the next one, succeed."""
+        """End the running call, or the next one, with success."""
         await self.engine.until_generating()
         self.clock.now += seconds
         self.engine.answer(None)
 
     async def fail_call(self, outcome: Failed) -> None:
-        """Let the call under way, or the next one, fail."""
+        """End the running call, or the next one, with a failure."""
         await self.engine.until_generating()
         self.engine.answer(outcome)
 
@@ -154,7 +154,7 @@ class House:
             await self.ended(task_id)
 
     async def together(self, number: int) -> list[str]:
-        """So many tasks in one call, under way."""
+        """This many tasks in one running call."""
         blocker = await self.submit("b")
         await self.engine.until_generating()
         ids = [await self.submit() for _ in range(number)]
@@ -166,12 +166,12 @@ class House:
         return ids
 
     async def pair(self) -> list[str]:
-        """Two tasks in one call, under way."""
+        """Two tasks in one running call."""
         await self.learn_to_pair()
         return await self.together(2)
 
     async def four(self) -> list[str]:
-        """Four tasks in one call, under way, after a call of two that was fast."""
+        """Four tasks in one running call, after a fast call of two."""
         pair = await self.pair()
         await self.make()
         for task_id in pair:
@@ -196,7 +196,7 @@ async def closed_house(root: Path, bucket: FileStore | None = None, **models: An
 
 @asynccontextmanager
 async def running(house: House) -> AsyncIterator["asyncio.Task[None]"]:
-    """Its run loop runs; at the end it is cut off, as by kill -9."""
+    """Its run loop runs; at the end it is stopped like by kill -9."""
     loop = asyncio.create_task(house.tasks.run())
     try:
         yield loop
@@ -227,7 +227,7 @@ async def test_an_accepted_task_is_on_disk_and_in_the_queue(tmp_path: Path) -> N
         assert published.event.position == 1
 
 
-async def test_a_task_whose_caller_goes_away_is_queued_all_the_same(tmp_path: Path) -> None:
+async def test_a_task_whose_caller_disconnects_is_still_queued(tmp_path: Path) -> None:
     async with opened(tmp_path) as house:
         submitting = asyncio.create_task(house.tasks.submit(draft()))
         while house.tasks.queue_size == 0:  # it is on its way to the journal
@@ -309,7 +309,7 @@ async def test_a_replay_asks_for_the_same_pictures_and_needs_a_receipt(tmp_path:
 
 
 async def left(house: House, **fields: Any) -> str:
-    """A task that an earlier run has left in the journal."""
+    """A task of an earlier run in the journal."""
     task = await house.journal.insert(task_of(1, model="a"), InputPictures())
     assert isinstance(task, GenerationTask)
     await house.journal.update(task.evolve(**fields))
@@ -416,7 +416,7 @@ async def test_the_end_of_a_running_task_is_expected_from_what_the_last_one_took
         assert (waiting.finish_at - waiting.start_at).total_seconds() == pytest.approx(8, abs=0.1)
 
 
-async def test_a_listener_that_comes_late_is_told_a_position_that_has_changed(tmp_path: Path) -> None:
+async def test_a_late_listener_gets_a_changed_position(tmp_path: Path) -> None:
     async with opened(tmp_path) as house:
         await house.submit("b")
         await house.engine.until_generating()
@@ -461,7 +461,7 @@ async def test_an_end_that_the_disk_refuses_is_an_end_and_is_written_later(tmp_p
         assert await house.journal.get(task_id) == task
 
 
-async def test_what_is_asked_between_two_tasks_runs_before_those_that_wait(tmp_path: Path) -> None:
+async def test_control_tickets_run_before_waiting_tasks(tmp_path: Path) -> None:
     async with opened(tmp_path) as house:
         first, second = await house.submit("b"), await house.submit("b")
         await house.engine.until_generating()
@@ -657,7 +657,7 @@ async def test_a_task_that_waits_is_cancelled_at_once(tmp_path: Path) -> None:
             await house.tasks.cancel(id_of(9))
 
 
-async def test_a_task_whose_model_loads_is_cancelled_at_once_and_the_load_goes_on(tmp_path: Path) -> None:
+async def test_a_task_whose_model_loads_is_cancelled_at_once_and_the_load_continues(tmp_path: Path) -> None:
     async with opened(tmp_path) as house:
         house.engine.holds = True
         task_id = await house.submit()
@@ -692,7 +692,7 @@ async def test_a_task_that_was_cancelled_when_its_call_failed_is_cancelled(tmp_p
         assert (await house.ended(task_id)).status is TaskStatus.CANCELLED
 
 
-async def test_in_a_shared_call_a_cancelled_task_ends_at_once_and_the_other_goes_on(tmp_path: Path) -> None:
+async def test_in_a_shared_call_a_cancelled_task_ends_at_once_and_the_other_continues(tmp_path: Path) -> None:
     async with opened(tmp_path) as house:
         first, second = await house.pair()
         house.engine.step(1, 4)
@@ -741,7 +741,7 @@ async def test_a_completed_task_cannot_be_cancelled(tmp_path: Path) -> None:
             await house.tasks.cancel(task_id)
 
 
-async def test_a_task_that_goes_back_to_the_queue_can_be_cancelled_before_that_is_written(tmp_path: Path) -> None:
+async def test_a_task_that_returns_to_the_queue_can_be_cancelled_before_that_is_written(tmp_path: Path) -> None:
     async with opened(tmp_path) as house:
         house.journal.holds = lambda task: task.status is TaskStatus.PENDING
         task_id = await house.submit()
@@ -758,7 +758,7 @@ async def test_a_task_that_goes_back_to_the_queue_can_be_cancelled_before_that_i
 # -- stopping: those that wait -----------------------------------------------------------------------------------------
 
 
-async def test_clear_cancels_what_waits_and_not_what_runs(tmp_path: Path) -> None:
+async def test_clear_cancels_waiting_tasks_and_not_the_running_one(tmp_path: Path) -> None:
     async with opened(tmp_path) as house:
         first, *others = [await house.submit("b"), await house.submit(), await house.submit()]
         await house.engine.until_generating()
@@ -818,7 +818,7 @@ async def test_a_late_task_does_not_join_a_call(tmp_path: Path) -> None:
         assert (await house.ended(late)).status is TaskStatus.FAILED
 
 
-async def test_tasks_of_a_removed_model_fail_and_the_running_one_goes_on(tmp_path: Path) -> None:
+async def test_tasks_of_a_removed_model_fail_and_the_running_one_continues(tmp_path: Path) -> None:
     async with opened(tmp_path) as house:
         blocker, removed = await house.submit("b"), await house.submit("a")
         await house.engine.until_generating()

@@ -1,4 +1,4 @@
-"""imagegen.testing: what tests build a service from, and the snippets of docs/debugging.md."""
+"""imagegen.testing, and the snippets of docs/debugging.md."""
 
 import ast
 import asyncio
@@ -22,7 +22,7 @@ FIRST, SECOND = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
 async def run(snippet: str) -> None:
-    """As `python -m asyncio` does."""
+    """Run code like `python -m asyncio`."""
     code = compile(snippet, "debugging.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     work: Awaitable[Any] = eval(code, {"__name__": "__console__"})
     await work
@@ -41,7 +41,7 @@ async def test_the_page_on_debugging_shows_a_fault_at_the_right_moment(capsys: p
     assert capsys.readouterr().out.endswith(TOLD)
 
 
-async def test_a_service_with_fake_models_draws_what_the_seed_says_and_leaves_no_folder() -> None:
+async def test_a_service_with_fake_models_draws_the_colour_of_the_seed_and_leaves_no_folder() -> None:
     async with make_service({"a": {}, "b": {"steps": 2}}) as made:
         folder = made.services.settings.data_dir
         task = await draw(made, "x", model="b", seed=3)
@@ -59,7 +59,7 @@ async def test_a_request_that_is_refused_raises(tmp_path: Path) -> None:
     assert (tmp_path / "data").is_dir()
 
 
-async def test_a_scripted_engine_answers_at_once_or_when_it_is_told(tmp_path: Path) -> None:
+async def test_a_scripted_engine_answers_at_once_or_when_the_test_calls_answer(tmp_path: Path) -> None:
     engine = ScriptedEngine()
     async with asyncio.timeout(60), make_service({"a": {}}, folder=tmp_path, engine=engine) as made:
         engine.always["generate"] = OUT_OF_MEMORY
@@ -77,7 +77,7 @@ async def test_a_scripted_engine_answers_at_once_or_when_it_is_told(tmp_path: Pa
     assert engine.asked == ["load a", "generate a", "generate a"]
 
 
-async def test_a_service_ends_although_nobody_answers_for_the_engine(
+async def test_a_service_ends_although_the_engine_does_not_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lifecycle, "STOP_GRACE_S", 0)

@@ -1,4 +1,4 @@
-"""Input pictures: whole files of the formats that are read come through as they are; others get a stable code."""
+"""Input pictures: complete files of the supported formats are accepted; others get a stable code."""
 
 import asyncio
 import base64
@@ -19,7 +19,7 @@ MAX_PIXELS = 24_000_000
 
 
 def encoded(kind: str, mode: str = "RGB", **options: Any) -> bytes:
-    """A small picture that is not all of one colour."""
+    """A small picture with several colours."""
     file = io.BytesIO()
     Image.linear_gradient("L").resize((33, 17)).convert(mode).save(file, kind, **options)
     return file.getvalue()
@@ -35,7 +35,7 @@ READ = {"PNG": PNG, "JPEG": JPEG, "WebP": WEBP, "AVIF": AVIF, "GIF": GIF, "BMP":
 
 
 def png_claiming(width: int, height: int) -> bytes:
-    """A PNG of a hundred bytes that says it is that large."""
+    """A PNG of a hundred bytes whose header has this size."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -45,7 +45,7 @@ def png_claiming(width: int, height: int) -> bytes:
 
 
 def jpeg_of_scans(count: int) -> bytes:
-    """A progressive JPEG whose last scan comes again and again, each time for a few bytes."""
+    """A progressive JPEG whose last scan is repeated many times, each time in a few bytes."""
     progressive = encoded("JPEG", progressive=True)
     last = progressive[progressive.rindex(b"\xff\xda") : -2]
     return progressive[:-2] + last * (count - progressive.count(b"\xff\xda")) + progressive[-2:]
@@ -133,7 +133,7 @@ async def test_padding_without_end_takes_no_time() -> None:
         await decode_image("A" + "=" * 1_000_000, MAX_PIXELS)
 
 
-async def test_a_picture_may_have_as_many_pixels_as_the_limit_says_and_not_one_more() -> None:
+async def test_a_picture_may_have_as_many_pixels_as_the_limit_and_not_one_more() -> None:
     assert await decode_image(text_of(PNG), 33 * 17) == PNG
     with pytest.raises(ImageTooLarge, match="more than 560 pixels"):
         await decode_image(text_of(PNG), 33 * 17 - 1)
@@ -273,7 +273,7 @@ def test_any_damage_is_answered_with_a_code_or_does_not_matter(data: bytes) -> N
 @pytest.mark.parametrize(
     "mask", [Image.new("L", (8, 8)), Image.new("1", (8, 8)), Image.new("RGBA", (8, 8))], ids=["L", "1", "RGBA"]
 )
-async def test_a_mask_that_selects_nothing_is_told_what_it_must_be(mask: Image.Image) -> None:
+async def test_a_mask_that_selects_nothing_is_refused_with_advice(mask: Image.Image) -> None:
     mask.putalpha(255)
     mask.save(file := io.BytesIO(), "PNG")
     with pytest.raises(InvalidImage, match="white where the picture is repainted and black elsewhere, or"):
@@ -294,7 +294,7 @@ async def test_a_mask_that_is_all_hole_or_has_one_is_taken() -> None:
 
 
 async def test_a_bmp_of_runs_is_refused_undecoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two bytes that end a line draw nothing: 100 MB of them are decoded by 50 million turns of a loop in Python."""
+    """Two bytes that end a line draw nothing: 100 MB of them need 50 million iterations of a Python loop."""
     monkeypatch.setattr(ImageFile.ImageFile, "load", undecoded)
     header = struct.pack("<IiiHHIIiiII", 40, 33, 17, 1, 8, 1, 0, 0, 0, 256, 0)
     data = b"BM" + struct.pack("<IHHI", 0, 0, 0, 14 + 40 + 1024) + header + bytes(range(256)) * 4 + b"\0\0" * 1000

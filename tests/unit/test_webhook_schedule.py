@@ -1,4 +1,4 @@
-"""When a delivery is tried again, and whose turn it is: time is passed in."""
+"""When a delivery is retried, and the order of deliveries; the time is an argument."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -58,7 +58,7 @@ def test_a_receiver_can_put_us_off_and_not_hurry_us_and_not_for_ever() -> None:
         ("Mon, 99 Nov 99999 08:01:00 GMT", 0),
     ],
 )
-def test_what_retry_after_says(header: str | None, seconds: float) -> None:
+def test_the_value_of_retry_after(header: str | None, seconds: float) -> None:
     assert retry_after_s(header, NOW) == seconds
 
 
@@ -78,7 +78,7 @@ def names(taken: list[Turn]) -> str:
     return "".join(each.id for each in taken)
 
 
-def test_what_is_due_is_taken_and_nothing_twice() -> None:
+def test_due_deliveries_are_taken_once() -> None:
     turns = Turns()
     turns.add(turn("1", host="a"), 10)
     turns.add(turn("2", host="b"), 20)
@@ -115,7 +115,7 @@ def test_hosts_take_turns_where_there_is_room_for_few() -> None:
     assert order == ["a0", "b", "c", "a1", "a2", "a3"]
 
 
-def test_of_one_task_the_later_waits_for_the_earlier() -> None:
+def test_a_later_delivery_of_a_task_waits_for_the_earlier_one() -> None:
     turns = Turns()
     for name in "123":
         turns.add(turn(name, task="t"), 0)
@@ -127,7 +127,7 @@ def test_of_one_task_the_later_waits_for_the_earlier() -> None:
     assert names(turns.take(50)) == "2"
 
 
-def test_what_is_dropped_is_not_taken_and_lets_the_next_one_go() -> None:
+def test_a_dropped_delivery_is_not_taken_and_the_next_one_is() -> None:
     turns = Turns()
     for name in "123":
         turns.add(turn(name, task="t"), 0)
@@ -139,7 +139,7 @@ def test_what_is_dropped_is_not_taken_and_lets_the_next_one_go() -> None:
     assert names(turns.take(10)) == ""
 
 
-def test_what_waits_can_be_hastened_and_what_nobody_knows_cannot() -> None:
+def test_a_waiting_delivery_can_be_sent_at_once_and_an_unknown_one_cannot() -> None:
     turns = Turns()
     waiting = turn("1")
     waiting.attempts, waiting.early = 5, True
@@ -160,7 +160,7 @@ def test_a_second_time_the_same_one_changes_nothing() -> None:
     assert names(turns.take(10)) == "1"
 
 
-def test_what_was_dropped_can_come_back() -> None:
+def test_a_dropped_delivery_can_be_added_again() -> None:
     turns = Turns()
     turns.add(turn("1"), 0)
     (first,) = turns.take(0)

@@ -1,4 +1,4 @@
-"""Where a loader finds its weights, and the advice that is given where they are missing."""
+"""Where a loader finds its weights, and the advice if they are missing."""
 
 from pathlib import Path
 
@@ -28,17 +28,17 @@ def test_the_folder_of_the_entry_is_taken_where_it_exists(tmp_path: Path) -> Non
     assert find_weights(spec(local_path="a", hf_path=NOWHERE), Folders(tmp_path, tmp_path)) == tmp_path / "a"
 
 
-def test_missing_weights_are_told_with_the_models_name_and_where_to_put_them() -> None:
+def test_missing_weights_are_reported_with_the_models_name_and_their_place() -> None:
     told = advice(spec(local_path="flux/dev"))
     assert "'My model'" in told
     assert "put them into 'flux/dev' below the models directory" in told
 
 
-def test_missing_weights_are_told_with_the_repository_that_has_them() -> None:
+def test_missing_weights_are_reported_with_their_repository() -> None:
     assert f"fetch them from '{NOWHERE}@v2' on the hub" in advice(spec(hf_path=f"{NOWHERE}@v2"))
 
 
-def test_an_entry_that_names_no_place_is_told_so() -> None:
+def test_an_entry_without_a_source_is_reported() -> None:
     assert "neither local_path nor hf_path" in advice(spec())
 
 

@@ -46,7 +46,7 @@ def test_a_pattern_of_pydantic_is_not_shown() -> None:
     [
         (ModelId, "a b", "must be a model id: letters, digits"),
         (HubSource, "https://huggingface.co/a/b", "must be a repository on the hub: org/name"),
-        (HubSource, "a--b/c", "not a name that the hub allows"),
+        (HubSource, "a--b/c", "the hub does not allow this name"),
         (WeightsName, "../x.safetensors", "must be a file of the repository that ends with .safetensors"),
         (SafetensorsFile, "x.bin", "must end with .safetensors"),
         (Settings, {"device": "gpu"}, "must be auto, cpu, cuda, cuda:N, or the UUID of a card"),

@@ -1,4 +1,4 @@
-"""docs/worked-changes.md: each diff fits the files as they are."""
+"""docs/worked-changes.md: each diff applies to the present files."""
 
 import re
 from pathlib import Path

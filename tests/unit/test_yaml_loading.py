@@ -1,4 +1,4 @@
-"""From a models.yaml to a Catalog, or to every problem in it as `file:line:column: what, and the fix`."""
+"""From a models.yaml to a Catalog, or to all problems as `file:line:column: what, and the fix`."""
 
 import json
 from contextlib import suppress
@@ -32,7 +32,7 @@ def parse(text: str) -> Catalog:
 
 
 def problems(text: str) -> list[str]:
-    """The lines that a broken file is answered with, without the file's name."""
+    """The problems of an invalid file, without the file's name."""
     with pytest.raises(ConfigError) as raised:
         parse_catalog(text, SPECS, name="m.yaml")
     assert all(line.startswith("m.yaml:") for line in raised.value.lines)
@@ -150,11 +150,11 @@ BROKEN: dict[str, tuple[str, list[str]]] = {
 
 
 @pytest.mark.parametrize(("text", "lines"), BROKEN.values(), ids=BROKEN)
-def test_a_problem_is_told_with_its_place_and_the_fix(text: str, lines: list[str]) -> None:
+def test_a_problem_is_reported_with_its_place_and_the_fix(text: str, lines: list[str]) -> None:
     assert problems(text) == lines
 
 
-def test_all_problems_are_told_at_once_in_the_order_of_the_file() -> None:
+def test_all_problems_are_reported_at_once_in_the_order_of_the_file() -> None:
     text = """\
 global:
   default_model: d
@@ -183,14 +183,14 @@ extra: 1
     ]
 
 
-def test_what_only_shows_at_the_end_is_told_at_its_place_too() -> None:
+def test_an_error_found_at_the_end_is_reported_at_its_place() -> None:
     assert problems("global:\n  default_model: d\nmodels:\n  a: {type: fake}\n") == [
         "2:3: default_model 'd' is not under 'models'",
         "4:3: 'name' is missing",
     ]
 
 
-def test_the_error_as_a_whole_is_its_lines() -> None:
+def test_the_text_of_the_error_has_one_line_for_each_problem() -> None:
     with pytest.raises(ConfigError) as raised:
         parse("models: {a: {type: fake}, b: {type: fake}}")
     assert str(raised.value) == "models.yaml:1:10: 'name' is missing\nmodels.yaml:1:27: 'name' is missing"
@@ -233,7 +233,7 @@ def test_a_section_without_any_model_is_one_problem() -> None:
 
 
 @pytest.mark.parametrize("text", ['"a\\nb": 1\n', '"a\\rb": 1\n', '"a\\u2028b": 1\n'])
-def test_each_problem_is_one_line_whatever_the_file_says(text: str) -> None:
+def test_each_problem_of_any_file_is_one_line(text: str) -> None:
     assert [len(line.splitlines()) for line in problems(text + GOOD)] == [1]
 
 
@@ -255,7 +255,7 @@ def test_a_deep_file_is_answered_before_it_unfolds(opening: str) -> None:
     assert line.endswith(f": nested deeper than {MAX_DEPTH} levels")
 
 
-def test_a_file_may_be_as_deep_as_the_bound_says() -> None:
+def test_a_file_may_be_nested_up_to_the_limit() -> None:
     deep = "[" * (MAX_DEPTH - 1) + "]" * (MAX_DEPTH - 1)
     assert problems(f"extra: {deep}\n{GOOD}") == ["1:1: unknown section 'extra'"]
     assert problems(f"extra: [{deep}]\n{GOOD}") == [f"1:39: nested deeper than {MAX_DEPTH} levels"]
@@ -314,13 +314,13 @@ NEARLY_YAML = st.recursive(SCALARS, _flow, max_leaves=12)
 
 
 @given(st.text() | st.text(alphabet="ab:-[]{}?!&*#|>'\"%@`,\n \t01~<=.", max_size=60) | NEARLY_YAML)
-def test_whatever_the_text_is_only_a_config_error_comes_out(text: str) -> None:
+def test_any_text_raises_only_config_errors(text: str) -> None:
     with suppress(ConfigError):
         parse(text)
 
 
 @given(st.binary(max_size=60))
-def test_whatever_the_bytes_are_only_a_config_error_comes_out(tmp_path_factory: Any, data: bytes) -> None:
+def test_any_bytes_raise_only_config_errors(tmp_path_factory: Any, data: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "bytes.yaml"
     path.write_bytes(data)
     with pytest.raises(ConfigError):
@@ -345,7 +345,7 @@ def test_the_file_in_the_repository_is_the_one_that_ships() -> None:
     assert (REPOSITORY / "config" / "models.yaml").read_bytes() == default_config().read_bytes()
 
 
-def test_an_old_models_config_of_the_brief_reads_as_it_is() -> None:
+def test_a_models_config_of_the_original_api_is_read_unchanged() -> None:
     old = """\
 # 全局设置
 settings:
@@ -385,7 +385,7 @@ models:
     assert not catalog.model("flux_dev").supports_img2img
 
 
-def test_the_older_spellings_mean_the_same_as_the_newer_ones() -> None:
+def test_the_older_spellings_mean_the_same_as_the_new_ones() -> None:
     older = "settings: {auto_unload_timeout: 7}\nmodels: {a: {name: A, type: flux, huggingface_path: o/n}}\n"
     newer = "global: {auto_unload_minutes: 7}\nmodels: {a: {name: A, type: flux, hf_path: o/n}}\n"
     assert parse(older) == parse(newer)
@@ -396,7 +396,7 @@ def test_json_is_yaml() -> None:
     assert parse(text).default_model == "a"
 
 
-def test_a_global_section_that_says_nothing_means_the_defaults() -> None:
+def test_an_empty_global_section_means_the_defaults() -> None:
     assert parse("global:\n" + GOOD) == parse(GOOD)
 
 
@@ -427,7 +427,7 @@ def read_problem(path: Path) -> str:
     return line.removeprefix(f"{path}: ")
 
 
-def test_a_missing_file_is_told(tmp_path: Path) -> None:
+def test_a_missing_file_is_a_problem(tmp_path: Path) -> None:
     assert read_problem(tmp_path / "none.yaml") == "cannot be read: No such file or directory"
 
 
@@ -435,7 +435,7 @@ def test_a_folder_is_no_file(tmp_path: Path) -> None:
     assert read_problem(tmp_path) == "cannot be read: Is a directory"
 
 
-def test_a_file_in_another_encoding_is_told(tmp_path: Path) -> None:
+def test_a_file_in_another_encoding_is_a_problem(tmp_path: Path) -> None:
     path = tmp_path / "latin1.yaml"
     path.write_bytes("models: {a: {name: é}}".encode("latin-1"))
     assert read_problem(path) == "cannot be read: is not UTF-8 text"

@@ -1,4 +1,4 @@
-"""Stands in for the engine's compiled part: what it holds of the device is nothing that torch knows of."""
+"""Fakes the engine's compiled part: its device memory is invisible to torch."""
 
 from typing import Any
 
@@ -14,11 +14,11 @@ class utils:
 
     @staticmethod
     def disable_memory_auto_release() -> None:
-        """From now on, what is freed is kept: here it always is."""
+        """Keep freed memory from now on; this fake always does."""
 
     @classmethod
     def trim_memory(cls) -> None:
-        """Give back what is kept."""
+        """Free the kept memory."""
         cls.kept = 0
 
 

@@ -1,4 +1,4 @@
-"""Stands in for the Nunchaku engine: its names and its files' form, without its kernels and without 4 bits."""
+"""Fakes the Nunchaku engine: its names and the form of its files, without its kernels and without 4 bits."""
 
 import json
 from typing import Any, Self
@@ -25,7 +25,7 @@ def _read(path: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
 
 
 class NunchakuFluxTransformerBlocks(torch.nn.Module):
-    """All blocks as one, whose weights are no parameters."""
+    """All blocks in one module, whose weights are not parameters."""
 
     def __init__(self, m: _C.QuantizedFluxModel) -> None:
         super().__init__()

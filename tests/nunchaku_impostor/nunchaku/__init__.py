@@ -1,4 +1,4 @@
-"""Stands in for what PyPI has under the engine's name: another project, with none of the engine's classes."""
+"""Fakes the package of the engine's name on PyPI: an unrelated project without the engine's classes."""
 
 __version__ = "0.15.4"
 
