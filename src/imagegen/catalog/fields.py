@@ -50,7 +50,8 @@ Receipt: Final = Mark.RECEIPT
 _TEXTS = frozenset({Mark.TEXT, Mark.PATH, Mark.FILE, Mark.SOURCE, Mark.SOURCE_OR_PATH})
 
 
-def _inside(file: str) -> str:
+def inside(file: str) -> str:
+    """The same text, if it names a file below whatever folder it is joined to. Raises ValueError."""
     parts = file.split("/")
     if any(part in ("", ".", "..") for part in parts) or "\\" in file or file.startswith("~") or not file.isprintable():
         raise ValueError("must be a file below its folder or repository: no '..', no leading '/'")
@@ -84,7 +85,10 @@ Text = Annotated[str, Mark.TEXT]
 WeightsPath = Annotated[str, Mark.PATH, StringConstraints(min_length=1, max_length=1000)]
 
 #: A file, relative to the folder or repository that holds it. No value of this type leads out of it.
-WeightsFile = Annotated[str, Mark.FILE, StringConstraints(min_length=1, max_length=500), AfterValidator(_inside)]
+WeightsFile = Annotated[str, Mark.FILE, StringConstraints(min_length=1, max_length=500), AfterValidator(inside)]
+
+#: A WeightsFile of the only format that is loaded.
+SafetensorsFile = Annotated[WeightsFile, Form(r".+\.safetensors", "must end with .safetensors")]
 
 #: `org/name`, optionally `@` a branch, tag or commit. Never a URL, never a path.
 HubSource = Annotated[

@@ -16,11 +16,10 @@ from imagegen.api.native.tasks.view import TaskView
 from imagegen.api.native.tasks.waiting import Caller, TaskAccepted
 from imagegen.api.problems import describe
 from imagegen.catalog.catalog import ModelId
-from imagegen.catalog.fields import HubSource
+from imagegen.catalog.fields import HubSource, SafetensorsFile
 from imagegen.core.sizes import AspectRatio, Shape
 from imagegen.core.task import MAX_SEED, MAX_STEPS, ImageFormat, InputPictures, Lora, Output, TaskType
 from imagegen.core.webhooks import ENDS, WebhookEvent
-from imagegen.core.wording import Form
 from imagegen.tasks.admission import TaskDraft
 from imagegen.tasks.outlooks import Plan
 from imagegen.webhooks.sender import WebhookSender
@@ -61,13 +60,6 @@ def _plain_text(text: str) -> str:
 
 
 Prompt = Annotated[str, Field(max_length=8192), AfterValidator(_plain_text)]
-WeightsName = Annotated[
-    str,
-    Form(
-        r"\w[\w.\- /]*\.safetensors",
-        "must be a file of the repository that ends with .safetensors: letters, digits, '_', '.', '-', ' ' and '/'",
-    ),
-]
 Side = Annotated[int, Field(strict=True, ge=16, le=8192)]
 
 
@@ -96,13 +88,11 @@ Seed = Annotated[
 class LoraBody(RequestBody):
     """A LoRA (low-rank adapter) for this request only."""
 
-    path: str | None = Field(
-        None, min_length=1, max_length=500, description="A .safetensors file below the service's LoRA directory."
-    )
+    path: SafetensorsFile | None = Field(None, description="A .safetensors file below the service's LoRA directory.")
     repo: HubSource | None = Field(
         None, description="Instead of `path`: `org/name[@revision]`, already in the hub's cache."
     )
-    weight_name: WeightsName | None = Field(None, min_length=1, max_length=300, description="The file in `repo`.")
+    weight_name: SafetensorsFile | None = Field(None, description="The file in `repo`.")
     scale: float = Field(1.0, strict=True, ge=-4, le=4, allow_inf_nan=False, description="Strength of the LoRA.")
 
     @model_validator(mode="after")
@@ -204,8 +194,8 @@ class GenerationBody(RequestBody):
         None, strict=True, ge=1, le=100, description="Quality of jpeg, webp and avif; default: 90, 90 and 75."
     )
     metadata: bool = Field(True, strict=True, description="Whether each file contains its receipt.")
-    lora_weights_path: str | None = Field(
-        None, min_length=1, max_length=500, description="A .safetensors file below the service's LoRA directory."
+    lora_weights_path: SafetensorsFile | None = Field(
+        None, description="A .safetensors file below the service's LoRA directory."
     )
     lora_scale: float = Field(0.7, strict=True, ge=-4, le=4, allow_inf_nan=False, description="Strength of that LoRA.")
     loras: list[LoraBody] = Field([], max_length=8, description="More LoRAs, in addition to `lora_weights_path`.")
