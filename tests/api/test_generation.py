@@ -103,6 +103,8 @@ ABSURD: list[tuple[str, bytes, int, str]] = [
     ("a seed of 65 bits", b'{"prompt":"x","seed":18446744073709551616}', 422, "invalid_request"),
     ("a boolean for a number", b'{"prompt":"x","batch_size":true}', 422, "invalid_request"),
     ("a text for a number", b'{"prompt":"x","steps":"4"}', 422, "invalid_request"),
+    ("the character DEL", rb'{"prompt":"a\u007fb"}', 422, "invalid_request"),
+    ("a control character of C1", rb'{"prompt":"a\u009bb"}', 422, "invalid_request"),
     ("a control character", rb'{"prompt":"a\u0000b"}', 422, "invalid_request"),
     ("an empty prompt", b'{"prompt":""}', 422, "invalid_request"),
     ("no prompt", b"{}", 422, "invalid_request"),

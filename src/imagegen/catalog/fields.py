@@ -187,6 +187,31 @@ def texts(kind: type[BaseModel], fields: Mapping[str, Any]) -> Iterator[tuple[st
                         yield from ((f"{key}.{below}", *rest) for below, *rest in texts(inner, item))  # type: ignore[misc]
 
 
+def is_number(info: FieldInfo) -> bool:
+    """Whether a field's value may be a number and not true or false."""
+    kinds = set(_kinds(info.annotation))
+    return bool(kinds & {int, float}) and bool not in kinds
+
+
+def _kinds(annotation: Any) -> Iterator[Any]:
+    yield annotation
+    if get_origin(annotation) is not Literal:
+        for part in get_args(annotation):
+            yield from _kinds(part)
+
+
+def refuse_word_for_number(value: object) -> None:
+    """Raises ValueError for true, false, and a number in quotes, which pydantic would take for a number."""
+    if isinstance(value, bool):
+        raise ValueError("must be a number, not true or false")
+    if isinstance(value, str):
+        try:
+            float(value)
+        except ValueError:
+            return  # a word, which may be one of the field's own
+        raise ValueError("must be a number without quotes")
+
+
 def refuse_bare_text(kind: type[BaseModel]) -> None:
     """Raises TypeError for a field that is a text without a mark."""
     for name, info in kind.model_fields.items():

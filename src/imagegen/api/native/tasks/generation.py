@@ -3,6 +3,7 @@
 import re
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
+from unicodedata import category
 
 from fastapi import APIRouter, Response
 from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -53,13 +54,14 @@ ACCEPTING = (
 _ONLY_ACCEPTING = ("queue_full", "draining", "storage_failed", "journal_lost", "storage_full")
 
 
-def _plain_text(text: str) -> str:
-    if any(ord(c) < 32 and c not in "\n\t\r" for c in text):
+def plain_text(text: str) -> str:
+    """The same text, if it has no control characters but tabs and line ends. Raises ValueError."""
+    if any(category(c) == "Cc" and c not in "\n\t\r" for c in text):
         raise ValueError("control characters are not allowed")
     return text
 
 
-Prompt = Annotated[str, Field(max_length=8192), AfterValidator(_plain_text)]
+Prompt = Annotated[str, Field(max_length=8192), AfterValidator(plain_text)]
 Side = Annotated[int, Field(strict=True, ge=16, le=8192)]
 
 
