@@ -446,7 +446,9 @@ def test_a_worker_sees_the_chosen_card_alone_and_says_why_it_cannot_use_it(monke
         engine.close()
 
 
-@pytest.mark.parametrize("name", ["HF_TOKEN", "IMAGEGEN_WEBHOOK_SECRETS", "AWS_SECRET_ACCESS_KEY"])
+@pytest.mark.parametrize(
+    "name", ["HF_TOKEN", "IMAGEGEN_WEBHOOK_SECRETS", "AWS_SECRET_ACCESS_KEY", "HF_ENDPOINT", "HTTPS_PROXY", "all_proxy"]
+)
 def test_a_worker_is_told_no_secret(name: str) -> None:
     assert name not in worker_engine.worker_environment({name: "secret"})
 
