@@ -47,7 +47,8 @@ ALL = dict(found for kind in KINDS for found in fields_of(kind))
 
 
 def typed(info: FieldInfo) -> TypeAdapter[Any]:
-    return TypeAdapter(Annotated[info.annotation, "", *info.metadata])  # type: ignore[valid-type]
+    kind: Any = info.annotation
+    return TypeAdapter(Annotated[kind, "", *info.metadata])
 
 
 FILES = [pytest.param(typed(info), id=name) for name, info in ALL.items() if Mark.FILE in marks(info)]
