@@ -16,6 +16,7 @@ from imagegen.api.native.webhooks import WebhookPayloads
 from imagegen.api.problems import TextAsProblem, install
 from imagegen.api.request_ids import RequestIds
 from imagegen.api.routers import include_routers
+from imagegen.api.sse import Streams
 from imagegen.catalog.catalog import Catalog
 from imagegen.catalog.file import ConfigFile, etag_of
 from imagegen.catalog.sources import Folders
@@ -143,6 +144,7 @@ def app_of(service: Service) -> FastAPI:
     )
     app.state.lifecycle = service.lifecycle
     app.state.services = service.services
+    app.state.streams = Streams(settings.max_event_streams, settings.max_event_streams_per_address)
     install(app)
     include_routers(app, settings.max_upload_bytes)
     app.add_middleware(HeadAsGet)

@@ -112,6 +112,9 @@ class Settings(BaseSettings):
     #: Connections at once, and those of one address; fewer if the process may open fewer files. More can only probe.
     max_connections: int = Field(4096, ge=16, le=60_000)
     max_connections_per_address: int = Field(2048, ge=1, le=60_000)
+    #: Event streams at once, and those of one address; further ones are refused with 503.
+    max_event_streams: int = Field(2048, ge=1, le=60_000)
+    max_event_streams_per_address: int = Field(1024, ge=1, le=60_000)
     #: Bytes of bodies that are on their way at once, beyond the first 64 KiB of each; further uploads get 503.
     max_uploading_bytes: int = Field(134_217_728, ge=1_048_576, le=17_179_869_184)
     #: Days of service after which ended tasks and their files are deleted; 0 keeps them.

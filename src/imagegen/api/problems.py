@@ -35,6 +35,7 @@ STATUS: Mapping[str, int] = MappingProxyType(
         "request_timeout": 408,
         "too_many_connections": 503,
         "too_many_uploads": 503,
+        "too_many_streams": 503,
         "cross_origin": 403,
         "unknown_host": 421,
         "invalid_request": 422,

@@ -210,6 +210,12 @@ class LoadFailed(ImagegenError):
     code = "load_failed"
 
 
+class TooManyStreams(ImagegenError):
+    """There are too many event streams; close some, or poll the task."""
+
+    code = "too_many_streams"
+
+
 class Draining(ImagegenError):
     """The service is stopping and accepts no new tasks."""
 

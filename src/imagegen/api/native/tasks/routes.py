@@ -155,7 +155,7 @@ async def clear_queue(tasks: Tasks) -> QueueCleared:
     operation_id="follow_task",
     summary="Follow a task (server-sent events)",
     response_class=EventStream,
-    responses=describe("task_not_found"),
+    responses=describe("task_not_found", "too_many_streams"),
 )
 async def follow_task(
     task_id: str,
