@@ -1,7 +1,7 @@
 """The composition root: builds the service's objects and connects them."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 
 import structlog
 from fastapi import FastAPI
@@ -39,6 +39,7 @@ from imagegen.storage.images import ImageStore
 from imagegen.storage.journal import TaskJournal
 from imagegen.storage.s3 import S3
 from imagegen.tasks.admission import Limits
+from imagegen.tasks.checking import PictureChecks
 from imagegen.tasks.device import Device
 from imagegen.tasks.manager import TaskManager
 from imagegen.webhooks.client import GuardedClient, policy_of
@@ -114,7 +115,7 @@ class Service:
         config = CatalogWriter(ConfigFile(settings.config), versions, specs_of(table), catalog, swap, bus)
         self.lifecycle = Lifecycle(settings, device, tasks, journal, images, bus, puller, webhooks, config)
         self.services = Services(
-            settings, ImageService(tasks, bus), tasks, device, puller, images, bus, config, webhooks
+            settings, ImageService(tasks, bus), tasks, device, puller, images, bus, config, webhooks, PictureChecks()
         )
 
 
@@ -129,7 +130,7 @@ def app_of(service: Service) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with service.lifecycle.run():
+        async with aclosing(service.services.checks), service.lifecycle.run():
             yield
 
     app = FastAPIOffline(

@@ -210,6 +210,12 @@ class LoadFailed(ImagegenError):
     code = "load_failed"
 
 
+class TooManyUploads(ImagegenError):
+    """Too many pictures are being read at once; try again soon."""
+
+    code = "too_many_uploads"
+
+
 class TooManyStreams(ImagegenError):
     """There are too many event streams; close some, or poll the task."""
 

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Response
 from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from imagegen.api.bounded import BoundedRoute
-from imagegen.api.dependencies import EffectiveSettings, Service, Webhooks, Who
+from imagegen.api.dependencies import Checks, EffectiveSettings, Service, Webhooks, Who
 from imagegen.api.native.images.uploads import decode_image
 from imagegen.api.native.shared import RequestBody
 from imagegen.api.native.tasks.idempotency import REPLAYED_HEADER, Submitter
@@ -361,19 +361,31 @@ async def text2image(body: Text2ImageBody, caller: Caller, submitter: Submitter,
     status_code=202,
     response_model=TaskAccepted,
     summary="Make pictures from a prompt and a picture",
-    responses={**_ANSWERS, **describe(*ACCEPTING, "idempotency_key_reused", "invalid_image", "image_too_large")},
+    responses={
+        **_ANSWERS,
+        **describe(*ACCEPTING, "idempotency_key_reused", "invalid_image", "image_too_large", "too_many_uploads"),
+    },
 )
 async def image2image(
-    body: Image2ImageBody, caller: Caller, submitter: Submitter, settings: EffectiveSettings, webhooks: Webhooks
+    body: Image2ImageBody,
+    caller: Caller,
+    submitter: Submitter,
+    settings: EffectiveSettings,
+    webhooks: Webhooks,
+    checks: Checks,
 ) -> Response:
     """Like text2image, but starts from an input picture, which is scaled and cropped to the size around its centre.
 
     With `mask`, only its white part is repainted. Models that edit (Kontext) ignore `strength`.
     """
-    image = await decode_image(body.image, settings.max_input_pixels)
-    mask = await decode_image(body.mask, settings.max_input_pixels, mask=True) if body.mask else None
+    image, size = await decode_image(body.image, settings.max_input_pixels, checks)
+    mask = None
+    if body.mask:
+        mask, _ = await decode_image(body.mask, settings.max_input_pixels, checks, mask=True)
     pictures = InputPictures(init_image=image, mask_image=mask)
-    draft = _draft(TaskType.IMAGE2IMAGE, body, webhooks).evolve(strength=body.strength, pictures=pictures)
+    draft = _draft(TaskType.IMAGE2IMAGE, body, webhooks).evolve(
+        strength=body.strength, pictures=pictures, input_size=size
+    )
     once = await submitter.submit(draft, body)
     return await caller.answer(once, cancel=body.cancel_on_disconnect)
 
