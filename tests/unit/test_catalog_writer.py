@@ -202,7 +202,7 @@ async def test_of_twenty_writers_without_one_none_is_lost(service: Service) -> N
         ({"type": ["fake"]}, "models.a.type: unknown type '['fake']'"),
         ({"<<": {}}, "models.a.<<: unknown key '<<'"),
         ({"hf_path": "https://h/x"}, "models.a.hf_path"),
-        ({"description": "\ud800"}, "models.a.description"),
+        ({"description": "\ud800"}, "description: a text has characters that no file can hold"),
         ({"description": "x" * 10_001}, "longer than 10000 characters"),
     ],
 )

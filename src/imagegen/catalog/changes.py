@@ -142,16 +142,16 @@ def _check(fields: Fields) -> None:
     for name, value in fields.items():
         if len(name) > _MAX_KEY or not name.isprintable():
             raise ConfigInvalid("A key is longer than any name, or not printable.")
-        _check_value(value, _MAX_DEPTH)
+        _check_value(name, value, _MAX_DEPTH)
 
 
-def _check_value(value: Any, left: int) -> None:
+def _check_value(name: str, value: Any, left: int) -> None:
     if not left:
         raise ConfigInvalid(f"A value is nested deeper than {_MAX_DEPTH} levels.")
     if isinstance(value, str):
         try:
             value.encode()
         except UnicodeEncodeError:  # JSON can name half of a pair of surrogates
-            raise ConfigInvalid("A text has characters that no file can hold.") from None
+            raise ConfigInvalid(f"{name}: a text has characters that no file can hold.") from None
     for inner in (*value, *value.values()) if isinstance(value, Mapping) else value if isinstance(value, list) else ():
-        _check_value(inner, left - 1)
+        _check_value(name, inner, left - 1)
