@@ -37,6 +37,8 @@ class Repo:
     damaged: set[str] = field(default_factory=set)
     #: Paths of which the last bytes are gone.
     truncated: set[str] = field(default_factory=set)
+    #: Paths that do not end where their description says.
+    longer: set[str] = field(default_factory=set)
 
     @property
     def commit(self) -> str:
@@ -47,6 +49,7 @@ class Repo:
         content = self.files[path]
         if path in self.damaged:
             content = bytes([content[0] ^ 1]) + content[1:]
+        content += bytes(10_000_000) if path in self.longer else b""
         return content[:-100] if path in self.truncated else content
 
 

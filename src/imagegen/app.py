@@ -1,7 +1,7 @@
 """The composition root: builds the service's objects and connects them."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 
 import structlog
 from fastapi import FastAPI
@@ -16,6 +16,7 @@ from imagegen.api.native.webhooks import WebhookPayloads
 from imagegen.api.problems import TextAsProblem, install
 from imagegen.api.request_ids import RequestIds
 from imagegen.api.routers import include_routers
+from imagegen.api.sse import Streams
 from imagegen.catalog.catalog import Catalog
 from imagegen.catalog.file import ConfigFile, etag_of
 from imagegen.catalog.sources import Folders
@@ -38,6 +39,7 @@ from imagegen.storage.images import ImageStore
 from imagegen.storage.journal import TaskJournal
 from imagegen.storage.s3 import S3
 from imagegen.tasks.admission import Limits
+from imagegen.tasks.checking import PictureChecks
 from imagegen.tasks.device import Device
 from imagegen.tasks.manager import TaskManager
 from imagegen.webhooks.client import GuardedClient, policy_of
@@ -113,7 +115,7 @@ class Service:
         config = CatalogWriter(ConfigFile(settings.config), versions, specs_of(table), catalog, swap, bus)
         self.lifecycle = Lifecycle(settings, device, tasks, journal, images, bus, puller, webhooks, config)
         self.services = Services(
-            settings, ImageService(tasks, bus), tasks, device, puller, images, bus, config, webhooks
+            settings, ImageService(tasks, bus), tasks, device, puller, images, bus, config, webhooks, PictureChecks()
         )
 
 
@@ -128,7 +130,7 @@ def app_of(service: Service) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with service.lifecycle.run():
+        async with aclosing(service.services.checks), service.lifecycle.run():
             yield
 
     app = FastAPIOffline(
@@ -143,6 +145,7 @@ def app_of(service: Service) -> FastAPI:
     )
     app.state.lifecycle = service.lifecycle
     app.state.services = service.services
+    app.state.streams = Streams(settings.max_event_streams, settings.max_event_streams_per_address)
     install(app)
     include_routers(app, settings.max_upload_bytes)
     app.add_middleware(HeadAsGet)

@@ -5,22 +5,25 @@ Each line has the ids that are bound in its context (structlog.contextvars): `re
 
 import logging
 import sys
+import threading
 
 import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
 
 
 def configure(level: str = "INFO", libraries: int = logging.WARNING) -> None:
     """Set up structlog, and the same format for libraries, whose messages count from the level `libraries` on."""
     human = sys.stderr.isatty()
-    renderer: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer() if human else structlog.processors.JSONRenderer()
-    )
-    shared: list[structlog.typing.Processor] = [
+    shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    last = [renderer] if human else [structlog.processors.format_exc_info, renderer]
+    last: list[Processor] = (
+        [_printable, structlog.dev.ConsoleRenderer()]
+        if human
+        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(), _without_del]
+    )
     structlog.configure(
         processors=[*shared, *last],
         wrapper_class=structlog.make_filtering_bound_logger(level),
@@ -35,3 +38,30 @@ def configure(level: str = "INFO", libraries: int = logging.WARNING) -> None:
         )
     )
     logging.basicConfig(level=libraries, handlers=[handler])
+
+
+def log_unhandled() -> None:
+    """Log what Python would write to stderr by itself: warnings, and errors that nothing handles."""
+    logging.captureWarnings(True)
+    sys.excepthook = _log_unhandled
+    threading.excepthook = lambda it: _log_unhandled(it.exc_type, it.exc_value, it.exc_traceback)
+
+
+def _log_unhandled(kind: type[BaseException], error: BaseException | None, traceback: object) -> None:
+    if error is None or issubclass(kind, KeyboardInterrupt):
+        return
+    structlog.get_logger(__name__).critical("unhandled error", exc_info=error)
+
+
+def _printable(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """Escape what a terminal would obey, such as DEL, C1 and the characters that change the direction of text."""
+    return {name: _escaped(value) if isinstance(value, str) else value for name, value in event.items()}
+
+
+def _escaped(text: str) -> str:
+    return text if text.isprintable() else "".join(it if it.isprintable() else ascii(it)[1:-1] for it in text)
+
+
+def _without_del(_: WrappedLogger, __: str, line: EventDict) -> str:
+    """JSON escapes all control characters but DEL."""
+    return str(line).replace("\x7f", "\\u007f")

@@ -2,14 +2,20 @@
 
 import asyncio
 import gc
+import resource
 import signal
 import socket
+import sys
+import time
+from contextlib import suppress
+from functools import partial
 from types import FrameType
 
 import structlog
 import uvicorn
 from fastapi import FastAPI
 
+from imagegen.api.connections import BoundedProtocol, Bounds, Connections
 from imagegen.app import create_app
 from imagegen.catalog.catalog import Catalog
 from imagegen.lifecycle import Lifecycle
@@ -28,12 +34,27 @@ EXIT_LOST = 74
 #: Seconds that the process waits at its end for connections that are still open.
 CONNECTION_GRACE_S = 5
 
+#: The files that the process may open, if the system lets it, and those of them that no connection can take: for the
+#: journal, the pictures, the worker, and the connections that are accepted in one turn of the event loop.
+FILES = 65_536
+KEPT_FILES = 256
+
+#: Connections that the system accepts before the event loop does.
+BACKLOG = 128
+
+#: The exit code of uvicorn for an address that it cannot listen on.
+EXIT_NOT_LISTENING = 3
+
 
 class DrainingServer(uvicorn.Server):
     """Drains at a signal and answers requests meanwhile. uvicorn alone would stop listening first."""
 
-    def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle) -> None:
+    def __init__(
+        self, config: uvicorn.Config, lifecycle: Lifecycle, connections: Connections, probe_port: int | None = None
+    ) -> None:
         super().__init__(config)
+        self._connections = connections
+        self._probe_port = probe_port
         self._lifecycle = lifecycle
         self._loop: asyncio.AbstractEventLoop | None = None
         self._signals = 0
@@ -44,12 +65,35 @@ class DrainingServer(uvicorn.Server):
         # As in other daemons, SIGHUP reloads the configuration. By default it would end the process.
         self._loop.add_signal_handler(signal.SIGHUP, self._lifecycle.reload)
         if self.started:
+            await self._listen_for_probes()
             host, port = self.servers[0].sockets[0].getsockname()[:2]
             address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
             log.info("listening", address=address, docs=f"{address}/docs")
 
+    async def _listen_for_probes(self) -> None:
+        if self._probe_port is None:
+            return
+        protocol = partial(
+            BoundedProtocol,
+            shared=self._connections,
+            probes_only=True,
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
+        try:
+            probes = await asyncio.get_running_loop().create_server(protocol, self.config.host, self._probe_port)
+        except OSError as error:
+            log.error("cannot listen for probes", port=self._probe_port, reason=str(error))
+            await self.lifespan.shutdown()
+            sys.exit(EXIT_NOT_LISTENING)
+        self.servers.append(probes)
+        log.info("listening for probes", port=probes.sockets[0].getsockname()[1])
+
     async def on_tick(self, counter: int) -> bool:
         """Answer requests until the drain has ended: probes and callers that wait for a task need the answers."""
+        if counter % 10 == 0:  # every second
+            self._connections.check()
         return self._lifecycle.ended or await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -76,12 +120,28 @@ def _collect_seldom() -> None:
     gc.set_threshold(20_000, 50, 100)
 
 
-def http_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+def bounds_of(settings: Settings) -> Bounds:
+    """The bounds of connections, within the files that this process may open. Raises that limit if it can."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+    most = min(settings.max_connections, max(16, soft - KEPT_FILES))
+    # One address never takes all of them.
+    return Bounds(most, min(settings.max_connections_per_address, most * 3 // 4), settings.max_uploading_bytes)
+
+
+def http_config(app: FastAPI, settings: Settings, connections: Connections) -> uvicorn.Config:
     """How uvicorn serves the application."""
     return uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
+        http=partial(BoundedProtocol, shared=connections),  # type: ignore[arg-type]
+        ws="none",
+        backlog=BACKLOG,
         log_config=None,  # uvicorn logs as every library does, see logs.py
         log_level="warning",
         access_log=False,
@@ -98,7 +158,8 @@ def serve(settings: Settings, catalog: Catalog, families: str) -> int:
     """
     app = create_app(settings, catalog, families)
     lifecycle: Lifecycle = app.state.lifecycle
-    server = DrainingServer(http_config(app, settings), lifecycle)
+    connections = Connections(bounds_of(settings), time.monotonic)
+    server = DrainingServer(http_config(app, settings, connections), lifecycle, connections, settings.probe_port)
     _collect_seldom()
     with exclusive(settings.data_dir):
         check(settings.journal_path)

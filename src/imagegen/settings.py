@@ -67,6 +67,8 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     #: 0: the system chooses a free port.
     port: int = Field(5050, ge=0, le=65_535)
+    #: One more port, for /livez and /readyz only, which no number of other connections can occupy. None: there is none.
+    probe_port: int | None = Field(None, ge=0, le=65_535)
     #: Host names that a service on a local address answers to, in addition to the local ones.
     allowed_hosts: Annotated[frozenset[str], NoDecode, BeforeValidator(_comma_separated)] = frozenset()
     #: Seconds that an idle connection stays open. Longer than in proxies (nginx: 60), so that none of them sends a
@@ -107,6 +109,14 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(1_048_576, ge=1024, le=268_435_456)
     #: Bytes of a request body with pictures: enough for a JPEG of 24 megapixels in base64.
     max_upload_bytes: int = Field(33_554_432, ge=1024, le=268_435_456)
+    #: Connections at once, and those of one address; fewer if the process may open fewer files. More can only probe.
+    max_connections: int = Field(4096, ge=16, le=60_000)
+    max_connections_per_address: int = Field(2048, ge=1, le=60_000)
+    #: Event streams at once, and those of one address; further ones are refused with 503.
+    max_event_streams: int = Field(2048, ge=1, le=60_000)
+    max_event_streams_per_address: int = Field(1024, ge=1, le=60_000)
+    #: Bytes of bodies that are on their way at once, beyond the first 64 KiB of each; further uploads get 503.
+    max_uploading_bytes: int = Field(134_217_728, ge=1_048_576, le=17_179_869_184)
     #: Days of service after which ended tasks and their files are deleted; 0 keeps them.
     retention_days: RetentionDays = 7
     #: Ended tasks that are kept, and GiB of their files. If there are more, the oldest are deleted. 0: no limit.
@@ -166,6 +176,12 @@ class Settings(BaseSettings):
     )
     #: Seconds between two searches for idle models and expired tasks.
     housekeeping_s: float = Field(10, gt=0, le=3600)
+
+    @model_validator(mode="after")
+    def _one_upload_fits(self) -> Self:
+        if self.max_uploading_bytes < self.max_upload_bytes:
+            raise ValueError("IMAGEGEN_MAX_UPLOADING_BYTES must not be less than IMAGEGEN_MAX_UPLOAD_BYTES")
+        return self
 
     @model_validator(mode="after")
     def _urls_need_a_bucket(self) -> Self:

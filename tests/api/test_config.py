@@ -33,6 +33,9 @@ models:
 """
 
 
+JSON = {"Content-Type": "application/json"}
+
+
 @pytest.fixture(autouse=True)
 def _logs_as_before() -> Iterator[None]:
     """`log_level` is live."""
@@ -147,6 +150,41 @@ async def test_an_impossible_edit_is_refused_and_changes_nothing(start: Start, p
     async with start(config=path) as client:
         for method, url, body, expected in REFUSED:
             assert code(await client.request(method, url, json=body)) == expected, (method, url, body)
+        assert path.read_text() == TEXT
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        '"description": "\\ud800"',
+        '"name": "a\\udfffb"',
+        '"\\ud800": 1',
+        '"parts": {"vae": "\\ud800"}',
+        '"parts": {"\\ud800": "a"}',
+        '"loras": [{"path": "\\ud800"}]',
+        '"type": "\\ud800"',
+        '"local_path": "\\ud800"',
+        '"default_model": "\\ud800"',
+    ],
+)
+async def test_half_a_pair_of_surrogates_is_no_text(start: Start, path: Path, fields: str) -> None:
+    async with start(config=path) as client:
+        for method, url in (("PUT", "/models/a"), ("PATCH", "/models/a"), ("PUT", "/config/global")):
+            answer = await client.request(method, url, content=f"{{{fields}}}", headers=JSON)
+            assert answer.status_code == 422, answer.text
+        new = f'{{"model_id": "new", "name": "x", "type": "fake", {fields}}}'
+        assert (await client.post("/models", content=new, headers=JSON)).status_code == 422
+        assert path.read_text() == TEXT
+
+
+@pytest.mark.parametrize("steps", [True, False, "4", "4.0", [4]])
+async def test_no_word_is_a_number(start: Start, path: Path, steps: object) -> None:
+    async with start(config=path) as client:
+        for method, url in (("PUT", "/models/a"), ("PATCH", "/models/a")):
+            assert code(await client.request(method, url, json={"steps": steps})) == (422, "config_invalid")
+        new = {"model_id": "new", "name": "x", "type": "fake", "steps": steps}
+        assert code(await client.post("/models", json=new)) == (422, "config_invalid")
+        assert code(await client.put("/config/global", json={"max_queue": steps})) == (422, "config_invalid")
         assert path.read_text() == TEXT
 
 

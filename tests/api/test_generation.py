@@ -5,6 +5,7 @@ import io
 from typing import Any
 
 import pytest
+from httpx import ASGITransport, AsyncClient
 from PIL import Image
 
 from tests.api.conftest import Client, Start
@@ -103,6 +104,8 @@ ABSURD: list[tuple[str, bytes, int, str]] = [
     ("a seed of 65 bits", b'{"prompt":"x","seed":18446744073709551616}', 422, "invalid_request"),
     ("a boolean for a number", b'{"prompt":"x","batch_size":true}', 422, "invalid_request"),
     ("a text for a number", b'{"prompt":"x","steps":"4"}', 422, "invalid_request"),
+    ("the character DEL", rb'{"prompt":"a\u007fb"}', 422, "invalid_request"),
+    ("a control character of C1", rb'{"prompt":"a\u009bb"}', 422, "invalid_request"),
     ("a control character", rb'{"prompt":"a\u0000b"}', 422, "invalid_request"),
     ("an empty prompt", b'{"prompt":""}', 422, "invalid_request"),
     ("no prompt", b"{}", 422, "invalid_request"),
@@ -196,9 +199,53 @@ async def test_a_name_that_someone_pointed_here_is_refused(start: Start) -> None
             assert (await client.get("/tasks", headers={"host": host})).status_code == 200
 
 
-async def test_a_service_on_a_public_address_accepts_any_host_name(start: Start) -> None:
-    async with start(host="0.0.0.0") as client:
+async def test_a_name_that_someone_pointed_here_is_refused_on_every_address(start: Start) -> None:
+    async with start(host="0.0.0.0", allowed_hosts="gpu-7.example") as client:
+        for host in ("evil.example", "gpu-7.example.evil.example", "10.0.0.9", ""):
+            answer = await client.get("/tasks", headers={"host": host})
+            assert (answer.status_code, answer.json()["code"]) == (421, "unknown_host")
+        for host in ("localhost:5050", "127.0.0.1", "GPU-7.example:5050"):
+            assert (await client.get("/tasks", headers={"host": host})).status_code == 200
+        here = ASGITransport(client.app, raise_app_exceptions=False)
+        async with AsyncClient(transport=here, base_url="http://10.0.0.9:5050") as other:
+            assert (await other.get("/tasks")).status_code == 200  # the address that the request arrived at
+        async with AsyncClient(transport=here, base_url="http://evil.example") as other:
+            assert (await other.get("/tasks")).status_code == 421
+
+
+async def test_all_names_can_be_allowed(start: Start) -> None:
+    async with start(host="0.0.0.0", allowed_hosts="*") as client:
         assert (await client.get("/tasks", headers={"host": "gpu-7.example"})).status_code == 200
+
+
+async def test_two_host_headers_are_refused(client: Client) -> None:
+    answer = await client.get("/tasks", headers=[("host", "127.0.0.1"), ("host", "evil.example")])
+    assert (answer.status_code, answer.json()["code"]) == (400, "malformed_request")
+
+
+@pytest.mark.parametrize("path", ["/docs", "/redoc", "/docs/oauth2-redirect"])
+async def test_no_page_may_be_framed(client: Client, path: str) -> None:
+    answer = await client.get(path)
+    assert answer.headers["content-type"].startswith("text/html")
+    assert answer.headers["x-frame-options"] == "DENY"
+    assert answer.headers["content-security-policy"] == "frame-ancestors 'none'"
+
+
+@pytest.mark.parametrize(
+    ("path", "method", "allowed"),
+    [
+        ("/models/a", "POST", {"GET", "PUT", "PATCH", "DELETE"}),
+        ("/task/x", "PUT", {"GET", "DELETE"}),
+        ("/text2image", "GET", {"POST"}),
+        ("/models", "DELETE", {"GET", "POST"}),
+    ],
+)
+async def test_an_answer_to_a_wrong_method_names_all_methods_of_the_path(
+    client: Client, path: str, method: str, allowed: set[str]
+) -> None:
+    answer = await client.request(method, path)
+    assert answer.status_code == 405
+    assert {*answer.headers["allow"].split(", ")} - {"HEAD"} == allowed
 
 
 @pytest.mark.parametrize(

@@ -272,6 +272,20 @@ async def test_history_is_searched_by_time(client: Client) -> None:
     assert (await client.get("/tasks", params={"since": "2026-11-23T08:00:00"})).json()["code"] == "invalid_request"
 
 
+async def test_the_ends_of_the_calendar_are_times(client: Client) -> None:
+    await client.submit("x")
+    first, last = "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"
+    assert await found(client, since=first, until=last) == ["x"]
+    assert await found(client, since=last) == await found(client, until=first) == []
+
+
+@pytest.mark.parametrize("q", ["a\0b", "\0", "\0\0\0\0", "\x7f", "\x85"])
+async def test_a_search_for_control_characters_is_refused(client: Client, q: str) -> None:
+    await client.submit("a red circle")
+    answer = await client.get("/tasks", params={"q": q})
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+
+
 async def test_pages_of_a_search_go_on_with_the_search(client: Client) -> None:
     for number in range(3):
         await client.submit(f"circle {number}")

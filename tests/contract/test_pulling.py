@@ -300,6 +300,16 @@ def test_a_file_that_differs_from_its_description_is_removed(hub: Hub, fault: st
     assert pull() == Fetched()
 
 
+def test_a_file_that_goes_on_behind_its_end_is_cut_off(hub: Hub) -> None:
+    hub.add(NAME, FILES, longer={BIG})
+    answer = refused()
+    assert answer.code is FailureCode.CHECKSUM_MISMATCH
+    assert f"'{BIG}' of '{NAME}' is longer than the hub has declared" in answer.message
+    assert not list(HubCache(NAME).folder.glob("blobs/*.incomplete"))
+    hub.add(NAME, FILES)
+    assert pull() == Fetched()
+
+
 def test_bytes_of_another_file_in_the_cache_do_not_survive(hub: Hub) -> None:
     """Like after a power cut: a partial file whose end is not what was written."""
     asyncio.run(cut_short(hub, wish()))

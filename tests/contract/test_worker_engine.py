@@ -446,7 +446,9 @@ def test_a_worker_sees_only_the_chosen_card_and_reports_why_it_cannot_use_it(mon
         engine.close()
 
 
-@pytest.mark.parametrize("name", ["HF_TOKEN", "IMAGEGEN_WEBHOOK_SECRETS", "AWS_SECRET_ACCESS_KEY"])
+@pytest.mark.parametrize(
+    "name", ["HF_TOKEN", "IMAGEGEN_WEBHOOK_SECRETS", "AWS_SECRET_ACCESS_KEY", "HF_ENDPOINT", "HTTPS_PROXY", "all_proxy"]
+)
 def test_a_worker_gets_no_secret(name: str) -> None:
     assert name not in worker_engine.worker_environment({name: "secret"})
 

@@ -1,13 +1,15 @@
 """The service as a process: signals, sockets, restarts."""
 
 import io
+import json
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import httpx
@@ -334,3 +336,24 @@ def test_a_signal_in_the_first_moments_of_a_start_ends_it_like_a_later_one(tmp_p
     process.send_signal(signal.SIGTERM)
     assert process.wait(PATIENCE_S) == 0
     os.close(writer)
+
+
+def test_a_hostile_socket_is_cut_off_and_probes_have_a_port_of_their_own(tmp_path: Path) -> None:
+    config = tmp_path / "models.yaml"
+    config.write_text(fake_config())
+    few = {"IMAGEGEN_PROBE_PORT": "0", "IMAGEGEN_MAX_CONNECTIONS": "16"}
+    with Server(tmp_path / "data", config, **few) as server:
+        address = (server.http.base_url.host, int(server.http.base_url.port or 0))
+        probes = next(int(json.loads(line)["port"]) for line in server.log if '"listening for probes"' in line)
+        with socket.create_connection(address, PATIENCE_S) as endless:
+            endless.sendall(b"GET /tasks HTTP/1.1\r\n" + b"a:b\r\n" * 200)
+            assert b" 431 " in endless.recv(1000)
+        with ExitStack() as held:
+            for _ in range(100):
+                held.enter_context(socket.create_connection(address, PATIENCE_S))
+            assert httpx.get(f"http://127.0.0.1:{probes}/livez").status_code == 200
+            assert httpx.get(f"http://127.0.0.1:{probes}/tasks").json()["code"] == "too_many_connections"
+            assert httpx.get(f"http://127.0.0.1:{address[1]}/readyz").status_code == 200
+            assert httpx.get(f"http://127.0.0.1:{address[1]}/tasks").json()["code"] == "too_many_connections"
+        server.until(server.submit())
+        assert all(json.loads(line) for line in server.log)

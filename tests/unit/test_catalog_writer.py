@@ -202,7 +202,7 @@ async def test_no_edit_of_twenty_writers_without_an_etag_is_lost(service: Servic
         ({"type": ["fake"]}, "models.a.type: unknown type '['fake']'"),
         ({"<<": {}}, "models.a.<<: unknown key '<<'"),
         ({"hf_path": "https://h/x"}, "models.a.hf_path"),
-        ({"description": "\ud800"}, "models.a.description"),
+        ({"description": "\ud800"}, "description: a text has characters that no file can hold"),
         ({"description": "x" * 10_001}, "longer than 10000 characters"),
     ],
 )

@@ -18,6 +18,7 @@ from imagegen.catalog import watching
 from imagegen.catalog.changes import Roots
 from imagegen.catalog.difference import Difference, difference
 from imagegen.catalog.file import ConfigFile
+from imagegen.catalog.loading import ConfigError
 from imagegen.catalog.versions import Versions
 from imagegen.catalog.watching import is_being_written, trail
 from imagegen.cli import app
@@ -42,6 +43,20 @@ def path(tmp_path: Path) -> Path:
     path = tmp_path / "models.yaml"
     path.write_text("old")
     return path
+
+
+@pytest.mark.parametrize("what", ["pipe", "device", "folder"])
+def test_what_is_no_file_is_refused_at_once(path: Path, what: str) -> None:
+    path.unlink()
+    match what:
+        case "pipe":
+            os.mkfifo(path)  # to open it would wait for a writer
+        case "device":
+            path.symlink_to("/dev/zero")  # it has no end
+        case "folder":
+            path.mkdir()
+    with pytest.raises(ConfigError, match=r"^models\.yaml: cannot be read: (not a regular file|Is a directory)$"):
+        ConfigFile(path).read()
 
 
 def test_the_mode_is_kept_and_nothing_is_left_beside(path: Path) -> None:

@@ -1,6 +1,7 @@
 """The EventBus: every listener gets every event once, in order, and a slow listener does not delay it."""
 
 import asyncio
+from contextlib import ExitStack
 
 import pytest
 from hypothesis import given
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from imagegen.core.events import (
+    FEW,
     STEP_BYTES,
     EventBus,
     Gap,
@@ -477,3 +479,51 @@ def test_the_steps_of_the_oldest_tasks_go_first() -> None:
     names = {task_id: [it.event.name for it in bus.history(task_id)] for task_id in "abc"}
     assert names == {"a": ["started"], "b": ["started"] + 7 * ["step"], "c": ["started"] + 7 * ["step"]}
     assert bus.gap(1, "a") is not None
+
+
+# -- many subscribers of everything ------------------------------------------------------------------------------------
+
+
+async def test_with_many_subscribers_each_hears_everything_once_and_in_order() -> None:
+    bus = EventBus(1)
+    with ExitStack() as open_:
+        many = [open_.enter_context(bus.subscribe()) for _ in range(FEW + 60)]
+        publish_steps(bus, range(10))
+        assert all(it.waiting() == [] for it in many)  # publishing costs the publisher nothing
+        late = open_.enter_context(bus.subscribe())
+        publish_steps(bus, range(10, 20))
+        firsts = [await it.next() for it in many]
+        publish_steps(bus, range(20, 25))
+        bus.close()
+        for first, it in zip(firsts, many, strict=True):
+            assert first is not None
+            assert steps([first, *await heard(it)]) == list(range(25))
+        assert steps(await heard(late)) == list(range(10, 25))
+
+
+async def test_one_of_many_that_reads_nothing_is_ended_and_one_that_reads_is_not() -> None:
+    bus = EventBus(backlog=10)
+    with ExitStack() as open_:
+        many = [open_.enter_context(bus.subscribe()) for _ in range(FEW + 1)]
+        read = []
+        for start in range(0, 100, 20):
+            publish_steps(bus, range(start, start + 20))
+            for it in many[1:]:
+                arrived = [await it.next(), *it.waiting()]
+                read += arrived if it is many[1] else []
+        bus.close()
+        assert steps([it for it in read if it is not None]) == list(range(100))
+        assert steps(await heard(many[0])) == list(range(20))
+
+
+async def test_a_bus_that_many_left_delivers_at_once_again() -> None:
+    bus = EventBus(1)
+    with ExitStack() as open_:
+        many = [open_.enter_context(bus.subscribe()) for _ in range(FEW + 1)]
+        publish_steps(bus, range(1))
+        for it in many:
+            await it.next()
+    with bus.subscribe() as one:
+        await asyncio.sleep(0)  # the delivery ends one turn after the last subscriber got it
+        publish_steps(bus, range(1, 2))
+        assert steps(one.waiting()) == [1]

@@ -5,15 +5,18 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from imagegen.builtin import builtin_model
 from imagegen.catalog.sources import Folders, weights_here
-from imagegen.core.errors import EngineError, FailureCode
+from imagegen.core.errors import EngineError, FailureCode, LoraRefused, WeightsCorrupt
 from imagegen.loaders.diffusers_model import check_pipeline
 from imagegen.loaders.flux import FluxModelLoader, FluxSpec
+from imagegen.loaders.folder import check_file, header_bytes, read_header
+from imagegen.loaders.lora_file import LoraFile
 
 #: A user that owns nothing.
 STRANGER = 65534
@@ -174,3 +177,133 @@ def test_shards_that_the_list_names_are_looked_for(folder: Path) -> None:
     shards = {"a": "diffusion_pytorch_model-00001-of-00001.safetensors", "b": "other.safetensors"}
     (vae / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
     assert fault(folder) == (FailureCode.WEIGHTS_MISSING, "The model's folder lacks vae/other.safetensors.")
+
+
+# -- lists of shards ---------------------------------------------------------------------------------------------------
+
+
+def shard(folder: Path, *named: str) -> None:
+    """Make the VAE's weights one shard, and its list name these files, too."""
+    vae = folder / "vae"
+    one = "diffusion_pytorch_model-00001-of-00001.safetensors"
+    (vae / "diffusion_pytorch_model.safetensors").rename(vae / one)
+    weight_map = {str(number): name for number, name in enumerate((one, *named))}
+    (vae / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+def test_a_list_of_whole_shards_passes(folder: Path) -> None:
+    shard(folder)
+    check(folder)
+
+
+@pytest.mark.parametrize("name", ["weights.bin", "weights.pt", "weights.safetensors.bin", "weights"])
+def test_a_shard_of_another_format_is_refused(folder: Path, name: str) -> None:
+    shard(folder, name)
+    (folder / "vae" / name).write_bytes(b"pickle")
+    code, detail = fault(folder)
+    assert code is FailureCode.WEIGHTS_REFUSED
+    assert f"names {name}, which is no .safetensors file" in detail
+
+
+@pytest.mark.parametrize("name", ["../../outside.safetensors", "/etc/x.safetensors", "a\\..\\x.safetensors", ""])
+def test_a_shard_outside_the_folder_is_refused_whether_it_exists_or_not(folder: Path, name: str) -> None:
+    (folder.parent / "outside.safetensors").write_bytes(b"x")
+    shard(folder, name)
+    code, detail = fault(folder)
+    assert code is FailureCode.WEIGHTS_REFUSED
+    assert "names a file outside its folder" in detail
+
+
+@pytest.mark.parametrize("weight_map", [{"a": 1}, {"a": None}, {"a": ["x.safetensors"]}, {"a": {}}, [], "x", None])
+def test_a_list_that_is_none_is_corrupt(folder: Path, weight_map: object) -> None:
+    shard(folder)
+    index = folder / "vae" / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    assert fault(folder)[0] is FailureCode.WEIGHTS_CORRUPT
+
+
+def test_a_named_shard_is_read_as_safetensors(folder: Path) -> None:
+    shard(folder, "other.safetensors")
+    (folder / "vae" / "other.safetensors").write_bytes(b"pickle, in disguise")
+    code, detail = fault(folder)
+    assert code is FailureCode.WEIGHTS_CORRUPT
+    assert "vae/other.safetensors is not a safetensors file" in detail
+
+
+def test_the_list_of_a_part_from_elsewhere_is_checked_too(folder: Path) -> None:
+    shutil.copytree(folder / "vae", folder.parent / "other")
+    shutil.copytree(folder, folder.parent / "broken")
+    shard(folder.parent / "broken", "weights.bin")
+    shutil.copytree(folder.parent / "broken" / "vae", folder.parent / "mine")
+    (folder.parent / "mine" / "weights.bin").write_bytes(b"pickle")
+    for source, passes in (("other", True), ("mine", False)):
+        entry = FluxSpec.model_validate(
+            {"name": "A", "type": "flux", "local_path": "flux", "parts": {"vae": f"./{source}"}}
+        )
+        with nullcontext() if passes else pytest.raises(EngineError, match=r"weights\.bin"):
+            check_pipeline(entry, folder, Folders(folder.parent, folder.parent))
+
+
+# -- headers that lie --------------------------------------------------------------------------------------------------
+
+GOOD = {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}
+
+
+def safetensors(file: Path, header: object, data: bytes = bytes(24)) -> Path:
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + data)
+    return file
+
+
+def test_a_true_header_passes(tmp_path: Path) -> None:
+    file = safetensors(tmp_path / "a.safetensors", {"__metadata__": {"format": "pt"}, "x": GOOD})
+    assert read_header(file, "a")["x"].shape == (2, 3)
+    assert (header_bytes(file, 2), header_bytes(file, 4)) == (12, 24)
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"shape": None},
+        {"shape": "23"},
+        {"shape": {"0": 6}},
+        {"shape": ["2", "3"]},
+        {"shape": [2, -3]},
+        {"shape": [-2, -3]},
+        {"shape": [2.0, 3]},
+        {"shape": [True, 6]},
+        {"shape": [2, 4]},
+        {"shape": [10**30]},
+        {"dtype": ["F32"]},
+        {"dtype": None},
+        {"dtype": "F64"},
+        {"data_offsets": [0]},
+        {"data_offsets": [24, 0]},
+        {"data_offsets": [-8, 24]},
+        {"data_offsets": "ab"},
+        {"data_offsets": [0, True]},
+    ],
+)
+@pytest.mark.parametrize("left_out", [True, False])
+def test_a_header_that_lies_is_corrupt(tmp_path: Path, lie: dict[str, object], left_out: bool) -> None:
+    told = {key: it for key, it in GOOD.items() if key not in lie} if left_out else GOOD | lie
+    file = safetensors(tmp_path / "a.safetensors", {"x": told})
+    for read in (lambda: read_header(file, "a"), lambda: header_bytes(file, 2), lambda: check_file(file, file.name)):
+        with pytest.raises(WeightsCorrupt):
+            read()
+    with pytest.raises(LoraRefused):
+        LoraFile.read(file)
+
+
+@pytest.mark.parametrize("part", [None, [], "x", 1, [1, 2]])
+def test_a_tensor_that_is_not_described_is_corrupt(tmp_path: Path, part: object) -> None:
+    with pytest.raises(WeightsCorrupt):
+        read_header(safetensors(tmp_path / "a.safetensors", {"y": GOOD, "x": part}), "a")
+
+
+def test_a_pipe_in_the_place_of_weights_is_not_waited_for(folder: Path) -> None:
+    (folder / VAE).unlink()
+    os.mkfifo(folder / VAE)
+    code, detail = fault(folder)
+    assert code in (FailureCode.WEIGHTS_UNREADABLE, FailureCode.WEIGHTS_MISSING)
+    assert str(folder) not in detail

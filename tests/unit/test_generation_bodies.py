@@ -52,7 +52,7 @@ def test_omitted_fields_take_the_defaults_of_the_original_api() -> None:
     body = text2image({"prompt": "a"})
     assert (body.model, body.batch_size, body.aspect_ratio, body.priority, body.seed) == (None, 1, "1:1", 0, None)
     assert Image2ImageBody.model_validate({"prompt": "a", "image": "x"}).strength == 0.8
-    assert text2image({"prompt": "a", "lora_weights_path": "x"}).lora_scale == 0.7
+    assert text2image({"prompt": "a", "lora_weights_path": "x.safetensors"}).lora_scale == 0.7
 
 
 # -- bounds ------------------------------------------------------------------------------------------------------------

@@ -1,8 +1,11 @@
 """The log on stderr: one JSON object a line, including the whole error."""
 
+import io
 import json
 import logging
 import socket
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from types import SimpleNamespace
@@ -109,3 +112,63 @@ async def test_what_is_logged_in_the_thread_of_the_gpu_has_the_ids_of_the_caller
             await executor.unload(Unload(model="a"))
     await executor.close(5)
     assert seen == [{"task_id": "t-1"}, {"task_id": "t-2"}]
+
+
+# -- characters, and the lines of others -------------------------------------------------------------------------------
+
+HOSTILE = "a\x1b[2Jb\x7fc\x9b1md\u202ee\u2066f\ud800g\nh"
+
+
+def written_to(monkeypatch: pytest.MonkeyPatch, *, human: bool) -> io.StringIO:
+    """What is written to stderr, a terminal or not."""
+    stderr = io.StringIO()
+    monkeypatch.setattr(stderr, "isatty", lambda: human, raising=False)
+    monkeypatch.setattr(sys, "stderr", stderr)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    for module in (sys, threading):
+        monkeypatch.setattr(module, "excepthook", module.excepthook)
+    logs.configure()
+    return stderr
+
+
+def test_nothing_that_a_terminal_obeys_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    for human in (True, False):
+        stderr = written_to(monkeypatch, human=human)
+        structlog.get_logger().warning("asked", prompt=HOSTILE)
+        written = stderr.getvalue()
+        for character in "\x7f\x9b\u202e\u2066\ud800":
+            assert character not in written
+        assert "\x1b[2J" not in written
+        if not human:
+            assert json.loads(written)["prompt"] == HOSTILE
+
+
+def test_the_lines_of_the_standard_library_have_the_same_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    stderr = written_to(monkeypatch, human=False)
+    logging.getLogger("uvicorn.error").warning("Invalid %s request\nreceived.", "HTTP\x7f")
+    (line,) = stderr.getvalue().splitlines()
+    assert "\x7f" not in line
+    told = json.loads(line)
+    assert (told["event"], told["level"], told["logger"]) == (
+        "Invalid HTTP\x7f request\nreceived.",
+        "warning",
+        "uvicorn.error",
+    )
+
+
+def test_a_traceback_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    stderr = written_to(monkeypatch, human=False)
+    monkeypatch.setattr(logging, "captureWarnings", lambda _: None)
+    logs.log_unhandled()
+    try:
+        raise ValueError("wrong")
+    except ValueError as error:
+        logging.getLogger("asyncio").exception("Task exception was never retrieved")
+        sys.excepthook(type(error), error, error.__traceback__)
+    thread = threading.Thread(target=lambda: 1 / 0)
+    thread.start()
+    thread.join()
+    lines = [json.loads(line) for line in stderr.getvalue().splitlines()]
+    assert ["ValueError: wrong" in line["exception"] for line in lines] == [True, True, False]
+    assert "ZeroDivisionError" in lines[2]["exception"]
+    assert "Traceback" in lines[0]["exception"]

@@ -1,5 +1,6 @@
 """The places of weights: an entry's folder, and LoRA files, which must be below their directory."""
 
+import os
 from pathlib import Path
 from typing import NoReturn
 
@@ -8,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from imagegen.builtin import builtin_model
+from imagegen.catalog.hub_cache import HubCache
 from imagegen.catalog.sources import local_folder, lora_files, weights_here
 from imagegen.core.errors import LoraNotFound
 from imagegen.core.task import Lora
@@ -62,7 +64,7 @@ def loras(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("path", ["ink.safetensors", "style/oil.safetensors", "style/../ink.safetensors"])
+@pytest.mark.parametrize("path", ["ink.safetensors", "style/oil.safetensors"])
 def test_a_safetensors_file_below_the_directory_is_found(loras: Path, path: str) -> None:
     assert find(path, loras) == (loras / path).resolve()
 
@@ -72,6 +74,7 @@ def test_a_safetensors_file_below_the_directory_is_found(loras: Path, path: str)
     [
         "missing.safetensors",
         "../outside.safetensors",
+        "style/../ink.safetensors",
         "style/../../outside.safetensors",
         "/etc/passwd",
         "",
@@ -107,6 +110,32 @@ def test_a_link_to_itself_is_not_found(loras: Path) -> None:
     (loras / "loop.safetensors").symlink_to(loras / "loop.safetensors")
     with pytest.raises(LoraNotFound):
         find("loop.safetensors", loras)
+
+
+def test_a_pipe_is_no_file(loras: Path) -> None:
+    os.mkfifo(loras / "pipe.safetensors")
+    with pytest.raises(LoraNotFound):
+        find("pipe.safetensors", loras)
+
+
+def test_a_file_of_a_repository_is_found_only_inside_its_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loras: Path
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    cache = HubCache("org/name")
+    commit = "0" * 40
+    cache.blob("abc").parent.mkdir(parents=True)
+    cache.blob("abc").write_bytes(b"x")
+    cache.link(commit, "sub/a.safetensors", "abc")
+    (cache.folder / "snapshots" / commit / "out.safetensors").symlink_to(loras / "ink.safetensors")
+
+    def find_in(name: str) -> Path:
+        return lora_files([Lora(path=name, repo=f"org/name@{commit}", scale=1)], loras)[0]
+
+    assert find_in("sub/a.safetensors").read_bytes() == b"x"
+    for name in ("out.safetensors", "sub/../../../../../loras/ink.safetensors", str(loras / "ink.safetensors")):
+        with pytest.raises(LoraNotFound):
+            find_in(name)
 
 
 def test_without_a_directory_there_is_no_lora(tmp_path: Path) -> None:

@@ -12,10 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from imagegen.api.native.images.uploads import decode_image
+from imagegen.api.native.images.uploads import decode_base64
 from imagegen.core.errors import ImageTooLarge, InvalidImage
+from imagegen.tasks.inputs import check_mask, check_picture
 
 MAX_PIXELS = 24_000_000
+
+
+async def decode_image(text: str, max_pixels: int, *, mask: bool = False) -> bytes:
+    """What the service does with a picture, in this process."""
+    data = decode_base64(text)
+    (check_mask if mask else check_picture)(data, max_pixels)
+    return data
 
 
 def encoded(kind: str, mode: str = "RGB", **options: Any) -> bytes:

@@ -6,12 +6,10 @@ import pytest
 import typer
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from imagegen.api.native.tasks.generation import WeightsName
 from imagegen.catalog.catalog import ModelId
-from imagegen.catalog.fields import HubSource
+from imagegen.catalog.fields import HubSource, SafetensorsFile
 from imagegen.cli.common import settings_with
 from imagegen.core.wording import Form, explained, nearest
-from imagegen.loaders.nunchaku import SafetensorsFile
 from imagegen.settings import Settings
 
 
@@ -47,7 +45,7 @@ def test_a_pattern_of_pydantic_is_not_shown() -> None:
         (ModelId, "a b", "must be a model id: letters, digits"),
         (HubSource, "https://huggingface.co/a/b", "must be a repository on the hub: org/name"),
         (HubSource, "a--b/c", "the hub does not allow this name"),
-        (WeightsName, "../x.safetensors", "must be a file of the repository that ends with .safetensors"),
+        (SafetensorsFile, "../x.safetensors", "must be a file below its folder or repository"),
         (SafetensorsFile, "x.bin", "must end with .safetensors"),
         (Settings, {"device": "gpu"}, "must be auto, cpu, cuda, cuda:N, or the UUID of a card"),
         (Settings, {"store": "https://bucket"}, "must be s3://bucket or s3://bucket/prefix"),

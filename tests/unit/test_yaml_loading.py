@@ -439,3 +439,11 @@ def test_a_file_in_another_encoding_is_a_problem(tmp_path: Path) -> None:
     path = tmp_path / "latin1.yaml"
     path.write_bytes("models: {a: {name: é}}".encode("latin-1"))
     assert read_problem(path) == "cannot be read: is not UTF-8 text"
+
+
+@pytest.mark.parametrize("word", ["true", "false", '"4"', "'4.0'", '"nan"', "yes", '"1e3"'])
+@pytest.mark.parametrize("section", ["global: {max_queue: WORD}", "global: {host_cache_gb: WORD}", "global: {}"])
+def test_no_word_is_a_number(section: str, word: str) -> None:
+    text = f"{section.replace('WORD', word)}\n{GOOD}" + (f"    steps: {word}\n" if "WORD" not in section else "")
+    line = problems(text)[0]
+    assert "number" in line or "integer" in line or "valid" in line

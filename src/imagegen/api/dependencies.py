@@ -13,6 +13,7 @@ from imagegen.models.manager import DynamicModelManager
 from imagegen.service.image_service import ImageService
 from imagegen.settings import Settings
 from imagegen.storage.images import ImageStore
+from imagegen.tasks.checking import PictureChecks
 from imagegen.tasks.device import Device
 from imagegen.tasks.manager import TaskManager
 from imagegen.webhooks.sender import WebhookSender
@@ -31,6 +32,7 @@ class Services:
     bus: EventBus
     writer: CatalogWriter
     webhooks: WebhookSender
+    checks: PictureChecks
 
     @property
     def models(self) -> DynamicModelManager:
@@ -94,6 +96,10 @@ async def _writer(request: Request) -> CatalogWriter:
     return services_of(request).writer
 
 
+async def _checks(request: Request) -> PictureChecks:
+    return services_of(request).checks
+
+
 async def _webhooks(request: Request) -> WebhookSender:
     return services_of(request).webhooks
 
@@ -106,5 +112,6 @@ Puller = Annotated[ModelPuller, Depends(_puller)]
 Images = Annotated[ImageStore, Depends(_images)]
 Bus = Annotated[EventBus, Depends(_bus)]
 EffectiveSettings = Annotated[Settings, Depends(_settings)]
+Checks = Annotated[PictureChecks, Depends(_checks)]
 Writer = Annotated[CatalogWriter, Depends(_writer)]
 Webhooks = Annotated[WebhookSender, Depends(_webhooks)]

@@ -1,11 +1,11 @@
-"""Refuses changes by web pages of other origins and, on a local address, requests for a foreign host name."""
+"""Refuses changes by web pages of other origins and requests for a foreign host name; no page may be framed."""
 
 import ipaddress
 from collections.abc import Collection
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from imagegen.api.problems import error_response, problem
 
@@ -22,21 +22,40 @@ class Guard:
     """
 
     def __init__(self, app: ASGIApp, host: str, allowed_hosts: Collection[str]) -> None:
-        """`host`: the address to listen on. If it is local, the Host header must be local or one of `allowed_hosts`."""
+        """The Host header must name this machine, `host`, the address that the request arrived at, or be allowed.
+
+        `host`: the address to listen on. `allowed_hosts`: more names; `*` allows all of them.
+        """
         self._app = app
-        self._hosts = {"localhost", "127.0.0.1", "::1", host, *allowed_hosts} if is_local(host) else set()
+        self._hosts = {"localhost", "127.0.0.1", "::1", host.lower(), *allowed_hosts}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         headers = Headers(scope=scope)
-        if self._hosts and host_name(headers.get("host", "")) not in self._hosts:
+        if len(headers.getlist("host")) > 1:
+            refusal = problem("malformed_request", "The request has more than one Host header.")
+            return await error_response(scope, refusal)(scope, receive, send)
+        if not self._is_for_us(host_name(headers.get("host", "")), scope):
             refusal = problem("unknown_host", "This host name is not allowed; see IMAGEGEN_ALLOWED_HOSTS.")
             return await error_response(scope, refusal)(scope, receive, send)
         if scope["method"] not in SAFE_METHODS and is_cross_origin(headers):
             refusal = problem("cross_origin", "Web pages of another origin may not do this.")
             return await error_response(scope, refusal)(scope, receive, send)
-        await self._app(scope, receive, send)
+
+        async def send_unframed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                answer = MutableHeaders(scope=message)
+                if answer.get("content-type", "").startswith("text/html"):
+                    answer.append("Content-Security-Policy", "frame-ancestors 'none'")
+                    answer["X-Frame-Options"] = "DENY"
+            await send(message)
+
+        await self._app(scope, receive, send_unframed)
+
+    def _is_for_us(self, name: str, scope: Scope) -> bool:
+        address = scope["server"][0] if scope.get("server") else ""
+        return "*" in self._hosts or name in self._hosts or (name == address and _is_address(name))
 
 
 def is_local(host: str) -> bool:
@@ -45,6 +64,14 @@ def is_local(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def host_name(authority: str) -> str:

@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.middleware.body_limit import MAX_BODY_SIZE_SCOPE_KEY
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from imagegen.api.dependencies import services_in
@@ -29,6 +30,12 @@ STATUS: Mapping[str, int] = MappingProxyType(
     {
         "malformed_body": 400,
         "unsupported_media_type": 415,
+        "malformed_request": 400,
+        "header_too_large": 431,
+        "request_timeout": 408,
+        "too_many_connections": 503,
+        "too_many_uploads": 503,
+        "too_many_streams": 503,
         "cross_origin": 403,
         "unknown_host": 421,
         "invalid_request": 422,
@@ -74,6 +81,8 @@ STATUS: Mapping[str, int] = MappingProxyType(
         "storage_full": 507,
     }
 )
+
+_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
 #: The codes of errors that FastAPI or Starlette answers by itself.
 _CODE_OF_STATUS: Mapping[int, str] = MappingProxyType(
@@ -242,10 +251,16 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     status = error.status_code
     code = _CODE_OF_STATUS.get(status, "http_error")
     detail = _too_large(request.scope) if status == 413 else _parse_error(error.__cause__) or str(error.detail)
-    headers = dict(error.headers or {})
-    if headers.get("Allow") == "GET":
-        headers["Allow"] = "GET, HEAD"  # HeadAsGet answers it
+    headers = {"Allow": ", ".join(_methods(request))} if status == 405 else error.headers
     return error_response(request.scope, problem(code, detail, status=status), headers)
+
+
+def _methods(request: Request) -> list[str]:
+    """The methods of a path. Its routes are tried one by one, and the error has only those of the first one."""
+    asked = {name: request.scope[name] for name in ("type", "path", "root_path", "headers", "query_string")}
+    routes = request.app.routes
+    found = [it for it in _METHODS if any(route.matches({**asked, "method": it})[0] is Match.FULL for route in routes)]
+    return [*found, *(["HEAD"] if "GET" in found else [])]  # HeadAsGet answers it
 
 
 def _too_large(scope: Scope) -> str:

@@ -11,6 +11,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -24,9 +25,11 @@ from imagegen.catalog.fields import (
     Residency,
     Text,
     WeightsPath,
+    is_number,
     is_relative_folder,
     marked,
     refuse_bare_text,
+    refuse_word_for_number,
 )
 from imagegen.catalog.pipeline_files import Dtype
 from imagegen.core.errors import ModelNotFound
@@ -55,9 +58,20 @@ class Section(Value):
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
+    #: The names of the fields that are numbers.
+    numbers: ClassVar[frozenset[str]] = frozenset()
+
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
         refuse_bare_text(cls)
+        cls.numbers = frozenset(name for name, info in cls.model_fields.items() if is_number(info))
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _number(cls, value: object, info: ValidationInfo) -> object:
+        if info.field_name in cls.numbers:
+            refuse_word_for_number(value)
+        return value
 
 
 #: The largest `max_batch`. Larger batches gain nothing.

@@ -87,6 +87,7 @@ def with_model(text: str, model_id: str, fields: Fields, families: Families, roo
 
 def with_changed_model(text: str, model_id: str, fields: Fields, families: Families, roots: Roots) -> str:
     """The text with some fields of an entry replaced; None removes one. Raises ModelNotFound, PathNotAllowed."""
+    _check(fields)
     models = _models(text)
     if model_id not in models:
         raise ModelNotFound
@@ -109,6 +110,7 @@ def without_model(text: str, model_id: str) -> str:
 
 def with_settings(text: str, fields: Fields) -> str:
     """The text with some fields of `global` replaced; None removes one."""
+    _check(fields)
     data = read(text).data
     name = next((key for key in data if SECTIONS.get(key) == "global"), "global")
     return edited(text, list(_merged((name,), data.get(name) or {}, fields, GlobalSettings)))
@@ -120,7 +122,6 @@ def _models(text: str) -> dict[str, Any]:
 
 
 def _merged(path: tuple[str, ...], section: Fields, fields: Fields, kind: type[Section] | None) -> Iterator[Change]:
-    _check(fields)
     for name, value in fields.items():
         key = _spelling(name, section, kind)
         yield Remove((*path, key)) if value is None else Put((*path, key), value)
@@ -141,11 +142,16 @@ def _check(fields: Fields) -> None:
     for name, value in fields.items():
         if len(name) > _MAX_KEY or not name.isprintable():
             raise ConfigInvalid("A key is longer than any name, or not printable.")
-        _check_depth(value, _MAX_DEPTH)
+        _check_value(name, value, _MAX_DEPTH)
 
 
-def _check_depth(value: Any, left: int) -> None:
+def _check_value(name: str, value: Any, left: int) -> None:
     if not left:
         raise ConfigInvalid(f"A value is nested deeper than {_MAX_DEPTH} levels.")
-    for inner in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():
-        _check_depth(inner, left - 1)
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:  # JSON can name half of a pair of surrogates
+            raise ConfigInvalid(f"{name}: a text has characters that no file can hold.") from None
+    for inner in (*value, *value.values()) if isinstance(value, Mapping) else value if isinstance(value, list) else ():
+        _check_value(name, inner, left - 1)

@@ -50,7 +50,8 @@ Receipt: Final = Mark.RECEIPT
 _TEXTS = frozenset({Mark.TEXT, Mark.PATH, Mark.FILE, Mark.SOURCE, Mark.SOURCE_OR_PATH})
 
 
-def _inside(file: str) -> str:
+def inside(file: str) -> str:
+    """The same text, if it names a file below whatever folder it is joined to. Raises ValueError."""
     parts = file.split("/")
     if any(part in ("", ".", "..") for part in parts) or "\\" in file or file.startswith("~") or not file.isprintable():
         raise ValueError("must be a file below its folder or repository: no '..', no leading '/'")
@@ -84,7 +85,10 @@ Text = Annotated[str, Mark.TEXT]
 WeightsPath = Annotated[str, Mark.PATH, StringConstraints(min_length=1, max_length=1000)]
 
 #: A file, relative to the folder or repository that holds it. No value of this type leads out of it.
-WeightsFile = Annotated[str, Mark.FILE, StringConstraints(min_length=1, max_length=500), AfterValidator(_inside)]
+WeightsFile = Annotated[str, Mark.FILE, StringConstraints(min_length=1, max_length=500), AfterValidator(inside)]
+
+#: A WeightsFile of the only format that is loaded.
+SafetensorsFile = Annotated[WeightsFile, Form(r".+\.safetensors", "must end with .safetensors")]
 
 #: `org/name`, optionally `@` a branch, tag or commit. Never a URL, never a path.
 HubSource = Annotated[
@@ -181,6 +185,31 @@ def texts(kind: type[BaseModel], fields: Mapping[str, Any]) -> Iterator[tuple[st
                 for item in value if isinstance(value, list) else [value]:
                     if isinstance(item, Mapping):
                         yield from ((f"{key}.{below}", *rest) for below, *rest in texts(inner, item))  # type: ignore[misc]
+
+
+def is_number(info: FieldInfo) -> bool:
+    """Whether a field's value may be a number and not true or false."""
+    kinds = set(_kinds(info.annotation))
+    return bool(kinds & {int, float}) and bool not in kinds
+
+
+def _kinds(annotation: Any) -> Iterator[Any]:
+    yield annotation
+    if get_origin(annotation) is not Literal:
+        for part in get_args(annotation):
+            yield from _kinds(part)
+
+
+def refuse_word_for_number(value: object) -> None:
+    """Raises ValueError for true, false, and a number in quotes, which pydantic would take for a number."""
+    if isinstance(value, bool):
+        raise ValueError("must be a number, not true or false")
+    if isinstance(value, str):
+        try:
+            float(value)
+        except ValueError:
+            return  # a word, which may be one of the field's own
+        raise ValueError("must be a number without quotes")
 
 
 def refuse_bare_text(kind: type[BaseModel]) -> None:

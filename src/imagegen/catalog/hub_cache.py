@@ -13,12 +13,19 @@ from typing import Any
 
 from imagegen.catalog.catalog import HubFiles
 from imagegen.catalog.pipeline_files import INDEX, lacking, part_paths
+from imagegen.storage.files import open_regular
 
 #: The answer of `lacks` for a repository of which the cache has nothing.
 EVERYTHING = "everything"
 
 #: The most levels of folders in a repository. Real repositories have two.
 _MAX_DEPTH = 8
+
+#: Bytes of a ref that are read: a commit has 40.
+_MAX_REF = 100
+
+#: Bytes of a model_index.json, and of a list of shards, that are read. The largest known list has 6 MB.
+MAX_INDEX = 64 * 2**20
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -54,7 +61,8 @@ class HubCache:
         if _COMMIT.fullmatch(revision):
             return revision
         try:
-            commit = (self.folder / "refs" / revision).read_text().strip()
+            with open_regular(self.folder / "refs" / revision) as file:
+                commit = file.read(_MAX_REF).decode().strip()
         except (OSError, UnicodeDecodeError):
             return None
         return commit if _COMMIT.fullmatch(commit) else None
@@ -121,7 +129,8 @@ def paths_in(folder: Path, *, dangling: bool = False) -> list[str]:
 def index_in(folder: Path) -> dict[str, Any] | None:
     """The model_index.json of a folder; None: there is none that can be read."""
     try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8-sig"))
+        with open_regular(folder / INDEX) as file:
+            index = json.loads(file.read(MAX_INDEX))
     except (OSError, ValueError, RecursionError):
         return None
     return index if isinstance(index, dict) else None

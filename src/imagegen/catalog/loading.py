@@ -11,6 +11,7 @@ from imagegen.catalog.catalog import RESERVED_IDS, Catalog, GlobalSettings, Mode
 from imagegen.catalog.fields import section_at, unknown_key
 from imagegen.catalog.yaml import MAX_BYTES, Document, Loc, Position, YamlProblem, read
 from imagegen.core.wording import explained, nearest
+from imagegen.storage.files import open_regular
 
 #: The spec class of each family, by `type`.
 Families = Mapping[str, type[ModelSpec]]
@@ -46,7 +47,7 @@ def load_catalog(path: Path, families: Families) -> Catalog:
 def read_text(path: Path, *, name: str) -> str:
     """The text of a file, with its line ends. Raises ConfigError, which calls the file `name`."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             data = file.read(MAX_BYTES + 1)  # one byte more than allowed: `read` refuses it
         return data.decode("utf-8", "replace" if len(data) > MAX_BYTES else "strict")
     except (OSError, UnicodeDecodeError) as error:

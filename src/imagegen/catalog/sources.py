@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from imagegen.builtin import BUILTIN, builtin_model
 from imagegen.catalog.catalog import HubFiles, ModelSpec
+from imagegen.catalog.fields import inside
 from imagegen.catalog.hub_cache import HubCache, is_here, lacks_in
 from imagegen.core.errors import LoraNotFound
 from imagegen.core.task import Lora
@@ -86,9 +87,23 @@ def cached_file(source: str, name: str) -> Path | None:
     """The file `name` of `org/name[@revision]` in the hub's cache; None if it is not there."""
     try:
         folder = cached_snapshot(source)
-        return folder / name if folder is not None and (folder / name).is_file() else None
     except OSError:
         return None
+    return None if folder is None else confined(name, folder, HubCache(source.partition("@")[0]).folder)
+
+
+def confined(name: str, folder: Path, home: Path) -> Path | None:
+    """The regular file that a caller calls `name` in `folder`; None: there is none, or a link leads it out of `home`.
+
+    Whatever names more than a file below the folder is not looked up.
+    """
+    try:
+        file = folder / inside(name)
+        # Resolving follows links, also those of the folders on the way.
+        found = file.resolve(strict=True).is_relative_to(home.resolve()) and file.is_file()
+    except (OSError, ValueError, RuntimeError):
+        return None
+    return file if found else None
 
 
 def lora_files(loras: Sequence[Lora], loras_dir: Path) -> list[Path]:
@@ -97,23 +112,13 @@ def lora_files(loras: Sequence[Lora], loras_dir: Path) -> list[Path]:
 
 
 def _lora_file(lora: Lora, loras_dir: Path) -> Path:
-    if lora.repo is None:
-        return _below(lora.path, loras_dir)
-    file = cached_file(lora.repo, lora.path) if lora.path.endswith(WEIGHTS) else None
-    if file is None:
-        repo, _, revision = lora.repo.partition("@")
-        pinned = f" --revision {revision}" if revision else ""
-        raise LoraNotFound(f"The LoRA is not on this machine; fetch it with `hf download {repo} {lora.path}{pinned}`.")
-    return file
-
-
-def _below(path: str, loras_dir: Path) -> Path:
-    """A safetensors file below `loras_dir`. Everything else raises the same LoraNotFound."""
-    root = loras_dir.resolve()
-    try:
-        file = (root / path).resolve(strict=True)
-    except (OSError, ValueError, RuntimeError):
-        raise LoraNotFound from None
-    if not file.is_relative_to(root) or file.suffix != WEIGHTS or not file.is_file():
+    if not lora.path.endswith(WEIGHTS):
         raise LoraNotFound
-    return file
+    file = cached_file(lora.repo, lora.path) if lora.repo else confined(lora.path, loras_dir, loras_dir)
+    if file is not None:
+        return file
+    if lora.repo is None:
+        raise LoraNotFound
+    repo, _, revision = lora.repo.partition("@")
+    pinned = f" --revision {revision}" if revision else ""
+    raise LoraNotFound(f"The LoRA is not on this machine; fetch it with `hf download {repo} {lora.path}{pinned}`.")

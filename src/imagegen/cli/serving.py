@@ -48,6 +48,7 @@ def serve(
     settings = settings_with(host=host, port=port, data_dir=data_dir, config=config, isolation=isolation)
     catalog = open_catalog(settings.config, families_of(context))
     logs.configure(catalog.settings.log_level)
+    logs.log_unhandled()
     for name, hint in settings.unknown_variables(os.environ).items():
         log.warning("unknown_setting", message=f"No setting has the name {name}{hint or '.'}")
     # Imported here: the other commands do not need FastAPI.

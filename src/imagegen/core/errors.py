@@ -210,6 +210,18 @@ class LoadFailed(ImagegenError):
     code = "load_failed"
 
 
+class TooManyUploads(ImagegenError):
+    """Too many pictures are being read at once; try again soon."""
+
+    code = "too_many_uploads"
+
+
+class TooManyStreams(ImagegenError):
+    """There are too many event streams; close some, or poll the task."""
+
+    code = "too_many_streams"
+
+
 class Draining(ImagegenError):
     """The service is stopping and accepts no new tasks."""
 

@@ -2,12 +2,12 @@
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from heapq import merge
-from itertools import count
+from itertools import count, islice
 from typing import ClassVar, Literal
 
 from imagegen.core.task import Failure, StoredImage
@@ -291,7 +291,7 @@ class Subscription:
     def __init__(self, backlog: list[Published], limit: int, last_id: int) -> None:
         """`last_id`: of the event before the next one that is published."""
         self._limit = limit + len(backlog)
-        self._waiting: asyncio.Queue[Published | None] = asyncio.Queue(self._limit + 2)
+        self._waiting: asyncio.Queue[Published | None] = asyncio.Queue()
         self._last_id = last_id
         self._ended = False
         for published in backlog:
@@ -323,13 +323,30 @@ class Subscription:
 
     def offer(self, published: Published) -> None:
         """Deliver an event, or end a subscriber that is `limit` events behind; it reconnects with Last-Event-ID."""
+        self.offer_all([published])
+
+    def offer_all(self, batch: Sequence[Published]) -> None:
+        """Like `offer`. A subscriber that has read all before the batch is not behind, however long the batch is."""
         if self._ended:
             return
-        if self._waiting.qsize() < self._limit:
-            self._waiting.put_nowait(published)
-            self._last_id = published.id
-        else:
+        if self._waiting.qsize() >= self._limit:
             self.end("too_slow")
+            return
+        for published in batch:
+            if published.id > self._last_id:  # not from before the subscription
+                self._waiting.put_nowait(published)
+                self._last_id = published.id
+
+    def waiting(self) -> list[Published]:
+        """Take the events that have been delivered and not been read."""
+        taken = []
+        while not self._waiting.empty():
+            published = self._waiting.get_nowait()
+            if published is None:
+                self._waiting.put_nowait(None)
+                break
+            taken.append(published)
+        return taken
 
     def end(self, reason: Literal["too_slow", "stopping"]) -> None:
         if not self._ended:
@@ -382,6 +399,19 @@ class _History:
         return merge(self.states.events, self.progress.events, key=lambda published: published.id)
 
 
+#: Subscribers of everything that each event is delivered to at once.
+FEW = 16
+
+#: If there are more, events are delivered in batches: the time between two of them is so many seconds for each
+#: subscriber, which leaves most of the event loop to requests (a delivery takes 60 us each, measured) ...
+_SECONDS_EACH = 0.0005
+#: ... and so many subscribers get theirs in one turn of the event loop.
+_IN_A_TURN = 32
+
+#: Events that wait for a delivery, at most. With more, all subscribers of everything are too far behind.
+_MOST_UNDELIVERED = 10_000
+
+
 class EventBus:
     """Publishes each event to every subscriber, and remembers the latest ones. Event loop only.
 
@@ -413,6 +443,9 @@ class EventBus:
         self._recent = _Kept()
         #: By task; None: subscribers of everything.
         self._subscribers: dict[str | None, dict[Subscription, None]] = {}
+        #: Events for the subscribers of everything, before their next delivery.
+        self._undelivered: list[Published] = []
+        self._delivering = False
         self._closed = False
         self.begin(first_id)
 
@@ -453,9 +486,45 @@ class EventBus:
                 self._recent.drop_oldest()
             if task_id is not None:
                 self._remember(task_id, published)
-        for topic in {task_id, None} if event.lasting else {task_id}:
-            for subscription in self._subscribers.get(topic, ()):
+        for subscription in self._subscribers.get(task_id, ()) if task_id is not None else ():
+            subscription.offer(published)
+        if event.lasting or task_id is None:
+            self._publish_to_all(published)
+
+    def _publish_to_all(self, published: Published) -> None:
+        everyone = self._subscribers.get(None, {})
+        if not self._delivering and len(everyone) <= FEW:
+            for subscription in everyone:
                 subscription.offer(published)
+            return
+        self._undelivered.append(published)
+        if len(self._undelivered) > _MOST_UNDELIVERED:
+            self._undelivered.clear()
+            for subscription in everyone:
+                subscription.end("too_slow")
+        if not self._delivering:
+            self._delivering = True
+            self._deliver_later()
+
+    def _deliver_later(self) -> None:
+        pause = len(self._subscribers.get(None, ())) * _SECONDS_EACH
+        asyncio.get_running_loop().call_later(pause, self._deliver)
+
+    def _deliver(self) -> None:
+        batch, self._undelivered = self._undelivered, []
+        self._deliver_to(batch, iter(list(self._subscribers.get(None, ()))))
+
+    def _deliver_to(self, batch: Sequence[Published], left: Iterator[Subscription]) -> None:
+        """Deliver to some subscribers, and to the others after other callbacks of the event loop have run."""
+        turn = list(islice(left, _IN_A_TURN))
+        for subscription in turn:
+            subscription.offer_all(batch)
+        if turn:
+            asyncio.get_running_loop().call_soon(self._deliver_to, batch, left)
+        elif self._undelivered:
+            self._deliver_later()
+        else:
+            self._delivering = False
 
     def _remember(self, task_id: str, published: Published) -> None:
         if task_id not in self._history:
@@ -524,6 +593,9 @@ class EventBus:
     def close(self) -> None:
         """End every subscription, now and in future. Publishing stays allowed and does nothing."""
         self._closed = True
+        undelivered, self._undelivered = self._undelivered, []
+        for subscription in self._subscribers.get(None, ()):
+            subscription.offer_all(undelivered)
         for subscriptions in self._subscribers.values():
             for subscription in subscriptions:
                 subscription.end("stopping")

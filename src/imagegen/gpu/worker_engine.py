@@ -64,7 +64,7 @@ LOOKS = 10
 KILL_PATIENCE_S = 30
 
 #: The worker never downloads, so it gets no token and no network access.
-HIDDEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACEHUB_API_TOKEN")
+HIDDEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACEHUB_API_TOKEN", "HF_ENDPOINT")
 WORKER_VARIABLES = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "DIFFUSERS_DISABLE_REMOTE_CODE": "1"}
 
 #: Else torch takes the next power of two for each piece of pinned memory, keeps what is freed of it, and has the driver
@@ -326,7 +326,7 @@ def _with_ours(settings: str) -> str:
 
 
 def _hidden(name: str) -> bool:
-    return name in HIDDEN_VARIABLES or is_secret(name)
+    return name in HIDDEN_VARIABLES or name.lower().endswith("_proxy") or is_secret(name)
 
 
 def _describe(status: int) -> str:

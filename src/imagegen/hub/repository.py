@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import httpx2
 from huggingface_hub import HfApi, hf_hub_url
@@ -112,7 +112,12 @@ class Repository:
         with _alone(part) as out:
             if _size(blob) == file.size:
                 return  # another process has downloaded it
-            self._receive(file, out)
+            try:
+                self._receive(file, out)
+            except _TooLong:
+                part.unlink()
+                message = f"'{file.path}' of '{self.repo}' is longer than the hub has declared; it was not kept."
+                raise refusal(FailureCode.CHECKSUM_MISMATCH, message) from None
             self._verify(file, part, out)
             part.replace(blob)
 
@@ -125,8 +130,9 @@ class Repository:
         headers = build_hf_headers(library_name="imagegen", library_version=imagegen.__version__)
         headers["Accept-Encoding"] = "identity"
         failures = 0
+        bounded = _Bounded(out, file.size)
         while (had := out.seek(0, os.SEEK_END)) < file.size and failures < ATTEMPTS:
-            fault = _get(url, out, had, headers)
+            fault = _get(url, bounded, had, headers)
             grown = out.seek(0, os.SEEK_END) > had
             if fault is None and not grown:
                 return  # the file is complete: `_verify` checks it
@@ -181,10 +187,28 @@ def _size(path: Path) -> int:
         return -1
 
 
-def _get(url: str, out: BinaryIO, had: int, headers: dict[str, str]) -> Exception | None:
+class _TooLong(Exception):
+    """The hub has sent more than it declared."""
+
+
+class _Bounded:
+    """A file that takes no more bytes than the hub has declared. It has the methods that http_get uses."""
+
+    def __init__(self, out: BinaryIO, size: int) -> None:
+        self._size = size
+        self.tell, self.seek, self.truncate, self._write = out.tell, out.seek, out.truncate, out.write
+
+    def write(self, chunk: bytes) -> int:
+        """Raises _TooLong instead of the first byte too many."""
+        if self.tell() + len(chunk) > self._size:
+            raise _TooLong
+        return self._write(chunk)
+
+
+def _get(url: str, out: BinaryIO | _Bounded, had: int, headers: dict[str, str]) -> Exception | None:
     """Append the bytes after the first `had`. Returns an error that a retry may solve; raises all others."""
     try:
-        http_get(url, out, resume_size=had, headers=headers)
+        http_get(url, cast(BinaryIO, out), resume_size=had, headers=headers)
     except httpx2.TransportError as fault:
         return fault
     except HfHubHTTPError as error:

@@ -3,15 +3,18 @@
 import json
 import os
 from codecs import BOM_UTF8
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from math import prod
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
-from imagegen.catalog.hub_cache import paths_in
+from imagegen.catalog.fields import inside
+from imagegen.catalog.hub_cache import MAX_INDEX, paths_in
 from imagegen.catalog.pipeline_files import INDEX, Dtype, lacking, needed, needs_weights, weights_of
 from imagegen.catalog.sources import WEIGHTS
 from imagegen.core.errors import WeightsCorrupt, WeightsMissing, WeightsRefused, WeightsUnreadable
+from imagegen.storage.files import open_regular
 
 #: A part of the names of the files that list the shards of a part.
 SHARD_INDEX = ".safetensors.index."
@@ -28,8 +31,15 @@ TRUSTED_PARTS = frozenset(
     }
 )
 
-#: Element types that a load keeps, with their bytes; it converts the others to the entry's dtype or a narrower one.
-_WIDTHS = {"F8_E4M3": 1, "F8_E5M2": 1, "I8": 1, "U8": 1, "BOOL": 1}
+#: Bits of an element, by its type in a safetensors header. Other types are not checked.
+_BITS: Mapping[str, int] = MappingProxyType(
+    {
+        **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
+        **dict.fromkeys(("F32", "I32", "U32"), 32),
+        **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16),
+        **dict.fromkeys(("F8_E4M3", "F8_E5M2", "I8", "U8", "BOOL"), 8),
+    }
+)
 
 #: The most bytes of a safetensors header: the limit of the safetensors library.
 MAX_HEADER = 100_000_000
@@ -53,8 +63,6 @@ def check_folder(
         raise _missing(folder, part, index[part][1])
     for path in needed(paths, index, without, dtype):
         check_file(folder / path, path)
-        if SHARD_INDEX in path:
-            _check_shards(folder / path, path)
     return index
 
 
@@ -73,7 +81,7 @@ def _missing(folder: Path, part: str, cls: str) -> WeightsMissing:
     there = sorted(home.iterdir()) if home.is_dir() else []
     names = [file.name for file in there]
     for shards in (home / name for name in names if SHARD_INDEX in name):
-        _check_shards(shards, f"{part}/{shards.name}")
+        check_shards(shards, f"{part}/{shards.name}")
     if not there:
         return WeightsMissing(f"The model's folder has no files for '{part}'.")
     if not needs_weights(cls, names):
@@ -84,11 +92,22 @@ def _missing(folder: Path, part: str, cls: str) -> WeightsMissing:
     return WeightsMissing(f"The model's folder has no safetensors weights for '{part}'.")
 
 
-def _check_shards(file: Path, name: str) -> None:
-    """Raises WeightsMissing for a shard that the index names and the folder does not have."""
-    for shard in sorted(_shards(file)):
-        if not (file.parent / shard).is_file():
+def check_shards(file: Path, name: str) -> None:
+    """Check the files that a list of shards names: the libraries open each, whatever it is.
+
+    Raises WeightsRefused for one that is no .safetensors file below the list's folder, WeightsMissing for one that is
+    not there, and what check_file raises.
+    """
+    for shard in sorted(_shards(file, name)):
+        try:
+            inside(shard)
+        except ValueError:
+            raise WeightsRefused(f"{name} names a file outside its folder.") from None
+        if not shard.endswith(WEIGHTS):
+            raise WeightsRefused(f"{name} names {shard}, which is no {WEIGHTS} file.")
+        if not os.path.lexists(file.parent / shard):
             raise WeightsMissing(f"The model's folder lacks {name.partition('/')[0]}/{shard}.")
+        check_file(file.parent / shard, f"{name.rpartition('/')[0]}/{shard}".lstrip("/"))
 
 
 #: The first bytes of a git-lfs pointer file.
@@ -96,12 +115,12 @@ _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def check_file(file: Path, name: str) -> None:
-    """Check one file that a load reads. Messages contain `name` and no path.
+    """Check one file that a load reads, and what a list of shards names. Messages contain `name` and no path.
 
     Raises WeightsMissing, WeightsUnreadable, WeightsRefused or WeightsCorrupt.
     """
     try:
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             head = stream.read(len(_LFS_POINTER))
     except FileNotFoundError:
         raise WeightsMissing(f"{name} is a link to a file that is not there; fetch it again.") from None
@@ -112,7 +131,9 @@ def check_file(file: Path, name: str) -> None:
     if name.endswith(".json") and head.startswith(BOM_UTF8):
         raise WeightsRefused(f"{name} begins with a byte order mark, which the libraries cannot read; remove it.")
     if name.endswith(WEIGHTS):
-        check_safetensors(file, name)
+        read_header(file, name)
+    elif SHARD_INDEX in name:
+        check_shards(file, name)
 
 
 def _unreadable(name: str, error: OSError) -> WeightsUnreadable:
@@ -129,7 +150,7 @@ def read_index(folder: Path, pipeline_class: str) -> dict[str, list[Any]]:
         raise WeightsMissing(f"The model's folder has no {INDEX}: it is no diffusers pipeline.")
     check_file(file, INDEX)
     try:
-        index = json.loads(file.read_bytes())
+        index = json.loads(_read(file))
     except (ValueError, RecursionError):
         raise WeightsRefused("The model's model_index.json is not JSON.") from None
     if not isinstance(index, dict) or index.get("_class_name") != pipeline_class:
@@ -161,32 +182,69 @@ def weight_files(folder: Path, part: str, copy: str | None) -> list[Path]:
     return [home / name for name in sorted(names) if name.endswith(WEIGHTS)]
 
 
-def _shards(index: Path) -> set[str]:
+def _shards(index: Path, name: str) -> set[str]:
     try:
-        names = set(json.loads(index.read_bytes())["weight_map"].values())
+        names = list(json.loads(_read(index))["weight_map"].values())
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
-        raise WeightsCorrupt(f"{index.parent.name}/{index.name} is not an index of weights.") from None
-    return {str(name) for name in names}
+        names = [None]
+    if not all(isinstance(shard, str) for shard in names):
+        raise WeightsCorrupt(f"{name} is not an index of weights.")
+    return set(names)
 
 
-def check_safetensors(file: Path, name: Path | str) -> None:
-    """Compare the size in a file's header with the real size. Raises WeightsCorrupt, with `name` and not the path."""
-    with file.open("rb") as stream:
+def _read(file: Path) -> bytes:
+    with open_regular(file) as stream:
+        return stream.read(MAX_INDEX)
+
+
+class Tensor(NamedTuple):
+    """What a safetensors header says of one tensor."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    #: Where its bytes begin and end, from the end of the header.
+    begin: int
+    end: int
+
+
+def read_header(file: Path, name: Path | str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, by name. Compares what the header says with the size of the file.
+
+    Raises WeightsCorrupt, which tells `name` and no path.
+    """
+    with open_regular(file) as stream:
         length = int.from_bytes(stream.read(8), "little")
         header = _json(stream.read(min(length, MAX_HEADER)))
+        size = os.fstat(stream.fileno()).st_size - 8 - length
     if not isinstance(header, dict):
         raise WeightsCorrupt(f"{name} is not a safetensors file.")
-    ends = [part["data_offsets"][1] for key, part in header.items() if key != "__metadata__" and _has_offsets(part)]
-    if max(ends, default=0) != file.stat().st_size - 8 - length:
+    tensors = {key: _tensor(part, name) for key, part in header.items() if key != "__metadata__"}
+    if max((tensor.end for tensor in tensors.values()), default=0) != size:
         raise WeightsCorrupt(f"{name} is cut off or damaged; fetch it again.")
+    return tensors
+
+
+def _tensor(part: Any, name: Path | str) -> Tensor:
+    """Raises WeightsCorrupt for one whose description contradicts itself."""
+    match part:
+        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [begin, end]} if _counts([*shape, begin, end]):
+            bits = _BITS.get(dtype)
+            if bits is None or prod(shape) * bits == (end - begin) * 8:
+                return Tensor(dtype, tuple(shape), begin, end)
+    raise WeightsCorrupt(f"The header of {name} contradicts itself; fetch it again.")
+
+
+def _counts(numbers: list[Any]) -> bool:
+    return all(type(number) is int and 0 <= number < 2**63 for number in numbers)
 
 
 def header_bytes(file: Path, width: int) -> int:
-    """The bytes of a safetensors file's tensors after its floats become `width` bytes wide; 8-bit floats stay."""
-    with file.open("rb") as stream:
-        header = _json(stream.read(min(int.from_bytes(stream.read(8), "little"), MAX_HEADER)))
-    tensors = [part for part in (header or {}).values() if _has_offsets(part)]
-    return sum(prod(part["shape"]) * min(width, _WIDTHS.get(part["dtype"], 8)) for part in tensors)
+    """What a safetensors file's tensors take once its floats are `width` bytes wide; 8-bit ones stay what they are.
+
+    Raises WeightsCorrupt.
+    """
+    tensors = read_header(file, file.name).values()
+    return sum(prod(tensor.shape) * (1 if _BITS.get(tensor.dtype) == 8 else width) for tensor in tensors)
 
 
 def _json(data: bytes) -> Any:
@@ -194,8 +252,3 @@ def _json(data: bytes) -> Any:
         return json.loads(data)
     except (ValueError, RecursionError):
         return None
-
-
-def _has_offsets(part: Any) -> bool:
-    offsets = part.get("data_offsets") if isinstance(part, dict) else None
-    return isinstance(offsets, list) and len(offsets) == 2 and all(isinstance(offset, int) for offset in offsets)

@@ -1,13 +1,12 @@
 """Reads the header of a LoRA file: the kind of adapter, and its layers."""
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from imagegen.core.errors import EngineError, LoraRefused
-from imagegen.loaders.folder import MAX_HEADER, check_file
+from imagegen.loaders.folder import check_file, read_header
 
 #: The second matrix of a layer, in the key names of diffusers, PEFT, kohya, and XLabs. It has a row for each output.
 _UP = re.compile(r"(\.lora_B(\.\w+)?|\.lora_up|lora\d*\.up|_lora\.up|\.up)\.weight$")
@@ -46,12 +45,10 @@ class LoraFile(NamedTuple):
         """Read the header. Raises LoraRefused with the reason for a damaged file, or for a file that is not a LoRA."""
         try:
             check_file(file, file.name)
+            header = read_header(file, file.name)
         except EngineError as error:
             raise LoraRefused(f"The LoRA cannot be read: {error.detail}") from error
-        with file.open("rb") as stream:
-            header = json.loads(stream.read(min(int.from_bytes(stream.read(8), "little"), MAX_HEADER)))
-        tensors = {key: tuple(part["shape"]) for key, part in header.items() if key != "__metadata__"}
-        made = cls(file.name, tensors)
+        made = cls(file.name, {key: tensor.shape for key, tensor in header.items()})
         reason = made._why_not()
         if reason is not None:
             raise LoraRefused(f"{file.name} {reason}")

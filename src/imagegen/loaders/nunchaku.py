@@ -5,10 +5,10 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, model_validator
 
 from imagegen.catalog.catalog import HubFiles
-from imagegen.catalog.fields import HubSource, WeightsFile
+from imagegen.catalog.fields import HubSource, SafetensorsFile
 from imagegen.catalog.sources import Folders, cached_file, local
 from imagegen.core.errors import EngineMissing, UnsupportedDevice, WeightsCorrupt, WeightsMissing
 from imagegen.core.wording import Form
@@ -35,11 +35,6 @@ INT4 = frozenset({(7, 5), (8, 0), (8, 6), (8, 9)})
 FP4 = frozenset({(12, 0), (12, 1)})
 
 INSTALL = "install the wheel for your torch and Python from the releases of nunchaku-ai/nunchaku on GitHub"
-
-
-SafetensorsFile = Annotated[
-    WeightsFile, StringConstraints(max_length=300), Form(r".+\.safetensors", "must end with .safetensors")
-]
 
 
 class NunchakuSpec(QuantisedSpec):

@@ -1,8 +1,10 @@
 """Writes files atomically, and maps errors of the disk to ours."""
 
 import os
-from errno import EDQUOT, ENOSPC
+import stat
+from errno import EDQUOT, EINVAL, ENOSPC
 from pathlib import Path
+from typing import BinaryIO
 
 from imagegen.core.errors import StorageFailed, StorageFull
 
@@ -22,6 +24,20 @@ def file_id(path: Path) -> tuple[int, int] | None:
     except FileNotFoundError:
         return None
     return found.st_dev, found.st_ino
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading. Raises OSError for everything else: a pipe waits for its writer, a device has no end."""
+    return open(path, "rb", opener=_open_regular)
+
+
+def _open_regular(path: str, flags: int) -> int:
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode) or stat.S_ISDIR(mode):  # open() itself refuses folders
+        return descriptor
+    os.close(descriptor)
+    raise OSError(EINVAL, "not a regular file", path)
 
 
 def write_whole(path: Path, data: bytes) -> None:

@@ -324,7 +324,12 @@ def _holds(text: str) -> ColumnElement[bool]:
 
 def _iso(time: datetime | None) -> str:
     """A time in the format of `created_at`."""
-    return time.astimezone(UTC).isoformat() if time else ""
+    if time is None:
+        return ""
+    try:
+        return time.astimezone(UTC).isoformat()
+    except OverflowError:  # in UTC it is before the first year or after the last one
+        return time.replace(tzinfo=UTC).isoformat()
 
 
 def _surplus(kept: Retention, now: float, without: Collection[str], connection: Connection) -> list[Any]:

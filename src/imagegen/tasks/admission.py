@@ -57,6 +57,8 @@ class TaskDraft(Value):
     deadline_s: float | None = None
     previews: int = 0
     output: Output = Output()
+    #: The size of the upright input picture, where it is known already.
+    input_size: Size | None = None
     #: The caller of `admit` has checked its URL, and the pictures.
     webhook: Webhook | None = None
     pictures: InputPictures = InputPictures()

@@ -133,8 +133,8 @@ class Intake:
 
     async def _admit(self, draft: TaskDraft) -> tuple[str, GenerationRequest]:
         """The model and the complete request. Raises ImagegenError if this could never run."""
-        picture, size = draft.pictures.init_image, None
-        if picture is not None and needs_input_size(draft):
+        picture, size = draft.pictures.init_image, draft.input_size
+        if picture is not None and size is None and needs_input_size(draft):
             size = await asyncio.to_thread(picture_size, picture)
         longest = await self._models.longest_side(draft.model or self._models.catalog.default_model)
         new_seed = partial(secrets.randbelow, MAX_RANDOM_SEED + 1)

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Header, Query
 
 from imagegen.api.dependencies import Bus
 from imagegen.api.native.images.routes import image_view
+from imagegen.api.problems import describe
 from imagegen.api.sse import KEEP_ALIVE, KEEP_ALIVE_S, EventStream
 from imagegen.core.events import Event, EventBus, StreamEvent, TaskCompleted, TaskSaved
 
@@ -36,6 +37,7 @@ def frame(event_id: int, event: Event) -> bytes:
     operation_id="follow_events",
     summary="Follow all events (server-sent events)",
     response_class=EventStream,
+    responses=describe("too_many_streams"),
 )
 async def follow_events(
     bus: Bus,
@@ -63,9 +65,14 @@ async def _everything(bus: EventBus, wanted: Mapping[str, set[str]], after: int)
         async for published in subscription.with_silence(KEEP_ALIVE_S):
             if published is None:
                 yield KEEP_ALIVE
-            elif isinstance(published.event, StreamEvent) or _passes(published.event, wanted):
-                yield published.encoded(frame)
+                continue
+            # All that has been delivered in one piece: with many callers, each piece has its price.
+            arrived = (published, *subscription.waiting())
+            if piece := b"".join(it.encoded(frame) for it in arrived if _passes(it.event, wanted)):
+                yield piece
 
 
 def _passes(event: Event, wanted: Mapping[str, set[str]]) -> bool:
+    if isinstance(event, StreamEvent):
+        return True
     return all(getattr(event, field, None) in values for field, values in wanted.items())

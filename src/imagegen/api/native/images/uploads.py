@@ -5,7 +5,8 @@ import binascii
 import re
 
 from imagegen.core.errors import InvalidImage
-from imagegen.tasks.inputs import check_mask, check_picture
+from imagegen.core.sizes import Size
+from imagegen.tasks.checking import PictureChecks
 
 _DATA_URL = re.compile(r"\s{0,100}data:[\w.+/-]{0,100}(;[\w.=+-]{1,100}){0,4},", re.ASCII | re.IGNORECASE)
 _BLANKS = b" \t\n\v\f\r"
@@ -14,18 +15,13 @@ _USUAL = bytes.maketrans(b"-_", b"+/")
 _WRONG = re.compile(rb"[^A-Za-z0-9+/_\s-]")
 
 
-async def decode_image(text: str, max_pixels: int, *, mask: bool = False) -> bytes:
-    """The bytes of a readable picture in base64, with or without a `data:` prefix. Runs in a thread.
+async def decode_image(text: str, max_pixels: int, checks: PictureChecks, *, mask: bool = False) -> tuple[bytes, Size]:
+    """The bytes and the size of a readable picture in base64, with or without a `data:` prefix.
 
-    Raises InvalidImage or ImageTooLarge. `mask`: the picture must be one that selects something.
+    Raises InvalidImage, ImageTooLarge or TooManyUploads. `mask`: the picture must be one that selects something.
     """
-    return await asyncio.to_thread(_decode, text, max_pixels, mask)
-
-
-def _decode(text: str, max_pixels: int, mask: bool) -> bytes:
-    data = decode_base64(text)
-    (check_mask if mask else check_picture)(data, max_pixels)
-    return data
+    data = await asyncio.to_thread(decode_base64, text)
+    return data, await checks.check(data, max_pixels, mask=mask)
 
 
 def decode_base64(text: str) -> bytes:

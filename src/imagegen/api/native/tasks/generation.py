@@ -3,12 +3,13 @@
 import re
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
+from unicodedata import category
 
 from fastapi import APIRouter, Response
 from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from imagegen.api.bounded import BoundedRoute
-from imagegen.api.dependencies import EffectiveSettings, Service, Webhooks, Who
+from imagegen.api.dependencies import Checks, EffectiveSettings, Service, Webhooks, Who
 from imagegen.api.native.images.uploads import decode_image
 from imagegen.api.native.shared import RequestBody
 from imagegen.api.native.tasks.idempotency import REPLAYED_HEADER, Submitter
@@ -16,11 +17,10 @@ from imagegen.api.native.tasks.view import TaskView
 from imagegen.api.native.tasks.waiting import Caller, TaskAccepted
 from imagegen.api.problems import describe
 from imagegen.catalog.catalog import ModelId
-from imagegen.catalog.fields import HubSource
+from imagegen.catalog.fields import HubSource, SafetensorsFile
 from imagegen.core.sizes import AspectRatio, Shape
 from imagegen.core.task import MAX_SEED, MAX_STEPS, ImageFormat, InputPictures, Lora, Output, TaskType
 from imagegen.core.webhooks import ENDS, WebhookEvent
-from imagegen.core.wording import Form
 from imagegen.tasks.admission import TaskDraft
 from imagegen.tasks.outlooks import Plan
 from imagegen.webhooks.sender import WebhookSender
@@ -54,20 +54,14 @@ ACCEPTING = (
 _ONLY_ACCEPTING = ("queue_full", "draining", "storage_failed", "journal_lost", "storage_full")
 
 
-def _plain_text(text: str) -> str:
-    if any(ord(c) < 32 and c not in "\n\t\r" for c in text):
+def plain_text(text: str) -> str:
+    """The same text, if it has no control characters but tabs and line ends. Raises ValueError."""
+    if any(category(c) == "Cc" and c not in "\n\t\r" for c in text):
         raise ValueError("control characters are not allowed")
     return text
 
 
-Prompt = Annotated[str, Field(max_length=8192), AfterValidator(_plain_text)]
-WeightsName = Annotated[
-    str,
-    Form(
-        r"\w[\w.\- /]*\.safetensors",
-        "must be a file of the repository that ends with .safetensors: letters, digits, '_', '.', '-', ' ' and '/'",
-    ),
-]
+Prompt = Annotated[str, Field(max_length=8192), AfterValidator(plain_text)]
 Side = Annotated[int, Field(strict=True, ge=16, le=8192)]
 
 
@@ -96,13 +90,11 @@ Seed = Annotated[
 class LoraBody(RequestBody):
     """A LoRA (low-rank adapter) for this request only."""
 
-    path: str | None = Field(
-        None, min_length=1, max_length=500, description="A .safetensors file below the service's LoRA directory."
-    )
+    path: SafetensorsFile | None = Field(None, description="A .safetensors file below the service's LoRA directory.")
     repo: HubSource | None = Field(
         None, description="Instead of `path`: `org/name[@revision]`, already in the hub's cache."
     )
-    weight_name: WeightsName | None = Field(None, min_length=1, max_length=300, description="The file in `repo`.")
+    weight_name: SafetensorsFile | None = Field(None, description="The file in `repo`.")
     scale: float = Field(1.0, strict=True, ge=-4, le=4, allow_inf_nan=False, description="Strength of the LoRA.")
 
     @model_validator(mode="after")
@@ -204,8 +196,8 @@ class GenerationBody(RequestBody):
         None, strict=True, ge=1, le=100, description="Quality of jpeg, webp and avif; default: 90, 90 and 75."
     )
     metadata: bool = Field(True, strict=True, description="Whether each file contains its receipt.")
-    lora_weights_path: str | None = Field(
-        None, min_length=1, max_length=500, description="A .safetensors file below the service's LoRA directory."
+    lora_weights_path: SafetensorsFile | None = Field(
+        None, description="A .safetensors file below the service's LoRA directory."
     )
     lora_scale: float = Field(0.7, strict=True, ge=-4, le=4, allow_inf_nan=False, description="Strength of that LoRA.")
     loras: list[LoraBody] = Field([], max_length=8, description="More LoRAs, in addition to `lora_weights_path`.")
@@ -369,19 +361,31 @@ async def text2image(body: Text2ImageBody, caller: Caller, submitter: Submitter,
     status_code=202,
     response_model=TaskAccepted,
     summary="Make pictures from a prompt and a picture",
-    responses={**_ANSWERS, **describe(*ACCEPTING, "idempotency_key_reused", "invalid_image", "image_too_large")},
+    responses={
+        **_ANSWERS,
+        **describe(*ACCEPTING, "idempotency_key_reused", "invalid_image", "image_too_large", "too_many_uploads"),
+    },
 )
 async def image2image(
-    body: Image2ImageBody, caller: Caller, submitter: Submitter, settings: EffectiveSettings, webhooks: Webhooks
+    body: Image2ImageBody,
+    caller: Caller,
+    submitter: Submitter,
+    settings: EffectiveSettings,
+    webhooks: Webhooks,
+    checks: Checks,
 ) -> Response:
     """Like text2image, but starts from an input picture, which is scaled and cropped to the size around its centre.
 
     With `mask`, only its white part is repainted. Models that edit (Kontext) ignore `strength`.
     """
-    image = await decode_image(body.image, settings.max_input_pixels)
-    mask = await decode_image(body.mask, settings.max_input_pixels, mask=True) if body.mask else None
+    image, size = await decode_image(body.image, settings.max_input_pixels, checks)
+    mask = None
+    if body.mask:
+        mask, _ = await decode_image(body.mask, settings.max_input_pixels, checks, mask=True)
     pictures = InputPictures(init_image=image, mask_image=mask)
-    draft = _draft(TaskType.IMAGE2IMAGE, body, webhooks).evolve(strength=body.strength, pictures=pictures)
+    draft = _draft(TaskType.IMAGE2IMAGE, body, webhooks).evolve(
+        strength=body.strength, pictures=pictures, input_size=size
+    )
     once = await submitter.submit(draft, body)
     return await caller.answer(once, cancel=body.cancel_on_disconnect)
 

@@ -4,11 +4,11 @@ from typing import Annotated
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Header, Query, Response
-from pydantic import AwareDatetime, BaseModel, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, Field
 
 from imagegen.api.dependencies import EffectiveSettings, Service, Tasks, Who
 from imagegen.api.native.events import frame
-from imagegen.api.native.tasks.generation import ACCEPTING
+from imagegen.api.native.tasks.generation import ACCEPTING, plain_text
 from imagegen.api.native.tasks.view import TaskView, task_view
 from imagegen.api.native.tasks.waiting import Caller, TaskAccepted
 from imagegen.api.problems import describe
@@ -45,6 +45,10 @@ class QueueCleared(BaseModel):
     message: str = Field(examples=["3 waiting tasks were cancelled."])
     cancelled: int
     remaining_tasks: int = Field(description="Tasks that still wait.")
+
+
+def _searched(text: str | None) -> str | None:
+    return None if text is None else plain_text(text)
 
 
 @router.get("/task/{task_id}", operation_id="get_task", summary="One task", responses=describe("task_not_found"))
@@ -84,7 +88,9 @@ async def list_tasks(
     status: Annotated[TaskStatus | None, Query(description="Only tasks with this status.")] = None,
     model: Annotated[ModelId | None, Query(description="Only tasks of this model.")] = None,
     q: Annotated[
-        str | None, Query(min_length=1, max_length=200, description="Only tasks whose prompt contains this text.")
+        str | None,
+        Query(min_length=1, max_length=200, description="Only tasks whose prompt contains this text."),
+        AfterValidator(_searched),
     ] = None,
     since: Annotated[AwareDatetime | None, Query(description="Only tasks accepted at that time or later.")] = None,
     until: Annotated[AwareDatetime | None, Query(description="Only tasks accepted before that time.")] = None,
@@ -149,7 +155,7 @@ async def clear_queue(tasks: Tasks) -> QueueCleared:
     operation_id="follow_task",
     summary="Follow a task (server-sent events)",
     response_class=EventStream,
-    responses=describe("task_not_found"),
+    responses=describe("task_not_found", "too_many_streams"),
 )
 async def follow_task(
     task_id: str,

@@ -1,0 +1,175 @@
+"""PictureChecks: checks input pictures in processes of their own, which may take so much time and memory and no more.
+
+A kilobyte can decode to 100 MB and take minutes; in a thread of the service it would hold up every other request.
+"""
+
+import asyncio
+import json
+import os
+import resource
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, BinaryIO
+
+from imagegen.core.children import ignore_signals
+from imagegen.core.errors import ImagegenError, ImageTooLarge, InvalidImage, TooManyUploads
+from imagegen.core.sizes import Size
+
+#: Processes, each of which checks one picture at a time.
+PROCESSES = 2
+
+#: Seconds that a picture waits for a process before its request is refused.
+WAIT_S = 60
+
+#: Seconds of CPU time for a picture: a check of 24 megapixels takes 1 to 3. Seconds after which a process is killed.
+CPU_S = 10
+PIXELS_PER_CPU_S = 2_400_000
+LATE_S = 60
+
+#: Bytes that a process may take: Python with its libraries, and for each pixel the copies of a mask in 16 bits.
+MEMORY = 512 * 2**20
+MEMORY_PER_PIXEL = 32
+
+_TOO_SLOW = "The image takes longer to read than any camera's or editor's."
+_TOO_MUCH = "The image takes more memory to read than one of so many pixels should."
+
+#: The variables that a process needs to start. It is told no others: no secret is among these.
+_VARIABLES = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR", "TZ")
+
+
+class PictureChecks:
+    """Starts processes when they are first needed, and replaces those that die."""
+
+    def __init__(self, processes: int = PROCESSES) -> None:
+        self._free = asyncio.Semaphore(processes)
+        self._idle: list[asyncio.subprocess.Process] = []
+
+    def __repr__(self) -> str:
+        return f"<PictureChecks [{len(self._idle)} idle]>"
+
+    async def check(self, data: bytes, max_pixels: int, *, mask: bool = False) -> Size:
+        """The size of the upright picture in pixels.
+
+        Raises what `check_picture` or, for a mask, `check_mask` raises, also if the picture takes too long or too much
+        memory; and TooManyUploads if other pictures occupy all processes.
+        """
+        try:
+            async with asyncio.timeout(WAIT_S):
+                await self._free.acquire()
+        except TimeoutError:
+            raise TooManyUploads(retry_after=WAIT_S // 2) from None
+        try:
+            return await self._checked(data, max_pixels, mask)
+        finally:
+            self._free.release()
+
+    async def _checked(self, data: bytes, max_pixels: int, mask: bool) -> Size:
+        process = await self._next()
+        answer: dict[str, Any] | None = None
+        try:
+            async with asyncio.timeout(LATE_S):
+                answer = await _ask(process, data, max_pixels, mask)
+        except (TimeoutError, OSError, ValueError):  # killed, by us or by the kernel, in the middle of an answer
+            raise InvalidImage(_TOO_SLOW) from None
+        finally:
+            if answer is None:  # also if the caller has gone: what the process would say next is not for the next one
+                await _end(process)
+        self._idle.append(process)
+        match answer:
+            case {"size": [width, height]}:
+                return Size(width, height)
+            case {"code": "image_too_large", "detail": detail}:
+                raise ImageTooLarge(detail)
+            case _:
+                raise InvalidImage(answer.get("detail"))
+
+    async def _next(self) -> asyncio.subprocess.Process:
+        while self._idle:
+            process = self._idle.pop()
+            if process.returncode is None:
+                return process
+            await _end(process)
+        return await _start()
+
+    async def aclose(self) -> None:
+        """End the processes that wait."""
+        while self._idle:
+            await _end(self._idle.pop())
+
+
+def environment(ours: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a process that checks pictures."""
+    kept = {name: ours[name] for name in _VARIABLES if name in ours}
+    return kept | {"OPENBLAS_NUM_THREADS": "1"}  # each of its threads reserves memory
+
+
+async def _start() -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        # -P: import no module from the current folder.
+        *(sys.executable, "-P", "-m", "imagegen.tasks.checking"),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        env=environment(os.environ),
+    )
+
+
+async def _ask(process: asyncio.subprocess.Process, data: bytes, max_pixels: int, mask: bool) -> dict[str, Any]:
+    """The answer of a process. Raises OSError or ValueError if it died."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    question = {"bytes": len(data), "max_pixels": max_pixels, "mask": mask}
+    process.stdin.write(json.dumps(question).encode() + b"\n")
+    process.stdin.write(data)
+    await process.stdin.drain()
+    answer: dict[str, Any] = json.loads(await process.stdout.readline())
+    return answer
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    with suppress(ProcessLookupError):
+        process.kill()
+    await process.communicate()
+
+
+# -- the process -------------------------------------------------------------------------------------------------------
+
+
+def serve(questions: BinaryIO, answers: BinaryIO) -> None:
+    """Check one picture after the other until the service is gone."""
+    while line := questions.readline():
+        question = json.loads(line)
+        data = questions.read(question["bytes"])
+        answers.write(json.dumps(_answer(data, question["max_pixels"], question["mask"])).encode() + b"\n")
+        answers.flush()
+
+
+def _answer(data: bytes, max_pixels: int, mask: bool) -> dict[str, Any]:
+    # Imported here: the service itself needs neither Pillow nor these for a request without a picture.
+    from imagegen.loaders.pictures import picture_size
+    from imagegen.tasks.inputs import check_mask, check_picture
+
+    _limit(max_pixels)
+    try:
+        (check_mask if mask else check_picture)(data, max_pixels)
+        return {"size": picture_size(data)}
+    except ImagegenError as error:
+        return {"code": error.code, "detail": error.detail}
+    except MemoryError:
+        return {"code": "image_too_large", "detail": _TOO_MUCH}
+
+
+def _limit(max_pixels: int) -> None:
+    """Limit what the next picture takes. The kernel ends a process that takes more CPU time."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    seconds = int(used.ru_utime + used.ru_stime) + CPU_S + max_pixels // PIXELS_PER_CPU_S
+    for kind, most in ((resource.RLIMIT_CPU, seconds), (resource.RLIMIT_DATA, MEMORY + MEMORY_PER_PIXEL * max_pixels)):
+        _, hard = resource.getrlimit(kind)
+        with suppress(ValueError, OSError):  # the system's own limit is lower
+            resource.setrlimit(kind, (most, hard))
+
+
+if __name__ == "__main__":
+    ignore_signals()
+    os.nice(5)  # requests go first
+    serve(sys.stdin.buffer, sys.stdout.buffer)
