@@ -186,6 +186,30 @@ class DeliveryNotFound(ImagegenError):
     code = "delivery_not_found"
 
 
+class Unauthorized(ImagegenError):
+    """This needs a valid API key: `Authorization: Bearer ig_...` or `X-API-Key: ig_...`."""
+
+    code = "unauthorized"
+
+
+class Forbidden(ImagegenError):
+    """The API key does not allow this."""
+
+    code = "forbidden"
+
+
+class KeyNotFound(ImagegenError):
+    """There is no API key with this name."""
+
+    code = "key_not_found"
+
+
+class KeyExists(ImagegenError):
+    """There is, or was, an API key with this name."""
+
+    code = "key_exists"
+
+
 class QueueFull(ImagegenError):
     """The queue is full."""
 

@@ -23,6 +23,7 @@ from imagegen.core.errors import ImagegenError, JournalLost
 from imagegen.core.task import GenerationTask, InputPictures, TaskStatus
 from imagegen.core.webhooks import Delivery
 from imagegen.storage.database import Database
+from imagegen.storage.keys import KeyStore
 from imagegen.storage.outbox import Outbox, Render
 from imagegen.storage.tables import inputs, keys, prompts, service, tasks
 
@@ -120,6 +121,7 @@ class TaskJournal:
         self._database = Database(path)
         #: Its deliveries are written in the transactions of their tasks.
         self.outbox = Outbox(self._database, render)
+        self.keys = KeyStore(self._database)
         self._clock = clock
         self._opened = clock()
         #: Seconds of service of earlier runs. Only the database's thread uses this and the next attribute.

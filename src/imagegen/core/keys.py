@@ -1,0 +1,90 @@
+"""API keys as values: their scopes, their limits, and the text that a caller sends."""
+
+import secrets
+import string
+from datetime import datetime
+from enum import StrEnum
+from hashlib import sha256
+from typing import Annotated
+
+from pydantic import AwareDatetime, Field
+
+from imagegen.core.value import Value
+
+_ALPHABET = string.ascii_letters + string.digits
+
+#: Random characters of a key: 62^43 is more than 2^256.
+_LENGTH = 43
+
+#: Characters of a key that may be shown: `ig_` and 8 of the random ones. The others hold 208 bits.
+_SHOWN = 11
+
+#: Every key begins with this, so that scanners for secrets find it.
+MARK = "ig_"
+
+KeyName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", max_length=64)]
+
+
+class Scope(StrEnum):
+    """What a key may be used for."""
+
+    #: Submit tasks; see and cancel one's own.
+    GENERATE = "generate"
+    #: See the tasks of all keys.
+    READ = "read"
+    #: All that the service can do: models, configuration, keys, the tasks of all keys.
+    ADMIN = "admin"
+
+
+class KeyLimits(Value):
+    """What a key may use; None: no limit."""
+
+    #: Tasks that wait.
+    queued: int | None = Field(None, ge=1, le=1_000_000)
+    #: Pictures in a day (UTC).
+    images_per_day: int | None = Field(None, ge=1, le=1_000_000_000)
+    #: Seconds of the device in a day (UTC).
+    device_seconds_per_day: float | None = Field(None, gt=0, le=1_000_000_000, allow_inf_nan=False)
+    #: Requests in a minute.
+    rate_per_minute: int | None = Field(None, ge=1, le=1_000_000)
+
+
+class Key(Value):
+    """An API key, without its text: only the caller has that."""
+
+    #: The owner of the tasks that are submitted with it.
+    name: KeyName
+    #: The beginning of the text, to recognise it by.
+    prefix: str = Field(max_length=16)
+    #: SHA-256 of the text, hexadecimal.
+    sha256: str = Field(pattern="^[0-9a-f]{64}$", repr=False)
+    scopes: tuple[Scope, ...] = Field(min_length=1, max_length=3)
+    #: The ids of the models that it may use; empty: all.
+    models: tuple[Annotated[str, Field(min_length=1, max_length=64)], ...] = Field((), max_length=1000)
+    #: The lowest priority number, so the earliest place in the queue, that its tasks may have.
+    priority_floor: int | None = Field(None, ge=-1000, le=1000)
+    limits: KeyLimits = KeyLimits()
+    created_at: AwareDatetime | None = None
+    expires_at: AwareDatetime | None = None
+    revoked_at: AwareDatetime | None = None
+    #: To a minute.
+    last_used_at: AwareDatetime | None = None
+
+    def is_valid(self, now: datetime) -> bool:
+        """Whether it opens anything now."""
+        return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
+
+
+def new_key_text() -> str:
+    """The text of a new key: `ig_` and 256 random bits."""
+    return MARK + "".join(secrets.choice(_ALPHABET) for _ in range(_LENGTH))
+
+
+def prefix_of(text: str) -> str:
+    """The part of a key's text that may be shown."""
+    return text[:_SHOWN]
+
+
+def digest_of(text: str) -> str:
+    """SHA-256 of a key's text, hexadecimal. The text is random, so no slow hash is needed."""
+    return sha256(text.encode()).hexdigest()

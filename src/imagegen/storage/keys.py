@@ -1,0 +1,136 @@
+"""KeyStore: the API keys, in the journal's database, where the service and the command line share them."""
+
+import hmac
+import json
+import secrets
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, func, insert, select, update
+
+from imagegen.core.errors import InvalidRequest, KeyExists, KeyNotFound
+from imagegen.core.keys import Key, digest_of, new_key_text, prefix_of
+from imagegen.storage.database import Database
+from imagegen.storage.tables import api_keys, service
+
+#: Keys, with the revoked ones.
+MAX_KEYS = 10_000
+
+_COLUMNS = {"name", "prefix", "sha256", "last_used_at"}
+_ALL = select(*(api_keys.c[name] for name in sorted(_COLUMNS)), api_keys.c.record)
+_BY_PREFIX = _ALL.where(api_keys.c.prefix == bindparam("begins"))
+_ANY = select(func.count()).select_from(select(api_keys.c.name).limit(1).subquery())
+_USED = update(api_keys).where(api_keys.c.name == bindparam("of")).values(last_used_at=bindparam("at"))
+
+
+class KeyStore:
+    """Finds keys by their texts, and changes them. A change is in force at once, whichever process makes it.
+
+    Every method raises StorageFull, StorageFailed or JournalLost when the disk refuses.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def find(self, text: str) -> Key | None:
+        """The key with this text, valid or not."""
+        # The prefix is no secret. The rest is compared in constant time.
+        row = await self._database.look_up(
+            lambda connection: connection.execute(_BY_PREFIX, {"begins": prefix_of(text)}).one_or_none()
+        )
+        return _key(row) if row is not None and hmac.compare_digest(row.sha256, digest_of(text)) else None
+
+    async def exist(self) -> bool:
+        """Whether there is a key, valid or not."""
+        return bool(await self._database.look_up(lambda connection: connection.scalar(_ANY)))
+
+    async def all(self) -> list[Key]:
+        """All keys, by name; at most MAX_KEYS."""
+        rows = await self._database.look_up(lambda connection: connection.execute(_ALL.order_by(api_keys.c.name)).all())
+        return [_key(row) for row in rows]
+
+    async def get(self, name: str) -> Key:
+        """Raises KeyNotFound."""
+        row = await self._database.look_up(lambda connection: _row(name, connection))
+        return _key(row)
+
+    async def create(self, key: Key) -> None:
+        """Raises KeyExists, also for the name of a revoked key; InvalidRequest beyond MAX_KEYS."""
+
+        def work(connection: Connection) -> Exception | None:
+            # Returned, because an exception would undo the work of the others in this transaction.
+            if connection.execute(_ALL.where(api_keys.c.name == key.name)).first() is not None:
+                return KeyExists()
+            if (connection.scalar(select(func.count()).select_from(api_keys)) or 0) >= MAX_KEYS:
+                return InvalidRequest(f"There are {MAX_KEYS} keys, which is the most.")
+            connection.execute(insert(api_keys).values(**_columns(key)))
+            return None
+
+        if (refusal := await self._database.run(work)) is not None:
+            raise refusal
+
+    async def rotate(self, name: str) -> tuple[Key, str]:
+        """Give a key a new text, and make it valid if it was revoked. Returns it and the text. Raises KeyNotFound."""
+        text = new_key_text()
+        new = {"prefix": prefix_of(text), "sha256": digest_of(text), "revoked_at": None}
+        return await self._change(name, lambda key: key.evolve(**new)), text
+
+    async def revoke(self, name: str) -> Key:
+        """A revoked key opens nothing any more. Raises KeyNotFound."""
+        now = datetime.now(UTC)
+        return await self._change(name, lambda key: key.evolve(revoked_at=key.revoked_at or now))
+
+    async def used(self, name: str, at: datetime) -> None:
+        """Note that a key was used."""
+
+        def work(connection: Connection) -> None:
+            connection.execute(_USED, {"of": name, "at": at.isoformat()})
+
+        await self._database.run(work, durable=False)
+
+    async def url_secret(self) -> bytes:
+        """The secret that signs URLs, 32 bytes. The first call makes it."""
+
+        def work(connection: Connection) -> bytes:
+            known = connection.scalar(select(service.c.url_secret))
+            secret = known or secrets.token_bytes(32)
+            if known is None:
+                connection.execute(update(service).values(url_secret=secret))
+            return secret
+
+        return await self._database.run(work)
+
+    async def _change(self, name: str, changed: Callable[[Key], Key]) -> Key:
+        def work(connection: Connection) -> Key | None:
+            row = connection.execute(_ALL.where(api_keys.c.name == name)).one_or_none()
+            if row is None:
+                return None
+            key = changed(_key(row))
+            connection.execute(update(api_keys).where(api_keys.c.name == name).values(**_columns(key)))
+            return key
+
+        if (key := await self._database.run(work)) is None:
+            raise KeyNotFound
+        return key
+
+
+def _row(name: str, connection: Connection) -> Any:
+    row = connection.execute(_ALL.where(api_keys.c.name == name)).one_or_none()
+    if row is None:
+        raise KeyNotFound
+    return row
+
+
+def _columns(key: Key) -> dict[str, Any]:
+    return {
+        "name": key.name,
+        "prefix": key.prefix,
+        "sha256": key.sha256,
+        "last_used_at": key.last_used_at.isoformat() if key.last_used_at else None,
+        "record": key.model_dump_json(exclude=_COLUMNS),
+    }
+
+
+def _key(row: Any) -> Key:
+    return Key(**json.loads(row.record), **{name: getattr(row, name) for name in _COLUMNS})
