@@ -2,7 +2,7 @@
 
 import secrets
 import string
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from hashlib import sha256
 from typing import Annotated
@@ -88,3 +88,28 @@ def prefix_of(text: str) -> str:
 def digest_of(text: str) -> str:
     """SHA-256 of a key's text, hexadecimal. The text is random, so no slow hash is needed."""
     return sha256(text.encode()).hexdigest()
+
+
+def new_key(
+    name: str,
+    scopes: tuple[Scope, ...],
+    *,
+    models: tuple[str, ...] = (),
+    priority_floor: int | None = None,
+    limits: KeyLimits | None = None,
+    expires_at: datetime | None = None,
+) -> tuple[Key, str]:
+    """A new key, and its text, which nobody can get from the key. Raises ValidationError."""
+    text = new_key_text()
+    key = Key(
+        name=name,
+        prefix=prefix_of(text),
+        sha256=digest_of(text),
+        scopes=scopes,
+        models=models,
+        priority_floor=priority_floor,
+        limits=limits or KeyLimits(),
+        created_at=datetime.now(UTC),
+        expires_at=expires_at,
+    )
+    return key, text
