@@ -26,3 +26,11 @@ def test_a_key_is_shown_once_and_listed_without_its_text(tmp_path: Path) -> None
     revoked = imagegen("keys", "revoke", "alice", "--data-dir", tmp_path)
     assert revoked.returncode == 0, revoked.stderr
     assert "revoked" in imagegen("keys", "list", "--data-dir", tmp_path).stdout
+
+
+def test_a_service_that_other_machines_reach_needs_a_key(tmp_path: Path) -> None:
+    serve = ("serve", "--host", "0.0.0.0", "--port", 0, "--data-dir", tmp_path)
+    done = imagegen(*serve)
+    assert done.returncode == 78
+    assert "Other machines reach 0.0.0.0, and there is no API key" in done.stderr
+    assert "Traceback" not in done.stderr

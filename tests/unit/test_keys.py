@@ -72,7 +72,7 @@ async def test_texts_are_compared_in_constant_time(store: KeyStore, monkeypatch:
         compared.append((one, other))
         return really(one, other)
 
-    monkeypatch.setattr(keys_module.hmac, "compare_digest", compare)
+    monkeypatch.setattr("imagegen.storage.keys.hmac.compare_digest", compare)
     wrong = text[:11] + new_key_text()[11:]
     assert await store.find(wrong) is None
     assert compared == [(digest_of(text), digest_of(wrong))]

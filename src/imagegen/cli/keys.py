@@ -14,7 +14,7 @@ from rich.table import Table
 
 from imagegen.cli.common import EX_CANTCREAT, EX_DATAERR, fail, settings_with
 from imagegen.core.errors import InvalidRequest, KeyExists, KeyNotFound, StorageFailed, StorageFull
-from imagegen.core.keys import KeyLimits, Scope, new_key
+from imagegen.core.keys import KeyLimits, Scope, new_key, new_webhook_secret
 from imagegen.storage.database import Database
 from imagegen.storage.keys import KeyStore
 
@@ -41,6 +41,9 @@ def create(
     expires: Annotated[
         str | None, typer.Option(help="The first day (UTC), or the time, at which it is invalid.")
     ] = None,
+    webhook_secret: Annotated[
+        bool, typer.Option("--webhook-secret", help="Sign the webhooks of its tasks with a secret of their own.")
+    ] = False,
     data_dir: DataDir = None,
 ) -> None:
     """Make a key and print it. It is not stored, so it cannot be shown again."""
@@ -58,11 +61,14 @@ def create(
             priority_floor=priority_floor,
             limits=limits,
             expires_at=None if expires is None else _time(expires),
+            webhook_secret=new_webhook_secret() if webhook_secret else None,
         )
     except ValidationError as error:
         fail("\n".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()), EX_DATAERR)
     _with_store(data_dir, lambda store: store.create(key))
     _show(text)
+    if key.webhook_secret is not None:
+        typer.echo(f"webhook secret: {key.webhook_secret}")
 
 
 @keys_app.command("list")

@@ -1,13 +1,14 @@
 """API keys as values: their scopes, their limits, and the text that a caller sends."""
 
+import base64
 import secrets
 import string
 from datetime import UTC, datetime
 from enum import StrEnum
 from hashlib import sha256
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
-from pydantic import AwareDatetime, Field
+from pydantic import AfterValidator, AwareDatetime, Field
 
 from imagegen.core.value import Value
 
@@ -22,7 +23,14 @@ _SHOWN = 11
 #: Every key begins with this, so that scanners for secrets find it.
 MARK = "ig_"
 
-KeyName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", max_length=64)]
+
+def _free(name: str) -> str:
+    if name == "me":
+        raise ValueError("'me' is taken: GET /keys/me shows the caller's own key")
+    return name
+
+
+KeyName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", max_length=64), AfterValidator(_free)]
 
 
 class Scope(StrEnum):
@@ -49,6 +57,19 @@ class KeyLimits(Value):
     rate_per_minute: int | None = Field(None, ge=1, le=1_000_000)
 
 
+class Left(NamedTuple):
+    """What is left of one limit."""
+
+    #: `queued`, `images`, `device-seconds` or `rate`.
+    name: str
+    quota: float
+    remaining: float
+    #: Seconds for which the quota is; None: for no time.
+    window_s: int | None = None
+    #: Seconds until more is left; None: unknown.
+    reset_s: int | None = None
+
+
 class Key(Value):
     """An API key, without its text: only the caller has that."""
 
@@ -64,6 +85,8 @@ class Key(Value):
     #: The lowest priority number, so the earliest place in the queue, that its tasks may have.
     priority_floor: int | None = Field(None, ge=-1000, le=1000)
     limits: KeyLimits = KeyLimits()
+    #: `whsec_...`: signs the webhooks of its tasks; None: the secrets of the service do.
+    webhook_secret: str | None = Field(None, max_length=200, repr=False)
     created_at: AwareDatetime | None = None
     expires_at: AwareDatetime | None = None
     revoked_at: AwareDatetime | None = None
@@ -78,6 +101,11 @@ class Key(Value):
 def new_key_text() -> str:
     """The text of a new key: `ig_` and 256 random bits."""
     return MARK + "".join(secrets.choice(_ALPHABET) for _ in range(_LENGTH))
+
+
+def new_webhook_secret() -> str:
+    """A secret in the form of Standard Webhooks: `whsec_` and 256 random bits in base64."""
+    return "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
 
 
 def prefix_of(text: str) -> str:
@@ -98,6 +126,7 @@ def new_key(
     priority_floor: int | None = None,
     limits: KeyLimits | None = None,
     expires_at: datetime | None = None,
+    webhook_secret: str | None = None,
 ) -> tuple[Key, str]:
     """A new key, and its text, which nobody can get from the key. Raises ValidationError."""
     text = new_key_text()
@@ -111,5 +140,6 @@ def new_key(
         limits=limits or KeyLimits(),
         created_at=datetime.now(UTC),
         expires_at=expires_at,
+        webhook_secret=webhook_secret,
     )
     return key, text

@@ -9,6 +9,7 @@ class Owner(Value):
 
     #: The name of the API key; empty: no key.
     name: str = ""
+    scopes: frozenset[Scope] = frozenset(Scope)
     #: Whether it may see the tasks of all owners.
     sees_all: bool = True
     #: Whether it may change the tasks of all owners.
@@ -36,6 +37,7 @@ def owner_of(key: Key) -> Owner:
     admin = Scope.ADMIN in key.scopes
     return Owner(
         name=key.name,
+        scopes=frozenset(Scope) if admin else frozenset(key.scopes),
         sees_all=admin or Scope.READ in key.scopes,
         changes_all=admin,
         models=key.models,

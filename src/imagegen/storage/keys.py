@@ -81,6 +81,13 @@ class KeyStore:
         now = datetime.now(UTC)
         return await self._change(name, lambda key: key.evolve(revoked_at=key.revoked_at or now))
 
+    async def webhook_secret(self, name: str) -> str | None:
+        """The secret that signs the webhooks of this owner's tasks; None: it has none of its own."""
+        try:
+            return (await self.get(name)).webhook_secret if name else None
+        except KeyNotFound:
+            return None
+
     async def used(self, name: str, at: datetime) -> None:
         """Note that a key was used."""
 

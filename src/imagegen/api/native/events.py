@@ -6,12 +6,13 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query
 
-from imagegen.api.dependencies import Bus
+from imagegen.api.dependencies import Service, Who
 from imagegen.api.native.images.routes import image_view
+from imagegen.api.security import SEE, KeyedRoute
 from imagegen.api.sse import KEEP_ALIVE, KEEP_ALIVE_S, EventStream
-from imagegen.core.events import Event, EventBus, StreamEvent, TaskCompleted, TaskSaved
+from imagegen.core.events import Event, Published, StreamEvent, TaskCompleted, TaskSaved
 
-router = APIRouter(tags=["service"])
+router = APIRouter(tags=["service"], route_class=KeyedRoute, dependencies=[SEE])
 
 Filter = Annotated[list[str], Query(max_length=50)]
 
@@ -38,7 +39,8 @@ def frame(event_id: int, event: Event) -> bytes:
     response_class=EventStream,
 )
 async def follow_events(
-    bus: Bus,
+    service: Service,
+    who: Who,
     name: Filter = [],  # noqa: B006 - FastAPI copies it
     model: Filter = [],  # noqa: B006
     task_id: Filter = [],  # noqa: B006
@@ -50,21 +52,20 @@ async def follow_events(
     passes a filter if it has one of its values. Positions, previews and the progress of a task's load are sent on the
     task's own stream only. The latest 4 MiB of events are kept, some thousands: if some after `Last-Event-ID` may be
     missing, the first event is `gap`. The last event is `closed`, with a `reason`: `too_slow` for a client that falls
-    256 events behind, or `stopping`. Both pass every filter.
+    256 events behind, or `stopping`. Both pass every filter. A key without the scope `read` gets the events of its own
+    tasks and of the models.
     """
-    wanted = {"name": set(name), "model": set(model), "task_id": set(task_id)}
-    return EventStream(_everything(bus, {field: values for field, values in wanted.items() if values}, last_event_id))
+    asked = {"name": set(name), "model": set(model), "task_id": set(task_id)}
+    wanted = {field: values for field, values in asked.items() if values}
+    return EventStream(_everything(service.everything(who, last_event_id, KEEP_ALIVE_S), wanted))
 
 
-async def _everything(bus: EventBus, wanted: Mapping[str, set[str]], after: int) -> AsyncIterator[bytes]:
-    with bus.subscribe(after=after) as subscription:
-        if (gap := bus.gap(after)) is not None:
-            yield gap.encoded(frame)
-        async for published in subscription.with_silence(KEEP_ALIVE_S):
-            if published is None:
-                yield KEEP_ALIVE
-            elif isinstance(published.event, StreamEvent) or _passes(published.event, wanted):
-                yield published.encoded(frame)
+async def _everything(events: AsyncIterator[Published | None], wanted: Mapping[str, set[str]]) -> AsyncIterator[bytes]:
+    async for published in events:
+        if published is None:
+            yield KEEP_ALIVE
+        elif isinstance(published.event, StreamEvent) or _passes(published.event, wanted):
+            yield published.encoded(frame)
 
 
 def _passes(event: Event, wanted: Mapping[str, set[str]]) -> bool:
