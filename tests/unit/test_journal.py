@@ -541,6 +541,7 @@ async def test_a_journal_without_owners_keeps_its_tasks_and_their_keys(
         connection.executescript(
             """DROP TABLE api_keys; DROP TABLE spent; DROP TABLE reserved; DROP INDEX ix_tasks_queued;
             ALTER TABLE deliveries DROP COLUMN owner; ALTER TABLE service DROP COLUMN url_secret;
+            ALTER TABLE service DROP COLUMN key_changes;
             DROP INDEX ix_tasks_owner; ALTER TABLE tasks DROP COLUMN owner;
             CREATE TABLE before (key VARCHAR(255) NOT NULL, digest VARCHAR(64) NOT NULL, task_id VARCHAR(36) NOT NULL,
                 made_s FLOAT NOT NULL, PRIMARY KEY (key));

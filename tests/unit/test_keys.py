@@ -2,9 +2,7 @@
 
 import asyncio
 import hmac
-import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -127,10 +125,55 @@ async def test_the_number_of_keys_is_limited(store: KeyStore, monkeypatch: pytes
 
 
 async def test_another_process_changes_keys_at_once(store: KeyStore, path: Path) -> None:
+    other = Database(path)
+    there = KeyStore(other)
+    assert not await store.exist()
+    text = new_key_text()
+    await there.create(key_of(text))
+    assert await store.exist()
+    assert (await store.find(text)) == key_of(text)
+    await there.revoke("alice")
+    found = await store.find(text)
+    assert found is not None
+    assert not found.is_valid(NOW)
+    _, new = await there.rotate("alice")
+    assert await store.find(text) is None
+    assert await store.find(new) is not None
+    await other.close()
+
+
+async def test_a_key_that_did_not_change_is_read_once(store: KeyStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    text, reads = new_key_text(), []
+    await store.create(key_of(text))
+    look_up = Database.look_up
+
+    async def counted(database: Database, work: Any) -> Any:
+        reads.append(work)
+        return await look_up(database, work)
+
+    monkeypatch.setattr(Database, "look_up", counted)
+    for _ in range(3):
+        assert await store.find(text) is not None
+        assert await store.exist()
+        await store.used("alice", NOW)  # is no change
+    assert len(reads) <= 3  # the first one opens the reader, and only then changes can be seen
+
+
+async def test_a_read_that_a_change_overtakes_is_not_kept(store: KeyStore, monkeypatch: pytest.MonkeyPatch) -> None:
     text = new_key_text()
     await store.create(key_of(text))
-    with closing(sqlite3.connect(path)) as other, other:
-        other.execute("UPDATE api_keys SET sha256 = ?", ("0" * 64,))
+    assert await store.exist()
+    look_up = Database.look_up
+
+    async def slow(database: Database, work: Any) -> Any:
+        row = await look_up(database, work)
+        monkeypatch.setattr(Database, "look_up", look_up)
+        await store.rotate("alice")
+        assert await store.find(text) is None
+        return row
+
+    monkeypatch.setattr(Database, "look_up", slow)
+    assert await store.find(text) is not None  # it was valid when it was read
     assert await store.find(text) is None
 
 

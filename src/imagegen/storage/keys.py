@@ -21,6 +21,7 @@ _COLUMNS = {"name", "prefix", "sha256", "last_used_at"}
 _ALL = select(*(api_keys.c[name] for name in sorted(_COLUMNS)), api_keys.c.record)
 _BY_PREFIX = _ALL.where(api_keys.c.prefix == bindparam("begins"))
 _ANY = select(func.count()).select_from(select(api_keys.c.name).limit(1).subquery())
+_CHANGED = update(service).values(key_changes=service.c.key_changes + 1)
 _USED = update(api_keys).where(api_keys.c.name == bindparam("of")).values(last_used_at=bindparam("at"))
 
 
@@ -32,18 +33,42 @@ class KeyStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        #: What was read at the change with the number `_seen`: keys by prefix, and whether there is one.
+        self._seen: int | None = None
+        self._known: dict[str, Key] = {}
+        self._some: bool | None = None
 
     async def find(self, text: str) -> Key | None:
-        """The key with this text, valid or not."""
+        """The key with this text, valid or not. Its `last_used_at` may be an older one."""
         # The prefix is no secret. The rest is compared in constant time.
-        row = await self._database.look_up(
-            lambda connection: connection.execute(_BY_PREFIX, {"begins": prefix_of(text)}).one_or_none()
-        )
-        return _key(row) if row is not None and hmac.compare_digest(row.sha256, digest_of(text)) else None
+        prefix, change = prefix_of(text), self._look_for_changes()
+        if (key := self._known.get(prefix)) is None:
+            row = await self._database.look_up(
+                lambda connection: connection.execute(_BY_PREFIX, {"begins": prefix}).one_or_none()
+            )
+            if row is None:
+                return None
+            key = _key(row)
+            if change is not None and change == self._seen:
+                self._known[prefix] = key
+        return key if hmac.compare_digest(key.sha256, digest_of(text)) else None
 
     async def exist(self) -> bool:
         """Whether there is a key, valid or not."""
-        return bool(await self._database.look_up(lambda connection: connection.scalar(_ANY)))
+        change, some = self._look_for_changes(), self._some
+        if some is None:
+            some = bool(await self._database.look_up(lambda connection: connection.scalar(_ANY)))
+            if change is not None and change == self._seen:
+                self._some = some
+        return some
+
+    def _look_for_changes(self) -> int | None:
+        """Forget what was read if any process has changed a key since. Returns the number of the latest change."""
+        change = self._database.peek("SELECT key_changes FROM service")
+        if change is None or change != self._seen:
+            self._seen, self._some = change, None
+            self._known.clear()
+        return change
 
     async def all(self) -> list[Key]:
         """All keys, by name; at most MAX_KEYS."""
@@ -65,6 +90,7 @@ class KeyStore:
             if (connection.scalar(select(func.count()).select_from(api_keys)) or 0) >= MAX_KEYS:
                 return InvalidRequest(f"There are {MAX_KEYS} keys, which is the most.")
             connection.execute(insert(api_keys).values(**_columns(key)))
+            connection.execute(_CHANGED)
             return None
 
         if (refusal := await self._database.run(work)) is not None:
@@ -115,6 +141,7 @@ class KeyStore:
                 return None
             key = changed(_key(row))
             connection.execute(update(api_keys).where(api_keys.c.name == name).values(**_columns(key)))
+            connection.execute(_CHANGED)
             return key
 
         if (key := await self._database.run(work)) is None:

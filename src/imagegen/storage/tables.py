@@ -63,6 +63,8 @@ service = Table(
     Column("seconds", Float, nullable=False),
     # No run has published an event with a higher id.
     Column("event_ids", BigInteger, nullable=False, server_default="0"),
+    # Grows with each change of an API key.
+    Column("key_changes", Integer, nullable=False, server_default="0"),
     # Signs URLs of pictures; NULL until the first one is signed.
     Column("url_secret", LargeBinary),
 )

@@ -33,4 +33,5 @@ def upgrade() -> None:
     )
     op.create_index("ix_tasks_queued", "tasks", ["owner"], sqlite_where=sa.text("status = 'pending'"))
     op.add_column("deliveries", sa.Column("owner", sa.String(64), nullable=False, server_default=""))
+    op.add_column("service", sa.Column("key_changes", sa.Integer, nullable=False, server_default="0"))
     op.add_column("service", sa.Column("url_secret", sa.LargeBinary))
