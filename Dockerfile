@@ -38,11 +38,13 @@ RUN if [ "$TORCH" = cuda ]; then \
 RUN useradd --uid 10001 --user-group --home-dir /data --no-create-home imagegen \
     && install --directory --owner=imagegen --group=imagegen /data /models
 COPY --from=build /opt/imagegen /opt/imagegen
+# IMAGEGEN_FIRST_KEY: the first start makes an API key and prints it once: docker logs NAME | grep 'API key'
 # Tasks and pictures are in /data, weights and the Hugging Face cache in /models.
 ENV PATH=/opt/imagegen/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     IMAGEGEN_HOST=0.0.0.0 \
     IMAGEGEN_PORT=5050 \
+    IMAGEGEN_FIRST_KEY=admin \
     IMAGEGEN_DATA_DIR=/data \
     IMAGEGEN_MODELS_DIR=/models \
     HF_HOME=/models/.huggingface

@@ -7,15 +7,17 @@ import structlog
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
+from starlette.middleware.cors import CORSMiddleware
 
 import imagegen
 from imagegen.api.dependencies import Services
-from imagegen.api.guard import Guard
+from imagegen.api.guard import ANSWERED_HEADERS, ASKED_HEADERS, Guard
 from imagegen.api.head import HeadAsGet
 from imagegen.api.native.webhooks import WebhookPayloads
 from imagegen.api.problems import TextAsProblem, install
 from imagegen.api.request_ids import RequestIds
 from imagegen.api.routers import include_routers
+from imagegen.api.security import declare_keys
 from imagegen.api.sse import Streams
 from imagegen.catalog.catalog import Catalog
 from imagegen.catalog.file import ConfigFile, etag_of
@@ -33,7 +35,9 @@ from imagegen.lifecycle import CatalogSwap, Lifecycle
 from imagegen.loaders import PRODUCT
 from imagegen.loaders.base import families_named, specs_of
 from imagegen.loaders.nunchaku import precision_of
+from imagegen.service.access import Access
 from imagegen.service.image_service import ImageService
+from imagegen.service.keys_file import read_keys
 from imagegen.settings import Settings
 from imagegen.storage.images import ImageStore
 from imagegen.storage.journal import TaskJournal
@@ -109,13 +113,26 @@ class Service:
             GuardedClient(policy_of(settings), settings.webhook_timeout_s),
             Signer(settings.webhook_secrets) if settings.webhook_secrets else None,
             settings.webhook_delays_s,
+            secret_of=journal.keys.webhook_secret,
         )
         versions = Versions(settings.data_dir / "config" / etag_of(str(settings.config.absolute())))
         swap = CatalogSwap(device, tasks, puller)
         config = CatalogWriter(ConfigFile(settings.config), versions, specs_of(table), catalog, swap, bus)
+        access = Access(journal.keys, read_keys(settings.keys_file) if settings.keys_file else (), journal.budgets)
         self.lifecycle = Lifecycle(settings, device, tasks, journal, images, bus, puller, webhooks, config)
         self.services = Services(
-            settings, ImageService(tasks, bus), tasks, device, puller, images, bus, config, webhooks, PictureChecks()
+            settings,
+            ImageService(tasks, bus),
+            tasks,
+            device,
+            puller,
+            images,
+            bus,
+            config,
+            webhooks,
+            PictureChecks(),
+            access,
+            journal.keys,
         )
 
 
@@ -146,11 +163,21 @@ def app_of(service: Service) -> FastAPI:
     app.state.lifecycle = service.lifecycle
     app.state.services = service.services
     app.state.streams = Streams(settings.max_event_streams, settings.max_event_streams_per_address)
+    declare_keys(app)
     install(app)
     include_routers(app, settings.max_upload_bytes)
     app.add_middleware(HeadAsGet)
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)
-    app.add_middleware(Guard, host=settings.host, allowed_hosts=settings.allowed_hosts)
+    app.add_middleware(Guard, host=settings.host, allowed_hosts=settings.allowed_hosts, origins=settings.cors_origins)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=sorted(settings.cors_origins),
+            allow_methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"],
+            allow_headers=ASKED_HEADERS,
+            expose_headers=ANSWERED_HEADERS,
+            max_age=600,
+        )
     app.add_middleware(TextAsProblem)
     app.add_middleware(RequestIds)
     return app
@@ -169,6 +196,7 @@ _TAGS = [
     {"name": "images", "description": "An image is the file of a picture."},
     {"name": "models", "description": "A model is an entry of models.yaml and its weights."},
     {"name": "configuration", "description": "The entries of models.yaml, the global settings, and their versions."},
+    {"name": "keys", "description": "A key is what a caller of a protected service sends; tasks belong to its name."},
     {"name": "webhooks", "description": "A webhook reports an event of a task; a delivery is one on its way."},
     {"name": "service", "description": "Probes, health, and the events of all tasks and models."},
 ]

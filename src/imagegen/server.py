@@ -16,11 +16,17 @@ import uvicorn
 from fastapi import FastAPI
 
 from imagegen.api.connections import BoundedProtocol, Bounds, Connections
+from imagegen.api.guard import is_local
 from imagegen.app import create_app
 from imagegen.catalog.catalog import Catalog
+from imagegen.core.errors import NotProtected
+from imagegen.core.keys import Scope, new_key
 from imagegen.lifecycle import Lifecycle
+from imagegen.service.access import Access
+from imagegen.service.keys_file import read_keys
 from imagegen.settings import Settings
-from imagegen.storage.database import check
+from imagegen.storage.database import Database, check
+from imagegen.storage.keys import KeyStore
 from imagegen.storage.lock import exclusive
 
 log = structlog.get_logger(__name__)
@@ -151,10 +157,36 @@ def http_config(app: FastAPI, settings: Settings, connections: Connections) -> u
     )
 
 
+async def protect(settings: Settings) -> str | None:
+    """Make the first key if the settings ask for one and there is none; returns its text.
+
+    Raises NotProtected if there is no key, other machines reach the address, and `insecure` does not allow that; also
+    KeysFileInvalid, StorageFull and StorageFailed.
+    """
+    filed = read_keys(settings.keys_file) if settings.keys_file else ()
+    database = Database(settings.journal_path)
+    try:
+        store = KeyStore(database)
+        if await Access(store, filed).closed():
+            return None
+        if settings.first_key:
+            key, text = new_key(settings.first_key, tuple(Scope))
+            await store.create(key)
+            return text
+    finally:
+        await database.close()
+    if not is_local(settings.host) and not settings.insecure:
+        raise NotProtected(
+            f"Other machines reach {settings.host}, and there is no API key: make one with `imagegen keys create NAME "
+            "--scope admin`, or allow this with --insecure."
+        )
+    return None
+
+
 def serve(settings: Settings, catalog: Catalog, families: str) -> int:
     """Run until a signal and return the exit code.
 
-    Raises StoreMisconfigured, DataDirInUse, DataDirUnusable or JournalDamaged.
+    Raises StoreMisconfigured, KeysFileInvalid, NotProtected, DataDirInUse, DataDirUnusable or JournalDamaged.
     """
     app = create_app(settings, catalog, families)
     lifecycle: Lifecycle = app.state.lifecycle
@@ -163,6 +195,9 @@ def serve(settings: Settings, catalog: Catalog, families: str) -> int:
     _collect_seldom()
     with exclusive(settings.data_dir):
         check(settings.journal_path)
+        if (text := asyncio.run(protect(settings))) is not None:
+            sys.stdout.write(f"The API key '{settings.first_key}', which is shown only this time: {text}\n")
+            sys.stdout.flush()
         server.run()
     if not server.started:
         return 1

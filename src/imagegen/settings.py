@@ -74,6 +74,18 @@ class Settings(BaseSettings):
     #: Seconds that an idle connection stays open. Longer than in proxies (nginx: 60), so that none of them sends a
     #: request on a connection that closes.
     keep_alive_s: int = Field(75, ge=1, le=3600)
+    #: Origins of front ends, as `https://app.example.com`, whose scripts may use the service; empty: none.
+    cors_origins: Annotated[
+        frozenset[Annotated[str, Field(pattern=r"^https?://[a-z0-9.\[\]:-]{1,255}$")]],
+        NoDecode,
+        BeforeValidator(_comma_separated),
+    ] = frozenset()
+    #: Whether a service without API keys may listen on an address that other machines reach.
+    insecure: bool = False
+    #: The name of a key with all scopes that the first start makes and prints, if there is no key; empty: none.
+    first_key: str = Field("", pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,63})?$")
+    #: A YAML or JSON file of API keys, for those who keep secrets elsewhere; it is read at the start.
+    keys_file: Path | None = None
     #: models.yaml; default: the one in the package.
     config: Path = Field(default_factory=default_config)
     #: The folder of the journal and the pictures; default: the platform's folder for user data.

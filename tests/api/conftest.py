@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from imagegen.app import app_of
 from imagegen.core.errors import StorageFull
 from imagegen.core.task import GenerationTask, InputPictures
+from imagegen.storage.budgets import Reservation
 from imagegen.storage.journal import Claim, Claimed, Retention, TaskJournal
 from imagegen.testing.service import new_service
 
@@ -59,10 +60,14 @@ class FullDisk(TaskJournal):
             raise StorageFull
 
     async def insert(
-        self, task: GenerationTask, pictures: InputPictures, claim: Claim | None = None
+        self,
+        task: GenerationTask,
+        pictures: InputPictures,
+        claim: Claim | None = None,
+        wanted: Reservation | None = None,
     ) -> GenerationTask | Claimed:
         self._refuse("insert")
-        return await super().insert(task, pictures, claim)
+        return await super().insert(task, pictures, claim, wanted)
 
     async def update(self, *changed: GenerationTask) -> None:
         if any(task.status.finished for task in changed):

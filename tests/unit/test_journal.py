@@ -517,6 +517,7 @@ async def test_a_journal_of_before_is_listed_by_model_and_its_tasks_are_kept_for
     with closing(sqlite3.connect(path)) as connection:
         connection.executescript(
             """DROP TABLE keys; DROP TABLE prompts; DROP TABLE deliveries;
+            DROP TABLE api_keys; DROP TABLE spent; DROP TABLE reserved; DROP INDEX ix_tasks_queued;
             DROP INDEX ix_tasks_owner; ALTER TABLE tasks DROP COLUMN owner;
             DROP INDEX ix_tasks_model; DROP INDEX ix_tasks_ended_s; DROP TABLE service;
             ALTER TABLE tasks DROP COLUMN model; ALTER TABLE tasks DROP COLUMN stored_bytes;
@@ -538,7 +539,10 @@ async def test_a_journal_without_owners_keeps_its_tasks_and_their_keys(
     await journal.insert(task_of(1), InputPictures(), claim)
     with closing(sqlite3.connect(path)) as connection:
         connection.executescript(
-            """DROP INDEX ix_tasks_owner; ALTER TABLE tasks DROP COLUMN owner;
+            """DROP TABLE api_keys; DROP TABLE spent; DROP TABLE reserved; DROP INDEX ix_tasks_queued;
+            ALTER TABLE deliveries DROP COLUMN owner; ALTER TABLE service DROP COLUMN url_secret;
+            ALTER TABLE service DROP COLUMN key_changes;
+            DROP INDEX ix_tasks_owner; ALTER TABLE tasks DROP COLUMN owner;
             CREATE TABLE before (key VARCHAR(255) NOT NULL, digest VARCHAR(64) NOT NULL, task_id VARCHAR(36) NOT NULL,
                 made_s FLOAT NOT NULL, PRIMARY KEY (key));
             INSERT INTO before SELECT key, digest, task_id, made_s FROM keys; DROP TABLE keys;

@@ -103,7 +103,7 @@ def test_the_table_names_every_stage_and_every_method_that_changes_it() -> None:
     assert {source for sources, _ in TABLE.values() for source in sources} | {"ENDED"} == set(WAYS)
     assert {stage.__name__.upper() for stage in life.Stage.__args__} == set(WAYS)
     methods = {it for it, _ in inspect.getmembers(LiveTask, inspect.isfunction) if not it.startswith("_")}
-    assert methods - set(TABLE) == {"ticket", "is_late", "until_stop_requested", "request_stop"}
+    assert methods - set(TABLE) == {"ticket", "is_late", "until_stop_requested", "request_stop", "charge"}
 
 
 @pytest.mark.parametrize("stage", WAYS)

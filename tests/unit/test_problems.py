@@ -16,6 +16,8 @@ from imagegen.core.errors import (
     FailureCode,
     ImagegenError,
     JournalDamaged,
+    KeysFileInvalid,
+    NotProtected,
     QueueFull,
     StoreMisconfigured,
 )
@@ -23,7 +25,7 @@ from imagegen.core.errors import (
 #: Never raised towards a caller: they end the process, its start, or (flattened to a Failed) a task.
 INWARD = (
     *(DeviceFault, DataDirInUse, DataDirUnusable, JournalDamaged),
-    *(StoreMisconfigured, EncodingFailed, EngineError),
+    *(StoreMisconfigured, KeysFileInvalid, NotProtected, EncodingFailed, EngineError),
 )
 
 

@@ -295,10 +295,10 @@ async def test_a_replay_asks_for_the_same_pictures_and_needs_a_receipt(tmp_path:
     async with opened(tmp_path) as house:
         first = await house.submit(seed=5)
         with pytest.raises(NoReceipt):
-            await house.tasks.replay(first)
+            await house.tasks.submit(await house.tasks.redraft(first))
         await house.make()
         made = await house.ended(first)
-        replay = await house.tasks.replay(first)
+        replay = await house.tasks.submit(await house.tasks.redraft(first))
         assert (replay.request, replay.status) == (made.request, TaskStatus.PENDING)
         assert replay.replay is not None
         assert replay.replay.of == first

@@ -5,8 +5,9 @@ from types import MappingProxyType
 from typing import Any
 
 from fastapi import Request, Response, params
-from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
+
+from imagegen.api.security import KeyedRoute
 
 #: Commas and brackets of a body. A prompt of 8192 commas must pass. Without a limit, a megabyte can hold 200,000 keys,
 #: and to parse and report each of them takes a hundred times its size.
@@ -22,7 +23,7 @@ _HINTS: Mapping[str, str] = MappingProxyType(
 )
 
 
-class BoundedRoute(APIRoute):
+class BoundedRoute(KeyedRoute):
     """Refuses a body of another type than JSON, and one with more values than any request has.
 
     The second check only counts bytes, so it is fast.
@@ -33,6 +34,7 @@ class BoundedRoute(APIRoute):
         takes_json = self.body_field is not None and not isinstance(self.body_field.field_info, params.Form)
 
         async def bounded(request: Request) -> Response:
+            await self.check_key(request)
             body = await request.body()
             if body and takes_json:
                 _check_type(request.headers.get("content-type", ""))

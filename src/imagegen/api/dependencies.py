@@ -7,12 +7,14 @@ from fastapi import Depends, FastAPI, Request
 
 from imagegen.catalog.writer import CatalogWriter
 from imagegen.core.events import EventBus
-from imagegen.core.owner import ANYONE, Owner
+from imagegen.core.owner import Owner
 from imagegen.hub.puller import ModelPuller
 from imagegen.models.manager import DynamicModelManager
+from imagegen.service.access import Access
 from imagegen.service.image_service import ImageService
 from imagegen.settings import Settings
 from imagegen.storage.images import ImageStore
+from imagegen.storage.keys import KeyStore
 from imagegen.tasks.checking import PictureChecks
 from imagegen.tasks.device import Device
 from imagegen.tasks.manager import TaskManager
@@ -33,6 +35,8 @@ class Services:
     writer: CatalogWriter
     webhooks: WebhookSender
     checks: PictureChecks
+    access: Access
+    keys: KeyStore
 
     @property
     def models(self) -> DynamicModelManager:
@@ -64,8 +68,15 @@ async def _service(request: Request) -> ImageService:
     return services_of(request).service
 
 
-async def _who() -> Owner:
-    return ANYONE
+async def _keys(request: Request) -> KeyStore:
+    return services_of(request).keys
+
+
+async def _who(request: Request) -> Owner:
+    # Set by api/security.py. A route without a scope has no caller, and fails.
+    who = request.state.who
+    assert isinstance(who, Owner)
+    return who
 
 
 async def _tasks(request: Request) -> TaskManager:
@@ -105,6 +116,7 @@ async def _webhooks(request: Request) -> WebhookSender:
 
 
 Service = Annotated[ImageService, Depends(_service)]
+Keys = Annotated[KeyStore, Depends(_keys)]
 Who = Annotated[Owner, Depends(_who)]
 Tasks = Annotated[TaskManager, Depends(_tasks)]
 Models = Annotated[DynamicModelManager, Depends(_models)]

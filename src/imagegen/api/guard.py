@@ -9,6 +9,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from imagegen.api.problems import error_response, problem
 
+#: Headers that front ends of other origins (IMAGEGEN_CORS_ORIGINS) may send, and read in an answer.
+ASKED_HEADERS = [
+    *("Authorization", "X-API-Key", "Content-Type", "Idempotency-Key", "If-Match", "If-None-Match", "Last-Event-ID"),
+    *("Prefer", "Range", "If-Range"),
+]
+ANSWERED_HEADERS = [
+    *("ETag", "Link", "Location", "Content-Location", "Content-Range", "Content-Disposition", "Retry-After"),
+    *("RateLimit", "RateLimit-Policy", "Idempotency-Replayed", "Preference-Applied"),
+]
+
 #: These methods change nothing, so any page may use them: the browser does not let it read the answer.
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -21,11 +31,13 @@ class Guard:
     in the Host header.
     """
 
-    def __init__(self, app: ASGIApp, host: str, allowed_hosts: Collection[str]) -> None:
+    def __init__(self, app: ASGIApp, host: str, allowed_hosts: Collection[str], origins: Collection[str] = ()) -> None:
         """The Host header must name this machine, `host`, the address that the request arrived at, or be allowed.
 
-        `host`: the address to listen on. `allowed_hosts`: more names; `*` allows all of them.
+        `host`: the address to listen on. `allowed_hosts`: more names; `*` allows all of them. `origins`: pages of these
+        origins may change things.
         """
+        self._origins = frozenset(origins)
         self._app = app
         self._hosts = {"localhost", "127.0.0.1", "::1", host.lower(), *allowed_hosts}
 
@@ -39,7 +51,8 @@ class Guard:
         if not self._is_for_us(host_name(headers.get("host", "")), scope):
             refusal = problem("unknown_host", "This host name is not allowed; see IMAGEGEN_ALLOWED_HOSTS.")
             return await error_response(scope, refusal)(scope, receive, send)
-        if scope["method"] not in SAFE_METHODS and is_cross_origin(headers):
+        allowed = headers.get("origin", "").lower() in self._origins
+        if scope["method"] not in SAFE_METHODS and not allowed and is_cross_origin(headers):
             refusal = problem("cross_origin", "Web pages of another origin may not do this.")
             return await error_response(scope, refusal)(scope, receive, send)
 

@@ -19,7 +19,8 @@ from imagegen.api.dependencies import services_in
 from imagegen.api.foreign_names import unknown_field
 from imagegen.api.request_ids import HEADER, notes
 from imagegen.catalog.fields import section_at
-from imagegen.core.errors import ConfigInvalid, ImagegenError
+from imagegen.core.errors import ConfigInvalid, ImagegenError, LimitReached, Unauthorized
+from imagegen.core.keys import Left
 from imagegen.core.wording import THE_LOG, explained
 
 log = structlog.get_logger(__name__)
@@ -36,7 +37,10 @@ STATUS: Mapping[str, int] = MappingProxyType(
         "too_many_connections": 503,
         "too_many_uploads": 503,
         "too_many_streams": 503,
+        "unauthorized": 401,
         "cross_origin": 403,
+        "forbidden": 403,
+        "limit_reached": 429,
         "unknown_host": 421,
         "invalid_request": 422,
         "invalid_image": 422,
@@ -47,6 +51,8 @@ STATUS: Mapping[str, int] = MappingProxyType(
         "lora_not_found": 422,
         "no_repository": 422,
         "model_not_found": 404,
+        "key_not_found": 404,
+        "key_exists": 409,
         "task_not_found": 404,
         "image_not_found": 404,
         "not_found": 404,
@@ -195,12 +201,26 @@ def _with_problems(document: dict[str, Any]) -> dict[str, Any]:
 
 async def _on_imagegen_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ImagegenError)
-    headers = {"Retry-After": str(error.retry_after)} if error.retry_after is not None else None
+    headers = {"Retry-After": str(error.retry_after)} if error.retry_after is not None else {}
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, LimitReached) and error.left is not None:
+        headers |= limit_headers(error.left)
     errors = None
     if isinstance(error, ConfigInvalid):
         errors = [FieldError(loc=_printable(loc), message=_printable(what)) for loc, what in error.problems[:20]]
     what = problem(error.code, _printable(error.detail)[:2000], errors=errors or None)
     return error_response(request.scope, what, headers)
+
+
+def limit_headers(left: Left) -> dict[str, str]:
+    """`RateLimit-Policy` and `RateLimit` of a limit (draft-ietf-httpapi-ratelimit-headers-10)."""
+    window = "" if left.window_s is None else f";w={left.window_s}"
+    reset = "" if left.reset_s is None else f";t={left.reset_s}"
+    return {
+        "RateLimit-Policy": f'"{left.name}";q={int(left.quota)}{window}',
+        "RateLimit": f'"{left.name}";r={max(0, int(left.remaining))}{reset}',
+    }
 
 
 async def _on_validation_error(request: Request, error: Exception) -> Response:

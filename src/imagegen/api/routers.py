@@ -3,7 +3,7 @@
 from fastapi import FastAPI
 
 from imagegen.api import pages
-from imagegen.api.native import config, events, system, webhooks
+from imagegen.api.native import config, events, keys, system, webhooks
 from imagegen.api.native.images import bundle
 from imagegen.api.native.images import routes as images
 from imagegen.api.native.models import entries, pulls
@@ -16,5 +16,5 @@ def include_routers(app: FastAPI, max_upload_bytes: int) -> None:
     """Add the routes to the application. `max_upload_bytes`: the limit of bodies that contain pictures."""
     app.include_router(generation.upload_router, max_body_size=max_upload_bytes)
     app.include_router(pages.router)
-    for part in (generation, tasks, bundle, images, models, pulls, entries, config, webhooks, events, system):
+    for part in (generation, tasks, bundle, images, models, pulls, entries, config, keys, webhooks, events, system):
         app.include_router(part.router)

@@ -1,4 +1,4 @@
-"""The `imagegen` command: serve, generate, inspect, replay, models, config, doctor, version."""
+"""The `imagegen` command: serve, generate, inspect, replay, models, config, keys, doctor, version."""
 
 import typer
 
@@ -6,6 +6,7 @@ import imagegen
 from imagegen.cli.config import config_app
 from imagegen.cli.doctor import doctor
 from imagegen.cli.generate import generate, inspect, replay
+from imagegen.cli.keys import keys_app
 from imagegen.cli.models import models_app
 from imagegen.cli.serving import serve
 from imagegen.loaders import PRODUCT
@@ -20,6 +21,7 @@ for command in (serve, generate, inspect, replay, doctor):
     app.command()(command)
 app.add_typer(models_app, name="models")
 app.add_typer(config_app, name="config")
+app.add_typer(keys_app, name="keys")
 
 
 def main(families: str = PRODUCT) -> None:

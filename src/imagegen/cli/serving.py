@@ -25,6 +25,8 @@ from imagegen.core.errors import (
     DataDirInUse,
     DataDirUnusable,
     JournalDamaged,
+    KeysFileInvalid,
+    NotProtected,
     StorageFailed,
     StorageFull,
     StoreMisconfigured,
@@ -40,12 +42,17 @@ def serve(
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the tasks and pictures.")] = None,
     config: ConfigOption = None,
     isolation: Annotated[str | None, typer.Option(help="`process` (default) or `thread`.")] = None,
+    insecure: Annotated[
+        bool | None, typer.Option("--insecure", help="Let other machines in although there is no API key.")
+    ] = None,
 ) -> None:
     """Start the HTTP service. Every setting is also an IMAGEGEN_* variable."""
     # Until the server has handlers of its own. There is nothing to drain yet, and the journal survives any exit.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     signal.signal(signal.SIGINT, lambda *_: os._exit(0))
-    settings = settings_with(host=host, port=port, data_dir=data_dir, config=config, isolation=isolation)
+    settings = settings_with(
+        host=host, port=port, data_dir=data_dir, config=config, isolation=isolation, insecure=insecure or None
+    )
     catalog = open_catalog(settings.config, families_of(context))
     logs.configure(catalog.settings.log_level)
     logs.log_unhandled()
@@ -62,7 +69,7 @@ def serve(
         fail(error.detail, EX_CANTCREAT)
     except JournalDamaged as error:
         fail(error.detail, EX_DATAERR)
-    except StoreMisconfigured as error:
+    except (StoreMisconfigured, KeysFileInvalid, NotProtected) as error:
         fail(error.detail, EX_CONFIG)
     except StorageFull:
         fail(f"the disk of the data directory {settings.data_dir} is full", EX_CANTCREAT)

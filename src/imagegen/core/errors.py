@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import ClassVar
 
+from imagegen.core.keys import Left
+
 
 class ImagegenError(Exception):
     """The service could not do this."""
@@ -184,6 +186,57 @@ class DeliveryNotFound(ImagegenError):
     """There is no delivery with this id."""
 
     code = "delivery_not_found"
+
+
+class Unauthorized(ImagegenError):
+    """This needs a valid API key: `Authorization: Bearer ig_...` or `X-API-Key: ig_...`."""
+
+    code = "unauthorized"
+
+
+class Forbidden(ImagegenError):
+    """The API key does not allow this."""
+
+    code = "forbidden"
+
+
+class KeysFileInvalid(ImagegenError):
+    """The file of IMAGEGEN_KEYS_FILE cannot be used."""
+
+    code = "keys_file_invalid"
+
+
+class NotProtected(ImagegenError):
+    """Nothing but an API key protects an address that other machines reach."""
+
+    code = "not_protected"
+
+
+class LimitReached(ImagegenError):
+    """The API key has reached a limit; GET /keys/me shows what is left."""
+
+    code = "limit_reached"
+
+    def __init__(self, detail: str | None = None, *, left: Left | None = None, retry_after: int | None = None) -> None:
+        """`left`: of the limit that is reached."""
+        if left is not None:
+            per = {None: "", 60: " a minute"}.get(left.window_s, " a day")
+            detail = f"The API key has reached its limit '{left.name}' of {left.quota:g}{per}; see GET /keys/me."
+            retry_after = left.reset_s if retry_after is None else retry_after
+        super().__init__(detail, retry_after=retry_after)
+        self.left = left
+
+
+class KeyNotFound(ImagegenError):
+    """There is no API key with this name."""
+
+    code = "key_not_found"
+
+
+class KeyExists(ImagegenError):
+    """There is, or was, an API key with this name."""
+
+    code = "key_exists"
 
 
 class QueueFull(ImagegenError):

@@ -240,6 +240,8 @@ class GenerationTask(Value):
     mask_image_sha256: str | None = None
     #: What made its pictures; None until they are made.
     provenance: Provenance | None = None
+    #: Seconds of the device that its attempts took; None: not measured. A shared call counts by pictures.
+    device_s: float | None = None
     #: What its pictures ignore of the request; empty until they are made.
     warnings: Warnings = ()
     #: What each text encoder read of the prompt; empty until its pictures are made, or if that is not known.

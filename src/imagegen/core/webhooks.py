@@ -51,6 +51,8 @@ class Delivery(Value):
     task_id: str
     event: WebhookEvent
     url: str = Field(repr=False)
+    #: Of its task.
+    owner: str = ""
     #: Empty where the caller did not ask for it.
     payload: str = Field("", repr=False)
     state: DeliveryState = DeliveryState.PENDING

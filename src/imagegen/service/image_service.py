@@ -1,26 +1,34 @@
 """ImageService: submit, plan, wait, follow, cancel, replay and delete, for every API and for the command line."""
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
-from imagegen.core.errors import TaskNotFound
+from imagegen.core.errors import Forbidden, ImageNotFound, TaskNotFound
 from imagegen.core.events import (
+    ConfigChanged,
+    ConfigRejected,
     Event,
     EventBus,
     Published,
     TaskCancelled,
     TaskCompleted,
+    TaskEvent,
     TaskFailed,
     TaskQueued,
     TaskStarted,
 )
 from imagegen.core.owner import Owner
-from imagegen.core.task import GenerationTask, TaskStatus
+from imagegen.core.task import GenerationTask, StoredImage, TaskStatus
+from imagegen.storage.images import task_of
 from imagegen.storage.journal import Claim, Page, TaskFilter
 from imagegen.tasks.admission import TaskDraft
 from imagegen.tasks.manager import Accepted, TaskManager
 from imagegen.tasks.outlooks import Plan
+
+#: Tasks of which a stream of all events remembers whether its caller may see them.
+REMEMBERED = 1000
 
 
 class ImageService:
@@ -38,7 +46,7 @@ class ImageService:
         With a claim, an earlier request with the same key returns its task instead. Raises ImagegenError with the
         reason why the task is refused, KeyReused if the key was used for another request.
         """
-        draft = draft.evolve(owner=who.name)
+        draft = _stamped(who, draft)
         if claim is None:
             return Accepted(await self._tasks.submit(draft), repeated=False)
         return await self._tasks.submit_once(draft, claim._replace(owner=who.name))
@@ -46,11 +54,11 @@ class ImageService:
     async def replay(self, who: Owner, task_id: str) -> Accepted:
         """Accept a task that makes the pictures of another one again. Raises TaskNotFound, NoReceipt; as submit()."""
         await self.task(who, task_id)
-        return Accepted(await self._tasks.replay(task_id), repeated=False)
+        return await self.submit(who, await self._tasks.redraft(task_id))
 
     async def plan(self, who: Owner, draft: TaskDraft) -> Plan:
         """What would happen to a request. Raises ImagegenError if it would be refused for ever."""
-        return await self._tasks.plan(draft.evolve(owner=who.name))
+        return await self._tasks.plan(_stamped(who, draft))
 
     # -- looking at tasks ---------------------------------------------------------------------------------------------
 
@@ -60,6 +68,14 @@ class ImageService:
         if not who.may_see(task.owner):
             raise TaskNotFound
         return task
+
+    async def picture(self, who: Owner, path: str) -> StoredImage:
+        """A picture of a task, by its path. Raises ImageNotFound for any other file."""
+        try:
+            await self.task(who, task_of(path))
+        except TaskNotFound:
+            raise ImageNotFound from None
+        return await self._tasks.records.picture(path)
 
     async def tasks(self, who: Owner, wanted: TaskFilter, limit: int, before: int | None = None) -> Page:
         """A page of tasks, newest first; with `before`, those that arrived before that sequence number."""
@@ -107,6 +123,39 @@ class ImageService:
                 if published is not None and published.event.final:
                     return
 
+    async def everything(
+        self, who: Owner, after: int = 0, silence_s: float | None = None
+    ) -> AsyncIterator[list[Published] | None]:
+        """The events of all that the caller may see, after the id `after` or from now on: those that have arrived, in
+        one list. A Gap comes before them if some may be missing. None: `silence_s` seconds without one.
+        """
+        seen: OrderedDict[str, bool] = OrderedDict()
+        with self._bus.subscribe(after=after) as subscription:
+            if (gap := self._bus.gap(after)) is not None:
+                yield [gap]
+            async for published in subscription.with_silence(silence_s):
+                if published is None:
+                    yield None
+                    continue
+                arrived = [published, *subscription.waiting()]
+                if not who.sees_all:
+                    arrived = [it for it in arrived if await self._shows(it.event, who, seen)]
+                yield arrived
+
+    async def _shows(self, event: Event, who: Owner, seen: OrderedDict[str, bool]) -> bool:
+        """Whether the caller, who does not see all, may see this event. `seen`: what is known of the latest tasks."""
+        if not isinstance(event, TaskEvent):
+            return not isinstance(event, ConfigChanged | ConfigRejected)
+        if event.task_id not in seen:
+            if len(seen) >= REMEMBERED:
+                seen.popitem(last=False)
+            try:
+                await self.task(who, event.task_id)
+                seen[event.task_id] = True
+            except TaskNotFound:
+                seen[event.task_id] = False
+        return seen[event.task_id]
+
     def _current(self, task: GenerationTask) -> Event:
         """The event that leads to the present state of a task."""
         match task.status:
@@ -127,10 +176,21 @@ class ImageService:
 
     async def cancel(self, who: Owner, task_id: str) -> GenerationTask:
         """Cancel a task: at once while it waits, after the present step while it runs. Raises TaskFinished."""
-        await self.task(who, task_id)
+        await self._own(who, task_id)
         return await self._tasks.cancel(task_id)
 
     async def delete(self, who: Owner, task_id: str) -> None:
         """Delete an ended task with its pictures. Raises TaskNotFinished, StorageFailed."""
-        await self.task(who, task_id)
+        await self._own(who, task_id)
         await self._tasks.records.delete(task_id)
+
+    async def _own(self, who: Owner, task_id: str) -> None:
+        """Raises TaskNotFound if the task does not exist for the caller, Forbidden if it may only see it."""
+        if not who.may_change((await self.task(who, task_id)).owner):
+            raise Forbidden("Only its own key, or one with the scope admin, may change this task.")
+
+
+def _stamped(who: Owner, draft: TaskDraft) -> TaskDraft:
+    """The draft as the caller's. What its key allows is checked when the draft is admitted."""
+    priority = draft.priority if who.priority_floor is None else max(draft.priority, who.priority_floor)
+    return draft.evolve(owner=who.name, models=who.models, budget=who.limits, priority=priority)

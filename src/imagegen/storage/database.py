@@ -64,6 +64,7 @@ class Database:
         self._search_s = search_s
         self._writer: _Writer | None = None
         self._reader: Engine | None = None
+        self._peeking: sqlite3.Connection | None = None
         self._writes = ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal")
         self._lookups = ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal-lookup")
         self._searches = ThreadPoolExecutor(max_workers=SEARCHES, thread_name_prefix="journal-search")
@@ -96,6 +97,22 @@ class Database:
         """The result of `work`, which may read many rows. Raises as `run` does, and SearchTooLong."""
         return await self._read(self._searches, work, self._search_s)
 
+    def peek(self, query: str) -> int | None:
+        """The number that `query` reads from one row, with all commits so far; None: unknown, ask `look_up`.
+
+        On the event loop, where it takes 6 us: a twentieth of what a read in a thread takes.
+        """
+        if self._reader is None or self._loss is not None or self._closed:
+            return None
+        try:
+            if self._peeking is None:
+                self._peeking = sqlite3.connect(self._path, isolation_level=None)
+                _configure_reader(self._peeking, None)
+            (row,) = self._peeking.execute(query).fetchall()
+        except (sqlite3.Error, ValueError):
+            return None
+        return int(row[0])
+
     async def until_lost(self) -> JournalLost:
         """Return the reason once the database is lost."""
         await self._lost.wait()
@@ -107,6 +124,8 @@ class Database:
         self._closed = True
         if self._committing is not None:
             await self._committing
+        if self._peeking is not None:
+            self._peeking.close()
         loop = asyncio.get_running_loop()
         for readers in (self._lookups, self._searches):
             await loop.run_in_executor(readers, lambda: None)

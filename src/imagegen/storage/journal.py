@@ -19,10 +19,13 @@ from sqlalchemy import (
     update,
 )
 
-from imagegen.core.errors import ImagegenError, JournalLost
+from imagegen.core.errors import ImagegenError, JournalLost, LimitReached
+from imagegen.core.keys import Left
 from imagegen.core.task import GenerationTask, InputPictures, TaskStatus
 from imagegen.core.webhooks import Delivery
+from imagegen.storage.budgets import Budgets, Reservation
 from imagegen.storage.database import Database
+from imagegen.storage.keys import KeyStore
 from imagegen.storage.outbox import Outbox, Render
 from imagegen.storage.tables import inputs, keys, prompts, service, tasks
 
@@ -90,7 +93,7 @@ class Page(NamedTuple):
     """A page of the history, newest first."""
 
     tasks: list[GenerationTask]
-    #: Tasks in the journal.
+    #: Tasks in the journal; of the owner, if the filter names one.
     total: int
     #: Tasks that match the filter, counted up to MAX_COUNTED.
     filtered: int
@@ -120,6 +123,8 @@ class TaskJournal:
         self._database = Database(path)
         #: Its deliveries are written in the transactions of their tasks.
         self.outbox = Outbox(self._database, render)
+        self.keys = KeyStore(self._database)
+        self.budgets = Budgets(self._database)
         self._clock = clock
         self._opened = clock()
         #: Seconds of service of earlier runs. Only the database's thread uses this and the next attribute.
@@ -127,13 +132,23 @@ class TaskJournal:
         self._counted = 0.0
 
     async def insert(
-        self, task: GenerationTask, pictures: InputPictures, claim: Claim | None = None
+        self,
+        task: GenerationTask,
+        pictures: InputPictures,
+        claim: Claim | None = None,
+        wanted: Reservation | None = None,
     ) -> GenerationTask | Claimed:
-        """Store a new task; returns it with its sequence number. If its claim is taken, nothing is stored."""
+        """Store a new task; returns it with its sequence number. If its claim is taken, nothing is stored.
 
-        def work(connection: Connection) -> int | Claimed:
+        `wanted`: what to reserve of its owner's budget. Raises LimitReached if too little is left.
+        """
+
+        def work(connection: Connection) -> int | Claimed | Left:
             if claim is not None and (taken := self._claimed(claim.key, claim.owner, connection)):
                 return taken
+            # Returned, because an exception would undo the work of the others in this transaction.
+            if wanted is not None and (reached := self.budgets.reserve(task, wanted, connection)):
+                return reached
             result = connection.execute(_INSERT, _columns(task) | self._end(task, connection))
             assert result.inserted_primary_key is not None
             sequence = int(result.inserted_primary_key[0])
@@ -147,6 +162,8 @@ class TaskJournal:
             return sequence
 
         stored = await self._database.run(work)
+        if isinstance(stored, Left):
+            raise LimitReached(left=stored)
         return stored if isinstance(stored, Claimed) else task.evolve(sequence=stored)
 
     async def claimed(self, key: str, owner: str = "") -> Claimed | None:
@@ -172,6 +189,8 @@ class TaskJournal:
             for task in changed:
                 values = _columns(task) | self._end(task, connection)
                 connection.execute(_UPDATE, values | {"of": task.id})
+                if task.owner and task.status.finished:
+                    self.budgets.settle(task, connection)
                 if _came_to_nothing(task):
                     connection.execute(_DROP_INPUTS, {"of": task.id})
             return self.outbox.add(born, connection)
@@ -209,6 +228,8 @@ class TaskJournal:
         newest_first = prompts.c.rowid.desc() if wanted.text is not None else tasks.c.sequence.desc()
         query = (query.where(older) if before is not None else query).order_by(newest_first)
         count = select(func.count()).select_from(tasks)
+        if wanted.owner is not None:  # the tasks of others do not exist for this caller
+            count = count.where(tasks.c.owner == wanted.owner)
 
         def work(connection: Connection) -> tuple[Sequence[Any], int, int]:
             rows = connection.execute(query.limit(limit + 1)).all()

@@ -55,6 +55,7 @@ class DeliveryFilter(NamedTuple):
 
     task_id: str | None = None
     state: DeliveryState | None = None
+    owner: str | None = None
 
 
 class _Shares:
@@ -113,6 +114,7 @@ class Outbox:
             task_id=task.id,
             event=event,
             url=task.webhook.url,
+            owner=task.owner,
             payload=render(task, event, now),
             created_at=now,
         )
@@ -187,6 +189,8 @@ class Outbox:
             query = query.where(deliveries.c.task_id == wanted.task_id)
         if wanted.state is not None:
             query = query.where(deliveries.c.state == wanted.state.value)
+        if wanted.owner is not None:
+            query = query.where(deliveries.c.owner == wanted.owner)
         rows = await self._database.search(lambda connection: connection.execute(query).all())
         return [_delivery(row) for row in rows[:limit]], len(rows) > limit
 

@@ -39,6 +39,7 @@ tasks = Table(
     # The name of the API key that submitted it; empty: submitted without a key.
     Column("owner", String(64), nullable=False, server_default=""),
     Index("ix_tasks_owner", "owner"),
+    Index("ix_tasks_queued", "owner", sqlite_where=text("status = 'pending'")),
     Index("ix_tasks_status", "status"),
     Index("ix_tasks_model", "model"),
     Index("ix_tasks_ended_s", "ended_s", "stored_bytes"),
@@ -62,6 +63,24 @@ service = Table(
     Column("seconds", Float, nullable=False),
     # No run has published an event with a higher id.
     Column("event_ids", BigInteger, nullable=False, server_default="0"),
+    # Grows with each change of an API key.
+    Column("key_changes", Integer, nullable=False, server_default="0"),
+    # Signs URLs of pictures; NULL until the first one is signed.
+    Column("url_secret", LargeBinary),
+)
+
+#: The API keys, also the revoked ones: nobody else can take their names, and so their tasks.
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    # The beginning of the key's text, which may be shown.
+    Column("prefix", String(16), nullable=False, unique=True),
+    # SHA-256 of the key's text, hexadecimal.
+    Column("sha256", String(64), nullable=False),
+    # The Key as JSON, without the columns.
+    Column("record", Text, nullable=False),
+    Column("last_used_at", String(32)),
 )
 
 #: The Idempotency-Key of each request, so that a retry makes no second task. Each owner has names of its own.
@@ -76,6 +95,29 @@ keys = Table(
     # In seconds of service.
     Column("made_s", Float, nullable=False),
     Index("ix_keys_made_s", "made_s"),
+)
+
+#: What an owner's tasks of a day (UTC) have used, with what is reserved for those that have not ended.
+spent = Table(
+    "spent",
+    metadata,
+    Column("owner", String(64), primary_key=True),
+    # 2026-11-28: the day on which the tasks were accepted.
+    Column("day", String(10), primary_key=True),
+    Column("images", Integer, nullable=False),
+    # Seconds of the device.
+    Column("device_s", Float, nullable=False),
+)
+
+#: What is reserved for each task that has not ended, of a key with a budget.
+reserved = Table(
+    "reserved",
+    metadata,
+    Column("task_id", String(36), primary_key=True),
+    Column("owner", String(64), nullable=False),
+    Column("day", String(10), nullable=False),
+    Column("images", Integer, nullable=False),
+    Column("device_s", Float, nullable=False),
 )
 
 #: An FTS5 index of trigrams, by the task's sequence. Not in `metadata`: SQLAlchemy has no virtual tables.
@@ -99,6 +141,8 @@ deliveries = Table(
     Column("attempted_at", String(32)),
     # 1: the receiver answered 410, and nothing has been delivered to that URL since.
     Column("gone", Integer, nullable=False, server_default="0"),
+    # The owner of the task.
+    Column("owner", String(64), nullable=False, server_default=""),
     Index("ix_deliveries_task_id", "task_id"),
     Index("ix_deliveries_state", "state"),
     Index("ix_deliveries_gone", "url", sqlite_where=text("gone = 1")),

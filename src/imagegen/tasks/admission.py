@@ -8,7 +8,15 @@ from hashlib import sha256
 import structlog
 
 from imagegen.catalog.catalog import Catalog, ModelSpec
-from imagegen.core.errors import InvalidRequest, ModelNotFound, NoReceipt, SizeTooLarge, UnsupportedCapability
+from imagegen.core.errors import (
+    Forbidden,
+    InvalidRequest,
+    ModelNotFound,
+    NoReceipt,
+    SizeTooLarge,
+    UnsupportedCapability,
+)
+from imagegen.core.keys import KeyLimits
 from imagegen.core.sizes import MAX_SIDE, Shape, Size, render_size, size_like, size_of
 from imagegen.core.task import (
     GenerationRequest,
@@ -39,6 +47,10 @@ class TaskDraft(Value):
     type: TaskType
     #: The owner of the task.
     owner: str = ""
+    #: The models that its owner may use; empty: all.
+    models: tuple[str, ...] = ()
+    #: What its owner may use.
+    budget: KeyLimits = KeyLimits()
     model: str | None = None
     prompt: str
     negative_prompt: str | None = None
@@ -81,6 +93,8 @@ def admit(
     `input_size`: of the upright input picture, if `needs_input_size` says so.
     """
     model = draft.model or catalog.default_model
+    if draft.models and model not in draft.models:
+        raise Forbidden(f"The API key may not use this model; it may use: {', '.join(draft.models)}.")
     spec = _spec(model, catalog)
     _check_capabilities(model, spec, draft, catalog)
     if draft.batch_size > limits.max_batch_size:

@@ -9,10 +9,12 @@ from typing import NamedTuple
 
 import structlog
 
-from imagegen.core.errors import Draining, FailureCode, KeyReused, ModelQuarantined, QueueFull
+from imagegen.core.errors import Draining, FailureCode, KeyReused, LimitReached, ModelQuarantined, QueueFull
 from imagegen.core.events import EventBus, TaskQueued
-from imagegen.core.task import MAX_ATTEMPTS, MAX_RANDOM_SEED, GenerationRequest, GenerationTask, InputPictures
+from imagegen.core.keys import KeyLimits
+from imagegen.core.task import MAX_ATTEMPTS, MAX_RANDOM_SEED, GenerationRequest, GenerationTask
 from imagegen.loaders.pictures import picture_size
+from imagegen.storage.budgets import Reservation
 from imagegen.storage.images import ImageStore
 from imagegen.storage.journal import Claim, Claimed, TaskJournal
 from imagegen.tasks.admission import (
@@ -29,6 +31,7 @@ from imagegen.tasks.life import LiveTask, Saving
 from imagegen.tasks.outlooks import Outlooks, Plan
 from imagegen.tasks.parking import Parking
 from imagegen.tasks.records import Records
+from imagegen.tasks.tickets import Work
 
 log = structlog.get_logger(__name__)
 
@@ -60,6 +63,7 @@ class Intake:
     ) -> None:
         self._queue = device.queue
         self._models = device.models
+        self._measurements = device.measurements
         self._clock = device.clock
         self._parking = parking
         self._records = records
@@ -104,9 +108,9 @@ class Intake:
             raise KeyReused
         return Accepted(await self._records.get(stored.task_id), repeated=True)
 
-    async def replay(self, task_id: str) -> GenerationTask:
+    async def redraft(self, task_id: str) -> TaskDraft:
         task = await self._records.get(task_id)
-        return await self.submit(draft_of(task, await self._journal.pictures(task_id)))
+        return draft_of(task, await self._journal.pictures(task_id))
 
     async def plan(self, draft: TaskDraft) -> Plan:
         model, request = await self._admit(draft)
@@ -129,7 +133,7 @@ class Intake:
             raise ModelQuarantined
         self._arriving.add(task.id)
         # Shielded: a caller that disconnects must not leave a task that is in the journal and not in the queue.
-        return await asyncio.shield(self._accept(task, draft.pictures, claim))
+        return await asyncio.shield(self._accept(task, draft, claim))
 
     async def _admit(self, draft: TaskDraft) -> tuple[str, GenerationRequest]:
         """The model and the complete request. Raises ImagegenError if this could never run."""
@@ -145,12 +149,16 @@ class Intake:
         await self._models.check_fits(model, request.size.pixels)
         return model, request
 
-    async def _accept(
-        self, task: GenerationTask, pictures: InputPictures, claim: Claim | None
-    ) -> GenerationTask | Claimed:
+    async def _accept(self, task: GenerationTask, draft: TaskDraft, claim: Claim | None) -> GenerationTask | Claimed:
         since = self._clock()
+        expected_s = self._measurements.expect(task.model, Work.of(task.request)) or 0
+        wanted = Reservation(draft.budget, expected_s) if draft.budget != KeyLimits() else None
         try:
-            stored = await self._journal.insert(task, pictures, claim)
+            stored = await self._journal.insert(task, draft.pictures, claim, wanted)
+        except LimitReached as error:
+            if error.retry_after is not None:
+                raise
+            raise LimitReached(left=error.left, retry_after=self._outlooks.retry_after()) from None
         finally:
             self._arriving.discard(task.id)
         if isinstance(stored, GenerationTask):

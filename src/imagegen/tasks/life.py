@@ -240,6 +240,11 @@ class LiveTask:
         self._stop_request = max(self._stop_request, request)
         self._stop_requested.set()
 
+    def charge(self, seconds: float) -> None:
+        """Count seconds of the device."""
+        if not self.ending:
+            self._record = self._record.evolve(device_s=(self._record.device_s or 0) + seconds)
+
     # -- its pictures -------------------------------------------------------------------------------------------------
 
     def save(self, made_by: Provenance, warnings: Warnings = (), tokens: tuple[TokensRead, ...] = ()) -> None:

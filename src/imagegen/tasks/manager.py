@@ -61,9 +61,9 @@ class TaskManager:
         """Like `submit`, unless an earlier request with the claim's key has made a task. Also raises KeyReused."""
         return await self._intake.submit_once(draft, claim)
 
-    async def replay(self, task_id: str) -> GenerationTask:
-        """Accept a task that makes another one's pictures again. Raises TaskNotFound, NoReceipt, and like `submit`."""
-        return await self._intake.replay(task_id)
+    async def redraft(self, task_id: str) -> TaskDraft:
+        """The draft of a task that makes another one's pictures again. Raises TaskNotFound, NoReceipt."""
+        return await self._intake.redraft(task_id)
 
     async def plan(self, draft: TaskDraft) -> Plan:
         """Tell what `submit` would do, without a task. Raises ImagegenError if the request can never run."""

@@ -184,6 +184,8 @@ class Runner:
             outcome = await self._models.generate(
                 model, request, pictures, call, call.on_step, task.previews, others, together=call.together
             )
+        for live in call.members:
+            live.charge((self._clock() - began) * live.record.request.batch_size / call.pictures)
         if isinstance(outcome, Generated):
             self._measurements.learn(call, self._clock() - began)
         elif isinstance(outcome, Failed):

@@ -3,13 +3,15 @@
 import asyncio
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 import structlog
+from pydantic import SecretStr
 
-from imagegen.core.errors import DeliveryNotFound, StorageFailed, StorageFull, WebhooksOff
+from imagegen.core.errors import DeliveryNotFound, Forbidden, StorageFailed, StorageFull, WebhooksOff
+from imagegen.core.owner import ANYONE, Owner
 from imagegen.core.webhooks import Delivery, DeliveryState, Webhook, WebhookEvent
 from imagegen.storage.outbox import CHUNK, DeliveryFilter, Outbox
 from imagegen.webhooks.client import Answer
@@ -52,14 +54,19 @@ class WebhookSender:
         delays_s: Sequence[float],
         clock: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = random.random,
+        secret_of: Callable[[str], Awaitable[str | None]] | None = None,
     ) -> None:
-        """Without a signer webhooks are off. `delays_s`: seconds between attempts; after the last one it is dead."""
+        """Without a signer webhooks are off. `delays_s`: seconds between attempts; after the last one it is dead.
+
+        `secret_of`: finds the secret of an owner, which then signs alone.
+        """
         self._outbox = outbox
         self._client = client
         self._signer = signer
         self._delays_s = delays_s
         self._clock = clock
         self._chance = chance
+        self._secret_of = secret_of
         self._turns = Turns()
         #: Set when there may be work.
         self._wake = asyncio.Event()
@@ -81,10 +88,10 @@ class WebhookSender:
         self._client.check(url)
         return Webhook(url=url, events=tuple(dict.fromkeys(events)))
 
-    async def get(self, delivery_id: str) -> Delivery:
-        """Raises DeliveryNotFound."""
+    async def get(self, delivery_id: str, who: Owner = ANYONE) -> Delivery:
+        """Raises DeliveryNotFound, also for a delivery that does not exist for the caller."""
         delivery = await self._outbox.get(delivery_id)
-        if delivery is None:
+        if delivery is None or not who.may_see(delivery.owner):
             raise DeliveryNotFound
         return delivery
 
@@ -99,10 +106,15 @@ class WebhookSender:
             return None
         return datetime.now(UTC) + timedelta(seconds=max(0.0, due - self._clock()))
 
-    async def replay(self, delivery_id: str) -> Delivery:
-        """Send a delivery again, with the same id and no attempts. Raises WebhooksOff or DeliveryNotFound."""
+    async def replay(self, delivery_id: str, who: Owner = ANYONE) -> Delivery:
+        """Send a delivery again, with the same id and no attempts.
+
+        Raises WebhooksOff, DeliveryNotFound, or Forbidden if the caller may only see it.
+        """
         if self._signer is None:
             raise WebhooksOff
+        if not who.may_change((await self.get(delivery_id, who)).owner):
+            raise Forbidden("Only the key of its task, or one with the scope admin, may resend this delivery.")
         delivery = await self._outbox.revive(delivery_id)
         if delivery is None:
             raise DeliveryNotFound
@@ -173,6 +185,9 @@ class WebhookSender:
         self._wake.set()
 
     async def _post(self, delivery: Delivery, signer: Signer) -> Answer:
+        own = await self._secret_of(delivery.owner) if self._secret_of is not None else None
+        if own is not None:
+            signer = Signer([SecretStr(own)])
         headers = signer.headers(delivery.id, datetime.now(UTC), delivery.payload)
         return await self._client.post(delivery.url, delivery.payload, headers)
 

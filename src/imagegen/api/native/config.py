@@ -11,10 +11,11 @@ from imagegen.api.bounded import BoundedRoute
 from imagegen.api.dependencies import Models, Writer
 from imagegen.api.native.shared import RequestBody
 from imagegen.api.problems import describe
+from imagegen.api.security import MANAGE
 from imagegen.catalog.catalog import GlobalSettings
 from imagegen.catalog.changes import with_settings
 
-router = APIRouter(prefix="/config", tags=["configuration"], route_class=BoundedRoute)
+router = APIRouter(prefix="/config", tags=["configuration"], route_class=BoundedRoute, dependencies=[MANAGE])
 
 #: The codes with which a route that changes models.yaml may refuse.
 WRITING = (

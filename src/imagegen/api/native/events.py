@@ -6,13 +6,14 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query
 
-from imagegen.api.dependencies import Bus
+from imagegen.api.dependencies import Service, Who
 from imagegen.api.native.images.routes import image_view
 from imagegen.api.problems import describe
+from imagegen.api.security import SEE, KeyedRoute
 from imagegen.api.sse import KEEP_ALIVE, KEEP_ALIVE_S, EventStream
-from imagegen.core.events import Event, EventBus, StreamEvent, TaskCompleted, TaskSaved
+from imagegen.core.events import Event, Published, StreamEvent, TaskCompleted, TaskSaved
 
-router = APIRouter(tags=["service"])
+router = APIRouter(tags=["service"], route_class=KeyedRoute, dependencies=[SEE])
 
 Filter = Annotated[list[str], Query(max_length=50)]
 
@@ -40,7 +41,8 @@ def frame(event_id: int, event: Event) -> bytes:
     responses=describe("too_many_streams"),
 )
 async def follow_events(
-    bus: Bus,
+    service: Service,
+    who: Who,
     name: Filter = [],  # noqa: B006 - FastAPI copies it
     model: Filter = [],  # noqa: B006
     task_id: Filter = [],  # noqa: B006
@@ -52,24 +54,23 @@ async def follow_events(
     passes a filter if it has one of its values. Positions, previews and the progress of a task's load are sent on the
     task's own stream only. The latest 4 MiB of events are kept, some thousands: if some after `Last-Event-ID` may be
     missing, the first event is `gap`. The last event is `closed`, with a `reason`: `too_slow` for a client that falls
-    256 events behind, or `stopping`. Both pass every filter.
+    256 events behind, or `stopping`. Both pass every filter. A key without the scope `read` gets the events of its own
+    tasks and of the models.
     """
-    wanted = {"name": set(name), "model": set(model), "task_id": set(task_id)}
-    return EventStream(_everything(bus, {field: values for field, values in wanted.items() if values}, last_event_id))
+    asked = {"name": set(name), "model": set(model), "task_id": set(task_id)}
+    wanted = {field: values for field, values in asked.items() if values}
+    return EventStream(_everything(service.everything(who, last_event_id, KEEP_ALIVE_S), wanted))
 
 
-async def _everything(bus: EventBus, wanted: Mapping[str, set[str]], after: int) -> AsyncIterator[bytes]:
-    with bus.subscribe(after=after) as subscription:
-        if (gap := bus.gap(after)) is not None:
-            yield gap.encoded(frame)
-        async for published in subscription.with_silence(KEEP_ALIVE_S):
-            if published is None:
-                yield KEEP_ALIVE
-                continue
-            # All that has been delivered in one piece: with many callers, each piece has its price.
-            arrived = (published, *subscription.waiting())
-            if piece := b"".join(it.encoded(frame) for it in arrived if _passes(it.event, wanted)):
-                yield piece
+async def _everything(
+    events: AsyncIterator[list[Published] | None], wanted: Mapping[str, set[str]]
+) -> AsyncIterator[bytes]:
+    async for arrived in events:
+        if arrived is None:
+            yield KEEP_ALIVE
+        # One piece for all that has arrived: with many callers, each piece has its price.
+        elif piece := b"".join(it.encoded(frame) for it in arrived if _passes(it.event, wanted)):
+            yield piece
 
 
 def _passes(event: Event, wanted: Mapping[str, set[str]]) -> bool:

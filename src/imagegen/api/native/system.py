@@ -11,9 +11,10 @@ import imagegen
 from imagegen.api.dependencies import Images, Models, Tasks
 from imagegen.api.native.shared import gib
 from imagegen.api.problems import describe
+from imagegen.api.security import SEE, KeyedRoute
 from imagegen.core.errors import Draining, StoreUnreachable
 
-router = APIRouter(tags=["service"])
+router = APIRouter(tags=["service"], route_class=KeyedRoute)
 
 
 class GpuInfo(BaseModel):
@@ -82,7 +83,7 @@ async def readyz(tasks: Tasks, images: Images) -> Probe:
     return Probe()
 
 
-@router.get("/health", operation_id="health", summary="State of the service")
+@router.get("/health", operation_id="health", dependencies=[SEE], summary="State of the service")
 async def health(tasks: Tasks, models: Models, images: Images) -> Health:
     """The state of the queue, the models, the device and the store of pictures."""
     resident, memory = models.current, models.memory

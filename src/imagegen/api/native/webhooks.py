@@ -8,9 +8,10 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, Field
 
-from imagegen.api.dependencies import Webhooks
+from imagegen.api.dependencies import Webhooks, Who
 from imagegen.api.native.tasks.view import task_view
 from imagegen.api.problems import describe
+from imagegen.api.security import MAKE, SEE, KeyedRoute
 from imagegen.core.receipt import receipt_of
 from imagegen.core.task import GenerationTask
 from imagegen.core.webhooks import Delivery, DeliveryState, WebhookEvent
@@ -19,7 +20,7 @@ from imagegen.settings import Settings
 from imagegen.storage.outbox import DeliveryFilter
 from imagegen.tasks.manager import TaskManager
 
-router = APIRouter(tags=["webhooks"], prefix="/webhooks")
+router = APIRouter(tags=["webhooks"], prefix="/webhooks", route_class=KeyedRoute, dependencies=[SEE])
 
 _LINK = {
     "description": 'The next page (RFC 8288, rel="next"), if there is one.',
@@ -70,7 +71,7 @@ def delivery_details(delivery: Delivery, next_attempt_at: datetime | None) -> De
 
 
 def _delivery_fields(delivery: Delivery) -> dict[str, Any]:
-    return {"host": delivery.host, **delivery.model_dump(exclude={"sequence", "url", "payload"})}
+    return {"host": delivery.host, **delivery.model_dump(exclude={"sequence", "url", "payload", "owner"})}
 
 
 @router.get(
@@ -81,6 +82,7 @@ def _delivery_fields(delivery: Delivery) -> dict[str, Any]:
 )
 async def list_deliveries(
     webhooks: Webhooks,
+    who: Who,
     response: Response,
     task_id: Annotated[str | None, Query(max_length=64, description="Only deliveries of this task.")] = None,
     state: Annotated[
@@ -95,7 +97,7 @@ async def list_deliveries(
 
     A delivery is kept as long as its task, and at least until it is delivered or dead.
     """
-    found, more = await webhooks.page(DeliveryFilter(task_id, state), limit, cursor)
+    found, more = await webhooks.page(DeliveryFilter(task_id, state, None if who.sees_all else who.name), limit, cursor)
     if more:
         asked = {"task_id": task_id, "state": state, "limit": limit, "cursor": found[-1].sequence}
         query = urlencode({name: value for name, value in asked.items() if value is not None})
@@ -109,25 +111,26 @@ async def list_deliveries(
     summary="One delivery",
     responses=describe("delivery_not_found"),
 )
-async def get_delivery(delivery_id: str, webhooks: Webhooks) -> DeliveryDetails:
+async def get_delivery(delivery_id: str, webhooks: Webhooks, who: Who) -> DeliveryDetails:
     """A delivery with its payload."""
-    delivery = await webhooks.get(delivery_id)
+    delivery = await webhooks.get(delivery_id, who)
     return delivery_details(delivery, webhooks.next_attempt_at(delivery))
 
 
 @router.post(
     "/deliveries/{delivery_id}/replay",
     operation_id="replay_delivery",
+    dependencies=[MAKE],
     status_code=202,
     summary="Resend a delivery",
     responses=describe("delivery_not_found", "webhooks_off", "storage_failed", "storage_full"),
 )
-async def replay_delivery(delivery_id: str, webhooks: Webhooks) -> DeliveryView:
+async def replay_delivery(delivery_id: str, webhooks: Webhooks, who: Who) -> DeliveryView:
     """Sends a delivery in any state again, at once, with the same id. Its attempts are counted from zero.
 
     A receiver that answered 410 gets no further events. If it accepts the resent delivery, it gets later events again.
     """
-    delivery = await webhooks.replay(delivery_id)
+    delivery = await webhooks.replay(delivery_id, who)
     return delivery_view(delivery, webhooks.next_attempt_at(delivery))
 
 

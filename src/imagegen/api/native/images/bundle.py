@@ -11,12 +11,13 @@ from fastapi.responses import StreamingResponse
 from imagegen.api.dependencies import EffectiveSettings, Images, Service, Who
 from imagegen.api.native.tasks.view import task_view
 from imagegen.api.problems import describe
+from imagegen.api.security import SEE, KeyedRoute
 from imagegen.core.errors import TaskNotFinished
 from imagegen.core.receipt import receipt_of
 from imagegen.core.task import StoredImage
 from imagegen.storage.images import ImageStore
 
-router = APIRouter(tags=["tasks"])
+router = APIRouter(tags=["tasks"], route_class=KeyedRoute, dependencies=[SEE])
 
 
 @router.get(

@@ -1,25 +1,29 @@
 """GET /images: the files of finished pictures."""
 
 import base64
+import time
 from collections.abc import AsyncIterator, Mapping
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Request
+from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.responses import RedirectResponse, Response, StreamingResponse
 from pydantic import BaseModel, Field
 
-from imagegen.api.dependencies import EffectiveSettings, Images, Tasks
+from imagegen.api.dependencies import EffectiveSettings, Images, Service, Who, services_of
 from imagegen.api.native.images.ranges import Range, parse_range
 from imagegen.api.problems import describe, error_response, problem
+from imagegen.api.security import SEE, SEE_SIGNED, KeyedRoute
+from imagegen.core.owner import ANYONE
 from imagegen.core.task import StoredImage
 from imagegen.storage.images import MEDIA_TYPES, ImageStore, media_type
 
-router = APIRouter(tags=["images"])
+router = APIRouter(tags=["images"], route_class=KeyedRoute)
 
 #: A browser must not treat a picture as a page or a script.
 _SAFE = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "default-src 'none'; sandbox"}
 #: A file never changes, so caches may keep it.
-_FOR_EVER = "public, max-age=31536000, immutable"
+_FOR_EVER = "max-age=31536000, immutable"
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _RESPONSES: dict[int | str, dict[str, Any]] = {
@@ -29,6 +33,13 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
     307: {"description": "The picture is in a bucket, and IMAGEGEN_STORE_URLS is `presigned`: a URL that expires."},
     **describe("image_not_found", "range_not_satisfiable", "storage_failed", "store_unreachable"),
 }
+
+
+class SignedUrl(BaseModel):
+    """A URL that opens one picture without a key."""
+
+    url: str = Field(examples=["/images/20261123/0b9c6c5e-3f0a-4b1e-9a55-2f4c6f0f8d11-0.png?token=1764323999.5f..."])
+    expires_at: datetime
 
 
 class ImageView(BaseModel):
@@ -55,10 +66,11 @@ async def _conditions(
     return {"range": range_, "if-range": if_range, "if-none-match": if_none_match}
 
 
-@router.head("/images/{folder}/{file}", include_in_schema=False)
+@router.head("/images/{folder}/{file}", include_in_schema=False, dependencies=[SEE_SIGNED])
 @router.get(
     "/images/{folder}/{file}",
     operation_id="get_image",
+    dependencies=[SEE_SIGNED],
     summary="One picture",
     response_class=Response,
     responses=_RESPONSES,
@@ -67,17 +79,19 @@ async def get_image(
     folder: str,
     file: str,
     request: Request,
-    tasks: Tasks,
+    service: Service,
+    who: Who,
     images: Images,
     settings: EffectiveSettings,
     asked: Annotated[Mapping[str, str | None], Depends(_conditions)],
+    token: Annotated[str | None, Query(max_length=200, description="Of a signed URL: replaces the API key.")] = None,
 ) -> Response:
     """The file of an entry of `result_files`. It supports ranges and conditional requests, and may be cached for ever.
 
     `ETag` and `Repr-Digest` (RFC 9530) are computed from its bytes. The service sends a picture in a bucket itself, or
     redirects to the bucket.
     """
-    image = await tasks.records.picture(f"{folder}/{file}")
+    image = await service.picture(who, f"{folder}/{file}")
     head = request.method == "HEAD"
     if settings.store_urls == "presigned" and (url := await images.url(image, "HEAD" if head else "GET")):
         # Half of the URL's lifetime, so that a redirect from a cache leads to a URL that is still valid.
@@ -85,7 +99,7 @@ async def get_image(
             url, headers=_SAFE | {"Cache-Control": f"private, max-age={settings.store_url_s / 2:.0f}"}
         )
     image = await images.known(image)
-    headers = _headers(image)
+    headers = _headers(image, shared=who == ANYONE)
     if _matches(asked["if-none-match"], headers["ETag"]):
         return Response(status_code=304, headers=headers)
     if head:
@@ -95,12 +109,36 @@ async def get_image(
     return await _content(request, images, image, headers, parse_range(wanted, image.bytes) if wanted else None)
 
 
-def _headers(image: StoredImage) -> dict[str, str]:
-    """The headers of every answer about a picture."""
+@router.get(
+    "/images/{folder}/{file}/url",
+    operation_id="sign_image",
+    summary="A URL for one picture that needs no key",
+    dependencies=[SEE],
+    responses=describe("image_not_found", "storage_failed"),
+)
+async def sign_image(
+    folder: str,
+    file: str,
+    request: Request,
+    service: Service,
+    who: Who,
+    response: Response,
+    minutes: Annotated[int, Query(ge=1, le=60, description="How long it is valid.")] = 10,
+) -> SignedUrl:
+    """For an `<img>`, which cannot send a key. Whoever has the URL can fetch the picture until it expires."""
+    path = f"/images/{(await service.picture(who, f'{folder}/{file}')).path}"
+    expires = int(time.time()) + 60 * minutes
+    token = await services_of(request).access.sign(path, expires)
+    response.headers["Cache-Control"] = "no-store"
+    return SignedUrl(url=f"{path}?token={token}", expires_at=datetime.fromtimestamp(expires, UTC))
+
+
+def _headers(image: StoredImage, *, shared: bool) -> dict[str, str]:
+    """The headers of every answer about a picture. `shared`: whether caches may give it to other callers."""
     file = image.path.rpartition("/")[2]
     return _SAFE | {
         "Accept-Ranges": "bytes",
-        "Cache-Control": _FOR_EVER,
+        "Cache-Control": f"{'public' if shared else 'private'}, {_FOR_EVER}",
         "Content-Disposition": f'inline; filename="{file}"',
         "ETag": f'"{image.sha256}"',
         "Repr-Digest": _digest(image),

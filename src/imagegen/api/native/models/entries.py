@@ -10,10 +10,11 @@ from imagegen.api.bounded import BoundedRoute
 from imagegen.api.dependencies import EffectiveSettings, Writer
 from imagegen.api.native.config import WRITING, IfMatch, tag
 from imagegen.api.problems import describe
+from imagegen.api.security import MANAGE
 from imagegen.catalog.changes import Roots, with_changed_model, with_model, without_model
 from imagegen.core.errors import ConfigInvalid
 
-router = APIRouter(prefix="/models", tags=["models"], route_class=BoundedRoute)
+router = APIRouter(prefix="/models", tags=["models"], route_class=BoundedRoute, dependencies=[MANAGE])
 
 
 async def _roots(settings: EffectiveSettings) -> Roots:

@@ -9,10 +9,11 @@ from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, model_seri
 
 from imagegen.api.dependencies import Puller
 from imagegen.api.problems import describe
+from imagegen.api.security import MANAGE, SEE, KeyedRoute
 from imagegen.core.errors import NotPulling
 from imagegen.hub.puller import Pull, PullState
 
-router = APIRouter(prefix="/models", tags=["models"])
+router = APIRouter(prefix="/models", tags=["models"], route_class=KeyedRoute, dependencies=[SEE])
 
 
 class PullView(BaseModel):
@@ -44,6 +45,7 @@ def pull_view(pull: Pull) -> PullView:
     "/{model_id}/pull",
     status_code=202,
     operation_id="pull_model",
+    dependencies=[MANAGE],
     summary="Pull a model's weights",
     responses=describe("model_not_found", "weights_here", "no_repository", "draining"),
 )
@@ -59,6 +61,7 @@ async def pull_model(model_id: str, puller: Puller) -> PullView:
 @router.delete(
     "/{model_id}/pull",
     operation_id="cancel_pull",
+    dependencies=[MANAGE],
     summary="Cancel a pull",
     responses=describe("model_not_found", "not_pulling"),
 )

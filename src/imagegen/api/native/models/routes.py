@@ -12,6 +12,7 @@ from imagegen.api.native.config import tag
 from imagegen.api.native.models.pulls import PullView, pull_view
 from imagegen.api.native.shared import gib
 from imagegen.api.problems import describe
+from imagegen.api.security import MANAGE, SEE, KeyedRoute
 from imagegen.catalog.catalog import ModelSpec
 from imagegen.core.errors import LoadFailed, ModelBusy
 from imagegen.hub.puller import Pull
@@ -19,7 +20,7 @@ from imagegen.models.manager import UnloadReport
 from imagegen.models.residency import ModelState, Resident
 from imagegen.models.status import ModelStatus
 
-router = APIRouter(prefix="/models", tags=["models"])
+router = APIRouter(prefix="/models", tags=["models"], route_class=KeyedRoute, dependencies=[SEE])
 
 
 class ModelView(BaseModel):
@@ -226,6 +227,7 @@ async def get_current_model(models: Models) -> CurrentModel:
     "/unload",
     response_model=Unloaded,
     operation_id="unload_model",
+    dependencies=[MANAGE],
     summary="Unload all models",
     responses={202: {"model": UnloadAccepted, "description": "With `wait=false`"}, **describe("draining")},
 )
@@ -263,6 +265,7 @@ async def _details(model_id: str, models: Models, puller: Puller) -> ModelDetail
 @router.post(
     "/{model_id}/load",
     operation_id="load_model",
+    dependencies=[MANAGE],
     summary="Load a model",
     responses=describe("model_not_found", "does_not_fit", "load_failed", "draining"),
 )
@@ -279,6 +282,7 @@ async def load_model(model_id: str, models: Models, tasks: Tasks, puller: Puller
 @router.post(
     "/{model_id}/unload",
     operation_id="unload_this_model",
+    dependencies=[MANAGE],
     summary="Unload a model",
     responses=describe("model_not_found", "model_busy", "draining"),
 )

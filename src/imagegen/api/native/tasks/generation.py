@@ -16,6 +16,7 @@ from imagegen.api.native.tasks.idempotency import REPLAYED_HEADER, Submitter
 from imagegen.api.native.tasks.view import TaskView
 from imagegen.api.native.tasks.waiting import Caller, TaskAccepted
 from imagegen.api.problems import describe
+from imagegen.api.security import MAKE
 from imagegen.catalog.catalog import ModelId
 from imagegen.catalog.fields import HubSource, SafetensorsFile
 from imagegen.core.sizes import AspectRatio, Shape
@@ -25,10 +26,10 @@ from imagegen.tasks.admission import TaskDraft
 from imagegen.tasks.outlooks import Plan
 from imagegen.webhooks.sender import WebhookSender
 
-router = APIRouter(tags=["tasks"], route_class=BoundedRoute)
+router = APIRouter(tags=["tasks"], route_class=BoundedRoute, dependencies=[MAKE])
 
 #: Routes whose bodies contain pictures; their limit is IMAGEGEN_MAX_UPLOAD_BYTES.
-upload_router = APIRouter(tags=["tasks"], route_class=BoundedRoute)
+upload_router = APIRouter(tags=["tasks"], route_class=BoundedRoute, dependencies=[MAKE])
 
 #: The codes with which a route may refuse a task.
 ACCEPTING = (

@@ -12,6 +12,7 @@ from imagegen.api.native.tasks.generation import ACCEPTING, plain_text
 from imagegen.api.native.tasks.view import TaskView, task_view
 from imagegen.api.native.tasks.waiting import Caller, TaskAccepted
 from imagegen.api.problems import describe
+from imagegen.api.security import MAKE, MANAGE, SEE, KeyedRoute
 from imagegen.api.sse import KEEP_ALIVE_S, EventStream, frames
 from imagegen.catalog.catalog import ModelId
 from imagegen.core.receipt import Receipt, receipt_of
@@ -20,7 +21,7 @@ from imagegen.settings import Settings
 from imagegen.storage.journal import TaskFilter
 from imagegen.tasks.manager import TaskManager
 
-router = APIRouter(tags=["tasks"])
+router = APIRouter(tags=["tasks"], route_class=KeyedRoute, dependencies=[SEE])
 
 _LINK = {
     "description": 'The next page (RFC 8288, rel="next"), if there is one.',
@@ -64,6 +65,7 @@ async def get_task(task_id: str, service: Service, who: Who, tasks: Tasks, setti
 @router.delete(
     "/task/{task_id}",
     operation_id="delete_task",
+    dependencies=[MAKE],
     status_code=204,
     summary="Delete a task",
     responses=describe("task_not_found", "task_not_finished", "storage_failed", "storage_full", "store_unreachable"),
@@ -114,6 +116,7 @@ async def list_tasks(
 @router.post(
     "/task/{task_id}/cancel",
     operation_id="cancel_task",
+    dependencies=[MAKE],
     summary="Cancel a task",
     responses=describe("task_not_found", "task_finished"),
 )
@@ -128,6 +131,7 @@ async def cancel_task(task_id: str, service: Service, who: Who, tasks: Tasks, se
 @router.post(
     "/task/{task_id}/replay",
     operation_id="replay_task",
+    dependencies=[MAKE],
     status_code=202,
     response_model=TaskAccepted,
     summary="Replay a task",
@@ -142,7 +146,7 @@ async def replay_task(task_id: str, caller: Caller, service: Service, who: Who) 
     return await caller.answer(await service.replay(who, task_id))
 
 
-@router.post("/queue/clear", operation_id="clear_queue", summary="Cancel all waiting tasks")
+@router.post("/queue/clear", operation_id="clear_queue", dependencies=[MANAGE], summary="Cancel all waiting tasks")
 async def clear_queue(tasks: Tasks) -> QueueCleared:
     """Cancels the tasks that wait. The running task goes on."""
     cancelled = await tasks.clear()

@@ -1,0 +1,110 @@
+"""Needs: the dependency of every route but the public ones. It finds the caller and checks the key's scopes."""
+
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+from fastapi import Depends, FastAPI, Request, Response, params
+from fastapi.openapi.models import HTTPBearer
+from fastapi.routing import APIRoute
+from fastapi.security.base import SecurityBase
+
+from imagegen.api.dependencies import services_of
+from imagegen.api.problems import describe
+from imagegen.core.errors import Forbidden
+from imagegen.core.keys import Scope
+from imagegen.core.owner import Owner
+
+#: The names of the two schemes in the OpenAPI document.
+BEARER, HEADER = "key", "key_header"
+
+_ABOUT = "An API key, `ig_...`. Without any keys, a service on a local address needs none. See `imagegen keys create`."
+
+
+class Needs(SecurityBase):
+    """A dependency: the caller must have a key with one of these scopes. A key with the scope `admin` may do all."""
+
+    def __init__(self, *scopes: Scope) -> None:
+        self.scopes = frozenset(scopes) | {Scope.ADMIN}
+        self.scheme_name = BEARER
+        self.model = HTTPBearer(description=_ABOUT)
+
+    async def __call__(self, request: Request) -> Owner:
+        """Raises Unauthorized or Forbidden."""
+        who = request.scope["state"].get("who") if "state" in request.scope else None
+        if who is None:
+            who = request.state.who = await services_of(request).access.owner(key_in(request))
+        if not who.scopes & self.scopes:
+            raise Forbidden(f"This needs a key with the scope {' or '.join(sorted(self.scopes))}.")
+        return who
+
+
+class NeedsOrToken(Needs):
+    """Like Needs; also takes the `token` of a signed URL, which opens one path for some minutes."""
+
+    async def __call__(self, request: Request) -> Owner:
+        token = request.query_params.get("token")
+        if token and await services_of(request).access.opens(request.url.path, token):
+            request.state.who = SIGNED
+        return await super().__call__(request)
+
+
+#: The caller with a signed URL. Its path decides what it sees.
+SIGNED = Owner(scopes=frozenset({Scope.READ}), changes_all=False)
+
+#: See what exists for the caller.
+SEE: Any = Depends(Needs(Scope.GENERATE, Scope.READ))
+#: The same, or with the token of a signed URL.
+SEE_SIGNED: Any = Depends(NeedsOrToken(Scope.GENERATE, Scope.READ))
+#: Make and change what belongs to the caller.
+MAKE: Any = Depends(Needs(Scope.GENERATE))
+#: Change what belongs to all.
+MANAGE: Any = Depends(Needs(Scope.ADMIN))
+
+
+def key_in(request: Request) -> str | None:
+    """The key that a request has, as `Authorization: Bearer` or as `X-API-Key`."""
+    scheme, _, text = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and text.strip():
+        return text.strip()
+    return request.headers.get("x-api-key")
+
+
+def needs_of(dependencies: Sequence[params.Depends]) -> list[Needs]:
+    """What these dependencies of a route demand."""
+    return [it.dependency for it in dependencies if isinstance(it.dependency, Needs)]
+
+
+class KeyedRoute(APIRoute):
+    """Checks the key before the body is read, so that a caller without one cannot make the service read it."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def keyed(request: Request) -> Response:
+            await self.check_key(request)
+            return await handle(request)
+
+        return keyed
+
+    async def check_key(self, request: Request) -> None:
+        """Raises Unauthorized or Forbidden."""
+        for need in needs_of(self.dependencies):
+            await need(request)
+
+
+def declare_keys(app: FastAPI) -> None:
+    """Add to the OpenAPI document the second way to send a key, and the answers 401 and 403."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = generate()
+        schemes = document["components"]["securitySchemes"]
+        schemes[HEADER] = {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": _ABOUT}
+        for operations in document["paths"].values():
+            for operation in operations.values():
+                if "security" in operation:
+                    operation["security"] = [{BEARER: []}, {HEADER: []}]
+                    operation["responses"] |= {str(k): v for k, v in describe("unauthorized", "forbidden").items()}
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]

@@ -1,0 +1,127 @@
+"""Budgets: what the tasks of each owner have used in a day, and what is reserved for those that have not ended."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
+
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
+
+from imagegen.core.keys import KeyLimits, Left
+from imagegen.core.task import GenerationTask
+from imagegen.storage.database import Database
+from imagegen.storage.tables import reserved, spent, tasks
+
+DAY_S = 86_400
+
+#: Days for which the sums are kept.
+_KEPT_DAYS = 31
+
+_WAITING = select(func.count()).select_from(tasks).where(tasks.c.owner == bindparam("of"), tasks.c.status == "pending")
+_SPENT = select(spent.c.images, spent.c.device_s).where(
+    spent.c.owner == bindparam("of"), spent.c.day == bindparam("today")
+)
+_ADD = (
+    update(spent)
+    .where(spent.c.owner == bindparam("of"), spent.c.day == bindparam("today"))
+    .values(images=spent.c.images + bindparam("more"), device_s=spent.c.device_s + bindparam("more_s"))
+)
+_OLD = delete(spent).where(spent.c.owner == bindparam("of"), spent.c.day < bindparam("first"))
+_RESERVE = insert(reserved)
+_RELEASE = delete(reserved).where(reserved.c.task_id == bindparam("of")).returning(reserved)
+
+
+class Used(NamedTuple):
+    """What an owner uses."""
+
+    queued: int = 0
+    #: Of today (UTC), with what is reserved.
+    images: int = 0
+    device_s: float = 0
+
+
+class Reservation(NamedTuple):
+    """What a task will use, and the limits of its owner's key."""
+
+    limits: KeyLimits
+    #: Expected seconds of the device; 0: unknown. Such a task passes as long as anything is left.
+    device_s: float = 0
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Budgets:
+    """Reserves in the transaction that stores a task, and settles in the one that stores its end.
+
+    So requests that arrive together cannot spend a budget twice, and a crash loses no reservation.
+    """
+
+    def __init__(self, database: Database, now: Callable[[], datetime] = _now) -> None:
+        self._database = database
+        #: The wall clock, because a day is one of the calendar.
+        self.now = now
+
+    async def used(self, owner: str) -> Used:
+        """What the owner uses now."""
+        today = self.now().date().isoformat()
+        return await self._database.look_up(lambda connection: _used(owner, today, connection))
+
+    # -- in the database's thread -------------------------------------------------------------------------------------
+
+    def reserve(self, task: GenerationTask, wanted: Reservation, connection: Connection) -> Left | None:
+        """Reserve what a new task will use. Returns the limit that refuses it, and has then reserved nothing."""
+        now = self.now()
+        used = _used(task.owner, now.date().isoformat(), connection)
+        images, limits = task.request.batch_size, wanted.limits
+        for left in lefts(limits, used, now):
+            need = {"images": images, "device-seconds": wanted.device_s, "queued": 1}[left.name]
+            if left.remaining <= 0 or need > left.remaining:
+                return left
+        if limits.images_per_day is not None or limits.device_seconds_per_day is not None:
+            self._add(task.owner, now, images, wanted.device_s, connection)
+            row = {"owner": task.owner, "day": now.date().isoformat(), "images": images, "device_s": wanted.device_s}
+            connection.execute(_RESERVE, row | {"task_id": task.id})
+        return None
+
+    def settle(self, task: GenerationTask, connection: Connection) -> None:
+        """Replace the reservation of an ended task, if it has one, by what it has used.
+
+        A task that began and whose seconds were not measured, because it was cancelled in a shared call, has used what
+        was reserved.
+        """
+        row = connection.execute(_RELEASE, {"of": task.id}).one_or_none()
+        if row is None:
+            return
+        unmeasured_s = row.device_s if task.attempt else 0
+        used_s = unmeasured_s if task.device_s is None else task.device_s
+        more = {"more": len(task.images) - row.images, "more_s": used_s - row.device_s}
+        connection.execute(_ADD, {"of": row.owner, "today": row.day} | more)
+
+    def _add(self, owner: str, now: datetime, images: int, device_s: float, connection: Connection) -> None:
+        day = now.date().isoformat()
+        asked = {"of": owner, "today": day, "more": images, "more_s": device_s}
+        if not connection.execute(_ADD, asked).rowcount:
+            connection.execute(_OLD, {"of": owner, "first": (now.date() - timedelta(days=_KEPT_DAYS)).isoformat()})
+            connection.execute(insert(spent).values(owner=owner, day=day, images=images, device_s=device_s))
+
+
+def lefts(limits: KeyLimits, used: Used, now: datetime) -> list[Left]:
+    """What is left of each limit that there is, except the rate."""
+    midnight = (now + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)
+    reset_s = max(1, round((midnight - now).total_seconds()))
+    found = []
+    if limits.queued is not None:
+        found.append(Left("queued", limits.queued, limits.queued - used.queued))
+    if limits.images_per_day is not None:
+        found.append(Left("images", limits.images_per_day, limits.images_per_day - used.images, DAY_S, reset_s))
+    if limits.device_seconds_per_day is not None:
+        left_s = limits.device_seconds_per_day - used.device_s
+        found.append(Left("device-seconds", limits.device_seconds_per_day, left_s, DAY_S, reset_s))
+    return found
+
+
+def _used(owner: str, today: str, connection: Connection) -> Used:
+    queued = connection.scalar(_WAITING, {"of": owner}) or 0
+    row = connection.execute(_SPENT, {"of": owner, "today": today}).one_or_none()
+    return Used(queued, *row) if row else Used(queued)

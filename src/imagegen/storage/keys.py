@@ -1,0 +1,170 @@
+"""KeyStore: the API keys, in the journal's database, where the service and the command line share them."""
+
+import hmac
+import json
+import secrets
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, func, insert, select, update
+
+from imagegen.core.errors import InvalidRequest, KeyExists, KeyNotFound
+from imagegen.core.keys import Key, digest_of, new_key_text, prefix_of
+from imagegen.storage.database import Database
+from imagegen.storage.tables import api_keys, service
+
+#: Keys, with the revoked ones.
+MAX_KEYS = 10_000
+
+_COLUMNS = {"name", "prefix", "sha256", "last_used_at"}
+_ALL = select(*(api_keys.c[name] for name in sorted(_COLUMNS)), api_keys.c.record)
+_BY_PREFIX = _ALL.where(api_keys.c.prefix == bindparam("begins"))
+_ANY = select(func.count()).select_from(select(api_keys.c.name).limit(1).subquery())
+_CHANGED = update(service).values(key_changes=service.c.key_changes + 1)
+_USED = update(api_keys).where(api_keys.c.name == bindparam("of")).values(last_used_at=bindparam("at"))
+
+
+class KeyStore:
+    """Finds keys by their texts, and changes them. A change is in force at once, whichever process makes it.
+
+    Every method raises StorageFull, StorageFailed or JournalLost when the disk refuses.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        #: What was read at the change with the number `_seen`: keys by prefix, and whether there is one.
+        self._seen: int | None = None
+        self._known: dict[str, Key] = {}
+        self._some: bool | None = None
+
+    async def find(self, text: str) -> Key | None:
+        """The key with this text, valid or not. Its `last_used_at` may be an older one."""
+        # The prefix is no secret. The rest is compared in constant time.
+        prefix, change = prefix_of(text), self._look_for_changes()
+        if (key := self._known.get(prefix)) is None:
+            row = await self._database.look_up(
+                lambda connection: connection.execute(_BY_PREFIX, {"begins": prefix}).one_or_none()
+            )
+            if row is None:
+                return None
+            key = _key(row)
+            if change is not None and change == self._seen:
+                self._known[prefix] = key
+        return key if hmac.compare_digest(key.sha256, digest_of(text)) else None
+
+    async def exist(self) -> bool:
+        """Whether there is a key, valid or not."""
+        change, some = self._look_for_changes(), self._some
+        if some is None:
+            some = bool(await self._database.look_up(lambda connection: connection.scalar(_ANY)))
+            if change is not None and change == self._seen:
+                self._some = some
+        return some
+
+    def _look_for_changes(self) -> int | None:
+        """Forget what was read if any process has changed a key since. Returns the number of the latest change."""
+        change = self._database.peek("SELECT key_changes FROM service")
+        if change is None or change != self._seen:
+            self._seen, self._some = change, None
+            self._known.clear()
+        return change
+
+    async def all(self) -> list[Key]:
+        """All keys, by name; at most MAX_KEYS."""
+        rows = await self._database.look_up(lambda connection: connection.execute(_ALL.order_by(api_keys.c.name)).all())
+        return [_key(row) for row in rows]
+
+    async def get(self, name: str) -> Key:
+        """Raises KeyNotFound."""
+        row = await self._database.look_up(lambda connection: _row(name, connection))
+        return _key(row)
+
+    async def create(self, key: Key) -> None:
+        """Raises KeyExists, also for the name of a revoked key; InvalidRequest beyond MAX_KEYS."""
+
+        def work(connection: Connection) -> Exception | None:
+            # Returned, because an exception would undo the work of the others in this transaction.
+            if connection.execute(_ALL.where(api_keys.c.name == key.name)).first() is not None:
+                return KeyExists()
+            if (connection.scalar(select(func.count()).select_from(api_keys)) or 0) >= MAX_KEYS:
+                return InvalidRequest(f"There are {MAX_KEYS} keys, which is the most.")
+            connection.execute(insert(api_keys).values(**_columns(key)))
+            connection.execute(_CHANGED)
+            return None
+
+        if (refusal := await self._database.run(work)) is not None:
+            raise refusal
+
+    async def rotate(self, name: str) -> tuple[Key, str]:
+        """Give a key a new text, and make it valid if it was revoked. Returns it and the text. Raises KeyNotFound."""
+        text = new_key_text()
+        new = {"prefix": prefix_of(text), "sha256": digest_of(text), "revoked_at": None}
+        return await self._change(name, lambda key: key.evolve(**new)), text
+
+    async def revoke(self, name: str) -> Key:
+        """A revoked key opens nothing any more. Raises KeyNotFound."""
+        now = datetime.now(UTC)
+        return await self._change(name, lambda key: key.evolve(revoked_at=key.revoked_at or now))
+
+    async def webhook_secret(self, name: str) -> str | None:
+        """The secret that signs the webhooks of this owner's tasks; None: it has none of its own."""
+        try:
+            return (await self.get(name)).webhook_secret if name else None
+        except KeyNotFound:
+            return None
+
+    async def used(self, name: str, at: datetime) -> None:
+        """Note that a key was used."""
+
+        def work(connection: Connection) -> None:
+            connection.execute(_USED, {"of": name, "at": at.isoformat()})
+
+        await self._database.run(work, durable=False)
+
+    async def url_secret(self) -> bytes:
+        """The secret that signs URLs, 32 bytes. The first call makes it."""
+
+        def work(connection: Connection) -> bytes:
+            known = connection.scalar(select(service.c.url_secret))
+            secret = known or secrets.token_bytes(32)
+            if known is None:
+                connection.execute(update(service).values(url_secret=secret))
+            return secret
+
+        return await self._database.run(work)
+
+    async def _change(self, name: str, changed: Callable[[Key], Key]) -> Key:
+        def work(connection: Connection) -> Key | None:
+            row = connection.execute(_ALL.where(api_keys.c.name == name)).one_or_none()
+            if row is None:
+                return None
+            key = changed(_key(row))
+            connection.execute(update(api_keys).where(api_keys.c.name == name).values(**_columns(key)))
+            connection.execute(_CHANGED)
+            return key
+
+        if (key := await self._database.run(work)) is None:
+            raise KeyNotFound
+        return key
+
+
+def _row(name: str, connection: Connection) -> Any:
+    row = connection.execute(_ALL.where(api_keys.c.name == name)).one_or_none()
+    if row is None:
+        raise KeyNotFound
+    return row
+
+
+def _columns(key: Key) -> dict[str, Any]:
+    return {
+        "name": key.name,
+        "prefix": key.prefix,
+        "sha256": key.sha256,
+        "last_used_at": key.last_used_at.isoformat() if key.last_used_at else None,
+        "record": key.model_dump_json(exclude=_COLUMNS),
+    }
+
+
+def _key(row: Any) -> Key:
+    return Key(**json.loads(row.record), **{name: getattr(row, name) for name in _COLUMNS})
