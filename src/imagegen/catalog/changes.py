@@ -80,21 +80,23 @@ def with_model(text: str, model_id: str, fields: Fields, families: Families, roo
     """The text with a new entry at the end. Raises ModelExists, PathNotAllowed."""
     _check({model_id: None, **fields})
     roots.check(_family(fields.get("type"), families), fields)
-    if model_id in _models(text):
+    document = read(text)
+    if model_id in document.data["models"]:
         raise ModelExists
-    return edited(text, [Put(("models", model_id), {name: it for name, it in fields.items() if it is not None})])
+    entry = {name: it for name, it in fields.items() if it is not None}
+    return edited(text, [Put(("models", model_id), entry)], document)
 
 
 def with_changed_model(text: str, model_id: str, fields: Fields, families: Families, roots: Roots) -> str:
     """The text with some fields of an entry replaced; None removes one. Raises ModelNotFound, PathNotAllowed."""
     _check(fields)
-    models = _models(text)
-    if model_id not in models:
+    document = read(text)
+    if model_id not in document.data["models"]:
         raise ModelNotFound
-    entry = models[model_id]
+    entry = document.data["models"][model_id]
     family = _family(fields.get("type", entry["type"]), families)
     roots.check(family, fields)
-    return edited(text, list(_merged(("models", model_id), entry, fields, family)))
+    return edited(text, list(_merged(("models", model_id), entry, fields, family)), document)
 
 
 def _family(word: object, families: Families) -> type[Section] | None:
@@ -103,22 +105,19 @@ def _family(word: object, families: Families) -> type[Section] | None:
 
 def without_model(text: str, model_id: str) -> str:
     """The text without an entry. Raises ModelNotFound."""
-    if model_id not in _models(text):
+    document = read(text)
+    if model_id not in document.data["models"]:
         raise ModelNotFound
-    return edited(text, [Remove(("models", model_id))])
+    return edited(text, [Remove(("models", model_id))], document)
 
 
 def with_settings(text: str, fields: Fields) -> str:
     """The text with some fields of `global` replaced; None removes one."""
     _check(fields)
-    data = read(text).data
+    document = read(text)
+    data = document.data
     name = next((key for key in data if SECTIONS.get(key) == "global"), "global")
-    return edited(text, list(_merged((name,), data.get(name) or {}, fields, GlobalSettings)))
-
-
-def _models(text: str) -> dict[str, Any]:
-    models: dict[str, Any] = read(text).data["models"]
-    return models
+    return edited(text, list(_merged((name,), data.get(name) or {}, fields, GlobalSettings)), document)
 
 
 def _merged(path: tuple[str, ...], section: Fields, fields: Fields, kind: type[Section] | None) -> Iterator[Change]:

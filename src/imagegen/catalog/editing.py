@@ -38,12 +38,12 @@ class Remove(NamedTuple):
 Change = Put | Remove
 
 
-def edited(text: str, changes: Sequence[Change]) -> str:
-    """The text after the changes, applied one after the other.
+def edited(text: str, changes: Sequence[Change], document: Document | None = None) -> str:
+    """The text after the changes, applied one after the other. `document`: the text, where the caller has read it.
 
     Raises NotEditable, or YamlProblem for a value that no file can hold; then nothing is changed.
     """
-    document = read(text)
+    document = document or read(text)
     for change in changes:
         wanted = _expected(document.data, change)
         if not _same(document.data, wanted):

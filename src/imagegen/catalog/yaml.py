@@ -66,7 +66,10 @@ def read(text: str) -> Document:
         raise YamlProblem(Position(1, 1), f"the file is larger than {MAX_BYTES // 1024} KiB; split or shorten it")
     try:
         _refuse_dangers(_reader().parse(text))
-        return Document(_reader().load(text), _reader().compose(text))
+        reader = _reader()
+        node = reader.compose(text)
+        # From the nodes: `load` would scan the text once more, which is the most expensive part.
+        return Document(None if node is None else reader.constructor.construct_document(node), node)
     except MarkedYAMLError as error:
         raise YamlProblem(_mark(error.problem_mark), str(error.problem or error.context)) from None
     except TypeError:
