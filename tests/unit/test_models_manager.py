@@ -24,6 +24,7 @@ from imagegen.core.events import (
     ModelLoading,
     ModelUnloaded,
     ModelUnloading,
+    StreamEvent,
 )
 from imagegen.core.task import Failure, InputPictures, Lora
 from imagegen.gpu.protocol import (
@@ -113,7 +114,7 @@ async def told(house: House, *actions: Awaitable[object]) -> list[Event]:
         for action in actions:
             await action
         house.bus.close()
-        return [published.event async for published in subscription]
+        return [it.event async for it in subscription if not isinstance(it.event, StreamEvent)]
 
 
 # -- loading and switching ---------------------------------------------------------------------------------------------
