@@ -107,7 +107,7 @@ async def test_a_field_of_image2image_is_not_offered_to_text2image(client: Clien
 
 
 async def test_an_unknown_field_inside_another_is_compared_with_its_neighbours(client: Client) -> None:
-    answer = await client.post("/text2image", json={"prompt": "x", "loras": [{"path": "a", "scal": 1}]})
+    answer = await client.post("/text2image", json={"prompt": "x", "loras": [{"path": "a.safetensors", "scal": 1}]})
     assert refused(answer, 422, "invalid_request") == "body.loras.0.scal: unknown field 'scal'; did you mean 'scale'?"
 
 
