@@ -173,11 +173,11 @@ def _run(
     """Make one picture. `previews` gets its previews."""
     stop, brought = threading.Event(), dict[str, Any](TASKS[task][0])
 
-    def on_step(step: int, total: int, *shown: bytes) -> None:
+    def on_step(step: int, total: int, shown: bytes = b"") -> None:
         if step == stop_at:
             stop.set()
-        if previews is not None:
-            previews.extend(shown)
+        if previews is not None and shown:
+            previews.append(shown)
 
     request = request_for(steps=way.steps, **TASKS[task][1])
     command = Generate(model="a", request=request, previews=int(previews is not None), **brought)
