@@ -84,7 +84,8 @@ async def test_where_two_models_may_be_resident_tasks_alternate_and_each_is_load
         begun = [task["started_at"] for task in ended]
         assert begun == sorted(begun)
         client.app.state.lifecycle.begin_drain()
-        assert re.findall(r"^event: (\w+)$", (await loads).text, re.MULTILINE) == ["loading", "model_loaded"] * 2
+        told = re.findall(r"^event: (\w+)$", (await loads).text, re.MULTILINE)
+        assert told == [*["loading", "model_loaded"] * 2, "closed"]
 
 
 async def test_all_resident_models_are_listed_most_recently_used_first(start: Start, three: Path) -> None:
