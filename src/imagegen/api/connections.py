@@ -181,6 +181,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._unread += len(data)
         self._unset_keepalive_if_required()
         # As in uvicorn, but without a line in the log for each: whoever sends nonsense could fill the disk.
+        assert self.parser is not None
         try:
             self.parser.feed_data(data)
         except HttpParserError:

@@ -48,13 +48,13 @@ class KeyLimits(Value):
     """What a key may use; None: no limit."""
 
     #: Tasks that wait.
-    queued: int | None = Field(None, ge=1, le=1_000_000)
+    queued: int | None = Field(default=None, ge=1, le=1_000_000)
     #: Pictures in a day (UTC).
-    images_per_day: int | None = Field(None, ge=1, le=1_000_000_000)
+    images_per_day: int | None = Field(default=None, ge=1, le=1_000_000_000)
     #: Seconds of the device in a day (UTC).
-    device_seconds_per_day: float | None = Field(None, gt=0, le=1_000_000_000, allow_inf_nan=False)
+    device_seconds_per_day: float | None = Field(default=None, gt=0, le=1_000_000_000, allow_inf_nan=False)
     #: Requests in a minute.
-    rate_per_minute: int | None = Field(None, ge=1, le=1_000_000)
+    rate_per_minute: int | None = Field(default=None, ge=1, le=1_000_000)
 
 
 class Left(NamedTuple):

@@ -186,8 +186,8 @@ def _shards(index: Path, name: str) -> set[str]:
     try:
         names = list(json.loads(_read(index))["weight_map"].values())
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
-        names = [None]
-    if not all(isinstance(shard, str) for shard in names):
+        names = None
+    if names is None or not all(isinstance(shard, str) for shard in names):
         raise WeightsCorrupt(f"{name} is not an index of weights.")
     return set(names)
 

@@ -75,6 +75,7 @@ class PictureChecks:
         finally:
             if answer is None:  # also if the caller has gone: what the process would say next is not for the next one
                 await _end(process)
+        assert answer is not None
         self._idle.append(process)
         match answer:
             case {"size": [width, height]}:

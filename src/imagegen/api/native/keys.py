@@ -142,7 +142,7 @@ async def get_my_key(who: Who, request: Request) -> MyKey:
 
 
 def left_view(left: Left) -> LeftView:
-    return LeftView(**left._asdict() | {"remaining": max(0, left.remaining)})
+    return LeftView.model_validate(left._asdict() | {"remaining": max(0, left.remaining)})
 
 
 @router.get("/{name}", operation_id="get_key", summary="One key", responses=describe("key_not_found"))

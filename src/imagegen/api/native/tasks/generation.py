@@ -81,7 +81,7 @@ Seed = Annotated[
     _SeedNumber | None,
     BeforeValidator(
         _number,
-        json_schema_input_type=Annotated[int, Field(ge=-1, le=MAX_SEED)]
+        json_schema_input_type=Annotated[int, Field(ge=-1, le=MAX_SEED)]  # pyright: ignore[reportOperatorIssue]
         | Annotated[str, Field(pattern="^(-1|[0-9]{1,20})$")]
         | None,
     ),
