@@ -325,7 +325,8 @@ def test_the_process_leaves_nothing_behind(tmp_path: Path, fake_yaml: Path) -> N
         worker = server.worker()
         assert server.terminate() == 0
     assert not worker.is_running()
-    assert sorted(os.listdir(tmp_path / "data")) == ["config", "imagegen.sqlite3", "images", "lock"]
+    assert sorted(os.listdir(tmp_path / "data")) == ["config", "imagegen.sqlite3", "images", "lock", "tmp"]
+    assert not os.listdir(tmp_path / "data" / "tmp")
 
 
 def test_a_signal_in_the_first_moments_of_a_start_ends_it_like_a_later_one(tmp_path: Path) -> None:
