@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import fake_config
-from tests.server import PATIENCE_S, Server, serve_command
+from tests.server import PATIENCE_S, Server, environment, serve_command
 
 SEEDS = range(12)
 
@@ -329,14 +329,25 @@ def test_the_process_leaves_nothing_behind(tmp_path: Path, fake_yaml: Path) -> N
     assert not os.listdir(tmp_path / "data" / "tmp")
 
 
+EARLY_SIGNAL = """
+import os, signal
+from imagegen.cli import main, serving
+
+read = serving.open_catalog
+
+def interrupted(*given, **named):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return read(*given, **named)
+
+serving.open_catalog = interrupted
+main()
+"""
+
+
 def test_a_signal_in_the_first_moments_of_a_start_ends_it_like_a_later_one(tmp_path: Path) -> None:
-    config = tmp_path / "models.yaml"
-    os.mkfifo(config)  # the start waits here, long before the server has handlers of its own
-    process = subprocess.Popen(serve_command(tmp_path / "data", config))
-    writer = os.open(config, os.O_WRONLY)  # returns once the start reads it
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(PATIENCE_S) == 0
-    os.close(writer)
+    """The signal comes while models.yaml is read, long before the server has handlers of its own."""
+    command = [sys.executable, "-c", EARLY_SIGNAL, "serve", "--port", "0", "--data-dir", str(tmp_path / "data")]
+    assert subprocess.run(command, env=environment(), timeout=PATIENCE_S, check=False).returncode == 0
 
 
 def test_a_hostile_socket_is_cut_off_and_probes_have_a_port_of_their_own(tmp_path: Path) -> None:

@@ -177,7 +177,10 @@ class Outbox:
     async def pending(self, after: int) -> list[Delivery]:
         """The next pending deliveries, oldest first, without their payloads."""
         limited = _NEXT.limit(CHUNK)
-        rows = await self._database.look_up(lambda connection: connection.execute(limited, {"after": after}).all())
+        # Behind the writes before it: a delivery whose end is being written must not be sent again.
+        rows = await self._database.run(
+            lambda connection: connection.execute(limited, {"after": after}).all(), durable=False
+        )
         return [_delivery(row) for row in rows]
 
     async def page(self, wanted: DeliveryFilter, limit: int, before: int | None = None) -> tuple[list[Delivery], bool]:
