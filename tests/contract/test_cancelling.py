@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from imagegen.app import Service
-from imagegen.core.events import Event, Subscription
+from imagegen.core.events import Event, StreamEvent, Subscription
 from imagegen.core.task import GenerationTask, TaskStatus, TaskType
 from imagegen.gpu import executor
 from imagegen.gpu.engine import Engine, LocalEngine
@@ -147,7 +147,7 @@ async def test_a_task_and_a_model_tell_how_far_their_load_is(
 
 async def all_of(listener: Subscription) -> list[Event]:
     listener.end("stopping")
-    return [published.event async for published in listener]
+    return [it.event async for it in listener if not isinstance(it.event, StreamEvent)]
 
 
 async def test_a_cancelled_task_gets_no_progress_of_its_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
