@@ -6,6 +6,8 @@ Each line has the ids that are bound in its context (structlog.contextvars): `re
 import logging
 import sys
 import threading
+from contextlib import suppress
+from typing import TextIO, cast
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
@@ -27,7 +29,7 @@ def configure(level: str = "INFO", libraries: int = logging.WARNING) -> None:
     structlog.configure(
         processors=[*shared, *last],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, _Stderr())),
         cache_logger_on_first_use=False,
     )
     handler = logging.StreamHandler(sys.stderr)
@@ -38,6 +40,18 @@ def configure(level: str = "INFO", libraries: int = logging.WARNING) -> None:
         )
     )
     logging.basicConfig(level=libraries, handlers=[handler])
+
+
+class _Stderr:
+    """The present stderr. If its reader has gone away, lines are lost: an error here would stop the tasks."""
+
+    def write(self, text: str) -> None:
+        with suppress(OSError, ValueError):  # a broken pipe or a full disk; a closed file
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            sys.stderr.flush()
 
 
 def log_unhandled() -> None:

@@ -32,7 +32,9 @@ OTHER_BUILD = 'import torch\n@torch.library.register_fake("torchvision::nms")\nd
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that workers import modules from."""
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(tmp_path / "site"), os.environ["PYTHONPATH"]])))
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join(filter(None, [str(tmp_path / "site"), os.environ.get("PYTHONPATH")]))
+    )
     # With a folder of its own for the compiler, torch asks for no temporary one at its import.
     for variable in ("TMPDIR", *COMPILER_CACHES):
         monkeypatch.delenv(variable, raising=False)

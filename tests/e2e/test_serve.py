@@ -329,6 +329,21 @@ def test_the_process_leaves_nothing_behind(tmp_path: Path, fake_yaml: Path) -> N
     assert not os.listdir(tmp_path / "data" / "tmp")
 
 
+def test_a_reader_of_the_log_that_goes_away_stops_no_task(tmp_path: Path, fake_yaml: Path) -> None:
+    process = subprocess.Popen(
+        serve_command(tmp_path / "data", fake_yaml), stderr=subprocess.PIPE, text=True, env=environment()
+    )
+    assert process.stderr is not None
+    address = next(json.loads(line)["address"] for line in process.stderr if '"listening"' in line)
+    process.stderr.close()
+    with httpx.Client(base_url=address, timeout=PATIENCE_S) as http:
+        for _ in range(3):
+            accepted = http.post("/text2image", json={"prompt": "x", "model": "fake"}, headers={"prefer": "wait=60"})
+            assert (accepted.status_code, accepted.json()["status"]) == (200, "completed")
+    process.terminate()
+    assert process.wait(PATIENCE_S) == 0
+
+
 EARLY_SIGNAL = """
 import os, signal
 from imagegen.cli import main, serving
