@@ -42,7 +42,7 @@ def fields_of(kind: type[BaseModel]) -> Iterator[tuple[str, FieldInfo]]:
             yield from fields_of(inner)
 
 
-KINDS = [*bodies(), *{family.spec for family in FAMILIES.values()}]
+KINDS = [*bodies(), *dict.fromkeys(family.spec for family in FAMILIES.values())]
 ALL = dict(found for kind in KINDS for found in fields_of(kind))
 
 
