@@ -2,7 +2,6 @@
 
 import gc
 import inspect
-import json
 import random
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -28,7 +27,6 @@ from imagegen.core.errors import (
     LoraRefused,
     NotFinite,
     WeightsCorrupt,
-    WeightsMissing,
     WeightsRefused,
 )
 from imagegen.core.provenance import Provenance
@@ -36,7 +34,7 @@ from imagegen.core.sizes import Size, render_size
 from imagegen.core.task import GenerationRequest, Lora, Pixels, TokensRead
 from imagegen.core.wording import THE_LOG
 from imagegen.loaders.adapters import Adapters
-from imagegen.loaders.base import Inputs, LoadedModel, OnStep, Placement, find_weights
+from imagegen.loaders.base import Inputs, LoadedModel, OnStep, Placement
 from imagegen.loaders.class_caches import clear_class_caches
 from imagegen.loaders.decoding import Decoding
 from imagegen.loaders.folder import TRUSTED_LIBRARIES, check_folder, header_bytes, read_index
@@ -46,7 +44,7 @@ from imagegen.loaders.offloading import DENOISERS, Turns, layer_bytes, most_byte
 from imagegen.loaders.options import OptionsSpec, attention, compiling, move, quantization_config, step_cache, switch_on
 from imagegen.loaders.parts import SHAREABLE, Part, Source
 from imagegen.loaders.pictures import crop, fit_image, fit_mask, pad, paste
-from imagegen.loaders.pipelines import PIPELINES, PipelineKind, has_longest_side, longest_side
+from imagegen.loaders.pipelines import PIPELINES, PipelineKind, longest_side
 from imagegen.loaders.previews import Lookout
 from imagegen.loaders.prompts import PromptCache
 from imagegen.loaders.provenance import provenance, with_loras
@@ -61,7 +59,7 @@ from imagegen.loaders.replacing import (
     open_part,
     places_of,
 )
-from imagegen.loaders.tokens import CLIP_TOKENS, TokenWatch, least_tokens, what_is_cut
+from imagegen.loaders.tokens import TokenWatch, what_is_cut
 
 #: Libraries that some pipelines need and imagegen does not install: torchvision must match the build of torch.
 _OPTIONAL = ("torchvision", "ftfy", "protobuf")
@@ -389,36 +387,6 @@ def least_bytes(
     return most_bytes(sizes, offloaded_parts(sizes, offload))
 
 
-def longest_side_in(spec: DiffusersSpec, folders: Folders) -> int:
-    """Like `ModelLoader.longest_side`, for a pipeline's folder. Reads no file for a class without a limit."""
-    if not has_longest_side(spec.pipeline_class):
-        return 0
-    config = json.loads((find_weights(spec, folders) / "transformer/config.json").read_bytes())
-    return longest_side(spec.pipeline_class, config)
-
-
-def prompt_warnings_in(spec: DiffusersSpec, folders: Folders, prompt: str) -> list[str]:
-    """Like `ModelLoader.prompt_warnings`, for a pipeline's folder."""
-    most = spec.kind.tokens and (spec.max_sequence_length or spec.kind.tokens)
-    if most is None:
-        return []
-    if spec.kind.tokens == CLIP_TOKENS:
-        most = CLIP_TOKENS  # CLIP does not take max_sequence_length
-    found = least_tokens(local_pipeline(spec, folders), prompt)
-    words = (
-        f"The end of the prompt will be ignored: the model reads {most} tokens, and the prompt has at least {found}."
-    )
-    return [words] if found > most else []
-
-
-def local_pipeline(spec: DiffusersSpec, folders: Folders) -> Path | None:
-    """The folder of the weights; None: they are not on this machine."""
-    try:
-        return find_weights(spec, folders)
-    except WeightsMissing:
-        return None
-
-
 def pipeline_files(spec: DiffusersSpec, folder: Path) -> list[Path]:
     """Like `ModelLoader.files`, for a pipeline's folder without the weights of the parts that are `elsewhere`."""
     index = read_index(folder, spec.pipeline_class)
@@ -513,7 +481,7 @@ def open_pipeline(
     try:
         for library, name in index.values():
             if library in TRUSTED_LIBRARIES:
-                # If the library of a class is missing, transformers has a placeholder that names it when it is used.
+                # If the library of a class is missing, transformers has a substitute that names it when it is used.
                 getattr(getattr(import_module(library), name, None), "from_pretrained", None)
         if rounded is not None and straight is None and placement.device == "cuda":
             # The encoders stay in host memory, but the denoiser is rounded on the device.

@@ -26,7 +26,7 @@ from imagegen.loaders.diffusers_model import (
 from imagegen.loaders.folder import check_file
 from imagegen.loaders.gguf import QuantisedSpec
 
-#: The placeholder for `int4` or `fp4` in a file's name.
+#: Stands for `int4` or `fp4` in a file's name.
 PRECISION = "{precision}"
 PRECISIONS = ("int4", "fp4")
 

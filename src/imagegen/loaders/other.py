@@ -1,21 +1,9 @@
 """The family `diffusers`: every other text-to-image pipeline of the table in pipelines.py."""
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
-from imagegen.catalog.sources import Folders
-from imagegen.loaders.base import LoadedModel, ModelLoader, Placement, find_weights
-from imagegen.loaders.diffusers_model import (
-    DiffusersSpec,
-    check_pipeline,
-    least_bytes,
-    load_model,
-    longest_side_in,
-    pipeline_files,
-    prompt_warnings_in,
-    replaced_files,
-)
+from imagegen.loaders.diffusers_model import DiffusersSpec
+from imagegen.loaders.pipeline_loader import PipelineModelLoader
 
 
 class OtherSpec(DiffusersSpec):
@@ -42,23 +30,5 @@ class OtherSpec(DiffusersSpec):
     ]
 
 
-class OtherModelLoader(ModelLoader[OtherSpec]):
+class OtherModelLoader(PipelineModelLoader[OtherSpec]):
     """Loads every pipeline of the table, safetensors only."""
-
-    def load(self, spec: OtherSpec, placement: Placement) -> LoadedModel:
-        return load_model(spec, find_weights(spec, placement.folders), placement)
-
-    def check(self, spec: OtherSpec, folders: Folders) -> None:
-        check_pipeline(spec, find_weights(spec, folders), folders)
-
-    def least_bytes(self, spec: OtherSpec, placement: Placement) -> int | None:
-        return least_bytes(spec, find_weights(spec, placement.folders), placement)
-
-    def longest_side(self, spec: OtherSpec, folders: Folders) -> int:
-        return longest_side_in(spec, folders)
-
-    def prompt_warnings(self, spec: OtherSpec, folders: Folders, prompt: str) -> Sequence[str]:
-        return prompt_warnings_in(spec, folders, prompt)
-
-    def files(self, spec: OtherSpec, folders: Folders) -> Sequence[Path]:
-        return [*pipeline_files(spec, find_weights(spec, folders)), *replaced_files(spec, folders)]
