@@ -15,19 +15,13 @@ from tests.conftest import request_for
 from tests.unit.conftest import task_id, task_of
 
 from bench._shared import machine, quantile, table
-from imagegen.catalog.sources import Folders
-from imagegen.core.events import EventBus
 from imagegen.core.task import GenerationTask
-from imagegen.storage.images import ImageStore
-from imagegen.storage.journal import TaskJournal
 from imagegen.tasks.admission import Limits
 from imagegen.tasks.batching import companions
-from imagegen.tasks.device import Device
 from imagegen.tasks.life import LiveTask
-from imagegen.tasks.manager import TaskManager
-from imagegen.testing import FAMILIES
 from imagegen.testing.config import fake_catalog
 from imagegen.testing.engine import ScriptedEngine
+from imagegen.testing.managers import Managers
 
 MODELS = "abcdefgh"
 
@@ -36,13 +30,10 @@ class House:
     """A TaskManager whose run loop does not run."""
 
     def __init__(self, root: Path, tasks: int) -> None:
-        bus = EventBus(first_id=1)
         models = {name: {"max_batch": 8 if name in "abcd" else 1} for name in MODELS}
         limits = Limits(max_queue=2 * tasks, max_batch_size=4, max_pixels=2**20)
-        folders = Folders(root, root)
-        self.device = Device(ScriptedEngine(waits=True), fake_catalog(**models), bus, folders, FAMILIES)
-        journal, images = TaskJournal(root / "tasks.sqlite3"), ImageStore(root / "images")
-        self.manager = TaskManager(self.device, journal, images, bus, limits)
+        managers = Managers(root, ScriptedEngine(waits=True), fake_catalog(**models), limits=limits)
+        self.device, self.manager = managers.device, managers.tasks
         self.count = 0
         for _ in range(tasks):
             self.enqueue()

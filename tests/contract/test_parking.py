@@ -9,41 +9,29 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 
-from imagegen.catalog.sources import Folders
 from imagegen.core.errors import FailureCode, QueueFull
-from imagegen.core.events import Event, EventBus, TaskDownloading
+from imagegen.core.events import Event, TaskDownloading
 from imagegen.core.task import GenerationTask, TaskStatus, TaskType
 from imagegen.gpu.engine import LocalEngine
 from imagegen.gpu.executor import GpuExecutor
 from imagegen.hub.process import OnProgress
 from imagegen.hub.protocol import Fetch, Fetched, Progress, Refused
-from imagegen.hub.puller import ModelPuller, PullState
-from imagegen.storage.images import ImageStore
-from imagegen.storage.journal import TaskJournal
+from imagegen.hub.puller import PullState
 from imagegen.tasks.admission import Limits, TaskDraft
-from imagegen.tasks.device import Device
-from imagegen.tasks.manager import TaskManager
-from imagegen.testing import FAMILIES
+from imagegen.testing.managers import Managers
 from tests.conftest import CPU, fake_catalog
 
 LIMITS = Limits(max_queue=3, max_batch_size=1, max_pixels=10_000)
 GATED = Refused(code=FailureCode.HUB_GATED, message="Accept the licence.")
 
 
-class House:
+class House(Managers):
     """The managers with a fake engine and a scripted download. `far` is on the hub, `near` needs no weights."""
 
     def __init__(self, root: Path, *, auto_download: bool = True) -> None:
         catalog = fake_catalog(far={"hf_path": "org/far"}, near={})
-        self.catalog = catalog.evolve(settings=catalog.settings.evolve(auto_download=auto_download))
-        self.bus = EventBus(first_id=1)
-        self.journal = TaskJournal(root / "tasks.sqlite3")
-        self.images = ImageStore(root / "images")
-        self.executor = GpuExecutor(lambda: LocalEngine(CPU))
-        self.device = Device(self.executor, self.catalog, self.bus, Folders(root, root), FAMILIES)
-        self.models = self.device.models
-        self.puller = ModelPuller(lambda: self.catalog, root, self.bus, self._fetch)
-        self.tasks = TaskManager(self.device, self.journal, self.images, self.bus, LIMITS, puller=self.puller)
+        catalog = catalog.evolve(settings=catalog.settings.evolve(auto_download=auto_download))
+        super().__init__(root, GpuExecutor(lambda: LocalEngine(CPU)), catalog, limits=LIMITS, fetch=self._fetch)
         self.downloads = 0
         self.fetching = False
         self.tell: OnProgress = lambda progress: None
@@ -75,16 +63,6 @@ class House:
     def events(self, task_id: str) -> list[Event]:
         return [published.event for published in self.bus.history(task_id)]
 
-    async def close(self, tasks: "asyncio.Task[None]", pulls: "asyncio.Task[None]") -> None:
-        self.tasks.begin_drain()
-        self.puller.begin_drain()
-        await tasks
-        pulls.cancel()
-        await asyncio.wait([pulls])
-        await self.executor.close(1)
-        await self.journal.close()
-        self.images.close()
-
 
 @asynccontextmanager
 async def opened(root: Path, **options: Any) -> AsyncIterator[House]:
@@ -93,6 +71,9 @@ async def opened(root: Path, **options: Any) -> AsyncIterator[House]:
     try:
         yield house
     finally:
+        house.tasks.begin_drain()
+        house.puller.begin_drain()
+        await running[0]
         await house.close(*running)
 
 

@@ -90,7 +90,7 @@ def bytes_of(device: Device, *models: str) -> int:
     """The bytes of these models together."""
     entries = (device.models.resident(model) for model in models)
     own, shared = 0, dict[str, int]()
-    for entry, parts in ((entry, device.models._facts.of(entry.model).shared) for entry in entries if entry):
+    for entry, parts in ((entry, device.models.facts.of(entry.model).shared) for entry in entries if entry):
         own += entry.device_bytes - sum(parts.values())
         shared |= parts
     return own + sum(shared.values())
@@ -112,7 +112,7 @@ async def test_models_stay_resident_together_if_they_fit_and_draw_the_same_as_al
     assert device.residents == ["one", "two"]
     weights = bytes_of(device, "one", "two")
     assert weights < cuda.device.bytes < weights + 300_000  # and the prompts that they remember
-    working = device.models._facts.of("one").working
+    working = device.models.facts.of("one").working
     # From now on the card has room for these two at work, and not for the transformer of a third one.
     leave_free(cuda, weights + working + 200_000 - cuda.device.bytes)
     await device.draw("one")
@@ -121,7 +121,7 @@ async def test_models_stay_resident_together_if_they_fit_and_draw_the_same_as_al
     await device.models.ensure("two")
     await device.models.ensure("one")
     assert device.residents == ["one", "two"]
-    assert not device.models._facts.crowds  # nothing ran out of memory
+    assert not device.models.facts.crowds  # nothing ran out of memory
 
 
 async def test_a_picture_that_does_not_fit_beside_another_model_is_drawn_without_it(device: Device, cuda: Cuda) -> None:

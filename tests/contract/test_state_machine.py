@@ -17,21 +17,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from imagegen.catalog.catalog import GlobalSettings
-from imagegen.catalog.sources import Folders
 from imagegen.core.errors import FailureCode, ModelQuarantined, QueueFull, TaskFinished, TaskNotFinished, TaskNotFound
-from imagegen.core.events import EventBus
 from imagegen.core.task import MAX_ATTEMPTS, GenerationTask, TaskStatus, TaskType
 from imagegen.gpu.protocol import Failed
-from imagegen.storage.images import ImageStore
-from imagegen.storage.journal import TaskFilter, TaskJournal
+from imagegen.storage.journal import TaskFilter
 from imagegen.tasks.admission import Limits, TaskDraft
 from imagegen.tasks.batching import likeness
-from imagegen.tasks.device import Device
 from imagegen.tasks.life import Loading, Running
-from imagegen.tasks.manager import TaskManager
-from imagegen.testing import FAMILIES
 from imagegen.testing.clock import Clock
 from imagegen.testing.engine import BROKEN, CRASHED, OUT_OF_MEMORY, ScriptedEngine
+from imagegen.testing.managers import Managers
 from tests.conftest import fake_catalog, request_for
 
 T = TypeVar("T")
@@ -67,13 +62,9 @@ class Service(RuleBasedStateMachine):
     def _open(self) -> None:
         root = Path(self.folder.name)
         self.executor = ScriptedEngine(waits=True)
-        self.bus = EventBus(first_id=1)
-        self.journal = TaskJournal(root / "tasks.sqlite3")
-        self.images = ImageStore(root / "images")
-        folders = Folders(root, root)
-        self.device = Device(self.executor, self.catalog, self.bus, folders, FAMILIES, self.clock)
-        self.models = self.device.models
-        self.tasks = TaskManager(self.device, self.journal, self.images, self.bus, LIMITS, cancel_grace_s=0)
+        self.managers = Managers(root, self.executor, self.catalog, limits=LIMITS, clock=self.clock, cancel_grace_s=0)
+        self.bus, self.journal, self.images = self.managers.bus, self.managers.journal, self.managers.images
+        self.device, self.models, self.tasks = self.managers.device, self.managers.models, self.managers.tasks
         self._learn_what_pays()
         self.running = self.loop.create_task(self.tasks.run())
         self.do(self.tasks.between_tasks(self.journal.count))  # what an earlier run left is queued by then
@@ -86,10 +77,7 @@ class Service(RuleBasedStateMachine):
             self.device.measurements.payoffs.learn("a", alike.kind, pictures, 1 / pictures)
 
     def _close(self) -> None:
-        self.running.cancel()
-        self.do(asyncio.wait([self.running]))
-        self.do(self.journal.close())
-        self.images.close()
+        self.do(self.managers.close(self.running))
 
     def do(self, work: Coroutine[Any, Any, T]) -> T:
         return self.loop.run_until_complete(work)

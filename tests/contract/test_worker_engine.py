@@ -54,6 +54,12 @@ def test_a_worker_that_dies_is_an_answer_and_is_replaced(engine: WorkerEngine, f
     assert isinstance(engine.load(load_command(catalog, "good")), Loaded)
 
 
+def test_on_a_cpu_a_worker_imports_torch_for_the_first_model_that_needs_it(engine: WorkerEngine) -> None:
+    assert isinstance(engine.measure(), Measured)
+    assert isinstance(engine.load(load_command(fake_catalog(fake={}), "fake")), Loaded)
+    assert "libtorch" not in Path(f"/proc/{engine.pid}/maps").read_text()
+
+
 @pytest.mark.parametrize("frame", [b"", b"\xc1", msgpack.packb({"kind": "step", "new": 1}), msgpack.packb([1])])
 def test_a_worker_that_talks_nonsense_is_replaced(engine: WorkerEngine, frame: bytes) -> None:
     assert isinstance(engine.measure(), Measured)

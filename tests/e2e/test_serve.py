@@ -365,6 +365,18 @@ def test_a_signal_in_the_first_moments_of_a_start_ends_it_like_a_later_one(tmp_p
     assert subprocess.run(command, env=environment(), timeout=PATIENCE_S, check=False).returncode == 0
 
 
+def test_a_signal_while_the_program_is_imported_ends_it_like_a_later_one(tmp_path: Path) -> None:
+    folder = str(tmp_path / "data")
+    command = [sys.executable, "-X", "importtime", "-m", "imagegen", "serve", "--port", "0", "--data-dir", folder]
+    process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    with process.stderr:
+        assert any("| typer" in line for line in process.stderr)
+        process.terminate()
+        process.stderr.read()
+    assert process.wait(PATIENCE_S) == 0
+
+
 def test_a_hostile_socket_is_cut_off_and_probes_have_a_port_of_their_own(tmp_path: Path) -> None:
     config = tmp_path / "models.yaml"
     config.write_text(fake_config())

@@ -56,7 +56,7 @@ OWNERS: list[tuple[Callable[[Service], object], str]] = [
     (lambda service: service.services.tasks._runner, "<Runner [OPEN, None]>"),
     (lambda service: queue(), "<TaskQueue [HELD, Waiting: 2, Control: 1]>"),
     (lambda service: service.services.models, "<DynamicModelManager [Models: 2, Resident: None, Warm: None]>"),
-    (lambda service: service.services.models._facts, "<Facts [Models: 0, Crowds: 0]>"),
+    (lambda service: service.services.models.facts, "<Facts [Models: 0, Crowds: 0]>"),
     (
         lambda service: GpuExecutor(lambda: WorkerEngine(EngineOptions())),
         "<GpuExecutor [IDLE, Calls: 0, Engine: WorkerEngine]>",

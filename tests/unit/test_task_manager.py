@@ -11,7 +11,6 @@ from structlog.contextvars import merge_contextvars
 from structlog.testing import capture_logs
 
 from imagegen.api.native.tasks.view import task_view
-from imagegen.catalog.sources import Folders
 from imagegen.core.errors import (
     DeviceFault,
     Draining,
@@ -25,17 +24,15 @@ from imagegen.core.errors import (
     TaskFinished,
     TaskNotFound,
 )
-from imagegen.core.events import EventBus, TaskMoved, TaskQueued
+from imagegen.core.events import TaskMoved, TaskQueued
 from imagegen.core.task import GenerationTask, InputPictures, StoredImage, TaskStatus, TaskType
 from imagegen.gpu.protocol import Failed
-from imagegen.storage.images import FileStore, ImageStore
+from imagegen.storage.images import FileStore
 from imagegen.storage.journal import Claim, TaskFilter, TaskJournal
 from imagegen.tasks.admission import Limits, TaskDraft
-from imagegen.tasks.device import Device
-from imagegen.tasks.manager import TaskManager
-from imagegen.testing import FAMILIES
 from imagegen.testing.clock import Clock
 from imagegen.testing.engine import BROKEN, CRASHED, OUT_OF_MEMORY, SCRIPTED, ScriptedEngine
+from imagegen.testing.managers import Managers
 from tests.conftest import fake_catalog
 from tests.unit.conftest import task_id as id_of
 from tests.unit.conftest import task_of
@@ -96,19 +93,17 @@ class SlowBucket:
         return None
 
 
-class House:
-    """A TaskManager with everything that it needs, without HTTP and without a device."""
+class House(Managers):
+    """The managers with a scripted engine, a clock that stands still, and a journal with a gate."""
+
+    journal: GatedJournal
 
     def __init__(self, root: Path, bucket: FileStore | None, models: dict[str, Any]) -> None:
         self.clock = Clock()
         self.engine = ScriptedEngine(waits=True)
-        self.bus = EventBus(first_id=1)
-        self.journal = GatedJournal(root / "tasks.sqlite3")
-        self.images = ImageStore(root / "images", bucket)
         catalog = fake_catalog(**({"a": {"max_batch": MAX_BATCH}, "b": {}} | models))
-        self.device = Device(self.engine, catalog, self.bus, Folders(root, root), FAMILIES, self.clock)
-        self.models = self.device.models
-        self.tasks = TaskManager(self.device, self.journal, self.images, self.bus, LIMITS, cancel_grace_s=3600)
+        journal = GatedJournal(root / "tasks.sqlite3")
+        super().__init__(root, self.engine, catalog, limits=LIMITS, journal=journal, bucket=bucket, clock=self.clock)
 
     async def submit(self, model: str = "a", **fields: Any) -> str:
         return (await self.tasks.submit(draft(model, **fields))).id
@@ -190,8 +185,7 @@ async def closed_house(root: Path, bucket: FileStore | None = None, **models: An
     try:
         yield house
     finally:
-        await house.journal.close()
-        house.images.close()
+        await house.close()
 
 
 @asynccontextmanager

@@ -51,7 +51,7 @@ def see_only_card(asked: str) -> str:
 
 
 def choose(asked: str) -> Device:
-    """The device to use: `auto` takes a card if torch can use one. Imports torch."""
+    """The device to use: `auto` takes a card if torch can use one. Imports torch, unless `cpu` was asked for."""
     if asked == "cpu":
         return Device("cpu")
     problem = _why_no_cuda("cuda" if asked == "auto" else asked)

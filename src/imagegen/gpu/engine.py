@@ -128,7 +128,7 @@ class LocalEngine:
 
     @property
     def device(self) -> str:
-        """The device. It is determined at the first use, because that imports torch."""
+        """The device. It is determined at the first use, because that imports torch unless it is `cpu` by request."""
         return self._choose().name
 
     def _choose(self) -> Device:
@@ -138,9 +138,7 @@ class LocalEngine:
                     os.environ.setdefault(variable, str(Path(self._options.compiled_dir, folder)))
             with self._importing:
                 self._chosen = choose(self._options.device)
-            if self._chosen.name == "cpu":
-                _share_cores()
-            else:
+            if self._chosen.name != "cpu":
                 os.environ.setdefault(*PARALLEL_LOADING)
         return self._chosen
 
@@ -325,6 +323,8 @@ class LocalEngine:
     def _importing_pipeline(self) -> Iterator[None]:
         with self._importing:
             yield
+        if self.device == "cpu":
+            _share_cores()
         self._freeze_libraries()
 
     def _freeze_libraries(self) -> None:

@@ -83,8 +83,9 @@ class DynamicModelManager:
         self._memory = DeviceMemory()
         #: Bytes that the engine held before the first load.
         self._floor = 0
-        self._facts = Facts()
-        self._fitting = Fitting(self._facts, folders, families)
+        #: What is known of each model; only this manager writes it.
+        self.facts = Facts()
+        self._fitting = Fitting(self.facts, folders, families)
         self._reading_ahead = ReadingAhead()
         #: The model that is being loaded or unloaded.
         self._moving: dict[str, ModelState] = {}
@@ -138,7 +139,7 @@ class DynamicModelManager:
     def _victims(self, model: str, residents: Sequence[str]) -> list[str]:
         known = {it: self._fitting.need(it, self._catalog, self._memory, self._floor) for it in (*residents, model)}
         needs = {it: need for it, need in known.items() if need is not None}
-        return victims_for(model, residents, self._catalog.settings.max_resident, needs, self._facts.crowds)
+        return victims_for(model, residents, self._catalog.settings.max_resident, needs, self.facts.crowds)
 
     @property
     def memory(self) -> DeviceMemory:
@@ -147,12 +148,12 @@ class DynamicModelManager:
 
     def switch_seconds(self, model: str) -> float | None:
         """Seconds to bring a model to the device now, as last measured; None: not measured yet."""
-        facts = self._facts.of(model)
+        facts = self.facts.of(model)
         return facts.warm_seconds if model in self._warm else facts.load_seconds
 
     def status(self, model: str) -> ModelStatus:
         """All that this manager knows of a model, configured or not."""
-        facts, resident = self._facts.of(model), self._residents.get(model)
+        facts, resident = self.facts.of(model), self._residents.get(model)
         return ModelStatus(
             state=self._state(model),
             resident=resident,
@@ -172,7 +173,7 @@ class DynamicModelManager:
             return ModelState.RESIDENT
         if model in self._warm:
             return ModelState.WARM
-        return ModelState.COLD if self._facts.of(model).error is None else ModelState.ERROR
+        return ModelState.COLD if self.facts.of(model).error is None else ModelState.ERROR
 
     def _unloads_at(self, resident: Resident) -> datetime | None:
         minutes = self._catalog.idle_minutes(resident.model)
@@ -184,7 +185,7 @@ class DynamicModelManager:
         return self._residents[model].host_bytes or None if model in self._residents else None
 
     def quarantined(self, model: str) -> bool:
-        return self._facts.of(model).kills.quarantined
+        return self.facts.of(model).kills.quarantined
 
     def find_loras(self, request: GenerationRequest) -> tuple[str, ...]:
         """The paths of the request's LoRA files. Raises LoraNotFound."""
@@ -192,22 +193,22 @@ class DynamicModelManager:
 
     async def check_fits(self, model: str, pixels: int = 0) -> None:
         """Raises DoesNotFit if the device can never hold the model, or a picture of so many pixels by it."""
-        if self._facts.of(model).weights is None:
+        if self.facts.of(model).weights is None:
             read_for = self._catalog
             least = await asyncio.to_thread(self._fitting.least_bytes, model, read_for, self._memory)
             # Meanwhile the model may have been loaded, or another configuration applied.
-            if self._facts.of(model).weights is None and read_for.loaded_as(model) == self._catalog.loaded_as(model):
-                self._facts.learn(model, weights=least)
+            if self.facts.of(model).weights is None and read_for.loaded_as(model) == self._catalog.loaded_as(model):
+                self.facts.learn(model, weights=least)
         self._fitting.check(model, pixels, self._catalog, self._memory)
 
     async def longest_side(self, model: str) -> int:
         """Pixels of a picture's side that the model can make, at most; 0: any number, or not known before its load."""
-        if self._facts.of(model).longest_side is None and model in self._catalog.models:
+        if self.facts.of(model).longest_side is None and model in self._catalog.models:
             read_for = self._catalog
             longest = await asyncio.to_thread(self._fitting.longest_side, model, read_for)
             if model in self._catalog.models and read_for.loaded_as(model) == self._catalog.loaded_as(model):
-                self._facts.learn(model, longest_side=longest)
-        return self._facts.of(model).longest_side or 0
+                self.facts.learn(model, longest_side=longest)
+        return self.facts.of(model).longest_side or 0
 
     async def prompt_warnings(self, model: str, prompt: str) -> Sequence[str]:
         """What pictures of this prompt would ignore of it, in sentences, as far as that is known without a load."""
@@ -266,8 +267,8 @@ class DynamicModelManager:
     async def load(self, model: str) -> Failed | None:
         """Like `ensure`, for an operator: it ends a quarantine and counts as a use."""
         if self.quarantined(model):
-            self._facts.learn(model, error=None)
-        self._facts.learn(model, kills=Kills())
+            self.facts.learn(model, error=None)
+        self.facts.learn(model, kills=Kills())
         failed = await self.ensure(model)
         if failed is None:
             self._touch(model, datetime.now(UTC))
@@ -299,7 +300,7 @@ class DynamicModelManager:
         self._heard(answer)
         if isinstance(answer, Failed):
             if answer.code is not FailureCode.WEIGHTS_MISSING and not self._abandoned:
-                self._facts.learn(model, error=answer)
+                self.facts.learn(model, error=answer)
             self._failed(model, answer)
             if not self._abandoned:
                 self._blame(model, answer)
@@ -362,7 +363,7 @@ class DynamicModelManager:
         self._warm.pop(model, None)
         self._reading_ahead.forget(model)
         self._measured(loaded.memory)
-        self._facts.loaded(model, loaded)
+        self.facts.loaded(model, loaded)
         log.info(
             "model_loaded",
             model=model,
@@ -417,7 +418,7 @@ class DynamicModelManager:
             self._blame(model, answer, request, *companions)
         elif isinstance(answer, Generated):
             self._measured(answer.memory)
-            self._facts.worked(model, answer.working_bytes)
+            self.facts.worked(model, answer.working_bytes)
         self._used(model, self._clock() - began)
         return answer
 
@@ -429,7 +430,7 @@ class DynamicModelManager:
     async def _evict_others(self, model: str, answer: Outcome, reason: str) -> None:
         """Unload the other models for a second attempt. They do not stay warm: host memory may be the bottleneck."""
         self._heard(answer)
-        self._facts.crowded(model, *self._residents)
+        self.facts.crowded(model, *self._residents)
         others = [resident for resident in self._residents if resident != model]
         log.warning("out_of_memory_beside_others", model=model, evicted=others)
         for other in others:
@@ -462,7 +463,7 @@ class DynamicModelManager:
             self._residents[model] = resident.evolve(last_used=self._clock(), last_used_at=now)
 
     def _failed(self, model: str, failed: Failed, request: GenerationRequest | None = None) -> None:
-        self._facts.failed(model, request.size.pixels if request else 0, failed)
+        self.facts.failed(model, request.size.pixels if request else 0, failed)
         self.broken = self.broken or failed.code is FailureCode.DEVICE_FAULT
         log.error("engine_failed", model=model, code=failed.code, reason=failed.message, traceback=failed.traceback)
         if failed.worker_died or failed.worker_replaced:
@@ -479,14 +480,14 @@ class DynamicModelManager:
         """Count a kill by a load or by requests. A worker that dies during an unload is not the model's fault."""
         if not failed.worker_died:
             return
-        self._facts.learn(model, kills=self._facts.of(model).kills.another(*requests))
+        self.facts.learn(model, kills=self.facts.of(model).kills.another(*requests))
         if self.quarantined(model):
             self._quarantine(model)
 
     def _quarantine(self, model: str) -> None:
         failure = Failure(code=FailureCode.MODEL_QUARANTINED, message=ModelQuarantined().detail)
         log.error("model_quarantined", model=model)
-        self._facts.learn(model, error=Failed(code=failure.code, message=failure.message))
+        self.facts.learn(model, error=Failed(code=failure.code, message=failure.message))
         self._bus.publish(ModelFailed(model=model, failure=failure))
 
     def apply_at_once(self, catalog: Catalog) -> Difference | None:
@@ -507,7 +508,7 @@ class DynamicModelManager:
             if model in self._residents:
                 await self._unload(model, "config")
             await self._cool(model, "config")
-            self._facts.forget(model)
+            self.facts.forget(model)
         self._catalog = catalog
         await self._keep_budget()
         for victim in list(self._residents)[: -catalog.settings.max_resident]:
