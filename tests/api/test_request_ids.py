@@ -73,8 +73,8 @@ async def test_every_line_about_a_task_has_its_ids(start: Start, lines: list[dic
 async def test_a_task_is_not_logged_under_the_request_that_cancels_it(
     start: Start, lines: list[dict[str, Any]]
 ) -> None:
-    async with start(models={"fake": {"step_seconds": 60}}) as client:
-        first = await client.submit()
+    async with start(models={"fake": {"step_seconds": 0.05}}) as client:
+        first = await client.submit(steps=200)
         waiting = (await client.post("/text2image", json={"prompt": "x"}, headers=OURS)).json()["task_id"]
         await client.post(f"/task/{waiting}/cancel", headers={"x-request-id": "canceller"})
         await client.post(f"/task/{first}/cancel")

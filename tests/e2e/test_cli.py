@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 from imagegen.loaders import SPECS
+from imagegen.testing import WITH_FAKE
+from tests.commands import command
 from tests.server import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +42,7 @@ def test_generate_makes_a_picture_without_a_server(tmp_path: Path) -> None:
 def test_generate_makes_a_batch_in_another_shape_from_a_picture(tmp_path: Path) -> None:
     start = tmp_path / "start.png"
     Image.new("RGB", (64, 64), "red").save(start)
-    done = imagegen(
+    done = command(
         "generate",
         "a star",
         "-o",
@@ -56,7 +58,7 @@ def test_generate_makes_a_batch_in_another_shape_from_a_picture(tmp_path: Path) 
         "--image",
         start,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     for name in ("b-0.png", "b-1.png"):
         with Image.open(tmp_path / name) as image:
             assert image.size == (171, 128)
@@ -70,15 +72,26 @@ def test_generate_makes_a_batch_in_another_shape_from_a_picture(tmp_path: Path) 
         (["generate", "x", "--image", "pyproject.toml"], 65, "not a readable PNG, JPEG, WebP, AVIF, GIF"),
         (["generate", "x", "--steps", "0"], 2, "--steps"),
         (["generate", "x", "-o", "/nowhere/at/all.png"], 73, "cannot write"),
-        (["serve", "--config", "nowhere.yaml"], 78, "nowhere.yaml: cannot be read"),
-        (["serve", "--port", "99999"], 78, "port"),
         (["config", "check", "nowhere.yaml"], 78, "nowhere.yaml: cannot be read"),
         (["nonsense"], 2, "No such command"),
     ],
 )
-def test_errors_have_a_message_and_an_exit_code(arguments: list[str], code: int, words: str) -> None:
-    done = imagegen(*arguments, cwd=ROOT)
-    assert done.returncode == code, done.stderr
+def test_errors_have_a_message_and_an_exit_code(
+    arguments: list[str], code: int, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    done = command(*arguments)
+    assert done.exit_code == code, done.stderr
+    assert words in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [(["--config", "nowhere.yaml"], "nowhere.yaml: cannot be read"), (["--port", "99999"], "port")],
+)
+def test_a_service_that_cannot_start_has_a_message_and_an_exit_code(arguments: list[str], words: str) -> None:
+    done = imagegen("serve", *arguments, cwd=ROOT)
+    assert done.returncode == 78, done.stderr
     assert words in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -104,7 +117,7 @@ def test_models_lists_configured_models_and_whether_their_weights_are_present() 
 
 def test_version_and_help() -> None:
     assert imagegen("version").stdout.strip() == "0.1.0"
-    for command in (
+    for words in (
         [],
         ["serve"],
         ["generate"],
@@ -114,19 +127,19 @@ def test_version_and_help() -> None:
         ["doctor"],
         ["version"],
     ):
-        shown = imagegen(*command, "--help")
-        assert shown.returncode == 0
+        shown = command(*words, "--help")
+        assert shown.exit_code == 0
         assert "Usage" in shown.stdout
 
 
 def test_the_fake_family_is_in_the_command_of_the_tests_only(tmp_path: Path, fake_yaml: Path) -> None:
-    assert imagegen("config", "check", fake_yaml, module="imagegen.testing").returncode == 0
-    refused = imagegen("config", "check", fake_yaml)
-    assert refused.returncode == 78
+    assert command("config", "check", fake_yaml, families=WITH_FAKE).exit_code == 0
+    refused = command("config", "check", fake_yaml)
+    assert refused.exit_code == 78
     assert "unknown type 'fake'" in refused.stderr
     out = tmp_path / "out.png"
-    drawn = imagegen("generate", "x", "--config", fake_yaml, "-o", out, module="imagegen.testing")
-    assert drawn.returncode == 0, drawn.stderr
+    drawn = command("generate", "x", "--config", fake_yaml, "-o", out, families=WITH_FAKE)
+    assert drawn.exit_code == 0, drawn.stderr
     with Image.open(out) as image:
         assert image.size == (64, 64)
 
