@@ -152,10 +152,9 @@ def test_being_killed_during_loads_counts_no_attempt(tmp_path: Path) -> None:
         task_id = server.submit()
         server.until(task_id, "processing")
         server.kill()
-    for _ in range(2):
-        with Server(tmp_path / "data", config) as server:
-            server.until(task_id, "processing")
-            server.kill()
+    with Server(tmp_path / "data", config) as server:
+        server.until(task_id, "processing")
+        server.kill()
     config.write_text(fake_config())
     with Server(tmp_path / "data", config) as server:
         task = server.until(task_id)
