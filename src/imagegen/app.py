@@ -54,7 +54,7 @@ log = structlog.get_logger(__name__)
 
 
 def make_engine(settings: Settings, families: str) -> Engine:
-    """The engine that the settings ask for, with the families of that table (`module:attribute`)."""
+    """The engine of the settings. `families`: the table of model families, as `module:attribute`."""
     options = EngineOptions(
         device=settings.device,
         compiled_dir=str(settings.compiled_path),
@@ -67,13 +67,13 @@ def make_engine(settings: Settings, families: str) -> Engine:
 
 
 def make_images(settings: Settings) -> ImageStore:
-    """Where the settings want pictures kept. Raises StoreMisconfigured."""
+    """The store of pictures of the settings. Raises StoreMisconfigured."""
     bucket = S3(settings.store, settings.store_url_s) if settings.store else None
     return ImageStore(settings.images_path, bucket, patient=settings.store_down == "wait")
 
 
 class Service:
-    """The objects of a service, built and connected. `lifecycle` runs them."""
+    """Builds the objects of a service and connects them. `lifecycle` runs them."""
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class Service:
     ) -> None:
         """`families`: the table of model families, as `module:attribute`. Raises what `families_named` raises.
 
-        Tests give an executor or a journal of their own.
+        Tests pass an executor or a journal of their own.
         """
         table = families_named(families)
         bus = EventBus()
@@ -142,7 +142,7 @@ def create_app(settings: Settings, catalog: Catalog, families: str = PRODUCT) ->
 
 
 def app_of(service: Service) -> FastAPI:
-    """The ASGI application of a service, which its lifespan runs; `app.state.lifecycle` drains it."""
+    """The ASGI application of a service. Its lifespan runs the service, and `app.state.lifecycle` drains it."""
     settings = service.services.settings
 
     @asynccontextmanager

@@ -1,4 +1,4 @@
-"""How the service runs: the start, housekeeping, a new configuration, the drain."""
+"""Runs the service: the start, housekeeping, a new configuration, the drain."""
 
 import asyncio
 import time
@@ -32,7 +32,7 @@ STOP_GRACE_S = 3
 #: Seconds between two checks of the lock.
 LOOK_EVERY_S = 1
 
-#: Seconds by which the end of a task that has missed its deadline may be late.
+#: Seconds between two searches for tasks that have missed their deadline.
 DEADLINES_EVERY_S = 1
 
 Chore = Callable[[], Coroutine[Any, Any, object]]
@@ -49,9 +49,9 @@ class CatalogSwap:
         self._waiting = 0
 
     async def __call__(self, catalog: Catalog) -> Difference:
-        """At once, or between two tasks if a model may have to leave memory. Raises Draining.
+        """Put it in force at once, or between two tasks if a model may have to leave memory. Raises Draining.
 
-        No catalog overtakes one that waits for the running task.
+        A catalog never goes in force before an earlier one that waits for the running task.
         """
         if not self._waiting and (change := self._models.apply_at_once(catalog)) is not None:
             self._follow(change, catalog)
@@ -76,7 +76,7 @@ class CatalogSwap:
 
 
 class Housekeeping:
-    """What is done every `housekeeping_s` seconds: eviction of idle models, retention, repeated writes, deadlines."""
+    """Periodic work: evicts idle models, deletes expired tasks, repeats writes that failed, and enforces deadlines."""
 
     def __init__(
         self, settings: Settings, device: Device, tasks: TaskManager, journal: TaskJournal, images: ImageStore
@@ -95,7 +95,7 @@ class Housekeeping:
         return [*((chore, every_s) for chore in usual), (tasks.fail_late, min(every_s, DEADLINES_EVERY_S))]
 
     async def _evict_idle(self) -> None:
-        """Only asks: which models are resident changes between two tasks."""
+        """Only asks for it, because models leave memory between two tasks only."""
         await self._tasks.between_tasks(lambda: self._models.evict_idle(self._tasks.wanted))
 
     async def _expire(self) -> None:
@@ -138,6 +138,8 @@ class Lifecycle:
         #: Why nothing can be stored any more.
         self._loss: JournalLost | None = None
         self._running: asyncio.Task[None] | None = None
+        #: Whether a drain was asked for, perhaps before `_running` exists.
+        self._to_drain = False
         self._leaving: asyncio.Task[None] | None = None
         self._in_a_hurry = asyncio.Event()
 
@@ -165,7 +167,7 @@ class Lifecycle:
             stack.callback(self._images.close)
             stack.push_async_callback(self._journal.close)
             stack.push_async_callback(self._executor.close, 2 * STOP_GRACE_S)
-            # Microseconds of the wall clock are above the ids of earlier versions.
+            # Event ids begin at the wall clock in microseconds, which is above all ids of earlier versions.
             self._bus.begin(await self._journal.reserve_event_ids(time.time_ns() // 1000))
             _beside(stack, self._watch(), "journal")
             _beside(stack, self._webhooks.run(), "webhooks")
@@ -173,7 +175,10 @@ class Lifecycle:
             self._running = asyncio.create_task(self._tasks.run(), name="tasks")
             self._running.add_done_callback(_log_crash)
             stack.push_async_callback(self._leave)
-            # A cancel, a clear and max_queue must see the tasks of an earlier run.
+            if self._to_drain:
+                self.begin_drain()
+            # Requests are answered from here on only, because a cancel, a clear and max_queue need the tasks of earlier
+            # runs.
             recovered = asyncio.create_task(self._tasks.until_recovered())
             await asyncio.wait([recovered, self._running], return_when=asyncio.FIRST_COMPLETED)
             recovered.cancel()
@@ -185,7 +190,7 @@ class Lifecycle:
             yield
 
     async def _watch(self) -> None:
-        """Refuse all tasks once the journal is lost, or another instance can lock the data directory."""
+        """Drain at once when the journal is lost, or the lock, so that another instance can use the data directory."""
         lost = asyncio.create_task(self._journal.until_lost())
         held = file_id(self._lock)
         try:
@@ -202,7 +207,11 @@ class Lifecycle:
     # -- at a signal --------------------------------------------------------------------------------------------------
 
     def begin_drain(self) -> None:
-        """Refuse new tasks and end all event streams; the running task goes on, and so do reads."""
+        """Refuse new tasks and end all event streams. The running task goes on, and reads are answered.
+
+        Before the tasks run, the drain begins as soon as they do.
+        """
+        self._to_drain = True
         if self._running is not None and self._leaving is None:
             self._tasks.begin_drain()
             self._puller.begin_drain()
@@ -210,7 +219,7 @@ class Lifecycle:
             self._leaving = asyncio.create_task(self._drain(self._running), name="drain")
 
     def hurry(self) -> None:
-        """Do not wait for the running task: it returns to the queue."""
+        """Put the running task back into the queue instead of waiting for it."""
         self._in_a_hurry.set()
 
     def reload(self) -> None:
@@ -221,11 +230,11 @@ class Lifecycle:
         self.begin_drain()
         assert self._leaving is not None
         await self._leaving
-        with suppress(ImagegenError):  # tasks whose end the disk still refuses run once more after the next start
+        with suppress(ImagegenError):  # a task whose end still cannot be written runs once more after the next start
             await self._tasks.records.write_ends()
 
     async def _drain(self, running: asyncio.Task[None]) -> None:
-        """Wait for the running task; after `drain_timeout_s` put it back into the queue; at last kill its worker."""
+        """Wait for the running task; after `drain_timeout_s` put it back into the queue; finally kill its worker."""
         hurried = asyncio.create_task(self._in_a_hurry.wait())
         await asyncio.wait(
             [running, hurried], timeout=self._settings.drain_timeout_s, return_when=asyncio.FIRST_COMPLETED

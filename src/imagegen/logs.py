@@ -14,7 +14,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 
 def configure(level: str = "INFO", libraries: int = logging.WARNING) -> None:
-    """Set up structlog, and the same format for libraries, whose messages count from the level `libraries` on."""
+    """Set up structlog, and the same format for libraries, whose messages are logged from the level `libraries` on."""
     human = sys.stderr.isatty()
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -43,7 +43,7 @@ def configure(level: str = "INFO", libraries: int = logging.WARNING) -> None:
 
 
 class _Stderr:
-    """The present stderr. If its reader has gone away, lines are lost: an error here would stop the tasks."""
+    """The present stderr. Lines that it refuses are lost, because an error of the log would stop the tasks."""
 
     def write(self, text: str) -> None:
         with suppress(OSError, ValueError):  # a broken pipe or a full disk; a closed file
@@ -55,7 +55,7 @@ class _Stderr:
 
 
 def log_unhandled() -> None:
-    """Log what Python would write to stderr by itself: warnings, and errors that nothing handles."""
+    """Log what Python itself would write to stderr: warnings, and unhandled exceptions."""
     logging.captureWarnings(True)
     sys.excepthook = _log_unhandled
     threading.excepthook = lambda it: _log_unhandled(it.exc_type, it.exc_value, it.exc_traceback)
@@ -68,7 +68,7 @@ def _log_unhandled(kind: type[BaseException], error: BaseException | None, trace
 
 
 def _printable(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    """Escape what a terminal would obey, such as DEL, C1 and the characters that change the direction of text."""
+    """Escape characters that control a terminal: DEL, C1, and those that change the direction of text."""
     return {name: _escaped(value) if isinstance(value, str) else value for name, value in event.items()}
 
 
@@ -77,5 +77,5 @@ def _escaped(text: str) -> str:
 
 
 def _without_del(_: WrappedLogger, __: str, line: EventDict) -> str:
-    """JSON escapes all control characters but DEL."""
+    """Escape DEL: JSON escapes all other control characters."""
     return str(line).replace("\x7f", "\\u007f")

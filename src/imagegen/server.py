@@ -37,12 +37,14 @@ EXIT_CRASHED = 70
 #: EX_IOERR: the journal is lost.
 EXIT_LOST = 74
 
-#: Seconds that the process waits at its end for connections that are still open.
+#: Seconds that uvicorn waits at the end for connections that are still open.
 CONNECTION_GRACE_S = 5
 
-#: The files that the process may open, if the system lets it, and those of them that no connection can take: for the
-#: journal, the pictures, the worker, and the connections that are accepted in one turn of the event loop.
+#: The limit of open files that the process sets for itself, if the system allows it.
 FILES = 65_536
+
+#: Open files that are not used for connections: for the journal, the pictures, the worker, and the connections that are
+#: accepted in one turn of the event loop.
 KEPT_FILES = 256
 
 #: Connections that the system accepts before the event loop does.
@@ -53,7 +55,7 @@ EXIT_NOT_LISTENING = 3
 
 
 class DrainingServer(uvicorn.Server):
-    """Drains at a signal and answers requests meanwhile. uvicorn alone would stop listening first."""
+    """Drains at a signal and answers requests meanwhile. uvicorn itself would stop listening at once."""
 
     def __init__(
         self, config: uvicorn.Config, lifecycle: Lifecycle, connections: Connections, probe_port: int | None = None
@@ -105,7 +107,8 @@ class DrainingServer(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Drain at the first signal, put the running task back at the second, close all connections at the third.
 
-        uvicorn raises the signal again when the server has ended; this method does not, so that the exit code is 0.
+        uvicorn's own method records the signal, and uvicorn raises it again at the end. This one does not, so that the
+        exit code is 0.
         """
         self._signals += 1
         if self._loop is None or self._signals > 2:
@@ -117,9 +120,10 @@ class DrainingServer(uvicorn.Server):
 
 
 def _collect_seldom() -> None:
-    """Collect garbage less often: under load, a third of the event loop's time went into the search for cycles.
+    """Collect garbage less often: under load, the search for cycles took a third of the event loop's time.
 
-    Objects that exist now are not examined again, and new ones 30 times less often. No memory was lost, measured.
+    Objects that exist now are not examined again, and new ones 30 times less often. In measurements memory did not
+    grow.
     """
     gc.collect()
     gc.freeze()
@@ -127,7 +131,7 @@ def _collect_seldom() -> None:
 
 
 def bounds_of(settings: Settings) -> Bounds:
-    """The bounds of connections, within the files that this process may open. Raises that limit if it can."""
+    """The bounds of connections, within the number of files that this process may open, which it raises if it can."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -148,7 +152,7 @@ def http_config(app: FastAPI, settings: Settings, connections: Connections) -> u
         http=partial(BoundedProtocol, shared=connections),  # type: ignore[arg-type]
         ws="none",
         backlog=BACKLOG,
-        log_config=None,  # uvicorn logs as every library does, see logs.py
+        log_config=None,  # logs.py formats uvicorn's messages like those of other libraries
         log_level="warning",
         access_log=False,
         timeout_keep_alive=settings.keep_alive_s,
@@ -158,10 +162,10 @@ def http_config(app: FastAPI, settings: Settings, connections: Connections) -> u
 
 
 async def protect(settings: Settings) -> str | None:
-    """Make the first key if the settings ask for one and there is none; returns its text.
+    """Make the first key if the settings ask for one and there is no key. Returns its text, or None.
 
-    Raises NotProtected if there is no key, other machines reach the address, and `insecure` does not allow that; also
-    KeysFileInvalid, StorageFull and StorageFailed.
+    Raises NotProtected if there is no key, other machines reach the address, and `insecure` does not allow that. Also
+    raises KeysFileInvalid, StorageFull and StorageFailed.
     """
     filed = read_keys(settings.keys_file) if settings.keys_file else ()
     database = Database(settings.journal_path)
@@ -196,7 +200,7 @@ def serve(settings: Settings, catalog: Catalog, families: str) -> int:
     with exclusive(settings.data_dir):
         check(settings.journal_path)
         if (text := asyncio.run(protect(settings))) is not None:
-            sys.stdout.write(f"The API key '{settings.first_key}', which is shown only this time: {text}\n")
+            sys.stdout.write(f"The API key '{settings.first_key}', shown only once: {text}\n")
             sys.stdout.flush()
         server.run()
     if not server.started:

@@ -67,12 +67,12 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     #: 0: the system chooses a free port.
     port: int = Field(5050, ge=0, le=65_535)
-    #: One more port, for /livez and /readyz only, which no number of other connections can occupy. None: there is none.
+    #: A second port, for /livez and /readyz only. It answers however many connections the first one has. None: none.
     probe_port: int | None = Field(None, ge=0, le=65_535)
     #: Host names that a service on a local address answers to, in addition to the local ones.
     allowed_hosts: Annotated[frozenset[str], NoDecode, BeforeValidator(_comma_separated)] = frozenset()
-    #: Seconds that an idle connection stays open. Longer than in proxies (nginx: 60), so that none of them sends a
-    #: request on a connection that closes.
+    #: Seconds that an idle connection stays open. Longer than in proxies (nginx: 60): a proxy with a longer timeout
+    #: could send a request on a connection that is being closed.
     keep_alive_s: int = Field(75, ge=1, le=3600)
     #: Origins of front ends, as `https://app.example.com`, whose scripts may use the service; empty: none.
     cors_origins: Annotated[
@@ -84,7 +84,7 @@ class Settings(BaseSettings):
     insecure: bool = False
     #: The name of a key with all scopes that the first start makes and prints, if there is no key; empty: none.
     first_key: str = Field("", pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,63})?$")
-    #: A YAML or JSON file of API keys, for those who keep secrets elsewhere; it is read at the start.
+    #: A YAML or JSON file of API keys that the operator manages outside of imagegen. It is read at the start.
     keys_file: Path | None = None
     #: models.yaml; default: the one in the package.
     config: Path = Field(default_factory=default_config)
@@ -92,11 +92,11 @@ class Settings(BaseSettings):
     data_dir: Path = Field(default_factory=lambda: user_data_path("imagegen"))
     #: The folder that contains each relative `local_path`; default: `models` in the data directory.
     models_dir: Path | None = None
-    #: The folder of code that `compile` made, for later starts; default: `compiled` in the data directory.
+    #: The folder of the code that `compile` makes, which later starts use; default: `compiled` in the data directory.
     compiled_dir: Path | None = None
     #: The folder that contains all LoRA files; default: `loras` in the models directory.
     loras_dir: Path | None = None
-    #: Folders that must contain every path given over HTTP, separated as in PATH; default: the models directory.
+    #: The folders below which every path given over HTTP must be, separated as in PATH; default: the models directory.
     model_roots: Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_separated_as_in_path)] = ()
     #: `process`: models run in a worker process; `thread`: in a thread of the service.
     isolation: Literal["process", "thread"] = "process"
@@ -113,25 +113,26 @@ class Settings(BaseSettings):
     max_queue: MaxQueue = 1000
     #: Pictures of one task.
     max_batch_size: int = Field(8, ge=1, le=64)
-    #: Pixels of one generated picture: 2048 x 2048.
+    #: Pixels of one generated picture. The default is 2048 x 2048.
     max_pixels: int = Field(4_194_304, ge=4096, le=67_108_864)
-    #: Pixels of one input picture: 24 megapixels, the largest common size of phone pictures.
+    #: Pixels of one input picture. The default is the largest common size of phone pictures.
     max_input_pixels: int = Field(24_000_000, ge=4096, le=178_956_970)
-    #: Bytes of a request body. The longest prompts take a small part of it.
+    #: Bytes of a request body without pictures. The longest prompts need a small part of it.
     max_body_bytes: int = Field(1_048_576, ge=1024, le=268_435_456)
-    #: Bytes of a request body with pictures: enough for a JPEG of 24 megapixels in base64.
+    #: Bytes of a request body with pictures. The default is enough for a JPEG of 24 megapixels in base64.
     max_upload_bytes: int = Field(33_554_432, ge=1024, le=268_435_456)
-    #: Connections at once, and those of one address; fewer if the process may open fewer files. More can only probe.
+    #: Connections at once, in all and from one address; fewer if the process may open fewer files. Further connections
+    #: are served /livez and /readyz only.
     max_connections: int = Field(4096, ge=16, le=60_000)
     max_connections_per_address: int = Field(2048, ge=1, le=60_000)
-    #: Event streams at once, and those of one address; further ones are refused with 503.
+    #: Event streams at once, in all and from one address; further ones are refused with 503.
     max_event_streams: int = Field(2048, ge=1, le=60_000)
     max_event_streams_per_address: int = Field(1024, ge=1, le=60_000)
-    #: Bytes of bodies that are on their way at once, beyond the first 64 KiB of each; further uploads get 503.
+    #: Bytes of bodies that are being received at once, beyond the first 64 KiB of each; further uploads get 503.
     max_uploading_bytes: int = Field(134_217_728, ge=1_048_576, le=17_179_869_184)
-    #: Days of service after which ended tasks and their files are deleted; 0 keeps them.
+    #: Days of service (not counting downtime) after which ended tasks and their files are deleted; 0 keeps them.
     retention_days: RetentionDays = 7
-    #: Ended tasks that are kept, and GiB of their files. If there are more, the oldest are deleted. 0: no limit.
+    #: Ended tasks that are kept, and GiB of their files that are kept. The oldest beyond them are deleted. 0: no limit.
     retention_tasks: RetentionTasks = 0
     retention_gb: RetentionGb = 0
     #: The store of finished pictures: `s3://bucket/prefix`; empty: the folder `images` in the data directory.
@@ -142,7 +143,7 @@ class Settings(BaseSettings):
             "must be s3://bucket or s3://bucket/prefix, of letters, digits, '.', '_', '-' and, in the prefix, '/'",
         ),
     ] = ""
-    #: How callers get pictures in a bucket: `proxied` by the service, or from URLs `presigned` for `store_url_s`.
+    #: How callers get pictures in a bucket: `proxied` by the service, or from `presigned` URLs.
     store_urls: Literal["proxied", "presigned"] = "proxied"
     #: Seconds that a presigned URL is valid. S3 allows a week at most.
     store_url_s: float = Field(3600, ge=60, le=604_800)
@@ -155,7 +156,7 @@ class Settings(BaseSettings):
     #: Seconds after which a worker that neither answers nor reads is killed: during a load, and between two steps.
     load_timeout_s: float = Field(900, gt=0, le=86_400)
     step_timeout_s: float = Field(300, gt=0, le=86_400)
-    #: `whsec_...`, the newest first; every webhook is signed with each of them. Empty: webhooks are off.
+    #: `whsec_...`, the newest first. Every webhook has a signature for each of them. Empty: webhooks are off.
     webhook_secrets: Annotated[
         tuple[Annotated[SecretStr, AfterValidator(_secret)], ...], NoDecode, BeforeValidator(_listed)
     ] = ()
@@ -174,7 +175,7 @@ class Settings(BaseSettings):
     webhook_http: bool = False
     #: Seconds that one attempt may take.
     webhook_timeout_s: float = Field(15, ge=0.1, le=60)
-    #: Seconds between attempts; after the last one a delivery is dead. The default of Standard Webhooks: 75 h.
+    #: Seconds between attempts; after the last one a delivery is dead. The default is that of Standard Webhooks, 75 h.
     webhook_delays_s: Annotated[tuple[Delay, ...], NoDecode, BeforeValidator(_listed), Field(max_length=50)] = (
         5,
         300,
@@ -186,11 +187,11 @@ class Settings(BaseSettings):
         72_000,
         86_400,
     )
-    #: Seconds between two searches for idle models and expired tasks.
+    #: Seconds between two rounds of housekeeping: idle models, expired tasks, writes that failed.
     housekeeping_s: float = Field(10, gt=0, le=3600)
 
     @model_validator(mode="after")
-    def _one_upload_fits(self) -> Self:
+    def _uploading_holds_one_upload(self) -> Self:
         if self.max_uploading_bytes < self.max_upload_bytes:
             raise ValueError("IMAGEGEN_MAX_UPLOADING_BYTES must not be less than IMAGEGEN_MAX_UPLOAD_BYTES")
         return self
@@ -203,7 +204,7 @@ class Settings(BaseSettings):
 
     @classmethod
     def unknown_variables(cls, environment: Iterable[str]) -> dict[str, str]:
-        """The IMAGEGEN_* names that are no settings, each with `; did you mean 'IMAGEGEN_X'?`, or ''."""
+        """The names that begin with IMAGEGEN_ and are not settings, each with `; did you mean 'IMAGEGEN_X'?` or ''."""
         hints = {}
         for name in sorted(environment):
             field = name.lower().removeprefix("imagegen_")

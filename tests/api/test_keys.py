@@ -312,8 +312,8 @@ keys:
         ("keys: [{name: a, sha256: 12}]", "keys.0.sha256: "),
         ("keys: [{name: a, key: a-secret-a-secret-a-secret-a-secret, scopes: [all]}]", "keys.0.scopes.0: "),
         ('{"keys": [{"name": "a", "key": "a-secret-a-secret-a-secret-a-secret", "color": 1}]}', "keys.0.color: "),
-        ("keys: &a [*a]", ":1: it is neither YAML nor JSON."),
-        ("[", "it is neither YAML nor JSON."),
+        ("keys: &a [*a]", ":1: the file is neither YAML nor JSON."),
+        ("[", "the file is neither YAML nor JSON."),
     ],
 )
 def test_a_file_that_cannot_be_used_is_refused_without_its_secrets(tmp_path: Path, text: str, words: str) -> None:

@@ -12,6 +12,7 @@ from imagegen.api.sse import Streams
 from imagegen.core.errors import StorageFailed, StorageFull, TooManyStreams
 from imagegen.storage.images import ImageStore
 from imagegen.storage.journal import TaskJournal
+from imagegen.testing.service import new_service
 from tests.api.conftest import Client, FullDisk, Start
 
 SLOW = {"fake": {"step_seconds": 0.02}}
@@ -33,6 +34,15 @@ async def test_draining_refuses_new_tasks_ends_streams_and_keeps_answering(start
         assert (await client.post("/models/unload")).json()["code"] == "draining"
         assert "completed" not in (await stream).text
         assert (await client.until(running))["status"] == "completed"
+
+
+async def test_a_drain_that_is_asked_for_before_the_tasks_run_begins_when_they_do(tmp_path: Path) -> None:
+    """SIGTERM in the first moments of a start, while the folder of pictures is read."""
+    service = new_service(tmp_path)
+    service.lifecycle.begin_drain()
+    async with asyncio.timeout(60), service.lifecycle.run():
+        while not service.lifecycle.ended:
+            await asyncio.sleep(0.01)
 
 
 async def test_a_drain_that_is_short_of_time_puts_the_running_task_back(start: Start) -> None:

@@ -57,7 +57,7 @@ async def test_requests_that_arrive_together_spend_no_budget_twice(journal: Task
     made = await asyncio.gather(*asked, return_exceptions=True)
     refused = [it for it in made if isinstance(it, LimitReached)]
     assert (len(refused), sum(isinstance(it, GenerationTask) for it in made)) == (190, 10)
-    assert {it.left.name for it in refused if it.left} == {name}
+    assert {it.limit.name for it in refused if it.limit} == {name}
     assert await journal.count() == 10
     again = (insert(journal, number, BUDGETS[name], pictures=2, seconds=5) for number in range(300, 500))
     made = await asyncio.gather(*again, return_exceptions=True)
@@ -70,7 +70,7 @@ async def test_a_refusal_says_what_is_left_and_until_when(journal: TaskJournal) 
     await insert(journal, 1, limits, pictures=3)
     with pytest.raises(LimitReached) as refused:
         await insert(journal, 2, limits, pictures=3)
-    left = refused.value.left
+    left = refused.value.limit
     assert left is not None
     assert left == ("images", 5, 2, 86_400, 3600)
     assert refused.value.retry_after == 3600

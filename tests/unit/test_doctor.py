@@ -194,7 +194,7 @@ def test_compilers_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CC", raising=False)
     assert checks._cannot_build(shutil.which("cc") or "gcc", "c") is None
     monkeypatch.setenv("CC", "false")
-    assert libraries(CPU)["c compiler"].says == "false: cannot build: it does not say why"
+    assert libraries(CPU)["c compiler"].says == "false: cannot build: no reason given"
     monkeypatch.setenv("CC", "/nowhere/gcc")
     assert "cannot be run" in libraries(CPU)["c compiler"].says
     monkeypatch.delenv("CC")

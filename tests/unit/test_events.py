@@ -489,7 +489,7 @@ async def test_with_many_subscribers_each_hears_everything_once_and_in_order() -
     with ExitStack() as open_:
         many = [open_.enter_context(bus.subscribe()) for _ in range(FEW + 60)]
         publish_steps(bus, range(10))
-        assert all(it.waiting() == [] for it in many)  # publishing costs the publisher nothing
+        assert all(it.take_delivered() == [] for it in many)  # publishing costs the publisher nothing
         late = open_.enter_context(bus.subscribe())
         publish_steps(bus, range(10, 20))
         firsts = [await it.next() for it in many]
@@ -501,6 +501,20 @@ async def test_with_many_subscribers_each_hears_everything_once_and_in_order() -
         assert steps(await heard(late)) == list(range(10, 25))
 
 
+async def test_a_bus_that_closes_during_a_delivery_to_many_delivers_all_of_it() -> None:
+    bus = EventBus(1)
+    with ExitStack() as open_:
+        many = [open_.enter_context(bus.subscribe()) for _ in range(FEW + 60)]
+        publish_steps(bus, range(3))
+        first = await many[0].next()  # the last subscribers get the batch in a later turn of the event loop
+        assert many[-1].take_delivered() == []
+        publish_steps(bus, range(3, 5))
+        bus.close()
+        assert first is not None
+        assert steps([first, *await heard(many[0])]) == list(range(5))
+        assert steps(await heard(many[-1])) == list(range(5))
+
+
 async def test_one_of_many_that_reads_nothing_is_ended_and_one_that_reads_is_not() -> None:
     bus = EventBus(backlog=10)
     with ExitStack() as open_:
@@ -509,7 +523,7 @@ async def test_one_of_many_that_reads_nothing_is_ended_and_one_that_reads_is_not
         for start in range(0, 100, 20):
             publish_steps(bus, range(start, start + 20))
             for it in many[1:]:
-                arrived = [await it.next(), *it.waiting()]
+                arrived = [await it.next(), *it.take_delivered()]
                 read += arrived if it is many[1] else []
         bus.close()
         assert steps([it for it in read if it is not None]) == list(range(100))
@@ -526,4 +540,4 @@ async def test_a_bus_that_many_left_delivers_at_once_again() -> None:
     with bus.subscribe() as one:
         await asyncio.sleep(0)  # the delivery ends one turn after the last subscriber got it
         publish_steps(bus, range(1, 2))
-        assert steps(one.waiting()) == [1]
+        assert steps(one.take_delivered()) == [1]

@@ -13,7 +13,7 @@ from imagegen.cli import app
     [
         (["revoke", "bob"], 65, "There is no API key with this name."),
         (["rotate", "bob"], 65, "There is no API key with this name."),
-        (["create", "b b"], 65, "name: "),
+        (["create", "b b"], 65, "name: must be 1 to 64 letters"),
         (["create", "bob", "--scope", "all"], 2, "--scope"),
         (["create", "bob", "--rate", "fast"], 2, "write it as 60/min"),
         (["create", "bob", "--expires", "soon"], 2, "write it as 2027-01-31"),

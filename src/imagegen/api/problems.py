@@ -20,7 +20,7 @@ from imagegen.api.foreign_names import unknown_field
 from imagegen.api.request_ids import HEADER, notes
 from imagegen.catalog.fields import section_at
 from imagegen.core.errors import ConfigInvalid, ImagegenError, LimitReached, Unauthorized
-from imagegen.core.keys import Left
+from imagegen.core.keys import LimitState
 from imagegen.core.wording import THE_LOG, explained
 
 log = structlog.get_logger(__name__)
@@ -204,8 +204,8 @@ async def _on_imagegen_error(request: Request, error: Exception) -> Response:
     headers = {"Retry-After": str(error.retry_after)} if error.retry_after is not None else {}
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
-    if isinstance(error, LimitReached) and error.left is not None:
-        headers |= limit_headers(error.left)
+    if isinstance(error, LimitReached) and error.limit is not None:
+        headers |= limit_headers(error.limit)
     errors = None
     if isinstance(error, ConfigInvalid):
         errors = [FieldError(loc=_printable(loc), message=_printable(what)) for loc, what in error.problems[:20]]
@@ -213,13 +213,13 @@ async def _on_imagegen_error(request: Request, error: Exception) -> Response:
     return error_response(request.scope, what, headers)
 
 
-def limit_headers(left: Left) -> dict[str, str]:
+def limit_headers(limit: LimitState) -> dict[str, str]:
     """`RateLimit-Policy` and `RateLimit` of a limit (draft-ietf-httpapi-ratelimit-headers-10)."""
-    window = "" if left.window_s is None else f";w={left.window_s}"
-    reset = "" if left.reset_s is None else f";t={left.reset_s}"
+    window = "" if limit.window_s is None else f";w={limit.window_s}"
+    reset = "" if limit.reset_s is None else f";t={limit.reset_s}"
     return {
-        "RateLimit-Policy": f'"{left.name}";q={int(left.quota)}{window}',
-        "RateLimit": f'"{left.name}";r={max(0, int(left.remaining))}{reset}',
+        "RateLimit-Policy": f'"{limit.name}";q={int(limit.quota)}{window}',
+        "RateLimit": f'"{limit.name}";r={max(0, int(limit.remaining))}{reset}',
     }
 
 

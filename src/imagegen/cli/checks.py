@@ -37,11 +37,12 @@ from imagegen.storage.lock import holder
 
 GIB, MIB = 2**30, 2**20
 
-#: Bytes below which a folder counts as full: compilers and libraries write some MiB, a picture takes 2 MiB.
+#: Free bytes below which a folder counts as full. Compilers and libraries write some MiB; a picture takes 2 MiB.
 LEAST_ROOM = 100 * MIB
 
-#: Timeout of the worker in seconds, to load the embedded model and for each step of its picture.
-DRAWING_S = 120
+#: Seconds that the worker may take to load the embedded model, and for each step of its picture; also the timeout of a
+#: compiler.
+TIMEOUT_S = 120
 
 #: Compilers for a GPU (C) and for a CPU (C++): the variable that names one, and the default programs.
 COMPILERS: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
@@ -129,7 +130,7 @@ def _folder(about: str, folder: Path, mend: str) -> Finding:
 
 
 def trouble_with(folder: Path) -> str | None:
-    """The system's reason why nothing can be written to a folder; None: it is writable. Writes an unnamed file."""
+    """Why nothing can be written to a folder, as the system says; None: it is writable. Writes an unnamed file."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(65_536))
@@ -166,12 +167,12 @@ def _card(card: Card) -> Finding:
     name = f"{card.name}, compute capability {card.capability}, {_size(card.total)}"
     about = f"cuda:{card.index}"
     if card.trouble:
-        mend = "`nvidia-smi` says whether another process has the card for itself, or whether it needs a reset."
-        return _fault("device", about, f"{name}; its memory cannot be asked for: {card.trouble}", mend, EX_UNAVAILABLE)
+        mend = "`nvidia-smi` says whether another process uses the card exclusively, or whether it needs a reset."
+        return _fault("device", about, f"{name}; its memory cannot be read: {card.trouble}", mend, EX_UNAVAILABLE)
     says, taken = f"{name}: {_size(card.free)} free", card.total - card.free - CONTEXT_BYTES
     if taken < LEAST_FOREIGN_BYTES:
         return _finding("device", about, says)
-    mend = "`nvidia-smi` names them. The service's own worker is one of them while it runs."
+    mend = "`nvidia-smi` names these processes. While the service runs, its worker is one of them."
     return _finding("device", about, f"{says}, {_size(taken)} taken by other processes", level="note", mend=mend)
 
 
@@ -238,18 +239,18 @@ def _cannot_build(compiler: str, language: str) -> str | None:
                 [*command, "-o", f"{folder}/module.so"],
                 input=b"#include <Python.h>\n#include <math.h>\nint answer(void) { return 42; }\n",
                 capture_output=True,
-                timeout=DRAWING_S,
+                timeout=TIMEOUT_S,
                 check=False,
             )
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"cannot be run: {error}"
-    said = done.stderr.decode(errors="replace").splitlines()
-    return None if done.returncode == 0 else f"cannot build: {(said or ['it does not say why'])[0]}"
+    lines = done.stderr.decode(errors="replace").splitlines()
+    return None if done.returncode == 0 else f"cannot build: {(lines or ['no reason given'])[0]}"
 
 
 def _library(name: str, library: Library | None, ended: str, use: str) -> Finding:
     if library is None:
-        says = f"not known: {ended or 'the look at this machine ended before it'}"
+        says = f"not known: {ended or 'the check of this machine ended too early'}"
         return _finding("libraries", name, says, level="note", mend=use)
     if library.state == "here":
         return _finding("libraries", name, library.version or "here")
@@ -268,12 +269,12 @@ def _nunchaku(machine: Machine) -> Finding:
 
 def _torchvision(machine: Machine) -> Finding:
     """A broken torchvision is always a fault: diffusers and transformers import it if it is installed."""
-    found, again = machine.torchvision, "`pip uninstall torchvision`, then `make vision` for the build that matches."
+    found, mend = machine.torchvision, "`pip uninstall torchvision`, then `make vision` for the build that matches."
     ended_there = found is None and machine.nunchaku is not None
     if ended_there or (found is not None and found.state == "broken"):
         why = machine.ended if found is None else found.trouble
         what = "is of another build than torch" if "torchvision::nms" in why else "cannot be imported"
-        return _fault("libraries", "torchvision", f"{what}, so that no model loads: {why}", again, EX_UNAVAILABLE)
+        return _fault("libraries", "torchvision", f"{what}, so that no model loads: {why}", mend, EX_UNAVAILABLE)
     return _library("torchvision", found, machine.ended, "Some models read pictures with it: `make vision`")
 
 
@@ -301,7 +302,7 @@ def _absent(model_id: str, spec: ModelSpec, models_dir: Path) -> Finding:
 
 
 def _not_here(files: HubFiles) -> str:
-    """A repository, and its first missing part if other parts are here."""
+    """A repository, with the first part that is missing if other parts are here."""
     source = files.repo if files.revision is None else f"{files.repo}@{files.revision}"
     first = lacks(files)
     return source if first == EVERYTHING else f"{source} ({first})"
@@ -354,10 +355,10 @@ def _lack(spec: ModelSpec, machine: Machine) -> tuple[str, str] | None:
 
 
 def picture(settings: Settings) -> Finding:
-    """Make a picture with the embedded model, in a worker process like the service."""
+    """Make a picture with the embedded model, in a worker process as the service does."""
     catalog = load_catalog(default_config(), SPECS)
     options = EngineOptions(device=settings.device)
-    engine = WorkerEngine(options, load_timeout_s=DRAWING_S, step_timeout_s=DRAWING_S)
+    engine = WorkerEngine(options, load_timeout_s=TIMEOUT_S, step_timeout_s=TIMEOUT_S)
     request = GenerationRequest(
         prompt="a red circle on a blue background", width=64, height=64, steps=4, guidance_scale=0, seed=7
     )
@@ -372,7 +373,7 @@ def picture(settings: Settings) -> Finding:
         )
     finally:
         engine.close()
-    mend = "The lines above may say why; docs/doctor.md says what else there is."
+    mend = "The lines above may say why; docs/doctor.md has other causes."
     if not isinstance(made, Generated):
         why = made.message if isinstance(made, Failed) else "it stopped"
         details = (made.traceback if isinstance(made, Failed) else "").strip().splitlines()

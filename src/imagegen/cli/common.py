@@ -1,4 +1,4 @@
-"""Shared by the commands: settings, the catalog, exit codes."""
+"""What the commands share: settings, the catalog, errors, exit codes."""
 
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -34,9 +34,13 @@ def settings_with(**given: Any) -> Settings:
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
-        # An error about several settings has no place.
-        found = [(".".join(map(str, e["loc"])), explained(e)) for e in error.errors(include_url=False)]
-        fail("\n".join(f"{place}: {what}" if place else what for place, what in found), EX_CONFIG)
+        fail(problems_of(error), EX_CONFIG)
+
+
+def problems_of(error: ValidationError) -> str:
+    """A line for each problem. One about several fields names none."""
+    found = [(".".join(map(str, e["loc"])), explained(e)) for e in error.errors(include_url=False)]
+    return "\n".join(f"{place}: {what}" if place else what for place, what in found)
 
 
 def families_of(context: typer.Context) -> str:

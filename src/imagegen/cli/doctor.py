@@ -24,7 +24,7 @@ def doctor(
 ) -> None:
     """Check this machine and make one picture. Exits with 0, or with the exit code of the first fault.
 
-    Changes nothing, and can run while the service runs.
+    It changes nothing and can run while the service runs.
     """
     settings, families = settings_with(config=config), families_of(context)
     with Console(stderr=True).status("Asking torch ..."):
@@ -35,7 +35,7 @@ def doctor(
     findings += checks.libraries(machine)
     if catalog is not None:
         findings += checks.models(catalog, settings, machine, families)
-    with Console(stderr=True).status("Drawing ..."):
+    with Console(stderr=True).status("Making a picture ..."):
         findings.append(checks.picture(settings))
     exit_code = next((finding.exit_code for finding in findings if finding.level == "fault"), 0)
     if as_json:

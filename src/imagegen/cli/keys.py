@@ -1,4 +1,4 @@
-"""`imagegen keys`: make, list, revoke and rotate API keys. The running service sees each change at once."""
+"""`imagegen keys`: make, list, revoke and rotate API keys. Each change is in force at once in a running service."""
 
 import asyncio
 import re
@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from imagegen.cli.common import EX_CANTCREAT, EX_DATAERR, fail, settings_with
+from imagegen.cli.common import EX_CANTCREAT, EX_DATAERR, fail, problems_of, settings_with
 from imagegen.core.errors import InvalidRequest, KeyExists, KeyNotFound, StorageFailed, StorageFull
 from imagegen.core.keys import KeyLimits, Scope, new_key, new_webhook_secret
 from imagegen.storage.database import Database
@@ -38,9 +38,7 @@ def create(
     images_per_day: Annotated[int | None, typer.Option(help="Pictures in a day (UTC).")] = None,
     device_seconds_per_day: Annotated[float | None, typer.Option(help="Seconds of the device in a day (UTC).")] = None,
     rate: Annotated[str | None, typer.Option(help="Requests, as `60/min`.")] = None,
-    expires: Annotated[
-        str | None, typer.Option(help="The first day (UTC), or the time, at which it is invalid.")
-    ] = None,
+    expires: Annotated[str | None, typer.Option(help="The day (UTC), or the time, from which it is invalid.")] = None,
     webhook_secret: Annotated[
         bool, typer.Option("--webhook-secret", help="Sign the webhooks of its tasks with a secret of their own.")
     ] = False,
@@ -64,7 +62,7 @@ def create(
             webhook_secret=new_webhook_secret() if webhook_secret else None,
         )
     except ValidationError as error:
-        fail("\n".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()), EX_DATAERR)
+        fail(problems_of(error), EX_DATAERR)
     _with_store(data_dir, lambda store: store.create(key))
     _show(text)
     if key.webhook_secret is not None:
@@ -84,7 +82,7 @@ def list_keys(data_dir: DataDir = None) -> None:
 
 @keys_app.command("revoke")
 def revoke(name: Name, data_dir: DataDir = None) -> None:
-    """Make a key invalid. Its name stays taken, and its tasks go on."""
+    """Make a key invalid. No other key can get its name, and its tasks still run."""
     _with_store(data_dir, lambda store: store.revoke(name))
     typer.echo(f"The key '{name}' is revoked.")
 

@@ -79,7 +79,7 @@ def models_pull(
 ) -> None:
     """Pull a model's weights from the hub into its cache (HF_HOME). Gated and private models need HF_TOKEN.
 
-    Bytes that are there already are not downloaded again.
+    A pull that was interrupted is resumed.
     """
     settings = settings_with(config=config or context.obj)
     spec = open_catalog(settings.config, families_of(context)).models.get(name)
@@ -96,7 +96,7 @@ def models_pull(
 
 
 def _precision(spec: ModelSpec, settings: Settings) -> str | None:
-    """The precision of the weights that the card takes, where the entry has files for several."""
+    """The precision of the weights that the card needs. None: the entry has no files that depend on it."""
     if not any(files.by_precision for files in spec.hub_files()):
         return None
     torch = look(settings.device).torch

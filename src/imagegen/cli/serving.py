@@ -43,11 +43,11 @@ def serve(
     config: ConfigOption = None,
     isolation: Annotated[str | None, typer.Option(help="`process` (default) or `thread`.")] = None,
     insecure: Annotated[
-        bool | None, typer.Option("--insecure", help="Let other machines in although there is no API key.")
+        bool | None, typer.Option("--insecure", help="Allow access from other machines although there is no API key.")
     ] = None,
 ) -> None:
     """Start the HTTP service. Every setting is also an IMAGEGEN_* variable."""
-    # Until the server has handlers of its own. There is nothing to drain yet, and the journal survives any exit.
+    # Until the server installs its handlers, a signal ends the process: there is nothing to drain yet.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     signal.signal(signal.SIGINT, lambda *_: os._exit(0))
     settings = settings_with(
@@ -76,5 +76,5 @@ def serve(
     except StorageFailed as error:
         fail(f"cannot use the journal {settings.journal_path}: {error.detail}", EX_DATAERR)
     sys.stderr.flush()
-    # A thread that cannot be ended (thread mode, a device that hangs) must not keep the process alive.
+    # In thread mode, the GPU thread may hang in a call to the device. It must not keep the process alive.
     os._exit(code)

@@ -1,1 +1,1 @@
-"""Values that every package uses: tasks, events, errors, sizes. Standard library and pydantic only."""
+"""Values that every package uses: tasks, events, errors, sizes. They need the standard library and pydantic only."""

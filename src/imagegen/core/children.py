@@ -1,4 +1,4 @@
-"""What every child process of the service does at its start, and which variables it does not get."""
+"""What every child process of the service does at its start, and which environment variables it must not get."""
 
 import os
 import signal
@@ -11,11 +11,11 @@ def is_secret(variable: str) -> bool:
 
 
 def follow_parent() -> None:
-    """Exit when the parent exits for any reason: it holds our stdin open, which closes then."""
-    threading.Thread(target=_leave_with_parent, name="lifeline", daemon=True).start()
+    """Exit as soon as the parent has exited, for any reason. The parent holds this process's stdin open until then."""
+    threading.Thread(target=_exit_when_stdin_closes, name="follow-parent", daemon=True).start()
 
 
-def _leave_with_parent() -> None:
+def _exit_when_stdin_closes() -> None:
     os.read(0, 1)
     os._exit(0)
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import ClassVar
 
-from imagegen.core.keys import Left
+from imagegen.core.keys import LimitState
 
 
 class ImagegenError(Exception):
@@ -81,7 +81,7 @@ class ConfigInvalid(ImagegenError):
     code = "config_invalid"
 
     def __init__(self, detail: str | None = None, *, problems: Sequence[tuple[str, str]] = ()) -> None:
-        """`problems`: where (`models.a.steps`) and what, all of them."""
+        """`problems`: every problem, as its place (`models.a.steps`) and its description."""
         super().__init__(detail)
         self.problems = tuple(problems)
 
@@ -207,7 +207,7 @@ class KeysFileInvalid(ImagegenError):
 
 
 class NotProtected(ImagegenError):
-    """Nothing but an API key protects an address that other machines reach."""
+    """Other machines reach this address, and there is no API key to protect it."""
 
     code = "not_protected"
 
@@ -217,14 +217,16 @@ class LimitReached(ImagegenError):
 
     code = "limit_reached"
 
-    def __init__(self, detail: str | None = None, *, left: Left | None = None, retry_after: int | None = None) -> None:
-        """`left`: of the limit that is reached."""
-        if left is not None:
-            per = {None: "", 60: " a minute"}.get(left.window_s, " a day")
-            detail = f"The API key has reached its limit '{left.name}' of {left.quota:g}{per}; see GET /keys/me."
-            retry_after = left.reset_s if retry_after is None else retry_after
+    def __init__(
+        self, detail: str | None = None, *, limit: LimitState | None = None, retry_after: int | None = None
+    ) -> None:
+        """`limit`: the limit that is reached."""
+        if limit is not None:
+            per = {None: "", 60: " a minute"}.get(limit.window_s, " a day")
+            detail = f"The API key has reached its limit '{limit.name}' of {limit.quota:g}{per}; see GET /keys/me."
+            retry_after = limit.reset_s if retry_after is None else retry_after
         super().__init__(detail, retry_after=retry_after)
-        self.left = left
+        self.limit = limit
 
 
 class KeyNotFound(ImagegenError):
@@ -438,6 +440,6 @@ class LoraRefused(EngineError):
 
 
 class NotFinite(EngineError):
-    """The model computed numbers that are not finite, which are no picture."""
+    """The model computed values that are not finite (NaN or infinity), so there is no picture."""
 
     failure = FailureCode.NOT_FINITE

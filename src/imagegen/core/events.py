@@ -21,9 +21,9 @@ class Event(Value):
     name: ClassVar[str]
     #: Whether it is the last event of its task.
     final: ClassVar[bool] = False
-    #: Whether late subscribers get it. Events that are not remembered go to the subscribers of their task only.
+    #: Whether the bus remembers it for late subscribers. Other task events go to the subscribers of their task only.
     lasting: ClassVar[bool] = True
-    #: Whether it tells how far a state has come. Of a long task only the latest such events are kept.
+    #: Whether it reports progress within a state. The bus keeps only the latest such events of a task.
     progress: ClassVar[bool] = False
 
 
@@ -42,7 +42,7 @@ class Gap(StreamEvent):
 
 
 class StreamClosed(StreamEvent):
-    """The last event of a stream that ends before its task. Its id is that of the event before it."""
+    """The last event of a stream that ends before its task has ended. It has the id of the event before it."""
 
     name = "closed"
     #: `too_slow`: the subscriber is too many events behind; `stopping`: the service stops.
@@ -59,7 +59,7 @@ class TaskQueued(TaskEvent):
     """The task was accepted and stored, or put back after its worker died."""
 
     name = "queued"
-    #: Tasks that are to run before it.
+    #: The number of tasks that run before it.
     position: int
 
 
@@ -68,7 +68,7 @@ class TaskMoved(TaskEvent):
 
     name = "position"
     lasting = False
-    #: Tasks that are to run before it.
+    #: The number of tasks that run before it.
     position: int
     #: None while the times that it depends on have not been measured.
     estimated_start_at: datetime | None
@@ -81,7 +81,7 @@ class TaskStarted(TaskEvent):
 
 
 class TaskLoading(TaskEvent):
-    """The task waits for its model to be loaded. Bytes; the total is None until it is known."""
+    """The task waits for its model to be loaded. In bytes; `bytes_total` is None until it is known."""
 
     name = "loading"
     model: str
@@ -90,7 +90,7 @@ class TaskLoading(TaskEvent):
 
 
 class TaskLoadingProgress(TaskLoading):
-    """The load went on by a percent."""
+    """The load progressed by a percent."""
 
     lasting = False
 
@@ -104,7 +104,7 @@ class TaskLoaded(TaskEvent):
 
 
 class TaskDownloading(TaskEvent):
-    """The task waits for the weights of its model. In bytes; `total` is None until the hub has said."""
+    """The task waits for the pull of its model's weights. In bytes; `bytes_total` is None until the hub has sent it."""
 
     name = "downloading"
     progress = True
@@ -165,7 +165,7 @@ class TaskCancelled(TaskEvent):
 
 
 class ModelLoading(Event):
-    """A load began, or went on by a percent. Bytes read, of the bytes of the model's files; None: unknown."""
+    """A load began, or progressed by a percent. Bytes that are read, and bytes of the model's files; None: unknown."""
 
     name = "model_loading"
     model: str
@@ -200,7 +200,7 @@ class ModelUnloaded(Event):
 
     name = "model_unloaded"
     model: str
-    #: `switch`, `idle`, `asked`, `config`, `worker_died`, or `room`: for another one's picture.
+    #: `switch`, `idle`, `asked`, `config`, `worker_died`, or `room`: a picture of another model needed the memory.
     reason: str
     #: Whether it stays in host memory.
     warm: bool = False
@@ -211,7 +211,7 @@ class ModelCooled(Event):
 
     name = "model_cooled"
     model: str
-    #: `idle`, `asked`, `config`, `worker_died`, `load_failed`, or `room`: to make room for another model.
+    #: `idle`, `asked`, `config`, `worker_died`, `load_failed`, or `room`: another model needed the memory.
     reason: str
 
 
@@ -252,25 +252,25 @@ class ConfigRejected(Event):
     errors: tuple[str, ...]
 
 
-#: Bytes of memory that a step takes here with its encoding, measured.
+#: The memory of a TaskStep with its encoding, in bytes, measured.
 STEP_BYTES = 900
 
-#: Bytes of memory that other events take beside twice their JSON.
+#: The memory of any other event, in bytes, besides twice the length of its JSON.
 EVENT_BYTES = 1000
 
 
 @dataclass(slots=True)
 class Published:
-    """An event with its place in the order of all events; ids also grow over restarts."""
+    """An event and its id. Ids grow in the order of all events, also over restarts."""
 
     id: int
     event: Event
-    #: By the function that made them.
+    #: Its encodings, by the function that made them.
     _encodings: dict[Callable[[int, Event], bytes], bytes] | None = field(default=None, compare=False, repr=False)
 
     @property
     def size(self) -> int:
-        """Bytes of memory that it takes, estimated."""
+        """The memory that it takes, in bytes, estimated."""
         return STEP_BYTES if isinstance(self.event, TaskStep) else EVENT_BYTES + 2 * len(self.event.model_dump_json())
 
     def encoded(self, encode: Callable[[int, Event], bytes]) -> bytes:
@@ -283,13 +283,13 @@ class Published:
 
 
 class Subscription:
-    """The events of one subscriber, oldest first. Iteration ends when the bus closes or the subscriber is too slow.
+    """The events of one subscriber, oldest first.
 
-    The last event is then StreamClosed.
+    If the bus closes or the subscriber is too slow, the last event is StreamClosed, and the iteration ends.
     """
 
     def __init__(self, backlog: list[Published], limit: int, last_id: int) -> None:
-        """`last_id`: of the event before the next one that is published."""
+        """`last_id`: the id of the latest event that was published."""
         self._limit = limit + len(backlog)
         self._waiting: asyncio.Queue[Published | None] = asyncio.Queue()
         self._last_id = last_id
@@ -322,23 +322,23 @@ class Subscription:
             yield published
 
     def offer(self, published: Published) -> None:
-        """Deliver an event, or end a subscriber that is `limit` events behind; it reconnects with Last-Event-ID."""
+        """Deliver an event. A subscriber that is `limit` events behind is ended instead; it can reconnect."""
         self.offer_all([published])
 
     def offer_all(self, batch: Sequence[Published]) -> None:
-        """Like `offer`. A subscriber that has read all before the batch is not behind, however long the batch is."""
+        """Deliver several events like `offer`. Only events before the batch count against `limit`."""
         if self._ended:
             return
         if self._waiting.qsize() >= self._limit:
             self.end("too_slow")
             return
         for published in batch:
-            if published.id > self._last_id:  # not from before the subscription
+            if published.id > self._last_id:  # published after the subscription began, and not delivered yet
                 self._waiting.put_nowait(published)
                 self._last_id = published.id
 
-    def waiting(self) -> list[Published]:
-        """Take the events that have been delivered and not been read."""
+    def take_delivered(self) -> list[Published]:
+        """The events that have been delivered and not been read. They count as read from now on."""
         taken = []
         while not self._waiting.empty():
             published = self._waiting.get_nowait()
@@ -381,7 +381,7 @@ class _Kept:
 
 
 class _History:
-    """What is kept of one task: its states apart from its progress, so that many steps do not drive them out."""
+    """The remembered events of one task. Progress is kept apart, so that many steps do not displace the states."""
 
     def __init__(self) -> None:
         self.states = _Kept()
@@ -399,25 +399,26 @@ class _History:
         return merge(self.states.events, self.progress.events, key=lambda published: published.id)
 
 
-#: Subscribers of everything that each event is delivered to at once.
+#: Up to this number of subscribers of everything, each event is delivered at once. For more, see the next two numbers.
 FEW = 16
 
-#: If there are more, events are delivered in batches: the time between two of them is so many seconds for each
-#: subscriber, which leaves most of the event loop to requests (a delivery takes 60 us each, measured) ...
-_SECONDS_EACH = 0.0005
-#: ... and so many subscribers get theirs in one turn of the event loop.
+#: With more subscribers, events are delivered in batches, which leaves most of the event loop to requests. The pause
+#: before a batch is this many seconds for each subscriber; a delivery to one takes 60 us, measured.
+_PAUSE_FOR_EACH_S = 0.0005
+
+#: Subscribers that a batch is delivered to in one turn of the event loop.
 _IN_A_TURN = 32
 
-#: Events that wait for a delivery, at most. With more, all subscribers of everything are too far behind.
+#: If more events than this wait for a delivery, all subscribers of everything are ended as too slow.
 _MOST_UNDELIVERED = 10_000
 
 
 class EventBus:
     """Publishes each event to every subscriber, and remembers the latest ones. Event loop only.
 
-    It remembers, of each of the latest `kept_tasks` tasks, the latest `kept_events` states and as many events of its
-    progress; in all at most `kept_bytes`, for which the progress of the oldest tasks goes first. And of all events the
-    latest ones in `recent_bytes`.
+    For each of the latest `kept_tasks` tasks it remembers the latest `kept_events` states, and as many events of
+    progress. All of them take at most `kept_bytes`: the progress of the oldest tasks is forgotten first. For
+    subscribers of everything it also remembers the latest events of all kinds, up to `recent_bytes`.
     """
 
     def __init__(
@@ -430,7 +431,7 @@ class EventBus:
         recent_bytes: int = 4 * 2**20,
         backlog: int = 256,
     ) -> None:
-        """`first_id`: as in `begin`. 32 MiB hold the states of 1,000 tasks, and 30,000 steps; 4 MiB 5,000 events."""
+        """`first_id`: as in `begin`. 32 MiB hold the states of 1,000 tasks and 30,000 steps; 4 MiB, 5,000 events."""
         self._kept_tasks = kept_tasks
         self._kept_events = kept_events
         self._kept_bytes = kept_bytes
@@ -441,9 +442,10 @@ class EventBus:
         self._progressed: OrderedDict[str, _History] = OrderedDict()
         self._size = 0
         self._recent = _Kept()
-        #: By task; None: subscribers of everything.
+        #: By task id; None: subscribers of everything.
         self._subscribers: dict[str | None, dict[Subscription, None]] = {}
-        #: Events for the subscribers of everything, before their next delivery.
+        #: Events for the subscribers of everything: of the batch that is being delivered, and of the next one.
+        self._batch: list[Published] = []
         self._undelivered: list[Published] = []
         self._delivering = False
         self._closed = False
@@ -460,7 +462,7 @@ class EventBus:
 
     @property
     def size(self) -> int:
-        """Bytes of memory that the remembered events take at most, estimated."""
+        """The memory of the remembered events, in bytes, estimated. An event that is remembered twice counts twice."""
         return self._size + self._recent.size
 
     @property
@@ -469,11 +471,11 @@ class EventBus:
 
     @property
     def followed(self) -> list[str]:
-        """Tasks that have subscribers."""
+        """The ids of the tasks that have subscribers."""
         return [task_id for task_id in self._subscribers if task_id is not None]
 
     def begin(self, first_id: int) -> None:
-        """Number the events from here on. Before the first event."""
+        """Give the first event this id. To be called before any event is published."""
         self._ids, self._first_id, self._last_id = count(first_id), first_id, first_id - 1
 
     def publish(self, event: Event) -> None:
@@ -507,21 +509,23 @@ class EventBus:
             self._deliver_later()
 
     def _deliver_later(self) -> None:
-        pause = len(self._subscribers.get(None, ())) * _SECONDS_EACH
+        pause = len(self._subscribers.get(None, ())) * _PAUSE_FOR_EACH_S
         asyncio.get_running_loop().call_later(pause, self._deliver)
 
     def _deliver(self) -> None:
-        batch, self._undelivered = self._undelivered, []
-        self._deliver_to(batch, iter(list(self._subscribers.get(None, ()))))
+        self._batch, self._undelivered = self._undelivered, []
+        self._deliver_to(iter(list(self._subscribers.get(None, ()))))
 
-    def _deliver_to(self, batch: Sequence[Published], left: Iterator[Subscription]) -> None:
-        """Deliver to some subscribers, and to the others after other callbacks of the event loop have run."""
-        turn = list(islice(left, _IN_A_TURN))
+    def _deliver_to(self, remaining: Iterator[Subscription]) -> None:
+        """Deliver the batch to some subscribers, and to the others after other callbacks of the event loop have run."""
+        turn = list(islice(remaining, _IN_A_TURN))
         for subscription in turn:
-            subscription.offer_all(batch)
+            subscription.offer_all(self._batch)
         if turn:
-            asyncio.get_running_loop().call_soon(self._deliver_to, batch, left)
-        elif self._undelivered:
+            asyncio.get_running_loop().call_soon(self._deliver_to, remaining)
+            return
+        self._batch = []
+        if self._undelivered:
             self._deliver_later()
         else:
             self._delivering = False
@@ -541,9 +545,10 @@ class EventBus:
             self._progressed[task_id] = history
         self._size += history.size - before
         while self._size > self._kept_bytes:
-            self._drop_some()
+            self._drop_oldest_progress()
 
-    def _drop_some(self) -> None:
+    def _drop_oldest_progress(self) -> None:
+        """Drop the progress of one task; if no progress is left, forget a whole task."""
         if not self._progressed:
             self._forget_oldest()
             return
@@ -560,7 +565,7 @@ class EventBus:
         return [published for published in history.events() if published.id > after] if history else []
 
     def gap(self, after: int, task_id: str | None = None) -> Published | None:
-        """A Gap if events after the id `after`, of a task or of everything, may be forgotten. 0: of no interest."""
+        """A Gap if events after the id `after`, of a task or of everything, may be forgotten. None if `after` is 0."""
         kept = self._recent if task_id is None else self._history.get(task_id)
         until = self._last_id if kept is None or after > self._last_id else max(kept.dropped, self._first_id - 1)
         missed = after > 0 and (after < until or after > self._last_id)
@@ -574,7 +579,11 @@ class EventBus:
 
     @contextmanager
     def subscribe(self, task_id: str | None = None, *, after: int = 0) -> Iterator[Subscription]:
-        """The events of one task, remembered ones first; without a task, all events, after `after` or from now on."""
+        """Subscribe to one task, or to everything (None).
+
+        The events of a task begin with the remembered ones with an id above `after`. The events of everything do so
+        too if `after` is above 0; otherwise they begin with the next one that is published.
+        """
         if task_id is not None:
             backlog = self.history(task_id, after)
         else:
@@ -591,9 +600,9 @@ class EventBus:
                 del self._subscribers[task_id]
 
     def close(self) -> None:
-        """End every subscription, now and in future. Publishing stays allowed and does nothing."""
+        """End every subscription after its last event; later subscriptions end at once. `publish` stays allowed."""
         self._closed = True
-        undelivered, self._undelivered = self._undelivered, []
+        undelivered, self._undelivered = [*self._batch, *self._undelivered], []
         for subscription in self._subscribers.get(None, ()):
             subscription.offer_all(undelivered)
         for subscriptions in self._subscribers.values():

@@ -11,6 +11,7 @@ from typing import Annotated, NamedTuple
 from pydantic import AfterValidator, AwareDatetime, Field
 
 from imagegen.core.value import Value
+from imagegen.core.wording import Form
 
 _ALPHABET = string.ascii_letters + string.digits
 
@@ -24,13 +25,21 @@ _SHOWN = 11
 MARK = "ig_"
 
 
-def _free(name: str) -> str:
+def _not_reserved(name: str) -> str:
     if name == "me":
         raise ValueError("'me' is taken: GET /keys/me shows the caller's own key")
     return name
 
 
-KeyName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", max_length=64), AfterValidator(_free)]
+KeyName = Annotated[
+    str,
+    Field(max_length=64),
+    Form(
+        "[A-Za-z0-9][A-Za-z0-9._-]{0,63}",
+        "must be 1 to 64 letters, digits, '.', '_' and '-', the first one a letter or a digit",
+    ),
+    AfterValidator(_not_reserved),
+]
 
 
 class Scope(StrEnum):
@@ -57,44 +66,44 @@ class KeyLimits(Value):
     rate_per_minute: int | None = Field(default=None, ge=1, le=1_000_000)
 
 
-class Left(NamedTuple):
-    """What is left of one limit."""
+class LimitState(NamedTuple):
+    """One limit of a key, and how much of it remains."""
 
     #: `queued`, `images`, `device-seconds` or `rate`.
     name: str
     quota: float
     remaining: float
-    #: Seconds for which the quota is; None: for no time.
+    #: The length of the window that the quota counts in, in seconds; None: the limit has no window.
     window_s: int | None = None
-    #: Seconds until more is left; None: unknown.
+    #: Seconds until more remains; None: unknown.
     reset_s: int | None = None
 
 
 class Key(Value):
-    """An API key, without its text: only the caller has that."""
+    """An API key without its text, which only the caller has."""
 
     #: The owner of the tasks that are submitted with it.
     name: KeyName
-    #: The beginning of the text, to recognise it by.
+    #: The beginning of the text, by which people recognise the key.
     prefix: str = Field(max_length=16)
     #: SHA-256 of the text, hexadecimal.
     sha256: str = Field(pattern="^[0-9a-f]{64}$", repr=False)
     scopes: tuple[Scope, ...] = Field(min_length=1, max_length=3)
     #: The ids of the models that it may use; empty: all.
     models: tuple[Annotated[str, Field(min_length=1, max_length=64)], ...] = Field((), max_length=1000)
-    #: The lowest priority number, so the earliest place in the queue, that its tasks may have.
+    #: The lowest priority number that its tasks may have; lower numbers run first.
     priority_floor: int | None = Field(None, ge=-1000, le=1000)
     limits: KeyLimits = KeyLimits()
-    #: `whsec_...`: signs the webhooks of its tasks; None: the secrets of the service do.
+    #: `whsec_...`: signs the webhooks of its tasks. None: the secrets of the service sign them.
     webhook_secret: str | None = Field(None, max_length=200, repr=False)
     created_at: AwareDatetime | None = None
     expires_at: AwareDatetime | None = None
     revoked_at: AwareDatetime | None = None
-    #: To a minute.
+    #: Exact to a minute.
     last_used_at: AwareDatetime | None = None
 
     def is_valid(self, now: datetime) -> bool:
-        """Whether it opens anything now."""
+        """Whether it is neither revoked nor expired at `now`."""
         return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
 
 
@@ -128,7 +137,7 @@ def new_key(
     expires_at: datetime | None = None,
     webhook_secret: str | None = None,
 ) -> tuple[Key, str]:
-    """A new key, and its text, which nobody can get from the key. Raises ValidationError."""
+    """A new key and its text, which cannot be computed from the key. Raises ValidationError."""
     text = new_key_text()
     key = Key(
         name=name,

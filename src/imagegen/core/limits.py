@@ -1,4 +1,4 @@
-"""Limits that a process setting and a field of models.yaml share, each written once."""
+"""Limits that a process setting and a field of models.yaml have in common, each written once."""
 
 from typing import Annotated
 

@@ -1,11 +1,11 @@
-"""Owners: on whose behalf a request is made."""
+"""Owners: who makes a request, and what they may do."""
 
 from imagegen.core.keys import Key, KeyLimits, Scope
 from imagegen.core.value import Value
 
 
 class Owner(Value):
-    """The caller of a request. Without API keys everybody is ANYONE."""
+    """The caller of a request. If there are no API keys, every caller is ANYONE."""
 
     #: The name of the API key; empty: no key.
     name: str = ""
@@ -16,12 +16,12 @@ class Owner(Value):
     changes_all: bool = True
     #: The models that it may use; empty: all.
     models: tuple[str, ...] = ()
-    #: Its tasks have no lower priority number; None: any.
+    #: The lowest priority number that its tasks may have; None: any.
     priority_floor: int | None = None
     limits: KeyLimits = KeyLimits()
 
     def may_see(self, owner: str) -> bool:
-        """Whether a task of `owner` exists for this caller."""
+        """Whether this caller may see a task of `owner`. Any other task is not found."""
         return self.sees_all or owner == self.name
 
     def may_change(self, owner: str) -> bool:

@@ -32,12 +32,12 @@ class Provenance(Value):
     versions: dict[str, str]
     #: `tiled`: the memory did not suffice for the whole picture, so the VAE decoded it in tiles that overlap.
     decoded: Literal["tiled"] | None = None
-    #: Pictures in the call. Pictures of several tasks in one call differ by rounding from pictures made alone.
+    #: Pictures in the call. Pictures of a shared call differ by rounding from pictures that are made alone.
     call_pictures: int = Field(default=1, ge=1)
 
 
 def differences(then: Provenance, now: Provenance) -> list[str]:
-    """Each difference in words: the reasons why pixels may differ."""
+    """Each difference as a line of text. Any of them can be the reason why pixels differ."""
     before, after = (dict(_flat(it.model_dump(mode="json"))) for it in (then, now))
     names = sorted(before.keys() | after.keys())
     return [

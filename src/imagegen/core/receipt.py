@@ -1,4 +1,4 @@
-"""Receipts: all that is needed to make a picture again, and to know whether the pixels must be equal."""
+"""Receipts: what is needed to make a picture again, and to tell whether its pixels must be the same."""
 
 from typing import Self
 
@@ -19,9 +19,9 @@ class Receipt(Value):
     init_image_sha256: str | None = None
     mask_image_sha256: str | None = None
     provenance: Provenance
-    #: What the pictures ignore of the request.
+    #: Warnings about the pictures, such as parts of the request that they ignore.
     warnings: Warnings = ()
-    #: What each text encoder read of the prompt; empty: not known.
+    #: How much of the prompt each text encoder read; empty: not known.
     tokens: tuple[TokensRead, ...] = ()
     #: SHA-256 of the pixels, hexadecimal; None in the receipt of a task, which may have several pictures.
     pixels_sha256: str | None = None

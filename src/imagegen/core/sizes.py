@@ -1,4 +1,4 @@
-"""Picture sizes: of an aspect ratio, of an input picture's shape, and the size to render for a requested size."""
+"""Picture sizes: for an aspect ratio, for the shape of an input picture, and the size to render for a requested one."""
 
 import math
 from collections.abc import Mapping
@@ -10,13 +10,13 @@ AspectRatio = Literal["1:1", "16:9", "9:16", "4:3", "3:4", "21:9", "9:21"]
 #: What a request may ask for. `input`: the shape of its input picture.
 Shape = AspectRatio | Literal["input"]
 
-#: What a model's `base_size` is: the side of the square that has the area of its pictures, or their short side.
+#: What a model's `base_size` means: the side of a square that has the area of its pictures, or their short side.
 Sizing = Literal["area", "short_side"]
 
-#: Pixels of a side that a request may ask for, at most.
+#: The longest side that a request may ask for, in pixels.
 MAX_SIDE = 8192
 
-#: The `base_size` of the table below; a model's own one scales it.
+#: The `base_size` that SIZES is for. For another `base_size` its sizes are scaled.
 TABLE_BASE = 768
 
 #: FLUX and Stable Diffusion 3 pack 2x2 latents of 8x8 pixels: a side must be a multiple of 16.
@@ -66,7 +66,8 @@ def size_like(
 ) -> Size:
     """The size of this shape with about the area of a square of `base_size`; both sides are multiples of `multiple`.
 
-    A shape too long for `most_side` becomes shorter. The size has at most `most_pixels` if one multiple squared has.
+    If the long side would exceed `most_side`, it is cut to that. The size has at most `most_pixels` pixels, unless a
+    square of one `multiple` has more.
     """
     factor = base_size / math.sqrt(shape.pixels)
     longest = most_side // multiple
@@ -77,5 +78,5 @@ def size_like(
 
 
 def render_size(size: Size, multiple: int = SIDE_MULTIPLE) -> Size:
-    """The smallest size that a model can render and that holds `size`; the caller gets its centre."""
+    """The smallest size that the model can render and that contains `size`; the picture is cropped to the centre."""
     return Size(*(math.ceil(side / multiple) * multiple for side in size))

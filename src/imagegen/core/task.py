@@ -14,20 +14,19 @@ from imagegen.core.sizes import Size
 from imagegen.core.value import Value
 from imagegen.core.webhooks import Webhook
 
-#: A task makes pictures at most this often: once, and once more when the worker or the service died under it.
+#: Attempts of a task: one, and a second one if the worker or the service died during the first.
 MAX_ATTEMPTS = 2
 
-#: 64 bits, as torch's generators take. The one that makes the noise, on the CPU, reads the lower 32 of them.
+#: torch's generators take 64 bits. The CPU generator, which makes the noise, uses the lower 32 of them.
 MAX_SEED = 2**64 - 1
 
-#: Seeds that imagegen chooses end here: different noise for each, and exact as a JSON number in every language.
+#: The largest seed that imagegen chooses. Up to it each seed gives other noise, and JSON numbers are exact everywhere.
 MAX_RANDOM_SEED = 2**32 - 1
 
-#: More than any sampler gains from.
+#: No sampler gains from more steps.
 MAX_STEPS = 200
 
-
-#: The most warnings of one task, and the most characters of one warning. What is beyond them is cut off.
+#: The most warnings of one task, and the most characters of one warning. Anything beyond them is cut off.
 MAX_WARNINGS = 16
 MAX_WARNING_LENGTH = 500
 
@@ -38,16 +37,17 @@ def _bounded(warnings: Any) -> Any:
     return tuple(it[:MAX_WARNING_LENGTH] if isinstance(it, str) else it for it in warnings[:MAX_WARNINGS])
 
 
-#: What the caller of a request should know about its pictures: sentences without a path and without a secret.
+#: Sentences about the pictures of a task for its caller. They contain no path and no secret.
 Warnings = Annotated[tuple[str, ...], BeforeValidator(_bounded)]
 
 
 class TokensRead(Value):
-    """Tokens of a prompt that a text encoder read, of how many, special tokens and templates included."""
+    """How many tokens of a prompt a text encoder read. Special tokens and those of templates count."""
 
-    #: `text_encoder`, `text_encoder_2` ...: the part of the pipeline.
+    #: The part of the pipeline: `text_encoder`, `text_encoder_2` ...
     encoder: str = Field(max_length=64)
     read: int
+    #: The tokens of the whole prompt.
     of: int
 
 
@@ -87,10 +87,10 @@ class InputPictures(Value):
 
 
 class GenerationRequest(Value):
-    """Everything that decides the pixels, except weights and input pictures. No value is left to be chosen later."""
+    """Everything that decides the pixels, except weights and input pictures. Admission has chosen every open value."""
 
     prompt: str
-    #: None: not given, or the model takes none.
+    #: None: the caller gave none, or the model takes none.
     negative_prompt: str | None = None
     #: Pixels of the delivered picture.
     width: int
@@ -103,7 +103,7 @@ class GenerationRequest(Value):
     batch_size: int = 1
     #: Image-to-image only, 0 to 1: the share of the input picture that noise replaces.
     strength: float | None = None
-    #: Added to the weights in this order, for this request only.
+    #: LoRAs, which are added to the weights in this order and for this request only.
     loras: tuple[Lora, ...] = ()
 
     @model_validator(mode="before")
@@ -217,7 +217,7 @@ class GenerationTask(Value):
     priority: int = 0
     #: Seconds after its acceptance within which it must have begun to run.
     deadline_s: float | None = None
-    #: Previews of each picture in its event stream.
+    #: Number of previews of each picture in the task's event stream.
     previews: int = 0
     output: Output = Output()
     #: The receiver of its webhooks.
@@ -229,27 +229,28 @@ class GenerationTask(Value):
     started_at: datetime | None = None
     completed_at: datetime | None = None
     images: tuple[StoredImage, ...] = ()
-    #: Finished pictures that are uploaded from the spool to the store. Of a task that ended without pictures: files
-    #: that may be in the store all the same, so that they are deleted with the task.
+    #: Finished pictures in the spool, before they are uploaded to the store. If the task ended without pictures: files
+    #: that may be in the store nevertheless; they are deleted with the task.
     storing: tuple[StoredImage, ...] = ()
     failure: Failure | None = None
-    #: Bytes of the input pictures that the journal keeps.
+    #: Bytes of the input pictures in the journal.
     input_bytes: int = 0
     #: SHA-256 of the input pictures' files, hexadecimal.
     init_image_sha256: str | None = None
     mask_image_sha256: str | None = None
     #: What made its pictures; None until they are made.
     provenance: Provenance | None = None
-    #: Seconds of the device that its attempts took; None: not measured. A shared call counts by pictures.
+    #: Seconds of the device that its attempts took; None: not measured. The time of a shared call is divided among its
+    #: tasks by their numbers of pictures.
     device_s: float | None = None
-    #: What its pictures ignore of the request; empty until they are made.
+    #: Warnings about its pictures, such as parts of the request that they ignore; empty until they are made.
     warnings: Warnings = ()
-    #: What each text encoder read of the prompt; empty until its pictures are made, or if that is not known.
+    #: How much of the prompt each text encoder read; empty until its pictures are made, or if that is not known.
     tokens: tuple[TokensRead, ...] = ()
     #: None: not a replay.
     replay: Replay | None = None
 
     @property
     def ids(self) -> dict[str, str]:
-        """What every line of the log about it has."""
+        """The ids that each log line about the task contains."""
         return {"task_id": self.id, "request_id": self.request_id, "model": self.model}

@@ -25,7 +25,7 @@ ENDS = (WebhookEvent.COMPLETED, WebhookEvent.FAILED, WebhookEvent.CANCELLED)
 class Webhook(Value):
     """The receiver of a task's webhooks, and the events that it wants."""
 
-    #: May hold a secret: no answer and no log line shows it.
+    #: It may contain a secret, so no response and no log line shows it.
     url: str = Field(repr=False)
     events: tuple[WebhookEvent, ...] = ENDS
 
@@ -51,9 +51,9 @@ class Delivery(Value):
     task_id: str
     event: WebhookEvent
     url: str = Field(repr=False)
-    #: Of its task.
+    #: The owner of its task.
     owner: str = ""
-    #: Empty where the caller did not ask for it.
+    #: Empty if the delivery was read without its payload.
     payload: str = Field("", repr=False)
     state: DeliveryState = DeliveryState.PENDING
     #: Attempts since it was created or last replayed.

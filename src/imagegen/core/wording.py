@@ -1,4 +1,4 @@
-"""Messages about a value that is wrong: pydantic's errors, texts without the right form, names close to known ones."""
+"""Messages about wrong values: pydantic's errors in plain words, texts of the wrong form, and suggestions for names."""
 
 import re
 from collections.abc import Iterable
@@ -31,9 +31,9 @@ def nearest(word: object, known: Iterable[object]) -> str:
 
 @dataclass(frozen=True)
 class Form:
-    """Annotation of a text: the whole of it must match `pattern`; if not, `says` is the message.
+    """Annotation of a text: it must match `pattern` from beginning to end, or `says` is the error message.
 
-    Unlike pydantic's `pattern`, whose message is the regular expression. The JSON schema has it all the same.
+    pydantic's own `pattern` would show the regular expression to the user. The JSON schema contains it in both cases.
     """
 
     pattern: str

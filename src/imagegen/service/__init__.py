@@ -1,1 +1,1 @@
-"""The one door to the tasks: every API and the command line go through ImageService."""
+"""ImageService, which every API and the command line use to make, read and end tasks."""

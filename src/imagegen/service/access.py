@@ -1,4 +1,4 @@
-"""Access: finds out on whose behalf a request is made, by its API key."""
+"""Access: finds the caller of a request by its API key."""
 
 import hmac
 import time
@@ -12,22 +12,22 @@ from limits.aio.storage import MemoryStorage
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
 
 from imagegen.core.errors import LimitReached, StorageFailed, StorageFull, Unauthorized
-from imagegen.core.keys import Key, KeyLimits, Left, digest_of
+from imagegen.core.keys import Key, LimitState, digest_of
 from imagegen.core.owner import ANYONE, Owner, owner_of
-from imagegen.storage.budgets import Budgets, lefts
+from imagegen.storage.budgets import Budgets, limit_states
 from imagegen.storage.keys import KeyStore
 
-#: Seconds for which the latest use of a key is remembered before it is written again.
+#: Seconds after which the latest use of a key is written again.
 USED_EVERY_S = 60
 
-#: A longer text is no key.
+#: A longer text is never a key.
 _MAX_TEXT = 200
 
 
 class Access:
     """Reads the keys for each request, so that a change by any process is in force at once.
 
-    Without a single key everybody is ANYONE. A key that was revoked counts: revoking the last one opens nothing.
+    If no key exists, every caller is ANYONE. Revoked keys count: revoking the last key does not open the service.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Access:
         self._secret: bytes | None = None
         self._clock = clock
         self._rates = SlidingWindowCounterRateLimiter(MemoryStorage())
-        #: When the latest use of each key was written. Names are bounded by the keys that there are.
+        #: When the latest use of each key was written, by name: one entry a key.
         self._written: dict[str, float] = {}
 
     def __repr__(self) -> str:
@@ -79,33 +79,30 @@ class Access:
             return
         rate = RateLimitItemPerMinute(per_minute)
         if not await self._rates.hit(rate, key.name):
-            raise LimitReached(left=await self.rate_left(key.name, key.limits))
+            raise LimitReached(limit=await self._rate_state(key.name, per_minute))
 
-    async def rate_left(self, name: str, limits: KeyLimits) -> Left:
-        """What is left of the rate of a key that has one. Raises ValueError if it has none."""
-        if limits.rate_per_minute is None:
-            raise ValueError("this key has no rate")
-        rate = RateLimitItemPerMinute(limits.rate_per_minute)
-        stats = await self._rates.get_window_stats(rate, name)
+    async def _rate_state(self, name: str, per_minute: int) -> LimitState:
+        stats = await self._rates.get_window_stats(RateLimitItemPerMinute(per_minute), name)
         reset_s = max(1, ceil(stats.reset_time - time.time()))
-        return Left("rate", limits.rate_per_minute, stats.remaining, 60, reset_s)
+        return LimitState("rate", per_minute, stats.remaining, 60, reset_s)
 
-    async def lefts(self, who: Owner) -> list[Left]:
-        """What is left of each limit of the caller's key."""
-        found: list[Left] = []
+    async def limit_states(self, who: Owner) -> list[LimitState]:
+        """Each limit of the caller's key, and how much of it remains."""
+        states: list[LimitState] = []
         if self._budgets is not None and who.name:
-            found = lefts(who.limits, await self._budgets.used(who.name), self._budgets.now())
-        rate = [await self.rate_left(who.name, who.limits)] if who.limits.rate_per_minute is not None else []
-        return found + rate
+            states = limit_states(who.limits, await self._budgets.used(who.name), self._budgets.now())
+        if (per_minute := who.limits.rate_per_minute) is not None:
+            states.append(await self._rate_state(who.name, per_minute))
+        return states
 
     # -- signed URLs --------------------------------------------------------------------------------------------------
 
     async def sign(self, path: str, expires: int) -> str:
-        """The token that opens `path` until `expires`, in seconds of Unix time."""
+        """The token that gives access to `path` until `expires`, in seconds of Unix time."""
         return f"{expires}.{await self._signature(path, expires)}"
 
     async def opens(self, path: str, token: str) -> bool:
-        """Whether the token opens this path now."""
+        """Whether the token gives access to this path now."""
         expires, _, signature = token.partition(".")
         if not (expires.isascii() and expires.isdigit() and len(expires) < 12 and signature.isascii()):
             return False
@@ -122,5 +119,5 @@ class Access:
         if key in self._filed or now - self._written.get(key.name, float("-inf")) < USED_EVERY_S:
             return
         self._written[key.name] = now
-        with suppress(StorageFull, StorageFailed):  # only a hint for people
+        with suppress(StorageFull, StorageFailed):  # only shown to people, so its loss does not matter
             await self._keys.used(key.name, datetime.now(UTC))

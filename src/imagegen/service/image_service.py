@@ -27,12 +27,12 @@ from imagegen.tasks.admission import TaskDraft
 from imagegen.tasks.manager import Accepted, TaskManager
 from imagegen.tasks.outlooks import Plan
 
-#: Tasks of which a stream of all events remembers whether its caller may see them.
+#: For this number of tasks, a stream of all events remembers whether its caller may see them.
 REMEMBERED = 1000
 
 
 class ImageService:
-    """What a caller can do with tasks. A task that its owner may not see raises TaskNotFound in every method."""
+    """What a caller can do with tasks. Every method raises TaskNotFound for a task that the caller may not see."""
 
     def __init__(self, tasks: TaskManager, bus: EventBus) -> None:
         self._tasks = tasks
@@ -41,10 +41,10 @@ class ImageService:
     # -- making tasks -------------------------------------------------------------------------------------------------
 
     async def submit(self, who: Owner, draft: TaskDraft, claim: Claim | None = None) -> Accepted:
-        """Accept a task: once this returns it is on disk and will run.
+        """Accept a task. When this returns, the task is on disk and will run.
 
-        With a claim, an earlier request with the same key returns its task instead. Raises ImagegenError with the
-        reason why the task is refused, KeyReused if the key was used for another request.
+        With a claim: if an earlier request had the same key and the same content, returns its task; KeyReused if the
+        content was another. Raises ImagegenError with the reason why the task is refused.
         """
         draft = _stamped(who, draft)
         if claim is None:
@@ -52,15 +52,15 @@ class ImageService:
         return await self._tasks.submit_once(draft, claim._replace(owner=who.name))
 
     async def replay(self, who: Owner, task_id: str) -> Accepted:
-        """Accept a task that makes the pictures of another one again. Raises TaskNotFound, NoReceipt; as submit()."""
+        """Accept a task that makes the pictures of another one again. Raises NoReceipt, and what submit() raises."""
         await self.task(who, task_id)
         return await self.submit(who, await self._tasks.redraft(task_id))
 
     async def plan(self, who: Owner, draft: TaskDraft) -> Plan:
-        """What would happen to a request. Raises ImagegenError if it would be refused for ever."""
+        """What would happen to a request. Raises ImagegenError if it would be refused now and later."""
         return await self._tasks.plan(_stamped(who, draft))
 
-    # -- looking at tasks ---------------------------------------------------------------------------------------------
+    # -- reading tasks ------------------------------------------------------------------------------------------------
 
     async def task(self, who: Owner, task_id: str) -> GenerationTask:
         """A task as it is now. Raises TaskNotFound."""
@@ -84,7 +84,7 @@ class ImageService:
         return await self._tasks.records.page(wanted, limit, before)
 
     async def wait(self, who: Owner, task_id: str, seconds: float) -> GenerationTask:
-        """The task when it has ended, or after so many seconds, or when the service stops. Raises TaskNotFound."""
+        """The task once it has ended, or as it is after `seconds`, or when the service stops. Raises TaskNotFound."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 with self._bus.subscribe(task_id) as subscription:
@@ -98,18 +98,18 @@ class ImageService:
     async def events(
         self, who: Owner, task_id: str, after: int = 0, silence_s: float | None = None
     ) -> AsyncIterator[Published | None]:
-        """The events of a task with an id above `after`, until it has ended. None: `silence_s` seconds without one.
+        """The events of a task with an id above `after`, until it has ended; None after each `silence_s` without one.
 
-        If some of them may be forgotten, the first event is a Gap. A task whose events are not remembered begins with
-        the event of its present state. If the service stops or the caller is too slow, the last event is StreamClosed.
-        Raises TaskNotFound at the first iteration.
+        If some of the events may be forgotten, the first one is a Gap. If no event of the task is remembered, the
+        stream begins with the event of its present state. If the service stops or the caller is too slow, the last
+        event is StreamClosed. Raises TaskNotFound at the first iteration.
         """
         # Subscribe first and read the record afterwards, so that no event is missed.
         with self._bus.subscribe(task_id, after=after) as subscription:
             task = await self.task(who, task_id)
             past = self._bus.history(task_id)
             if past and past[-1].event.final and past[-1].id <= after:
-                return  # the caller has all of it
+                return  # the caller has received all events
             if (gap := self._bus.gap(after, task_id)) is not None:
                 yield gap
             if not past:
@@ -126,10 +126,11 @@ class ImageService:
     async def everything(
         self, who: Owner, after: int = 0, silence_s: float | None = None
     ) -> AsyncIterator[list[Published] | None]:
-        """The events of all that the caller may see, after the id `after` or from now on: those that have arrived, in
-        one list. A Gap comes before them if some may be missing. None: `silence_s` seconds without one.
+        """All events that the caller may see, as lists of those that have arrived; None after `silence_s` without one.
+
+        They begin after the id `after`, or now if it is 0. If some may be forgotten, the first event is a Gap.
         """
-        seen: OrderedDict[str, bool] = OrderedDict()
+        visible: OrderedDict[str, bool] = OrderedDict()
         with self._bus.subscribe(after=after) as subscription:
             if (gap := self._bus.gap(after)) is not None:
                 yield [gap]
@@ -137,27 +138,27 @@ class ImageService:
                 if published is None:
                     yield None
                     continue
-                arrived = [published, *subscription.waiting()]
+                arrived = [published, *subscription.take_delivered()]
                 if not who.sees_all:
-                    arrived = [it for it in arrived if await self._shows(it.event, who, seen)]
+                    arrived = [it for it in arrived if await self._may_see(who, it.event, visible)]
                 yield arrived
 
-    async def _shows(self, event: Event, who: Owner, seen: OrderedDict[str, bool]) -> bool:
-        """Whether the caller, who does not see all, may see this event. `seen`: what is known of the latest tasks."""
+    async def _may_see(self, who: Owner, event: Event, visible: OrderedDict[str, bool]) -> bool:
+        """Whether a caller that does not see all tasks may see this event. `visible`: the answers for recent tasks."""
         if not isinstance(event, TaskEvent):
             return not isinstance(event, ConfigChanged | ConfigRejected)
-        if event.task_id not in seen:
-            if len(seen) >= REMEMBERED:
-                seen.popitem(last=False)
+        if event.task_id not in visible:
+            if len(visible) >= REMEMBERED:
+                visible.popitem(last=False)
             try:
                 await self.task(who, event.task_id)
-                seen[event.task_id] = True
+                visible[event.task_id] = True
             except TaskNotFound:
-                seen[event.task_id] = False
-        return seen[event.task_id]
+                visible[event.task_id] = False
+        return visible[event.task_id]
 
     def _current(self, task: GenerationTask) -> Event:
-        """The event that leads to the present state of a task."""
+        """The event that tells the present state of a task."""
         match task.status:
             case TaskStatus.PENDING:
                 outlook = self._tasks.outlook(task)
@@ -176,21 +177,21 @@ class ImageService:
 
     async def cancel(self, who: Owner, task_id: str) -> GenerationTask:
         """Cancel a task: at once while it waits, after the present step while it runs. Raises TaskFinished."""
-        await self._own(who, task_id)
+        await self._check_may_change(who, task_id)
         return await self._tasks.cancel(task_id)
 
     async def delete(self, who: Owner, task_id: str) -> None:
         """Delete an ended task with its pictures. Raises TaskNotFinished, StorageFailed."""
-        await self._own(who, task_id)
+        await self._check_may_change(who, task_id)
         await self._tasks.records.delete(task_id)
 
-    async def _own(self, who: Owner, task_id: str) -> None:
-        """Raises TaskNotFound if the task does not exist for the caller, Forbidden if it may only see it."""
+    async def _check_may_change(self, who: Owner, task_id: str) -> None:
+        """Raises Forbidden if the caller may see the task but not change it."""
         if not who.may_change((await self.task(who, task_id)).owner):
             raise Forbidden("Only its own key, or one with the scope admin, may change this task.")
 
 
 def _stamped(who: Owner, draft: TaskDraft) -> TaskDraft:
-    """The draft as the caller's. What its key allows is checked when the draft is admitted."""
+    """The draft with the caller as its owner, and with the limits of the caller's key, which admission checks."""
     priority = draft.priority if who.priority_floor is None else max(draft.priority, who.priority_floor)
     return draft.evolve(owner=who.name, models=who.models, budget=who.limits, priority=priority)

@@ -1,4 +1,4 @@
-"""The file of IMAGEGEN_KEYS_FILE: keys of those who keep their secrets elsewhere."""
+"""The file of IMAGEGEN_KEYS_FILE: API keys that an operator manages outside of imagegen."""
 
 from pathlib import Path
 from typing import Annotated, Self
@@ -9,13 +9,14 @@ from imagegen.catalog.yaml import MAX_BYTES, YamlProblem, read
 from imagegen.core.errors import KeysFileInvalid
 from imagegen.core.keys import Key, KeyLimits, KeyName, Scope, digest_of, prefix_of
 from imagegen.core.value import Value
+from imagegen.core.wording import explained
 
 
 class _Entry(Value):
     name: KeyName
-    #: The text of the key; shorter ones could be guessed.
+    #: The text of the key. A shorter one could be guessed.
     key: Annotated[SecretStr, Field(min_length=32, max_length=200)] | None = None
-    #: Instead of the text.
+    #: SHA-256 of the text, instead of the text.
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$", repr=False)
     scopes: tuple[Scope, ...] = Field((Scope.GENERATE,), min_length=1, max_length=3)
     models: tuple[str, ...] = Field((), max_length=1000)
@@ -42,7 +43,7 @@ class _File(Value):
     @model_validator(mode="after")
     def _names_once(self) -> Self:
         if len({entry.name for entry in self.keys}) < len(self.keys):
-            raise ValueError("a name is there twice")
+            raise ValueError("two keys have the same name")
         return self
 
 
@@ -50,18 +51,18 @@ def read_keys(path: Path) -> tuple[Key, ...]:
     """The keys of a YAML or JSON file. Raises KeysFileInvalid, whose message has no secret."""
     try:
         if not path.is_file():  # reading a pipe could wait for ever
-            raise KeysFileInvalid(f"{path}: it is no file.")
+            raise KeysFileInvalid(f"{path} is not a file.")
         with path.open("rb") as file:
             text = file.read(MAX_BYTES + 1).decode()
         found = _File.model_validate(read(text).data)
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
-        raise KeysFileInvalid(f"{path}: cannot be read: {reason}.") from None
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise KeysFileInvalid(f"{path} cannot be read: {reason}.") from None
     except YamlProblem as error:
-        raise KeysFileInvalid(f"{path}:{error.position.line}: it is neither YAML nor JSON.") from None
+        raise KeysFileInvalid(f"{path}:{error.position.line}: the file is neither YAML nor JSON.") from None
     except ValidationError as error:
         lines = (
-            f"{path}: {'.'.join(map(str, e['loc']))}: {e['msg']}"
+            f"{path}: {'.'.join(map(str, e['loc']))}: {explained(e)}"
             for e in error.errors(include_url=False, include_input=False)
         )
         raise KeysFileInvalid("\n".join(lines)) from None

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
-from imagegen.core.keys import KeyLimits, Left
+from imagegen.core.keys import KeyLimits, LimitState
 from imagegen.core.task import GenerationTask
 from imagegen.storage.database import Database
 from imagegen.storage.tables import reserved, spent, tasks
@@ -69,15 +69,15 @@ class Budgets:
 
     # -- in the database's thread -------------------------------------------------------------------------------------
 
-    def reserve(self, task: GenerationTask, wanted: Reservation, connection: Connection) -> Left | None:
+    def reserve(self, task: GenerationTask, wanted: Reservation, connection: Connection) -> LimitState | None:
         """Reserve what a new task will use. Returns the limit that refuses it, and has then reserved nothing."""
         now = self.now()
         used = _used(task.owner, now.date().isoformat(), connection)
         images, limits = task.request.batch_size, wanted.limits
-        for left in lefts(limits, used, now):
-            need = {"images": images, "device-seconds": wanted.device_s, "queued": 1}[left.name]
-            if left.remaining <= 0 or need > left.remaining:
-                return left
+        for limit in limit_states(limits, used, now):
+            need = {"images": images, "device-seconds": wanted.device_s, "queued": 1}[limit.name]
+            if limit.remaining <= 0 or need > limit.remaining:
+                return limit
         if limits.images_per_day is not None or limits.device_seconds_per_day is not None:
             self._add(task.owner, now, images, wanted.device_s, connection)
             row = {"owner": task.owner, "day": now.date().isoformat(), "images": images, "device_s": wanted.device_s}
@@ -106,19 +106,18 @@ class Budgets:
             connection.execute(insert(spent).values(owner=owner, day=day, images=images, device_s=device_s))
 
 
-def lefts(limits: KeyLimits, used: Used, now: datetime) -> list[Left]:
-    """What is left of each limit that there is, except the rate."""
+def limit_states(limits: KeyLimits, used: Used, now: datetime) -> list[LimitState]:
+    """Each limit of a key except its rate, and how much of it remains."""
     midnight = (now + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)
     reset_s = max(1, round((midnight - now).total_seconds()))
-    found = []
+    states = []
     if limits.queued is not None:
-        found.append(Left("queued", limits.queued, limits.queued - used.queued))
-    if limits.images_per_day is not None:
-        found.append(Left("images", limits.images_per_day, limits.images_per_day - used.images, DAY_S, reset_s))
-    if limits.device_seconds_per_day is not None:
-        left_s = limits.device_seconds_per_day - used.device_s
-        found.append(Left("device-seconds", limits.device_seconds_per_day, left_s, DAY_S, reset_s))
-    return found
+        states.append(LimitState("queued", limits.queued, limits.queued - used.queued))
+    if (images := limits.images_per_day) is not None:
+        states.append(LimitState("images", images, images - used.images, DAY_S, reset_s))
+    if (device_s := limits.device_seconds_per_day) is not None:
+        states.append(LimitState("device-seconds", device_s, device_s - used.device_s, DAY_S, reset_s))
+    return states
 
 
 def _used(owner: str, today: str, connection: Connection) -> Used:

@@ -20,7 +20,7 @@ from sqlalchemy import (
 )
 
 from imagegen.core.errors import ImagegenError, JournalLost, LimitReached
-from imagegen.core.keys import Left
+from imagegen.core.keys import LimitState
 from imagegen.core.task import GenerationTask, InputPictures, TaskStatus
 from imagegen.core.webhooks import Delivery
 from imagegen.storage.budgets import Budgets, Reservation
@@ -143,7 +143,7 @@ class TaskJournal:
         `wanted`: what to reserve of its owner's budget. Raises LimitReached if too little is left.
         """
 
-        def work(connection: Connection) -> int | Claimed | Left:
+        def work(connection: Connection) -> int | Claimed | LimitState:
             if claim is not None and (taken := self._claimed(claim.key, claim.owner, connection)):
                 return taken
             # Returned, because an exception would undo the work of the others in this transaction.
@@ -162,8 +162,8 @@ class TaskJournal:
             return sequence
 
         stored = await self._database.run(work)
-        if isinstance(stored, Left):
-            raise LimitReached(left=stored)
+        if isinstance(stored, LimitState):
+            raise LimitReached(limit=stored)
         return stored if isinstance(stored, Claimed) else task.evolve(sequence=stored)
 
     async def claimed(self, key: str, owner: str = "") -> Claimed | None:

@@ -158,7 +158,7 @@ class Intake:
         except LimitReached as error:
             if error.retry_after is not None:
                 raise
-            raise LimitReached(left=error.left, retry_after=self._outlooks.retry_after()) from None
+            raise LimitReached(limit=error.limit, retry_after=self._outlooks.retry_after()) from None
         finally:
             self._arriving.discard(task.id)
         if isinstance(stored, GenerationTask):

@@ -13,7 +13,7 @@ from imagegen.api.problems import describe
 from imagegen.api.security import MANAGE, SEE
 from imagegen.catalog.catalog import ModelId
 from imagegen.core.errors import Forbidden, KeyNotFound
-from imagegen.core.keys import Key, KeyLimits, KeyName, Left, Scope, new_key, new_webhook_secret
+from imagegen.core.keys import Key, KeyLimits, KeyName, LimitState, Scope, new_key, new_webhook_secret
 
 router = APIRouter(prefix="/keys", tags=["keys"], route_class=BoundedRoute, dependencies=[SEE])
 
@@ -131,18 +131,18 @@ async def create_key(body: KeyBody, keys: Keys, response: Response) -> NewKeyVie
 @router.get("/me", operation_id="get_my_key", summary="The caller's own key")
 async def get_my_key(who: Who, request: Request) -> MyKey:
     """What the key may do, and what is left of each of its limits."""
-    left = await services_of(request).access.lefts(who)
+    limits = await services_of(request).access.limit_states(who)
     return MyKey(
         name=who.name or None,
         scopes=sorted(who.scopes),
         models=list(who.models),
         priority_floor=who.priority_floor,
-        left=[left_view(each) for each in left],
+        left=[left_view(limit) for limit in limits],
     )
 
 
-def left_view(left: Left) -> LeftView:
-    return LeftView.model_validate(left._asdict() | {"remaining": max(0, left.remaining)})
+def left_view(limit: LimitState) -> LeftView:
+    return LeftView.model_validate(limit._asdict() | {"remaining": max(0, limit.remaining)})
 
 
 @router.get("/{name}", operation_id="get_key", summary="One key", responses=describe("key_not_found"))
