@@ -169,9 +169,9 @@ class Lifecycle:
             stack.push_async_callback(self._executor.close, 2 * STOP_GRACE_S)
             # Event ids begin at the wall clock in microseconds, which is above all ids of earlier versions.
             self._bus.begin(await self._journal.reserve_event_ids(time.time_ns() // 1000))
-            _beside(stack, self._watch(), "journal")
-            _beside(stack, self._webhooks.run(), "webhooks")
-            _beside(stack, self._puller.run(), "pulls")
+            _in_background(stack, self._watch(), "journal")
+            _in_background(stack, self._webhooks.run(), "webhooks")
+            _in_background(stack, self._puller.run(), "pulls")
             self._running = asyncio.create_task(self._tasks.run(), name="tasks")
             self._running.add_done_callback(_log_crash)
             stack.push_async_callback(self._leave)
@@ -183,10 +183,10 @@ class Lifecycle:
             await asyncio.wait([recovered, self._running], return_when=asyncio.FIRST_COMPLETED)
             recovered.cancel()
             await self._config.begin()
-            _beside(stack, self._config.run(), "config file")
+            _in_background(stack, self._config.run(), "config file")
             stack.callback(self._config.close)
             for chore, every_s in self._housekeeping.chores():
-                _beside(stack, _repeat(chore, every_s), chore.__name__)
+                _in_background(stack, _repeat(chore, every_s), chore.__name__)
             yield
 
     async def _watch(self) -> None:
@@ -252,7 +252,7 @@ class Lifecycle:
         await _cancel(running)
 
 
-def _beside(stack: AsyncExitStack, job: Coroutine[Any, Any, None], name: str) -> None:
+def _in_background(stack: AsyncExitStack, job: Coroutine[Any, Any, None], name: str) -> None:
     """Run a job until the stack closes, and log the error that ends it."""
     running = asyncio.create_task(job, name=name)
     running.add_done_callback(_log_crash)

@@ -54,7 +54,7 @@ class House(Managers):
     async def until(self, task_id: str, *, downloading: bool = False) -> GenerationTask:
         """Wait until the task has ended or its weights are being pulled, and return it."""
         while True:
-            task, pull = await self.tasks.records.get(task_id), self.tasks.download(task_id)
+            task, pull = await self.tasks.records.get(task_id), self.tasks.pull_of(task_id)
             on_its_way = self.fetching and pull is not None and pull.state is PullState.DOWNLOADING
             if on_its_way if downloading else task.status.finished:
                 return task

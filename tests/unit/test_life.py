@@ -28,7 +28,7 @@ IMAGES = (StoredImage(path="20261123/x-0.png", width=8, height=6, seed=7),)
 #: What may happen to a task: the method, and the call.
 EVENTS: dict[str, tuple[str, Callable[[LiveTask], object]]] = {
     "accepted": ("enqueue", lambda it: it.enqueue(2)),
-    "other tasks were cancelled": ("tell_position", lambda it: it.tell_position(1)),
+    "other tasks were cancelled": ("note_position", lambda it: it.note_position(1)),
     "its weights are missing": ("park", lambda it: it.park()),
     "its weights are here": ("unpark", lambda it: it.unpark()),
     "taken from the queue": ("start", lambda it: it.start(NOON)),
@@ -259,11 +259,11 @@ def test_the_higher_stop_request_stays_until_the_task_is_put_back() -> None:
 def test_a_position_is_reported_once() -> None:
     live = new()
     live.enqueue(3)
-    assert live.stage == Queued(position=3, told=3)
-    assert not live.tell_position(3)
-    assert live.tell_position(2)
-    assert not live.tell_position(2)
-    assert live.stage == Queued(position=3, told=2)
+    assert live.stage == Queued(position=3, published=3)
+    assert not live.note_position(3)
+    assert live.note_position(2)
+    assert not live.note_position(2)
+    assert live.stage == Queued(position=3, published=2)
 
 
 def test_a_store_that_is_down_is_reported_once() -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagegen.models.residency import Kills, Need, Resident, Warm, is_idle, too_warm, victims_for
+from imagegen.models.residency import Kills, Need, Resident, Warm, is_idle, victims_for, warm_to_drop
 from tests.conftest import request_for
 from tests.unit.conftest import MORNING
 
@@ -157,15 +157,15 @@ def leaving(size: int) -> Resident:
 
 
 def test_a_model_stays_warm_where_there_is_room() -> None:
-    assert too_warm(leaving(40), [kept("a", 60, 1)], 100) == []
+    assert warm_to_drop(leaving(40), [kept("a", 60, 1)], 100) == []
 
 
 def test_the_oldest_make_room_and_no_more_than_needed() -> None:
     warm = [kept("new", 30, 3), kept("old", 30, 1), kept("middle", 30, 2)]
-    assert too_warm(leaving(20), warm, 100) == ["old"]
-    assert too_warm(leaving(50), warm, 100) == ["old", "middle"]
-    assert too_warm(leaving(100), warm, 100) == ["old", "middle", "new"]
+    assert warm_to_drop(leaving(20), warm, 100) == ["old"]
+    assert warm_to_drop(leaving(50), warm, 100) == ["old", "middle"]
+    assert warm_to_drop(leaving(100), warm, 100) == ["old", "middle", "new"]
 
 
 def test_a_model_larger_than_the_host_cache_evicts_nothing() -> None:
-    assert too_warm(leaving(101), [kept("a", 60, 1)], 100) is None
+    assert warm_to_drop(leaving(101), [kept("a", 60, 1)], 100) is None

@@ -416,12 +416,12 @@ async def test_a_late_listener_gets_a_changed_position(tmp_path: Path) -> None:
         await house.engine.until_generating()
         last, before = await house.submit(), await house.submit(priority=-1)
         with house.bus.subscribe(last, after=house.bus.last_id) as events:
-            house.tasks.tell_position(last)
+            house.tasks.publish_position(last)
             published = await events.next()
         assert published is not None
         assert isinstance(published.event, TaskMoved)
         assert published.event.position == 1
-        house.tasks.tell_position(before)
+        house.tasks.publish_position(before)
         assert house.bus.last_id == published.id
 
 

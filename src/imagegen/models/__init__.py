@@ -1,1 +1,1 @@
-"""Which models are in device memory, what is known of them, and which of them must leave."""
+"""Decides which models are in memory, and holds what is known of each model."""

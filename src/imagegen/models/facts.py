@@ -1,4 +1,4 @@
-"""Facts: what is known of each model, measured at its runs or read from its files, and what its failures were."""
+"""Facts: what is known of each model: measured in its calls, read from its files, and its failures."""
 
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
@@ -9,17 +9,17 @@ from imagegen.core.value import Value
 from imagegen.gpu.protocol import Failed, Loaded
 from imagegen.models.residency import Kills
 
-#: Loads after which models that ran out of memory together may be resident together again: another process may have
-#: held the rest.
+#: After this number of loads, models that ran out of memory together may be resident together again: perhaps another
+#: process held the memory that they needed.
 CROWDED_FOR = 100
 
 
 class Peak(NamedTuple):
-    """A picture that was too large for the device, or a load."""
+    """A picture or a load that needed more memory than the device has."""
 
-    #: Of the picture; 0: the load.
+    #: Pixels of the picture; 0: it was a load.
     pixels: int
-    #: Device memory that it would have taken.
+    #: Bytes of device memory that it would have taken.
     size: int
 
 
@@ -30,15 +30,15 @@ class ModelFacts(Value):
     load_seconds: float | None = None
     #: How long the latest return from host memory took.
     warm_seconds: float | None = None
-    #: The weights that the device must hold at one time: counted at the latest load; before it, read from the files.
+    #: The weights that the device must hold at the same time. Counted at a load; before the first, read from the files.
     weights: int | None = None
     #: The parts of the weights that other models may share, by name.
     shared: Mapping[str, int] = Field(default_factory=dict)
-    #: Pixels of a picture's side, at most, read from the files; 0: any number. None: the files are not here.
+    #: The longest side that it can make, in pixels, read from the files; 0: any.
     longest_side: int | None = None
-    #: What the largest picture took beside the weights; 0: not measured.
+    #: What a picture took at most, in addition to the weights; 0: not measured.
     working: int = 0
-    #: What ran out of memory last.
+    #: The latest picture or load that ran out of memory.
     peak: Peak | None = None
     #: Workers that the model has killed since its last picture.
     kills: Kills = Kills()
@@ -54,7 +54,7 @@ class Facts:
 
     def __init__(self) -> None:
         self._models: dict[str, ModelFacts] = {}
-        #: Models that ran out of memory together, and the loads until that is forgotten.
+        #: Models that ran out of memory together, and the number of loads until that is forgotten.
         self._crowds: dict[frozenset[str], int] = {}
 
     def __repr__(self) -> str:
@@ -80,11 +80,14 @@ class Facts:
         self._crowds = {crowd: loads - 1 for crowd, loads in self._crowds.items() if loads > 1}
 
     def worked(self, model: str, working_bytes: int) -> None:
-        """Record a picture, which ends a row of kills. `working_bytes`: beside the weights; 0: not measured."""
+        """Record a call that succeeded, which ends a row of kills.
+
+        `working_bytes`: the memory that it took in addition to the weights; 0: not measured.
+        """
         self.learn(model, kills=Kills(), working=max(working_bytes, self.of(model).working))
 
     def failed(self, model: str, pixels: int, failed: Failed) -> None:
-        """Record a load (0 pixels) or a picture that failed: how much memory it needs, if that was too much."""
+        """Record the memory that a load (0 pixels) or a picture needs, if it failed because that is too much."""
         if failed.need_bytes:
             self.learn(model, peak=Peak(pixels, failed.need_bytes))
 
@@ -93,6 +96,6 @@ class Facts:
         self._crowds[frozenset(models)] = CROWDED_FOR
 
     def forget(self, model: str) -> None:
-        """Forget a model whose entry has changed in something that a load depends on."""
+        """Forget a model. Its entry was removed, or changed in something that a load depends on."""
         self._models.pop(model, None)
         self._crowds = {crowd: loads for crowd, loads in self._crowds.items() if model not in crowd}

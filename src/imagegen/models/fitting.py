@@ -1,4 +1,4 @@
-"""Fitting: compares what models need, measured or read from their files, with what the device has."""
+"""Fitting: compares the memory that models need with the memory that the device has."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,14 +13,14 @@ from imagegen.models.facts import Facts
 from imagegen.models.residency import Need
 
 GIB = 2**30
-#: The share of a model's weights that a picture is assumed to need beside them until it is measured. Without a GPU it
-#: is never measured.
+#: Until the memory of a picture is measured, this share of the model's weights is assumed. Without a GPU it is never
+#: measured.
 UNMEASURED_WORK = 0.25
 ADVICE = "Ask for less, choose a smaller model, or set cpu_offload."
 
 
 class Fitting:
-    """Reads what models need from their files, and refuses what can never fit. Reads the facts, never writes them."""
+    """Reads from the files of models what they need, and refuses what can never fit. It does not change the facts."""
 
     def __init__(self, facts: Facts, folders: Folders, families: Mapping[str, Family]) -> None:
         self._facts = facts
@@ -28,7 +28,7 @@ class Fitting:
         self._families = families
 
     def least_bytes(self, model: str, catalog: Catalog, memory: DeviceMemory) -> int | None:
-        """Bytes of device memory that a model needs at least, read from its files; None: unknown. Blocks."""
+        """The least device memory that a model needs, in bytes, read from its files; None: unknown. Blocks."""
         spec = catalog.model(model)
         placement = Placement("cuda" if memory.gpu_available else "cpu", catalog.settings, self._folders, Parts())
         try:
@@ -37,7 +37,7 @@ class Fitting:
             return None  # the load of the model reports it
 
     def longest_side(self, model: str, catalog: Catalog) -> int | None:
-        """Pixels of a picture's side, at most; 0: any number. None: the files are not here, or broken. Blocks."""
+        """The longest side that the model can make, in pixels; 0: any. None: its files are absent or broken. Blocks."""
         spec = catalog.model(model)
         try:
             return self._families[spec.type].loader.longest_side(spec, self._folders)
@@ -45,7 +45,7 @@ class Fitting:
             return None  # the load of the model reports it
 
     def prompt_warnings(self, model: str, catalog: Catalog, prompt: str) -> Sequence[str]:
-        """What pictures of this prompt would ignore of it, in sentences. Blocks."""
+        """Sentences about what pictures of this prompt would ignore of it. Blocks."""
         spec = catalog.model(model)
         try:
             return self._families[spec.type].loader.prompt_warnings(spec, self._folders, prompt)
@@ -65,9 +65,10 @@ class Fitting:
         return self._families[spec.type].loader.files(spec, self._folders)
 
     def need(self, model: str, catalog: Catalog, memory: DeviceMemory, floor: int) -> Need | None:
-        """The device memory that a resident model takes, with one picture at work; None: unknown.
+        """The device memory that a resident model takes while it makes a picture; None: unknown.
 
-        The limit excludes what other processes hold, and `floor`: what the engine held before the first load.
+        `floor`: the bytes that the engine held before the first load. The limit excludes them, and those of other
+        processes.
         """
         facts = self._facts.of(model)
         if facts.weights is None or model not in catalog.models:
@@ -75,21 +76,21 @@ class Fitting:
         working = facts.working or int(facts.weights * UNMEASURED_WORK)
         limit = memory.capacity(catalog.memory_fraction(model))
         if limit:
-            theirs = memory.free + memory.cached + memory.outside if memory.gpu_available else limit
-            limit = max(1, min(limit, theirs) - floor)
-        own = max(0, facts.weights - sum(facts.shared.values()))  # fewer: some of it is offloaded
+            obtainable = memory.free + memory.cached + memory.outside if memory.gpu_available else limit
+            limit = max(1, min(limit, obtainable) - floor)
+        own = max(0, facts.weights - sum(facts.shared.values()))  # `weights` is the smaller one if parts are offloaded
         return Need(own=own, shared=facts.shared, working=working, limit=limit)
 
     def check(self, model: str, pixels: int, catalog: Catalog, memory: DeviceMemory) -> None:
-        """Raises DoesNotFit, with the numbers, for what the device can never hold."""
+        """Raises DoesNotFit if the device can never hold the model, or a picture of this number of pixels by it."""
         capacity = memory.capacity(catalog.memory_fraction(model))
         facts = self._facts.of(model)
-        there_is = f"{memory.gpu_name or 'this machine'} has {_gib(capacity)} for it. {ADVICE}"
+        available = f"{memory.gpu_name or 'this machine'} has {_gib(capacity)} for it. {ADVICE}"
         if facts.weights is not None and 0 < capacity < facts.weights:
-            raise DoesNotFit(f"The weights of '{model}' take {_gib(facts.weights)}; {there_is}")
+            raise DoesNotFit(f"The weights of '{model}' take {_gib(facts.weights)}; {available}")
         if facts.peak is not None and 0 < capacity < facts.peak.size and pixels >= facts.peak.pixels:
             raise DoesNotFit(
-                f"A picture of {pixels} pixels by '{model}' takes at least {_gib(facts.peak.size)}; {there_is}"
+                f"A picture of {pixels} pixels by '{model}' takes at least {_gib(facts.peak.size)}; {available}"
             )
 
 

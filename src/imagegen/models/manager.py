@@ -1,4 +1,4 @@
-"""DynamicModelManager: decides which models are in memory. Only the run loop awaits the methods that change that."""
+"""DynamicModelManager: decides which models are in memory, and loads and unloads them."""
 
 import asyncio
 import time
@@ -41,17 +41,18 @@ from imagegen.loaders.nunchaku import precision_of
 from imagegen.models.facts import Facts
 from imagegen.models.fitting import Fitting
 from imagegen.models.reading_ahead import ReadingAhead
-from imagegen.models.residency import Kills, ModelState, Resident, Warm, is_idle, too_warm, victims_for
+from imagegen.models.residency import Kills, ModelState, Resident, Warm, is_idle, victims_for, warm_to_drop
 from imagegen.models.status import LoadProgress, ModelStatus
 
 log = structlog.get_logger(__name__)
 
 
 class UnloadReport(NamedTuple):
-    """The result of an unload, measured afterwards: bytes of device memory, or of host memory without a GPU."""
+    """The result of an unload, measured after it: bytes of device memory, or of host memory without a GPU."""
 
     models: list[str]
     freed: int
+    #: The bytes that the engine still holds.
     left: int
 
 
@@ -59,7 +60,10 @@ OnProgress = Callable[[LoadProgress], object]
 
 
 class DynamicModelManager:
-    """Loads models when they are needed, keeps up to `max_resident` of them on the device if they fit, evicts them."""
+    """Loads models when tasks need them, and keeps up to `max_resident` of them on the device if they fit.
+
+    Only the run loop calls the methods that load and unload, between two tasks.
+    """
 
     def __init__(
         self,
@@ -87,13 +91,13 @@ class DynamicModelManager:
         self.facts = Facts()
         self._fitting = Fitting(self.facts, folders, families)
         self._reading_ahead = ReadingAhead()
-        #: The model that is being loaded or unloaded.
+        #: The models that are being loaded or unloaded: LOADING or UNLOADING.
         self._moving: dict[str, ModelState] = {}
-        #: The progress of the load from disk that is under way.
+        #: The progress of the running load, if it reads from disk.
         self._progress: dict[str, LoadProgress] = {}
-        #: Whether the device is broken for this process. Only without a worker process: a worker is replaced.
+        #: Whether this process can no longer use the device. It stays false with a worker process, which is replaced.
         self.broken = False
-        #: Whether the load under way was abandoned: its failure is not the model's.
+        #: Whether the running load was abandoned, so that its failure is not the model's fault.
         self._abandoned = False
 
     def __repr__(self) -> str:
@@ -116,24 +120,24 @@ class DynamicModelManager:
 
     @property
     def current(self) -> Resident | None:
-        """The most recently used model in device memory; None: there is none."""
+        """The most recently used model in device memory; None: no model is resident."""
         return next(reversed(self._residents.values()), None)
 
     def resident(self, model: str) -> Resident | None:
-        """A model in device memory; None: it is not there."""
+        """The model, if it is in device memory."""
         return self._residents.get(model)
 
     @property
     def served_s(self) -> float:
-        """Seconds of work since the latest load: the part of their quantum that the resident models have used."""
+        """Seconds of work since the latest load, which count against the quantum of the resident models."""
         return self._served_s
 
     def victims(self, model: str) -> list[str]:
-        """The models that a load of `model` would unload now, in this order."""
+        """The models that would be unloaded now, in this order, if `model` were loaded."""
         return [] if model in self._residents else self._victims(model, list(self._residents))
 
     def stays(self, model: str, residents: Sequence[str]) -> tuple[str, ...]:
-        """The models of `residents` that a load of `model` would leave in memory; most recently used first."""
+        """The models of `residents` that a load of `model` would leave in memory. Both: most recently used first."""
         return tuple(residents[: len(residents) - len(self._victims(model, residents[::-1]))])
 
     def _victims(self, model: str, residents: Sequence[str]) -> list[str]:
@@ -147,7 +151,7 @@ class DynamicModelManager:
         return self._memory
 
     def switch_seconds(self, model: str) -> float | None:
-        """Seconds to bring a model to the device now, as last measured; None: not measured yet."""
+        """Seconds that a load of the model would take now, as last measured; None: not measured yet."""
         facts = self.facts.of(model)
         return facts.warm_seconds if model in self._warm else facts.load_seconds
 
@@ -192,17 +196,17 @@ class DynamicModelManager:
         return tuple(map(str, lora_files(request.loras, self._folders.loras)))
 
     async def check_fits(self, model: str, pixels: int = 0) -> None:
-        """Raises DoesNotFit if the device can never hold the model, or a picture of so many pixels by it."""
+        """Raises DoesNotFit if the device can never hold the model, or a picture of this number of pixels by it."""
         if self.facts.of(model).weights is None:
             read_for = self._catalog
             least = await asyncio.to_thread(self._fitting.least_bytes, model, read_for, self._memory)
-            # Meanwhile the model may have been loaded, or another configuration applied.
+            # Meanwhile the model may have been loaded, or its entry may have been changed.
             if self.facts.of(model).weights is None and read_for.loaded_as(model) == self._catalog.loaded_as(model):
                 self.facts.learn(model, weights=least)
         self._fitting.check(model, pixels, self._catalog, self._memory)
 
     async def longest_side(self, model: str) -> int:
-        """Pixels of a picture's side that the model can make, at most; 0: any number, or not known before its load."""
+        """The longest side that the model can make, in pixels; 0: any, or not known before its weights are here."""
         if self.facts.of(model).longest_side is None and model in self._catalog.models:
             read_for = self._catalog
             longest = await asyncio.to_thread(self._fitting.longest_side, model, read_for)
@@ -211,19 +215,19 @@ class DynamicModelManager:
         return self.facts.of(model).longest_side or 0
 
     async def prompt_warnings(self, model: str, prompt: str) -> Sequence[str]:
-        """What pictures of this prompt would ignore of it, in sentences, as far as that is known without a load."""
+        """Sentences about what pictures of this prompt would ignore of it, as far as that is known without a load."""
         return await asyncio.to_thread(self._fitting.prompt_warnings, model, self._catalog, prompt)
 
     # -- changes: the run loop makes them between two tasks -----------------------------------------------------------
 
     async def warm_up(self) -> None:
         """Start the engine and measure the memory of its device."""
-        self._begun(await self._executor.measure())
+        self._engine_started(await self._executor.measure())
 
-    def _begun(self, answer: Measured | Failed) -> None:
+    def _engine_started(self, answer: Measured | Failed) -> None:
         if isinstance(answer, Failed):
             log.error("worker_start_failed", code=answer.code, traceback=answer.traceback)
-            self._nothing_held()
+            self._memory_is_empty()
         else:
             self._measured(answer.memory)
             self._floor = answer.memory.held
@@ -234,7 +238,7 @@ class DynamicModelManager:
         self._memory = memory
 
     async def ensure(self, model: str, on_progress: OnProgress = lambda progress: None) -> Failed | None:
-        """Load `model` unless it is resident. Returns why that failed; None: the model is resident.
+        """Load `model` unless it is resident. Returns the failure; None: the model is resident.
 
         `on_progress` is called at each percent of the model's files.
         """
@@ -245,14 +249,15 @@ class DynamicModelManager:
         if self.quarantined(model):
             return Failed(code=FailureCode.MODEL_QUARANTINED, message=ModelQuarantined().detail)
         try:
-            await self.check_fits(model)  # the device was unknown when the task was admitted
+            await self.check_fits(model)  # at the admission of the task the device may have been unknown
         except DoesNotFit as error:
             return Failed(code=FailureCode.OUT_OF_MEMORY, message=error.detail)
         if model in self._warm or await asyncio.to_thread(self._weights_here, model):
             await self._make_room(model)
-        failed = await self._load(model, on_progress)  # without weights this fails, and no model had to leave
+        # If the weights are not here, the load fails, and no model had to leave for it.
+        failed = await self._load(model, on_progress)
         if failed is None:
-            await self._make_room(model)  # if the look at the disk was wrong
+            await self._make_room(model)  # in case the weights arrived after `_weights_here`
             return None if model in self._residents else await self._load(model, on_progress)
         await self._replace_if_much_stays()
         return failed
@@ -265,7 +270,7 @@ class DynamicModelManager:
             await self._unload(victim, "switch", keep_warm=True, coming=model)
 
     async def load(self, model: str) -> Failed | None:
-        """Like `ensure`, for an operator: it ends a quarantine and counts as a use."""
+        """Like `ensure`, for an operator: also ends a quarantine, and counts as a use of the model."""
         if self.quarantined(model):
             self.facts.learn(model, error=None)
         self.facts.learn(model, kills=Kills())
@@ -275,14 +280,14 @@ class DynamicModelManager:
         return failed
 
     def abandon_load(self, model: str) -> None:
-        """Kill the worker if it is still loading this model. Without a worker process the load goes on."""
+        """Kill the worker if it is still loading this model. Without a worker process the load continues."""
         if self._moving.get(model) is ModelState.LOADING:
             log.info("load_abandoned", model=model)
             self._abandoned = self._executor.abort()
 
     async def _load(self, model: str, on_progress: OnProgress) -> Failed | None:
         self._abandoned = False
-        with self._on_its_way(model, ModelState.LOADING):
+        with self._moving_model(model, ModelState.LOADING):
             warm = model in self._warm
             total = None if warm else await asyncio.to_thread(self._fitting.file_bytes, model, self._catalog)
             self._bus.publish(ModelLoading(model=model, bytes_total=total))
@@ -293,37 +298,37 @@ class DynamicModelManager:
             def on_read(read: int) -> None:
                 self._progressed(model, read, on_progress)
 
-            answer = await self._load_beside_others(command, on_read)
+            answer = await self._load_or_retry_alone(command, on_read)
             if self._abandoned and isinstance(answer, Loaded):  # the worker was killed just after the load
-                self._begun(await self._executor.recycle())
+                self._engine_started(await self._executor.recycle())
                 answer = Failed(code=FailureCode.WORKER_CRASHED, message="The load was abandoned.")
-        self._heard(answer)
+        self._note_dropped_copies(answer)
         if isinstance(answer, Failed):
             if answer.code is not FailureCode.WEIGHTS_MISSING and not self._abandoned:
                 self.facts.learn(model, error=answer)
             self._failed(model, answer)
             if not self._abandoned:
                 self._blame(model, answer)
-            self._cooled(model, "load_failed")  # a failed load drops the warm copy
+            self._cooled(model, "load_failed")  # the engine drops the copy in host memory after a failed load
             failure = Failure(code=answer.code, message=answer.message)
             self._bus.publish(ModelFailed(model=model, failure=failure))
             if not answer.worker_died:
                 await self._measure_again(model)
             return answer
-        self._arrived(model, answer)
-        await self._keep_budget()  # an offloaded model takes host memory
+        self._became_resident(model, answer)
+        await self._keep_budget()  # an offloaded model takes host memory, too
         return None
 
     async def _measure_again(self, model: str) -> None:
-        """Measure the memory: the latest measurement, at the unload before, included what was kept for this load."""
+        """Measure the memory. The latest measurement is of an earlier unload, which kept some memory for this load."""
         answer = await self._executor.measure()
         if isinstance(answer, Failed):
             self._failed(model, answer)
         else:
             self._measured(answer.memory)
 
-    async def _load_beside_others(self, command: Load, on_read: Callable[[int], object]) -> Loaded | Failed:
-        """Load a model. If it runs out of memory beside other models, unload these and load it once more."""
+    async def _load_or_retry_alone(self, command: Load, on_read: Callable[[int], object]) -> Loaded | Failed:
+        """Load a model. If it runs out of memory while others are resident, unload these and try once more."""
         answer = await self._executor.load(command, on_read)
         if not self._abandoned and self._wants_more_room(command.model, answer):
             await self._evict_others(command.model, answer, "switch")
@@ -331,7 +336,7 @@ class DynamicModelManager:
         return answer
 
     @contextmanager
-    def _on_its_way(self, model: str, state: ModelState) -> Iterator[None]:
+    def _moving_model(self, model: str, state: ModelState) -> Iterator[None]:
         self._moving[model] = state
         try:
             yield
@@ -341,7 +346,7 @@ class DynamicModelManager:
 
     def _progressed(self, model: str, read: int, on_progress: OnProgress) -> None:
         before = self._progress.get(model)
-        if before is None:  # the model comes from host memory
+        if before is None:  # the model is loaded from host memory
             return
         now = before._replace(bytes_done=max(before.bytes_done, min(read, before.bytes_total or read)))
         self._progress[model] = now
@@ -349,7 +354,7 @@ class DynamicModelManager:
             self._bus.publish(ModelLoading(model=model, **now._asdict()))
             on_progress(now)
 
-    def _arrived(self, model: str, loaded: Loaded) -> None:
+    def _became_resident(self, model: str, loaded: Loaded) -> None:
         now, self._served_s = datetime.now(UTC), 0.0
         self._residents[model] = Resident(
             model=model,
@@ -385,9 +390,9 @@ class DynamicModelManager:
         *,
         together: bool = False,
     ) -> Generated | Stopped | Failed:
-        """Run a request on a resident model, after `ensure`; `together` as in Generate.
+        """Run a request, and those of `companions`, on a model that `ensure` has loaded. `together`: as in Generate.
 
-        If pictures that are made one by one run out of memory, the other models are unloaded and it runs once more.
+        If pictures that are made one by one run out of memory, unload the other models and try once more.
         """
         try:
             loras = self.find_loras(request)
@@ -412,7 +417,7 @@ class DynamicModelManager:
             if failed is not None:
                 return failed
             answer = await self._executor.generate(command, stop, on_step)
-        self._heard(answer)
+        self._note_dropped_copies(answer)
         if isinstance(answer, Failed):
             self._failed(model, answer, request)
             self._blame(model, answer, request, *companions)
@@ -428,8 +433,8 @@ class DynamicModelManager:
         return out_of_memory and bool(self._residents.keys() - {model})
 
     async def _evict_others(self, model: str, answer: Outcome, reason: str) -> None:
-        """Unload the other models for a second attempt. They do not stay warm: host memory may be the bottleneck."""
-        self._heard(answer)
+        """Unload the other models for a second try. They do not stay warm, because host memory may be what lacks."""
+        self._note_dropped_copies(answer)
         self.facts.crowded(model, *self._residents)
         others = [resident for resident in self._residents if resident != model]
         log.warning("out_of_memory_beside_others", model=model, evicted=others)
@@ -438,16 +443,16 @@ class DynamicModelManager:
 
     @contextmanager
     def reading_ahead(self, model: str | None) -> Iterator[None]:
-        """Read the files of the model that is loaded next into the page cache while the context lasts; None: no model.
+        """While the context lasts, read the files of this model, which is loaded next, into the page cache.
 
-        Without a GPU nothing is read: the models themselves are in host memory.
+        Without a GPU nothing is read, because the models themselves need the host memory.
         """
         catalog = self._catalog
         known = model if model in catalog.models and self._memory.gpu_available else None
         with self._reading_ahead.of(known, lambda: self._fitting.files(known, catalog) if known else ()):
             yield
 
-    def _heard(self, outcome: Outcome) -> None:
+    def _note_dropped_copies(self, outcome: Outcome) -> None:
         if outcome.made_room:
             self._all_cooled()
 
@@ -468,16 +473,16 @@ class DynamicModelManager:
         log.error("engine_failed", model=model, code=failed.code, reason=failed.message, traceback=failed.traceback)
         if failed.worker_died or failed.worker_replaced:
             for lost in list(self._residents):
-                self._gone(lost, "worker_died")
+                self._left_device(lost, "worker_died")
             self._all_cooled("worker_died")
-            self._nothing_held()
+            self._memory_is_empty()
 
-    def _nothing_held(self) -> None:
-        left = self._memory.total - self._memory.foreign
-        self._memory = self._memory.evolve(allocated=0, cached=0, outside=0, free=left, host=0)
+    def _memory_is_empty(self) -> None:
+        free = self._memory.total - self._memory.foreign
+        self._memory = self._memory.evolve(allocated=0, cached=0, outside=0, free=free, host=0)
 
     def _blame(self, model: str, failed: Failed, *requests: GenerationRequest) -> None:
-        """Count a kill by a load or by requests. A worker that dies during an unload is not the model's fault."""
+        """If the worker died, count a kill by the load or by these requests. Its death in an unload is not counted."""
         if not failed.worker_died:
             return
         self.facts.learn(model, kills=self.facts.of(model).kills.another(*requests))
@@ -491,9 +496,9 @@ class DynamicModelManager:
         self._bus.publish(ModelFailed(model=model, failure=failure))
 
     def apply_at_once(self, catalog: Catalog) -> Difference | None:
-        """Put a catalog in force if no model has to leave memory for it, also while a task runs or a model loads.
+        """Put a catalog in force if no model may have to leave memory for it, even while a task runs or a model loads.
 
-        None: nothing was changed, and `apply` must do it.
+        None: it is not in force, and needs `apply`.
         """
         change = difference(self._catalog, catalog)
         if change.moves_models:
@@ -502,7 +507,7 @@ class DynamicModelManager:
         return change
 
     async def apply(self, catalog: Catalog) -> Difference:
-        """Put a catalog in force. Unload and forget models that it removes, or changes in what a load depends on."""
+        """Put a catalog in force. Unload and forget the models that it removes, or that must be loaded differently."""
         change = difference(self._catalog, catalog)
         for model in change.outdated:
             if model in self._residents:
@@ -516,7 +521,7 @@ class DynamicModelManager:
         return change
 
     async def _keep_budget(self) -> None:
-        """Drop the oldest warm models that exceed the host budget."""
+        """Drop the oldest warm models until all copies fit into the host budget."""
         for kept in sorted(self._warm.values(), key=lambda kept: kept.since):
             if sum(self._in_host().values()) > self._host_budget():
                 await self._cool(kept.model, "room")
@@ -529,8 +534,8 @@ class DynamicModelManager:
     def _host_budget(self) -> int:
         """Bytes of host memory that the weights of all models may take.
 
-        `auto` is half of the memory that would be available without them. A load needs page cache, offloaded models
-        need memory, and other processes grow.
+        `auto` is half of the memory that would be available without them. The other half is for the page cache of
+        loads, for offloaded models, and for the growth of other processes.
         """
         share = self._catalog.settings.host_cache_gb
         if share != "auto":
@@ -554,14 +559,14 @@ class DynamicModelManager:
         return await self.unload(*self._residents, *self._warm)
 
     async def unload(self, *models: str) -> UnloadReport:
-        """Unload models; those that are not in memory are skipped. Warm ones are dropped."""
-        gone, before = [model for model in models if model in self._residents or model in self._warm], self._memory
-        for model in gone:
+        """Unload models, and drop warm ones. Models that are not in memory are ignored."""
+        found, before = [model for model in models if model in self._residents or model in self._warm], self._memory
+        for model in found:
             await (self._unload(model, "asked") if model in self._residents else self._cool(model, "asked"))
-        return UnloadReport(gone, freed=max(0, before.held - self._memory.held), left=self._memory.held)
+        return UnloadReport(found, freed=max(0, before.held - self._memory.held), left=self._memory.held)
 
     async def _cool(self, model: str, reason: str) -> None:
-        """Drop a warm model, unless it was lost with its worker."""
+        """Drop a warm model. Does nothing if it is not warm, for example because its worker died."""
         if model not in self._warm:
             return
         self._cooled(model, reason)
@@ -581,35 +586,36 @@ class DynamicModelManager:
             self._cooled(kept, reason)
 
     async def _replace_if_much_stays(self) -> None:
-        """Replace the worker if much memory stays taken while nothing is loaded: only its end frees that."""
+        """Replace the worker if it holds much memory while no model is loaded. Only its end frees that memory."""
         limit = self._catalog.settings.residual_limit_mb * 2**20
         if not self._residents and not self._warm and self._memory.held - self._floor > limit:
             log.warning("worker_recycled", left_bytes=self._memory.held, floor_bytes=self._floor)
-            self._begun(await self._executor.recycle())
+            self._engine_started(await self._executor.recycle())
 
-    async def _may_stay_warm(self, resident: Resident, coming: str | None) -> bool:
-        """Whether a model fits into the host budget. Older warm models are dropped for it, but not `coming`.
+    async def _make_host_room(self, resident: Resident, coming: str | None) -> bool:
+        """Make room in the host budget for a model that leaves the device; returns whether it fits.
 
-        The host copies of resident models count. A model that came back from host memory has one until it leaves.
+        Older warm models are dropped, but not `coming`, which is loaded next. The copies of resident models count: a
+        model that came back from host memory keeps its copy until it leaves the device.
         """
         others = [kept for kept in self._warm.values() if kept.model != coming]
         movable = {resident.model, *(kept.model for kept in others)}
         fixed = sum(size for model, size in self._in_host().items() if model not in movable)
         budget = self._host_budget() - fixed
-        too_many = too_warm(resident, others, budget) if budget > 0 else None
-        for model in too_many or ():
+        to_drop = warm_to_drop(resident, others, budget) if budget > 0 else None
+        for model in to_drop or ():
             await self._cool(model, "room")
-        return too_many is not None
+        return to_drop is not None
 
     async def _unload(self, model: str, reason: str, *, keep_warm: bool = False, coming: str | None = None) -> None:
         resident = self._residents.get(model)
         if resident is None:
             return  # its worker died during another unload
-        keep_warm = keep_warm and await self._may_stay_warm(resident, coming)
+        keep_warm = keep_warm and await self._make_host_room(resident, coming)
         if model not in self._residents:
             return  # its worker died while older warm models were dropped
         self._bus.publish(ModelUnloading(model=model, reason=reason))
-        with self._on_its_way(model, ModelState.UNLOADING):
+        with self._moving_model(model, ModelState.UNLOADING):
             command = Unload(model=model, keep_warm=keep_warm, switching=reason == "switch")
             answer = await self._executor.unload(command)
         if isinstance(answer, Failed):
@@ -619,11 +625,11 @@ class DynamicModelManager:
             if answer.warm:
                 self._warm[model] = Warm(model=model, weight_bytes=resident.weight_bytes, since=self._clock())
         if model in self._residents:
-            self._gone(model, reason)
+            self._left_device(model, reason)
         if reason != "switch":
             await self._replace_if_much_stays()
 
-    def _gone(self, model: str, reason: str) -> None:
+    def _left_device(self, model: str, reason: str) -> None:
         del self._residents[model]
         warm = model in self._warm
         log.info("model_unloaded", model=model, reason=reason, warm=warm)

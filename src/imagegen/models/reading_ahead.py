@@ -12,12 +12,12 @@ from imagegen.loaders.host_memory import available_bytes
 #: Bytes that are read at a time. The thread checks between two pieces whether it must stop.
 PIECE = 8 * 2**20
 
-#: Files that are larger than the available memory divided by this are not read: the page cache would drop them.
+#: Files that take more than the available memory divided by this are not read: the page cache would drop them.
 _SHARE = 2
 
 
 class ReadingAhead:
-    """Owns the position in the files of one model. Event loop only; a thread reads."""
+    """Reads the files of one model in a thread, and remembers how far it has come. Event loop only."""
 
     def __init__(self) -> None:
         self._model: str | None = None
@@ -26,10 +26,11 @@ class ReadingAhead:
 
     @contextmanager
     def of(self, model: str | None, files: Callable[[], Sequence[Path]]) -> Iterator[None]:
-        """Read a model's files while the context lasts, from where its last context stopped. None: read nothing.
+        """Read a model's files while the context lasts; continue where its last context ended. None: read nothing.
 
-        `files` is called in the thread. If it raises EngineError or OSError, nothing is read: the load reports it.
-        The thread may outlast the context by one piece; no other thread starts before it ends.
+        `files` is called in the thread. If it raises EngineError or OSError, nothing is read, and the load of the model
+        reports the error. The thread may run on after the context until it has read one piece; a new thread starts only
+        after it has ended.
         """
         stop = Event()
         if model is not None and (self._thread is None or self._thread.done()):
@@ -42,7 +43,7 @@ class ReadingAhead:
             stop.set()
 
     def forget(self, model: str) -> None:
-        """Start over at the next context: the model was loaded, and its files may leave the page cache."""
+        """Read all files again at the next context. The model was loaded, so its files may leave the page cache."""
         if model == self._model:
             self._model = None
 
@@ -54,9 +55,9 @@ def _read(pieces: Iterator[None], stop: Event) -> None:
 
 
 def _pieces(files: Callable[[], Sequence[Path]]) -> Iterator[None]:
-    """Read the files, one piece at each step, if the memory holds them.
+    """Read the files, one piece a step, if they fit into the memory.
 
-    `posix_fadvise` would not do: on Linux one such call reads no more than the disk accepts in one request.
+    `posix_fadvise` would not read them: on Linux one call of it reads at most what the disk accepts in one request.
     """
     paths, buffer = files(), bytearray(PIECE)
     if sum(path.stat().st_size for path in paths) > available_bytes() // _SHARE:

@@ -10,7 +10,7 @@ from pydantic import Field
 from imagegen.core.task import GenerationRequest
 from imagegen.core.value import Value
 
-#: Kills in a row after which a model is quarantined: it is loaded again only by `POST /models/{id}/load`.
+#: The number of kills in a row after which a model is quarantined. Only `POST /models/{id}/load` then loads it.
 QUARANTINE_AFTER = 2
 
 
@@ -20,23 +20,23 @@ class Resident(Value):
     model: str
     #: Bytes of its parameters and buffers, as the engine counted them.
     weight_bytes: int
-    #: The most of these bytes that are in device memory at one time.
-    device_bytes: int = Field(default_factory=lambda told: told["weight_bytes"])
-    #: Bytes of host memory that they take in addition.
+    #: How many of these bytes are in device memory at the same time, at most.
+    device_bytes: int = Field(default_factory=lambda fields: fields["weight_bytes"])
+    #: Bytes of host memory that its weights take as well.
     host_bytes: int = 0
     loaded_at: datetime
     last_used_at: datetime
-    #: The same moment in seconds of the manager's monotonic clock, by which idle models are found.
+    #: `last_used_at` in seconds of the manager's monotonic clock, by which idle models are found.
     last_used: float
 
 
 class ModelState(StrEnum):
-    """Where the weights of a configured model are, or what is done with them."""
+    """Where the weights of a model are, or what is happening to them."""
 
     #: Its weights are not on this machine.
     ABSENT = "absent"
     DOWNLOADING = "downloading"
-    #: On disk.
+    #: On disk only.
     COLD = "cold"
     LOADING = "loading"
     #: In device memory.
@@ -57,19 +57,19 @@ class Warm(Value):
     since: float
 
 
-def too_warm(leaving: Resident, warm: Iterable[Warm], budget: int) -> list[str] | None:
-    """The warm models to drop, oldest first, so that `leaving` fits into `budget` bytes too; None: it never fits."""
+def warm_to_drop(leaving: Resident, warm: Iterable[Warm], budget: int) -> list[str] | None:
+    """The warm models to drop, oldest first, so that `leaving` also fits into `budget` bytes; None: it never fits."""
     if leaving.weight_bytes > budget:
         return None
     oldest_first = sorted(warm, key=lambda kept: kept.since)
     room = budget - leaving.weight_bytes - sum(kept.weight_bytes for kept in oldest_first)
-    gone = []
+    dropped = []
     for kept in oldest_first:
         if room >= 0:
             break
-        gone.append(kept.model)
+        dropped.append(kept.model)
         room += kept.weight_bytes
-    return gone
+    return dropped
 
 
 class Kills(Value):
@@ -84,21 +84,25 @@ class Kills(Value):
         return self.count >= QUARANTINE_AFTER
 
     def another(self, *by: GenerationRequest) -> "Kills":
-        """Count a kill. A request of the latest kill does not count again: it may be at fault, and not the model."""
+        """Count a kill by these requests; none: by a load.
+
+        If one of them also ran at the latest kill, the count stays, because the request may be at fault and not the
+        model.
+        """
         repeated = any(request in self.by for request in by)
         return Kills(count=max(1, self.count + (not repeated)), by=by)
 
 
 class Need(NamedTuple):
-    """Bytes of device memory that a model needs, as far as they are known."""
+    """The device memory that a model needs, in bytes."""
 
     #: Its weights that no other model shares.
     own: int
     #: Its other parts, by name. Models that have a part of the same name share it.
     shared: Mapping[str, int]
-    #: For a picture, in addition to the weights.
+    #: What a picture needs in addition to the weights.
     working: int
-    #: For all resident models together while this one makes a picture; 0: unknown.
+    #: The most that all resident models may take together while this one makes a picture; 0: unknown.
     limit: int
 
 
@@ -109,9 +113,10 @@ def victims_for(
     needs: Mapping[str, Need],
     crowds: Iterable[Collection[str]] = (),
 ) -> list[str]:
-    """The models to unload before `model` is loaded, in this order. `residents`: the least recently used first.
+    """The models to unload, in this order, before `model` is loaded.
 
-    A model whose need is unknown is resident alone. `crowds` are models that ran out of memory together.
+    `residents`: the least recently used first. `needs`: a model without an entry is resident alone. `crowds`: sets of
+    models that ran out of memory together.
     """
     stay, leave = [resident for resident in residents if resident != model], list[str]()
     while stay and not (len(stay) < max_resident and _fit([*stay, model], needs, crowds)):
@@ -120,7 +125,7 @@ def victims_for(
 
 
 def _fit(models: Collection[str], needs: Mapping[str, Need], crowds: Iterable[Collection[str]]) -> bool:
-    """Whether the weights of all models fit, with a picture by any one of them: one model works at a time."""
+    """Whether the weights of all models fit together with a picture by any of them. One model works at a time."""
     if not all(model in needs for model in models) or any(set(crowd) <= set(models) for crowd in crowds):
         return False
     known = [needs[model] for model in models]
@@ -130,5 +135,5 @@ def _fit(models: Collection[str], needs: Mapping[str, Need], crowds: Iterable[Co
 
 
 def is_idle(resident: Resident, idle_minutes: float, now: float) -> bool:
-    """Whether the model was not used for `idle_minutes`; with 0 it is never idle."""
+    """Whether the model was not used for `idle_minutes`; 0: it is never idle."""
     return idle_minutes > 0 and now - resident.last_used >= idle_minutes * 60

@@ -1,4 +1,4 @@
-"""ModelStatus: what a model is doing and what is known of it, as one value at one moment."""
+"""ModelStatus: the state of a model, and what is known of it, as one frozen value."""
 
 from datetime import datetime
 from typing import NamedTuple
@@ -10,14 +10,15 @@ from imagegen.models.residency import ModelState, Resident
 
 
 class LoadProgress(NamedTuple):
-    """The progress of a load from disk: bytes that it has read, of the bytes of the model's files.
+    """The progress of a load from disk.
 
-    A load may end before it has read them all: what is in memory already (a part that another model shares, a file in
-    the page cache) is not read again. Libraries that the load imports count; `bytes_done` never exceeds the total.
+    A load may end before `bytes_done` reaches the total, because it does not read what is already in memory: parts that
+    another model shares, and files in the page cache. Bytes of libraries that it imports count, up to the total.
     """
 
+    #: Bytes that the load has read.
     bytes_done: int
-    #: None: unknown.
+    #: Bytes of the model's files; None: unknown.
     bytes_total: int | None
 
     @property
@@ -27,21 +28,21 @@ class LoadProgress(NamedTuple):
 
 
 class ModelStatus(Value):
-    """One model at one moment. `DynamicModelManager.status` makes it."""
+    """The status of one model at one moment. `DynamicModelManager.status` makes it."""
 
-    #: COLD also where the weights are not on this machine: `with_weights` tells these apart.
+    #: COLD also if the weights are not on this machine. `with_weights` distinguishes the two.
     state: ModelState
     #: None: the model is not in device memory.
     resident: Resident | None = None
     #: When its latest call ended.
     last_used: datetime | None = None
-    #: When it leaves the device unless it is used before; None: it is not resident, or stays.
+    #: When it is unloaded if it is not used before; None: it is not resident, or is never idle.
     unloads_at: datetime | None = None
     #: How long its latest load from disk took; None before the first.
     load_seconds: float | None = None
     #: How long its latest return from host memory took; None before the first.
     warm_seconds: float | None = None
-    #: Of the load under way; None unless it reads from disk.
+    #: The progress of its load; None: it is not being loaded from disk.
     load_progress: LoadProgress | None = None
     #: Bytes of host memory that its weights take while it is warm or offloaded, or after it came back from there.
     host_bytes: int | None = None
@@ -49,7 +50,7 @@ class ModelStatus(Value):
     error: Failed | None = None
 
     def with_weights(self, pull: Pull | None, *, here: bool) -> "ModelStatus":
-        """The status with the disk considered. `pull`: the latest pull of the weights; `here`: they are on disk."""
+        """The status, with regard to the disk. `pull`: the latest pull of the weights; `here`: they are on disk."""
         if self.state is not ModelState.COLD:
             return self
         if pull is not None and not pull.ended:

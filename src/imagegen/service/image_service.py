@@ -117,7 +117,7 @@ class ImageService:
                 yield now
                 if now.event.final:
                     return
-            self._tasks.tell_position(task_id)
+            self._tasks.publish_position(task_id)
             async for published in subscription.with_silence(silence_s):
                 yield published
                 if published is not None and published.event.final:

@@ -1,1 +1,1 @@
-"""Tasks: accepted, ordered, run, ended."""
+"""Accepts tasks, decides their order, runs them, and ends them."""

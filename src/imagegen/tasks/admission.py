@@ -49,14 +49,14 @@ class TaskDraft(Value):
     owner: str = ""
     #: The models that its owner may use; empty: all.
     models: tuple[str, ...] = ()
-    #: What its owner may use.
+    #: The limits of its owner's key.
     budget: KeyLimits = KeyLimits()
     model: str | None = None
     prompt: str
     negative_prompt: str | None = None
     #: None: `input` if the draft has an input picture, else `1:1`.
     aspect_ratio: Shape | None = None
-    #: Pixels: both or neither. They replace the aspect ratio.
+    #: Pixels. Both are given, or neither; they replace the aspect ratio.
     width: int | None = None
     height: int | None = None
     steps: int | None = None
@@ -69,9 +69,9 @@ class TaskDraft(Value):
     deadline_s: float | None = None
     previews: int = 0
     output: Output = Output()
-    #: The size of the upright input picture, where it is known already.
+    #: The size of the upright input picture, if it is already known.
     input_size: Size | None = None
-    #: The caller of `admit` has checked its URL, and the pictures.
+    #: Whoever makes the draft has checked the URL of the webhook, and the pictures.
     webhook: Webhook | None = None
     pictures: InputPictures = InputPictures()
     #: The task whose pictures this one makes again.
@@ -89,8 +89,8 @@ def admit(
 ) -> tuple[str, GenerationRequest]:
     """The model's id and the complete request. Raises ImagegenError if the request is refused.
 
-    `new_seed` is called if the draft has no seed. `longest_side`: pixels that the model can draw; 0: any number.
-    `input_size`: of the upright input picture, if `needs_input_size` says so.
+    `new_seed` is called if the draft has no seed. `longest_side`: the longest side that the model can make, in pixels;
+    0: any. `input_size`: the size of the upright input picture, if `needs_input_size(draft)`.
     """
     model = draft.model or catalog.default_model
     if draft.models and model not in draft.models:
@@ -139,10 +139,10 @@ def _size(draft: TaskDraft, spec: ModelSpec, limits: Limits, longest_side: int, 
         return size_of(shape, spec.base_size, spec.sizing, spec.side_multiple)
     if not image2image:
         raise InvalidRequest("aspect_ratio: 'input' is the shape of an input picture, and text2image has none.")
-    # A plan has no picture. Its shape changes the number of pixels by little.
-    asked = input_size or Size(1, 1)
+    # A plan has no picture. The shape hardly changes the number of pixels, so a square is good enough.
+    like = input_size or Size(1, 1)
     longest = longest_side or MAX_SIDE
-    return size_like(asked, spec.base_size, spec.side_multiple, most_pixels=limits.max_pixels, most_side=longest)
+    return size_like(like, spec.base_size, spec.side_multiple, most_pixels=limits.max_pixels, most_side=longest)
 
 
 def needs_input_size(draft: TaskDraft) -> bool:
@@ -152,7 +152,7 @@ def needs_input_size(draft: TaskDraft) -> bool:
 
 
 def _check_capabilities(model: str, spec: ModelSpec, draft: TaskDraft, catalog: Catalog) -> None:
-    what, can = _asked(draft)
+    what, can = _needed_capability(draft)
     if not can(spec):
         able = [name for name, candidate in catalog.models.items() if can(candidate)]
         raise UnsupportedCapability(f"'{model}' cannot do {what}; these can: {', '.join(able) or 'none'}.")
@@ -162,7 +162,7 @@ def _check_capabilities(model: str, spec: ModelSpec, draft: TaskDraft, catalog: 
         raise UnsupportedCapability(f"'{model}' takes no negative_prompt.")
 
 
-def _asked(draft: TaskDraft) -> tuple[str, Callable[[ModelSpec], bool]]:
+def _needed_capability(draft: TaskDraft) -> tuple[str, Callable[[ModelSpec], bool]]:
     """The capability that the draft needs: its name, and whether an entry has it."""
     if draft.pictures.mask_image is not None:
         return "inpainting", lambda spec: spec.supports_inpaint
@@ -172,7 +172,7 @@ def _asked(draft: TaskDraft) -> tuple[str, Callable[[ModelSpec], bool]]:
 
 
 def new_task(draft: TaskDraft, model: str, request: GenerationRequest) -> GenerationTask:
-    """The record of an admitted draft: `pending`, with a new id and the id of the request, as the log has it."""
+    """The record of an admitted draft: `pending`, with a new id. `request_id` comes from the context of the log."""
     image, mask = draft.pictures.init_image, draft.pictures.mask_image
     return GenerationTask(
         id=str(uuid.uuid4()),

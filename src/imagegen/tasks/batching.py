@@ -9,25 +9,33 @@ from itertools import islice
 from imagegen.core.task import GenerationRequest, TaskType
 from imagegen.tasks.tickets import Kind, Likeness, TaskTicket
 
-#: The share by which a size must be faster than the next smaller one. Less is not worth the longer wait for the first
-#: picture.
+#: A size pays if its pace is better than that of the next smaller size by this share. A smaller gain is not worth the
+#: longer wait for the first picture.
 MARGIN = 0.05
-#: Calls of one picture before larger calls are tried. The first one may be slow, because the device warms up.
+
+#: The number of calls of one picture before larger calls are tried. The first one may be slow: the device warms up.
 ENOUGH_ALONE = 2
-#: Calls after which a size that does not pay is barred.
+
+#: The number of calls after which a size that does not pay is barred.
 ENOUGH_RUNS = 3
-#: Remembered calls of a size. The fastest one counts, because other work on the machine only makes calls slower.
+
+#: The number of calls of a size that are remembered. The fastest one counts, because other work on the machine can only
+#: make calls slower.
 LATEST = 5
-#: Calls after which a barred size is tried again: one that did not pay or failed, and one that was out of memory.
+
+#: The number of calls after which a barred size is tried again: one that did not pay or failed, and one that was out of
+#: memory.
 TRY_AGAIN, TRY_AGAIN_IN_MEMORY = 200, 1000
-#: Waiting tasks that are considered for a call.
+
+#: The number of waiting tasks that are considered for a call.
 MAX_READ = 1000
-#: Remembered kinds of work of each model.
+
+#: The number of kinds of work that are remembered for each model.
 MAX_KINDS = 64
 
 
 def likeness(wanted: TaskType, request: GenerationRequest, previews: int) -> Likeness | None:
-    """What other tasks must have in common with this one to share its call; None: cannot be batched."""
+    """What other tasks must have in common with this one to share its call; None: it cannot be batched."""
     if wanted is not TaskType.TEXT2IMAGE or request.loras or previews:
         return None
     negative = request.negative_prompt is not None
@@ -35,29 +43,26 @@ def likeness(wanted: TaskType, request: GenerationRequest, previews: int) -> Lik
 
 
 def companions(first: TaskTicket, waiting: Iterable[TaskTicket], most: int) -> list[TaskTicket]:
-    """The waiting tasks that join the call of `first`: similar ones, which are not split.
+    """The similar waiting tasks that join the call of `first`. A task joins with all of its pictures, or not at all.
 
-    `waiting`: tasks that may run now, in order of arrival; the first MAX_READ are considered. `most`: pictures of the
-    call.
+    `waiting`: tasks that may run now, in order of arrival; the first MAX_READ are considered. `most`: the most pictures
+    that the call may have.
     """
-    room, along = most - first.pictures, list[TaskTicket]()
+    room, joined = most - first.pictures, list[TaskTicket]()
     if room < 1 or first.likeness is None:
-        return along
+        return joined
     for ticket in islice(waiting, MAX_READ):
-        if _alike(ticket, first) and ticket.pictures <= room:
-            along.append(ticket)
+        alike = (ticket.model, ticket.likeness) == (first.model, first.likeness)
+        if alike and ticket.pictures <= room:
+            joined.append(ticket)
             room -= ticket.pictures
             if room < 1:
                 break
-    return along
-
-
-def _alike(one: TaskTicket, other: TaskTicket) -> bool:
-    return (one.model, one.likeness) == (other.model, other.likeness)
+    return joined
 
 
 def calls(tickets: Iterable[TaskTicket], most: Callable[[TaskTicket], int]) -> Iterator[list[TaskTicket]]:
-    """The calls that tickets will share, given in the order in which they are taken. For forecasts; linear time."""
+    """The calls that tickets will share. `tickets` are in the order in which they are taken. Takes linear time."""
     ordered = list(tickets)
     lanes: dict[Hashable, list[TaskTicket]] = {}
     for ticket in reversed(ordered):
@@ -78,18 +83,18 @@ def calls(tickets: Iterable[TaskTicket], most: Callable[[TaskTicket], int]) -> I
 
 @dataclass(slots=True)
 class _Size:
-    """What is known of calls of one size: of n pictures to 2n - 1, for a power of two n."""
+    """What is known of calls of one size: those of n to 2n - 1 pictures, for a power of two n."""
 
-    #: Seconds for each picture, latest last.
+    #: Seconds for each picture, of the remembered calls, the latest one last.
     paces: deque[float] = field(default_factory=lambda: deque(maxlen=LATEST))
-    #: Calls until the size is tried again; 0: not barred.
+    #: The number of calls until the size is tried again; 0: it is not barred.
     barred: int = 0
     #: Whether it is barred because a call was out of memory.
     too_large: bool = False
 
     @property
     def runs(self) -> int:
-        """Remembered calls."""
+        """The number of remembered calls."""
         return len(self.paces)
 
     @property
@@ -117,7 +122,7 @@ class Payoffs:
     def most(self, model: str, kind: Kind, max_batch: int, pictures: int = 1) -> int:
         """The most pictures that the next call may have: twice as many as have paid so far, at most `max_batch`.
 
-        `pictures`: of the first task of the call. A size that was not tried yet does not split that task.
+        `pictures`: the number of pictures of the first task, which is not split to try a new size.
         """
         most, sizes = 1, self._known_sizes(model, kind)
         best = _known(sizes, 1)
@@ -127,7 +132,7 @@ class Payoffs:
             most *= 2
             if not size.runs and most < pictures:
                 continue  # the task is not split to try this size
-            if not size.runs or not size.pays(best):  # if it does not pay, it has had fewer than ENOUGH_RUNS calls
+            if not size.runs or not size.pays(best):  # it needs more calls: ENOUGH_RUNS of them would have barred it
                 return most
             best = size
         return most if _known(sizes, 2 * most).barred else max_batch
@@ -144,19 +149,18 @@ class Payoffs:
         if size.runs == ENOUGH_RUNS:
             size.bar(TRY_AGAIN)
             return
-        for each in sizes.values():  # it paid before: perhaps every size is slower now, so measure all again
+        for each in sizes.values():  # it has paid before, so perhaps all sizes are slower now: measure all again
             each.paces.clear()
 
     def failed(self, model: str, kind: Kind, pictures: int, *, too_large: bool) -> None:
         """Bar the size of a call that failed, so that the next calls are smaller. `too_large`: out of memory."""
         sizes, step = self._sizes(model, kind), _step(pictures)
-        held = pictures > step and _known(sizes, step).runs > 0
-        sizes.setdefault(2 * step if held else step, _Size()).bar(
-            TRY_AGAIN_IN_MEMORY if too_large else TRY_AGAIN, too_large=too_large
-        )
+        if pictures > step and _known(sizes, step).runs:  # smaller calls of this size work: bar only the next size
+            step *= 2
+        sizes.setdefault(step, _Size()).bar(TRY_AGAIN_IN_MEMORY if too_large else TRY_AGAIN, too_large=too_large)
 
     def loaded(self, model: str, at: datetime) -> None:
-        """Note when a resident model was loaded. After another load, sizes that did not pay are tried again."""
+        """Note when the model was loaded. After a new load, sizes that did not pay are tried again."""
         if self._loaded_at.get(model) == at:
             return
         self._loaded_at[model] = at
@@ -165,7 +169,7 @@ class Payoffs:
                 size.barred = size.barred if size.too_large else 0
 
     def share(self, model: str, kind: Kind, pictures: int) -> float:
-        """The time of one call with so many pictures, as a share of the time of as many single calls; 1: unknown."""
+        """The time of one call with this number of pictures, divided by that of as many single calls; 1: unknown."""
         sizes = self._known_sizes(model, kind)
         one, many = _known(sizes, 1).pace, _known(sizes, _step(pictures)).pace
         return many / one if one and many else 1.0
@@ -186,7 +190,7 @@ def _known(sizes: Sizes, step: int) -> _Size:
 
 
 def _next_smaller(sizes: Sizes, step: int) -> _Size:
-    """The next smaller size that was measured."""
+    """The largest smaller size that was measured."""
     return sizes[max(smaller for smaller in sizes if smaller < step and (smaller == 1 or sizes[smaller].runs))]
 
 

@@ -9,16 +9,16 @@ from imagegen.tasks.life import LiveTask
 
 
 class Call:
-    """One task, or several similar tasks. Also the stop flag of the call, which is set once all of them should stop.
+    """One task, or several similar tasks. It is also the stop flag of the call: set once all of them should stop.
 
     Belongs to Runner.
     """
 
     def __init__(self, first: LiveTask, bus: EventBus, now: float) -> None:
         self.members = [first]
-        #: What tasks must have in common with the first one to join; None: none may.
-        self.likeness = first.likeness  # asked here, because it changes once the attempt counts
-        #: Whether all pictures are made at once; otherwise it is one task, whose pictures are made one by one.
+        #: What other tasks must have in common with the first one to join it; None: none may join.
+        self.likeness = first.likeness  # read now, because it changes once the attempt counts
+        #: Whether all pictures are made at once. If not, the call has one task, whose pictures are made one by one.
         self.together = False
         #: Whether the pictures are being made; before that, the model is loaded.
         self.began = False
@@ -36,7 +36,7 @@ class Call:
 
     @property
     def first(self) -> LiveTask:
-        """The task that was taken from the queue; the others join it once the model is loaded."""
+        """The task that was taken from the queue. The others join it once the model is loaded."""
         return self.members[0]
 
     @property
@@ -56,13 +56,13 @@ class Call:
         self.began, self.since = True, now
 
     def is_set(self) -> bool:
-        """Read by the GPU's thread between two steps. Members do not change then, only their stop requests do."""
+        """Whether all members should stop. The GPU thread reads it between two steps, when no task joins any more."""
         return all(member.told_to_stop for member in self.members)
 
     def on_step(self, step: int, total: int, preview: bytes = b"") -> None:
-        """Publish the step to each member that has not ended.
+        """Publish the step for each member that has not ended.
 
-        In a call that makes all pictures together, one step of the call is one step of each picture.
+        If all pictures are made at once, one step of the call is one step of each picture.
         """
         self.steps = (step, total)
         for member in self.members:
@@ -75,15 +75,15 @@ class Call:
                 image = base64.b64encode(preview).decode()
                 self._bus.publish(TaskPreview(task_id=task_id, step=done, total=of, image=image))
 
-    def told(
+    def split_remarks(
         self, warnings: Sequence[Warnings], tokens: Sequence[tuple[TokensRead, ...]]
     ) -> Iterator[tuple[LiveTask, Warnings, tuple[TokensRead, ...]]]:
-        """Each member that has not ended, with its warnings and tokens. Both are of each request, or empty."""
+        """Each member that has not ended, with its warnings and tokens. Arguments: an item for each member, or none."""
         for number, member in enumerate(self.members):
             if not member.ending:
                 yield member, warnings[number] if warnings else (), tokens[number] if tokens else ()
 
-    def deal(self, images: Sequence[Pixels]) -> Iterator[tuple[LiveTask, tuple[Pixels, ...]]]:
+    def split_pictures(self, images: Sequence[Pixels]) -> Iterator[tuple[LiveTask, tuple[Pixels, ...]]]:
         """Each member that has not ended, with its pictures."""
         begin = 0
         for member in self.members:

@@ -1,6 +1,6 @@
-"""PictureChecks: checks input pictures in processes of their own, which may take so much time and memory and no more.
+"""PictureChecks: checks input pictures in processes of their own, whose time and memory are limited.
 
-A kilobyte can decode to 100 MB and take minutes; in a thread of the service it would hold up every other request.
+A kilobyte can decode to 100 MB and take minutes. In a thread of the service it would delay every other request.
 """
 
 import asyncio
@@ -22,24 +22,28 @@ PROCESSES = 2
 #: Seconds that a picture waits for a process before its request is refused.
 WAIT_S = 60
 
-#: Seconds of CPU time for a picture: a check of 24 megapixels takes 1 to 3. Seconds after which a process is killed.
+#: Seconds of CPU time that any picture may take. The check of 24 megapixels takes 1 to 3.
 CPU_S = 10
+
+#: A higher limit of pixels adds a second of CPU time for each of this number.
 PIXELS_PER_CPU_S = 2_400_000
+
+#: Seconds after which a process that does not answer is killed.
 LATE_S = 60
 
-#: Bytes that a process may take: Python with its libraries, and for each pixel the copies of a mask in 16 bits.
+#: Bytes that a process may take: for Python with its libraries, and for each pixel. A 16-bit mask needs the most.
 MEMORY = 512 * 2**20
 MEMORY_PER_PIXEL = 32
 
-_TOO_SLOW = "The image takes longer to read than any camera's or editor's."
-_TOO_MUCH = "The image takes more memory to read than one of so many pixels should."
+_TOO_SLOW = "The image takes longer to read than any image of a camera or an editor."
+_TOO_MUCH = "The image takes more memory to read than its number of pixels allows."
 
-#: The variables that a process needs to start. It is told no others: no secret is among these.
+#: The environment variables that a process needs to start. It gets no others, and so no secret.
 _VARIABLES = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR", "TZ")
 
 
 class PictureChecks:
-    """Starts processes when they are first needed, and replaces those that die."""
+    """Starts the processes when they are first needed, and replaces those that die."""
 
     def __init__(self, processes: int = PROCESSES) -> None:
         self._free = asyncio.Semaphore(processes)
@@ -49,10 +53,10 @@ class PictureChecks:
         return f"<PictureChecks [{len(self._idle)} idle]>"
 
     async def check(self, data: bytes, max_pixels: int, *, mask: bool = False) -> Size:
-        """The size of the upright picture in pixels.
+        """Check a picture or a mask; returns the size of the upright picture in pixels.
 
-        Raises what `check_picture` or, for a mask, `check_mask` raises, also if the picture takes too long or too much
-        memory; and TooManyUploads if other pictures occupy all processes.
+        Raises InvalidImage or ImageTooLarge as `check_picture` and `check_mask` do, and also if the check takes too
+        much time or memory. Raises TooManyUploads if other pictures occupy all processes.
         """
         try:
             async with asyncio.timeout(WAIT_S):
@@ -60,20 +64,20 @@ class PictureChecks:
         except TimeoutError:
             raise TooManyUploads(retry_after=WAIT_S // 2) from None
         try:
-            return await self._checked(data, max_pixels, mask)
+            return await self._check_in_process(data, max_pixels, mask)
         finally:
             self._free.release()
 
-    async def _checked(self, data: bytes, max_pixels: int, mask: bool) -> Size:
-        process = await self._next()
+    async def _check_in_process(self, data: bytes, max_pixels: int, mask: bool) -> Size:
+        process = await self._take_process()
         answer: dict[str, Any] | None = None
         try:
             async with asyncio.timeout(LATE_S):
                 answer = await _ask(process, data, max_pixels, mask)
-        except (TimeoutError, OSError, ValueError):  # killed, by us or by the kernel, in the middle of an answer
+        except (TimeoutError, OSError, ValueError):  # too late, or killed by the kernel because of its CPU time
             raise InvalidImage(_TOO_SLOW) from None
         finally:
-            if answer is None:  # also if the caller has gone: what the process would say next is not for the next one
+            if answer is None:  # also after a cancellation, because the next caller must not get this answer
                 await _end(process)
         assert answer is not None
         self._idle.append(process)
@@ -85,7 +89,7 @@ class PictureChecks:
             case _:
                 raise InvalidImage(answer.get("detail"))
 
-    async def _next(self) -> asyncio.subprocess.Process:
+    async def _take_process(self) -> asyncio.subprocess.Process:
         while self._idle:
             process = self._idle.pop()
             if process.returncode is None:
@@ -94,14 +98,14 @@ class PictureChecks:
         return await _start()
 
     async def aclose(self) -> None:
-        """End the processes that wait."""
+        """End the idle processes."""
         while self._idle:
             await _end(self._idle.pop())
 
 
-def environment(ours: Mapping[str, str]) -> dict[str, str]:
+def environment(parent: Mapping[str, str]) -> dict[str, str]:
     """The environment of a process that checks pictures."""
-    kept = {name: ours[name] for name in _VARIABLES if name in ours}
+    kept = {name: parent[name] for name in _VARIABLES if name in parent}
     return kept | {"OPENBLAS_NUM_THREADS": "1"}  # each of its threads reserves memory
 
 
@@ -137,7 +141,7 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 
 
 def serve(questions: BinaryIO, answers: BinaryIO) -> None:
-    """Check one picture after the other until the service is gone."""
+    """Check one picture after the other until the service closes the pipe."""
     while line := questions.readline():
         question = json.loads(line)
         data = questions.read(question["bytes"])
@@ -146,7 +150,7 @@ def serve(questions: BinaryIO, answers: BinaryIO) -> None:
 
 
 def _answer(data: bytes, max_pixels: int, mask: bool) -> dict[str, Any]:
-    # Imported here: the service itself needs neither Pillow nor these for a request without a picture.
+    # Imported here, because the service needs neither Pillow nor these modules for a request without a picture.
     from imagegen.loaders.pictures import picture_size
     from imagegen.tasks.inputs import check_mask, check_picture
 
@@ -161,12 +165,12 @@ def _answer(data: bytes, max_pixels: int, mask: bool) -> dict[str, Any]:
 
 
 def _limit(max_pixels: int) -> None:
-    """Limit what the next picture takes. The kernel ends a process that takes more CPU time."""
+    """Limit the CPU time and the memory of the next picture. The kernel kills a process that takes more CPU time."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     seconds = int(used.ru_utime + used.ru_stime) + CPU_S + max_pixels // PIXELS_PER_CPU_S
     for kind, most in ((resource.RLIMIT_CPU, seconds), (resource.RLIMIT_DATA, MEMORY + MEMORY_PER_PIXEL * max_pixels)):
         _, hard = resource.getrlimit(kind)
-        with suppress(ValueError, OSError):  # the system's own limit is lower
+        with suppress(ValueError, OSError):  # the system's limit is lower
             resource.setrlimit(kind, (most, hard))
 
 

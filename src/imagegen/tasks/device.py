@@ -1,4 +1,4 @@
-"""Device: one GPU and all that belongs to it alone."""
+"""Device: one GPU, and the objects that exist once for each GPU."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -15,9 +15,9 @@ from imagegen.tasks.queue import TaskQueue
 
 
 class Device:
-    """One GPU: its thread with the worker behind it, its models, its queue, its measured times, the call under way.
+    """One GPU: its thread with the worker, its models, its queue, its measured times, its running call.
 
-    Two of them share nothing but the bus. Runner is the only writer of `call`.
+    Two devices share only the bus. Runner is the only writer of `call`.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class Device:
         self.measurements = Measurements(self.models)
         self.queue = TaskQueue(self.measurements, clock)
         self.clock = clock
-        #: The call under way; None: there is none.
+        #: The running call; None: no call runs.
         self.call: Call | None = None
 
     def __repr__(self) -> str:

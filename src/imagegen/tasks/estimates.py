@@ -1,4 +1,4 @@
-"""Estimates: measured times of pictures, and forecasts of when waiting tasks run. Pure, except for `Paces`."""
+"""Measured times of steps and tasks (`Paces`), and pure functions that forecast when waiting tasks run."""
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,12 +11,14 @@ from imagegen.tasks.lanes import Lanes
 from imagegen.tasks.scheduling import Costs, Current, Fairness, next_model
 from imagegen.tasks.tickets import TaskTicket, Work
 
-#: The tasks that a forecast takes one after the other: each keeps the event loop busy for 0.02 to 0.04 ms, measured by
-#: bench/long_queue. Those behind them are extrapolated.
+#: The number of tasks whose order a forecast computes. Each takes 0.02 to 0.04 ms of the event loop, measured by
+#: bench/long_queue. The times of later tasks are extrapolated.
 HORIZON = 100
-#: Remembered sizes of each model.
+
+#: The number of sizes that are remembered for each model.
 MAX_SIZES = 64
-#: The weight of the latest picture in the moving average, from 0 to 1.
+
+#: The weight of the latest call in the moving averages, from 0 to 1.
 WEIGHT_OF_LATEST = 0.3
 
 
@@ -28,7 +30,7 @@ class Shape(NamedTuple):
 
 
 class Paces:
-    """Learns from calls how many seconds a step takes, by model and size, and a task, by model."""
+    """Learns from calls how many seconds a step takes, by model and size, and how many a task takes, by model."""
 
     def __init__(self) -> None:
         self._step_s: dict[str, OrderedDict[Shape, float]] = {}
@@ -49,13 +51,13 @@ class Paces:
         self._work_s[model] = _smooth(self._work_s.get(model), seconds)
 
     def learn_together(self, model: str, requests: Sequence[GenerationRequest], seconds: float) -> None:
-        """Record the seconds of a call that several tasks shared. The time of a step does not follow from it."""
+        """Record the seconds of a call that several tasks shared. It does not tell the time of a step."""
         pictures = sum(request.batch_size for request in requests)
         for request in requests:
             self._work_s[model] = _smooth(self._work_s.get(model), seconds * request.batch_size / pictures)
 
     def expect(self, model: str, work: Work) -> float | None:
-        """Seconds that work will take, in proportion to the nearest measured size; None: no size was measured."""
+        """Seconds that the work will take, computed from the nearest measured size; None: no size was measured."""
         sizes, shape = self._step_s.get(model), _shape(work)
         if not sizes:
             return None
@@ -76,9 +78,9 @@ def _apart(one: Shape, other: Shape) -> float:
 
 
 class Forecast(NamedTuple):
-    """When a waiting task will run if no further task arrives. In seconds from now."""
+    """When a waiting task will run if no further task arrives, in seconds from now."""
 
-    #: Tasks before it.
+    #: The number of tasks that run before it.
     position: int
     start_s: float
     finish_s: float
@@ -109,7 +111,7 @@ class Expectations(Protocol):
         ...
 
     def share(self, ticket: TaskTicket, pictures: int) -> float:
-        """The time of a call with so many pictures, as a share of the time of as many single calls."""
+        """The time of one call with this number of pictures, divided by that of as many single calls."""
         ...
 
     def stays(self, model: str, residents: Sequence[str]) -> Sequence[str]:
@@ -119,7 +121,7 @@ class Expectations(Protocol):
 
 def forecast(lanes: Lanes, at: Now, expected: Expectations) -> dict[str, Forecast]:
     """The forecasts of the next HORIZON waiting tasks, by task id, in the order in which `choose` would take them."""
-    told: dict[str, Forecast] = {}
+    forecasts: dict[str, Forecast] = {}
     clock, measured, current = at.busy_s or 0.0, at.busy_s is not None, at.current
     for call in calls(islice(order(lanes, at, expected), HORIZON), expected.most):
         ticket, work_s = call[0], _call_s(call, expected)
@@ -131,36 +133,39 @@ def forecast(lanes: Lanes, at: Now, expected: Expectations) -> dict[str, Forecas
         clock += at.costs.work(ticket.model) * len(call) if work_s is None else work_s
         measured = measured and work_s is not None
         for ticket in call:
-            told[ticket.task_id] = Forecast(len(told), start_s, clock, started and measured)
-    return told
+            forecasts[ticket.task_id] = Forecast(len(forecasts), start_s, clock, started and measured)
+    return forecasts
 
 
-def beyond(told: dict[str, Forecast], position: int) -> Forecast:
-    """The forecast of a task behind those of `forecast`, if they go on as fast. `position`: by priority and arrival."""
-    last = next(reversed(told.values()))
-    position = max(position, len(told))
-    each_s = last.finish_s / len(told)
-    start_s = last.finish_s + (position - len(told)) * each_s
+def beyond(forecasts: dict[str, Forecast], position: int) -> Forecast:
+    """The forecast of a task behind the HORIZON, extrapolated from `forecasts`, the result of `forecast`.
+
+    `position`: the number of tasks before it by priority and arrival.
+    """
+    last = next(reversed(forecasts.values()))
+    position = max(position, len(forecasts))
+    each_s = last.finish_s / len(forecasts)
+    start_s = last.finish_s + (position - len(forecasts)) * each_s
     return Forecast(position, start_s, start_s + each_s, last.measured)
 
 
 def _call_s(call: Sequence[TaskTicket], expected: Expectations) -> float | None:
-    """Seconds of a call that these tasks share; None: unknown."""
+    """The seconds of a call that these tasks share; None: unknown."""
     alone_s = [work_s for ticket in call if (work_s := expected.work_s(ticket)) is not None]
     share = expected.share(call[0], sum(ticket.pictures for ticket in call))
     return sum(alone_s) * share if len(alone_s) == len(call) else None
 
 
 def order(lanes: Lanes, at: Now, expected: Expectations) -> Iterator[TaskTicket]:
-    """Tickets in the order in which `choose` would take them. Priorities are raised by the waiting until now only."""
+    """The tickets in the order in which `choose` would take them. Further waiting does not raise priorities here."""
     current, now = at.current, at.now + (at.busy_s or 0)
     for group in lanes.groups(now, at.fairness):
         waiting = {model: each for model, tickets in group.items() if (each := tickets.waiting) is not None}
         while waiting:
             model = next_model(waiting, current, at.costs, now, at.fairness)
             yield group[model].take()
-            if (left := group[model].waiting) is not None:
-                waiting[model] = left
+            if (rest := group[model].waiting) is not None:
+                waiting[model] = rest
             else:
                 del waiting[model]
             now += at.costs.work(model) + (0 if model in current.models else at.costs.swap(model))
@@ -170,7 +175,8 @@ def order(lanes: Lanes, at: Now, expected: Expectations) -> Iterator[TaskTicket]
 def remaining_s(expected_s: float | None, steps: tuple[int, int], spent_s: float) -> float | None:
     """Seconds until a running call ends; None: unknown.
 
-    In proportion to the steps that are left of the expected seconds, or by its own pace if nothing was expected.
+    They are the share of `expected_s` for the steps that remain or, if that is None, extrapolated from the steps that
+    are done.
     """
     done, total = steps
     if expected_s is not None:

@@ -11,17 +11,17 @@ from imagegen.loaders.pictures import FORMATS, read_mask
 
 JPEG_START = b"\xff\xd8"
 JPEG_SCAN = b"\xff\xda"
-#: Each scan of a progressive JPEG visits every block again, and a scan can be eight bytes long: 136 KB took 12 s.
-#: Editors write 10 scans; a thumbnail in the metadata has its own.
+#: The most scans of a JPEG. Each scan of a progressive JPEG visits every block again, and can be eight bytes long: 136 KB
+#: took 12 s. Editors write 10 scans, and a thumbnail in the metadata has others.
 MAX_JPEG_SCANS = 64
 
-#: What cameras, scanners and editors compress TIFF files with. Pillow decodes more, with libraries that are used less.
+#: The compressions that cameras, scanners and editors use in TIFF files. For others, Pillow uses less tested libraries.
 TIFF_COMPRESSIONS = frozenset(
     {"raw", "packbits", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate", "jpeg", "group3", "group4", "tiff_ccitt"}
 )
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
 
-#: What Pillow raises for a file that is not what it seems. Some of its readers check little before they compute.
+#: What Pillow raises for a damaged file. Some of its readers check little before they compute.
 _BROKEN = (
     OSError,
     ValueError,
@@ -58,23 +58,23 @@ def check_picture(data: bytes, max_pixels: int) -> None:
 
 
 def check_mask(data: bytes, max_pixels: int) -> None:
-    """As `check_picture`. Raises InvalidImage also for a mask that selects nothing."""
+    """Like `check_picture`, and raises InvalidImage for a mask that selects nothing."""
     check_picture(data, max_pixels)
     try:
-        drawn = read_mask(data).getextrema() != (0, 0)
+        empty = read_mask(data).getextrema() == (0, 0)
     except _BROKEN:
         raise InvalidImage from None
-    if not drawn:
+    if empty:
         raise InvalidImage(_EMPTY_MASK)
 
 
 def _check_encoding(image: Any, max_pixels: int) -> None:
-    """Raises InvalidImage for encodings that take far more time or memory than their number of pixels says."""
+    """Raises InvalidImage or ImageTooLarge for encodings whose cost does not depend on the number of pixels."""
     if any(tile[0] == "bmp_rle" for tile in image.tile):
-        # Decoded by a loop in Python, in which a run may have no pixel.
+        # Pillow decodes the runs in a Python loop, and any number of them can be empty.
         raise InvalidImage("A BMP picture must not be compressed.")
     if image.format == "TIFF":
         if image.info.get("compression") not in TIFF_COMPRESSIONS:
-            raise InvalidImage("The TIFF picture is compressed in a way that is not read; LZW and Deflate are.")
+            raise InvalidImage("The compression of the TIFF picture is not supported; use LZW or Deflate.")
         if image.tag_v2.get(_TILE_WIDTH, 0) * image.tag_v2.get(_TILE_LENGTH, 0) > max_pixels:
             raise ImageTooLarge(f"The image has tiles of more than {max_pixels} pixels.")

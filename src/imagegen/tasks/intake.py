@@ -1,4 +1,4 @@
-"""Intake: accepts tasks and enqueues them, and recovers the tasks that an earlier run left."""
+"""Intake: accepts tasks and enqueues them, and recovers the tasks of earlier runs of the service."""
 
 import asyncio
 import heapq
@@ -40,10 +40,10 @@ RETRY_AFTER_DRAIN_S = 10
 
 
 class Accepted(NamedTuple):
-    """The task of a request that may have been sent before."""
+    """An accepted task."""
 
     task: GenerationTask
-    #: Whether an earlier request with the same key made the task.
+    #: Whether an earlier request with the same Idempotency-Key made it.
     repeated: bool
 
 
@@ -72,10 +72,10 @@ class Intake:
         self._images = images
         self._bus = bus
         self._limits = limits
-        #: Ids of tasks that are being written to the journal, and will then be enqueued.
+        #: Ids of tasks that are being written to the journal, and are enqueued afterwards.
         self._arriving: set[str] = set()
         self._closed = False
-        #: The deadlines of tasks that were enqueued, the earliest first. Those of tasks that have begun are ignored.
+        #: A heap of the deadlines of enqueued tasks with their ids. Tasks that have begun meanwhile are ignored.
         self._deadlines: list[tuple[float, str]] = []
 
     @property
@@ -89,18 +89,18 @@ class Intake:
 
     @property
     def waiting(self) -> int:
-        """Tasks that wait: in the queue, for weights, and on their way to the journal."""
+        """The number of tasks that are in the queue, wait for weights, or are being written to the journal."""
         return self._queue.waiting + len(self._arriving) + len(self._parking)
 
     # -- new tasks ----------------------------------------------------------------------------------------------------
 
     async def submit(self, draft: TaskDraft) -> GenerationTask:
         stored = await self._submit(draft, None)
-        assert isinstance(stored, GenerationTask)  # without a claim nothing can be claimed already
+        assert isinstance(stored, GenerationTask)  # Claimed is the answer to a claim only
         return stored
 
     async def submit_once(self, draft: TaskDraft, claim: Claim) -> Accepted:
-        # The key is looked up first, so that a full queue does not refuse a task that is in it already.
+        # The key is looked up first, so that a full queue does not refuse a request whose task is already in it.
         stored = await self._journal.claimed(claim.key, claim.owner) or await self._submit(draft, claim)
         if isinstance(stored, GenerationTask):
             return Accepted(stored, repeated=False)
@@ -122,7 +122,7 @@ class Intake:
 
     async def _submit(self, draft: TaskDraft, claim: Claim | None) -> GenerationTask | Claimed:
         model, request = await self._admit(draft)
-        # Input pictures are hashed: megabytes, so in a thread.
+        # In a thread if there are input pictures, because megabytes are hashed.
         hashing = draft.pictures.init_image is not None
         task = await asyncio.to_thread(new_task, draft, model, request) if hashing else new_task(draft, model, request)
         if self._closed:
@@ -132,11 +132,11 @@ class Intake:
         if self._models.quarantined(model):
             raise ModelQuarantined
         self._arriving.add(task.id)
-        # Shielded: a caller that disconnects must not leave a task that is in the journal and not in the queue.
+        # Shielded, so that the caller's disconnection cannot leave a task in the journal that is not in the queue.
         return await asyncio.shield(self._accept(task, draft, claim))
 
     async def _admit(self, draft: TaskDraft) -> tuple[str, GenerationRequest]:
-        """The model and the complete request. Raises ImagegenError if this could never run."""
+        """The model and the complete request. Raises ImagegenError if the request can never run."""
         picture, size = draft.pictures.init_image, draft.input_size
         if picture is not None and size is None and needs_input_size(draft):
             size = await asyncio.to_thread(picture_size, picture)
@@ -168,7 +168,7 @@ class Intake:
         return stored
 
     def enqueue(self, live: LiveTask) -> None:
-        """Put a task into the queue: a new one, or one that was there before, at its old place."""
+        """Put a task into the queue. One that was there before gets its old place."""
         ticket = live.ticket()
         position = self._queue.position(ticket)
         live.enqueue(position)
@@ -180,7 +180,7 @@ class Intake:
         self._outlooks.changed()
 
     def late(self) -> list[LiveTask]:
-        """The tasks whose deadline has passed since the last time."""
+        """The tasks whose deadline has passed since the last call of this method, and that have not begun."""
         now, ids = self._clock(), list[str]()
         while self._deadlines and self._deadlines[0][0] <= now:
             ids.append(heapq.heappop(self._deadlines)[1])
@@ -189,13 +189,13 @@ class Intake:
     # -- recovery -----------------------------------------------------------------------------------------------------
 
     async def recover(self) -> list[LiveTask]:
-        """Enqueue the tasks that an earlier run left, with their seeds; fail those without an attempt left.
+        """Enqueue the tasks that had not ended when the service did; fail those without an attempt left.
 
-        Returns the tasks whose pictures wait in the spool: they only have to be uploaded.
+        Returns the tasks whose pictures are in the spool, which only have to be uploaded.
         """
-        left, made = await self._journal.unfinished(), []
-        self._images.tidy([image for task in left for image in task.storing])
-        for task in left:
+        unfinished, made = await self._journal.unfinished(), []
+        self._images.tidy([image for task in unfinished for image in task.storing])
+        for task in unfinished:
             if task.id in self._records.live or task.id in self._arriving:
                 continue  # it was submitted while the journal was read
             spooled = bool(task.storing) and await self._images.spooled(task.storing)
@@ -214,7 +214,7 @@ class Intake:
         return made
 
     def _deadline_of(self, task: GenerationTask) -> float | None:
-        """The deadline by the wall clock, but at most `deadline_s` from now, because the clock may have been set."""
+        """The deadline, counted from `created_at`. At most `deadline_s` from now: the clock may have been set back."""
         if task.deadline_s is None:
             return None
         waited_s = (datetime.now(UTC) - task.created_at).total_seconds()

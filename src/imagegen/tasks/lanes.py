@@ -1,4 +1,4 @@
-"""Lanes: the waiting tasks by priority and model, so that no question about them reads all of them."""
+"""Lanes: the waiting tasks by priority and model, so that no query reads all of them."""
 
 import heapq
 import math
@@ -11,7 +11,7 @@ from typing import NamedTuple
 from imagegen.tasks.scheduling import Fairness, Waiting
 from imagegen.tasks.tickets import TaskTicket
 
-#: The most tickets of a block: insertions and partial sums read one block.
+#: The most tickets in a block. An insertion, and the sum over a part of a lane, read the tickets of one block.
 BLOCK = 512
 
 _arrival = attrgetter("sequence")
@@ -19,9 +19,9 @@ _since = attrgetter("since")
 
 
 class Lane:
-    """The tickets of one model and one priority, in order of arrival: a list of blocks, each with its sum.
+    """The tickets of one model and one priority in order of arrival, which is also the order of `since`.
 
-    Tasks that arrived later were accepted later, so `since` grows with the order of arrival.
+    They are kept in blocks, each with the sum of its tickets' `since`.
     """
 
     def __init__(self) -> None:
@@ -44,23 +44,23 @@ class Lane:
         self._sums[at] += ticket.since
         self.number += 1
         if len(block) > BLOCK:
-            half = BLOCK // 2 if at < len(self._blocks) - 1 else BLOCK  # the last one grows at its end
+            half = BLOCK // 2 if at < len(self._blocks) - 1 else BLOCK  # the last block grows at its end only
             self._blocks[at : at + 1] = [block[:half], block[half:]]
             self._sums[at : at + 1] = [sum(map(_since, part)) for part in (block[:half], block[half:])]
 
     def remove(self, ticket: TaskTicket) -> None:
-        """Take out a ticket that is in the lane."""
+        """Remove a ticket of this lane."""
         at = bisect_right(self._blocks, ticket.sequence, key=lambda block: block[0].sequence) - 1
         block = self._blocks[at]
         del block[bisect_left(block, ticket.sequence, key=_arrival)]
         self.number -= 1
         if block:
-            self._sums[at] = sum(map(_since, block))  # summed again: differences would gather rounding errors
+            self._sums[at] = sum(map(_since, block))  # summed anew, because subtractions would add up rounding errors
         else:
             del self._blocks[at], self._sums[at]
 
     def until(self, since: float) -> tuple[int, float]:
-        """The number of the tickets accepted until then, and the sum of their `since`."""
+        """The number of tickets that were accepted until `since`, and the sum of their `since`."""
         at = bisect_right(self._blocks, since, key=lambda block: block[0].since) - 1
         if at < 0:
             return 0, 0.0
@@ -96,11 +96,11 @@ class Group:
 
     @property
     def waiting(self) -> Waiting | None:
-        """The tickets that were not taken; None: all were."""
+        """The tickets that are not taken yet; None: all are taken."""
         return None if self._oldest is None else Waiting(self._oldest, self._number, self._since_s)
 
     def take(self) -> TaskTicket:
-        """The oldest ticket."""
+        """Take the oldest ticket."""
         taken = self._oldest
         assert taken is not None
         self._oldest, self._number, self._since_s = (
@@ -124,7 +124,7 @@ class Lanes:
         self._lanes.setdefault(ticket.priority, {}).setdefault(ticket.model, Lane()).add(ticket)
 
     def remove(self, ticket: TaskTicket) -> None:
-        """Take out a ticket that is here."""
+        """Remove a ticket that was added."""
         models = self._lanes[ticket.priority]
         models[ticket.model].remove(ticket)
         if not models[ticket.model].number:
@@ -140,27 +140,28 @@ class Lanes:
     def foremost(
         self, now: float, fairness: Fairness, models: Collection[str] | None = None, priority: int | None = None
     ) -> dict[str, list[Part]]:
-        """The tasks that rule 1 of `choose` leaves, by model.
+        """The tasks that pass rule 1 of `choose`, by model.
 
-        `models`: only their tasks exist. `priority`: of one more task, which is not here.
+        `models`: ignore the tasks of all others. `priority`: consider one more task of this priority, which is not in
+        a lane.
         """
         lanes = [
-            (each, model, lane)
-            for each, of in self._lanes.items()
-            for model, lane in of.items()
+            (level, model, lane)
+            for level, by_model in self._lanes.items()
+            for model, lane in by_model.items()
             if models is None or model in models
         ]
-        best = min((each for each, _, _ in lanes), default=0)
-        best, step_s = min(best, best if priority is None else priority), fairness.ageing_s or math.inf
-        left: dict[str, list[Part]] = {}
-        for each, model, lane in lanes:
-            number, since_s = lane.until(math.inf if each == best else now - (each - best) * step_s)
+        levels = {level for level, _, _ in lanes} | (set() if priority is None else {priority})
+        best, step_s = min(levels, default=0), fairness.ageing_s or math.inf
+        passing: dict[str, list[Part]] = {}
+        for level, model, lane in lanes:
+            number, since_s = lane.until(math.inf if level == best else now - (level - best) * step_s)
             if number:
-                left.setdefault(model, []).append(Part(lane, number, since_s))
-        return left
+                passing.setdefault(model, []).append(Part(lane, number, since_s))
+        return passing
 
     def waiting(self, now: float, fairness: Fairness, models: Collection[str] | None = None) -> dict[str, Waiting]:
-        """The tasks that rule 1 of `choose` leaves, summed up by model. `models`: only their tasks exist."""
+        """The tasks that pass rule 1 of `choose`, summed up by model. `models`: ignore the tasks of all others."""
         return {
             model: Waiting(
                 min((next(part.tickets) for part in parts), key=_arrival),
@@ -171,17 +172,21 @@ class Lanes:
         }
 
     def companions(self, first: TaskTicket, now: float, fairness: Fairness) -> Iterator[TaskTicket]:
-        """The tasks of the model of `first`, which is not here, that rule 1 leaves beside it, in order of arrival."""
+        """The tasks of the same model that pass rule 1 together with `first`, in order of arrival.
+
+        `first` was taken out of its lane.
+        """
         parts = self.foremost(now, fairness, priority=first.priority).get(first.model, [])
         return heapq.merge(*(part.tickets for part in parts), key=_arrival)
 
     def groups(self, now: float, fairness: Fairness) -> Iterator[dict[str, Group]]:
-        """The tasks that rule 1 leaves, by model; then the others, one priority after the other."""
-        left, taken = self.foremost(now, fairness), dict[Lane, Part]()
-        for parts in left.values():
+        """The tasks that pass rule 1, by model; then the others, one priority after the other."""
+        passing, taken = self.foremost(now, fairness), dict[Lane, Part]()
+        for parts in passing.values():
             taken.update({part.lane: part for part in parts})
         yield {
-            model: Group((part.tickets, part.number, part.since_s) for part in parts) for model, parts in left.items()
+            model: Group((part.tickets, part.number, part.since_s) for part in parts)
+            for model, parts in passing.items()
         }
         for priority in sorted(self._lanes):
             group = {}

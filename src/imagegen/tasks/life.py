@@ -17,10 +17,10 @@ class IllegalTransition(RuntimeError):
 
 
 class StopRequest(IntEnum):
-    """What is asked of a task that runs or stores its pictures. A higher request replaces a lower one."""
+    """How a task that runs or stores its pictures should stop. A higher request replaces a lower one."""
 
     NONE = 0
-    #: Do not wait for the store of pictures: the next run of the service uploads them.
+    #: Stop waiting for the store of pictures: the next run of the service uploads them.
     STORE_LATER = 1
     #: Stop between two steps and return to the queue. Includes STORE_LATER.
     PUT_BACK = 2
@@ -34,8 +34,8 @@ class Queued:
 
     #: The number of tasks before it when it was enqueued.
     position: int = 0
-    #: The position that its listeners were told last.
-    told: int = 0
+    #: The position that was published last.
+    published: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Running:
 class Saving:
     """Its pictures are made, and are being encoded, written and uploaded."""
 
-    #: Whether the store of pictures is down and the task waits for it.
+    #: Whether it waits because the store of pictures cannot be reached.
     waits_for_store: bool = False
 
 
@@ -65,7 +65,7 @@ class Saving:
 class Ending:
     """Its end is decided and is being written to the journal."""
 
-    #: The record with that end.
+    #: The record with its end.
     ended: GenerationTask
 
 
@@ -83,13 +83,13 @@ OPEN = (Queued, Parked, Loading, Running, Saving)
 
 
 class LiveTask:
-    """A task's record and stage. Everybody reads them; only these methods change them, on the event loop.
+    """A task's record and stage. Only these methods change them, on the event loop:
 
     ===============  ==============================================  =======
     method           from                                            to
     ===============  ==============================================  =======
     enqueue          QUEUED                                          QUEUED
-    tell_position    QUEUED                                          QUEUED
+    note_position    QUEUED                                          QUEUED
     park             QUEUED                                          PARKED
     unpark           PARKED                                          QUEUED
     start            QUEUED                                          LOADING
@@ -104,9 +104,9 @@ class LiveTask:
     finish           ENDING                                          ENDED
     ===============  ==============================================  =======
 
-    Anything else raises IllegalTransition and changes nothing. The record's status is `pending` while the task is
-    QUEUED or PARKED, `processing` while it is LOADING, RUNNING or SAVING, and final once it is ENDED. The record of a
-    task that is ENDING keeps its status, because nobody may see an end that is not on disk.
+    From any other stage a method raises IllegalTransition and changes nothing. The record's status is `pending` while
+    the task is QUEUED or PARKED, `processing` while it is LOADING, RUNNING or SAVING, and final once it is ENDED. The
+    record of a task that is ENDING keeps its status, so that no caller sees an end that is not on disk.
     """
 
     def __init__(
@@ -124,10 +124,10 @@ class LiveTask:
 
     @classmethod
     def recovered(cls, record: GenerationTask, since: float, deadline: float | None, *, spooled: bool) -> Self:
-        """A task that an earlier run left. `spooled`: its pictures are made and are still in the spool."""
+        """A task that had not ended when the service did. `spooled`: its pictures are made and are in the spool."""
         if record.storing and spooled:
             return cls(record, since, deadline, Saving())
-        if record.storing:  # the attempt succeeded, so it does not count; but its pictures are lost
+        if record.storing:  # the pictures are lost, but the attempt succeeded, so it does not count
             record = record.evolve(storing=(), attempt=record.attempt - 1)
         return cls(record.evolve(status=TaskStatus.PENDING), since, deadline)
 
@@ -147,7 +147,7 @@ class LiveTask:
 
     @property
     def ending(self) -> bool:
-        """Whether its end is decided. Nothing ends it again, and its progress is not published any more."""
+        """Whether its end is decided. It cannot be ended again, and its progress is not published any more."""
         return isinstance(self._stage, Ending | Ended)
 
     @property
@@ -166,7 +166,7 @@ class LiveTask:
 
     @property
     def likeness(self) -> Likeness | None:
-        """What the other tasks of its call must have in common with it; None: it runs alone.
+        """What other tasks must have in common with it to share its call; None: it runs alone.
 
         A task with an earlier attempt runs alone, because it may have killed the worker. So does a task whose shared
         call failed, and a replay, because the pixels of a shared call differ by rounding.
@@ -181,7 +181,7 @@ class LiveTask:
         return TaskTicket(it.priority, it.sequence, it.id, it.model, self.since, self.likeness, pictures, work)
 
     def is_late(self, now: float) -> bool:
-        """Whether it has missed its deadline. A task that was attempted once cannot miss it any more."""
+        """Whether it has missed its deadline. After its first attempt a task cannot miss it any more."""
         return self.deadline is not None and now >= self.deadline and self._record.attempt == 0
 
     async def until_stop_requested(self) -> None:
@@ -191,40 +191,40 @@ class LiveTask:
     # -- waiting ------------------------------------------------------------------------------------------------------
 
     def enqueue(self, position: int) -> None:
-        """It is put into the queue behind `position` tasks, and its listeners are told the position."""
-        self._move(Queued(position, told=position), Queued)
+        """Note that it is in the queue behind `position` tasks, and that this position is published."""
+        self._move(Queued(position, published=position), Queued)
 
-    def tell_position(self, position: int) -> bool:
-        """Note the position that its listeners are told. False: they were told this position already."""
+    def note_position(self, position: int) -> bool:
+        """Note a position that is to be published. False: it was the last one that was published."""
         stage = self._from(Queued)
-        self._stage = Queued(stage.position, told=position)
-        return stage.told != position
+        self._stage = Queued(stage.position, published=position)
+        return stage.published != position
 
     def park(self) -> None:
-        """It waits for its model's weights."""
+        """Note that it waits for the pull of its model's weights."""
         self._move(Parked(), Queued)
 
     def unpark(self) -> None:
-        """The weights are here."""
+        """Note that its model's weights were pulled."""
         self._move(Queued(), Parked)
         self._fetched = True
 
     # -- one attempt --------------------------------------------------------------------------------------------------
 
     def start(self, at: datetime) -> None:
-        """It is taken from the queue."""
+        """Note that it was taken from the queue."""
         self._move(Loading(), Queued)
         self._record = self._record.evolve(status=TaskStatus.PROCESSING, started_at=at)
 
     def begin(self) -> None:
-        """Count the attempt: from now on the task itself may kill the worker or the service."""
+        """Note that its pictures are being made, and count the attempt: from now on it may kill the worker."""
         self._move(Running(), Loading)
         self._record = self._record.evolve(attempt=self._record.attempt + 1)
 
     def put_back(self, *, counts: bool, alone: bool = False) -> None:
-        """Return to the old place in the queue.
+        """Return to its place in the queue.
 
-        `counts`: whether the attempt counts. `alone`: the next attempt shares no call.
+        `counts`: whether the attempt counts. `alone`: whether its next calls are not shared.
         """
         attempt = self._record.attempt - (isinstance(self._stage, Running) and not counts)
         if attempt >= MAX_ATTEMPTS:
@@ -236,29 +236,29 @@ class LiveTask:
         self._stop_requested.clear()
 
     def request_stop(self, request: StopRequest) -> None:
-        """Ask it to stop. The code that runs it or stores its pictures looks at the request."""
+        """Ask it to stop. The code that runs it or stores its pictures obeys the request."""
         self._stop_request = max(self._stop_request, request)
         self._stop_requested.set()
 
     def charge(self, seconds: float) -> None:
-        """Count seconds of the device."""
+        """Add seconds of the device that it has used."""
         if not self.ending:
             self._record = self._record.evolve(device_s=(self._record.device_s or 0) + seconds)
 
     # -- its pictures -------------------------------------------------------------------------------------------------
 
     def save(self, made_by: Provenance, warnings: Warnings = (), tokens: tuple[TokensRead, ...] = ()) -> None:
-        """Its pictures are made."""
+        """Note that its pictures are made."""
         self._move(Saving(), Running)
         self._record = self._record.evolve(provenance=made_by, warnings=warnings, tokens=tokens)
 
     def store(self, spooled: tuple[StoredImage, ...]) -> None:
-        """Its pictures are in the spool and are uploaded next."""
+        """Note that its pictures are in the spool, to be uploaded next."""
         self._from(Saving)
         self._record = self._record.evolve(storing=spooled)
 
     def wait_for_store(self) -> bool:
-        """It waits until the store of pictures can be reached. False: it waits already."""
+        """Note that it waits until the store of pictures can be reached. False: it already did."""
         stage = self._from(Saving)
         self._stage = Saving(waits_for_store=True)
         return not stage.waits_for_store
@@ -266,7 +266,7 @@ class LiveTask:
     # -- the end ------------------------------------------------------------------------------------------------------
 
     def complete(self, images: tuple[StoredImage, ...], at: datetime) -> GenerationTask:
-        """Its pictures are in their store, and can be fetched from now on. Returns the record to write."""
+        """End it as completed: its pictures are in their store and can be fetched. Returns the record to write."""
         record = self._record.evolve(images=images, storing=())
         ended = record.evolve(status=TaskStatus.COMPLETED, completed_at=at)
         self._move(Ending(ended), Saving)
@@ -274,11 +274,11 @@ class LiveTask:
         return ended
 
     def fail(self, failure: Failure, at: datetime) -> GenerationTask:
-        """It has failed. Returns the record to write."""
+        """End it as failed. Returns the record to write."""
         return self._end(self._record.evolve(status=TaskStatus.FAILED, completed_at=at, failure=failure))
 
     def cancel(self, at: datetime) -> GenerationTask:
-        """It is cancelled. Returns the record to write."""
+        """End it as cancelled. Returns the record to write."""
         return self._end(self._record.evolve(status=TaskStatus.CANCELLED, completed_at=at))
 
     def _end(self, ended: GenerationTask) -> GenerationTask:
@@ -286,7 +286,7 @@ class LiveTask:
         return ended
 
     def finish(self) -> None:
-        """The end is on disk, or the disk refused it and it will be written later: everybody may see it now."""
+        """Make the end visible: it is on disk, or the disk refused it and it will be written later."""
         self._record = self._from(Ending).ended
         self._stage = Ended()
 

@@ -1,4 +1,4 @@
-"""TaskManager: the interface to all tasks. Its three parts are: Intake, Runner and Stopping."""
+"""TaskManager: the interface to all tasks. Its three parts are Intake, Runner and Stopping."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -66,14 +66,14 @@ class TaskManager:
         return await self._intake.redraft(task_id)
 
     async def plan(self, draft: TaskDraft) -> Plan:
-        """Tell what `submit` would do, without a task. Raises ImagegenError if the request can never run."""
+        """What `submit` would do; makes no task. Raises ImagegenError if the request can never run."""
         return await self._intake.plan(draft)
 
     # -- reads that only inform ---------------------------------------------------------------------------------------
 
     @property
     def queue_size(self) -> int:
-        """The number of tasks that wait, for the GPU or for weights."""
+        """The number of tasks that wait for the device or for weights."""
         return self._intake.waiting
 
     @property
@@ -88,11 +88,11 @@ class TaskManager:
         return self._intake.closed
 
     def is_running(self, model: str) -> bool:
-        """Whether the call under way is one of this model."""
+        """Whether the running call is one of this model."""
         return self._device.call is not None and self._device.call.model == model
 
     def waits_for_store(self, task_id: str) -> bool:
-        """Whether the task's pictures are made and wait until the store of pictures can be reached."""
+        """Whether the task's pictures are made and cannot be uploaded yet, because the store does not answer."""
         live = self.records.live.get(task_id)
         return live is not None and isinstance(live.stage, Saving) and live.stage.waits_for_store
 
@@ -100,13 +100,13 @@ class TaskManager:
         """When the task is expected to begin and to end; None once it has ended."""
         return self._outlooks.of(task.id)
 
-    def tell_position(self, task_id: str) -> None:
-        """Publish the task's position for a new listener, if it has changed since the task was enqueued."""
-        self._outlooks.tell(task_id)
+    def publish_position(self, task_id: str) -> None:
+        """Publish the task's position for a new subscriber, if it has changed since the task was enqueued."""
+        self._outlooks.publish_position(task_id)
 
-    def download(self, task_id: str) -> Pull | None:
-        """The pull that a task waits for."""
-        return self._parking.download(task_id)
+    def pull_of(self, task_id: str) -> Pull | None:
+        """The pull that a task waits for; None: it waits for none."""
+        return self._parking.pull_of(task_id)
 
     async def until_recovered(self) -> None:
         """Return once the tasks of an earlier run are in the queue."""
@@ -115,15 +115,18 @@ class TaskManager:
     # -- running ------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Run tasks until the drain ends, then wait for the last pictures. If it raises, the service must end."""
+        """Run tasks until the drain ends and all pictures are saved. After an error the service must end."""
         await self._runner.run()
 
     async def between_tasks(self, action: Callable[[], Awaitable[T]]) -> T:
-        """Have the run loop await `action` while no task runs, before any waiting task. Raises Draining."""
+        """Let the run loop await `action` while no task runs, before any waiting task; returns its result.
+
+        Raises Draining.
+        """
         return await self._runner.ask_between_tasks(action)
 
     def ask_between_tasks(self, action: Callable[[], Awaitable[T]]) -> "asyncio.Future[T]":
-        """Like `between_tasks`, without waiting. Raises Draining."""
+        """Like `between_tasks`, but returns at once, with a future of the result. Raises Draining."""
         return self._runner.ask_between_tasks(action)
 
     # -- stopping -----------------------------------------------------------------------------------------------------
@@ -152,5 +155,5 @@ class TaskManager:
         self._stopping.begin_drain()
 
     def hurry(self) -> None:
-        """During a drain: put the running tasks back into the queue. Their next run gives the same pictures."""
+        """During a drain: put the running tasks back into the queue. Their next attempt gives the same pictures."""
         self._stopping.hurry()

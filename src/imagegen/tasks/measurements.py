@@ -1,4 +1,4 @@
-"""Measurements: the measured times of calls, and what the order of tasks and the forecasts take from them."""
+"""Measurements: the measured times of calls, which the scheduler and the forecasts use."""
 
 from collections.abc import Sequence
 
@@ -38,7 +38,7 @@ class Measurements:
             too_large = code is FailureCode.OUT_OF_MEMORY
             self.payoffs.failed(call.model, call.likeness.kind, call.pictures, too_large=too_large)
 
-    # -- read by the queue: what `choose` is given --------------------------------------------------------------------
+    # -- read by the queue, for the scheduler -------------------------------------------------------------------------
 
     def current(self) -> Current:
         """The resident models."""
@@ -46,7 +46,7 @@ class Measurements:
         return Current(models[0], self._models.served_s, tuple(models[1:])) if models else Current(None)
 
     def costs(self) -> Costs:
-        """The measured seconds of loads and tasks."""
+        """The measured seconds of loads and tasks, by model."""
         loads = {model: self._models.switch_seconds(model) for model in self._models.catalog.models}
         return Costs({model: s for model, s in loads.items() if s is not None}, dict(self._paces.work_s))
 
@@ -58,7 +58,7 @@ class Measurements:
     # -- read by forecasts --------------------------------------------------------------------------------------------
 
     def expect(self, model: str, work: Work) -> float | None:
-        """Seconds that work takes in a call of its own; None: no size was measured."""
+        """Seconds that the work takes in a call of its own; None: no size was measured."""
         return self._paces.expect(model, work)
 
     def work_s(self, ticket: TaskTicket) -> float | None:
@@ -66,7 +66,7 @@ class Measurements:
         return self._paces.expect(ticket.model, ticket.work)
 
     def most(self, ticket: TaskTicket) -> int:
-        """The most pictures of a call that starts with this ticket, by what has paid so far."""
+        """The most pictures of a call that starts with this ticket. It depends on what has paid so far."""
         model, alike = ticket.model, ticket.likeness
         models = self._models.catalog.models
         if alike is None or model not in models or models[model].max_batch == 1:
@@ -76,7 +76,7 @@ class Measurements:
         return self.payoffs.most(model, alike.kind, models[model].max_batch, ticket.pictures)
 
     def share(self, ticket: TaskTicket, pictures: int) -> float:
-        """The time of a call with so many pictures, as a share of the time of as many single calls; 1: unknown."""
+        """The time of one call with this number of pictures, divided by that of as many single calls; 1: unknown."""
         return self.payoffs.share(ticket.model, ticket.likeness.kind, pictures) if ticket.likeness else 1
 
     def stays(self, model: str, residents: Sequence[str]) -> Sequence[str]:

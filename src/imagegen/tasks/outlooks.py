@@ -15,10 +15,10 @@ from imagegen.tasks.estimates import Forecast, Now, beyond, forecast, remaining_
 from imagegen.tasks.life import LiveTask, Queued
 from imagegen.tasks.tickets import Likeness, TaskTicket, Work
 
-#: Seconds after which the forecast of the queue is computed again. A change of the queue discards it at once.
+#: Seconds that the forecast of the queue is valid. A change of the queue discards it at once.
 FORECAST_LASTS_S = 1
 
-#: Seconds from a change of the queue to the events about changed positions: one start changes the position of all.
+#: Seconds from a change of the queue to the events about changed positions, because one start changes all positions.
 POSITIONS_EVERY_S = 0.25
 
 #: The largest `Retry-After`, in seconds, when the queue is full.
@@ -41,40 +41,40 @@ class Plan(NamedTuple):
     request: GenerationRequest
     #: The models that would be unloaded for it.
     evicts: list[str]
-    #: Seconds to bring its model to the device; 0: it is there; None: not measured yet.
+    #: Seconds to load its model; 0: it is resident; None: not measured yet.
     load_s: float | None
     outlook: Outlook
-    #: What its pictures would ignore of the request, in sentences.
+    #: Warnings about its pictures, such as parts of the request that they would ignore.
     warnings: tuple[str, ...] = ()
 
 
 class Outlooks:
     """Computes forecasts of the queue of a device and publishes changed positions. Belongs to TaskManager."""
 
-    def __init__(self, active: Mapping[str, LiveTask], device: Device, bus: EventBus) -> None:
-        """`active`: all tasks that have not ended, by id."""
-        self._active = active
+    def __init__(self, live: Mapping[str, LiveTask], device: Device, bus: EventBus) -> None:
+        """`live`: all tasks that have not ended, by id."""
+        self._live = live
         self._device = device
         self._bus = bus
-        #: When the forecast was computed, and the forecasts by task id.
-        self._forecast: tuple[float, dict[str, Forecast]] | None = None
+        #: When the forecasts were computed, and the forecasts by task id.
+        self._computed: tuple[float, dict[str, Forecast]] | None = None
         #: The timer of the next events about changed positions.
-        self._look: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     # -- forecasts ----------------------------------------------------------------------------------------------------
 
     def of(self, task_id: str) -> Outlook | None:
         """The outlook of a task; None: it has ended."""
-        active = self._active.get(task_id)
-        if active is None or active.ending:
+        live = self._live.get(task_id)
+        if live is None or live.ending:
             return None
-        if active.record.status is TaskStatus.PROCESSING:
+        if live.record.status is TaskStatus.PROCESSING:
             call = self._device.call
-            runs = call is not None and active in call.members
-            busy_s = self._busy_s() if runs else 0  # outside the call only its files remain to be written
-            return Outlook(None, active.record.started_at, _after(busy_s))
-        told = self._forecast_of(active)
-        return Outlook(self._device.queue.position(active.ticket())) if told is None else _outlook(told)
+            runs = call is not None and live in call.members
+            busy_s = self._busy_s() if runs else 0  # after the call only its files have to be written
+            return Outlook(None, live.record.started_at, _after(busy_s))
+        expected = self._forecast_of(live)
+        return Outlook(self._device.queue.position(live.ticket())) if expected is None else _outlook(expected)
 
     def plan(self, model: str, request: GenerationRequest, priority: int, alike: Likeness | None) -> Plan:
         """The plan of a request that is not enqueued."""
@@ -87,7 +87,7 @@ class Outlooks:
         )
 
     def retry_after(self) -> int:
-        """Whole seconds after which a refused caller should try again: the forecast for a tenth of the queue."""
+        """Whole seconds after which a refused caller should try again: a tenth of the forecast for the whole queue."""
         last = max((each.finish_s for each in self._forecasts().values()), default=0)
         return min(MAX_RETRY_AFTER_S, max(1, ceil(last / 10)))
 
@@ -121,26 +121,26 @@ class Outlooks:
         """The forecast of a task in the queue; None: it is not in the queue."""
         if not isinstance(live.stage, Queued):
             return None
-        told = self._forecasts()
-        if not told or live.record.id in told:
-            return told.get(live.record.id)
-        return beyond(told, self._device.queue.position(live.ticket()))
+        forecasts = self._forecasts()
+        if not forecasts or live.record.id in forecasts:
+            return forecasts.get(live.record.id)
+        return beyond(forecasts, self._device.queue.position(live.ticket()))
 
     def _forecasts(self) -> dict[str, Forecast]:
         now = self._device.clock()
-        if self._forecast is None or now - self._forecast[0] > FORECAST_LASTS_S:
-            self._forecast = (now, self._compute())
-        return self._forecast[1]
+        if self._computed is None or now - self._computed[0] > FORECAST_LASTS_S:
+            self._computed = (now, self._compute())
+        return self._computed[1]
 
     def _forecast_with(self, model: str, request: GenerationRequest, priority: int, alike: Likeness | None) -> Forecast:
         queue, now = self._device.queue, self._device.clock()
         ticket = TaskTicket(priority, sys.maxsize, "", model, now, alike, request.batch_size, Work.of(request))
         queue.lanes.add(ticket)
         try:
-            told = self._compute()
+            forecasts = self._compute()
         finally:
             queue.lanes.remove(ticket)
-        return told[""] if "" in told else beyond(told, queue.position(ticket))
+        return forecasts[""] if "" in forecasts else beyond(forecasts, queue.position(ticket))
 
     def _compute(self) -> dict[str, Forecast]:
         return forecast(self._device.queue.lanes, self._now(), self._device.measurements)
@@ -148,32 +148,32 @@ class Outlooks:
     # -- events about positions ---------------------------------------------------------------------------------------
 
     def changed(self) -> None:
-        """Discard the forecast, because the queue or the running call has changed, and report new positions soon."""
-        self._forecast = None
-        if self._look is None and self._bus.followed:
-            self._look = asyncio.get_running_loop().call_later(POSITIONS_EVERY_S, self._tell_moved)
+        """Discard the forecasts, because the queue or the running call has changed, and publish new positions soon."""
+        self._computed = None
+        if self._timer is None and self._bus.followed:
+            self._timer = asyncio.get_running_loop().call_later(POSITIONS_EVERY_S, self._publish_positions)
 
-    def _tell_moved(self) -> None:
-        """Publish the positions that have changed, of tasks that have subscribers."""
-        self._look = None
+    def _publish_positions(self) -> None:
+        """Publish the changed positions of tasks that have subscribers."""
+        self._timer = None
         for task_id in self._bus.followed:
-            live = self._active.get(task_id)
-            if live is not None and (told := self._forecast_of(live)) and live.tell_position(told.position):
-                self._bus.publish(_moved(task_id, _outlook(told)))
+            live = self._live.get(task_id)
+            if live is not None and (expected := self._forecast_of(live)) and live.note_position(expected.position):
+                self._bus.publish(_moved(task_id, _outlook(expected)))
 
-    def tell(self, task_id: str) -> None:
+    def publish_position(self, task_id: str) -> None:
         """Publish a task's position for a new subscriber, if it has changed since the task was enqueued."""
-        live = self._active.get(task_id)
+        live = self._live.get(task_id)
         stage = live.stage if live is not None else None
         if live is None or not isinstance(stage, Queued):
             return
-        if (told := self._forecast_of(live)) is not None and told.position != stage.position:
-            self._bus.publish(_moved(task_id, _outlook(told)))
+        if (expected := self._forecast_of(live)) is not None and expected.position != stage.position:
+            self._bus.publish(_moved(task_id, _outlook(expected)))
 
 
-def _outlook(told: Forecast) -> Outlook:
-    start_s, finish_s = (told.start_s, told.finish_s) if told.measured else (None, None)
-    return Outlook(told.position, _after(start_s), _after(finish_s))
+def _outlook(expected: Forecast) -> Outlook:
+    start_s, finish_s = (expected.start_s, expected.finish_s) if expected.measured else (None, None)
+    return Outlook(expected.position, _after(start_s), _after(finish_s))
 
 
 def _after(seconds: float | None) -> datetime | None:

@@ -26,7 +26,7 @@ class Parking:
 
     @property
     def models(self) -> set[str]:
-        """The models of the tasks that are here."""
+        """The models of the parked tasks."""
         return {model for model, tasks in self._parked.items() if tasks}
 
     def lacks_weights(self, live: LiveTask) -> bool:
@@ -39,18 +39,18 @@ class Parking:
         return bool(catalog.model(model).hub_files()) and not self._puller.is_here(model)
 
     def park(self, live: LiveTask) -> bool:
-        """Park a task. True: it is the first one of its model, so the caller starts `fetch` for that model."""
+        """Park a task. True: it is the first one of its model, so the caller must call `pull` and `release`."""
         model = live.record.model
         first = model not in self._parked
         live.park()
         self._parked.setdefault(model, {})[live.record.id] = live
-        self._tell(live, self._pull_of(model))
+        self._publish(live, self._present_pull(model))
         return first
 
-    async def fetch(self, model: str) -> Pull | None:
-        """Pull the weights, publish each percent to the parked tasks, and return the ended pull.
+    async def pull(self, model: str) -> Pull | None:
+        """Pull the weights, publish each percent for the parked tasks, and return the ended pull.
 
-        None: the service is draining, and the next run resumes the pull.
+        None: the service is draining, and its next run resumes the pull.
         """
         assert self._puller is not None
         try:
@@ -59,41 +59,41 @@ class Parking:
             return Pull(model=model, state=PullState.READY)
         except Draining:
             return None
-        told = None
+        published = None
         async for pull in self._puller.follow(model):
             if pull.ended:
                 return pull
-            if pull.percent != told:
-                told = pull.percent
+            if pull.percent != published:
+                published = pull.percent
                 for live in self._parked[model].values():
-                    self._tell(live, pull)
+                    self._publish(live, pull)
         return None
 
     def release(self, model: str) -> list[LiveTask]:
-        """Take out all tasks of a model."""
+        """Remove all tasks of a model, and return them."""
         return list(self._parked.pop(model).values())
 
     def remove(self, task_id: str) -> bool:
-        """Take a task out; False if it is not here."""
+        """Remove a task; False if it is not parked."""
         return any(tasks.pop(task_id, None) is not None for tasks in self._parked.values())
 
     def remove_all(self) -> list[str]:
-        """Take all tasks out; returns their ids."""
+        """Remove all tasks; returns their ids."""
         ids = [task_id for tasks in self._parked.values() for task_id in tasks]
         for tasks in self._parked.values():
             tasks.clear()
         return ids
 
-    def download(self, task_id: str) -> Pull | None:
-        """The pull that a parked task waits for."""
-        return next((self._pull_of(model) for model, tasks in self._parked.items() if task_id in tasks), None)
+    def pull_of(self, task_id: str) -> Pull | None:
+        """The pull that a task waits for; None: it is not parked."""
+        return next((self._present_pull(model) for model, tasks in self._parked.items() if task_id in tasks), None)
 
-    def _pull_of(self, model: str) -> Pull:
+    def _present_pull(self, model: str) -> Pull:
         pull = self._puller.pull(model) if self._puller else None
-        # A pull that has ended is an earlier one: `fetch` starts the next one in a moment.
+        # If the latest pull has ended, `pull` is about to start the next one.
         return pull if pull is not None and not pull.ended else Pull(model=model)
 
-    def _tell(self, live: LiveTask, pull: Pull) -> None:
+    def _publish(self, live: LiveTask, pull: Pull) -> None:
         event = TaskDownloading(
             task_id=live.record.id, model=pull.model, bytes_done=pull.bytes_done, bytes_total=pull.bytes_total
         )

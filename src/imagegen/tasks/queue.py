@@ -24,7 +24,7 @@ Ticket = ControlTicket | TaskTicket
 
 
 class Situation(Protocol):
-    """What `choose` is given beside the tickets and the time."""
+    """What the scheduler needs besides the tickets and the time."""
 
     def current(self) -> Current: ...
 
@@ -34,7 +34,7 @@ class Situation(Protocol):
 
 
 class TaskQueue(asyncio.PriorityQueue[Ticket]):
-    """Returns control tickets first, then the task that `choose` returns. Intake bounds the number of tasks."""
+    """`get` returns control tickets first, then the task that `choose` picks. Intake limits the number of tasks."""
 
     def __init__(self, situation: Situation, clock: Callable[[], float]) -> None:
         super().__init__()
@@ -48,10 +48,10 @@ class TaskQueue(asyncio.PriorityQueue[Ticket]):
     def _init(self, maxsize: int) -> None:
         self._control: list[ControlTicket] = []
         self._lanes = Lanes()
-        #: Whether no task may be taken. Set it in a control ticket: only a new ticket wakes a waiting `get`.
+        #: Whether tasks must stay in the queue. To be set by a control ticket: only a new ticket wakes a waiting `get`.
         self.held = False
         self._tasks: dict[str, TaskTicket] = {}
-        #: The places of the same tickets, sorted, because positions are computed often.
+        #: The sorted places of the same tickets, because positions are computed often.
         self._places: list[tuple[int, int]] = []
 
     def _put(self, item: Ticket) -> None:
@@ -79,7 +79,7 @@ class TaskQueue(asyncio.PriorityQueue[Ticket]):
         return ticket
 
     def qsize(self) -> int:
-        """Tickets that may be taken."""
+        """The number of tickets that `get` may return now."""
         return len(self._control) + (0 if self.held else len(self._tasks))
 
     def empty(self) -> bool:
@@ -87,37 +87,37 @@ class TaskQueue(asyncio.PriorityQueue[Ticket]):
 
     @property
     def waiting(self) -> int:
-        """Tasks in the queue."""
+        """The number of tasks in the queue."""
         return len(self._tasks)
 
     @property
     def lanes(self) -> Lanes:
-        """Tasks in the queue. Only to be read."""
+        """The tasks in the queue, to be read. Outlooks alone adds a ticket, which it removes at once."""
         return self._lanes
 
     def companions(self, first: TaskTicket) -> Iterator[TaskTicket]:
-        """The waiting tasks of the model of `first` that pass rule 1 of `choose` with it, in order of arrival."""
+        """The waiting tasks of the same model that pass rule 1 of `choose` with `first`, in order of arrival."""
         return self._lanes.companions(first, self._clock(), self._situation.fairness())
 
-    def first_load(self, cold: Callable[[str], bool]) -> str | None:
-        """The model that is loaded next, of those that `cold` is true of; None: no task waits for one of them."""
-        models = {model for model in self._lanes.models if cold(model)}
+    def first_load(self, is_cold: Callable[[str], bool]) -> str | None:
+        """The cold model that is expected to be loaded first; None: no task waits for a cold model."""
+        models = {model for model in self._lanes.models if is_cold(model)}
         waiting = self._lanes.waiting(self._clock(), self._situation.fairness(), models)
         return self._next_model(waiting, Current(None)) if waiting else None
 
     def position(self, ticket: TaskTicket) -> int:
-        """The number of tasks before it by priority and arrival. `choose` may take others first."""
+        """The number of tasks before it by priority and arrival. `choose` may pick them in another order."""
         return bisect_left(self._places, ticket.place)
 
     def remove(self, task_id: str) -> bool:
-        """Take a waiting task out; False if it is not waiting."""
+        """Remove a waiting task; False if it does not wait."""
         if task_id not in self._tasks:
             return False
         self._pop(task_id)
         return True
 
     def remove_all(self) -> list[str]:
-        """Take all waiting tasks out; their ids in order of arrival."""
+        """Remove all waiting tasks; returns their ids in order of arrival."""
         tickets = sorted(self._tasks.values(), key=lambda ticket: ticket.sequence)
         self._tasks.clear()
         self._places.clear()

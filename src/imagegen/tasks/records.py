@@ -1,4 +1,4 @@
-"""Records: finds every task, and writes the end of each to disk before it is published."""
+"""Records: finds every task, and writes the end of each task to disk before it publishes it."""
 
 from datetime import UTC, datetime
 
@@ -30,7 +30,7 @@ class Records:
         self._journal = journal
         self._images = images
         self._bus = bus
-        #: Ended tasks whose end the disk has refused so far. For callers they have ended.
+        #: Ended tasks whose end the disk has refused so far. Callers see them as ended.
         self._unwritten: dict[str, GenerationTask] = {}
 
     def __repr__(self) -> str:
@@ -39,7 +39,7 @@ class Records:
     # -- reading ------------------------------------------------------------------------------------------------------
 
     async def get(self, task_id: str) -> GenerationTask:
-        """A task's record now. Raises TaskNotFound."""
+        """The present record of a task. Raises TaskNotFound."""
         live = self.live.get(task_id)
         task = live.record if live else self._unwritten.get(task_id) or await self._journal.get(task_id)
         if task is None:
@@ -62,7 +62,7 @@ class Records:
         return await self._journal.page(wanted, limit, before)
 
     async def count(self) -> int:
-        """Tasks in the history, ended or not."""
+        """The number of tasks in the journal, ended or not."""
         return await self._journal.count()
 
     def is_written(self, task: GenerationTask) -> bool:
@@ -72,9 +72,9 @@ class Records:
     # -- writing ------------------------------------------------------------------------------------------------------
 
     async def write(self, *tasks: GenerationTask, started: bool = False) -> bool:
-        """Write records to the journal. `started`: their attempt counts now, which queues `started` webhooks.
+        """Write records to the journal. `started`: their attempts have begun, so `started` webhooks are queued as well.
 
-        False: the disk refused. The journal then keeps the older records, and a restart repeats the tasks.
+        False: the disk refused. The journal then has the older records, and a restart repeats the tasks.
         """
         try:
             await (self._journal.begin(*tasks) if started else self._journal.update(*tasks))
@@ -111,7 +111,7 @@ class Records:
         return ended
 
     async def _end(self, live: LiveTask, ended: GenerationTask) -> None:
-        # On disk before it is published: after a kill -9 the task must not run again.
+        # The end is on disk before it is published, so that the task does not run again after a kill -9.
         written = await self.write(ended)
         live.finish()
         if not written:
@@ -126,13 +126,13 @@ class Records:
         if ended:
             await self._journal.update(*ended)
         for task in ended:
-            del self._unwritten[task.id]
-            await self._images.unspool(task.storing or task.images)
+            if self._unwritten.pop(task.id, None) is not None:  # it was not deleted meanwhile
+                await self._images.unspool(task.storing or task.images)
 
     # -- deleting -----------------------------------------------------------------------------------------------------
 
     async def delete(self, task_id: str) -> None:
-        """Remove an ended task with its files. Raises TaskNotFound, TaskNotFinished, StorageFailed."""
+        """Delete an ended task with its files. Raises TaskNotFound, TaskNotFinished, StorageFailed."""
         task = await self.get(task_id)
         if not task.status.finished:
             raise TaskNotFinished
@@ -150,21 +150,21 @@ class Records:
             await self._forget(removed)
             deleted += len(removed)
             stuck |= {task.id for task in surplus} - {task.id for task in removed}
-            if not removed:  # a folder that may only be read, for example
+            if not removed:  # a read-only folder, for example
                 break
         return deleted
 
     async def _remove_files(self, ended: list[GenerationTask]) -> list[GenerationTask]:
-        """Remove the files of tasks. Returns the tasks without files now. Raises StoreUnreachable."""
+        """Remove the files of tasks. Returns the tasks whose files are gone. Raises StoreUnreachable."""
         try:
             await self._images.delete(image for task in ended for image in task.images + task.storing)
         except StoreUnreachable:
             raise
         except StorageFailed:
-            return [task for task in ended if await self._removed_files(task)]
+            return [task for task in ended if await self._try_to_remove_files(task)]
         return ended
 
-    async def _removed_files(self, task: GenerationTask) -> bool:
+    async def _try_to_remove_files(self, task: GenerationTask) -> bool:
         try:
             await self._images.delete(task.images + task.storing)
         except StorageFailed as error:
@@ -173,7 +173,7 @@ class Records:
         return True
 
     async def _forget(self, ended: list[GenerationTask]) -> None:
-        """Delete records. Their files are deleted first: files without a record are lost."""
+        """Delete the records of tasks whose files are gone. Files without a record could not be found any more."""
         await self._journal.delete([task.id for task in ended])
         for task in ended:
             self._unwritten.pop(task.id, None)

@@ -1,4 +1,4 @@
-"""Runner: the run loop. It takes the next task, runs it, and decides how a task whose attempt failed goes on."""
+"""Runner: the run loop. It takes the next task, runs it, and decides what happens to a task whose attempt failed."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -58,7 +58,7 @@ class Runner:
         self._saving = Saver(images, records, bus, self._on_room)
         self._control_numbers = count()
         self._stopped = False
-        #: Set once the tasks of an earlier run are in the queue.
+        #: Set once the tasks of earlier runs are in the queue.
         self.recovered = asyncio.Event()
 
     def __repr__(self) -> str:
@@ -67,9 +67,9 @@ class Runner:
     # -- the run loop -------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        async with asyncio.TaskGroup() as beside:
+        async with asyncio.TaskGroup() as background:
             for live in await self._intake.recover():
-                self._saving.resume(live, beside)
+                self._saving.resume(live, background)
             self._queue.held = self._saving.crowded
             self.recovered.set()
             await self._models.warm_up()
@@ -77,7 +77,7 @@ class Runner:
                 ticket = await self._queue.get()
                 if isinstance(ticket, ControlTicket):
                     await ticket.action()
-                    if self._models.broken:  # by a load or an unload that somebody asked for
+                    if self._models.broken:  # by a load or an unload in this action
                         raise DeviceFault
                     continue
                 self._outlooks.changed()
@@ -85,27 +85,27 @@ class Runner:
                 if live.is_late(self._clock()):
                     await self._records.fail_late(live)
                 elif not self._parking.lacks_weights(live):
-                    await self._attempt(live, beside)
+                    await self._attempt(live, background)
                 elif self._parking.park(live):
-                    beside.create_task(self._fetch(live.record.model))
+                    background.create_task(self._pull(live.record.model))
 
     def ask_between_tasks(self, action: Callable[[], Awaitable[T]]) -> asyncio.Future[T]:
         if self._intake.closed:
             raise Draining
         result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        asked_by = get_contextvars()
+        ids = get_contextvars()  # of the caller, for the log lines of the action
 
         async def act() -> None:
-            with bound_contextvars(**asked_by):
+            with bound_contextvars(**ids):
                 value = await action()
-            if not result.done():  # the caller may have gone away
+            if not result.done():  # the caller may have been cancelled
                 result.set_result(value)
 
         self._control(act)
         return result
 
     def stop(self) -> None:
-        """End the run loop once the task that runs has ended."""
+        """End the run loop once the running task has ended."""
         self._control(self._stop)
 
     async def _stop(self) -> None:
@@ -120,9 +120,9 @@ class Runner:
     def _control(self, action: Callable[[], Awaitable[object]]) -> None:
         self._queue.put_nowait(ControlTicket(next(self._control_numbers), action))
 
-    async def _fetch(self, model: str) -> None:
+    async def _pull(self, model: str) -> None:
         """Pull the weights, then enqueue the model's parked tasks; if the pull fails, fail them."""
-        pull = await self._parking.fetch(model)
+        pull = await self._parking.pull(model)
         if pull is None:
             return
         parked, failure = self._parking.release(model), pull.failure
@@ -135,8 +135,8 @@ class Runner:
 
     # -- one attempt --------------------------------------------------------------------------------------------------
 
-    async def _attempt(self, first: LiveTask, beside: asyncio.TaskGroup) -> None:
-        """Run a task, together with similar ones that wait; then save the pictures, or apply the rules of `_failed`."""
+    async def _attempt(self, first: LiveTask, background: asyncio.TaskGroup) -> None:
+        """Run a task, together with similar waiting tasks; then save the pictures, or apply the rules of `_failed`."""
         self._device.call = call = Call(first, self._bus, self._clock())
         try:
             self._start(first)
@@ -145,9 +145,9 @@ class Runner:
         finally:
             self._device.call = None
         if isinstance(outcome, Generated):
-            for live, warnings, tokens in call.told(outcome.warnings, outcome.tokens):
+            for live, warnings, tokens in call.split_remarks(outcome.warnings, outcome.tokens):
                 live.save(outcome.provenance, warnings, tokens)
-            self._saving.take(call.deal(outcome.images), beside)
+            self._saving.take(call.split_pictures(outcome.images), background)
             self._queue.held = self._saving.crowded
             return
         for live in call.members:
@@ -196,32 +196,35 @@ class Runner:
         return self._models.status(model).state is ModelState.COLD
 
     async def _load_for(self, live: LiveTask) -> Failed | None:
-        """Make the model of a task resident. Returns why that was not possible."""
+        """Make the model of a task resident. Returns the failure, or None."""
         model = live.record.model
         if self._models.resident(model) is not None:
             return None
-        await self._records.write(live.record)  # without a load, `_begin` writes it in a moment
+        await self._records.write(live.record)  # only before a load, because otherwise `_begin` writes it soon
         if live.told_to_stop:
             return None
         self._bus.publish(TaskLoading(task_id=live.record.id, model=model))
         began = self._clock()
 
-        def tell(progress: LoadProgress) -> None:
+        def on_progress(progress: LoadProgress) -> None:
             if not live.ending:
                 event = TaskLoadingProgress(task_id=live.record.id, model=model, **progress._asdict())
                 self._bus.publish(event)
 
-        failed = await self._models.ensure(model, tell)
+        failed = await self._models.ensure(model, on_progress)
         if failed is None and not live.ending:
             self._bus.publish(TaskLoaded(task_id=live.record.id, model=model, seconds=self._clock() - began))
         return failed
 
     def _let_others_join(self, call: Call) -> None:
-        """Add waiting tasks that are similar to the first, as many as make the call faster. The call waits for none."""
+        """Add waiting tasks that are similar to the first one, up to the number of pictures that pays.
+
+        The call does not wait for further tasks to arrive.
+        """
         now, first = self._clock(), call.first.ticket()
         most = self._measurements.most(first)
         live = self._records.live
-        # While the service drains no further task starts.
+        # During a drain no further task starts.
         waiting = () if self._intake.closed else self._queue.companions(first)
         for ticket in companions(first, (it for it in waiting if not live[it.task_id].is_late(now)), most):
             self._queue.remove(ticket.task_id)
@@ -233,21 +236,22 @@ class Runner:
     # -- an attempt without pictures ----------------------------------------------------------------------------------
 
     async def _failed(self, live: LiveTask, outcome: Stopped | Failed, *, together: bool) -> None:
-        """Decide how a task goes on whose call failed or was stopped. The first rule that applies decides.
+        """Decide what happens to a task whose call failed or was stopped, by the first of these rules that applies.
 
         A failed load counts as an attempt, because a load that kills the worker must not be repeated for ever.
 
-        1. The device is broken (only without a worker process): this process ends. The journal says `processing`, so
-           the next run repeats the task.
+        1. The device is broken, which happens only without a worker process: this process ends. The task is
+           `processing` in the journal, so the next run of the service repeats it.
         2. The task was cancelled: it ends as cancelled.
         3. The service is ending: the task returns to the queue, and the attempt does not count.
         4. The worker died and the task has an attempt left: it returns to the queue, and the attempt counts.
-        5. The task shared the call: it returns to the queue, and the attempt does not count. If the memory was too
-           small, the next call is smaller; after any other failure the task runs alone, so that only the task that
-           causes the failure fails.
+        5. The task shared the call: it returns to the queue, and the attempt does not count. After `out_of_memory` the
+           next call is smaller. After any other failure the task runs alone, so that only the task that causes the
+           failure fails.
         6. Otherwise the task fails.
         """
-        refused = isinstance(outcome, Failed) and outcome.code is FailureCode.MODEL_QUARANTINED  # nothing was tried
+        # A load that is refused, because the model is quarantined, does not count.
+        refused = isinstance(outcome, Failed) and outcome.code is FailureCode.MODEL_QUARANTINED
         if isinstance(outcome, Failed) and isinstance(live.stage, Loading) and not refused:
             await self._begin(live)
         if isinstance(outcome, Failed) and outcome.code is FailureCode.DEVICE_FAULT:
@@ -265,6 +269,6 @@ class Runner:
 
     async def _put_back(self, live: LiveTask, *, counts: bool, alone: bool = False) -> None:
         live.put_back(counts=counts, alone=alone)
-        # Enqueue before the write: the task is then always in the queue or in a call, where a cancel finds it.
+        # Enqueued before the write, because a cancel finds a task only in the queue or in a call.
         self._intake.enqueue(live)
         await self._records.write(live.record)

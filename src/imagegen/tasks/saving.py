@@ -15,15 +15,15 @@ from imagegen.storage.images import ImageStore
 from imagegen.tasks.life import LiveTask, StopRequest
 from imagegen.tasks.records import Records
 
-#: Calls whose pictures may be saved while the GPU goes on. The pixels of more would fill the memory.
+#: The number of calls whose pictures may be saved while the GPU works. The pixels of more would fill the memory.
 MAX_SAVING = 2
 
-#: Seconds that a store gets to delete the pictures of a task that ended without any.
+#: Seconds that the store gets to delete the pictures of a task that ended without pictures.
 CLEAR_AWAY_S = 2
 
 
 class Saver:
-    """Ends every task whose pictures are made. Belongs to Runner."""
+    """Saves pictures and ends their tasks. Belongs to Runner."""
 
     def __init__(self, images: ImageStore, records: Records, bus: EventBus, on_room: Callable[[], None]) -> None:
         """`on_room` is called when `crowded` becomes false."""
@@ -31,33 +31,34 @@ class Saver:
         self._records = records
         self._bus = bus
         self._on_room = on_room
-        self._under_way: set[asyncio.Task[None]] = set()
+        #: One asyncio task for each call whose pictures are being saved.
+        self._running: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
-        return f"<Saver [Calls: {len(self._under_way)}]>"
+        return f"<Saver [Calls: {len(self._running)}]>"
 
     @property
     def crowded(self) -> bool:
         """Whether the GPU must wait before it makes more pictures."""
-        return len(self._under_way) > MAX_SAVING
+        return len(self._running) > MAX_SAVING
 
-    def take(self, made: Iterable[tuple[LiveTask, tuple[Pixels, ...]]], beside: asyncio.TaskGroup) -> None:
-        """Save the pictures of one call: each task with its own."""
+    def take(self, made: Iterable[tuple[LiveTask, tuple[Pixels, ...]]], background: asyncio.TaskGroup) -> None:
+        """Save the pictures of one call, which are given with their tasks."""
         # Each task drops its pixels once they are written, and does not wait for the others.
-        self._begin(_all([self._save(live, pictures) for live, pictures in made]), beside)
+        self._begin(_all([self._save(live, pictures) for live, pictures in made]), background)
 
-    def resume(self, live: LiveTask, beside: asyncio.TaskGroup) -> None:
-        """Upload the pictures that an earlier run left in the spool."""
-        self._begin(_all([self._store(live, live.record.storing)]), beside)
+    def resume(self, live: LiveTask, background: asyncio.TaskGroup) -> None:
+        """Upload the pictures that an earlier run of the service left in the spool."""
+        self._begin(_all([self._store(live, live.record.storing)]), background)
 
-    def _begin(self, work: Coroutine[Any, Any, None], beside: asyncio.TaskGroup) -> None:
-        saving = beside.create_task(work)
-        self._under_way.add(saving)
+    def _begin(self, work: Coroutine[Any, Any, None], background: asyncio.TaskGroup) -> None:
+        saving = background.create_task(work)
+        self._running.add(saving)
         saving.add_done_callback(self._done)
 
     def _done(self, saving: asyncio.Task[None]) -> None:
         was_crowded = self.crowded
-        self._under_way.discard(saving)
+        self._running.discard(saving)
         if was_crowded and not self.crowded:
             self._on_room()
 
@@ -75,7 +76,7 @@ class Saver:
             message = "The disk refused to store the pictures."
             await self._records.fail(live, FailureCode.STORAGE_FAILED, message)
         else:
-            del images  # pixels take far more memory than the rest of a task, and the upload may take hours
+            del images  # the upload may take hours, and pixels take far more memory than the rest of a task
             await self._store(live, stored)
 
     async def _store(self, live: LiveTask, stored: tuple[StoredImage, ...]) -> None:
@@ -91,11 +92,11 @@ class Saver:
             elif live.stop_request is StopRequest.CANCEL:
                 await self._records.cancel(live)
             else:
-                return  # the service ends; spool and journal keep the pictures for the next run
+                return  # the service stops; the spool and the journal keep the pictures for its next run
         await self._clear_away(live.record)
 
     async def _upload(self, live: LiveTask, stored: tuple[StoredImage, ...]) -> bool:
-        """Upload, however long that takes. False: a stop request came first. Raises StorageFailed."""
+        """Upload the pictures. False: a stop request came before the end. Raises StorageFailed."""
         if live.record.storing != stored:
             live.store(stored)
             await self._records.write(live.record)
@@ -116,16 +117,16 @@ class Saver:
             stopping.cancel()
 
     async def _clear_away(self, ended: GenerationTask) -> None:
-        """Delete its pictures from the spool; and from the store, if the task ended without pictures."""
-        if self._records.is_written(ended):  # otherwise the next run needs them
+        """Delete the task's pictures from the spool and, if it ended without pictures, from the store."""
+        if self._records.is_written(ended):  # otherwise the next run of the service needs them
             await self._images.unspool(ended.storing or ended.images)
         if self._images.reachable:
-            # Files that the store does not delete now are deleted with the record, which names them.
+            # Files that are not deleted now are deleted with the record, which names them.
             with suppress(StorageFailed, TimeoutError):
                 async with asyncio.timeout(CLEAR_AWAY_S):
                     await self._images.delete(ended.storing)
 
 
 async def _all(works: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Each work has an asyncio task of its own, so that its lines of the log have its own ids."""
+    """Run each of the works as an asyncio task of its own, so that its log lines have the ids of its own task."""
     await asyncio.gather(*works)

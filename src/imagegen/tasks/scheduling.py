@@ -8,24 +8,25 @@ from typing import NamedTuple
 
 from imagegen.tasks.tickets import TaskTicket
 
-#: From a model and the resident models: those that stay resident when the model is loaded. Most recently used first.
+#: A function of a model and the resident models. Returns the residents that a load of the model leaves in memory. Both
+#: lists have the most recently used model first.
 Stays = Callable[[str, Sequence[str]], Sequence[str]]
 
 
 class Current(NamedTuple):
     """The resident models, as far as the order of tasks depends on them."""
 
-    #: The most recently used one.
+    #: The most recently used model; None: no model is resident.
     model: str | None
     #: Seconds of work that the resident models have done since the latest load.
     served_s: float = 0
-    #: The others, most recently used first.
-    beside: tuple[str, ...] = ()
+    #: The other resident models, most recently used first.
+    others: tuple[str, ...] = ()
 
     @property
     def models(self) -> tuple[str, ...]:
         """All of them, most recently used first."""
-        return () if self.model is None else (self.model, *self.beside)
+        return () if self.model is None else (self.model, *self.others)
 
     def then(self, model: str, work_s: float, stays: Stays) -> "Current":
         """The resident models after `work_s` seconds of work by `model`, which is loaded if it is not resident."""
@@ -37,23 +38,25 @@ class Current(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Measured seconds of loads and tasks by model, with a guess for a model that has not run yet."""
+    """Measured seconds of loads and tasks by model, and a guess for a model that has not run yet."""
 
     load_s: Mapping[str, float] = field(default_factory=dict)
     work_s: Mapping[str, float] = field(default_factory=dict)
 
     def swap(self, model: str) -> float:
-        # 10 s: between a warm swap and the 22.7 s median load of one production trace.
+        """Seconds of a load. The guess is between a warm swap and the median load of one production trace, 22.7 s."""
         return self.load_s.get(model, 10.0)
 
     def work(self, model: str) -> float:
+        """Seconds of a task."""
         return self.work_s.get(model, 2.6)
 
 
-#: A waiting model is due once its oldest task has waited this many of its swaps ...
+#: A waiting model is due once its oldest task has waited as long as this number of its loads takes.
 PATIENCE_SWAPS = 50
-#: ... and may interrupt the resident ones once they have had this many swaps' worth of work since the latest load:
-#: below that, fairness costs more than it gives.
+
+#: A due model may interrupt the resident models once their work since the latest load has taken as long as this number
+#: of its loads. With a lower number, the swaps cost more than fairness is worth.
 QUANTUM_SWAPS = 45
 
 
@@ -62,7 +65,7 @@ class Fairness(NamedTuple):
 
     patience_swaps: float = PATIENCE_SWAPS
     quantum_swaps: float = QUANTUM_SWAPS
-    #: Seconds of waiting that raise a task by one step of priority; 0: waiting raises none.
+    #: Seconds of waiting that raise the priority of a task by one step; 0: waiting does not raise it.
     ageing_s: float = 300
 
 
@@ -70,9 +73,9 @@ USUAL = Fairness()
 
 
 class Waiting(NamedTuple):
-    """The tasks of a model that rule 1 of `choose` leaves."""
+    """The tasks of a model that pass rule 1 of `choose`."""
 
-    #: The one that arrived first.
+    #: The task that arrived first.
     oldest: TaskTicket
     number: int
     #: The sum of their `since`.
@@ -97,15 +100,15 @@ def choose(
     5. If no model is due, it is the one with the largest claim: the sum of its tasks' waits, divided by the seconds
        that its load and its tasks take.
 
-    After a swap the tasks of that model follow each other (rule 2). A bound on the age of single tasks would swap at
-    each task of a burst, where every task is old.
+    After a swap, the tasks of the new model run one after the other (rule 2). A limit on the waiting time of single
+    tasks would not do that: in a long queue every task exceeds it, and each would cause a swap.
     """
     waiting = by_model(foremost(ready, now, fairness))
     return waiting[next_model(waiting, current, costs, now, fairness)].oldest
 
 
 def foremost(ready: Sequence[TaskTicket], now: float, fairness: Fairness) -> list[TaskTicket]:
-    """The tasks that rule 1 leaves. Lanes.foremost finds the same ones without reading all."""
+    """The tasks that pass rule 1. Lanes.foremost finds the same tasks without reading all of them."""
     best = min(ticket.priority for ticket in ready)
     step_s = fairness.ageing_s or math.inf
     return [t for t in ready if t.priority == best or now - t.since >= (t.priority - best) * step_s]
@@ -142,7 +145,7 @@ def _longest_due(oldest: Iterable[TaskTicket], costs: Costs, now: float, fairnes
 
 
 def _interrupts(due: TaskTicket | None, own: TaskTicket, current: Current, costs: Costs, fairness: Fairness) -> bool:
-    """Whether rule 3 applies. `own`: the oldest task of the resident models."""
+    """Whether rule 3 applies. `due`: the result of `_longest_due`; `own`: the oldest task of the resident models."""
     if due is None or due.sequence > own.sequence:
         return False
     return current.served_s >= fairness.quantum_swaps * costs.swap(due.model)

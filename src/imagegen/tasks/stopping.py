@@ -54,13 +54,13 @@ class Stopping:
         live.request_stop(StopRequest.CANCEL)
         call = self._device.call
         if isinstance(live.stage, Loading):
-            # The task ends at once. The load gets some time to end by itself: its result may be useful.
+            # The task ends at once. The load gets some time to finish, because the next task may need the model.
             asyncio.get_running_loop().call_later(self._cancel_grace_s, self._abandon_load, live)
             return await self._records.cancel(live)
         if call is not None and live in call.members and len(call.members) > 1:
-            # The task ends at once. The call goes on for the other members, and this task's pictures are discarded.
+            # The task ends at once. The call continues for its other members, and this task's pictures are discarded.
             return await self._records.cancel(live)
-        return task  # it stops between two steps, or before its pictures are uploaded
+        return task  # the request stops it between two steps, or before its pictures are uploaded
 
     def _abandon_load(self, cancelled: LiveTask) -> None:
         """Kill the worker if it is still loading for this task and no other task wants the model."""
@@ -98,7 +98,7 @@ class Stopping:
         return len(removed)
 
     def _take_all_out(self, candidates: Iterable[LiveTask]) -> list[LiveTask]:
-        """Remove the tasks that wait from the queue and from Parking. Returns these."""
+        """Remove those that wait from the queue or from Parking, and return them."""
         return [live for live in list(candidates) if self._take_out(live.record.id)]
 
     # -- the service --------------------------------------------------------------------------------------------------
@@ -108,15 +108,16 @@ class Stopping:
             return
         self._intake.close()
         if not self._images.reachable:
-            self._wait_for_no_store()
+            self._upload_later()
         self._runner.stop()
 
     def hurry(self) -> None:
-        self._wait_for_no_store()
+        self._upload_later()
         if self._device.call is not None:
             for live in self._device.call.members:
                 live.request_stop(StopRequest.PUT_BACK)
 
-    def _wait_for_no_store(self) -> None:
+    def _upload_later(self) -> None:
+        """Stop all waiting for the store of pictures: the next run of the service uploads what is in the spool."""
         for live in self._records.live.values():
             live.request_stop(StopRequest.STORE_LATER)

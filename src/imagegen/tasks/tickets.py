@@ -1,16 +1,16 @@
-"""TaskTicket: what the order of tasks depends on, for each waiting task."""
+"""TaskTicket: what the scheduler knows of a waiting task."""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from imagegen.core.task import GenerationRequest
 
-#: Pixels of a picture, steps, whether guidance runs the model twice, whether there is a negative prompt.
+#: The pixels of a picture, its steps, whether guidance runs the model twice, whether there is a negative prompt.
 Kind = tuple[int, int, bool, bool]
 
 
 class Likeness(NamedTuple):
-    """What tasks must have in common, beside their model, to share a call."""
+    """What tasks must have in common to share a call, in addition to their model."""
 
     width: int
     height: int
@@ -20,18 +20,18 @@ class Likeness(NamedTuple):
 
     @property
     def kind(self) -> Kind:
-        """The part of it that decides how long a picture takes."""
+        """The fields that decide how long a picture takes."""
         return self.width * self.height, self.steps, self.guidance_scale > 1, self.negative_prompt
 
 
 class Work(NamedTuple):
-    """What the time of a task depends on, beside its model."""
+    """What the time of a task depends on, in addition to its model."""
 
-    #: Of one picture.
+    #: Pixels of one picture.
     pixels: int
-    #: Whether it begins with a picture.
+    #: Whether the pictures start from an input picture.
     from_picture: bool
-    #: Denoising steps of all pictures. With a strength, only that share of them runs.
+    #: Denoising steps that run for all pictures. With a strength, that share of the requested steps runs.
     steps: float
 
     @classmethod
@@ -46,13 +46,13 @@ class TaskTicket:
 
     #: Lower runs first.
     priority: int
-    #: Arrival order.
+    #: The order of arrival.
     sequence: int
     task_id: str = field(compare=False)
     model: str = field(compare=False)
-    #: When the task was accepted, in seconds of the clock that `choose` is given.
+    #: When the task was accepted, in seconds of the device's clock.
     since: float = field(compare=False)
-    #: What a companion in its call must have in common with it; None: it cannot be batched.
+    #: What other tasks must have in common with it to share its call; None: it cannot be batched.
     likeness: Likeness | None = field(default=None, compare=False)
     #: The number of pictures that it makes.
     pictures: int = field(default=1, compare=False)

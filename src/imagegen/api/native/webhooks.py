@@ -147,6 +147,6 @@ class WebhookPayloads:
 
     def __call__(self, task: GenerationTask, event: WebhookEvent, at: datetime) -> str:
         kept_days = self._models.catalog.settings.over(self._settings).retention_days
-        outlook, download = self._tasks.outlook(task), self._tasks.download(task.id)
+        outlook, download = self._tasks.outlook(task), self._tasks.pull_of(task.id)
         data = task_view(task, outlook, download, kept_days, receipt_of(task)).model_dump(mode="json")
         return json.dumps({"type": f"task.{event}", "timestamp": at.isoformat(), "data": data}, ensure_ascii=False)

@@ -183,6 +183,6 @@ async def follow_task(
 
 
 def _view(task: GenerationTask, tasks: TaskManager, settings: Settings, receipt: Receipt | None = None) -> TaskView:
-    view = task_view(task, tasks.outlook(task), tasks.download(task.id), settings.retention_days, receipt)
+    view = task_view(task, tasks.outlook(task), tasks.pull_of(task.id), settings.retention_days, receipt)
     view.storing = tasks.waits_for_store(task.id) or None
     return view
