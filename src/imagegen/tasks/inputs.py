@@ -11,8 +11,8 @@ from imagegen.loaders.pictures import FORMATS, read_mask
 
 JPEG_START = b"\xff\xd8"
 JPEG_SCAN = b"\xff\xda"
-#: The most scans of a JPEG. Each scan of a progressive JPEG visits every block again, and can be eight bytes long: 136 KB
-#: took 12 s. Editors write 10 scans, and a thumbnail in the metadata has others.
+#: The most scans of a JPEG. Each scan of a progressive JPEG visits every block again, and can be eight bytes long:
+#: 136 KB took 12 s. Editors write 10 scans, and a thumbnail in the metadata has others.
 MAX_JPEG_SCANS = 64
 
 #: The compressions that cameras, scanners and editors use in TIFF files. For others, Pillow uses less tested libraries.
