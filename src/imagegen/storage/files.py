@@ -1,4 +1,4 @@
-"""Writes files atomically, and maps errors of the disk to ours."""
+"""Writes files atomically, and translates errors of the disk."""
 
 import os
 import stat
@@ -27,7 +27,7 @@ def file_id(path: Path) -> tuple[int, int] | None:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a file for reading. Raises OSError for everything else: a pipe waits for its writer, a device has no end."""
+    """Open a regular file for reading. Raises OSError for anything else, such as a pipe, which would block."""
     return open(path, "rb", opener=_open_regular)
 
 
@@ -41,7 +41,7 @@ def _open_regular(path: str, flags: int) -> int:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write, fsync, rename, fsync the folder: a crash leaves the whole file or no file."""
+    """Write a file so that a crash leaves the whole file or no file: write, fsync, rename, fsync the folder."""
     if not path.parent.is_dir():
         path.parent.mkdir(parents=True, exist_ok=True)
         sync_folder(path.parent.parent)

@@ -1,4 +1,4 @@
-"""Folder: a FileStore below one folder of this machine. It follows no links."""
+"""Folder: a FileStore in a folder of this machine. It does not follow links."""
 
 import asyncio
 import errno
@@ -12,7 +12,7 @@ from pathlib import Path
 from imagegen.core.errors import ImageNotFound, StorageFailed
 from imagegen.storage.files import storage_error, write_whole
 
-#: Bytes that are read at once. Most pictures are one piece; a slow reader holds no more than one.
+#: Bytes that are read at once. Most pictures are one piece; for a slow reader only one piece is in memory.
 PIECE = 2 * 2**20
 
 
@@ -27,16 +27,14 @@ class Folder:
 
     def write(self, name: str, data: bytes) -> None:
         """Store a file atomically. Raises StorageFull or StorageFailed; then there is no file."""
+        path = self._root / name
         try:
-            self._write(self._root / name, data)
+            try:
+                write_whole(path, data)
+            except FileNotFoundError:  # a deletion has just removed the folder, because it was empty
+                write_whole(path, data)
         except OSError as error:
             raise storage_error(error) from error
-
-    def _write(self, path: Path, data: bytes) -> None:
-        try:
-            write_whole(path, data)
-        except FileNotFoundError:  # a deletion removed the folder while it was empty
-            write_whole(path, data)
 
     async def pieces(self, name: str, start: int, stop: int) -> AsyncGenerator[bytes, None]:
         opened = self._opened(name)
@@ -69,7 +67,7 @@ class Folder:
             raise StorageFailed(f"The file {self._root / stuck[0]} cannot be removed.")
 
     def _remove_from(self, folder: str, files: Collection[str]) -> list[str]:
-        """Remove files of one folder, and the folder if it becomes empty. Returns the names that stay."""
+        """Remove files of one folder, and the folder if it becomes empty. Returns the names that were not removed."""
         stuck = list[str]()
         try:
             with _descriptor(self._root / folder, os.O_DIRECTORY) as place:
@@ -82,7 +80,7 @@ class Folder:
                         stuck.append(f"{folder}/{file}")
         except FileNotFoundError:
             return []
-        except OSError:  # a link, for example: what it leads to is not ours
+        except OSError:  # a link, for example, whose target must not be touched
             return [f"{folder}/{file}" for file in files]
         with suppress(OSError):  # not empty
             (self._root / folder).rmdir()
@@ -93,11 +91,11 @@ class Folder:
         return None
 
     def names(self) -> list[str]:
-        """The names of all files in folders."""
+        """The names of all files, as `folder/file`."""
         return [str(path.relative_to(self._root)) for path in self._root.glob("*/*")]
 
     def sweep(self) -> None:
-        """Remove the partial files of a killed process. Only while nothing is saved."""
+        """Remove the partial files of a killed process. To be called before anything is written."""
         for leftover in self._root.glob("*/*.part"):
             leftover.unlink(missing_ok=True)
 
@@ -111,7 +109,8 @@ class Folder:
                     raise ImageNotFound
                 yield opened
         except OSError as error:
-            # One answer for missing, forbidden, a link and no folder: a caller does not learn which.
+            # A missing file, a forbidden one, a link and a missing folder get the same error, so that callers cannot
+            # tell them apart.
             raise (StorageFailed if error.errno in _DISK_ERRORS else ImageNotFound) from error
 
 
@@ -121,7 +120,7 @@ _DISK_ERRORS = (errno.EIO, errno.ESTALE)
 
 @contextmanager
 def _descriptor(path: Path | str, flags: int = 0, dir_fd: int | None = None) -> Iterator[int]:
-    # Non-blocking: it could be a pipe.
+    # Non-blocking, because it could be a pipe.
     opened = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | flags, dir_fd=dir_fd)
     try:
         yield opened

@@ -23,7 +23,7 @@ MEDIA_TYPES: Mapping[str, str] = MappingProxyType({str(form): f"image/{form}" fo
 #: The names of this store's files: day, task id and number of the picture.
 NAME = re.compile(rf"\d{{8}}/([0-9a-f-]{{36}})-\d{{1,3}}\.(?:{'|'.join(MEDIA_TYPES)})")
 
-#: Seconds between two attempts to reach a store that is down: the first pause and the longest; each one doubles.
+#: Seconds between two attempts to reach a store that is down. The pauses double, from the first to the longest.
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 
 #: The object that a check writes.
@@ -37,10 +37,10 @@ class FileStore(Protocol):
     """Stores whole files by name, `folder/file`. Every method may raise StorageFailed or StoreUnreachable."""
 
     async def put(self, name: str, data: bytes, media_type: str) -> None:
-        """Store or replace a file. If it fails, the old file or no file is there. Also raises StorageFull."""
+        """Store or replace a file. If that fails, there is the old file, or none. Also raises StorageFull."""
 
     def pieces(self, name: str, start: int, stop: int) -> AsyncGenerator[bytes, None]:
-        """A range of a file's bytes, in pieces of about PIECE. The file is opened once, so it may be deleted meanwhile.
+        """A range of a file's bytes, in pieces of about PIECE bytes. It may be deleted while it is read.
 
         Raises ImageNotFound at the first piece.
         """
@@ -51,7 +51,7 @@ class FileStore(Protocol):
         ...
 
     async def delete(self, names: Collection[str]) -> None:
-        """Remove all files that can be removed, then raise for one that cannot. A missing file is no error."""
+        """Remove all files that can be removed, then raise an error if one cannot. A missing file is no error."""
 
     async def url(self, name: str, method: Literal["GET", "HEAD"]) -> str | None:
         """A short-lived URL from which a caller can fetch a file directly; None: only the service can read it."""
@@ -71,23 +71,25 @@ def task_of(path: str) -> str:
 
 
 class ImageStore:
-    """Encodes and writes in its own threads, so that neither the event loop nor the GPU waits.
+    """Encodes and writes pictures in its own threads, so that neither the event loop nor the GPU waits.
 
-    Pictures are written to this machine first. With a bucket, that is the spool, and `ship` uploads them.
+    Pictures are first written to a folder of this machine. With a bucket, that folder is the spool, and `upload` copies
+    them to the bucket.
     """
 
     def __init__(self, root: Path, bucket: FileStore | None = None, *, patient: bool = True) -> None:
-        """`patient`: whether uploads wait for as long as the bucket is down."""
-        self._here = Folder(root)
+        """`patient`: whether uploads wait while the bucket cannot be reached; if not, they fail."""
+        self._local = Folder(root)
         self._bucket = bucket
-        self._files: FileStore = bucket or self._here
+        self._files: FileStore = bucket or self._local
         self._patient = patient
-        self._shipping = 0
+        #: The number of running uploads.
+        self._uploads = 0
         self._reachable = True
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="images")
 
     @property
-    def ships(self) -> bool:
+    def has_bucket(self) -> bool:
         """Whether saved pictures must be uploaded to a bucket."""
         return self._bucket is not None
 
@@ -97,7 +99,7 @@ class ImageStore:
 
     @property
     def reachable(self) -> bool:
-        """Whether the latest upload, or check by an upload, succeeded, and no read has failed since."""
+        """Whether the latest upload or check succeeded, and no read has failed since."""
         return self._reachable
 
     # -- storing ------------------------------------------------------------------------------------------------------
@@ -105,7 +107,10 @@ class ImageStore:
     async def save(
         self, task_id: str, images: Iterable[Pixels], suffix: str, encode: Callable[[Pixels], bytes]
     ) -> tuple[StoredImage, ...]:
-        """Encode a task's pictures and store them here. Raises StorageFull, StorageFailed, EncodingFailed."""
+        """Encode a task's pictures and write them to this machine.
+
+        Raises StorageFull, StorageFailed, EncodingFailed; then no file stays.
+        """
         loop = asyncio.get_running_loop()
         folder = f"{datetime.now(UTC):%Y%m%d}"
         saves = [
@@ -117,69 +122,71 @@ class ImageStore:
         stored = [outcome for outcome in outcomes if isinstance(outcome, StoredImage)]
         if errors:
             with suppress(StorageFailed):
-                await self._here.delete(_names(stored))  # no record will name them
+                await self._local.delete(_names(stored))  # no record will name these files
             raise errors[0]
         return tuple(stored)
 
     def _save(self, name: str, pixels: Pixels, encode: Callable[[Pixels], bytes]) -> StoredImage:
         data = encode(pixels)
-        self._here.write(name, data)
+        self._local.write(name, data)
         shape = {"width": pixels.width, "height": pixels.height, "bytes": len(data)}
         digest = hashlib.sha256(data).hexdigest()
         return StoredImage(path=name, **shape, seed=pixels.seed, sha256=digest, pixels_sha256=pixels.sha256)
 
-    async def ship(self, images: Collection[StoredImage], on_wait: Callable[[], None]) -> None:
+    async def upload(self, images: Collection[StoredImage], on_wait: Callable[[], None]) -> None:
         """Upload spooled pictures to the bucket. The spool keeps them until `unspool`.
 
-        A patient store calls `on_wait` when the bucket refuses, or is silent for CHECK_S, and waits until it is back;
-        another one raises StoreUnreachable. Both raise StorageFailed when the spool has lost a picture.
+        If the bucket refuses or cannot be reached, a patient store calls `on_wait` and tries again until it succeeds;
+        any other raises StoreUnreachable. `on_wait` is also called when an upload takes longer than CHECK_S. Raises
+        StorageFailed if a picture is not in the spool.
         """
-        self._shipping += 1
-        left = list(images)
+        self._uploads += 1
+        remaining = list(images)
         try:
             for pause in pauses():
                 try:
-                    return await _with_notice(self._ship_all(left), CHECK_S, on_wait)
+                    return await _with_notice(self._upload_all(remaining), CHECK_S, on_wait)
                 except StoreUnreachable:
                     if not self._patient:
                         raise
                 on_wait()
                 await asyncio.sleep(pause)
         finally:
-            self._shipping -= 1
+            self._uploads -= 1
 
-    async def _ship_all(self, left: list[StoredImage]) -> None:
-        while left:
-            path = left[0].path
+    async def _upload_all(self, remaining: list[StoredImage]) -> None:
+        """Upload the pictures, and remove each from `remaining` when it is in the bucket."""
+        while remaining:
+            path = remaining[0].path
             try:
-                data = b"".join([piece async for piece in self._here.pieces(path, 0, left[0].bytes)])
+                data = b"".join([piece async for piece in self._local.pieces(path, 0, remaining[0].bytes)])
             except ImageNotFound as error:
-                raise StorageFailed("The spool has lost a picture.") from error
+                raise StorageFailed("A picture is missing in the spool.") from error
             await self._put(path, data)
-            del left[0]
+            del remaining[0]
 
     async def spooled(self, images: Iterable[StoredImage]) -> bool:
-        """Whether all pictures are still whole in the spool."""
+        """Whether all pictures are in the spool and whole."""
         try:
-            return self.ships and all([await self._here.size(image.path) == image.bytes for image in images])
+            return self.has_bucket and all([await self._local.size(image.path) == image.bytes for image in images])
         except (ImageNotFound, StorageFailed):
             return False
 
     async def unspool(self, images: Iterable[StoredImage]) -> None:
-        """Remove pictures from the spool. What the disk does not remove is removed at the next start."""
-        if self.ships:
+        """Remove pictures from the spool. Files that cannot be removed now are removed at the next start."""
+        if self.has_bucket:
             with suppress(StorageFailed):
-                await self._here.delete(_names(images))
+                await self._local.delete(_names(images))
 
     async def delete(self, images: Iterable[StoredImage]) -> None:
         """Delete pictures from the store. Raises StorageFailed."""
         if names := _names(images):
-            await self._noting(self._files.delete(names))
+            await self._note_reachability(self._files.delete(names))
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
     async def known(self, image: StoredImage) -> StoredImage:
-        """The picture with size and digest, which older records lack. Raises ImageNotFound or StorageFailed."""
+        """The picture with its size and digest, which older records lack. Raises ImageNotFound or StorageFailed."""
         if image.sha256:
             return image
         size, digest = await self.size(image), hashlib.sha256()
@@ -189,31 +196,31 @@ class ImageStore:
 
     async def size(self, image: StoredImage) -> int:
         """The size of the file in bytes. Raises ImageNotFound or StorageFailed."""
-        return await self._noting(self._files.size(image.path))
+        return await self._note_reachability(self._files.size(image.path))
 
     async def pieces(self, image: StoredImage, start: int, stop: int) -> AsyncGenerator[bytes, None]:
         """The bytes of a picture in pieces. Raises ImageNotFound or StorageFailed."""
         async with aclosing(self._files.pieces(image.path, start, stop)) as pieces:
-            while (piece := await self._noting(anext(pieces, None))) is not None:
+            while (piece := await self._note_reachability(anext(pieces, None))) is not None:
                 yield piece
 
     async def url(self, image: StoredImage, method: Literal["GET", "HEAD"]) -> str | None:
-        """As FileStore.url. Raises StorageFailed."""
+        """Like FileStore.url. Raises StorageFailed."""
         return await self._files.url(image.path, method)
 
     # -- maintenance --------------------------------------------------------------------------------------------------
 
     async def check(self) -> None:
-        """Check by a write of a few bytes whether the bucket accepts pictures, unless an upload is about to tell."""
-        if self._shipping:
+        """Write a small object to find out whether the bucket accepts pictures, unless a running upload will tell."""
+        if self._uploads:
             return
         with suppress(StoreUnreachable, TimeoutError):
             async with asyncio.timeout(CHECK_S):
                 await self._put(CHECK_NAME, b"ok")
 
     async def _put(self, name: str, data: bytes) -> None:
-        """Store a file in the bucket. Only this makes the store count as reachable again."""
-        if self._bucket is None:  # a disk reports its errors when something is stored
+        """Store a file in the bucket, and note whether that succeeded."""
+        if self._bucket is None:
             return
         reached = False
         try:
@@ -222,8 +229,8 @@ class ImageStore:
         finally:  # also after a timeout
             self._reachable = reached
 
-    async def _noting(self, operation: Awaitable[T]) -> T:
-        """Note whether the files can be reached. An answer does not show that the store accepts pictures as well."""
+    async def _note_reachability(self, operation: Awaitable[T]) -> T:
+        """Note a failure to reach the store. Success is not noted, because a read does not show that writes succeed."""
         try:
             return await operation
         except StoreUnreachable:
@@ -231,22 +238,22 @@ class ImageStore:
             raise
 
     def tidy(self, wanted: Iterable[StoredImage]) -> None:
-        """Remove pictures from the spool that no task will upload. Only while nothing is saved."""
+        """Remove pictures from the spool that no task will upload. To be called before anything is saved."""
         kept = set(_names(wanted))
-        if self.ships:
-            with suppress(StorageFailed):  # removed at the next start
-                self._here.remove([name for name in self._here.names() if name not in kept])
+        if self.has_bucket:
+            with suppress(StorageFailed):  # they are removed at the next start
+                self._local.remove([name for name in self._local.names() if name not in kept])
 
     def sweep(self) -> None:
-        """Remove the partial files of a killed process. Only while nothing is saved."""
-        self._here.sweep()
+        """Remove the partial files of a killed process. To be called before anything is saved."""
+        self._local.sweep()
 
     def close(self) -> None:
         self._threads.shutdown()
 
 
 def pauses() -> Iterator[float]:
-    """Seconds to wait before each attempt, without end; randomised so that not all retry at once."""
+    """Seconds to wait before each retry, without end. They are random, so that the retries are not simultaneous."""
     longest = FIRST_PAUSE_S
     while True:
         yield random.uniform(longest / 2, longest)
@@ -254,7 +261,7 @@ def pauses() -> Iterator[float]:
 
 
 async def _with_notice(work: Coroutine[Any, Any, None], seconds: float, on_late: Callable[[], None]) -> None:
-    """Await `work`; call `on_late` if it takes longer than so many seconds."""
+    """Await `work`; call `on_late` if it takes longer than `seconds`."""
     timer = asyncio.get_running_loop().call_later(seconds, on_late)
     try:
         await work

@@ -1,4 +1,4 @@
-"""TaskJournal: the records of all tasks. A record is on disk before its caller gets an answer."""
+"""TaskJournal: the records of all tasks. A new task is on disk before its caller gets an answer."""
 
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -31,13 +31,13 @@ from imagegen.storage.tables import inputs, keys, prompts, service, tasks
 
 Query = Select[*tuple[Any, ...]]
 
-#: Parameters of one statement, well below SQLite's limit.
+#: The number of parameters of one statement, well below SQLite's limit.
 _CHUNK = 500
 
-#: Matching tasks that a page counts at most: counting 200,000 takes a tenth of a second.
+#: The most matching tasks that a page counts. Counting 200,000 takes a tenth of a second.
 MAX_COUNTED = 10_000
 
-# Built once: building a statement takes several times as long as running it.
+# These statements are built once, because building one takes several times as long as running it.
 _INSERT = insert(tasks)
 _UPDATE = update(tasks).where(tasks.c.id == bindparam("of"))
 _GET = select(tasks.c.sequence, tasks.c.record).where(tasks.c.id == bindparam("of"))
@@ -45,26 +45,26 @@ _DROP_INPUTS = delete(inputs).where(inputs.c.task_id == bindparam("of"))
 
 _INDEX = insert(prompts)
 
-#: Shorter texts are not in the index of trigrams.
+#: The shortest text that the index of trigrams can find.
 _TRIGRAM = 3
 
-#: Event ids that are reserved for a run: at 1,000 events a second, those of eleven days. Ids stay below 2^53, which is
-#: what JSON numbers hold, over seven million restarts.
+#: The number of event ids that are reserved for a run: eleven days of 1,000 events a second. Ids stay below 2^53, the
+#: limit of exact JSON numbers, for seven million restarts.
 EVENT_IDS = 10**9
 
-#: Seconds of service for which an idempotency key is kept: a day.
+#: Seconds of service, a day, after which an idempotency key is forgotten.
 _KEYS_LAST_S = 86_400
 
-#: Seconds of service that a crash may lose.
+#: Seconds between two writes of the time of service. A crash may lose as many.
 _COUNT_EVERY_S = 60
 
 
 class TaskFilter(NamedTuple):
-    """Which tasks are listed; None is any."""
+    """Which tasks are listed; None: any."""
 
     status: TaskStatus | None = None
     model: str | None = None
-    #: Text in the prompt, in any case.
+    #: Text in the prompt, in upper or lower case.
     text: str | None = None
     #: Accepted at `since` or later, and before `until`.
     since: datetime | None = None
@@ -73,17 +73,17 @@ class TaskFilter(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """The name that a caller gives a request, so that a retry makes no second task."""
+    """The Idempotency-Key of a request, so that a retry makes no second task."""
 
     key: str
     #: SHA-256 of the request, hexadecimal.
     digest: str
-    #: Whose name it is: two owners may use the same key.
+    #: Who sent it. Two owners may use the same key.
     owner: str = ""
 
 
 class Claimed(NamedTuple):
-    """The task that a key made."""
+    """The task that an earlier request with the same Idempotency-Key has made."""
 
     task_id: str
     digest: str
@@ -93,16 +93,16 @@ class Page(NamedTuple):
     """A page of the history, newest first."""
 
     tasks: list[GenerationTask]
-    #: Tasks in the journal; of the owner, if the filter names one.
+    #: The number of tasks in the journal; if the filter names an owner, of this owner's tasks.
     total: int
-    #: Tasks that match the filter, counted up to MAX_COUNTED.
+    #: The number of tasks that match the filter, counted up to MAX_COUNTED.
     filtered: int
     #: Whether older tasks match.
     more: bool = False
 
 
 class Retention(NamedTuple):
-    """How many ended tasks are kept; 0 is no limit."""
+    """Which ended tasks are kept; 0: no limit."""
 
     #: Seconds of service since the task ended.
     age_s: float = 0
@@ -114,14 +114,13 @@ class Retention(NamedTuple):
 class TaskJournal:
     """Stores and finds task records. Every method raises StorageFull or StorageFailed when the disk refuses.
 
-    Age is counted in seconds of service: the time for which the journal was open, over all runs, by a monotonic
-    clock.
+    Ages are in seconds of service: the time that the journal was open, in all runs together, by a monotonic clock.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic, render: Render | None = None) -> None:
         """`render` renders the body of a webhook."""
         self._database = Database(path)
-        #: Its deliveries are written in the transactions of their tasks.
+        #: New deliveries are written in the transactions of their tasks.
         self.outbox = Outbox(self._database, render)
         self.keys = KeyStore(self._database)
         self.budgets = Budgets(self._database)
@@ -138,7 +137,7 @@ class TaskJournal:
         claim: Claim | None = None,
         wanted: Reservation | None = None,
     ) -> GenerationTask | Claimed:
-        """Store a new task; returns it with its sequence number. If its claim is taken, nothing is stored.
+        """Store a new task; returns it with its sequence number. If the claim's key has made a task, returns that one.
 
         `wanted`: what to reserve of its owner's budget. Raises LimitReached if too little is left.
         """
@@ -146,10 +145,10 @@ class TaskJournal:
         def work(connection: Connection) -> int | Claimed | LimitState:
             if claim is not None and (taken := self._claimed(claim.key, claim.owner, connection)):
                 return taken
-            # Returned, because an exception would undo the work of the others in this transaction.
+            # Returned, because an exception would undo the other work in this transaction.
             if wanted is not None and (reached := self.budgets.reserve(task, wanted, connection)):
                 return reached
-            result = connection.execute(_INSERT, _columns(task) | self._end(task, connection))
+            result = connection.execute(_INSERT, _columns(task) | self._ended_column(task, connection))
             assert result.inserted_primary_key is not None
             sequence = int(result.inserted_primary_key[0])
             connection.execute(_INDEX, {"rowid": sequence, "prompt": task.request.prompt})
@@ -167,42 +166,44 @@ class TaskJournal:
         return stored if isinstance(stored, Claimed) else task.evolve(sequence=stored)
 
     async def claimed(self, key: str, owner: str = "") -> Claimed | None:
-        """The task that the owner's key made within a day of service."""
+        """The task that the owner's Idempotency-Key has made within a day of service."""
         return await self._database.run(lambda connection: self._claimed(key, owner, connection), durable=False)
 
     async def update(self, *changed: GenerationTask) -> None:
-        """Store new states of known tasks in one transaction, and drop the input pictures of failed and cancelled ones.
+        """Store the new records of tasks in one transaction, and drop the input pictures of failed and cancelled ones.
 
-        Only ends, and pictures that wait for their store, wait for the disk: if a power cut loses a start, the task
-        starts again.
+        The records of ended tasks, and of tasks with pictures in the spool, are on disk when this returns. A power cut
+        may lose others: then the task runs again.
         """
         ended = [task for task in changed if task.status.finished]
         durable = any(task.status.finished or task.storing for task in changed)
-        await self._store(changed, await self.outbox.births(ended), durable=durable)
+        await self._store(changed, await self.outbox.new_deliveries(ended), durable=durable)
 
     async def begin(self, *tasks: GenerationTask) -> None:
         """Like update(), for tasks that start; also queues their `started` webhooks."""
-        await self._store(tasks, await self.outbox.births(tasks, started=True), durable=False)
+        await self._store(tasks, await self.outbox.new_deliveries(tasks, started=True), durable=False)
 
-    async def _store(self, changed: Sequence[GenerationTask], born: Sequence[Delivery], *, durable: bool) -> None:
+    async def _store(self, changed: Sequence[GenerationTask], new: Sequence[Delivery], *, durable: bool) -> None:
+        """Store records of tasks, and new deliveries, in one transaction."""
+
         def work(connection: Connection) -> list[Delivery]:
             for task in changed:
-                values = _columns(task) | self._end(task, connection)
+                values = _columns(task) | self._ended_column(task, connection)
                 connection.execute(_UPDATE, values | {"of": task.id})
                 if task.owner and task.status.finished:
                     self.budgets.settle(task, connection)
-                if _came_to_nothing(task):
+                if _ended_without_pictures(task):
                     connection.execute(_DROP_INPUTS, {"of": task.id})
-            return self.outbox.add(born, connection)
+            return self.outbox.add(new, connection)
 
         try:
-            self.outbox.stored(await self._database.run(work, durable=durable))
+            self.outbox.committed(await self._database.run(work, durable=durable))
         except ImagegenError:
-            self.outbox.undo(born)
+            self.outbox.rolled_back(new)
             raise
         finally:
-            if born:
-                self.outbox.tell()
+            if new:
+                self.outbox.notify()
 
     async def get(self, task_id: str) -> GenerationTask | None:
         row = await self._database.look_up(lambda connection: connection.execute(_GET, {"of": task_id}).one_or_none())
@@ -215,36 +216,34 @@ class TaskJournal:
         return InputPictures(init_image=row.image, mask_image=row.mask) if row else InputPictures()
 
     async def unfinished(self) -> list[GenerationTask]:
-        """The unfinished tasks of an earlier run, in order of arrival."""
+        """The tasks that have not ended, in order of arrival."""
         states = (TaskStatus.PENDING, TaskStatus.PROCESSING)
         query = select(tasks.c.sequence, tasks.c.record).where(tasks.c.status.in_(states)).order_by(tasks.c.sequence)
-        # Behind the writes before it: a task that was just inserted is known to its caller before it is found here.
+        # Read in the thread of writes, so that the caller of `insert` knows a new task before it is found here.
         rows = await self._database.run(lambda connection: connection.execute(query).all(), durable=False)
         return _tasks(rows)
 
     async def page(self, wanted: TaskFilter, limit: int, before: int | None = None) -> Page:
-        """A page of matching tasks, newest first; with `before`, those that arrived before that sequence."""
+        """A page of matching tasks, newest first; with `before`, those that arrived before that sequence number."""
         query, older = _matching(select(tasks.c.sequence, tasks.c.record), wanted), tasks.c.sequence < (before or 0)
         newest_first = prompts.c.rowid.desc() if wanted.text is not None else tasks.c.sequence.desc()
         query = (query.where(older) if before is not None else query).order_by(newest_first)
         count = select(func.count()).select_from(tasks)
-        if wanted.owner is not None:  # the tasks of others do not exist for this caller
+        if wanted.owner is not None:  # this caller must not learn how many tasks others have
             count = count.where(tasks.c.owner == wanted.owner)
 
         def work(connection: Connection) -> tuple[Sequence[Any], int, int]:
             rows = connection.execute(query.limit(limit + 1)).all()
             total = connection.scalar(count) or 0
-            counted = total if wanted == TaskFilter() else connection.scalar(_bounded(wanted)) or 0
+            counted = total if wanted == TaskFilter() else connection.scalar(_count_of(wanted)) or 0
             return rows, total, counted
 
         rows, total, filtered = await self._database.search(work)
         return Page(_tasks(rows[:limit]), total, filtered, more=len(rows) > limit)
 
     async def surplus(self, kept: Retention, without: Collection[str] = ()) -> list[GenerationTask]:
-        """Some of the ended tasks beyond the limits, oldest first. `without`: ids of tasks to leave out."""
-
-        now = await self._database.run(self._count, durable=False)
-
+        """Some of the ended tasks that retention does not keep, oldest first. `without`: ids of tasks to leave out."""
+        now = await self._database.run(self._count_service, durable=False)
         rows = await self._database.search(lambda connection: _surplus(kept, now, without, connection))
         return _tasks(rows)
 
@@ -261,7 +260,7 @@ class TaskJournal:
         await self._database.run(work)
 
     async def reserve_event_ids(self, first: int) -> int:
-        """The first event id of this run: `first`, or a higher one if an earlier run may have used that."""
+        """The first event id of this run: `first`, or a higher one if an earlier run may have used it."""
 
         def work(connection: Connection) -> int:
             begin = max(first, (connection.scalar(select(service.c.event_ids)) or 0) + 1)
@@ -275,7 +274,7 @@ class TaskJournal:
         return await self._database.look_up(lambda connection: connection.scalar(query)) or 0
 
     async def check(self) -> None:
-        """Compare the files on disk with those that are open. Raises JournalLost."""
+        """Raises JournalLost if the files on disk are no longer those that are open."""
         await self._database.run(lambda connection: None, durable=False)
 
     async def until_lost(self) -> JournalLost:
@@ -294,7 +293,7 @@ class TaskJournal:
         row = connection.execute(query).one_or_none()
         return None if row is None else Claimed(*row)
 
-    def _end(self, task: GenerationTask, connection: Connection) -> dict[str, float]:
+    def _ended_column(self, task: GenerationTask, connection: Connection) -> dict[str, float]:
         return {"ended_s": self._service_s(connection)} if task.status.finished else {}
 
     def _service_s(self, connection: Connection) -> float:
@@ -306,8 +305,8 @@ class TaskJournal:
             before = self._before = self._counted = max(written, latest)
         return before + self._clock() - self._opened
 
-    def _count(self, connection: Connection) -> float:
-        """Seconds of service until now, stored every minute."""
+    def _count_service(self, connection: Connection) -> float:
+        """Seconds of service until now. Also stores them, once a minute."""
         now = self._service_s(connection)
         if now - self._counted >= _COUNT_EVERY_S:
             connection.execute(update(service).values(seconds=now))
@@ -315,8 +314,8 @@ class TaskJournal:
         return now
 
 
-def _bounded(wanted: TaskFilter) -> Query:
-    """Counts the tasks that match, up to MAX_COUNTED."""
+def _count_of(wanted: TaskFilter) -> Query:
+    """A query that counts the matching tasks, up to MAX_COUNTED."""
     some = _matching(select(tasks.c.sequence), wanted).limit(MAX_COUNTED).subquery()
     return select(func.count()).select_from(some)
 
@@ -330,12 +329,14 @@ def _matching(query: Query, wanted: TaskFilter) -> Query:
         (wanted.until, tasks.c.created_at < _iso(wanted.until)),
     )
     if wanted.text is not None:
-        # A join, not a subquery: it ends with the page, where a subquery reads the whole index first.
-        query = query.select_from(prompts.join(tasks, prompts.c.rowid == tasks.c.sequence)).where(_holds(wanted.text))
-    return query.where(*(condition for asked, condition in conditions if asked is not None))
+        # A join, because it stops when the page is full. A subquery would read the whole index first.
+        query = query.select_from(prompts.join(tasks, prompts.c.rowid == tasks.c.sequence)).where(
+            _contains(wanted.text)
+        )
+    return query.where(*(condition for value, condition in conditions if value is not None))
 
 
-def _holds(text: str) -> ColumnElement[bool]:
+def _contains(text: str) -> ColumnElement[bool]:
     """Whether the prompt contains this text."""
     if len(text) < _TRIGRAM:
         return prompts.c.prompt.icontains(text, autoescape=True)
@@ -354,7 +355,10 @@ def _iso(time: datetime | None) -> str:
 
 
 def _surplus(kept: Retention, now: float, without: Collection[str], connection: Connection) -> list[Any]:
-    """Rows of the oldest ended tasks beyond the first limit that is exceeded, at most _CHUNK; the newest are kept."""
+    """At most _CHUNK rows of ended tasks to delete, oldest first.
+
+    These are the tasks that are too many or too old; if there are none, those whose files take too much space.
+    """
     ended = tasks.c.ended_s.is_not(None)
     columns = tasks.c.sequence, tasks.c.record, tasks.c.id, tasks.c.ended_s, tasks.c.stored_bytes
     oldest = select(*columns).where(ended).order_by(tasks.c.ended_s, tasks.c.sequence).limit(_CHUNK + len(without))
@@ -385,11 +389,12 @@ def _columns(task: GenerationTask) -> dict[str, Any]:
         "record": task.model_dump_json(exclude={"sequence"}),
         "model": task.model,
         "owner": task.owner,
-        "stored_bytes": sum(image.bytes for image in task.images) + (0 if _came_to_nothing(task) else task.input_bytes),
+        "stored_bytes": sum(image.bytes for image in task.images)
+        + (0 if _ended_without_pictures(task) else task.input_bytes),
     }
 
 
-def _came_to_nothing(task: GenerationTask) -> bool:
+def _ended_without_pictures(task: GenerationTask) -> bool:
     return task.status in (TaskStatus.FAILED, TaskStatus.CANCELLED)
 
 

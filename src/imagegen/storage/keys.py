@@ -1,4 +1,4 @@
-"""KeyStore: the API keys, in the journal's database, where the service and the command line share them."""
+"""KeyStore: the API keys in the journal's database. The service and the command line use it at the same time."""
 
 import hmac
 import json
@@ -14,7 +14,7 @@ from imagegen.core.keys import Key, digest_of, new_key_text, prefix_of
 from imagegen.storage.database import Database
 from imagegen.storage.tables import api_keys, service
 
-#: Keys, with the revoked ones.
+#: The most keys, including revoked ones.
 MAX_KEYS = 10_000
 
 _COLUMNS = {"name", "prefix", "sha256", "last_used_at"}
@@ -26,48 +26,50 @@ _USED = update(api_keys).where(api_keys.c.name == bindparam("of")).values(last_u
 
 
 class KeyStore:
-    """Finds keys by their texts, and changes them. A change is in force at once, whichever process makes it.
+    """Finds keys by their texts, and changes them. A change by any process is in force at once.
 
     Every method raises StorageFull, StorageFailed or JournalLost when the disk refuses.
     """
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        #: What was read at the change with the number `_seen`: keys by prefix, and whether there is one.
-        self._seen: int | None = None
-        self._known: dict[str, Key] = {}
-        self._some: bool | None = None
+        #: The number of the change up to which the next two values are valid.
+        self._change_number: int | None = None
+        #: The keys that were read, by prefix.
+        self._cached: dict[str, Key] = {}
+        #: Whether there is a key; None: not read yet.
+        self._any: bool | None = None
 
     async def find(self, text: str) -> Key | None:
-        """The key with this text, valid or not. Its `last_used_at` may be an older one."""
-        # The prefix is no secret. The rest is compared in constant time.
-        prefix, change = prefix_of(text), self._look_for_changes()
-        if (key := self._known.get(prefix)) is None:
+        """The key with this text, valid or not. Its `last_used_at` may be outdated."""
+        # The prefix may be known to others. The hash of the whole text is compared in constant time.
+        prefix, change = prefix_of(text), self._drop_outdated()
+        if (key := self._cached.get(prefix)) is None:
             row = await self._database.look_up(
                 lambda connection: connection.execute(_BY_PREFIX, {"begins": prefix}).one_or_none()
             )
             if row is None:
                 return None
             key = _key(row)
-            if change is not None and change == self._seen:
-                self._known[prefix] = key
+            if change is not None and change == self._change_number:
+                self._cached[prefix] = key
         return key if hmac.compare_digest(key.sha256, digest_of(text)) else None
 
     async def exist(self) -> bool:
         """Whether there is a key, valid or not."""
-        change, some = self._look_for_changes(), self._some
-        if some is None:
-            some = bool(await self._database.look_up(lambda connection: connection.scalar(_ANY)))
-            if change is not None and change == self._seen:
-                self._some = some
-        return some
+        change, found = self._drop_outdated(), self._any
+        if found is None:
+            found = bool(await self._database.look_up(lambda connection: connection.scalar(_ANY)))
+            if change is not None and change == self._change_number:
+                self._any = found
+        return found
 
-    def _look_for_changes(self) -> int | None:
+    def _drop_outdated(self) -> int | None:
         """Forget what was read if any process has changed a key since. Returns the number of the latest change."""
         change = self._database.peek("SELECT key_changes FROM service")
-        if change is None or change != self._seen:
-            self._seen, self._some = change, None
-            self._known.clear()
+        if change is None or change != self._change_number:
+            self._change_number, self._any = change, None
+            self._cached.clear()
         return change
 
     async def all(self) -> list[Key]:
@@ -84,11 +86,11 @@ class KeyStore:
         """Raises KeyExists, also for the name of a revoked key; InvalidRequest beyond MAX_KEYS."""
 
         def work(connection: Connection) -> Exception | None:
-            # Returned, because an exception would undo the work of the others in this transaction.
+            # Returned, because an exception would undo the other work in this transaction.
             if connection.execute(_ALL.where(api_keys.c.name == key.name)).first() is not None:
                 return KeyExists()
             if (connection.scalar(select(func.count()).select_from(api_keys)) or 0) >= MAX_KEYS:
-                return InvalidRequest(f"There are {MAX_KEYS} keys, which is the most.")
+                return InvalidRequest(f"There are {MAX_KEYS} keys, and no more are possible.")
             connection.execute(insert(api_keys).values(**_columns(key)))
             connection.execute(_CHANGED)
             return None
@@ -103,12 +105,12 @@ class KeyStore:
         return await self._change(name, lambda key: key.evolve(**new)), text
 
     async def revoke(self, name: str) -> Key:
-        """A revoked key opens nothing any more. Raises KeyNotFound."""
+        """Make a key invalid. Raises KeyNotFound."""
         now = datetime.now(UTC)
         return await self._change(name, lambda key: key.evolve(revoked_at=key.revoked_at or now))
 
     async def webhook_secret(self, name: str) -> str | None:
-        """The secret that signs the webhooks of this owner's tasks; None: it has none of its own."""
+        """The secret of this owner, which signs the webhooks of its tasks; None: it has none."""
         try:
             return (await self.get(name)).webhook_secret if name else None
         except KeyNotFound:
@@ -123,7 +125,7 @@ class KeyStore:
         await self._database.run(work, durable=False)
 
     async def url_secret(self) -> bytes:
-        """The secret that signs URLs, 32 bytes. The first call makes it."""
+        """The secret that signs URLs, 32 bytes. The first call creates it."""
 
         def work(connection: Connection) -> bytes:
             known = connection.scalar(select(service.c.url_secret))

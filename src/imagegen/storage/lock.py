@@ -1,4 +1,4 @@
-"""One instance for each data directory."""
+"""The lock of the data directory, which only one instance may use."""
 
 import fcntl
 import os
@@ -30,20 +30,21 @@ def exclusive(data_dir: Path) -> Iterator[None]:
             file.seek(0)
             holder = file.read().decode(errors="replace").strip() or "unknown"
             raise DataDirInUse(f"Another instance (process {holder}) uses this data directory.") from None
-        with suppress(OSError):  # a full disk: the lock holds, without the holder's name
+        with suppress(OSError):  # a full disk: the lock holds, but the file does not name its process
             file.truncate(0)
             file.write(str(os.getpid()).encode())
         yield
 
 
-#: What the kernel says of all locks that this process may see.
+#: The kernel's list of locks.
 LOCKS = Path("/proc/locks")
 
 
 def holder(data_dir: Path) -> str | None:
-    """The process that holds the directory, by the kernel's list of locks; None: nobody does. Takes no lock itself.
+    """The id of the process that has locked the directory; None: no process that is known. Does not lock it.
 
-    Linux alone has that list, and a container's list has only what runs in it.
+    It is read from the kernel's list of locks, which only Linux has. In a container, the list has only the locks of
+    the container's processes.
     """
     try:
         name, file = (data_dir / LOCK).read_text().strip(), (data_dir / LOCK).stat()
@@ -51,10 +52,8 @@ def holder(data_dir: Path) -> str | None:
     except OSError:
         return None
     here = f"{os.major(file.st_dev):02x}:{os.minor(file.st_dev):02x}:{file.st_ino}"
-    for kind, process, place in (
-        (lock[1], lock[4], lock[5]) for lock in locks
-    ):  # 1: FLOCK ADVISORY WRITE 42 fe:00:7 ...
-        # Some file systems have another device in this list than files say; the name in the lock then decides.
+    for _, kind, _, _, process, place, *_ in locks:  # 1: FLOCK ADVISORY WRITE 42 fe:00:7 0 EOF
+        # With some file systems the device in this list is not that of `stat`. The process in the file then decides.
         named = process == name and place.endswith(f":{file.st_ino}")
         if kind == "FLOCK" and (place == here or named):
             return process

@@ -1,4 +1,4 @@
-"""Outbox: webhook deliveries, created in the transaction of the state that they report."""
+"""Outbox: webhook deliveries. A delivery is created in the transaction that stores the event that it reports."""
 
 import secrets
 from collections import Counter
@@ -19,14 +19,15 @@ Render = Callable[[GenerationTask, WebhookEvent, datetime], str]
 
 log = structlog.get_logger(__name__)
 
-#: Pending deliveries. This bounds the disk and the sender's memory. A host may have as many as are still free, and one
-#: more is created dead: one host that is down has half at most, two a third each, and there is always room for others.
+#: The most pending deliveries, which bounds the disk space and the sender's memory. A host may have as many as there
+#: are free places; a further delivery is created dead. So one host that is down takes at most half of the places, two
+#: take a third each, and there is always room for others.
 MAX_PENDING = 20_000
 
-#: Rows that are read at a time.
+#: The number of rows that are read at a time.
 CHUNK = 500
 
-# Statements are built once: building one takes several times as long as running it.
+# These statements are built once, because building one takes several times as long as running it.
 _FIELDS = [deliveries.c[name] for name in Delivery.model_fields]
 #: All columns except the largest one.
 _BRIEF = [field for field in _FIELDS if field is not deliveries.c.payload]
@@ -44,35 +45,36 @@ _AT_URL = update(deliveries).where(deliveries.c.url == bindparam("at"))
 _OPEN = _AT_URL.where(_GONE).values(gone=0)
 _CLOSE = _AT_URL.where(_PENDING).values(state=DeliveryState.DEAD.value, error="gone").returning(*_BRIEF)
 _COUNT = select(deliveries.c.url, func.count()).where(_PENDING).group_by(deliveries.c.url)
-#: Ended deliveries are kept as long as their task.
-_SWEEP = delete(deliveries).where(
+# Ended deliveries are kept as long as the record of their task.
+_DELETE_ENDED = delete(deliveries).where(
     deliveries.c.task_id == bindparam("task"), ~_PENDING, ~exists().where(tasks.c.id == bindparam("task"))
 )
 
 
 class DeliveryFilter(NamedTuple):
-    """Which deliveries are listed; None is any."""
+    """Which deliveries are listed; None: any."""
 
     task_id: str | None = None
     state: DeliveryState | None = None
     owner: str | None = None
 
 
-class _Shares:
+class _Pending:
     """Counts the pending deliveries of each host."""
 
     def __init__(self, rows: Iterable[Any]) -> None:
-        """`rows`: URLs with numbers of deliveries."""
+        """`rows`: URLs with their numbers of deliveries."""
         self._hosts: Counter[str] = Counter()
         self._total = 0
         for url, number in rows:
             self.add(host_of(url), number)
 
-    def full(self, host: str) -> bool:
+    def is_full(self, host: str) -> bool:
+        """Whether the host may have no further delivery; see MAX_PENDING."""
         return self._hosts[host] >= MAX_PENDING - self._total
 
     def add(self, host: str, number: int = 1) -> None:
-        """Count more deliveries of the host; fewer with a negative number."""
+        """Add a number of deliveries, which may be negative."""
         self._total += number
         self._hosts[host] += number
         if not self._hosts[host]:
@@ -82,34 +84,33 @@ class _Shares:
 class Outbox:
     """Stores and finds deliveries. Durable writes raise StorageFull or StorageFailed when the disk refuses.
 
-    The journal creates deliveries in the transactions of its tasks: `births`, then `add`, then `stored` or `undo`.
+    The journal creates deliveries in the transactions of its tasks: it calls `new_deliveries` before the transaction,
+    `add` in it, and `committed` or `rolled_back` after it.
     """
 
     def __init__(self, database: Database, render: Render | None = None) -> None:
         self._database = database
         #: Renders the body of a webhook; without it no deliveries are created.
         self.render = render
-        self._tell: Callable[[], None] = _nobody
-        #: Kept on the event loop: counting the rows at each birth takes longer than the rest of the transaction.
-        self._shares: _Shares | None = None
-        #: Deliveries that have died in this run, by their errors.
-        self.died: Counter[str] = Counter()
+        self._on_new: Callable[[], None] = lambda: None
+        #: Kept on the event loop, because counting the rows takes longer than the rest of a transaction.
+        self._pending: _Pending | None = None
 
     # -- creating -----------------------------------------------------------------------------------------------------
 
-    async def births(self, told: Sequence[GenerationTask], *, started: bool = False) -> list[Delivery]:
-        """The new deliveries for these states of tasks. Those for a host that has its share are dead."""
-        events = [(task, WebhookEvent.STARTED if started else WebhookEvent(task.status)) for task in told]
+    async def new_deliveries(self, changed: Sequence[GenerationTask], *, started: bool = False) -> list[Delivery]:
+        """The deliveries for the ends of these tasks, or for their starts. Those for a host that is full are dead."""
+        events = [(task, WebhookEvent.STARTED if started else WebhookEvent(task.status)) for task in changed]
         wanted = [(task, event) for task, event in events if task.webhook and event in task.webhook.events]
         if self.render is None or not wanted:
             return []
-        shares = await self._counted()
-        return [self._born(task, event, self.render, shares) for task, event in wanted]
+        pending = await self._counted()
+        return [self._new(task, event, self.render, pending) for task, event in wanted]
 
-    def _born(self, task: GenerationTask, event: WebhookEvent, render: Render, shares: _Shares) -> Delivery:
+    def _new(self, task: GenerationTask, event: WebhookEvent, render: Render, pending: _Pending) -> Delivery:
         assert task.webhook is not None
         now = datetime.now(UTC)
-        born = Delivery(
+        new = Delivery(
             id=f"msg_{secrets.token_hex(16)}",
             task_id=task.id,
             event=event,
@@ -118,53 +119,48 @@ class Outbox:
             payload=render(task, event, now),
             created_at=now,
         )
-        if shares.full(born.host):
-            return born.evolve(state=DeliveryState.DEAD, error="outbox_full")
-        shares.add(born.host)
-        return born
+        if pending.is_full(new.host):
+            return new.evolve(state=DeliveryState.DEAD, error="outbox_full")
+        pending.add(new.host)
+        return new
 
-    def add(self, born: Sequence[Delivery], connection: Connection) -> list[Delivery]:
-        """Write new deliveries and return them; those for a URL that is gone are dead.
+    def add(self, new: Sequence[Delivery], connection: Connection) -> list[Delivery]:
+        """Write new deliveries and return them. Those for a URL that is gone are dead.
 
-        In the database's thread, in the transaction of the tasks' states.
+        In the database's thread, in the transaction that stores their tasks.
         """
-        added = [_unless_gone(delivery, connection) for delivery in born]
+        added = [_unless_gone(delivery, connection) for delivery in new]
         if added:
             connection.execute(_INSERT, [_columns(delivery) for delivery in added])
         return added
 
-    def stored(self, added: Sequence[Delivery]) -> None:
-        """The transaction of `add` is committed."""
-        self._release(delivery for delivery in added if delivery.error == "gone")
-        self._bury(delivery for delivery in added if delivery.state is DeliveryState.DEAD)
+    def committed(self, added: Sequence[Delivery]) -> None:
+        """Update the counts after the commit of `add`, and log the deliveries that are dead."""
+        self._uncount(delivery for delivery in added if delivery.error == "gone")
+        _log_dead(delivery for delivery in added if delivery.state is DeliveryState.DEAD)
 
-    def undo(self, born: Sequence[Delivery]) -> None:
-        """The transaction of `add` was undone."""
-        self._release(delivery for delivery in born if delivery.state is DeliveryState.PENDING)
+    def rolled_back(self, new: Sequence[Delivery]) -> None:
+        """Update the counts after the transaction of `add` has failed."""
+        self._uncount(delivery for delivery in new if delivery.state is DeliveryState.PENDING)
 
-    async def _counted(self) -> _Shares:
-        if self._shares is None:
+    async def _counted(self) -> _Pending:
+        if self._pending is None:
             rows = await self._database.run(lambda connection: connection.execute(_COUNT).all(), durable=False)
-            self._shares = self._shares or _Shares(rows)  # another caller may have counted meanwhile
-        return self._shares
+            self._pending = self._pending or _Pending(rows)  # another caller may have counted meanwhile
+        return self._pending
 
-    def _release(self, ended: Iterable[Delivery]) -> None:
+    def _uncount(self, ended: Iterable[Delivery]) -> None:
         for delivery in ended:
-            assert self._shares is not None
-            self._shares.add(delivery.host, -1)
+            assert self._pending is not None
+            self._pending.add(delivery.host, -1)
 
-    def _bury(self, dead: Iterable[Delivery]) -> None:
-        for delivery in dead:
-            told = {"delivery_id": delivery.id, "task_id": delivery.task_id, "host": delivery.host}
-            log.warning("delivery_dead", error=delivery.error, attempts=delivery.attempts, **told)
-            self.died[delivery.error or ""] += 1
+    def on_new(self, callback: Callable[[], None]) -> None:
+        """Call `callback` whenever there may be new deliveries."""
+        self._on_new = callback
 
-    def on_birth(self, tell: Callable[[], None]) -> None:
-        """Call `tell` whenever there may be new deliveries."""
-        self._tell = tell
-
-    def tell(self) -> None:
-        self._tell()
+    def notify(self) -> None:
+        """Report that there may be new deliveries."""
+        self._on_new()
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -175,9 +171,9 @@ class Outbox:
         return _delivery(row) if row else None
 
     async def pending(self, after: int) -> list[Delivery]:
-        """The next pending deliveries, oldest first, without their payloads."""
+        """At most CHUNK pending deliveries after this sequence number, oldest first, without their payloads."""
         limited = _NEXT.limit(CHUNK)
-        # Behind the writes before it: a delivery whose end is being written must not be sent again.
+        # Read in the thread of writes, so that a delivery whose end is being written is not sent again.
         rows = await self._database.run(
             lambda connection: connection.execute(limited, {"after": after}).all(), durable=False
         )
@@ -200,23 +196,23 @@ class Outbox:
     # -- changing -----------------------------------------------------------------------------------------------------
 
     async def delivered(self, delivery: Delivery) -> None:
-        """Mark a delivery as delivered; its URL is not gone then."""
+        """Record that a delivery was delivered. Its URL does not count as gone any more."""
 
         def work(connection: Connection) -> bool:
             waited = connection.scalar(_STATE, {"of": delivery.id}) == DeliveryState.PENDING
             connection.execute(_CHANGE, {"of": delivery.id, **_outcome(delivery)})
             connection.execute(_OPEN, {"at": delivery.url})
-            connection.execute(_SWEEP, {"task": delivery.task_id})
+            connection.execute(_DELETE_ENDED, {"task": delivery.task_id})
             return waited
 
         await self._counted()
         if await self._database.run(work, durable=False):
-            self._release([delivery])
+            self._uncount([delivery])
 
     async def failed(self, delivery: Delivery, *, gone: bool = False) -> list[str]:
-        """Record a failed attempt: the delivery waits for the next one, or is dead. `gone` ends all of its URL.
+        """Record a failed attempt. `delivery` has the new state: pending, for a retry, or dead.
 
-        Returns the ids of the other deliveries that this ended.
+        `gone`: the receiver wants no more. All pending deliveries for this URL become dead; returns the ids of these.
         """
         outcome = _outcome(delivery) | ({"gone": 1} if gone else {})
 
@@ -225,32 +221,32 @@ class Outbox:
             connection.execute(_CHANGE_PENDING, {"of": delivery.id, **outcome})
             dead = [_delivery(row) for row in connection.execute(_CLOSE, {"at": delivery.url})] if gone else []
             for task_id in {delivery.task_id, *(other.task_id for other in dead)}:
-                connection.execute(_SWEEP, {"task": task_id})
+                connection.execute(_DELETE_ENDED, {"task": task_id})
             return waited, dead
 
         await self._counted()
         waited, others_dead = await self._database.run(work, durable=False)
         dead = [*([delivery] if waited and delivery.state is DeliveryState.DEAD else []), *others_dead]
-        self._release(dead)
-        self._bury(dead)
+        self._uncount(dead)
+        _log_dead(dead)
         return [other.id for other in others_dead]
 
-    async def revive(self, delivery_id: str) -> Delivery | None:
-        """Make a delivery pending again, with no attempts; None if there is no such delivery."""
-        anew = {"state": DeliveryState.PENDING.value, "attempts": 0, "error": None}
+    async def redeliver(self, delivery_id: str) -> Delivery | None:
+        """Make a delivery pending again, without attempts. None: there is no such delivery."""
+        pending_again = {"state": DeliveryState.PENDING.value, "attempts": 0, "error": None}
 
         def work(connection: Connection) -> tuple[bool, Any]:
             waited = connection.scalar(_STATE, {"of": delivery_id}) == DeliveryState.PENDING
-            connection.execute(_CHANGE, {"of": delivery_id, **anew})
+            connection.execute(_CHANGE, {"of": delivery_id, **pending_again})
             return waited, connection.execute(_GET, {"of": delivery_id}).one_or_none()
 
-        shares = await self._counted()
+        pending = await self._counted()
         waited, row = await self._database.run(work)
         if row is None:
             return None
         delivery = _delivery(row)
         if not waited:
-            shares.add(delivery.host)
+            pending.add(delivery.host)
         return delivery
 
     def forget(self, task_ids: Sequence[str], connection: Connection) -> None:
@@ -258,12 +254,14 @@ class Outbox:
         connection.execute(delete(deliveries).where(deliveries.c.task_id.in_(task_ids), ~_PENDING))
 
 
-def _nobody() -> None:
-    pass
+def _log_dead(dead: Iterable[Delivery]) -> None:
+    for delivery in dead:
+        ids = {"delivery_id": delivery.id, "task_id": delivery.task_id, "host": delivery.host}
+        log.warning("delivery_dead", error=delivery.error, attempts=delivery.attempts, **ids)
 
 
 def _unless_gone(delivery: Delivery, connection: Connection) -> Delivery:
-    """The delivery; dead if its URL is gone."""
+    """The delivery, which is dead if its URL is gone."""
     if connection.scalar(_IS_GONE, {"at": delivery.url}) is None:
         return delivery
     return delivery.evolve(state=DeliveryState.DEAD, error=delivery.error or "gone")

@@ -16,22 +16,25 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 #: The colour type of the PNG specification, by number of channels.
 COLOUR_TYPES = {3: 2, 4: 6}
 
-#: Rows that share a filter: as many as fit into a core's cache.
+#: The number of rows that share a filter. They fit into the cache of a core.
 _BAND = 64
-#: One row in sixteen is looked at to choose the filter.
+
+#: One row of this number is examined to choose the filter.
 _SAMPLE = 16
 
-#: Entropy of a filtered byte, in bits. Below the first value the picture is flat or a gradient, and patterns repeat;
-#: between the two, only runs of one value do; above the second, nothing repeats. Figures: docs/benchmarks.md.
+#: Two limits of the entropy of a filtered byte, in bits. Below the first, the picture is flat or a gradient, and
+#: patterns repeat. Between the two, only runs of one value repeat. Above the second, nothing repeats. Figures:
+#: docs/benchmarks.md.
 _FLAT, _BUSY = 0.4, 4
 
 
 def encode_png(
     rgb: bytes, width: int, height: int, alpha: bytes | None = None, text: Mapping[str, str] | None = None
 ) -> bytes:
-    """`rgb` is height x width x 3 bytes, rows from the top; `alpha` height x width, opaque at 255.
+    """The bytes of a PNG file.
 
-    `text` becomes iTXt chunks (Latin-1 keys, UTF-8 values).
+    `rgb`: height x width x 3 bytes, rows from the top. `alpha`: height x width bytes; 255 is opaque. `text`: iTXt
+    chunks, with keys in Latin-1.
     """
     pixels = _interleaved(rgb, alpha, width, height)
     header = struct.pack(">IIBBBBB", width, height, 8, COLOUR_TYPES[pixels.shape[2]], 0, 0, 0)
@@ -59,7 +62,7 @@ def _text(key: str, value: str) -> bytes:
 
 
 class _Band(NamedTuple):
-    """Some rows, the rows above them, and the bytes of a pixel."""
+    """Some rows, the rows above each of them, and the number of bytes of a pixel."""
 
     rows: Bytes
     above: Bytes
@@ -89,11 +92,15 @@ def _average(band: _Band, out: Bytes) -> None:
 
 
 def _paeth(band: _Band, out: Bytes) -> None:
-    """The neighbour nearest to left + up - corner. In 8-bit arithmetic: ten times as fast as in wider integers."""
+    """Predict the neighbour that is nearest to left + up - corner.
+
+    It computes in 8 bits, which is ten times as fast as in wider integers.
+    """
     rows, above, step = band
     left, up, corner = rows[:, :-step], above[:, step:], above[:, :-step]
     from_left, from_up = _distance(up, corner), _distance(left, corner)
-    # Where both lie on one side of the corner, the corner is the farthest; else it is as far as these differ.
+    # If both are on the same side of the corner, the corner is the farthest. If not, its distance is the difference of
+    # the two distances.
     from_corner = _distance(from_left, from_up) | _mask((up >= corner) == (left >= corner))
     nearest = _either(_mask(from_up <= from_corner), up, corner)
     nearest = _either(_mask(from_left <= np.minimum(from_up, from_corner)), left, nearest)
@@ -135,7 +142,7 @@ def _compressed(pixels: Bytes) -> bytes:
 
 
 def _deflater(bits: float) -> Any:
-    """The fastest compressor that pays for data of this entropy."""
+    """The fastest compressor that is good for data of this entropy."""
     if bits < _FLAT:
         return zlib_ng.compressobj(level=6)
     if bits < _BUSY:
@@ -145,11 +152,11 @@ def _deflater(bits: float) -> Any:
 
 def _bands(pixels: Bytes) -> Iterator[_Band]:
     height, width, step = pixels.shape
-    below_nothing = np.zeros((1 + height, width * step), np.uint8)
-    below_nothing[1:] = pixels.reshape(height, width * step)
+    padded = np.zeros((1 + height, width * step), np.uint8)  # a row of zeros above the first row
+    padded[1:] = pixels.reshape(height, width * step)
     for top in range(0, height, _BAND):
         end = min(top + _BAND, height)
-        yield _Band(below_nothing[1 + top : 1 + end], below_nothing[top:end], step)
+        yield _Band(padded[1 + top : 1 + end], padded[top:end], step)
 
 
 def _choose(sample: _Band) -> tuple[float, int]:

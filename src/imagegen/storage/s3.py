@@ -20,20 +20,21 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-#: Timeouts in seconds, of connecting and of one request: 30 MB at 8 Mbit/s.
+#: Timeouts in seconds: to connect, and for one request. A request of 30 s is 30 MB at 8 Mbit/s.
 CONNECT_S, REQUEST_S = 3, 30
-#: Retries of one request, and the seconds after which it is not retried. Beyond that, the caller decides.
+
+#: The number of retries of a request, and the seconds after which it is not retried any more.
 RETRIES, RETRY_S = 3, 20
 
-#: The bytes of an object never change: its name is used once.
+#: An object never changes, because every name is used only once.
 CACHE_CONTROL = "public, max-age=31536000, immutable"
 
-#: The error code in the store's answer. The rest of the answer may hold names and keys.
+#: The error code in the store's answer. The rest of the answer may contain names and keys.
 _CODE = re.compile(r"<Code>(\w{1,60})</Code>")
 
 
 class S3:
-    """A FileStore in a bucket. Of the store's error messages only the codes are passed on."""
+    """A FileStore in a bucket. Its errors contain only the codes of the store's error messages."""
 
     def __init__(self, address: str, url_s: float = 3600) -> None:
         """`address`: `s3://bucket/prefix`. `url_s`: seconds for which a presigned URL is valid."""
@@ -59,7 +60,7 @@ class S3:
                     "Cache-Control": CACHE_CONTROL,
                     "Content-Disposition": f'inline; filename="{file}"',
                 },
-                # A single request: an aborted upload leaves nothing behind, not even parts of a multipart upload.
+                # A single request, because an aborted multipart upload would leave its parts in the bucket.
                 use_multipart=False,
             )
 
@@ -87,7 +88,7 @@ class S3:
 
 def _client() -> "ClientConfig":
     connect, request = timedelta(seconds=CONNECT_S), timedelta(seconds=REQUEST_S)
-    # Only if the operator configured an http endpoint.
+    # Plain HTTP is allowed only if the operator configured an http endpoint.
     return {"allow_http": _endpoint().startswith("http://"), "connect_timeout": connect, "timeout": request}
 
 
@@ -104,7 +105,7 @@ def _endpoint() -> str:
 
 @contextmanager
 def _refusals(operation: str) -> Iterator[None]:
-    """Raises ImageNotFound or StoreUnreachable, never with the store's own message."""
+    """Raises ImageNotFound or StoreUnreachable for the store's errors, without their messages."""
     try:
         yield
     except (BaseError, OSError, ValueError) as error:
@@ -118,7 +119,7 @@ def _refusals(operation: str) -> Iterator[None]:
 
 
 def _words(error: Exception) -> str:
-    """What is wrong with the settings: the first line of the message, which holds names and no secrets."""
+    """What is wrong with the settings: the first line of the message, which contains names and no secrets."""
     return str(error).partition("\n")[0]
 
 

@@ -34,7 +34,7 @@ tasks = Table(
     Column("model", String(64), nullable=False, server_default=""),
     # Bytes of its files.
     Column("stored_bytes", Integer, nullable=False, server_default="0"),
-    # NULL until the task ends. In seconds of service: no change of the wall clock affects it.
+    # NULL until the task ends. In seconds of service, which no change of the wall clock affects.
     Column("ended_s", Float),
     # The name of the API key that submitted it; empty: submitted without a key.
     Column("owner", String(64), nullable=False, server_default=""),
@@ -55,7 +55,7 @@ inputs = Table(
     Column("mask", LargeBinary),
 )
 
-#: One row: what is counted over all runs.
+#: One row: what is counted or kept over all runs of the service.
 service = Table(
     "service",
     metadata,
@@ -69,7 +69,7 @@ service = Table(
     Column("url_secret", LargeBinary),
 )
 
-#: The API keys, also the revoked ones: nobody else can take their names, and so their tasks.
+#: The API keys. Revoked ones stay, so that no new key gets their names and with them their tasks.
 api_keys = Table(
     "api_keys",
     metadata,
@@ -83,7 +83,7 @@ api_keys = Table(
     Column("last_used_at", String(32)),
 )
 
-#: The Idempotency-Key of each request, so that a retry makes no second task. Each owner has names of its own.
+#: The Idempotency-Key of each request, so that a retry makes no second task. Keys are unique for each owner.
 keys = Table(
     "keys",
     metadata,
@@ -97,7 +97,7 @@ keys = Table(
     Index("ix_keys_made_s", "made_s"),
 )
 
-#: What an owner's tasks of a day (UTC) have used, with what is reserved for those that have not ended.
+#: What an owner's tasks of a day (UTC) have used, with what is reserved for tasks that have not ended.
 spent = Table(
     "spent",
     metadata,
@@ -109,7 +109,7 @@ spent = Table(
     Column("device_s", Float, nullable=False),
 )
 
-#: What is reserved for each task that has not ended, of a key with a budget.
+#: What is reserved for each task that has not ended, if its key has a budget.
 reserved = Table(
     "reserved",
     metadata,
@@ -120,7 +120,7 @@ reserved = Table(
     Column("device_s", Float, nullable=False),
 )
 
-#: An FTS5 index of trigrams, by the task's sequence. Not in `metadata`: SQLAlchemy has no virtual tables.
+#: An FTS5 index of trigrams, by the task's sequence. It is not in `metadata`, because SQLAlchemy has no virtual tables.
 prompts = table("prompts", column("rowid", Integer), column("prompt", Text))
 
 #: The outbox: webhook deliveries, pending and ended.

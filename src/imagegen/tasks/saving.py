@@ -83,7 +83,7 @@ class Saver:
         """Upload pictures from the spool, if there is a bucket, and end the task."""
         bind_contextvars(**live.record.ids)
         try:
-            uploaded = await self._upload(live, stored) if self._images.ships else True
+            uploaded = await self._upload(live, stored) if self._images.has_bucket else True
         except StorageFailed as error:
             await self._records.fail(live, FailureCode.STORAGE_FAILED, error.detail)
         else:
@@ -105,7 +105,7 @@ class Saver:
             if live.wait_for_store():
                 self._bus.publish(TaskStoring(task_id=live.record.id))
 
-        uploading = asyncio.create_task(self._images.ship(stored, on_wait))
+        uploading = asyncio.create_task(self._images.upload(stored, on_wait))
         stopping = asyncio.create_task(live.until_stop_requested())
         try:
             await asyncio.wait([uploading, stopping], return_when=asyncio.FIRST_COMPLETED)

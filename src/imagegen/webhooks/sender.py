@@ -74,7 +74,7 @@ class WebhookSender:
         self._news = True
         self._seen = 0
         self._resumed = False
-        outbox.on_birth(self._look_soon)
+        outbox.on_new(self._look_soon)
 
     def __repr__(self) -> str:
         return f"<WebhookSender [{'ON' if self._signer else 'OFF'}, Pending: {self._turns.pending}]>"
@@ -115,7 +115,7 @@ class WebhookSender:
             raise WebhooksOff
         if not who.may_change((await self.get(delivery_id, who)).owner):
             raise Forbidden("Only the key of its task, or one with the scope admin, may resend this delivery.")
-        delivery = await self._outbox.revive(delivery_id)
+        delivery = await self._outbox.redeliver(delivery_id)
         if delivery is None:
             raise DeliveryNotFound
         if not self._turns.hasten(delivery_id, self._clock()):

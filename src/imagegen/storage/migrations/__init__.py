@@ -1,4 +1,4 @@
-"""Alembic migrations of the journal; `upgrade` brings a database of any age up to date."""
+"""Alembic migrations of the journal. `upgrade` brings a database of any age up to date."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from imagegen.core.errors import StorageFailed
 
 def upgrade(connection: Connection) -> None:
     """Run the missing migrations in the connection's transaction. Raises StorageFailed for a newer database."""
-    # Imported here: it takes a third of a second, which the journal's thread spends instead of the first request.
+    # Imported here, in the journal's thread, because the import takes a third of a second.
     from alembic import command
     from alembic.config import Config
     from alembic.util import CommandError
@@ -20,4 +20,4 @@ def upgrade(connection: Connection) -> None:
     try:
         command.upgrade(config, "head")
     except CommandError as error:
-        raise StorageFailed("It was written by a newer imagegen, and was not changed.") from error
+        raise StorageFailed("A newer imagegen has written it. It was not changed.") from error

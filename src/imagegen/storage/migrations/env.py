@@ -1,4 +1,4 @@
-"""Alembic's entry: runs the migrations on the connection that `upgrade` brought."""
+"""The script that Alembic executes. It runs the migrations on the connection of `upgrade`."""
 
 from alembic import context
 

@@ -1,4 +1,4 @@
-"""What listing by model and retention by size and age need: the model, the bytes of the files, the time of service."""
+"""The model of a task, the bytes of its files and the time of service: for lists by model, and for retention."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -10,7 +10,7 @@ down_revision = "0002"
 def upgrade() -> None:
     op.add_column("tasks", sa.Column("model", sa.String(64), nullable=False, server_default=""))
     op.execute("UPDATE tasks SET model = json_extract(record, '$.model')")
-    # What ended before counts as empty, and as ended when the count of service time began.
+    # Earlier tasks count as tasks without files that ended when the count of the time of service began.
     op.add_column("tasks", sa.Column("stored_bytes", sa.Integer, nullable=False, server_default="0"))
     op.add_column("tasks", sa.Column("ended_s", sa.Float))
     op.execute("UPDATE tasks SET ended_s = 0 WHERE completed_at IS NOT NULL")

@@ -1,4 +1,4 @@
-"""Whose a task is, and idempotency keys that are unique for each owner. What was there before is nobody's."""
+"""The owner of each task, and idempotency keys that are unique for each owner. Earlier rows have no owner."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -10,7 +10,7 @@ down_revision = "0005"
 def upgrade() -> None:
     op.add_column("tasks", sa.Column("owner", sa.String(64), nullable=False, server_default=""))
     op.create_index("ix_tasks_owner", "tasks", ["owner"])
-    # SQLite cannot change a primary key: the few rows of one day move to a new table.
+    # SQLite cannot change a primary key, so the few rows, of one day, are copied to a new table.
     op.rename_table("keys", "older_keys")
     op.drop_index("ix_keys_made_s", "older_keys")
     op.create_table(

@@ -1,4 +1,4 @@
-"""The highest event id that may have been used: ids grow over restarts, also if the clock is set back."""
+"""The highest event id that may have been used, so that ids grow over restarts even if the clock is set back."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""API keys, what each owner has used in a day, the owner of each delivery, and the secret of signed URLs."""
+"""API keys, what each owner has used in a day, the owner of each delivery, and the secret that signs URLs."""
 
 import sqlalchemy as sa
 from alembic import op
