@@ -190,7 +190,7 @@ class Lifecycle:
             yield
 
     async def _watch(self) -> None:
-        """Drain at once when the journal is lost, or the lock, so that another instance can use the data directory."""
+        """Drain at once if the journal is lost or the lock file was removed: another instance could then start."""
         lost = asyncio.create_task(self._journal.until_lost())
         held = file_id(self._lock)
         try:

@@ -297,10 +297,7 @@ class Subscription:
         for published in backlog:
             self._waiting.put_nowait(published)
 
-    def __aiter__(self) -> AsyncIterator[Published]:
-        return self._iterate()
-
-    async def _iterate(self) -> AsyncIterator[Published]:
+    async def __aiter__(self) -> AsyncIterator[Published]:
         while (published := await self.next()) is not None:
             yield published
 

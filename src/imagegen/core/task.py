@@ -20,7 +20,7 @@ MAX_ATTEMPTS = 2
 #: torch's generators take 64 bits. The CPU generator, which makes the noise, uses the lower 32 of them.
 MAX_SEED = 2**64 - 1
 
-#: The largest seed that imagegen chooses. Up to it each seed gives other noise, and JSON numbers are exact everywhere.
+#: The largest seed that imagegen chooses. Seeds up to it give different noise, and all JSON parsers read them exactly.
 MAX_RANDOM_SEED = 2**32 - 1
 
 #: No sampler gains from more steps.
