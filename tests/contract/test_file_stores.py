@@ -293,7 +293,7 @@ async def test_an_uploaded_picture_is_not_uploaded_again(spooling: ImageStore, m
 async def test_a_picture_that_the_spool_has_lost_is_no_reason_to_wait(spooling: ImageStore) -> None:
     stored = await save(spooling, task_id(7), [grey()])
     await spooling.unspool(stored)
-    with pytest.raises(StorageFailed, match="lost"):
+    with pytest.raises(StorageFailed, match="missing in the spool"):
         await spooling.upload(stored, pytest.fail)
 
 

@@ -20,4 +20,4 @@ def upgrade(connection: Connection) -> None:
     try:
         command.upgrade(config, "head")
     except CommandError as error:
-        raise StorageFailed("A newer imagegen has written it. It was not changed.") from error
+        raise StorageFailed("It was written by a newer imagegen, and was not changed.") from error
