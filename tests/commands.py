@@ -1,8 +1,7 @@
 """The `imagegen` command in this process: the same answers, without the seconds that its imports take."""
 
 import structlog
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from imagegen.cli import app
 from imagegen.loaders import PRODUCT
