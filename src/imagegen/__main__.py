@@ -8,7 +8,7 @@ import sys
 def main() -> None:
     """Entry point."""
     if sys.argv[1:2] == ["serve"]:
-        # Before the imports, which take a second: a service that is stopped while it starts ends with 0, too.
+        # Set before the imports, which take a second, so that a service that is stopped meanwhile exits with 0.
         signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     from imagegen.cli import main as run
 
