@@ -355,7 +355,7 @@ def test_each_model_works_within_its_own_share_of_the_device(monkeypatch: pytest
 @pytest.mark.parametrize(("most", "working"), [(150, 50), (0, 0)])
 def test_the_peak_of_a_call_excludes_earlier_memory(monkeypatch: pytest.MonkeyPatch, most: int, working: int) -> None:
     monkeypatch.setattr("imagegen.gpu.engine.measure", lambda device: DeviceMemory(allocated=100))
-    monkeypatch.setattr("imagegen.gpu.engine.highest", lambda device: most)
+    monkeypatch.setattr("imagegen.gpu.engine.peak", lambda device: most)
     outcome = run(loaded(LocalEngine(CPU), fake_catalog(), "fake"), "fake", request_for())
     assert isinstance(outcome, Generated)
     assert outcome.working_bytes == working

@@ -11,7 +11,7 @@ import torch
 from diffusers.pipelines import pipeline_utils
 
 from imagegen.core.errors import FailureCode
-from imagegen.gpu.memory import classify, peak
+from imagegen.gpu.memory import classify, needed
 from tests.pretend_cuda import GIB, KIB, MIB, Card, Cuda, pretended
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real card")
@@ -238,7 +238,7 @@ def test_a_full_card_raises_the_error_of_torch(foreign: int, fraction: float) ->
         with pytest.raises(torch.OutOfMemoryError, match=r"Tried to allocate 2\.00 GiB\. GPU 0 has a total") as raised:
             torch.empty(2 * GIB, dtype=torch.uint8, device="cuda")
         assert classify(raised.value, FailureCode.GENERATION_FAILED)[0] is FailureCode.OUT_OF_MEMORY
-        assert peak("cuda", str(raised.value)) == 256 * MIB + 2 * GIB
+        assert needed("cuda", str(raised.value)) == 256 * MIB + 2 * GIB
         assert torch.cuda.memory_allocated() == held.nbytes
 
 

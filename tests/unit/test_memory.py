@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from imagegen.core.errors import FailureCode, WeightsCorrupt, WeightsMissing, WeightsRefused
 from imagegen.gpu import memory as gpu_memory
-from imagegen.gpu.memory import causes, classify, context_works, forget_peak, give_back, highest, limit, measure, peak
+from imagegen.gpu.memory import causes, classify, context_works, forget_peak, give_back, limit, measure, needed, peak
 from imagegen.gpu.protocol import CONTEXT_BYTES
 
 LOADING, WORKING = FailureCode.LOAD_FAILED, FailureCode.GENERATION_FAILED
@@ -175,11 +175,11 @@ def test_the_peak_of_a_failure_includes_the_failed_allocation(monkeypatch: pytes
     import torch
 
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 2**30)
-    assert peak("cuda", "CUDA out of memory. Tried to allocate 1.50 GiB. GPU 0 has") == 2**30 * 5 // 2
-    assert peak("cuda", "CUDA out of memory. Tried to allocate 20.00 MiB.") == 2**30 + 20 * 2**20
-    assert peak("cuda", "CUDA error: out of memory") == 0
-    assert peak("cpu", "Tried to allocate 1.50 GiB") == 0
-    assert (highest("cuda"), highest("cpu")) == (2**30, 0)
+    assert needed("cuda", "CUDA out of memory. Tried to allocate 1.50 GiB. GPU 0 has") == 2**30 * 5 // 2
+    assert needed("cuda", "CUDA out of memory. Tried to allocate 20.00 MiB.") == 2**30 + 20 * 2**20
+    assert needed("cuda", "CUDA error: out of memory") == 0
+    assert needed("cpu", "Tried to allocate 1.50 GiB") == 0
+    assert (peak("cuda"), peak("cpu")) == (2**30, 0)
 
 
 @pytest.mark.parametrize(("device", "index"), [("cuda", None), ("cuda:1", 1)])

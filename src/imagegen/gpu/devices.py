@@ -24,10 +24,11 @@ class Device(NamedTuple):
 
 
 def only_card(asked: str, environment: Mapping[str, str]) -> tuple[str, dict[str, str]]:
-    """What torch calls the card in a process that also has the returned variables: it sees that card and no other.
+    """torch's name for the card, and the environment variables that hide all other cards from a process.
 
-    It then opens no context on another card, and its device is `cuda`, the one word that diffusers reads weights to
-    directly. `cuda:1` is the second card of those that the environment makes visible.
+    A process with these variables opens no context on another card. It calls its card `cuda`, because diffusers reads
+    weights straight to a device only if it has this name. `cuda:1` is the second of the cards that `environment` makes
+    visible.
     """
     if asked in ("auto", "cpu", "cuda"):
         return asked, {}
@@ -41,7 +42,7 @@ def only_card(asked: str, environment: Mapping[str, str]) -> tuple[str, dict[str
 
 
 def see_only_card(asked: str) -> str:
-    """Like `only_card`, for this process; no effect after CUDA has been initialised."""
+    """Like `only_card`, but sets the variables in this process. No effect once CUDA has been initialised."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         return asked
@@ -75,7 +76,7 @@ def _why_no_cuda(device: str) -> str | None:
     import torch
 
     if torch.cuda.is_available():
-        return _why_not_this(device)
+        return _why_not_this_card(device)
     cards = _cards()
     if not (torch.version.cuda or torch.version.hip):
         beside = f" although there is {cards[0]}" if cards else ""
@@ -89,7 +90,7 @@ def _why_no_cuda(device: str) -> str | None:
     return f"torch {torch.__version__} finds no CUDA device."
 
 
-def _why_not_this(device: str) -> str | None:
+def _why_not_this_card(device: str) -> str | None:
     import torch
 
     if not device.startswith("cuda"):

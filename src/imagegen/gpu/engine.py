@@ -23,9 +23,9 @@ from imagegen.gpu.memory import (
     context_works,
     forget_peak,
     give_back,
-    highest,
     limit,
     measure,
+    needed,
     peak,
 )
 from imagegen.gpu.protocol import (
@@ -46,7 +46,7 @@ from imagegen.gpu.reading import Reading
 from imagegen.loaders.base import Inputs, LoadedModel, OnStep, Placement, Stop, StopFlag, families_named
 from imagegen.loaders.parts import Parts
 
-#: Below it, `foreign` may be the error of its own estimate.
+#: A smaller `foreign` is within the error of its estimate.
 LEAST_FOREIGN_BYTES = 2**30
 
 #: The folders of torch's compiler and of Triton. Their own defaults are below the temporary folder, which every user of
@@ -55,8 +55,8 @@ COMPILER_CACHES: Mapping[str, str] = MappingProxyType(
     {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
 )
 
-#: Has diffusers read the files of a part in threads, one each; it looks at its import. Not on a CPU, where the threads
-#: that cast weights would share cores and spin for each other.
+#: Makes diffusers read the files of a part at the same time, each in a thread. diffusers reads the variable when it is
+#: imported. Not set on a CPU, where threads that cast weights wait for each other on shared cores.
 PARALLEL_LOADING = ("HF_ENABLE_PARALLEL_LOADING", "yes")
 
 T = TypeVar("T")
@@ -173,8 +173,8 @@ class LocalEngine:
 
     def _entry(self, command: Load) -> str:
         """The fields of the entry that a load depends on. Entries that differ in other fields are the same model."""
-        words = marked(self._families[command.spec["type"]].spec, Request)
-        spec = {name: value for name, value in command.spec.items() if name not in words}
+        not_loaded = marked(self._families[command.spec["type"]].spec, Request)
+        spec = {name: value for name, value in command.spec.items() if name not in not_loaded}
         return command.evolve(spec=spec).model_dump_json()
 
     def _come_back(self, model: str, entry: str) -> LoadedModel | None:
@@ -228,11 +228,11 @@ class LocalEngine:
                 return self._at_border(lambda: self._generate(command, step), FailureCode.GENERATION_FAILED)
             return Stopped()
 
-        # A call of several pictures is retried one by one instead, so it drops no warm model.
+        # A call of several pictures drops no warm model: the service makes its pictures one by one instead.
         return attempt() if command.together else self._with_room(attempt)
 
     def _with_room(self, attempt: Callable[[], OutcomeT | Failed]) -> OutcomeT | Failed:
-        """Run `work`; if it is out of memory, drop everything that is kept only for speed and run it once more."""
+        """Run `attempt`. If it runs out of memory, free everything that is kept only for speed, and run it again."""
         outcome = attempt()
         if not (isinstance(outcome, Failed) and outcome.code is FailureCode.OUT_OF_MEMORY):
             return outcome
@@ -258,15 +258,15 @@ class LocalEngine:
         )
         others = f" other processes hold about {foreign}," if memory.foreign >= LEAST_FOREIGN_BYTES else ""
         numbers = f"Of the card's {total} GiB, this process holds {held},{others} and {free} are free."
-        need = peak(self.device, failed.traceback)
-        return failed.evolve(message=f"{failed.message} {numbers}", need_bytes=need)
+        need_bytes = needed(self.device, failed.traceback)
+        return failed.evolve(message=f"{failed.message} {numbers}", need_bytes=need_bytes)
 
     def _generate(self, command: Generate, on_step: OnStep) -> Generated:
         forget_peak(self.device)
         before, kept = self._measure().allocated, self._models[command.model]
         limit(self.device, kept.memory_fraction)
-        inputs = Inputs(command.init_image, command.mask_image, [Path(file) for file in command.lora_files])
-        inputs = inputs._replace(previews=command.previews)
+        lora_files = [Path(file) for file in command.lora_files]
+        inputs = Inputs(command.init_image, command.mask_image, lora_files, command.previews)
         model = kept.model
         requests = [command.request, *command.companions]
         if not command.together:
@@ -276,7 +276,7 @@ class LocalEngine:
             in_call = len(images)
         warnings = tuple(tuple(model.warnings(request)) for request in requests)
         made_by = model.provenance(inputs).evolve(call_pictures=in_call)
-        working_bytes = max(0, highest(self.device) - before)
+        working_bytes = max(0, peak(self.device) - before)
         memory = self._measure()
         return Generated(
             images=tuple(images),
@@ -328,8 +328,10 @@ class LocalEngine:
         self._freeze_libraries()
 
     def _freeze_libraries(self) -> None:
-        """Take what is in memory now out of every later garbage collection, if that is no model: 431,000 objects of
-        torch, diffusers and transformers, which take 0.3 s or more to look through (measured on a CPU).
+        """Exclude the objects in memory from later garbage collections, unless there is a model among them.
+
+        torch, diffusers and transformers have 431,000 objects. A collection takes 0.3 s or more to visit them
+        (measured on a CPU).
         """
         if not (self._libraries_frozen or self._models or self._warm):
             self._libraries_frozen = True
@@ -342,9 +344,10 @@ def at_border(
     clean_up: Callable[[], object],
     context_works: Callable[[], bool] = lambda: True,
 ) -> T | Failed:
-    """Run `work`; flatten what it raises (but Stop) to a Failed that keeps no frame, hence no tensor, alive.
+    """Run `work`. Any exception but Stop becomes a Failed, which keeps no frame and thus no tensor alive.
 
-    After any failure `context_works` is asked: where it says no, the device is broken, whatever was raised.
+    After a failure, `context_works` tells whether the device still works. If it does not, the code is DEVICE_FAULT,
+    whatever was raised.
     """
     try:
         return work()
@@ -363,7 +366,7 @@ def at_border(
 
 
 def _share_cores() -> None:
-    """One core stays free for the API. Threads that share a core spin for each other: measured 35 times slower."""
+    """Leave one core free for the API: threads that must share a core are 35 times slower, measured."""
     import torch
 
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) - 1))

@@ -68,7 +68,7 @@ class Library(Value):
 
 
 class Machine(Value):
-    """None: the process ended before it could report this part."""
+    """What this machine has for torch. A part is None if the process ended before it could report it."""
 
     torch: Torch | None = None
     triton: Library | None = None
@@ -86,13 +86,13 @@ class Machine(Value):
     memory_available: int = 0
 
 
-# -- in the process that asks ------------------------------------------------------------------------------------------
+# -- in the calling process -------------------------------------------------------------------------------------------
 
 
 def look(asked: str) -> Machine:
     """Examine torch and the system, as a worker with this IMAGEGEN_DEVICE sees them.
 
-    Takes as long as an import of torch, and opens a CUDA context on each card for a moment.
+    Takes as long as an import of torch, and briefly opens a CUDA context on each card.
     """
     device, card = only_card(asked, os.environ)
     command = [sys.executable, "-P", "-m", "imagegen.gpu.machine", device]
@@ -129,7 +129,7 @@ def driver() -> str | None:
     return found[1] if found else None
 
 
-# -- in the process that examines --------------------------------------------------------------------------------------
+# -- in the examining process ------------------------------------------------------------------------------------------
 
 
 def torch_facts(asked: str) -> Torch:

@@ -62,7 +62,7 @@ def limit(device: str, fraction: float) -> None:
     if device.startswith("cuda"):
         import torch
 
-        # The index: of a torch.device without one it says "Expected a torch.device with a specified index".
+        # torch takes an index or None. It refuses a torch.device that has no index.
         torch.cuda.set_per_process_memory_fraction(fraction, torch.device(device).index)
 
 
@@ -76,7 +76,7 @@ def forget_peak(device: str) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def highest(device: str) -> int:
+def peak(device: str) -> int:
     """The peak of device memory in use since `forget_peak`, in bytes; 0: unknown."""
     if not device.startswith("cuda"):
         return 0
@@ -85,12 +85,12 @@ def highest(device: str) -> int:
     return torch.cuda.max_memory_allocated(device)
 
 
-def peak(device: str, error: str) -> int:
-    """The least memory that the failed work would have taken, in bytes, by its error message; 0: unknown."""
+def needed(device: str, error: str) -> int:
+    """The least bytes that the failed work needs: the peak, and the size in the error message; 0: unknown."""
     tried = _TRIED.search(error)
     if not device.startswith("cuda") or tried is None:
         return 0
-    return highest(device) + int(float(tried[1]) * _UNITS[tried[2]])
+    return peak(device) + int(float(tried[1]) * _UNITS[tried[2]])
 
 
 def _resident_bytes() -> int:
@@ -104,8 +104,8 @@ def _resident_bytes() -> int:
 def give_back(device: str, *, switching: bool = False) -> None:
     """Return freed memory to the device and to the operating system.
 
-    `switching`: the next model takes the device memory, so torch's allocator keeps it. Where it does not suffice, the
-    allocator frees its cache by itself and retries.
+    `switching`: torch's allocator keeps the device memory for the next model. If it is not enough, the allocator frees
+    its cache itself and retries.
     """
     gc.collect()
     if device.startswith("cuda") and not switching:
@@ -115,7 +115,7 @@ def give_back(device: str, *, switching: bool = False) -> None:
         torch.cuda.empty_cache()
         torch.accelerator.empty_host_cache()  # pinned memory
     if sys.platform == "linux":
-        # glibc keeps freed arenas; without this 996 MB stayed where 432 MB were in use.
+        # glibc keeps freed arenas: measured 996 MB with 432 MB in use.
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
             trim(0)

@@ -22,10 +22,10 @@ class EngineOptions(Value):
     device: str = "auto"
     #: The folder for compiled code, which later processes reuse; empty: torch's default.
     compiled_dir: str = ""
-    #: Of the worker process alone: where it writes temporary files, unless the operator has set TMPDIR. Emptied at its
-    #: start. Empty: where Python's own default says.
+    #: The folder for temporary files of a worker process, unless the operator has set TMPDIR. It is emptied when a
+    #: worker starts. Empty text: Python's default.
     temporary_dir: str = ""
-    #: The table of model families, as `module:attribute`; the engine's process imports it. Code sets it, no setting.
+    #: The table of model families, as `module:attribute`; the engine's process imports it. No setting changes it.
     families: str = Field(default=PRODUCT, pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
 
 
@@ -33,9 +33,9 @@ class EngineOptions(Value):
 
 
 class Traced(Value):
-    """A command that is run for somebody."""
+    """A command that passes on the ids of the service's log context."""
 
-    #: What the worker's lines of the log have: `task_id`, `request_id`, `model`.
+    #: Ids that the worker adds to its lines of the log: `task_id`, `request_id`, `model`.
     log_context: dict[str, str] = Field(default_factory=dict)
 
 
@@ -186,7 +186,7 @@ class Loaded(Outcome):
     #: Bytes of the model's parameters and buffers.
     weight_bytes: int
     #: The most of these that are in device memory at one time: fewer than all if parts are offloaded.
-    device_bytes: int = Field(default_factory=lambda told: told["weight_bytes"])
+    device_bytes: int = Field(default_factory=lambda data: data["weight_bytes"])
     #: Host memory that they take in addition.
     host_bytes: int = 0
     #: The bytes that were copied to the device; the rest was there already, in shared parts.
@@ -209,9 +209,9 @@ class Generated(Outcome):
     images: tuple[Pixels, ...]
     #: What the pixels depend on, with the number of pictures in the call.
     provenance: Provenance
-    #: Those of each request, in the order of `images`; empty: there are none.
+    #: The warnings of each request, in the order of `images`; empty: no request has any.
     warnings: tuple[Warnings, ...] = ()
-    #: What the text encoders read of each request's prompt, likewise.
+    #: The tokens of each request's prompt that the text encoders read, in the same order.
     tokens: tuple[tuple[TokensRead, ...], ...] = ()
     memory: DeviceMemory
     #: The peak of device memory during the call, less what was in use before it; 0: unknown.
@@ -233,11 +233,11 @@ class Failed(Outcome):
     message: str
     #: For the log.
     traceback: str = ""
-    #: After an out of memory: the least bytes that the work would have taken; 0: unknown.
+    #: After an out of memory: the least bytes that the work needs; 0: unknown.
     need_bytes: int = 0
-    #: An import failed half-way, after which every later import of this process may fail.
+    #: Whether an import failed half-way. Every later import in the same process may fail, too.
     spoiled: bool = False
-    #: For that reason the worker process was replaced: nothing is resident any more.
+    #: Whether the worker process was replaced because it was spoiled, so that no model is resident any more.
     worker_replaced: bool = False
 
     @property

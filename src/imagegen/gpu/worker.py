@@ -76,7 +76,10 @@ class Session:
 
 
 def quiet() -> None:
-    """Log errors on stderr, which is the service's, in its format. Warnings of libraries are meant for developers."""
+    """Log to stderr in the service's format; it is the service's stderr.
+
+    Of the libraries, only errors are logged, because their warnings are meant for developers.
+    """
     warnings.simplefilter("ignore")
     logs.configure(libraries=logging.ERROR)
 

@@ -56,7 +56,7 @@ TICK_S = 0.02
 #: Seconds between attempts to start a worker.
 START_DELAYS_S = (0.5, 1, 2, 4)
 
-#: Number of checks within a timeout whether a silent worker reads.
+#: How many times within a timeout the engine checks whether a silent worker reads.
 LOOKS = 10
 
 #: Seconds that a killed worker may take to die. The kernel frees its memory first: 0.5 s for each GiB on two busy
@@ -67,8 +67,9 @@ KILL_PATIENCE_S = 30
 HIDDEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACEHUB_API_TOKEN", "HF_ENDPOINT")
 WORKER_VARIABLES = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "DIFFUSERS_DISABLE_REMOTE_CODE": "1"}
 
-#: Else torch takes the next power of two for each piece of pinned memory, keeps what is freed of it, and has the driver
-#: map its pages one by one; so threads map them first. An older torch does not know all of these, and refuses to start.
+#: By default, torch rounds each allocation of pinned memory up to a power of two, keeps freed pinned memory, and lets
+#: the driver map its pages one by one. With these settings it allocates and frees exact sizes above 1 MiB, and
+#: threads map the pages. An older torch does not know all of them, and refuses to start.
 ALLOCATOR_SETTINGS = {
     "pinned_max_round_threshold_mb": "1",
     "pinned_max_cached_size_mb": "1",
@@ -86,9 +87,9 @@ class WorkerEngine:
     """An Engine that runs models in a worker process. A worker that died is replaced at the next call."""
 
     def __init__(self, options: EngineOptions, *, load_timeout_s: float = 900, step_timeout_s: float = 300) -> None:
-        """A worker that is silent for longer than the timeout, during a load or between two steps, is killed.
+        """`load_timeout_s`, `step_timeout_s`: how long a worker may be silent, during a load or between two steps.
 
-        Silent: it neither answers nor reads.
+        A silent worker neither answers nor reads. It is killed after the timeout.
         """
         self._options = options
         self._load_timeout_s = load_timeout_s
@@ -98,8 +99,7 @@ class WorkerEngine:
         self._lingering: list[subprocess.Popen[bytes]] = []
 
     def __repr__(self) -> str:
-        worker = self._worker
-        state = f"RUNNING, PID: {worker.process.pid}" if worker else "NO WORKER"
+        state = f"RUNNING, PID: {self.pid}" if self._worker else "NO WORKER"
         return f"<WorkerEngine [{state}, Lingering: {len(self._lingering)}]>"
 
     @property
@@ -131,7 +131,7 @@ class WorkerEngine:
                 worker.send(StopGenerating())
 
         answer = self._converse(command, self._step_timeout_s, tick, on_step)
-        return answer if isinstance(answer, Generated | Stopped | Failed) else self._bury(FailureCode.WORKER_CRASHED)
+        return answer if isinstance(answer, Generated | Stopped | Failed) else self._end(FailureCode.WORKER_CRASHED)
 
     def abort(self) -> bool:
         worker = self._worker
@@ -146,10 +146,10 @@ class WorkerEngine:
 
     def _ask(self, command: Value, expected: type[AnswerT], timeout_s: float) -> AnswerT | Failed:
         answer = self._converse(command, timeout_s, lambda worker: None, lambda step, total, preview=b"": None)
-        return answer if isinstance(answer, expected | Failed) else self._bury(FailureCode.WORKER_CRASHED)
+        return answer if isinstance(answer, expected | Failed) else self._end(FailureCode.WORKER_CRASHED)
 
     def _converse(self, command: Value, timeout_s: float, tick: "Callable[[_Worker], None]", on_step: OnStep) -> Answer:
-        """Send a command and pass on its steps until its answer. The death of the worker is answered by Failed."""
+        """Send a command, pass on its steps, and return its answer; Failed if the worker dies or hangs."""
         try:
             worker = self._worker = self._worker or self._start()
         except OSError:  # no descriptor, process or memory available
@@ -163,12 +163,12 @@ class WorkerEngine:
                     break
                 on_step(answer.step, answer.total, answer.preview)
         except TimeoutError:
-            return self._bury(FailureCode.WORKER_HUNG)
-        except (EOFError, OSError, ValueError, UnpackException):  # or a frame that is no message
-            return self._bury(FailureCode.WORKER_CRASHED)
+            return self._end(FailureCode.WORKER_HUNG)
+        except (EOFError, OSError, ValueError, UnpackException):  # the socket is closed, or a frame is not a message
+            return self._end(FailureCode.WORKER_CRASHED)
         if isinstance(answer, Failed) and answer.code is FailureCode.DEVICE_FAULT:
             # After that, every later call in the worker would fail.
-            failed = self._bury(FailureCode.WORKER_CRASHED, answer.traceback)
+            failed = self._end(FailureCode.WORKER_CRASHED, answer.traceback)
             return failed.evolve(message="The GPU's context broke; the worker process was replaced.")
         if isinstance(answer, Failed) and answer.spoiled:
             self._forget(self._worker.end(patience_s=1))
@@ -185,7 +185,8 @@ class WorkerEngine:
                 time.sleep(delay_s)
         return _Worker(self._options, self._step_timeout_s)
 
-    def _bury(self, code: FailureCode, traceback: str = "") -> Failed:
+    def _end(self, code: FailureCode, traceback: str = "") -> Failed:
+        """End the worker, which is replaced at the next call. Returns the failure of the running call."""
         assert self._worker is not None
         pid = self._worker.process.pid
         status = self._worker.kill() if code is FailureCode.WORKER_HUNG else self._worker.end(patience_s=1)
@@ -219,12 +220,15 @@ class _Worker:
             # A worker that stops in the middle of a frame is treated like one whose pipe is closed.
             ours.setsockopt(socket.SOL_SOCKET, direction, struct.pack("@ll", math.ceil(io_timeout_s), 0))
         device, card = only_card(options.device, os.environ)
-        told = options.evolve(device=device).model_dump_json()
-        temporary = _empty(options.temporary_dir) if options.temporary_dir and "TMPDIR" not in os.environ else {}
+        options_json = options.evolve(device=device).model_dump_json()
+        temporary = {}
+        if options.temporary_dir and "TMPDIR" not in os.environ:
+            _make_empty(options.temporary_dir)
+            temporary = {"TMPDIR": options.temporary_dir}
         with ours, theirs:
             # -P: no module is imported from the working directory.
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "imagegen.gpu.worker", str(theirs.fileno()), told],
+                [sys.executable, "-P", "-m", "imagegen.gpu.worker", str(theirs.fileno()), options_json],
                 pass_fds=[theirs.fileno()],
                 env=worker_environment(os.environ) | card | temporary,
                 # This pipe closes when this process ends for any reason. The worker then exits, even during a load.
@@ -241,9 +245,9 @@ class _Worker:
         self._connection.send_bytes(pack(command))
 
     def receive(self, timeout_s: float, tick: "Callable[[_Worker], None]") -> Answer:
-        """The next answer. Raises TimeoutError after so much silence, EOFError or OSError if the worker has ended.
+        """The next answer. Raises EOFError or OSError if the worker has ended.
 
-        Also raises TimeoutError if the worker was aborted and does not end.
+        Raises TimeoutError after `timeout_s` of silence, and if the worker was aborted and does not end.
         """
         began = time.monotonic()
         deadline, look_at = began + timeout_s, began + timeout_s / LOOKS
@@ -295,11 +299,10 @@ class _Worker:
             self.process.stdin.close()
 
 
-def _empty(folder: str) -> dict[str, str]:
-    """An empty folder for temporary files, as a variable: a worker that was killed has left its files there."""
+def _make_empty(folder: str) -> None:
+    """Make an empty folder for temporary files. An earlier worker that was killed may have left files in it."""
     shutil.rmtree(folder, ignore_errors=True)
     os.makedirs(folder, mode=0o700, exist_ok=True)
-    return {"TMPDIR": folder}
 
 
 def _traced(command: Value) -> Value:
@@ -310,16 +313,16 @@ def _traced(command: Value) -> Value:
 
 
 def worker_environment(ours: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a worker. Settings of torch's allocator that the operator has made take precedence."""
+    """The environment of a worker. The operator's settings of torch's allocator take precedence over ours."""
     kept = {name: value for name, value in ours.items() if not _hidden(name)}
     if tuple(map(int, metadata.version("torch").split(".")[:2])) < ALLOCATOR_SETTINGS_SINCE:
         return kept | WORKER_VARIABLES
-    told = {name: kept[name] for name in ALLOCATOR_VARIABLES if name in kept} or {ALLOCATOR_VARIABLES[0]: ""}
-    return kept | {name: _with_ours(settings) for name, settings in told.items()} | WORKER_VARIABLES
+    given = {name: kept[name] for name in ALLOCATOR_VARIABLES if name in kept} or {ALLOCATOR_VARIABLES[0]: ""}
+    return kept | {name: _with_ours(settings) for name, settings in given.items()} | WORKER_VARIABLES
 
 
 def _with_ours(settings: str) -> str:
-    """`settings` are `key:value,key:value`; a value may be a list in brackets, whose parts look alike."""
+    """Add ALLOCATOR_SETTINGS to `settings` of the form `key:value,key:value`, which keep their values."""
     known = set(re.findall(r"(\w+)\s*:", settings))
     ours = [f"{key}:{value}" for key, value in ALLOCATOR_SETTINGS.items() if key not in known]
     return ",".join([*ours, *filter(None, [settings])])
@@ -330,6 +333,7 @@ def _hidden(name: str) -> bool:
 
 
 def _describe(status: int) -> str:
+    """An exit status in words; a negative one is a signal."""
     if status < 0:
         return signal.Signals(-status).name
     return f"exit code {status}"
