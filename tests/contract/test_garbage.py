@@ -22,17 +22,21 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shelf]:
         yield shelf
 
 
+#: The classes of the denoisers of the models below.
+DENOISERS = ("FluxTransformer2DModel", "UNet2DConditionModel")
+
+
 def transformers() -> int:
-    """How many live objects the garbage collector tracks."""
-    return sum(type(it).__name__ == "FluxTransformer2DModel" for it in gc.get_objects())
+    """How many live denoisers the garbage collector tracks."""
+    return sum(type(it).__name__ in DENOISERS for it in gc.get_objects())
 
 
-@pytest.mark.parametrize("family", ["flux", "gguf"])
+@pytest.mark.parametrize("kind", ["flux-dev", "sdxl", "sd15", "gguf"])
 def test_objects_before_the_first_model_are_frozen_once(
-    shelf: Shelf, monkeypatch: pytest.MonkeyPatch, family: str
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     gguf = small(type="gguf", local_path="dev.gguf", base_model="flux-dev")
-    catalog = catalog_of(model=gguf if family == "gguf" else shelf.entry("flux-dev"))
+    catalog = catalog_of(model=gguf if kind == "gguf" else shelf.entry(kind))
     engine = LocalEngine(EngineOptions(device="cpu"))
     gc.collect()
     before, frozen = transformers(), []

@@ -168,6 +168,19 @@ def test_two_warm_models_share_their_copies_and_a_swap_moves_only_different_part
     assert draw(engine, "a") == expected
 
 
+def test_a_warm_model_that_finds_no_room_leaves_none_of_its_shared_parts_on_the_device(
+    engine: LocalEngine, cuda: Cuda, models: Path
+) -> None:
+    for model in ("a", "b"):
+        load(engine, models, model=model)
+    assert unload(engine, "b", keep_warm=True).warm
+    cuda.fail("out_of_memory", "to")
+    assert not load(engine, models, model="b").warm  # it was read from disk instead
+    for model in ("b", "a"):
+        assert unload(engine, model, keep_warm=True).warm
+    assert cuda.device.bytes == 0
+
+
 # -- what the device must hold -----------------------------------------------------------------------------------------
 
 

@@ -145,7 +145,7 @@ WRONG: dict[str, tuple[str, str, str]] = {
     "LoRAs of a model that takes none": (
         "FLUX.1-Kontext-dev\n",
         "FLUX.1-Kontext-dev\n    loras: [{path: a.safetensors}]\n",
-        "18:3: loras: FluxKontextPipeline of type flux_nunchaku takes none",
+        "18:3: loras: FluxKontextPipeline of type flux_nunchaku does not support LoRAs",
     ),
     "several pictures in a call of a class that pads them": (
         "QwenImagePipeline\n",
@@ -165,7 +165,7 @@ WRONG: dict[str, tuple[str, str, str]] = {
     "several pictures in a call, judged as one": (
         "guidance_scale: 0\n",
         "guidance_scale: 0\n    step_cache: 0.1\n    max_batch: 8\n",
-        "2:3: max_batch: the step cache compares all pictures of a call as one; leave it out",
+        "2:3: max_batch: a step cache does not work for several pictures in a call; leave it out",
     ),
     "more pictures in a call than anything gains by": (
         "hf_path: Qwen/Qwen-Image\n",

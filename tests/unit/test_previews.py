@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from imagegen.core.sizes import Size
 from imagegen.loaders import previews
-from imagegen.loaders.previews import MAX_BYTES, Lookout, encode, wanted_steps
+from imagegen.loaders.previews import MAX_BYTES, PreviewMaker, encode, wanted_steps
 
 
 @given(st.integers(0, 8), st.integers(1, 200))
@@ -75,13 +75,13 @@ def test_the_line_through_two_latents_leads_to_the_clean_picture(
     latents = latents * getattr(scheduler, "init_noise_sigma", 1.0)
     if skipped and hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(skipped)
-    lookout = Lookout(1, Size(64, 64))
+    maker = PreviewMaker(1, Size(64, 64))
     for step, timestep in enumerate(scheduler.timesteps[skipped:], 1):
         if hasattr(scheduler, "scale_model_input"):
             scheduler.scale_model_input(latents, timestep)
         predicted = ideal_prediction(scheduler, latents, skipped + step - 1)
         latents = scheduler.step(predicted, timestep, latents).prev_sample
-        jpeg = lookout.look(SimpleNamespace(scheduler=scheduler), step, steps, latents)
+        jpeg = maker.after_step(SimpleNamespace(scheduler=scheduler), step, steps, latents)
         assert (jpeg is not None) == (step == round(steps / 2))
     assert torch.allclose(seen[0], CLEAN, atol=0.05)
 

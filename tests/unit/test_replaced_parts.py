@@ -38,8 +38,8 @@ def test_a_part_from_another_repository_is_fetched_instead() -> None:
 @pytest.mark.parametrize(
     ("parts", "words"),
     [
-        ({"vae": None}, "cannot do without 'vae'; it can without text_encoder_3, image_encoder, feature_extractor"),
-        ({"tokenizer_3": None}, "cannot do without 'tokenizer_3'"),
+        ({"vae": None}, "needs 'vae'; it can do without text_encoder_3, image_encoder, feature_extractor"),
+        ({"tokenizer_3": None}, "needs 'tokenizer_3'"),
         ({"vae": "https://example.org/vae"}, "not a URL"),
         ({"../vae": "org/vae"}, "must be the name of a part"),
         ({"vae": 7}, "valid string"),

@@ -24,17 +24,16 @@ class Adapters:
         """Add an entry's own LoRAs. `offload` switches the pipeline's offloading on again. Raises LoraRefused."""
         self._pipeline = pipeline
         self._offload = offload
-        #: Warnings about ignored layers: of the entry's LoRAs, and of the latest request's LoRAs.
-        self._warnings: list[str] = []
-        self._of_request: list[str] = []
         self._names = [f"entry{i}" for i in range(len(loras))]
         self._scales = [lora.scale for lora in loras]
+        #: Warnings about ignored layers: of the entry's LoRAs, and of the latest request's LoRAs.
         self._warnings = self._add(self._names, files)
+        self._request_warnings: list[str] = []
         self._activate()
 
     def warnings(self, loras: Sequence[Lora]) -> list[str]:
         """Warnings about ignored layers of the entry's LoRAs, and of the latest request's LoRAs if it had any."""
-        return [*self._warnings, *(self._of_request if loras else ())]
+        return [*self._warnings, *(self._request_warnings if loras else ())]
 
     @contextmanager
     def added(self, loras: Sequence[Lora], files: Sequence[Path]) -> Iterator[None]:
@@ -48,7 +47,7 @@ class Adapters:
                 # The library switches offloading off to add a LoRA, and on again only if that succeeds.
                 failed.callback(self._offload)
             try:
-                self._of_request = self._add(names, files)
+                self._request_warnings = self._add(names, files)
                 failed.pop_all()
                 self._pipeline.set_adapters([*self._names, *names], [*self._scales, *(lora.scale for lora in loras)])
                 yield
@@ -66,12 +65,12 @@ class Adapters:
                 self._pipeline.load_lora_weights(
                     file.parent, weight_name=file.name, adapter_name=name, use_safetensors=True
                 )
-                known = [name for part in self._pipeline.get_list_adapters().values() for name in part]
+                added = [adapter for part in self._pipeline.get_list_adapters().values() for adapter in part]
             except _UNREADABLE as error:
                 raise LoraRefused(self._why_refused(lora, error)) from error
             except SafetensorError as error:
                 raise LoraRefused(f"{lora.name} is damaged.") from error
-            if name not in known:  # no key of the file fits: the library only warns
+            if name not in added:  # no key of the file fits the model; the library only warns
                 raise LoraRefused(self._made_for_another(lora))
             warnings += self._ignored(lora, name)
         return warnings
@@ -96,11 +95,11 @@ class Adapters:
             warnings.append(f"The layers of {lora.name} for the T5 text encoder are ignored.")
         layers = [layer for part in self._pipeline.components for layer in self._layers(name, part)]
         if lora.kronecker:
-            added, there = len(layers), lora.kronecker
+            added, total = len(layers), lora.kronecker
         else:
-            added, there = sum(layer.lora_B[name].weight.shape[0] for layer in layers), lora.rows
-        if added < there:
-            percent = max(1, round(100 * (there - added) / there))
+            added, total = sum(layer.lora_B[name].weight.shape[0] for layer in layers), lora.rows
+        if added < total:
+            percent = max(1, round(100 * (total - added) / total))
             warnings.append(f"About {percent} % of the layers of {lora.name} are not in this model and are ignored.")
         return warnings
 

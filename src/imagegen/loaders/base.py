@@ -45,8 +45,9 @@ class Placement(NamedTuple):
     folders: Folders
     #: The parts in memory. A loader may share them, and must then call `let_go()` to release the others.
     parts: Parts
-    #: The context for importing libraries, entered before the model uses any memory. At its end the engine freezes the
-    #: garbage collector's objects (`gc.freeze`). After an exception in it this process cannot load models any more.
+    #: The context for importing libraries. A loader enters it before the model uses any memory. At its end the engine
+    #: excludes all objects from garbage collection (`gc.freeze`). After an exception in it, this process cannot load
+    #: models any more.
     importing: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
@@ -70,15 +71,15 @@ class LoadedModel(ABC):
     def generate(self, request: GenerationRequest, inputs: Inputs, on_step: OnStep) -> list[Pixels]:
         """Make one picture for each of `request.seeds`, exactly `request.size`.
 
-        `on_step` may raise Stop, which is not caught. Picture i is the same as the picture of a request with only its
-        seed. A request leaves no state behind that changes the next one.
+        `on_step` may raise Stop, which is not caught. Each picture is the same as that of a request with its seed
+        alone. A request leaves no state behind that changes the next one.
         """
 
     def generate_together(self, requests: Sequence[GenerationRequest], on_step: OnStep) -> list[Pixels]:
         """Make the pictures of requests that differ only in prompts and seeds, in one call and in the requests' order.
 
-        They differ from the pictures of `generate` by rounding. A step of the call is one step of every picture. Only
-        called for models whose entry has a `max_batch`.
+        They differ from the pictures of `generate` by rounding. A step of the call is one step of every picture.
+        Called only for models whose entry has a `max_batch` above 1.
         """
         raise TypeError(f"{type(self).__name__} makes one picture at a time")
 
@@ -92,7 +93,7 @@ class LoadedModel(ABC):
         """The provenance of pictures that are made with these inputs."""
 
     def warnings(self, request: GenerationRequest) -> Sequence[str]:
-        """Warnings for the caller: what the pictures of the latest call ignore of this request.
+        """Warnings for the caller about parts of this request that the pictures of the latest call ignore.
 
         Called once for each request of a call, after the call. A warning contains no path.
         """
@@ -128,14 +129,14 @@ class LoadedModel(ABC):
         return self.weight_bytes
 
     def to_host(self) -> bool:
-        """Move the weights from the device to host memory and return True; the model cannot generate until `to_device`.
+        """Move the weights from the device to host memory. The model cannot generate until `to_device` is called.
 
         Returns False if the model cannot do this; it must then be closed.
         """
         return True
 
     def to_device(self) -> int:
-        """Move the weights back after `to_host` and return the bytes that were copied."""
+        """Move the weights back after `to_host`, all or none. Returns the bytes that were copied."""
         return 0
 
     def trim(self) -> None:
@@ -162,7 +163,7 @@ class ModelLoader(ABC, Generic[SpecT]):
         return
 
     def least_bytes(self, spec: SpecT, placement: Placement) -> int | None:
-        """The least bytes that its weights take on the device, by the headers of their files; None: unknown.
+        """The least bytes that its weights take on the device, from the headers of their files; None: unknown.
 
         Called before any load, in a process without torch. May raise EngineError.
         """
@@ -171,12 +172,12 @@ class ModelLoader(ABC, Generic[SpecT]):
     def longest_side(self, spec: SpecT, folders: Folders) -> int:
         """The most pixels of a picture's side; 0: no limit. Called before any load, in a process without torch.
 
-        May raise EngineError, OSError, or what broken JSON raises: ValueError, TypeError, LookupError, AttributeError.
+        May raise EngineError, OSError, or for broken JSON: ValueError, TypeError, LookupError, AttributeError.
         """
         return 0
 
     def prompt_warnings(self, spec: SpecT, folders: Folders, prompt: str) -> Sequence[str]:
-        """Warnings: what pictures of this prompt would ignore of it. Called in a process without torch.
+        """Warnings about parts of this prompt that its pictures would ignore. Called in a process without torch.
 
         May raise the same errors as `longest_side`.
         """
@@ -202,7 +203,7 @@ def families_named(name: str) -> Mapping[str, Family]:
     """
     table = pkgutil.resolve_name(name)
     if not (isinstance(table, Mapping) and all(isinstance(family, Family) for family in table.values())):
-        raise TypeError(f"{name} is no table of model families")
+        raise TypeError(f"{name} is not a table of model families")
     return table
 
 
@@ -214,8 +215,9 @@ def specs_of(families: Mapping[str, Family]) -> Mapping[str, type[ModelSpec]]:
 def find_weights(spec: ModelSpec, folders: Folders) -> Path:
     """The folder of the weights: `local_path` if it is complete, else the snapshot in the hub's cache.
 
-    Without a snapshot it is `local_path` even if that is incomplete: the load then reports the missing files. Raises
-    WeightsMissing.
+    Without a snapshot it is `local_path` even if that is incomplete: the load then reports the missing files.
+
+    Raises WeightsMissing, or WeightsRefused if `local_path` is a file.
     """
     folder = local_folder(spec, folders.models)
     cached = cached_snapshot(spec.hf_path) if spec.hf_path else None

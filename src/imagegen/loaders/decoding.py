@@ -25,8 +25,8 @@ class Decoding:
         """`dtype`: the dtype of the latents, if the VAE has another one. Pipelines of diffusers expect one dtype."""
         self._vae = vae
         self._dtype = dtype
-        self._whole = vae.decode
-        self._encode_alike = getattr(vae, "encode", None)
+        self._vae_decode = vae.decode
+        self._vae_encode = getattr(vae, "encode", None)
         #: Whether the latest decode was in tiles.
         self.tiled = False
         #: Whether all numbers of the latest decode are finite: a tensor on the device.
@@ -49,8 +49,8 @@ class Decoding:
         return bool(self._finite)
 
     def _encode(self, picture: Any, *args: Any, **kwargs: Any) -> Any:
-        assert self._encode_alike is not None
-        encoded = self._encode_alike(picture.to(self._vae.dtype), *args, **kwargs)
+        assert self._vae_encode is not None
+        encoded = self._vae_encode(picture.to(self._vae.dtype), *args, **kwargs)
         if hasattr(encoded, "latent_dist"):
             distribution = encoded.latent_dist
             encoded.latent_dist = type(distribution)(distribution.parameters.to(self._dtype))
@@ -70,23 +70,24 @@ class Decoding:
 
         self.tiled = False
         try:
-            return self._whole(latents, *args, **kwargs)
+            return self._vae_decode(latents, *args, **kwargs)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error) or not hasattr(self._vae, "use_tiling"):
                 raise
         # After the except block, so that the exception and the tensors that it references are freed.
         torch.cuda.empty_cache()
         if len(latents) > 1 and not self._vae.use_slicing:
-            with self._keeping():
+            with self._restoring():
                 self._vae.enable_slicing()
                 return self._decode(latents, *args, **kwargs)
-        with self._keeping():
-            self._cut()
+        with self._restoring():
+            self._enable_tiling()
             self.tiled = max(latents.shape[-2:]) > self._latents_in_a_tile()
-            return self._whole(latents, *args, **kwargs)
+            return self._vae_decode(latents, *args, **kwargs)
 
     @contextmanager
-    def _keeping(self) -> Iterator[None]:
+    def _restoring(self) -> Iterator[None]:
+        """Restore the attributes of the VAE at the end of the context."""
         before = {name: getattr(self._vae, name) for name in _STATE if hasattr(self._vae, name)}
         try:
             yield
@@ -94,7 +95,7 @@ class Decoding:
             for name, value in before.items():
                 setattr(self._vae, name, value)
 
-    def _cut(self) -> None:
+    def _enable_tiling(self) -> None:
         vae = self._vae
         vae.enable_tiling()
         if getattr(vae, "tile_sample_min_size", 0) > TILE:
@@ -103,5 +104,5 @@ class Decoding:
 
     def _latents_in_a_tile(self) -> int:
         vae = self._vae
-        known: int | None = getattr(vae, "tile_latent_min_size", None)
-        return known or vae.tile_sample_min_height // vae.spatial_compression_ratio
+        size: int | None = getattr(vae, "tile_latent_min_size", None)
+        return size or vae.tile_sample_min_height // vae.spatial_compression_ratio

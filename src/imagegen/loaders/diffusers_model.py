@@ -40,12 +40,12 @@ from imagegen.loaders.decoding import Decoding
 from imagegen.loaders.folder import TRUSTED_LIBRARIES, check_folder, header_bytes, read_index
 from imagegen.loaders.host_copy import HostCopy, tensor_bytes
 from imagegen.loaders.host_memory import room
-from imagegen.loaders.offloading import DENOISERS, Turns, layer_bytes, most_bytes, offloaded_parts
+from imagegen.loaders.offloading import DENOISERS, Turns, denoiser_of, layer_bytes, most_bytes, offloaded_parts
 from imagegen.loaders.options import OptionsSpec, attention, compiling, move, quantization_config, step_cache, switch_on
 from imagegen.loaders.parts import SHAREABLE, Part, Source
 from imagegen.loaders.pictures import crop, fit_image, fit_mask, pad, paste
 from imagegen.loaders.pipelines import PIPELINES, PipelineKind, longest_side
-from imagegen.loaders.previews import Lookout
+from imagegen.loaders.previews import PreviewMaker
 from imagegen.loaders.prompts import PromptCache
 from imagegen.loaders.provenance import provenance, with_loras
 from imagegen.loaders.replacing import (
@@ -78,8 +78,8 @@ _LEAST_VOCABULARY = 0.5
 
 
 _OVERFLOW = (
-    "The model computed numbers that are not finite, because they overflow in its dtype. torch_dtype "
-    "bfloat16 or float32 in its entry helps, and vae_dtype: float32 if only its VAE overflows."
+    "The model computed numbers that are not finite, because they overflow in its dtype. Set torch_dtype "
+    "to bfloat16 or float32 in its entry, or vae_dtype to float32 if only its VAE overflows."
 )
 
 
@@ -176,7 +176,7 @@ class DiffusersSpec(OptionsSpec):
 
     @model_validator(mode="before")
     @classmethod
-    def _as_its_class_can(cls, data: Any) -> Any:
+    def _default_capabilities(cls, data: Any) -> Any:
         """Take the capabilities that are left out from the pipeline class."""
         if not isinstance(data, dict):
             return data
@@ -185,7 +185,7 @@ class DiffusersSpec(OptionsSpec):
 
     @field_validator("supports_text2img", "supports_img2img", "supports_inpaint")
     @classmethod
-    def _not_more_than_its_class_can(cls, wanted: bool, info: ValidationInfo) -> bool:
+    def _only_capabilities_of_its_class(cls, wanted: bool, info: ValidationInfo) -> bool:
         name = info.data.get("pipeline_class")  # None: invalid, and reported already
         if wanted and name is not None and not _capabilities(PIPELINES[name])[str(info.field_name)]:
             raise ValueError(f"its class, {name}, cannot do that; leave it out")
@@ -194,31 +194,33 @@ class DiffusersSpec(OptionsSpec):
     @model_validator(mode="after")
     def _parts_that_can_be_replaced(self) -> Self:
         for name in not_optional(self.kind, self.parts):
-            able = ", ".join(group[0] for group in self.kind.optional)
-            raise ValueError(f"parts: {self.pipeline_class} cannot do without '{name}'; it can without {able}")
+            optional = ", ".join(group[0] for group in self.kind.optional)
+            raise ValueError(f"parts: {self.pipeline_class} needs '{name}'; it can do without {optional}")
         if self.quantize is not None and self.parts.keys() & set(DENOISERS):
-            raise ValueError("parts and quantize contradict each other: a transformer from elsewhere stays as it is")
+            raise ValueError("parts and quantize contradict each other: a replaced transformer is not quantised")
         return self
 
     @model_validator(mode="after")
-    def _loras_where_they_go(self) -> Self:
+    def _loras_if_supported(self) -> Self:
         if self.loras and not self.supports_lora:
-            raise ValueError(f"loras: {self.pipeline_class} of type {self.type} takes none")
+            raise ValueError(f"loras: {self.pipeline_class} of type {self.type} does not support LoRAs")
         return self
 
     @model_validator(mode="after")
-    def _no_more_tokens_than_its_class_takes(self) -> Self:
+    def _tokens_within_limit(self) -> Self:
         most = self.kind.max_tokens
         if most is not None and self.max_sequence_length is not None and self.max_sequence_length > most:
             raise ValueError(f"max_sequence_length: {self.pipeline_class} takes at most {most} tokens")
         return self
 
     @model_validator(mode="after")
-    def _a_transformer_to_cache(self) -> Self:
+    def _step_cache_if_supported(self) -> Self:
         if self.step_cache is not None and not self.kind.step_cache:
             raise ValueError(f"step_cache: {self.pipeline_class} cannot do that")
         if self.step_cache is not None and self.true_cfg_scale > 1:
-            raise ValueError("step_cache and true_cfg_scale contradict each other: two runs a step share one cache")
+            raise ValueError(
+                "step_cache and true_cfg_scale contradict each other: a step has two runs, which would share one cache"
+            )
         return self
 
     @property
@@ -244,7 +246,7 @@ class DiffusersSpec(OptionsSpec):
         if not self.kind.batches or self.kind.text2image is None:
             raise ValueError(f"max_batch: {self.pipeline_class} makes one picture at a time; leave it out")
         if self.step_cache is not None:
-            raise ValueError("max_batch: the step cache compares all pictures of a call as one; leave it out")
+            raise ValueError("max_batch: a step cache does not work for several pictures in a call; leave it out")
 
 
 def _capabilities(kind: PipelineKind) -> dict[str, bool]:
@@ -256,7 +258,7 @@ def _capabilities(kind: PipelineKind) -> dict[str, bool]:
 
 
 def quiet_libraries() -> None:
-    """Turn off progress bars and warnings of the libraries, but not errors. Call it before their first import."""
+    """Turn off the libraries' progress bars and warnings, but not errors. Call it before their classes are imported."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
@@ -296,12 +298,12 @@ def load_model(
 ) -> LoadedModel:
     """Check a pipeline's folder, open it on the device and add the entry's LoRAs.
 
-    `parts` replace the folder's parts; they were read from the files `beside`. `quantization` is the name of their
-    quantisation for the provenance, if it cannot be read from them. `model` is called instead of DiffusersModel.
-    Raises EngineError.
+    `parts` are arguments of the pipeline that replace parts of the folder. `beside` are the files that they were read
+    from; a loader that reads any calls `import_pipeline` before. `quantization` is the name of their quantisation for
+    the provenance, if it cannot be read from them. `model` is called instead of DiffusersModel. Raises EngineError.
     """
     check_pipeline(spec, folder, placement.folders)
-    if not parts:  # otherwise their loader has done this before it read them
+    if not beside:
         import_pipeline(spec, folder, placement)
     gone = absent(spec.kind, folder)
     parts = dict.fromkeys(gone) | _other_parts(spec, folder, placement) | dict(parts)
@@ -316,9 +318,8 @@ def load_model(
         pipeline = open_pipeline(spec, folder, placement, parts, shared)
         check_tokenizers(pipeline)
         if spec.vae_dtype is not None:
-            pipeline.vae.register_to_config(
-                force_upcast=False
-            )  # otherwise XL's pipeline casts it to float32, and then back to torch_dtype
+            # Otherwise XL's pipeline casts it to float32, and then back to torch_dtype.
+            pipeline.vae.register_to_config(force_upcast=False)
         switch_on(pipeline, spec, placement.settings)
         offload, turns = _offload(spec, placement), None
         if offload in ("model", "encoders"):
@@ -330,8 +331,8 @@ def load_model(
             part.enter()
             moved += part.bytes
         adapters = _entry_adapters(spec, pipeline, placement)
-        homes = [places_of(*part, spec.torch_dtype, placement.folders.models)[0] for part in _replaced(spec)]
-        made_by = provenance(spec, pipeline, placement, [*beside, *homes, folder], quantization)
+        part_folders = [places_of(*part, spec.torch_dtype, placement.folders.models)[0] for part in _replaced(spec)]
+        made_by = provenance(spec, pipeline, placement, [*beside, *part_folders, folder], quantization)
         undo.pop_all()
     own_parts = [*shared.values(), *own]
     first = {group[0] for group in spec.kind.optional}
@@ -345,7 +346,10 @@ def _replaced(spec: DiffusersSpec) -> list[tuple[str, str]]:
 
 
 def _other_parts(spec: DiffusersSpec, folder: Path, placement: Placement) -> dict[str, Any]:
-    """Read the parts that replace parts of the folder, as the entry's `parts` says. Raises EngineError."""
+    """The parts that replace parts of the folder, read from elsewhere; None for a part that is left out.
+
+    Raises EngineError.
+    """
     index = read_index(folder, spec.pipeline_class)
     dtype = torch_dtype(spec.torch_dtype, placement.device)
     made: dict[str, Any] = dict.fromkeys(name for name in nulls(spec.kind, index) if name not in spec.parts)
@@ -370,7 +374,7 @@ def check_pipeline(spec: DiffusersSpec, folder: Path, folders: Folders) -> None:
 def least_bytes(
     spec: DiffusersSpec, folder: Path, placement: Placement, beside: Mapping[str, int] = MappingProxyType({})
 ) -> int | None:
-    """Like `ModelLoader.least_bytes`, for a pipeline's folder. `beside`: parts from elsewhere, with their bytes."""
+    """Like `ModelLoader.least_bytes`, for a pipeline's folder. `beside`: the bytes of the parts from elsewhere."""
     offload = _offload(spec, placement)
     if spec.layerwise_casting or spec.quantize or offload in ("sequential", "group"):
         return None
@@ -388,7 +392,7 @@ def least_bytes(
 
 
 def pipeline_files(spec: DiffusersSpec, folder: Path) -> list[Path]:
-    """Like `ModelLoader.files`, for a pipeline's folder without the weights of the parts that are `elsewhere`."""
+    """Like `ModelLoader.files`, for a pipeline's folder. Parts that are `elsewhere` have no weights among them."""
     index = read_index(folder, spec.pipeline_class)
     without = {*spec.elsewhere, *absent(spec.kind, folder)}
     return [folder / name for name in needed(paths_in(folder), index, without, spec.torch_dtype)]
@@ -401,18 +405,18 @@ def replaced_files(spec: DiffusersSpec, folders: Folders) -> list[Path]:
 
 
 def _offload(spec: DiffusersSpec, placement: Placement) -> CpuOffload:
-    """The entry's value, or that of `global`; `none` on a CPU, which has nothing to offload from."""
+    """The entry's `cpu_offload`, or that of `global`; always `none` on a CPU."""
     word: CpuOffload = "none" if placement.device == "cpu" else spec.chosen("cpu_offload", placement.settings)
     return word
 
 
 def device_map(spec: DiffusersSpec, placement: Placement) -> str | None:
-    """The device that diffusers reads weights to directly; `quantize` rounds them there, tensor by tensor.
+    """The device that diffusers reads weights to directly, where `quantize` rounds them tensor by tensor.
 
     None: the weights are read to host memory first, because they are offloaded or cast there.
     """
-    by_way_of_host = _offload(spec, placement) != "none" or spec.layerwise_casting is not None
-    return "cuda" if placement.device == "cuda" and not by_way_of_host else None
+    through_host = _offload(spec, placement) != "none" or spec.layerwise_casting is not None
+    return "cuda" if placement.device == "cuda" and not through_host else None
 
 
 def _sources(spec: DiffusersSpec, folder: Path, placement: Placement, without: Collection[str]) -> dict[str, Source]:
@@ -455,10 +459,6 @@ def _can_leave(name: str, spec: DiffusersSpec, placement: Placement) -> bool:
     return placement.device != "cpu" and _offload(spec, placement) not in ("sequential", "group") and not stays
 
 
-def _denoiser(pipeline: Any) -> Any:
-    return getattr(pipeline, "transformer", None) or pipeline.unet
-
-
 def _modules(pipeline: Any) -> dict[str, Any]:
     return {name: part for name, part in pipeline.components.items() if hasattr(part, "parameters")}
 
@@ -474,31 +474,31 @@ def open_pipeline(
     given = {**parts, **{name: part.module for name, part in shared.items()}}
     dtype = torch_dtype(spec.torch_dtype, placement.device)
     denoiser = next(name for name in DENOISERS if name in index)
-    how = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
-    each = {"default": dtype, "vae": torch_dtype(spec.vae_dtype, placement.device)} if spec.vae_dtype else dtype
+    options = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
+    dtypes = {"default": dtype, "vae": torch_dtype(spec.vae_dtype, placement.device)} if spec.vae_dtype else dtype
     paths, elsewhere = paths_in(folder), [*parts, *spec.elsewhere]
-    rounded, straight = quantization_config(spec, denoiser, placement.device, dtype), device_map(spec, placement)
+    quantization, device = quantization_config(spec, denoiser, placement.device, dtype), device_map(spec, placement)
     try:
         for library, name in index.values():
             if library in TRUSTED_LIBRARIES:
                 # If the library of a class is missing, transformers has a substitute that names it when it is used.
                 getattr(getattr(import_module(library), name, None), "from_pretrained", None)
-        if rounded is not None and straight is None and placement.device == "cuda":
+        if quantization is not None and device is None and placement.device == "cuda":
             # The encoders stay in host memory, but the denoiser is rounded on the device.
             given[denoiser] = getattr(diffusers, index[denoiser][1]).from_pretrained(
                 folder / denoiser,
                 variant=variant(paths, {denoiser: index[denoiser]}, dtype=spec.torch_dtype),
-                quantization_config=rounded.quant_mapping[denoiser],
+                quantization_config=quantization.quant_mapping[denoiser],
                 device_map=placement.device,
-                **how,
+                **options,
             )
-            rounded, elsewhere = None, [*elsewhere, denoiser]
+            quantization, elsewhere = None, [*elsewhere, denoiser]
         return getattr(diffusers, spec.pipeline_class).from_pretrained(
             folder,
             variant=variant(paths, index, elsewhere, spec.torch_dtype),
-            quantization_config=rounded,
-            device_map=straight,
-            **how | {"dtype": each},
+            quantization_config=quantization,
+            device_map=device,
+            **options | {"dtype": dtypes},
             **given,
         )
     except ImportError as error:
@@ -574,7 +574,7 @@ class _Siblings(NamedTuple):
 
 
 def _settings_for(sibling_class: Any, pipeline: Any) -> dict[str, Any]:
-    """The settings, besides its parts, that the pipeline was made with and that the sibling accepts."""
+    """The pipeline's settings that the sibling accepts, without the parts."""
     takes = inspect.signature(sibling_class.__init__).parameters
     settings = {name: value for name, value in pipeline.config.items() if name in takes}
     return {name: value for name, value in settings.items() if name not in pipeline.components}
@@ -595,7 +595,7 @@ class DiffusersModel(LoadedModel):
         turns: Turns | None,
         notes: Sequence[str] = (),
     ) -> None:
-        """`parts` have been entered. `turns` has the offloaded parts. `notes` are warnings of every picture."""
+        """`parts` have been entered. `turns` has the offloaded parts. `notes` are warnings about every picture."""
         self._spec = spec
         self._pipeline = pipeline
         self._siblings = _Siblings.on(pipeline, spec.kind)
@@ -669,15 +669,16 @@ class DiffusersModel(LoadedModel):
         steps = _BatchSteps(request.batch_size, on_step, inputs.previews, size)
         call = self._call(request, size, steps) | {name: pad(it, size) for name, it in fitted.items()}
         loras = self._adapters.added(request.loras, inputs.lora_files)
+        cache: AbstractContextManager[None] = self._prompts.paused() if request.loras else nullcontext()
         self._tiled = False
         self._watch.readings.clear()
-        with compiling(self._spec), attention(self._spec), loras, self._remembering(request):
+        with compiling(self._spec), attention(self._spec), loras, cache:
             return [self._picture(pipeline, call, request.size, fitted, seed, steps) for seed in request.seeds]
 
     def generate_together(self, requests: Sequence[GenerationRequest], on_step: OnStep) -> list[Pixels]:
         first, seeds = requests[0], [seed for request in requests for seed in request.seeds]
         size = self._rendered(first.size)
-        call = self._call(first, size, _BatchSteps(1, on_step, 0, size)) | self._words(requests)
+        call = self._call(first, size, _BatchSteps(1, on_step, 0, size)) | self._all_prompts(requests)
         self._tiled = False
         self._watch.readings.clear()
         with compiling(self._spec), attention(self._spec):
@@ -688,18 +689,15 @@ class DiffusersModel(LoadedModel):
 
     def _rendered(self, asked: Size) -> Size:
         size = render_size(asked, self._spec.side_multiple)
-        longest = longest_side(self._spec.pipeline_class, _denoiser(self._pipeline).config)
+        longest = longest_side(self._spec.pipeline_class, denoiser_of(self._pipeline).config)
         if 0 < longest < max(size):  # admission checks it only if the weights are on this machine
             raise EngineError(f"The model makes pictures of at most {longest} pixels a side.")
         return size
 
-    def _words(self, requests: Sequence[GenerationRequest]) -> dict[str, Any]:
-        """The prompts of the requests of one call, repeated for each picture."""
-        calls = [self._prompts_of(request) for request in requests for _ in request.seeds]
-        return {name: [call[name] for call in calls] for name in calls[0]}
-
-    def _remembering(self, request: GenerationRequest) -> AbstractContextManager[None]:
-        return self._prompts.paused() if request.loras else nullcontext()
+    def _all_prompts(self, requests: Sequence[GenerationRequest]) -> dict[str, list[str]]:
+        """The prompt arguments of a call for several requests: lists with one prompt for each picture."""
+        prompts = [self._prompts_of(request) for request in requests for _ in request.seeds]
+        return {name: [each[name] for each in prompts] for name in prompts[0]}
 
     def _choose(self, inputs: Inputs, size: Size) -> tuple[Any, dict[str, Any]]:
         """The pipeline for these inputs, and its picture arguments, in the requested size."""
@@ -767,7 +765,7 @@ class DiffusersModel(LoadedModel):
             widened = self._spec.vae_dtype is not None
             with (
                 step_cache(self._spec, pipeline),
-                Decoding(pipeline.vae, _denoiser(pipeline).dtype if widened else None) as decoding,
+                Decoding(pipeline.vae, denoiser_of(pipeline).dtype if widened else None) as decoding,
             ):
                 images = pipeline(**arguments).images
             if not decoding.finite:
@@ -788,13 +786,18 @@ class DiffusersModel(LoadedModel):
             for part in self._parts:
                 part.keep()
         self._prompts.clear()  # embeddings are on the device
-        clear_class_caches(_denoiser(self._pipeline))
+        clear_class_caches(denoiser_of(self._pipeline))
         return True
 
     def to_device(self) -> int:
-        self._on_device = True
-        self._moved_bytes = sum(part.enter() for part in self._parts)
-        return self._moved_bytes
+        moved = 0
+        with ExitStack() as undo:
+            for part in self._parts:
+                moved += part.enter()
+                undo.callback(part.leave)
+            undo.pop_all()
+        self._on_device, self._moved_bytes = True, moved
+        return moved
 
     def _leave(self) -> None:
         if self._on_device:
@@ -808,7 +811,7 @@ class DiffusersModel(LoadedModel):
     def close(self) -> None:
         self._leave()
         self._pipeline.remove_all_hooks()
-        clear_class_caches(_denoiser(self._pipeline))
+        clear_class_caches(denoiser_of(self._pipeline))
         del self._pipeline, self._siblings, self._adapters, self._prompts, self._parts, self._turns
         gc.collect()
 
@@ -830,7 +833,7 @@ def global_seed(seed: int, pipeline: Any) -> Iterator[None]:
     import torch
 
     device = pipeline._execution_device
-    words, numbers = random.getstate(), np.random.get_state()
+    python_state, numpy_state = random.getstate(), np.random.get_state()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         random.seed(seed)
         np.random.seed(seed % 2**32)
@@ -838,12 +841,12 @@ def global_seed(seed: int, pipeline: Any) -> Iterator[None]:
         try:
             yield
         finally:
-            random.setstate(words)
-            np.random.set_state(numbers)
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
 
 
 def _enough_steps(steps: int, strength: float, most: int | None) -> dict[str, Any]:
-    """Steps and strength of image-to-image such that at least one step runs: it runs int(steps * strength) of them.
+    """Steps and strength of image-to-image with which at least one step runs: it runs int(steps * strength) steps.
 
     `most`: the steps that the scheduler was distilled from (LCM, TCD), which is the most that it can run.
     """
@@ -869,7 +872,7 @@ class _BatchSteps:
     def __init__(self, pictures: int, on_step: OnStep, previews: int, size: Size) -> None:
         self._pictures = pictures
         self._on_step = on_step
-        self._lookout = Lookout(previews, size) if previews else None
+        self._previews = PreviewMaker(previews, size) if previews else None
         self._done = 0
         self._in_picture = 0
 
@@ -877,7 +880,7 @@ class _BatchSteps:
         self._in_picture = step + 1
         # The real number of steps: image-to-image runs int(steps * strength). Ernie has no `num_timesteps`.
         total = getattr(pipeline, "num_timesteps", None) or len(pipeline.scheduler.timesteps)
-        preview = self._lookout.look(pipeline, step + 1, total, kwargs["latents"]) if self._lookout else None
+        preview = self._previews.after_step(pipeline, step + 1, total, kwargs["latents"]) if self._previews else None
         self._on_step(self._done + self._in_picture, total * self._pictures, preview or b"")
         return kwargs
 

@@ -16,7 +16,7 @@ from imagegen.catalog.sources import WEIGHTS
 from imagegen.core.errors import WeightsCorrupt, WeightsMissing, WeightsRefused, WeightsUnreadable
 from imagegen.storage.files import open_regular
 
-#: A part of the names of the files that list the shards of a part.
+#: The middle of the name of a file that lists the shards of a part.
 SHARD_INDEX = ".safetensors.index."
 
 #: The libraries that a model_index.json may name; diffusers would import any other module that it finds.
@@ -93,10 +93,10 @@ def _missing(folder: Path, part: str, cls: str) -> WeightsMissing:
 
 
 def check_shards(file: Path, name: str) -> None:
-    """Check the files that a list of shards names: the libraries open each, whatever it is.
+    """Check the files that a list of shards names, because the libraries open each of them.
 
-    Raises WeightsRefused for one that is no .safetensors file below the list's folder, WeightsMissing for one that is
-    not there, and what check_file raises.
+    Raises WeightsRefused for a name that is not a .safetensors file below the list's folder, WeightsMissing for a
+    missing file, and what check_file raises.
     """
     for shard in sorted(_shards(file, name)):
         try:
@@ -115,7 +115,7 @@ _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def check_file(file: Path, name: str) -> None:
-    """Check one file that a load reads, and what a list of shards names. Messages contain `name` and no path.
+    """Check one file that a load reads; of a list of shards, also the shards. Messages contain `name` and no path.
 
     Raises WeightsMissing, WeightsUnreadable, WeightsRefused or WeightsCorrupt.
     """
@@ -198,19 +198,20 @@ def _read(file: Path) -> bytes:
 
 
 class Tensor(NamedTuple):
-    """What a safetensors header says of one tensor."""
+    """One tensor in a safetensors header."""
 
     dtype: str
     shape: tuple[int, ...]
-    #: Where its bytes begin and end, from the end of the header.
+    #: Where its bytes begin and end, counted from the end of the header.
     begin: int
     end: int
 
 
 def read_header(file: Path, name: Path | str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, by name. Compares what the header says with the size of the file.
+    """The tensors of a safetensors file, by name.
 
-    Raises WeightsCorrupt, which tells `name` and no path.
+    Raises WeightsCorrupt if the header contradicts itself or the size of the file; its message contains `name` and no
+    path.
     """
     with open_regular(file) as stream:
         length = int.from_bytes(stream.read(8), "little")
@@ -225,7 +226,7 @@ def read_header(file: Path, name: Path | str) -> dict[str, Tensor]:
 
 
 def _tensor(part: Any, name: Path | str) -> Tensor:
-    """Raises WeightsCorrupt for one whose description contradicts itself."""
+    """One tensor from its description in a header. Raises WeightsCorrupt if the description contradicts itself."""
     match part:
         case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [begin, end]} if _counts([*shape, begin, end]):
             bits = _BITS.get(dtype)
@@ -239,7 +240,7 @@ def _counts(numbers: list[Any]) -> bool:
 
 
 def header_bytes(file: Path, width: int) -> int:
-    """What a safetensors file's tensors take once its floats are `width` bytes wide; 8-bit ones stay what they are.
+    """The bytes of a safetensors file's tensors after their elements are cast to `width` bytes; 8-bit ones stay so.
 
     Raises WeightsCorrupt.
     """

@@ -79,7 +79,7 @@ class QuantisedSpec(DiffusersSpec):
         return self  # each family checks which file it needs
 
     @model_validator(mode="after")
-    def _not_cast_as_well(self) -> Self:
+    def _quantised_once(self) -> Self:
         for word in ("layerwise_casting", "quantize"):
             if getattr(self, word) is not None:
                 raise ValueError(f"{word}: the transformer is quantised already")
@@ -198,13 +198,14 @@ def open_transformer(spec: GGUFSpec, file: Path, base: Path, dtype: Any) -> Any:
             local_files_only=True,
         )
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-        raise WeightsCorrupt(f"{file.name} is undamaged, but no {name} like the base model's.") from error
+        raise WeightsCorrupt(f"{file.name} is undamaged, but does not fit the {name} of the base model.") from error
 
 
 def check_types(file: Path) -> None:
     """Check the types of a GGUF file's tensors, and that the file is complete.
 
-    Raises WeightsRefused for a type that diffusers does not read, with a type to use instead, and WeightsCorrupt.
+    Raises WeightsRefused for a type that diffusers does not read; its message names a type to use instead. Raises
+    WeightsCorrupt for a damaged file.
     """
     from diffusers.quantizers.gguf.utils import SUPPORTED_GGUF_QUANT_TYPES
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader
@@ -221,8 +222,8 @@ def check_types(file: Path) -> None:
             ) from None
         raise WeightsCorrupt(f"{file.name} is cut off or damaged; fetch it again.") from error
     known = {GGMLQuantizationType.F32, GGMLQuantizationType.F16, *SUPPORTED_GGUF_QUANT_TYPES}
-    others = [kind for kind, _ in counts.most_common() if kind not in known]
-    if not others:
+    unsupported = [kind for kind, _ in counts.most_common() if kind not in known]
+    if not unsupported:
         return
 
     def bits(kind: GGMLQuantizationType) -> float:
@@ -231,9 +232,9 @@ def check_types(file: Path) -> None:
 
     common = [kind for kind in SUPPORTED_GGUF_QUANT_TYPES if kind.name.endswith("_K") or kind.name == "Q8_0"]
     instead = min(
-        (kind for kind in common if bits(kind) >= bits(others[0])), key=bits, default=GGMLQuantizationType.Q8_0
+        (kind for kind in common if bits(kind) >= bits(unsupported[0])), key=bits, default=GGMLQuantizationType.Q8_0
     )
-    names = ", ".join(kind.name for kind in others)
+    names = ", ".join(kind.name for kind in unsupported)
     raise WeightsRefused(
         f"{file.name} has weights of type {names}, which diffusers does not read. The file is undamaged: "
         f"pulling it again does not help. Use the file with {instead.name} in its name."

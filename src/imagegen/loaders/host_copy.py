@@ -10,13 +10,16 @@ _ALIGNMENT = 64
 
 
 class HostCopy:
-    """Owns where the tensors of some modules are. Weights never change, so they are copied to the host only once."""
+    """Decides where the tensors of some modules are: on the device, or in host memory.
+
+    Weights never change, so they are copied to the host only once.
+    """
 
     def __init__(self, modules: Iterable[Any], device: str, *, pinned: bool = True) -> None:
-        """The modules count as being on the device.
+        """The modules are taken to be on the device.
 
-        `pinned`: the copies are in pinned memory, which a CUDA device reads at bus speed. If false, weights in host
-        memory are used as their own copies.
+        `pinned`: make the copies in pinned memory, which a CUDA device reads at bus speed. If false, weights that are
+        in host memory are their own copies.
         """
         from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -113,7 +116,7 @@ def _in_one_block(tensors: Sequence[Any]) -> list[Any]:
     block = torch.empty(end, dtype=torch.uint8, pin_memory=True)
     copies = []
     for tensor, begin in zip(tensors, begins, strict=True):
-        layout = torch.empty_like(tensor, device="meta")  # a copy keeps these strides: XL's may be channels-last
+        layout = torch.empty_like(tensor, device="meta")  # its strides: weights of XL may be channels-last
         piece = block[begin : begin + _bytes(tensor)].view(tensor.dtype)
         copies.append(piece.as_strided(layout.size(), layout.stride()))
         copies[-1].copy_(tensor)

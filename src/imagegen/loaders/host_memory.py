@@ -6,8 +6,8 @@ from pathlib import Path
 
 PROC, GROUP = Path("/proc"), Path("/sys/fs/cgroup")
 
-#: Weights leave one part in this many of the machine's memory free: pinned memory is never swapped, and other
-#: processes grow.
+#: Weights leave one tenth of the machine's memory free, because pinned memory is never swapped and other processes
+#: grow.
 _RESERVE = 10
 
 

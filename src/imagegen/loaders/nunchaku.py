@@ -71,7 +71,7 @@ class NunchakuSpec(QuantisedSpec):
         return self
 
     @model_validator(mode="after")
-    def _kernels_of_its_own(self) -> Self:
+    def _no_options_of_diffusers(self) -> Self:
         if self.compile:
             raise ValueError("compile: the engine has its own kernels")
         if self.step_cache is not None:
@@ -205,7 +205,10 @@ def _own_files(spec: NunchakuSpec, precision: str, folders: Folders) -> list[Pat
 
 
 def _any_files(spec: NunchakuSpec, folders: Folders) -> list[Path]:
-    """The entry's files of one precision on this machine. The device decides which is read; both are about as large."""
+    """The entry's files of one precision, whichever is on this machine. Raises WeightsMissing.
+
+    The device decides which precision is read. The files of both are about equally large.
+    """
     try:
         return _own_files(spec, "int4", folders)
     except WeightsMissing:

@@ -1,4 +1,4 @@
-"""Offloads whole parts: only the running part is on the device. The one before it is freed there, not copied back."""
+"""Offloads whole parts: only the running part is on the device. Before it runs, the previous part is freed there."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -9,6 +9,11 @@ from imagegen.loaders.host_memory import room
 
 #: The names of the part that runs the denoising steps.
 DENOISERS = ("transformer", "unet")
+
+
+def denoiser_of(pipeline: Any) -> Any:
+    """The part of a pipeline that runs the denoising steps."""
+    return getattr(pipeline, "transformer", None) or pipeline.unet
 
 
 def offloaded_parts(names: Collection[str], offload: CpuOffload) -> list[str]:
@@ -25,7 +30,7 @@ def most_bytes(sizes: Mapping[str, int], offloaded: Collection[str]) -> int:
 
 
 def layer_bytes(modules: Collection[Any], layers: int) -> int:
-    """The bytes of the `layers` largest layers: the most that offloading of single layers has on the device."""
+    """The bytes of the `layers` largest layers: the most that are on the device when single layers are offloaded."""
     sizes = (
         sum(tensor.numel() * tensor.element_size() for tensor in (*layer.parameters(False), *layer.buffers(False)))
         for module in modules

@@ -10,6 +10,7 @@ from imagegen.catalog.catalog import CpuOffload, GlobalSettings, ModelSpec
 from imagegen.catalog.fields import Receipt
 from imagegen.core.errors import EngineMissing
 from imagegen.loaders.base import Placement
+from imagegen.loaders.offloading import denoiser_of
 
 #: The attention backends of diffusers that need no download: the others fetch kernels from the hub.
 AttentionBackend = Literal[
@@ -90,23 +91,21 @@ def switch_on(pipeline: Any, spec: OptionsSpec, settings: GlobalSettings) -> Non
     for word in ("slicing", "tiling"):
         if spec.chosen(f"enable_vae_{word}", settings) and hasattr(pipeline.vae, f"enable_{word}"):
             getattr(pipeline.vae, f"enable_{word}")()
-    _quicken(pipeline, spec)
+    _switch_on_in_denoiser(denoiser_of(pipeline), spec)
     pipeline.set_progress_bar_config(disable=True)
 
 
-def _quicken(pipeline: Any, spec: OptionsSpec) -> None:
+def _switch_on_in_denoiser(denoiser: Any, spec: OptionsSpec) -> None:
     import torch
 
-    denoiser = getattr(pipeline, "transformer", None) or pipeline.unet
     if spec.layerwise_casting is not None:
         storage = getattr(torch, spec.layerwise_casting)
         computing = denoiser.dtype
         denoiser.enable_layerwise_casting(storage_dtype=storage, compute_dtype=computing)
         for layer in denoiser.modules():
             if getattr(layer, "weight", None) is not None and layer.weight.dtype == storage:
-                layer.compute_dtype = (
-                    computing  # peft's dtype for a LoRA; by default 8 bits, which cannot be multiplied
-                )
+                # peft makes a LoRA in this dtype. By default it would have 8 bits, which cannot be multiplied.
+                layer.compute_dtype = computing
     if spec.step_cache is not None:
         denoiser.enable_cache(_cache(spec.step_cache))
     if spec.compile:
@@ -128,7 +127,10 @@ _FLOAT8_PRODUCTS = (8, 9)
 
 
 def rounding(spec: OptionsSpec, device: str) -> str | None:
-    """The rounding of `quantize` on this device: `int8`, `float8`, or `float8_dynamic` to multiply in float8, too."""
+    """The rounding that `quantize` means on this device; None: none.
+
+    `int8`, `float8`, or `float8_dynamic`, which also multiplies in float8.
+    """
     if spec.quantize != "float8" or device == "cpu":
         return spec.quantize
     import torch
@@ -182,7 +184,7 @@ def move(pipeline: Any, spec: OptionsSpec, placement: Placement) -> None:
 
 
 def step_cache(spec: OptionsSpec, pipeline: Any) -> AbstractContextManager[None]:
-    """The context that holds the step cache's state; some pipelines do not open one themselves."""
+    """The context that holds the state of the step cache, for pipelines that do not open one themselves."""
     if spec.step_cache is None:
         return nullcontext()
     context: AbstractContextManager[None] = pipeline.transformer.cache_context("picture")
@@ -191,7 +193,7 @@ def step_cache(spec: OptionsSpec, pipeline: Any) -> AbstractContextManager[None]
 
 @contextmanager
 def compiling(spec: OptionsSpec) -> Iterator[None]:
-    """Raises EngineMissing if this machine has no compiler."""
+    """The context of calls that may compile. Raises EngineMissing if this machine has no compiler."""
     if not spec.compile:
         yield
         return
@@ -205,7 +207,7 @@ def compiling(spec: OptionsSpec) -> Iterator[None]:
 
 @contextmanager
 def attention(spec: OptionsSpec) -> Iterator[None]:
-    """Use the entry's attention backend while the context lasts: diffusers has one setting for the whole process.
+    """Use the entry's attention backend while the context lasts, because diffusers has one for the whole process.
 
     Raises EngineMissing if its library is not installed.
     """

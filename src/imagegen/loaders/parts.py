@@ -90,7 +90,7 @@ class Part:
     """One component in memory, used by any number of models."""
 
     def __init__(self, module: Any, source: Source | None = None, home: HostCopy | None = None) -> None:
-        """Without a source other models cannot use it. Without a home it stays on the device until it is freed."""
+        """Without a source, other models cannot share it. Without a home, it stays on the device until it is freed."""
         self.module = module
         self.source = source
         #: The name of its source, equal in all models that share it; None: it cannot be shared.
@@ -132,7 +132,7 @@ class Part:
 
 
 class Parts:
-    """The parts in memory that models can share. It keeps a part alive only between `hold` and `let_go`."""
+    """The parts in memory that models can share. Only models keep them alive, and `hold` until `let_go`."""
 
     def __init__(self) -> None:
         self._known: WeakSet[Part] = WeakSet()
@@ -147,7 +147,7 @@ class Parts:
         self._known.add(part)
 
     def hold(self, parts: Iterable[Part]) -> None:
-        """Keep the shareable ones of these parts where they are until `let_go`."""
+        """Keep those of these parts that models can share on the device until `let_go`."""
         for part in parts:
             if part in self._known:
                 part.enter()

@@ -117,21 +117,22 @@ def _in_srgb(image: Any, profile: bytes | None) -> Any:
     try:
         source, srgb = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
         transform = ImageCms.buildTransform(source, srgb, image.mode, "RGB")
-        if image.mode == "RGB" and _moves_nothing(transform):
+        if image.mode == "RGB" and _changes_nothing(transform):
             return image
         return ImageCms.applyTransform(image, transform)
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
         return image.convert("RGB")
 
 
-def _moves_nothing(transform: Any) -> bool:
+def _changes_nothing(transform: Any) -> bool:
+    """Whether a transform changes no colour by more than _SAME_LEVELS."""
     import numpy as np
     from PIL import Image, ImageCms
 
     levels = np.linspace(0, 255, 9).round().astype(np.uint8)
     swatches = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(9, 81, 3)
-    moved = np.asarray(ImageCms.applyTransform(Image.fromarray(swatches), transform))
-    return bool(np.abs(moved.astype(int) - swatches).max() <= _SAME_LEVELS)
+    converted = np.asarray(ImageCms.applyTransform(Image.fromarray(swatches), transform))
+    return bool(np.abs(converted.astype(int) - swatches).max() <= _SAME_LEVELS)
 
 
 def _is_flat(channel: Any) -> bool:
@@ -177,16 +178,16 @@ def pad(image: Any, size: Size) -> Any:
 
 
 def paste(picture: Any, image: Any, mask: Any) -> Any:
-    """Combine the centre of the picture, where the mask is white, with the original image, where it is black.
+    """Take the centre of the picture where the mask is white, and the original image where it is black.
 
-    `picture`: a tensor, height x width x 3 or 4, 0..1, at least as large as the image. This is needed because
-    pipelines change the kept part slightly: it passes through the VAE.
+    `picture`: a tensor, height x width x 3 or 4, 0..1, at least as large as the image. Without this the kept part would
+    change slightly, because pipelines pass it through the VAE.
     """
     import numpy as np
 
     share = np.asarray(mask, dtype=np.float32)[..., None] / 255
-    drawn = centre(picture, Size(*image.size))[..., :3].cpu().numpy()
-    return drawn * share + np.asarray(image, dtype=np.float32) / 255 * (1 - share)
+    repainted = centre(picture, Size(*image.size))[..., :3].cpu().numpy()
+    return repainted * share + np.asarray(image, dtype=np.float32) / 255 * (1 - share)
 
 
 def centre(picture: Any, size: Size) -> Any:

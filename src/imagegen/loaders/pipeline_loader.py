@@ -29,7 +29,7 @@ class PipelineModelLoader(ModelLoader[PipelineSpecT]):
     """Loads a pipeline from its folder, safetensors only."""
 
     def parts(self, spec: PipelineSpecT) -> Mapping[str, Any]:
-        """What the pipeline is given instead of parts in its folder, by name."""
+        """Arguments of the pipeline that replace parts of its folder, by name."""
         return _NO_PARTS
 
     def load(self, spec: PipelineSpecT, placement: Placement) -> LoadedModel:

@@ -25,7 +25,7 @@ class PipelineKind(NamedTuple):
     step_cache: bool = False
     #: Whether one call takes several prompts, and makes the same pictures as separate calls except for rounding.
     batches: bool = True
-    #: Parts that it can do without, each with the parts that are then not needed either.
+    #: Groups of optional parts. If the first part of a group is left out, the others are not needed either.
     optional: tuple[tuple[str, ...], ...] = (("image_encoder",), ("feature_extractor",), ("safety_checker",))
     #: Both sides of a rendered picture must be multiples of this many pixels.
     multiple: int = 16
@@ -130,8 +130,8 @@ WITH_TORCHVISION = frozenset({"Flux2Pipeline", "QwenImageEditPipeline", "QwenIma
 
 PIPELINES: Mapping[str, PipelineKind] = MappingProxyType({**FLUX, **STABLE_DIFFUSION, **OTHERS})
 
-#: The classes whose transformer has a limited number of positions along a side: how to read it from its config.json.
-#: The defaults are those of the classes. All other transformers compute positions for any size.
+#: How to read the number of positions along a side from a transformer's config.json, for the classes that limit it. The
+#: defaults are those of the classes. All other transformers compute positions for any size.
 _POSITIONS: Mapping[str, Callable[[Mapping[str, Any]], int]] = MappingProxyType(
     {
         "StableDiffusion3Pipeline": lambda config: config.get("pos_embed_max_size", 96),

@@ -23,12 +23,11 @@ SCALING = ("DDIMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler")
 
 def wanted_steps(previews: int, steps: int) -> frozenset[int]:
     """The steps after which a preview is made: evenly spread, without the first and the last step."""
-    return frozenset(max(2, round(steps * k / (previews + 1))) for k in range(1, previews + 1)) & frozenset(
-        range(steps)
-    )
+    spread = {max(2, round(steps * k / (previews + 1))) for k in range(1, previews + 1)}
+    return frozenset(step for step in spread if step < steps)
 
 
-class Lookout:
+class PreviewMaker:
     """Makes previews from the latents of one picture. It changes no latents and draws no random numbers.
 
     Each step moves the latents towards the model's estimate of the clean picture. Extrapolating the line through the
@@ -41,7 +40,7 @@ class Lookout:
         #: The latents after the step before a wanted one, and their noise level.
         self._before: tuple[Any, float] | None = None
 
-    def look(self, pipeline: Any, step: int, steps: int, latents: Any) -> bytes | None:
+    def after_step(self, pipeline: Any, step: int, steps: int, latents: Any) -> bytes | None:
         """Called after step `step` of `steps`. Returns a JPEG if a preview is due and the pipeline supports it."""
         wanted = wanted_steps(self._previews, steps)
         if not wanted & {step, step + 1} or not can_preview(pipeline):

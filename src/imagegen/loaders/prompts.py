@@ -15,7 +15,7 @@ class PromptCache:
     """Wraps `encode_prompt` of the pipelines of one model. A cached answer has the same tensors as the first one."""
 
     def __init__(self, max_bytes: int = MAX_BYTES, watch: TokenWatch | None = None) -> None:
-        """For a cached prompt, the readings of its tokenizers are added to `watch` again."""
+        """`watch`: gets the readings of a prompt's tokenizers also if the prompt is cached."""
         self._max_bytes = max_bytes
         self._readings = [] if watch is None else watch.readings
         self._bytes = 0

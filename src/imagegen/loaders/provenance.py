@@ -14,10 +14,11 @@ from imagegen.catalog.catalog import GlobalSettings
 from imagegen.catalog.fields import Receipt, marked
 from imagegen.core.provenance import Provenance
 from imagegen.loaders.base import Placement
+from imagegen.loaders.offloading import denoiser_of
 from imagegen.loaders.options import OptionsSpec, rounding
 
-#: A large file is hashed by this many pieces of this many bytes, including its first and its last: a whole file of 33
-#: GB would take half a minute to read, and different weights differ in every piece.
+#: Of a large file, only this many pieces of this many bytes are hashed, the first and the last among them. Reading a
+#: whole file of 33 GB takes half a minute, and different weights differ in every piece.
 _PIECES, _PIECE = 16, 2**20
 
 #: A snapshot in the hub's cache, or a file in one.
@@ -28,13 +29,15 @@ def provenance(
     spec: OptionsSpec, pipeline: Any, placement: Placement, sources: Iterable[Path], quantization: str | None
 ) -> Provenance:
     """The provenance of a loaded pipeline's pictures. `sources`: the folders and files that it was read from."""
-    denoiser = getattr(pipeline, "transformer", None) or pipeline.unet
     return Provenance(
         weights=tuple(map(identity, sources)),
         loader=spec.type,
         pipeline=spec.pipeline_class,
         dtype=str(_dtype(spec, pipeline)).removeprefix("torch."),
-        quantization=quantization or rounding(spec, placement.device) or spec.layerwise_casting or _gguf_kind(denoiser),
+        quantization=quantization
+        or rounding(spec, placement.device)
+        or spec.layerwise_casting
+        or _gguf_kind(denoiser_of(pipeline)),
         sampler=type(pipeline.scheduler).__name__,
         device=_device(placement.device),
         options=_options(spec, placement),
@@ -43,7 +46,7 @@ def provenance(
 
 
 def _dtype(spec: OptionsSpec, pipeline: Any) -> Any:
-    """The dtype of the pipeline. `pipeline.dtype` can be the dtype of the VAE, so `vae_dtype` needs another way."""
+    """The dtype of the pipeline's parts but the VAE. `pipeline.dtype` may be the dtype of the VAE (`vae_dtype`)."""
     if spec.vae_dtype is None:
         return pipeline.dtype
     return next(it.dtype for name, it in pipeline.components.items() if name != "vae" and hasattr(it, "parameters"))
@@ -61,7 +64,7 @@ def identity(source: Path) -> str:
     if found := _SNAPSHOT.search(source.as_posix()):
         org, name, commit, path = found.groups(default="")
         return f"{org}/{name}@{commit}{path}"
-    files = [source] if source.is_file() else sorted(it for it in source.rglob("*") if it.suffix in _READ)
+    files = [source] if source.is_file() else sorted(it for it in source.rglob("*") if it.suffix in _HASHED)
     digest = sha256()
     for file in files:
         name = file.relative_to(source).as_posix()
@@ -71,7 +74,7 @@ def identity(source: Path) -> str:
 
 
 #: The suffixes of weights and of their configurations.
-_READ = (".safetensors", ".json")
+_HASHED = (".safetensors", ".json")
 
 
 def _digest(file: Path, update: Any) -> None:
@@ -100,7 +103,7 @@ def _device(device: str) -> str:
 
     if device != "cpu":
         return torch.cuda.get_device_name(device)
-    # These decide the order of additions, and so their rounding.
+    # Instructions and threads decide the order of additions, and thus the rounding.
     instructions = torch.backends.cpu.get_cpu_capability()
     return f"cpu, {platform.machine()} {instructions}, threads: {torch.get_num_threads()}"
 

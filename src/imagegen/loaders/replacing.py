@@ -1,4 +1,4 @@
-"""Parts of a pipeline that an entry replaces by others (`parts`), or leaves out."""
+"""Parts of a pipeline that an entry replaces or leaves out (its field `parts`)."""
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -64,11 +64,11 @@ def open_part(name: str, home: Path, kind: Sequence[str | None], variant: str | 
     others = (diffusers.SchedulerMixin, transformers.PreTrainedTokenizerBase, transformers.ProcessorMixin)
     if not (isinstance(part_class, type) and issubclass(part_class, (*models, *others))):
         raise WeightsRefused(f"The part '{name}' is a {word}, which is no part of a pipeline.")
-    how: dict[str, Any] = {"local_files_only": True}
+    options: dict[str, Any] = {"local_files_only": True}
     if issubclass(part_class, models):
-        how |= {"dtype": dtype, "use_safetensors": True, "variant": variant}
+        options |= {"dtype": dtype, "use_safetensors": True, "variant": variant}
     try:
-        return part_class.from_pretrained(home, **how)  # type: ignore[attr-defined]
+        return part_class.from_pretrained(home, **options)  # type: ignore[attr-defined]
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise WeightsCorrupt(f"The files of the part '{name}' do not fit together; {THE_LOG} says which.") from error
 
@@ -103,11 +103,11 @@ def absent(kind: PipelineKind, folder: Path) -> tuple[str, ...]:
 
 
 def nulls(kind: PipelineKind, index: Mapping[str, Any]) -> Collection[str]:
-    """The optional parts that model_index.json sets to null; the library needs them as arguments nevertheless."""
+    """The optional parts that model_index.json sets to null. The library still requires them as arguments."""
     return [name for group in kind.optional for name in group if index.get(name) == [None, None]]
 
 
 def not_optional(kind: PipelineKind, parts: Mapping[str, str | None]) -> Iterable[str]:
     """The parts that an entry leaves out although its pipeline needs them."""
-    able = {group[0] for group in kind.optional}
-    return [name for name, source in parts.items() if source is None and name not in able]
+    optional = {group[0] for group in kind.optional}
+    return [name for name, source in parts.items() if source is None and name not in optional]

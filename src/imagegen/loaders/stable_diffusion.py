@@ -35,7 +35,7 @@ class StableDiffusionModelLoader(PipelineModelLoader[StableDiffusionSpec]):
 
 #: No watermark: it would change pixels on machines where its library is installed.
 _XL = MappingProxyType({"add_watermarker": False})
-#: No safety checker of 1.5: it takes 1.2 GB, and sometimes makes harmless pictures black.
+#: Without the safety checker, which takes 1.2 GB and sometimes makes harmless pictures black.
 _UNCHECKED = MappingProxyType({"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False})
 _PARTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {

@@ -35,7 +35,7 @@ def least_tokens(folder: Path | None, prompt: str) -> int:
 
 
 class Reading(NamedTuple):
-    """A text that a tokenizer has read."""
+    """A text that a tokenizer has encoded: how many of its tokens the encoder read."""
 
     encoder: str
     text: str
@@ -52,15 +52,15 @@ class TokenWatch:
         for number in ("", "_2", "_3", "_4"):
             tokenizer = getattr(pipeline, f"tokenizer{number}", None)
             if tokenizer is not None:
-                # FLUX.2 has a processor of text and pictures in this place.
-                words = tokenizer if hasattr(tokenizer, "model_max_length") else tokenizer.tokenizer
-                _watch(words, f"text_encoder{number}", self.readings)
+                if not hasattr(tokenizer, "model_max_length"):
+                    tokenizer = tokenizer.tokenizer  # FLUX.2 has a processor of text and pictures in this place
+                _watch(tokenizer, f"text_encoder{number}", self.readings)
         self._template = getattr(pipeline, "prompt_template_encode_start_idx", 0)
 
     def of(self, prompt: str, most: int | None = None) -> tuple[TokensRead, ...]:
-        """The tokens of a prompt that each encoder read. `most`: the pipeline cuts the embeddings to this many tokens.
+        """The tokens of a prompt that each encoder read; empty if no watched tokenizer encoded the prompt.
 
-        Empty if no watched tokenizer encoded the prompt.
+        `most`: the number of tokens that the pipeline cuts the embeddings to.
         """
         found: dict[str, TokensRead] = {}
         for it in self.readings:
@@ -75,7 +75,7 @@ class TokenWatch:
 
 
 def what_is_cut(what: str, tokens: Sequence[TokensRead]) -> Iterator[str]:
-    """Yield a warning if no encoder has read the end of a text. `what`: `prompt` or `negative_prompt`."""
+    """Yield a warning if no encoder read the end of a text. `what` is `prompt` or `negative_prompt`."""
     if tokens and all(it.read < it.of for it in tokens):
         counts = ", ".join(f"{it.encoder} read {it.read} of {it.of}" for it in tokens)
         yield f"The end of the {what} is ignored. Tokens: {counts}."
