@@ -121,6 +121,24 @@ async def test_of_files_for_several_cards_the_one_for_this_card_is_pulled(
     await asyncio.wait([running])
 
 
+async def test_a_pull_replaces_a_local_file_that_cannot_be_read_and_does_not_stop_the_pulls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    name = "a" * 290 + ".gguf"  # longer than a file system allows
+    entry = {"name": "A", "type": "gguf", "base_model": "builtin:tiny", "local_path": ".", "gguf_file": name}
+    catalog = parse_catalog(json.dumps({"models": {"a": entry | {"hf_path": "org/a"}}}), SPECS)
+    downloads = Downloads()
+    puller = ModelPuller(lambda: catalog, tmp_path, EventBus(first_id=1), downloads)
+    running = asyncio.create_task(puller.run())
+    puller.start("a")
+    begun = asyncio.create_task(downloads.begin())
+    await asyncio.wait([running, begun], return_when=asyncio.FIRST_COMPLETED)
+    assert downloads.commands == [Fetch(files=(HubFiles(repo="org/a", files=(name,)),))]
+    running.cancel()
+    await asyncio.wait([running])
+
+
 async def test_a_refusal_is_kept_with_its_message(house: House) -> None:
     house.puller.start("a")
     await house.downloads.begin()

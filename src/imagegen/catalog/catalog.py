@@ -144,15 +144,15 @@ class GlobalSettings(Section):
         default=50,
         ge=0,
         le=100_000,
-        description="Another model is due once its oldest task has waited this many times the seconds of its load. A "
-        "due model may interrupt the resident models.",
+        description="A waiting model is due once its oldest task has waited for this many times the model's load time. "
+        "A due model may interrupt the resident models.",
     )
     quantum_swaps: float = Field(
         default=45,
         ge=0,
         le=100_000,
-        description="The resident models are interrupted only after they have worked for this many times the seconds "
-        "of the due model's load, counted since the latest load.",
+        description="The resident models are interrupted only after they have worked for this many times the due "
+        "model's load time, counted from the latest load.",
     )
     ageing_minutes: float = Field(
         default=5,
@@ -184,8 +184,8 @@ class GlobalSettings(Section):
 
     def over(self, settings: "Settings") -> "Settings":
         """The process's settings, overridden by the fields that this section sets."""
-        both = type(self).model_fields.keys() & type(settings).model_fields.keys()
-        own = {name: value for name in both if (value := getattr(self, name)) is not None}
+        common = type(self).model_fields.keys() & type(settings).model_fields.keys()
+        own = {name: value for name in common if (value := getattr(self, name)) is not None}
         return settings.model_copy(update=own) if own else settings
 
 
@@ -207,13 +207,13 @@ class HubFiles(Value):
     dtype: Dtype = "auto"
 
     def on_card(self, precision: str | None) -> Self:
-        """What a card of this precision needs; None: unknown."""
+        """The files that a card of this precision needs. None: unknown, and `by_precision` stays."""
         file = dict(self.by_precision).get(precision or "")
         return self if file is None else self.evolve(files=(*self.files, file), by_precision=())
 
     @classmethod
     def of(cls, source: str, **what: Any) -> Self:
-        """From `org/name[@revision]` and the other fields."""
+        """Make it from `org/name[@revision]` and the other fields."""
         repo, _, revision = source.partition("@")
         return cls(repo=repo, revision=revision or None, **what)
 
@@ -262,15 +262,15 @@ class ModelSpec(Section):
     )
     sizing: Annotated[Sizing, Request] = Field(
         default="short_side",
-        description="What `base_size` is for other shapes than a square. `area`: 21:9 at 1024 is 1568x672. "
-        "`short_side`, the table of the original API: it is 2389x1024, twice the pixels.",
+        description="How `base_size` sets the size of pictures that are not square. `area`: 21:9 at 1024 is 1568x672. "
+        "`short_side`, the table of the original API: 21:9 at 1024 is 2389x1024, twice the pixels.",
     )
     steps: Annotated[int, Request] = Field(
         default=28,
         ge=1,
         le=200,
-        description="Denoising steps of a request without `steps`. For a repository that the shipped models.yaml has, "
-        "the default of this field, of `guidance_scale` and of `base_size` is the one there.",
+        description="Denoising steps of a request without `steps`. If the shipped models.yaml has the repository, this "
+        "field, `guidance_scale` and `base_size` have the defaults given there.",
     )
     guidance_scale: Annotated[float, Request] = Field(
         default=3.5, ge=0, le=50, description="Guidance of a request without `guidance_scale`."
@@ -290,7 +290,7 @@ class ModelSpec(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _as_older_files_say(cls, data: Any) -> Any:
+    def _older_files_and_defaults(cls, data: Any) -> Any:
         """Read a relative `hf_path` that does not have two segments as a folder; fill in the shipped defaults."""
         if not isinstance(data, dict):
             return data
@@ -303,7 +303,7 @@ class ModelSpec(Section):
         return dict(known) | data
 
     @model_validator(mode="after")
-    def _batches_where_it_can(self) -> Self:
+    def _batches_if_supported(self) -> Self:
         if self.max_batch > 1:
             self.check_batch()
         return self
@@ -328,12 +328,12 @@ class ModelSpec(Section):
         return None if self.local_path is None or place(self.local_path).exists() else self.local_path
 
     def lacks_beside(self, place: Callable[[str], Path]) -> str | None:
-        """What is missing of other files that are only on this machine and in no repository."""
+        """What is missing of the entry's other local files, which are in no repository; None: nothing."""
         return None
 
     @property
     def side_multiple(self) -> int:
-        """What both sides of a rendered picture must be multiples of, in pixels."""
+        """Both sides of a rendered picture are multiples of this many pixels."""
         return SIDE_MULTIPLE
 
     @property

@@ -46,8 +46,8 @@ class Roots(NamedTuple):
             case Mark.PATH:
                 return self._allows(value, self.roots)
             case Mark.FILE:
-                return _is(WEIGHTS_FILE, value)
-            case Mark.SOURCE_OR_PATH if _is(HUB_SOURCE, value):
+                return _is_valid(WEIGHTS_FILE, value)
+            case Mark.SOURCE_OR_PATH if _is_valid(HUB_SOURCE, value):
                 # `org/name` is looked for below the models directory, and then on the hub.
                 return self._allows(value, (*self.roots, self.models))
             case Mark.SOURCE if is_relative_folder(value):
@@ -68,7 +68,7 @@ class Roots(NamedTuple):
             return False
 
 
-def _is(kind: TypeAdapter[str], value: str) -> bool:
+def _is_valid(kind: TypeAdapter[str], value: str) -> bool:
     try:
         kind.validate_python(value)
     except ValidationError:
@@ -127,7 +127,7 @@ def _merged(path: tuple[str, ...], section: Fields, fields: Fields, kind: type[S
 
 
 def _spelling(name: str, section: Fields, kind: type[Section] | None) -> str:
-    """The spelling that the file uses for a field: a second spelling in it would be an error."""
+    """The spelling that the section already uses for a field, because two spellings of one field are an error."""
     for field, info in kind.model_fields.items() if kind else ():
         if name in (known := spellings(field, info)):
             return next((key for key in section if key in known), name)
@@ -135,17 +135,17 @@ def _spelling(name: str, section: Fields, kind: type[Section] | None) -> str:
 
 
 def _check(fields: Fields) -> None:
-    """Check the bounds first: each field costs a pass over the whole file. Raises ConfigInvalid."""
+    """Check the bounds before the edit, because each field needs a pass over the whole file. Raises ConfigInvalid."""
     if len(fields) > _MAX_FIELDS:
         raise ConfigInvalid(f"More than {_MAX_FIELDS} fields.")
     for name, value in fields.items():
         if len(name) > _MAX_KEY or not name.isprintable():
-            raise ConfigInvalid("A key is longer than any name, or not printable.")
+            raise ConfigInvalid(f"A key is longer than {_MAX_KEY} characters, or not printable.")
         _check_value(name, value, _MAX_DEPTH)
 
 
-def _check_value(name: str, value: Any, left: int) -> None:
-    if not left:
+def _check_value(name: str, value: Any, depth_left: int) -> None:
+    if not depth_left:
         raise ConfigInvalid(f"A value is nested deeper than {_MAX_DEPTH} levels.")
     if isinstance(value, str):
         try:
@@ -153,4 +153,4 @@ def _check_value(name: str, value: Any, left: int) -> None:
         except UnicodeEncodeError:  # JSON can name half of a pair of surrogates
             raise ConfigInvalid(f"{name}: a text has characters that no file can hold.") from None
     for inner in (*value, *value.values()) if isinstance(value, Mapping) else value if isinstance(value, list) else ():
-        _check_value(name, inner, left - 1)
+        _check_value(name, inner, depth_left - 1)

@@ -39,7 +39,7 @@ Change = Put | Remove
 
 
 def edited(text: str, changes: Sequence[Change], document: Document | None = None) -> str:
-    """The text after the changes, applied one after the other. `document`: the text, where the caller has read it.
+    """The text after the changes, applied one after the other. `document`: the text, if the caller has parsed it.
 
     Raises NotEditable, or YamlProblem for a value that no file can hold; then nothing is changed.
     """

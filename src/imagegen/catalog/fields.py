@@ -51,14 +51,14 @@ _TEXTS = frozenset({Mark.TEXT, Mark.PATH, Mark.FILE, Mark.SOURCE, Mark.SOURCE_OR
 
 
 def inside(file: str) -> str:
-    """The same text, if it names a file below whatever folder it is joined to. Raises ValueError."""
+    """Return the text if it is a path that stays below any folder that it is joined to. Raises ValueError."""
     parts = file.split("/")
     if any(part in ("", ".", "..") for part in parts) or "\\" in file or file.startswith("~") or not file.isprintable():
         raise ValueError("must be a file below its folder or repository: no '..', no leading '/'")
     return file
 
 
-def _as_the_hub_names(source: str) -> str:
+def _allowed_on_hub(source: str) -> str:
     repo = source.partition("@")[0]
     if len(repo) > 96 or "--" in repo or ".." in source or repo.endswith(("-", ".", ".git")):
         raise ValueError("the hub does not allow this name")
@@ -99,7 +99,7 @@ HubSource = Annotated[
         r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*(@[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*)?",
         "must be a repository on the hub: org/name, or org/name@revision",
     ),
-    AfterValidator(_as_the_hub_names),
+    AfterValidator(_allowed_on_hub),
 ]
 
 #: `org/name[@revision]`, or a folder as in WeightsPath; the folder is used if it exists.
@@ -201,14 +201,14 @@ def _kinds(annotation: Any) -> Iterator[Any]:
 
 
 def refuse_word_for_number(value: object) -> None:
-    """Raises ValueError for true, false, and a number in quotes, which pydantic would take for a number."""
+    """Raises ValueError for true, false and a number in quotes, which pydantic would accept as numbers."""
     if isinstance(value, bool):
         raise ValueError("must be a number, not true or false")
     if isinstance(value, str):
         try:
             float(value)
         except ValueError:
-            return  # a word, which may be one of the field's own
+            return  # a word, which the field may accept
         raise ValueError("must be a number without quotes")
 
 

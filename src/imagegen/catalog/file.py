@@ -14,7 +14,7 @@ from imagegen.catalog.loading import read_text
 from imagegen.core.errors import ConfigReadOnly
 from imagegen.storage.files import storage_error, sync_folder
 
-#: Errors of a folder or file that must not be written to. A file that is a mount point is busy.
+#: Errors of a folder or file that cannot be written to. A file that is a mount point gives EBUSY.
 _READ_ONLY = (EACCES, EPERM, EROFS, EBUSY, ETXTBSY)
 
 
@@ -64,7 +64,7 @@ class ConfigFile:
             mode = target.stat().st_mode
         except OSError:
             return "The file cannot be read."
-        # root can write any file, so the mode decides.
+        # os.access is always true for root, so the mode is checked, too.
         if not mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH) or not os.access(target, os.W_OK):
             return "The file is read-only."
         return None if os.access(target.parent, os.W_OK) else "The file's folder is read-only."

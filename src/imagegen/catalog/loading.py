@@ -33,7 +33,7 @@ class ConfigError(Exception):
     """The configuration file is invalid. Its message has one line for each problem."""
 
     def __init__(self, lines: list[str], problems: Sequence[Problem] = ()) -> None:
-        """`problems`: the problems without file and line, for callers over HTTP; empty if the file cannot be read."""
+        """`problems` are for callers over HTTP: without file and line, and empty if the file cannot be parsed."""
         self.lines = lines
         self.problems = tuple(problems)
         super().__init__("\n".join(lines))

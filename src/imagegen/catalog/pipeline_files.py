@@ -100,7 +100,7 @@ def variant(
 def _best_copy(
     folders: Mapping[str, set[str]], index: Mapping[str, Any], without: Collection[str], dtype: Dtype
 ) -> str | None:
-    """The first copy in the order of the dtype with which the pipeline is complete; without such a copy, the first."""
+    """The best copy for the dtype that completes the pipeline; if there is none, the best copy that is there."""
     there = {w.variant for part in parts_of(index) if part not in without for w in _parsed(folders.get(part, ()))}
     copies = [copy for copy in _COPIES[dtype] if copy in there] or [None]
     return next((copy for copy in copies if _lacking(folders, index, without, copy) is None), copies[0])
@@ -116,7 +116,7 @@ def _lacking(
 
 
 def is_whole(names: Collection[str], cls: str, copy: str | None) -> bool:
-    """Whether the files of a part of this class are complete, read from this copy of its weights."""
+    """Whether the files of a part of this class are complete, with this copy of its weights."""
     return _has_all_shards(names, copy) if needs_weights(cls, names) else bool(_companions(names))
 
 
@@ -190,11 +190,11 @@ def _opened(names: Iterable[str], copy: str | None) -> list[_Weights]:
     known = list(_parsed(names))
     copies = {weights.variant for weights in known if weights.shard != (0, 0)}
     known = [weights for weights in known if weights.variant == (copy if copy in copies else None)]
-    whole = [weights for weights in known if weights.shard is None]
-    cut = [weights for weights in known if weights.shard is not None]
-    if (0, 0) not in {weights.shard for weights in cut}:
-        return whole
-    return whole if any(weights.stem == "model" for weights in whole) else cut
+    single = [weights for weights in known if weights.shard is None]
+    shards = [weights for weights in known if weights.shard is not None]
+    if (0, 0) not in {weights.shard for weights in shards}:
+        return single
+    return single if any(weights.stem == "model" for weights in single) else shards
 
 
 def _has_all_shards(names: Collection[str], copy: str | None) -> bool:

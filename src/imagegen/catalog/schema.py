@@ -75,10 +75,10 @@ def _definitions(kind: type[Section]) -> dict[str, Any]:
         if text := description(kind, name):
             shown["description"] = text
         for older in spellings(name, info)[1:]:
-            # The older spelling is a boolean, this one is not.
+            # An older spelling `enable_...` takes a boolean as well.
             value = {"anyOf": [shown, {"type": "boolean"}]} if older.startswith("enable_") else shown
             properties[older] = {**value, "deprecated": True, "description": f"Another name of `{name}`."}
-    # An older spelling also meets the requirement.
+    # A required field may also be given in an older spelling.
     older_names = {name for name, info in kind.model_fields.items() if len(spellings(name, info)) > 1}
     schema["required"] = [name for name in schema.get("required", ()) if name not in older_names]
     return {kind.__name__: schema, **inner}

@@ -34,12 +34,19 @@ def local(path: str, models_dir: Path) -> Path:
 
 
 def missing(spec: ModelSpec, models_dir: Path, precision: str | None = None) -> tuple[HubFiles, ...]:
-    """The files that must be pulled before an entry can be loaded.
+    """The files that must be pulled before an entry can be loaded. Files that cannot be read count as missing.
 
     `precision`: the one that the card needs (`int4`, `fp4`); None: unknown, then files of any precision count.
     """
     needed = [files.on_card(precision) for files in spec.hub_files()]
-    return tuple(files for files in needed if not (_replaced(spec, files, models_dir) or is_here(files)))
+    return tuple(files for files in needed if not _has(spec, files, models_dir))
+
+
+def _has(spec: ModelSpec, files: HubFiles, models_dir: Path) -> bool:
+    try:
+        return _replaced(spec, files, models_dir) or is_here(files)
+    except OSError:
+        return False
 
 
 def lacks_locally(spec: ModelSpec, models_dir: Path) -> str | None:
@@ -64,7 +71,7 @@ def weights_here(spec: ModelSpec, models_dir: Path, precision: str | None = None
 def _replaced(spec: ModelSpec, files: HubFiles, models_dir: Path) -> bool:
     """Whether complete local files replace the repository.
 
-    For `hf_path` these are the files of `local_path`, for other repositories a folder with the repository's name.
+    They are the files of `local_path` for the repository `hf_path`, and a folder with the repository's name for others.
     """
     if spec.hf_path is not None and spec.hf_path.partition("@")[0] == files.repo and files.part is None:
         return spec.local_path is not None and lacks_locally(spec, models_dir) is None
@@ -93,13 +100,13 @@ def cached_file(source: str, name: str) -> Path | None:
 
 
 def confined(name: str, folder: Path, home: Path) -> Path | None:
-    """The regular file that a caller calls `name` in `folder`; None: there is none, or a link leads it out of `home`.
+    """The regular file `name` below `folder`; None: there is none, or a link leads out of `home`.
 
-    Whatever names more than a file below the folder is not looked up.
+    `name` comes from a caller: a name that leads out of the folder is not looked up.
     """
     try:
         file = folder / inside(name)
-        # Resolving follows links, also those of the folders on the way.
+        # Resolving follows links, also of the folders above the file.
         found = file.resolve(strict=True).is_relative_to(home.resolve()) and file.is_file()
     except (OSError, ValueError, RuntimeError):
         return None

@@ -46,7 +46,7 @@ class Versions:
         raise VersionNotFound
 
     def add(self, text: str, source: str) -> int:
-        """Store a text as the newest version, unless it is already, and return its number.
+        """Store a text as the newest version, unless the newest version has it, and return the version's number.
 
         Raises StorageFull or StorageFailed.
         """

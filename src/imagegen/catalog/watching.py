@@ -14,7 +14,7 @@ from watchfiles import Change, awatch
 
 from imagegen.catalog.file import ConfigFile, Stamp
 
-#: Milliseconds after which the file is checked without a notification: not every file system sends them.
+#: Milliseconds after which the file is checked without a notification, because not every file system sends them.
 _LOOK_MS = 5000
 #: Seconds between two attempts while the folder is missing.
 _AGAIN_S = 1.0
@@ -89,7 +89,7 @@ async def _hints(file: ConfigFile, stop: asyncio.Event) -> AsyncIterator[None]:
 
 
 async def settled(file: ConfigFile, stop: asyncio.Event) -> Stamp | None:
-    """Wait until the file does not change any more; its stamp then."""
+    """Wait until the file stops changing, at most _PATIENCE_S. Returns its stamp."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + _PATIENCE_S
     stamp = file.stamp()

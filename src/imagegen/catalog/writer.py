@@ -150,7 +150,7 @@ class CatalogWriter:
         return self._next(lambda: self._reload(source, None))
 
     async def begin(self) -> None:
-        """Before the first request: read the ETag of the configuration in force, and reload the file first."""
+        """Read the ETag of the configuration in force, and queue a reload. Call it before the first request."""
         await asyncio.to_thread(self._file.sweep)
         self._known = self._file.stamp()
         with suppress(ConfigError):  # the reload reports it
@@ -194,7 +194,7 @@ class CatalogWriter:
             return await action()
 
         self._latest = asyncio.create_task(act(), name="config")
-        self._latest.add_done_callback(_told)
+        self._latest.add_done_callback(_retrieve)
         return self._latest
 
     async def _written(self, editing: "asyncio.Task[_Accepted]") -> Written:
@@ -238,7 +238,7 @@ class CatalogWriter:
 
     def _write(self, old: str, new: str, source: str, by_hand: str = "file") -> None:
         if new != old:
-            self._versions.add(old, by_hand)  # usually stored already, except an unread edit by hand
+            self._versions.add(old, by_hand)  # stored already, unless it was edited by hand and not read yet
             self._file.replace(new)
         try:
             self._versions.add(new, source)
@@ -285,7 +285,7 @@ class CatalogWriter:
         # No await between these changes: a reader of the status sees both or neither.
         self._status = self._status.evolve(ok=True, errors=(), checked_at=datetime.now(UTC))
         swapping.add_done_callback(self._swaps.discard)
-        swapping.add_done_callback(_told)
+        swapping.add_done_callback(_retrieve)
         return _Accepted(new.etag, swapping)
 
     async def _put_in_force(self, new: "_Text", source: str, same: bool) -> Difference:
@@ -318,7 +318,7 @@ class _Accepted(NamedTuple):
     swapping: "asyncio.Task[Difference]"
 
 
-def _told(done: "asyncio.Task[Any]") -> None:
-    """Retrieve the exception, so that asyncio does not log it when no caller waits any more."""
+def _retrieve(done: "asyncio.Task[Any]") -> None:
+    """Retrieve the exception, because asyncio logs one that no caller has retrieved."""
     if not done.cancelled():
         done.exception()

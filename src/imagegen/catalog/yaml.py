@@ -98,7 +98,7 @@ def _child(node: Node | None, data: Any, part: object) -> tuple[Position, Node, 
 
 
 def _refuse_dangers(events: Iterator[Event]) -> None:
-    # Checked before data is built from the text: 300 bytes of nested aliases are built at once and never fully walked.
+    # Checked before data is built from the text: 300 bytes of nested aliases make a value that takes forever to walk.
     depth, documents = 0, 0
     for number, event in enumerate(events):
         if number > MAX_EVENTS:
