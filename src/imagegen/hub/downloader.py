@@ -32,16 +32,15 @@ TICK_S = 0.25
 #: Seconds that the library may sleep when the hub asks it to wait. A longer wait is reported instead.
 MAX_WAIT_S = 30
 
-#: Bytes between two writes. The default of the library, 10 MiB, loses more with every broken connection and makes
-#: progress jump.
+#: Bytes between two writes. With the library's default, 10 MiB, a broken connection loses more and progress jumps.
 WRITE_BYTES = 2**18
 
 
 class _Wanted(NamedTuple):
-    """Files of a repository, and the request that they belong to."""
+    """A repository, what is needed from it, and the files that it has for that."""
 
     repository: Repository
-    wish: HubFiles
+    needed: HubFiles
     files: list[RemoteFile]
 
     @property
@@ -55,23 +54,23 @@ class _Wanted(NamedTuple):
 
 def fetch(command: Fetch, tell: Tell) -> None:
     """Run the command. Raises Refusal."""
-    wanted = [_choose(wish) for wish in command.files]
+    wanted = [_choose(needed) for needed in command.files]
     _check_space(wanted, command.reserve_bytes)
     _download(wanted, tell)
-    for repository, wish, files in wanted:
+    for repository, needed, files in wanted:
         try:
-            repository.publish(wish, files)
+            repository.publish(needed, files)
         except OSError as error:
             raise disk_refused(error) from error
     tell(Fetched())
 
 
-def _choose(wish: HubFiles) -> _Wanted:
+def _choose(needed: HubFiles) -> _Wanted:
     try:
-        repository = Repository.open(wish)
-        return _Wanted(repository, wish, repository.choose(wish))
+        repository = Repository.open(needed)
+        return _Wanted(repository, needed, repository.choose(needed))
     except EXPECTED as error:
-        raise refused(error, wish.repo) from error
+        raise refused(error, needed.repo) from error
 
 
 def _check_space(wanted: list[_Wanted], reserve_bytes: int) -> None:
@@ -100,15 +99,15 @@ def _download(wanted: list[_Wanted], tell: Tell) -> None:
     files = [(each.repository, file) for each in wanted for file in each.files]
     files.sort(key=lambda pair: -pair[1].size)
     waiting = {pool.submit(_fetch_one, repository, file) for repository, file in files}
-    said = None
+    reported = None
     while waiting:
         done, waiting = wait(waiting, TICK_S, FIRST_EXCEPTION)
         for future in done:
             future.result()
         progress = _progress(wanted)
-        if progress != said:
+        if progress != reported:
             tell(progress)
-            said = progress
+            reported = progress
     pool.shutdown()
 
 

@@ -40,7 +40,7 @@ async def fetch_in_process(command: Fetch, on_progress: OnProgress) -> Fetched |
         env=downloader_environment(os.environ),
     )
     try:
-        return await _hear(process, on_progress)
+        return await _read_answers(process, on_progress)
     finally:
         with suppress(ProcessLookupError):
             process.kill()
@@ -52,7 +52,8 @@ def downloader_environment(ours: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in ours.items() if not is_secret(name)} | dict(_VARIABLES)
 
 
-async def _hear(process: asyncio.subprocess.Process, on_progress: OnProgress) -> Fetched | Refused:
+async def _read_answers(process: asyncio.subprocess.Process, on_progress: OnProgress) -> Fetched | Refused:
+    """Pass on the progress until the last answer, and return that."""
     assert process.stdout is not None
     with suppress(ValueError):  # not an answer, or too long a line
         async for line in process.stdout:

@@ -20,9 +20,9 @@ from imagegen.hub.protocol import Fetch, Fetched, Progress, Refused
 log = structlog.get_logger(__name__)
 
 _CANCELLED = Failure(
-    code=FailureCode.PULL_CANCELLED, message="The pull of the model's weights was cancelled; what arrived is kept."
+    code=FailureCode.PULL_CANCELLED,
+    message="The pull of the model's weights was cancelled. The bytes that arrived are kept.",
 )
-
 
 _REMOVED = Failure(code=FailureCode.MODEL_REMOVED, message="The model is no longer configured.")
 
@@ -79,7 +79,8 @@ class ModelPuller:
         self._fetch = fetch
         self._precision = precision
         self._pulls: dict[str, Pull] = {}
-        self._turns: asyncio.Queue[str] = asyncio.Queue()
+        #: The models to pull, in order. One whose pull was cancelled meanwhile is skipped.
+        self._queue: asyncio.Queue[str] = asyncio.Queue()
         #: The running pull, and its model.
         self._running: tuple[str, asyncio.Future[Fetched | Refused]] | None = None
         #: Set and replaced when a model's pull changes.
@@ -89,7 +90,7 @@ class ModelPuller:
     def __repr__(self) -> str:
         state = "DRAINING" if self._draining else "OPEN"
         pulling = self._running[0] if self._running else None
-        return f"<ModelPuller [{state}, Pulling: {pulling}, Waiting: {self._turns.qsize()}, Known: {len(self._pulls)}]>"
+        return f"<ModelPuller [{state}, Pulling: {pulling}, Waiting: {self._queue.qsize()}, Known: {len(self._pulls)}]>"
 
     # -- reads --------------------------------------------------------------------------------------------------------
 
@@ -128,7 +129,7 @@ class ModelPuller:
             raise NoRepository
         if self.is_here(model):
             raise WeightsHere
-        self._turns.put_nowait(model)
+        self._queue.put_nowait(model)
         return self._set(Pull(model=model))
 
     def cancel(self, model: str) -> Pull:
@@ -166,14 +167,14 @@ class ModelPuller:
     async def run(self) -> None:
         """Run the pulls one after the other, without end."""
         while True:
-            model = await self._turns.get()
+            model = await self._queue.get()
             if self._pulls[model].state is PullState.WAITING:
-                await self._take_turn(model)
+                await self._run_pull(model)
 
-    async def _take_turn(self, model: str) -> None:
+    async def _run_pull(self, model: str) -> None:
         spec = self._catalog().models.get(model)
         if spec is None:
-            self._failed(model, Refused(code=FailureCode.MODEL_REMOVED, message="The model is no longer configured."))
+            self._set(self._pulls[model].evolve(state=PullState.FAILED, failure=_REMOVED))
             return
         self._set(self._pulls[model].evolve(state=PullState.DOWNLOADING))
         command = Fetch(files=missing(spec, self._models_dir, self._precision()))

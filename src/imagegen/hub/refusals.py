@@ -1,4 +1,4 @@
-"""Maps errors of the hub, the network and the disk to messages for the caller."""
+"""Maps errors of the hub, the network and the disk to codes and messages for the caller."""
 
 from collections.abc import Mapping
 
@@ -36,7 +36,7 @@ def refusal(code: FailureCode, message: str, retry_after: int | None = None) -> 
 
 
 def refused(error: Exception, repo: str) -> Refusal:
-    """The refusal for one of EXPECTED. It repeats no URL and no header: they may hold secrets."""
+    """The refusal for one of EXPECTED. It contains no URL and no header, which may hold secrets."""
     match error:
         case HfHubHTTPError():
             return _answered(error, repo)
@@ -68,7 +68,9 @@ def _answered(error: HfHubHTTPError, repo: str) -> Refusal:
 
 def disk_refused(error: OSError) -> Refusal:
     if error.errno in DISK_FULL:
-        return refusal(FailureCode.STORAGE_FULL, "The disk with the hub's cache is full; what arrived is kept.")
+        return refusal(
+            FailureCode.STORAGE_FULL, "The disk with the hub's cache is full. The bytes that arrived are kept."
+        )
     return refusal(FailureCode.STORAGE_FAILED, f"The hub's cache cannot be written to: {error.strerror}.")
 
 

@@ -59,7 +59,7 @@ class Repository:
 
     @classmethod
     def open(cls, wanted: HubFiles) -> "Repository":
-        """Ask the hub for the commit and its files. Raises one of refusals.EXPECTED."""
+        """Ask the hub for the commit of a revision, and for its files. Raises one of refusals.EXPECTED."""
         api = HfApi(library_name="imagegen", library_version=imagegen.__version__)
         try:
             info = api.model_info(wanted.repo, revision=wanted.revision, files_metadata=True, timeout=API_TIMEOUT_S)
@@ -151,7 +151,7 @@ class Repository:
             raise refusal(FailureCode.CHECKSUM_MISMATCH, message)
 
     def publish(self, wanted: HubFiles, files: list[RemoteFile]) -> None:
-        """Make the files visible to loaders at once: model_index.json is linked last, then the name of the branch."""
+        """Make the files visible to loaders. The index of a pipeline is linked last, and then the revision."""
         revision = wanted.revision or "main"
         known = {file.path: file for file in [*self._unchanged(revision), *files]}
         for file in sorted(known.values(), key=lambda file: file.path == INDEX):
@@ -167,7 +167,7 @@ class Repository:
 
 
 def _described(file: Any) -> RemoteFile:
-    """The file as the hub describes it. Raises ValueError for a path that leads out, or a malformed digest."""
+    """The file as the hub describes it. Raises ValueError for a path out of the repository, or a malformed digest."""
     large = file.lfs is not None
     digest, form = (file.lfs.sha256, _SHA256) if large else (file.blob_id, _SHA1)
     size = file.lfs.size if large else file.size
@@ -206,7 +206,7 @@ class _Bounded:
 
 
 def _get(url: str, out: BinaryIO | _Bounded, had: int, headers: dict[str, str]) -> Exception | None:
-    """Append the bytes after the first `had`. Returns an error that a retry may solve; raises all others."""
+    """Append the bytes after the first `had`. Returns an error that a retry may solve, and raises all others."""
     try:
         http_get(url, cast(BinaryIO, out), resume_size=had, headers=headers)
     except httpx2.TransportError as fault:
@@ -218,7 +218,7 @@ def _get(url: str, out: BinaryIO | _Bounded, had: int, headers: dict[str, str]) 
         if error.response.status_code != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             raise
     except OSError as error:
-        if error.errno is not None:  # without an errno, http_get received another number of bytes than announced
+        if error.errno is not None:  # None: http_get received more or fewer bytes than the hub announced
             raise
     return None
 
