@@ -155,7 +155,7 @@ async def test_a_redirect_to_the_inside_is_a_failure_and_is_not_followed(canary:
         ports = (canary.port, inside.port)
         client = client_for(*ports, allowed_networks=(IPv4Network("127.0.0.0/8"),))
         answer = await client.post(canary.url(), "{}", {})
-        assert (answer.status, answer.arrived, answer.word, inside.connections) == (302, False, "status 302", 0)
+        assert (answer.status, answer.arrived, answer.problem, inside.connections) == (302, False, "status 302", 0)
 
 
 async def test_a_host_without_an_address_is_not_allowed() -> None:

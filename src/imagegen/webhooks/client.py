@@ -25,7 +25,7 @@ Found = tuple[int, int, int, str, tuple[object, ...]]
 
 
 class Answer(NamedTuple):
-    """The result of an attempt: the receiver's status, or 0 and a stable code."""
+    """The result of an attempt: the receiver's status, or status 0 and a stable code (`error`)."""
 
     status: int = 0
     error: str | None = None
@@ -41,7 +41,7 @@ class Answer(NamedTuple):
         return self.status == HTTPStatus.GONE
 
     @property
-    def word(self) -> str | None:
+    def problem(self) -> str | None:
         """Why the attempt failed; None: it succeeded."""
         if self.error is not None or self.arrived:
             return self.error
@@ -88,7 +88,7 @@ class GuardedClient:
         except (TimeoutError, httpx.TimeoutException):
             return Answer(error="timeout")
         except (SSRFGuardError, socket.gaierror, httpx.InvalidURL, ValueError):
-            # The same code for a forbidden address and for none: it must not tell which names exist.
+            # The same code for a forbidden address and for an unknown name, so that it does not tell which names exist.
             return Answer(error="url_not_allowed")
         except httpx.ConnectError as error:
             return Answer(error="tls_failed" if _is_tls(error) else "refused")
@@ -119,10 +119,9 @@ class GuardedClient:
 
 
 async def _look_up(resolver: Resolver, host: str, port: int) -> list[Found]:
-    """Resolve a host.
+    """Resolve a host in a daemon thread, because a lookup cannot be cancelled and must not delay a timeout or the exit.
 
-    In a daemon thread: a lookup cannot be cancelled, and must delay neither the attempt nor the exit.
-    `threading.Thread` would hold up the event loop until the thread runs: for 8 ms, measured on two busy cores.
+    `threading.Thread` would block the event loop until the thread runs: for 8 ms, measured on two busy cores.
     """
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[list[Found]] = loop.create_future()

@@ -7,12 +7,12 @@ from email.utils import parsedate_to_datetime
 #: The longest Retry-After that is obeyed, in seconds.
 MAX_RETRY_AFTER_S = 86_400
 
-#: Retries are moved by up to this share, so that those of one outage spread.
+#: The share of a delay by which a retry is moved at random, so that the retries after an outage spread.
 SPREAD = 0.1
 
 
 def retry_in_s(attempts: int, delays_s: Sequence[float], chance: float, retry_after_s: float = 0) -> float | None:
-    """Seconds until the next attempt after so many `attempts`; None: it was the last one. `chance` is 0 to 1."""
+    """Seconds until the next attempt, after `attempts` of them; None: that was the last one. `chance` is 0 to 1."""
     if attempts > len(delays_s):
         return None
     delay_s = delays_s[attempts - 1] * (1 - SPREAD + 2 * SPREAD * chance)

@@ -21,7 +21,7 @@ from imagegen.webhooks.turns import Turn, Turns
 
 log = structlog.get_logger(__name__)
 
-#: Deliveries of an earlier run start within this many seconds each, and all of them within a minute.
+#: After a restart, pending deliveries are spread over this many seconds for each of them, at most a minute in all.
 _RESUME_S = 0.05
 _RESUME_ALL_S = 60.0
 
@@ -56,9 +56,9 @@ class WebhookSender:
         chance: Callable[[], float] = random.random,
         secret_of: Callable[[str], Awaitable[str | None]] | None = None,
     ) -> None:
-        """Without a signer webhooks are off. `delays_s`: seconds between attempts; after the last one it is dead.
+        """Without a signer, webhooks are off. `delays_s`: seconds between attempts; after the last one a delivery is dead.
 
-        `secret_of`: finds the secret of an owner, which then signs alone.
+        `chance`: a random number from 0 to 1. `secret_of`: the secret of an owner, which replaces those of the signer.
         """
         self._outbox = outbox
         self._client = client
@@ -89,7 +89,7 @@ class WebhookSender:
         return Webhook(url=url, events=tuple(dict.fromkeys(events)))
 
     async def get(self, delivery_id: str, who: Owner = ANYONE) -> Delivery:
-        """Raises DeliveryNotFound, also for a delivery that does not exist for the caller."""
+        """A delivery. Raises DeliveryNotFound, also if the caller may not see it."""
         delivery = await self._outbox.get(delivery_id)
         if delivery is None or not who.may_see(delivery.owner):
             raise DeliveryNotFound
@@ -107,7 +107,7 @@ class WebhookSender:
         return datetime.now(UTC) + timedelta(seconds=max(0.0, due - self._clock()))
 
     async def replay(self, delivery_id: str, who: Owner = ANYONE) -> Delivery:
-        """Send a delivery again, with the same id and no attempts.
+        """Send a delivery again, with the same id. Its attempts are counted from zero.
 
         Raises WebhooksOff, DeliveryNotFound, or Forbidden if the caller may only see it.
         """
@@ -179,7 +179,7 @@ class WebhookSender:
                 self._turns.heard(turn, self._clock(), answered=answer.status != 0)
                 await self._settle(turn, delivery, answer)
         except (StorageFull, StorageFailed) as error:
-            # It may have arrived and be sent twice: the promise is "at least once".
+            # It may have arrived, and is then sent twice: delivery is "at least once".
             log.error("delivery_not_recorded", delivery_id=turn.id, code=error.code)
             self._turns.again(turn, self._clock() + _DISK_S)
         self._wake.set()
@@ -193,7 +193,7 @@ class WebhookSender:
 
     async def _settle(self, turn: Turn, delivery: Delivery, answer: Answer) -> None:
         now = datetime.now(UTC)
-        delivery = delivery.evolve(attempted_at=now, error=answer.word)
+        delivery = delivery.evolve(attempted_at=now, error=answer.problem)
         if answer.arrived:
             arrived = delivery.evolve(state=DeliveryState.DELIVERED, attempts=turn.attempts + 1)
             await self._outbox.delivered(arrived)
@@ -212,9 +212,15 @@ class WebhookSender:
         else:
             await self._outbox.failed(delivery)
             self._turns.again(turn, self._clock() + retry_s)
-            told = {"delivery_id": delivery.id, "task_id": delivery.task_id, "host": turn.host}
-            retry = {"attempts": delivery.attempts, "retry_in_s": round(retry_s, 1)}
-            log.info("delivery_failed", error=delivery.error, **told, **retry)
+            log.info(
+                "delivery_failed",
+                error=delivery.error,
+                delivery_id=delivery.id,
+                task_id=delivery.task_id,
+                host=turn.host,
+                attempts=delivery.attempts,
+                retry_in_s=round(retry_s, 1),
+            )
 
 
 def _turn(delivery: Delivery, *, early: bool = False) -> Turn:

@@ -14,7 +14,7 @@ class Signer:
         self._keys = [Webhook(secret.get_secret_value()) for secret in secrets]
 
     def headers(self, delivery_id: str, at: datetime, body: str) -> dict[str, str]:
-        """`at` is the time of this attempt: receivers refuse signatures that are some minutes old."""
+        """The headers of an attempt. `at` is its time, because receivers refuse signatures that are minutes old."""
         return {
             "webhook-id": delivery_id,
             "webhook-timestamp": str(int(at.timestamp())),

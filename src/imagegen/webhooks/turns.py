@@ -21,7 +21,7 @@ class Turn:
     due: float = 0
     #: Whether it is in its host's line, or its attempt runs.
     taken: bool = False
-    #: Whether somebody asked for its next attempt: it goes before the other deliveries of its host.
+    #: Whether its next attempt was requested over the API: it then precedes the other deliveries of its host.
     asked: bool = False
     #: When its attempt began.
     begun: float = 0
@@ -38,7 +38,7 @@ class _Host:
     running: int = 0
     #: Whether its latest attempt was slow or had no answer.
     suspect: bool = False
-    #: Whether it gets no attempt for a moment, because the latest one had no answer.
+    #: Whether it gets no attempt for `rest_s`, because the latest one had no answer.
     resting: bool = False
 
 
@@ -46,16 +46,16 @@ class _Host:
 class Turns:
     """Deliveries of one task are sent in order of creation; hosts take turns, each with a few attempts at a time.
 
-    No receiver delays those of other hosts. An attempt gives its slot back once it is slow. A host whose latest attempt
-    was slow or had no answer is a suspect: suspects have slots of their own, one for each host.
+    A slow host does not delay deliveries to other hosts: an attempt gives its slot back once it is slow, and a host
+    whose latest attempt was slow or had no answer is a suspect. Suspects have slots of their own, one for each host.
     """
 
     #: Concurrent attempts that are not slow yet.
     most: int = 16
     most_a_host: int = 2
-    #: Concurrent attempts at which no suspect gets another one.
+    #: Attempts that are slow or belong to suspects: while so many run, no suspect gets another one.
     most_suspect: int = 16
-    #: Concurrent attempts in all: each needs a socket. 16 a second can become slow, and each ends at its timeout.
+    #: Concurrent attempts in all: each needs a socket. 16 a second can become slow, and run until their timeout.
     most_open: int = 256
     #: Seconds after which an attempt is slow.
     slow_s: float = 1
@@ -96,7 +96,7 @@ class Turns:
         return min(times, default=None)
 
     def add(self, turn: Turn, due: float) -> None:
-        """Add a delivery behind the earlier ones of its task. One that waits already is left as it is."""
+        """Add a delivery behind the earlier ones of its task. A delivery that is known already is not changed."""
         if turn.id in self._known:
             return
         self._known[turn.id], turn.due = turn, due
@@ -107,7 +107,7 @@ class Turns:
             self._push(turn)
 
     def hasten(self, delivery_id: str, due: float) -> bool:
-        """Move the next attempt of a waiting delivery forward and reset its attempts; False: not known."""
+        """Move the next attempt of a delivery forward, and count its attempts from zero; False: it is not known."""
         turn = self._known.get(delivery_id)
         if turn is None:
             return False
@@ -171,7 +171,7 @@ class Turns:
             self._line_up(name, host)
 
     def heard(self, turn: Turn, now: float, *, answered: bool) -> None:
-        """Its attempt has an outcome: whether the host answered, with any status. `again` or `done` follows."""
+        """Record whether the host answered an attempt, with any status. Call `again` or `done` afterwards."""
         host = self._hosts[turn.host]
         if not answered:
             host.resting = True
@@ -229,7 +229,7 @@ class Turns:
         self._line_up(name, host)
 
     def _line_up(self, name: str, host: _Host) -> None:
-        """Put the host at the end of the line where it belongs, unless it waits there; or into none."""
+        """Queue the host behind the others of its kind if it may have an attempt now; else remove it from the queue."""
         line, other = (self._suspects, self._good) if host.suspect else (self._good, self._suspects)
         other.pop(name, None)
         if host.ready and not host.resting and host.running < (1 if host.suspect else self.most_a_host):
