@@ -25,8 +25,8 @@ def builtin_model(name: str) -> Path:
     return _HERE / name
 
 
-#: The fields of an entry whose defaults are those of the repository.
-_OF_THE_REPOSITORY = ("steps", "guidance_scale", "base_size")
+#: The fields of an entry that have other defaults for a known repository.
+_DEFAULTS = ("steps", "guidance_scale", "base_size")
 
 
 @cache
@@ -35,7 +35,7 @@ def known_repositories() -> Mapping[str, Mapping[str, Any]]:
     entries = YAML(typ="safe").load(default_config())["models"].values()
     return MappingProxyType(
         {
-            entry["hf_path"].partition("@")[0]: MappingProxyType({name: entry[name] for name in _OF_THE_REPOSITORY})
+            entry["hf_path"].partition("@")[0]: MappingProxyType({name: entry[name] for name in _DEFAULTS})
             for entry in entries
             if "hf_path" in entry
         }

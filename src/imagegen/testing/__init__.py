@@ -1,4 +1,4 @@
-"""For tests and for a Python prompt, not for the service: a model family without weights.
+"""For tests and for a Python prompt: a model family without weights, a scripted engine, a clock, a whole service.
 
 Nothing in the service imports this package. `python -m imagegen.testing` is the `imagegen` command with the family
 `fake`.

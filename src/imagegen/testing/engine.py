@@ -1,4 +1,4 @@
-"""ScriptedEngine: replaces the device, records the calls, and gives the answers that a test sets."""
+"""ScriptedEngine: replaces the device, records the calls, and returns the answers that a test sets."""
 
 import asyncio
 from collections.abc import Callable
@@ -63,12 +63,12 @@ class ScriptedEngine(GpuExecutor):
         clock: Clock | None = None,
         work_s: float = 0,
     ) -> None:
-        """`full`, `empty`: the memory it reports with and without a model. A picture advances `clock` by `work_s`."""
+        """`full`, `empty`: the memory that it reports with and without a model. A call advances `clock` by `work_s`."""
         self.waits = waits
         self.full, self.empty = full or DeviceMemory(), empty or DeviceMemory()
         self._clock = clock or Clock()
         self._work_s = work_s
-        #: The calls so far, as `load a`; `recycle`.
+        #: The calls so far: `load a`, `unload a`, `generate a`, `recycle`.
         self.asked: list[str] = []
         self.commands: list[Load | Unload | Generate] = []
         self.instead: dict[Kind, Answer] = {}
@@ -131,7 +131,7 @@ class ScriptedEngine(GpuExecutor):
         loading.set_result(failed)
 
     def answer(self, failed: Failed | None) -> None:
-        """End the running call: with the failure; if None, with Stopped if a stop was requested, else with pictures."""
+        """End the running call with a failure. None: with Stopped if a stop was requested, and else with pictures."""
         assert self.call is not None
         call, self.call = self.call, None
         call.outcome.set_result(failed)

@@ -1,4 +1,4 @@
-"""The family `fake`, which has no weights: fields of an entry set its times, its size and its faults. For tests."""
+"""The family `fake`, which has no weights: the fields of an entry set its times, its size and its faults."""
 
 import ctypes
 import io
@@ -73,7 +73,7 @@ class FakeModelLoader(ModelLoader[FakeSpec]):
                 while stream.read(2**20):
                     time.sleep(spec.read_seconds_per_mib)
         if spec.fault_at == "load":
-            commit(spec.fault)
+            cause(spec.fault)
         return FakeModel(spec)
 
     def least_bytes(self, spec: FakeSpec, placement: Placement) -> int | None:
@@ -112,7 +112,7 @@ class FakeModel(LoadedModel):
         for step in range(total):
             time.sleep(self._spec.step_seconds)
             if self._spec.fault_at == "step" and self._spec.fault_prompt in request.prompt:
-                self._commit()
+                self._cause()
             wanted = step % request.steps + 1 in wanted_steps(inputs.previews, request.steps)
             on_step(step + 1, total, _preview(request) if wanted else b"")
         return [_picture(request, seed) for seed in request.seeds]
@@ -120,17 +120,17 @@ class FakeModel(LoadedModel):
     def generate_together(self, requests: Sequence[GenerationRequest], on_step: OnStep) -> list[Pixels]:
         pictures, steps = [(request, seed) for request in requests for seed in request.seeds], requests[0].steps
         if 0 < self._spec.most_pictures < len(pictures):
-            commit("out_of_memory")
+            cause("out_of_memory")
         for step in range(steps):
             time.sleep(self._spec.step_seconds * (1 + self._spec.companion_cost * (len(pictures) - 1)))
             if self._spec.fault_at == "step" and any(self._spec.fault_prompt in it.prompt for it in requests):
-                self._commit()
+                self._cause()
             on_step(step + 1, steps)
         return [_picture(request, seed) for request, seed in pictures]
 
-    def _commit(self) -> None:
+    def _cause(self) -> None:
         if not (self._spec.fault == "full_cache" and self._trimmed):
-            commit(self._spec.fault)
+            cause(self._spec.fault)
 
     def trim(self) -> None:
         self._trimmed = True
@@ -152,8 +152,8 @@ def _preview(request: GenerationRequest) -> bytes:
     return file.getvalue()
 
 
-def commit(fault: Fault) -> None:
-    """Cause the fault."""
+def cause(fault: Fault) -> None:
+    """Cause the fault in this process."""
     _FAULTS[fault]()
 
 
