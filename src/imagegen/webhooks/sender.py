@@ -56,7 +56,7 @@ class WebhookSender:
         chance: Callable[[], float] = random.random,
         secret_of: Callable[[str], Awaitable[str | None]] | None = None,
     ) -> None:
-        """Without a signer, webhooks are off. `delays_s`: seconds between attempts; after the last one a delivery is dead.
+        """Without a signer, webhooks are off. `delays_s`: the seconds between the attempts of a delivery.
 
         `chance`: a random number from 0 to 1. `secret_of`: the secret of an owner, which replaces those of the signer.
         """
