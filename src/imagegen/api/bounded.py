@@ -14,7 +14,7 @@ from imagegen.api.security import KeyedRoute
 MAX_PARTS = 10_000
 
 
-#: The hint of a 415 for the two kinds of body that programs send without being told.
+#: What a 415 adds for the two types of body that programs send by default.
 _HINTS: Mapping[str, str] = MappingProxyType(
     {
         "multipart/form-data": " Pictures go into the JSON as base64 text.",

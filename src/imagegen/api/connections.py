@@ -28,11 +28,12 @@ STALLED_S = 60
 #: Bytes of each body that the bound of all bodies does not count: prompts always pass.
 SMALL_BODY = 64 * 2**10
 
-#: Connections beyond the bound that wait for a probe, and the seconds that each gets. Of more, the oldest is closed.
+#: The most connections beyond the bound, which may only ask for a probe, and the seconds that each has to ask. If there
+#: are more, the oldest is closed.
 RESERVE = 32
 RESERVE_S = 2
 
-#: Seconds in which a caller can read why it was refused, before the connection is closed.
+#: Seconds for which a refused caller can read the reason before its connection is closed.
 LINGER_S = 1
 
 PROBES = frozenset({"/livez", "/readyz"})
@@ -100,7 +101,7 @@ class _Refused(Exception):
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol within bounds. What it refuses before there is a request has problem details, too."""
+    """uvicorn's protocol with bounds. A caller that is refused before there is a request gets problem details, too."""
 
     def __init__(self, *args: Any, shared: Connections, probes_only: bool = False, **options: Any) -> None:
         """`probes_only`: nothing but PROBES is answered."""
@@ -112,7 +113,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._lingers = False
         self._fields = 0
         self._head_bytes = 0
-        #: Bytes since the parser has told anything but a field.
+        #: Bytes since the parser last reported the begin of a request, its whole head, a piece of its body or its end.
         self._unread = 0
         self._body = 0
         self._counted = 0
@@ -136,7 +137,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def drop(self) -> None:
-        """Close the connection without an answer. What was to be sent is thrown away."""
+        """Close the connection without an answer, and discard the bytes that are not sent yet."""
         self._shared.remove(self)
         self.transport.abort()
 
@@ -180,13 +181,13 @@ class BoundedProtocol(HttpToolsProtocol):
             self._await("head")
         self._unread += len(data)
         self._unset_keepalive_if_required()
-        # As in uvicorn, but without a line in the log for each: whoever sends nonsense could fill the disk.
+        # As in uvicorn, but without a line in the log: a caller that sends garbage could fill the disk.
         assert self.parser is not None
         try:
             self.parser.feed_data(data)
         except HttpParserError:
             self.send_400_response("")
-        except HttpParserUpgrade:  # of no protocol that there is: the request is answered as it is
+        except HttpParserUpgrade:  # no other protocol is supported: the request is answered over HTTP
             pass
         if self._unread > MAX_HEAD and not self._lingers and self.parser is not None:
             self._refusal = _HEAD_TOO_LARGE

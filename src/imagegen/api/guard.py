@@ -26,9 +26,9 @@ SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 class Guard:
     """Middleware against web pages that the operator visits: they must not submit tasks or read them.
 
-    A browser sends where a request comes from (Sec-Fetch-Site, Origin). Programs send neither header, and pass. A page
-    can make its own host name resolve to 127.0.0.1, and is then of the same origin: its requests have a foreign name
-    in the Host header.
+    A browser tells which origin a request comes from (Sec-Fetch-Site, Origin). Programs send neither header, and pass.
+    A page can make its own host name resolve to 127.0.0.1, and then has the same origin as the service: such requests
+    have a foreign name in the Host header.
     """
 
     def __init__(self, app: ASGIApp, host: str, allowed_hosts: Collection[str], origins: Collection[str] = ()) -> None:

@@ -7,7 +7,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 class HeadAsGet:
     """Middleware: a HEAD that a route refuses with 405 is answered by the GET of the path.
 
-    Routes with a HEAD of their own, as that of pictures, keep it. A stream of events ends after its headers.
+    A route with its own HEAD, such as that of pictures, keeps it. A stream of events ends after its headers.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -38,13 +38,13 @@ class HeadAsGet:
                 await send(message)
                 await send({"type": "http.response.body", "body": b""})
             elif message.get("more_body"):
-                raise OSError  # as a server raises for a client that is gone: a stream ends
+                raise OSError  # as a server does when the client has disconnected, so that a stream ends
 
         async def receive_until_answered() -> Message:
             return {"type": "http.disconnect"} if answered else await receive()
 
         try:
-            # A copy: the server must go on to see a HEAD.
+            # A copy, because the server must still see a HEAD.
             await self._app({**scope, "method": "GET"}, receive_until_answered, send_headers)
         except (ClientDisconnect, OSError):
             if not answered:

@@ -1,4 +1,4 @@
-"""Errors: from a stable code to its HTTP status (STATUS) and to a body (RFC 9457, or what an API's renderer makes)."""
+"""Errors: the HTTP status of each code (STATUS), and the body: RFC 9457, or what an API's own renderer makes."""
 
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
@@ -276,7 +276,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 
 
 def _methods(request: Request) -> list[str]:
-    """The methods of a path. Its routes are tried one by one, and the error has only those of the first one."""
+    """The methods of all routes of a path. The error has only those of the first route."""
     asked = {name: request.scope[name] for name in ("type", "path", "root_path", "headers", "query_string")}
     routes = request.app.routes
     found = [it for it in _METHODS if any(route.matches({**asked, "method": it})[0] is Match.FULL for route in routes)]
@@ -295,7 +295,7 @@ def _too_large(scope: Scope) -> str:
 
 
 def _parse_error(cause: BaseException | None) -> str | None:
-    """Why a body could not be parsed, if `cause` is a reason that JSON errors do not have."""
+    """Why a body could not be parsed, for causes that are not JSON errors; None: any other cause."""
     if isinstance(cause, UnicodeDecodeError):
         return f"The body is not UTF-8 text: byte {cause.start} is not part of a character."
     if isinstance(cause, RecursionError):

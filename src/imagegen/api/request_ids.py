@@ -22,7 +22,7 @@ log = structlog.get_logger(__name__)
 def notes(scope: Scope) -> MutableMapping[str, Any]:
     """What is known about a request: `request_id` and, once it is refused, `code` and `route`.
 
-    The same object in all copies of the scope.
+    All copies of the scope have the same object.
     """
     found: MutableMapping[str, Any] = scope.setdefault(_KEY, {})
     return found

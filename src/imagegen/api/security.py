@@ -70,7 +70,7 @@ def key_in(request: Request) -> str | None:
 
 
 def needs_of(dependencies: Sequence[params.Depends]) -> list[Needs]:
-    """What these dependencies of a route demand."""
+    """The Needs among the dependencies of a route."""
     return [it.dependency for it in dependencies if isinstance(it.dependency, Needs)]
 
 

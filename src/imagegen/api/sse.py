@@ -63,6 +63,6 @@ class EventStream(StreamingResponse):
 
 
 async def frames(events: AsyncIterator[Published | None], frame: Callable[[int, Event], bytes]) -> AsyncIterator[bytes]:
-    """`frame` of the id and the event of each, and a comment for each None."""
+    """The frame of each event, and a comment for each None."""
     async for published in events:
         yield published.encoded(frame) if published else KEEP_ALIVE

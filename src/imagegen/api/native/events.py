@@ -68,7 +68,7 @@ async def _everything(
     async for arrived in events:
         if arrived is None:
             yield KEEP_ALIVE
-        # One piece for all that has arrived: with many callers, each piece has its price.
+        # All events that have arrived are sent in one piece, because with many callers each piece takes time.
         elif piece := b"".join(it.encoded(frame) for it in arrived if _passes(it.event, wanted)):
             yield piece
 

@@ -3,7 +3,7 @@
 import re
 from typing import NamedTuple
 
-#: Twenty digits are more than any file has bytes.
+#: A number of twenty digits is larger than any file.
 _SPEC = re.compile(r"[ \t]*(\d{0,20})-(\d{0,20})[ \t]*", re.ASCII)
 
 

@@ -10,7 +10,7 @@ from imagegen.tasks.checking import PictureChecks
 
 _DATA_URL = re.compile(r"\s{0,100}data:[\w.+/-]{0,100}(;[\w.=+-]{1,100}){0,4},", re.ASCII | re.IGNORECASE)
 _BLANKS = b" \t\n\v\f\r"
-#: The alphabet of URLs as the usual one.
+#: Translates the URL-safe alphabet to the usual one.
 _USUAL = bytes.maketrans(b"-_", b"+/")
 _WRONG = re.compile(rb"[^A-Za-z0-9+/_\s-]")
 
@@ -18,7 +18,7 @@ _WRONG = re.compile(rb"[^A-Za-z0-9+/_\s-]")
 async def decode_image(text: str, max_pixels: int, checks: PictureChecks, *, mask: bool = False) -> tuple[bytes, Size]:
     """The bytes and the size of a readable picture in base64, with or without a `data:` prefix.
 
-    Raises InvalidImage, ImageTooLarge or TooManyUploads. `mask`: the picture must be one that selects something.
+    Raises InvalidImage, ImageTooLarge or TooManyUploads. `mask`: the picture is a mask, which must select something.
     """
     data = await asyncio.to_thread(decode_base64, text)
     return data, await checks.check(data, max_pixels, mask=mask)

@@ -40,8 +40,8 @@ class ModelView(BaseModel):
     load_seconds: float | None = Field(description="How long its latest load from disk took.")
     warm_load_seconds: float | None = Field(description="How long its latest return from host memory took.")
     device_bytes: int | None = Field(
-        description="While it is loaded: bytes of its weights that are in device memory at most; with `cpu_offload` "
-        "these are not all."
+        description="While it is loaded: the most bytes of its weights that are in device memory at one time; with "
+        "`cpu_offload`, fewer than all."
     )
     host_bytes: int | None = Field(
         description="Bytes of its weights in host memory: while it is warm, while it is offloaded, and after it came "
@@ -67,8 +67,8 @@ class ModelDetails(ModelView):
 
     weights_here: bool = Field(description="Whether it can be loaded without a pull.")
     longest_side: int | None = Field(
-        description="Pixels of a picture's side that the model can draw, from its files; null: any number, or the "
-        "files are not here."
+        description="The longest side of a picture that the model can draw, in pixels, from its files; null: no limit, "
+        "or the files are not here."
     )
     load_progress: LoadProgressView | None = Field(description="During a load from disk: its progress.")
     pull: PullView | None = Field(description="The latest pull since the service started.")
@@ -93,7 +93,7 @@ class ResidentModel(BaseModel):
 
     model: str = Field(examples=["tiny"])
     name: str = Field(examples=["Tiny FLUX"])
-    device_bytes: int = Field(description="Bytes of its weights; what two models share is in memory once.")
+    device_bytes: int = Field(description="Bytes of its weights. Parts that two models share are in memory once.")
     last_used: datetime
     unloads_at: datetime | None = Field(description="When it leaves unless it is used before.")
 

@@ -210,7 +210,7 @@ class GenerationBody(RequestBody):
         return own + tuple(body.lora() for body in self.loras)
 
     @model_validator(mode="after")
-    def _quality_of_what_has_one(self) -> Self:
+    def _quality_of_lossy_formats(self) -> Self:
         if self.quality is not None and self.format is ImageFormat.PNG:
             raise ValueError("png is lossless and has no quality; leave quality out, or choose another format")
         return self
@@ -314,8 +314,8 @@ class PlanView(BaseModel):
     estimated_start_at: datetime | None = Field(description="Null until the times that this depends on were measured.")
     estimated_finish_at: datetime | None
     warnings: list[str] = Field(
-        description="What the pictures would ignore, as far as that is known without a load: the end of a prompt that "
-        "is too long for the model."
+        description="Parts of the request that the pictures would ignore, as far as this is known without a load: the "
+        "end of a prompt that is too long for the model."
     )
 
 

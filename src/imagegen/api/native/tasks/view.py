@@ -84,8 +84,8 @@ class TaskView(BaseModel):
     deadline_s: float | None = Field(None, description="Seconds within which it must begin to run.")
     expires_at: datetime | None = Field(
         None,
-        description="Once ended: the earliest time at which it is deleted because of its age. Time during which the "
-        "service does not run does not count.",
+        description="Once ended: the earliest time at which it is deleted because of its age. The time while "
+        "the service is stopped does not count.",
     )
     webhook: WebhookView | None = Field(None, description="The receiver of its webhooks, if there is one.")
     download: PullView | None = Field(None, description="While pending: the pull that it waits for.")
@@ -104,10 +104,10 @@ class TaskView(BaseModel):
         None, description="Once its pictures are made: everything that their pixels depend on. Absent in lists."
     )
     warnings: list[str] | None = Field(
-        None, description="What its pictures ignore of the request, such as a part of a LoRA, in sentences."
+        None, description="Sentences about parts of the request that its pictures ignore, such as layers of a LoRA."
     )
     tokens: list[TokensRead] | None = Field(
-        None, description="What each text encoder read of the prompt, once its pictures are made, if that is known."
+        None, description="Once its pictures are made: the tokens of the prompt that each text encoder read, if known."
     )
     replay: ReplayView | None = Field(None, description="If it is a replay: the comparison with the original task.")
     error_code: str | None = Field(None, description="If it failed: a stable code.")
