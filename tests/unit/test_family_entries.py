@@ -100,6 +100,11 @@ WRONG: dict[str, tuple[str, str, str]] = {
         "QwenImgPipeline",
         "28:5: 'pipeline_class': input should be 'AuraFlowPipeline'",
     ),
+    "a list of classes": (
+        "pipeline_class: QwenImagePipeline",
+        "pipeline_class: [QwenImagePipeline]",
+        "28:5: 'pipeline_class': input should be 'AuraFlowPipeline'",
+    ),
     "no class where none can be guessed": (
         "    pipeline_class: QwenImagePipeline\n",
         "",

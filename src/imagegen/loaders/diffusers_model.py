@@ -180,7 +180,8 @@ class DiffusersSpec(OptionsSpec):
         """Take the capabilities that are left out from the pipeline class."""
         if not isinstance(data, dict):
             return data
-        kind = PIPELINES.get(data.get("pipeline_class", cls.model_fields["pipeline_class"].default))
+        name = data.get("pipeline_class", cls.model_fields["pipeline_class"].default)
+        kind = PIPELINES.get(name) if isinstance(name, str) else None
         return data if kind is None else _capabilities(kind) | data
 
     @field_validator("supports_text2img", "supports_img2img", "supports_inpaint")
