@@ -451,7 +451,7 @@ async def test_an_end_that_the_disk_refuses_is_an_end_and_is_written_later(tmp_p
         with pytest.raises(StorageFull):
             await house.tasks.records.write_ends()
         house.journal.refuses = lambda task: False
-        await house.tasks.records.write_ends()
+        await asyncio.gather(house.tasks.records.write_ends(), house.tasks.records.write_ends())
         assert await house.journal.get(task_id) == task
 
 
