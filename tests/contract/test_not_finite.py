@@ -55,7 +55,7 @@ def test_a_picture_of_no_numbers_is_a_failure_with_advice(engine: LocalEngine, s
         assert isinstance(failed, Failed), task
         assert failed.code is FailureCode.NOT_FINITE
         assert "bfloat16 or float32" in failed.message
-        assert "vae_dtype: float32" in failed.message
+        assert "vae_dtype to float32" in failed.message
 
 
 def test_infinite_numbers_are_found_before_they_are_clipped(
