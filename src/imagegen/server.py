@@ -130,6 +130,14 @@ def _collect_seldom() -> None:
     gc.set_threshold(20_000, 50, 100)
 
 
+def _dump_no_core() -> None:
+    """Keep memory off the disk if this process or a child crashes: it holds keys, tokens, prompts and pictures.
+
+    `prlimit --core=unlimited --pid PID` allows a core again, to look for the cause of a crash.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+
+
 def bounds_of(settings: Settings) -> Bounds:
     """The bounds of connections, within the number of files that this process may open, which it raises if it can."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -192,6 +200,7 @@ def serve(settings: Settings, catalog: Catalog, families: str) -> int:
 
     Raises StoreMisconfigured, KeysFileInvalid, NotProtected, DataDirInUse, DataDirUnusable or JournalDamaged.
     """
+    _dump_no_core()
     app = create_app(settings, catalog, families)
     lifecycle: Lifecycle = app.state.lifecycle
     connections = Connections(bounds_of(settings), time.monotonic)

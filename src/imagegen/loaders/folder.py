@@ -150,7 +150,7 @@ def read_index(folder: Path, pipeline_class: str) -> dict[str, list[Any]]:
         raise WeightsMissing(f"The model's folder has no {INDEX}: it is no diffusers pipeline.")
     check_file(file, INDEX)
     try:
-        index = json.loads(_read(file))
+        index = json.loads(read_bounded(file))
     except (ValueError, RecursionError):
         raise WeightsRefused("The model's model_index.json is not JSON.") from None
     if not isinstance(index, dict) or index.get("_class_name") != pipeline_class:
@@ -184,7 +184,7 @@ def weight_files(folder: Path, part: str, copy: str | None) -> list[Path]:
 
 def _shards(index: Path, name: str) -> set[str]:
     try:
-        names = list(json.loads(_read(index))["weight_map"].values())
+        names = list(json.loads(read_bounded(index))["weight_map"].values())
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
         names = None
     if names is None or not all(isinstance(shard, str) for shard in names):
@@ -192,7 +192,8 @@ def _shards(index: Path, name: str) -> set[str]:
     return set(names)
 
 
-def _read(file: Path) -> bytes:
+def read_bounded(file: Path) -> bytes:
+    """At most MAX_INDEX bytes of a regular file. Raises OSError, also for a pipe or a device."""
     with open_regular(file) as stream:
         return stream.read(MAX_INDEX)
 
