@@ -4,9 +4,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
-from typing import Any
 
-from fastapi import Depends, Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -47,16 +45,6 @@ class Streams:
             self._open[address] -= 1
             if not self._open[address]:
                 del self._open[address]
-
-
-async def _counted(request: Request) -> AsyncIterator[None]:
-    streams: Streams = request.app.state.streams
-    with streams.one(request.client.host if request.client else ""):
-        yield
-
-
-#: The dependency of a route whose stream is no EventStream. Raises TooManyStreams.
-COUNTED: Any = Depends(_counted)
 
 
 class EventStream(StreamingResponse):

@@ -10,7 +10,6 @@ from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, model_seri
 from imagegen.api.dependencies import Puller
 from imagegen.api.problems import describe
 from imagegen.api.security import MANAGE, SEE, KeyedRoute
-from imagegen.api.sse import COUNTED
 from imagegen.core.errors import NotPulling
 from imagegen.hub.puller import Pull, PullState
 
@@ -83,8 +82,7 @@ async def _pulled(model_id: str, puller: Puller) -> str:
     operation_id="follow_pull",
     summary="Follow a pull (server-sent events)",
     response_class=EventSourceResponse,
-    dependencies=[COUNTED],
-    responses=describe("not_pulling", "too_many_streams"),
+    responses=describe("not_pulling"),
 )
 async def follow_pull(model_id: Annotated[str, Depends(_pulled)], puller: Puller) -> AsyncIterator[ServerSentEvent]:
     """`waiting`, `downloading` with bytes, then `ready`, `failed` or `cancelled`, which ends the stream."""
