@@ -142,11 +142,12 @@ def bounds_of(settings: Settings) -> Bounds:
     """The bounds of connections, within the number of files that this process may open, which it raises if it can."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
+    files = wanted if soft == resource.RLIM_INFINITY else soft
+    if files < wanted:
         with suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-            soft = wanted
-    most = min(settings.max_connections, max(16, soft - KEPT_FILES))
+            files = wanted
+    most = min(settings.max_connections, max(16, files - KEPT_FILES))
     # One address never takes all of them.
     return Bounds(most, min(settings.max_connections_per_address, most * 3 // 4), settings.max_uploading_bytes)
 
