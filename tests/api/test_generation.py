@@ -239,6 +239,11 @@ async def test_no_page_may_be_framed(client: Client, path: str) -> None:
         ("/task/x", "PUT", {"GET", "DELETE"}),
         ("/text2image", "GET", {"POST"}),
         ("/models", "DELETE", {"GET", "POST"}),
+        ("/models/current", "POST", {"GET"}),  # and not those of a model `current`
+        ("/keys/me", "POST", {"GET"}),
+        ("/openapi.json", "POST", {"GET"}),
+        ("/docs", "POST", {"GET"}),
+        ("/docs/errors/x", "POST", {"GET"}),
     ],
 )
 async def test_an_answer_to_a_wrong_method_names_all_methods_of_the_path(

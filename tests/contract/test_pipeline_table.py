@@ -57,7 +57,7 @@ HOSTILE = ["", "__class__", "utils", "os.system", "FluxPipeline.__init__", "Flux
 @pytest.mark.parametrize("word", FAMILIES)
 def test_no_other_name_of_diffusers_is_a_pipeline_class(word: str) -> None:
     own = {} if word in ("flux", "stable_diffusion", "diffusers") else {"base_model": "org/base"}
-    entry = {"name": "A", "type": word, "hf_path": "org/name", **own}
+    entry = {"name": "A", "type": word, "hf_path": "org/name", "local_path": "a", **own}
     taken = set()
     for name in [*dir(diffusers), *HOSTILE]:
         with suppress(ValidationError):

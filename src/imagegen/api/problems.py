@@ -1,6 +1,6 @@
 """Errors: the HTTP status of each code (STATUS), and the body: RFC 9457, or what an API's own renderer makes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from http import HTTPStatus
 from types import MappingProxyType
 from typing import Any
@@ -12,7 +12,6 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.middleware.body_limit import MAX_BODY_SIZE_SCOPE_KEY
-from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from imagegen.api.dependencies import services_in
@@ -277,10 +276,18 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 
 def _methods(request: Request) -> list[str]:
     """The methods of all routes of a path. The error has only those of the first route."""
-    asked = {name: request.scope[name] for name in ("type", "path", "root_path", "headers", "query_string")}
-    routes = request.app.routes
-    found = [it for it in _METHODS if any(route.matches({**asked, "method": it})[0] is Match.FULL for route in routes)]
+    path = getattr(request.scope.get("route"), "path", request.url.path)
+    same = (route for route in _leaves(request.app.routes) if route.path == path)
+    taken = {method for route in same for method in getattr(route, "methods", None) or ()}
+    found = [it for it in _METHODS if it in taken]
     return [*found, *(["HEAD"] if "GET" in found else [])]  # HeadAsGet answers it
+
+
+def _leaves(routes: Iterable[Any]) -> Iterator[Any]:
+    """The routes of an application, also those of the routers that it includes."""
+    for route in routes:
+        inner = getattr(route, "effective_candidates", None)
+        yield from _leaves(inner()) if inner is not None else (route,)
 
 
 def _too_large(scope: Scope) -> str:
