@@ -8,6 +8,7 @@ changes. The check runs there with these variables, and none of this machine's t
 
 - IMAGEGEN_URL: the address of the service, without a slash at its end
 - IMAGEGEN_KEY: an API key with the scope `generate`; empty: the service has no keys
+- IMAGEGEN_ADMIN_KEY: one with the scope `admin`; empty as well
 - OUT: an empty folder for pictures, build/conformance/NAME/out-open or out-keyed
 
 Exit code 0 of a check means that the client works. Before it, the client's snippet in docs/clients.md runs in OUT, if
@@ -26,7 +27,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from imagegen.core.keys import new_key_text
 from tests.server import Server
@@ -166,38 +167,47 @@ def _with_node(variables: Mapping[str, str]) -> dict[str, str]:
 # -- checks ------------------------------------------------------------------------------------------------------------
 
 
+class Keys(NamedTuple):
+    """The texts of the keys of a service; empty: it has none."""
+
+    client: str
+    admin: str
+
+
 def _check_all(clients: Sequence[Client], run: str) -> None:
-    key = new_key_text() if run == "keyed" else ""
-    with tempfile.TemporaryDirectory() as folder, Server(Path(folder), **_settings(Path(folder), key)) as server:
+    keys = Keys(new_key_text(), new_key_text()) if run == "keyed" else Keys("", "")
+    with tempfile.TemporaryDirectory() as folder, Server(Path(folder), **_settings(Path(folder), keys)) as server:
         for client in clients:
             began = time.monotonic()
-            problem = _check(client, run, str(server.http.base_url).rstrip("/"), key)
+            problem = _check(client, run, str(server.http.base_url).rstrip("/"), keys)
             client.failed = client.failed or problem is not None
             client.results[run] = problem or f"passed in {time.monotonic() - began:.0f} s"
             print(f"{client.name}, {run}: {client.results[run]}", flush=True)
 
 
-def _settings(folder: Path, key: str) -> dict[str, str]:
-    """The variables of a service; with a key, it is the only one, so that all requests need it."""
-    if not key:
+def _settings(folder: Path, keys: Keys) -> dict[str, str]:
+    """The variables of a service; with keys, all requests need one."""
+    if not keys.client:
         return {}
     file = folder / "keys.json"
-    file.write_text(json.dumps({"keys": [{"name": "client", "key": key}]}))
+    admin = {"name": "operator", "key": keys.admin, "scopes": ["admin"]}
+    file.write_text(json.dumps({"keys": [{"name": "client", "key": keys.client}, admin]}))
     return {"IMAGEGEN_KEYS_FILE": str(file)}
 
 
-def _check(client: Client, run: str, url: str, key: str) -> str | None:
+def _check(client: Client, run: str, url: str, keys: Keys) -> str | None:
     """What went wrong in a client's snippet or check; None: nothing."""
     out, log = client.folder / f"out-{run}", client.folder / f"check-{run}.log"
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
     kept = _with_node({name: os.environ[name] for name in KEPT if name in os.environ})
     ours = {"HOME": str(client.folder), "NO_PROXY": "127.0.0.1", "PYTHONUNBUFFERED": "1"}
-    variables = kept | ours | {"IMAGEGEN_URL": url, "IMAGEGEN_KEY": key, "OUT": str(out)}
+    variables = kept | ours | {"IMAGEGEN_URL": url, "OUT": str(out)}
+    variables |= {"IMAGEGEN_KEY": keys.client, "IMAGEGEN_ADMIN_KEY": keys.admin}
     scripts = [client.folder / f"check{client.suffix}"]
     if (text := snippet(client.name)) is not None:
         scripts.insert(0, client.folder / f"snippet{client.suffix}")
-        scripts[0].write_text(text.replace(ADDRESS, url).replace(KEY, key or "none"))
+        scripts[0].write_text(text.replace(ADDRESS, url).replace(KEY, keys.client or "none"))
     with log.open("w") as file:
         for script in scripts:
             command = [client.interpreter, str(script)]
