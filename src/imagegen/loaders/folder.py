@@ -57,6 +57,8 @@ def check_folder(
     index = read_index(folder, pipeline_class)
     for name in index:
         _check_listable(folder / name, f"'{name}'")
+        if name not in without:
+            refuse_adapter(folder / name, name)
     paths = paths_in(folder, dangling=True)  # check_file reports links to missing files
     part = lacking(paths, index, without, dtype)
     if part is not None:
@@ -108,6 +110,15 @@ def check_shards(file: Path, name: str) -> None:
         if not os.path.lexists(file.parent / shard):
             raise WeightsMissing(f"The model's folder lacks {name.partition('/')[0]}/{shard}.")
         check_file(file.parent / shard, f"{name.rpartition('/')[0]}/{shard}".lstrip("/"))
+
+
+def refuse_adapter(home: Path, part: str) -> None:
+    """Raises WeightsRefused for a part with the description of an adapter.
+
+    transformers would load the base model that it names, from any path, and weights of the adapter, also from a pickle.
+    """
+    if os.path.lexists(home / "adapter_config.json"):
+        raise WeightsRefused(f"{part}/adapter_config.json describes an adapter, which is not loaded; remove it.")
 
 
 #: The first bytes of a git-lfs pointer file.
