@@ -20,8 +20,6 @@ def test_every_operation_keeps_to_the_openapi_document(tmp_path: Path) -> None:
     with Server(tmp_path / "data", config, IMAGEGEN_KEYS_FILE=str(keys)) as server:
         told = {"IMAGEGEN_URL": str(server.http.base_url).rstrip("/"), "IMAGEGEN_ADMIN_KEY": key}
         command = [sys.executable, str(CHECK), "--phases", "examples,fuzzing", "--max-examples", "3"]
-        done = subprocess.run(
-            command, cwd=tmp_path, env=os.environ | told, capture_output=True, text=True, check=False
-        )
+        done = subprocess.run(command, cwd=tmp_path, env=os.environ | told, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         assert not [line for line in server.log if "request_failed" in line]
