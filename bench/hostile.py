@@ -100,6 +100,8 @@ class Crowd:
                 at_once -= len(piece)
                 draining = asyncio.create_task(writer.drain())
                 await asyncio.wait([answer, draining], return_when=asyncio.FIRST_COMPLETED)
+                draining.cancel()
+                await asyncio.gather(draining, return_exceptions=True)
             while not answer.done():
                 writer.write(trickle)
                 await asyncio.wait([answer], timeout=TRICKLE_S)
@@ -110,6 +112,7 @@ class Crowd:
             raise
         finally:
             answer.cancel()
+            await asyncio.gather(answer, return_exceptions=True)
             writer.transport.abort()
 
     async def _stream(self) -> None:

@@ -1,6 +1,7 @@
 """A few of each of the callers and the faults that bench/hostile.py and bench/faults.py measure in thousands."""
 
 import asyncio
+import json
 from pathlib import Path
 
 import httpx
@@ -57,6 +58,7 @@ async def test_a_hostile_crowd_stops_neither_probes_nor_tasks_and_its_connection
                 await asyncio.sleep(0.01)
         assert crowd.told >= MOST_STREAMS  # some came back during the drain
         assert crowd.answers["stream", 503]
+    assert not [line for line in server.log if json.loads(line)["level"] in ("error", "critical")]
 
 
 def test_after_each_fault_the_next_task_is_completed_and_nothing_is_left(tmp_path: Path) -> None:

@@ -392,3 +392,21 @@ async def test_an_answered_body_no_longer_counts(house: House) -> None:
     assert wire.sent.startswith(b"HTTP/1.1 200")
     assert house.bodies == [b"x" * size]
     assert house.shared.body_bytes == 0
+
+
+async def test_a_service_that_ends_does_not_wait_for_a_body(house: House) -> None:
+    hanging, wire = house.connect()
+    hanging.data_received(POST)
+    hanging.data_received(b"x")
+    await turn()
+    hanging.shutdown()
+    assert told(wire) == (503, "draining")
+    house.hold.clear()
+    whole, answered = house.connect()
+    whole.data_received(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx")
+    await turn()
+    whole.shutdown()
+    assert not answered.sent  # its answer is waited for
+    house.hold.set()
+    await turn()
+    assert answered.sent.startswith(b"HTTP/1.1 200")

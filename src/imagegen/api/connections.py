@@ -136,6 +136,14 @@ class BoundedProtocol(HttpToolsProtocol):
         self._release()
         super().connection_lost(exc)
 
+    def shutdown(self) -> None:
+        """As in uvicorn, when the service ends; but it does not wait for the rest of a body."""
+        if self._awaits == "body" and self.cycle is not None and not self.cycle.response_started:
+            self._refusal = ("draining", "The service is stopping and accepts no new tasks.", 503)
+            self.send_400_response("")
+        else:
+            super().shutdown()
+
     def drop(self) -> None:
         """Close the connection without an answer, and discard the bytes that are not sent yet."""
         self._shared.remove(self)

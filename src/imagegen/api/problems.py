@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.middleware.body_limit import MAX_BODY_SIZE_SCOPE_KEY
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from imagegen.api.dependencies import services_in
@@ -179,6 +180,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ImagegenError, _on_imagegen_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(ClientDisconnect, _on_disconnect)
     app.add_exception_handler(Exception, _on_bug)
 
 
@@ -308,6 +310,11 @@ def _parse_error(cause: BaseException | None) -> str | None:
     if isinstance(cause, RecursionError):
         return "The body is nested too deep."
     return None
+
+
+async def _on_disconnect(request: Request, error: Exception) -> Response:
+    # Nobody reads this, or the connection has sent a refusal. It is no bug: that would be two tracebacks in the log.
+    return error_response(request.scope, problem("malformed_request", "The body did not arrive."))
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:
