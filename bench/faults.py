@@ -45,6 +45,8 @@ STEP_TIMEOUT_S = 2
 #: How often the service is looked at in the rounds of one fault.
 LOOKS = 20
 
+HEAD = "fault | times | tasks | s each | service MiB | worker MiB | descriptors | processes | /livez p99 ms | worst ms"
+
 
 class Look(NamedTuple):
     """The service between two rounds."""
@@ -145,17 +147,13 @@ def main() -> None:
         (Path(folder) / "models.yaml").write_text(config())
         with Server(Path(folder) / "data", Path(folder) / "models.yaml", **variables()) as server:
             print(f"{machine()}:\n")
-            rows = []
+            print(table(HEAD, []), flush=True)
             for fault in options.only:
                 number = options.out_of_memory if fault == "out_of_memory" else options.worker
                 with probed(server) as livez:
                     seen = rounds(server, fault, number)
-                rows.append(row(fault, seen, livez))
+                print(f"| {' | '.join(map(str, row(fault, seen, livez)))} |", flush=True)
             nothing_left(server)
-    head = (
-        "fault | times | tasks | s each | service MiB | worker MiB | descriptors | processes | /livez p99 ms | worst ms"
-    )
-    print(table(head, rows))
 
 
 def row(fault: str, seen: Rounds, livez: list[float]) -> list[object]:
