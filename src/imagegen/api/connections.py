@@ -15,6 +15,10 @@ from imagegen.api.problems import MEDIA_TYPE, problem
 MAX_HEAD = 64 * 2**10
 MAX_FIELDS = 100
 
+#: Requests of a connection that wait for the answer to the one before. A megabyte holds 25,000 requests, and each
+#: takes a hundred times its bytes. Browsers send none ahead.
+MAX_AHEAD = 8
+
 #: Seconds in which the request line and the headers must arrive.
 HEAD_S = 10
 
@@ -225,6 +229,9 @@ class BoundedProtocol(HttpToolsProtocol):
         self._unread = 0
         if self.probes_only and self.url.partition(b"?")[0].decode("latin-1") not in PROBES:
             self._refuse("too_many_connections", "There are too many connections; close some, or try later.", 503)
+        if len(self.pipeline) >= MAX_AHEAD:
+            self.pipeline.clear()
+            self._refuse("malformed_request", "Too many requests were sent ahead of their answers.", 400)
         super().on_headers_complete()
         self._body = self._since_bytes = 0
         self._await("body")
