@@ -149,7 +149,8 @@ def bounds_of(settings: Settings) -> Bounds:
             files = wanted
     most = min(settings.max_connections, max(16, files - KEPT_FILES))
     # One address never takes all of them.
-    return Bounds(most, min(settings.max_connections_per_address, most * 3 // 4), settings.max_uploading_bytes)
+    per_address = min(settings.max_connections_per_address, most * 3 // 4)
+    return Bounds(most, per_address, settings.max_uploading_bytes, settings.max_unsent_bytes)
 
 
 def http_config(app: FastAPI, settings: Settings, connections: Connections) -> uvicorn.Config:

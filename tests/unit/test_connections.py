@@ -417,6 +417,26 @@ async def test_requests_far_ahead_of_their_answers_are_refused_and_forgotten(hou
     assert len(protocol.pipeline) == 0
 
 
+async def test_answers_that_callers_do_not_take_are_bounded_together() -> None:
+    house = House(unsent_bytes=1000, per_address=100)
+    slow, slow_wire = house.connect("10.0.0.2")
+    slow_wire.unsent = 300
+    slow.pause_writing()
+    hoarders = [house.connect("10.0.0.1") for _ in range(8)]
+    for protocol, wire in hoarders:
+        wire.unsent = 200
+        protocol.pause_writing()
+    assert [wire.aborted for _, wire in hoarders] == [True] * 5 + [False] * 3
+    assert slow_wire.open  # of another address, which has less
+    assert house.shared.unsent_bytes == 900
+    slow.resume_writing()
+    assert house.shared.unsent_bytes == 600
+    for protocol, _ in hoarders:
+        protocol.connection_lost(None)
+    assert house.shared.unsent_bytes == 0
+    assert not house.shared._unsent
+
+
 async def test_a_service_that_ends_does_not_wait_for_a_body(house: House) -> None:
     hanging, wire = house.connect()
     hanging.data_received(POST)

@@ -50,6 +50,8 @@ class Bounds(NamedTuple):
     per_address: int
     #: Bytes of bodies that have arrived and are not answered, beyond SMALL_BODY of each.
     body_bytes: int
+    #: Bytes of answers that callers have not taken.
+    unsent_bytes: int = 256 * 2**20
 
 
 class Connections:
@@ -64,6 +66,9 @@ class Connections:
         self._addresses: Counter[str] = Counter()
         #: Those beyond the bound, the oldest first.
         self._reserve: dict[BoundedProtocol, None] = {}
+        self.unsent_bytes = 0
+        #: What callers have not taken, by address; the connections that wait the longest first.
+        self._unsent: dict[str, dict[BoundedProtocol, int]] = {}
 
     def __repr__(self) -> str:
         reserve = len(self._reserve)
@@ -83,6 +88,7 @@ class Connections:
 
     def remove(self, connection: "BoundedProtocol") -> None:
         """Forget a connection. It may be unknown."""
+        self.taken(connection)
         if connection not in self._all:
             return
         self._all.remove(connection)
@@ -92,6 +98,25 @@ class Connections:
         self._addresses[connection.address] -= 1
         if not self._addresses[connection.address]:
             del self._addresses[connection.address]
+
+    def untaken(self, connection: "BoundedProtocol", size: int) -> None:
+        """Count the bytes that a caller has not taken.
+
+        Beyond the bound, connections of the address with the most of them are closed, the oldest first.
+        """
+        self.taken(connection)
+        self._unsent.setdefault(connection.address, {})[connection] = size
+        self.unsent_bytes += size
+        while self.unsent_bytes > self.bounds.unsent_bytes:
+            most = max(self._unsent.values(), key=lambda connections: sum(connections.values()))
+            next(iter(most)).drop()
+
+    def taken(self, connection: "BoundedProtocol") -> None:
+        """The caller has taken its answer, or is gone."""
+        if (connections := self._unsent.get(connection.address)) is not None:
+            self.unsent_bytes -= connections.pop(connection, 0)
+            if not connections:
+                del self._unsent[connection.address]
 
     def check(self) -> None:
         """Close the connections that are late. To be called every second."""
@@ -139,6 +164,14 @@ class BoundedProtocol(HttpToolsProtocol):
         self._shared.remove(self)
         self._release()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._shared.untaken(self, self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        self._shared.taken(self)
+        super().resume_writing()
 
     def shutdown(self) -> None:
         """As in uvicorn, when the service ends; but it does not wait for the rest of a body."""
