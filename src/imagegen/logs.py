@@ -21,11 +21,15 @@ def configure(level: str = "INFO", libraries: int = logging.WARNING) -> None:
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    last: list[Processor] = (
-        [_printable, structlog.dev.ConsoleRenderer()]
-        if human
-        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(), _without_del]
-    )
+    # structlog's own traceback for terminals would show the values of variables: keys, tokens, prompts.
+    last: list[Processor] = [
+        structlog.processors.format_exc_info,
+        *(
+            [_printable, structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
+            if human
+            else [structlog.processors.JSONRenderer(), _without_del]
+        ),
+    ]
     structlog.configure(
         processors=[*shared, *last],
         wrapper_class=structlog.make_filtering_bound_logger(level),
@@ -69,7 +73,8 @@ def _log_unhandled(kind: type[BaseException], error: BaseException | None, trace
 
 def _printable(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     """Escape characters that control a terminal: DEL, C1, and those that change the direction of text."""
-    return {name: _escaped(value) if isinstance(value, str) else value for name, value in event.items()}
+    traceback = {name: "\n".join(map(_escaped, event[name].split("\n"))) for name in ("exception",) if name in event}
+    return {name: _escaped(value) if isinstance(value, str) else value for name, value in event.items()} | traceback
 
 
 def _escaped(text: str) -> str:

@@ -130,17 +130,27 @@ def _collect_seldom() -> None:
     gc.set_threshold(20_000, 50, 100)
 
 
+def _dump_no_core() -> None:
+    """Keep memory off the disk if this process or a child crashes: it holds keys, tokens, prompts and pictures.
+
+    `prlimit --core=unlimited --pid PID` allows a core again, to look for the cause of a crash.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+
+
 def bounds_of(settings: Settings) -> Bounds:
     """The bounds of connections, within the number of files that this process may open, which it raises if it can."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
+    files = wanted if soft == resource.RLIM_INFINITY else soft
+    if files < wanted:
         with suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-            soft = wanted
-    most = min(settings.max_connections, max(16, soft - KEPT_FILES))
+            files = wanted
+    most = min(settings.max_connections, max(16, files - KEPT_FILES))
     # One address never takes all of them.
-    return Bounds(most, min(settings.max_connections_per_address, most * 3 // 4), settings.max_uploading_bytes)
+    per_address = min(settings.max_connections_per_address, most * 3 // 4)
+    return Bounds(most, per_address, settings.max_uploading_bytes, settings.max_unsent_bytes)
 
 
 def http_config(app: FastAPI, settings: Settings, connections: Connections) -> uvicorn.Config:
@@ -192,6 +202,7 @@ def serve(settings: Settings, catalog: Catalog, families: str) -> int:
 
     Raises StoreMisconfigured, KeysFileInvalid, NotProtected, DataDirInUse, DataDirUnusable or JournalDamaged.
     """
+    _dump_no_core()
     app = create_app(settings, catalog, families)
     lifecycle: Lifecycle = app.state.lifecycle
     connections = Connections(bounds_of(settings), time.monotonic)

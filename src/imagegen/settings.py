@@ -130,6 +130,9 @@ class Settings(BaseSettings):
     max_event_streams_per_address: int = Field(1024, ge=1, le=60_000)
     #: Bytes of bodies that are being received at once, beyond the first 64 KiB of each; further uploads get 503.
     max_uploading_bytes: int = Field(134_217_728, ge=1_048_576, le=17_179_869_184)
+    #: Bytes of answers that callers have not taken, together. Beyond it, the address with the most of them loses its
+    #: oldest connections.
+    max_unsent_bytes: int = Field(268_435_456, ge=1_048_576, le=17_179_869_184)
     #: Days of service (not counting downtime) after which ended tasks and their files are deleted; 0 keeps them.
     retention_days: RetentionDays = 7
     #: Ended tasks that are kept, and GiB of their files that are kept. The oldest beyond them are deleted. 0: no limit.

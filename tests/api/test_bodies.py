@@ -1,5 +1,6 @@
 """Bodies that are refused: each answer says what is wrong, where, and what to send instead."""
 
+import gzip
 import re
 from collections.abc import AsyncIterator
 
@@ -68,6 +69,12 @@ async def test_a_body_that_is_not_json_is_malformed_at_its_position(
     detail = refused(await client.post("/text2image", content=body, headers=JSON), 400, "malformed_body")
     assert place in detail
     assert reason in detail
+
+
+async def test_a_compressed_body_is_not_unpacked(client: Client) -> None:
+    body = gzip.compress(b'{"prompt": "' + b"x" * 20_000_000 + b'"}', 1)
+    answer = await client.post("/text2image", content=body, headers=JSON | {"content-encoding": "gzip"})
+    refused(answer, 400, "malformed_body")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from httpx import ASGITransport, AsyncClient
 from PIL import Image
 
 from tests.api.conftest import Client, Start
+from tests.receiver import receiving
 
 
 def picture(size: tuple[int, int] = (8, 8), kind: str = "PNG") -> str:
@@ -238,6 +239,11 @@ async def test_no_page_may_be_framed(client: Client, path: str) -> None:
         ("/task/x", "PUT", {"GET", "DELETE"}),
         ("/text2image", "GET", {"POST"}),
         ("/models", "DELETE", {"GET", "POST"}),
+        ("/models/current", "POST", {"GET"}),  # and not those of a model `current`
+        ("/keys/me", "POST", {"GET"}),
+        ("/openapi.json", "POST", {"GET"}),
+        ("/docs", "POST", {"GET"}),
+        ("/docs/errors/x", "POST", {"GET"}),
     ],
 )
 async def test_an_answer_to_a_wrong_method_names_all_methods_of_the_path(
@@ -263,6 +269,16 @@ async def test_an_answer_to_a_wrong_method_names_all_methods_of_the_path(
 async def test_a_bad_input_picture_is_refused(client: Client, image: str, code: str) -> None:
     answer = await client.post("/image2image", json={"prompt": "x", "image": image})
     assert (answer.status_code, answer.json()["code"]) == (422, code)
+
+
+@pytest.mark.parametrize("field", ["image", "mask"])
+async def test_an_input_picture_is_never_fetched(start: Start, field: str) -> None:
+    with receiving() as canary:
+        async with start(models={"fake": {"supports_inpaint": True}}) as client:
+            for url in (canary.url("/x.png"), canary.url("/x.png").replace("http:", "HTTP:"), "file:///etc/hostname"):
+                answer = await client.post("/image2image", json={"prompt": "x", "image": picture(), field: url})
+                assert (answer.status_code, answer.json()["code"]) == (422, "invalid_image")
+    assert canary.connections == 0
 
 
 async def test_an_unsupported_capability_names_the_models_that_have_it(start: Start) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import re
 from pathlib import Path
 
@@ -369,12 +370,25 @@ async def test_a_size_that_the_model_cannot_draw_is_refused_with_the_number(star
             assert "at most 1024 pixels a side" in refused.json()["detail"]
 
 
-@pytest.mark.parametrize("broken", ["{", "[]", '{"pos_embed_max_size": "many"}', '{"pos_embed_max_size": null}'])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "{",
+        "[]",
+        pytest.param("[" * 9000, id="deep"),
+        '{"pos_embed_max_size": "many"}',
+        '{"pos_embed_max_size": null}',
+        "a pipe",
+    ],
+)
 async def test_broken_files_are_the_business_of_the_load(start: Start, tmp_path: Path, broken: str) -> None:
     entry = {"name": "SD3", "type": "stable_diffusion", "local_path": "sd3", "base_size": 64}
     config, transformer = tmp_path / "sd3.yaml", tmp_path / "models" / "sd3" / "transformer"
     transformer.mkdir(parents=True)
-    (transformer / "config.json").write_text(broken)
+    if broken == "a pipe":  # to read it would wait for a writer
+        os.mkfifo(transformer / "config.json")
+    else:
+        (transformer / "config.json").write_text(broken)
     config.write_text(json.dumps({"models": {"sd3": entry}}))
     async with start(config=config, models_dir=tmp_path / "models") as client:
         assert (await client.post("/plan", json={"prompt": "x"})).status_code == 200

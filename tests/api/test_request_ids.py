@@ -163,6 +163,21 @@ async def test_a_refused_request_is_one_line(
     assert len(of(lines, "request_refused")) == 1
 
 
+async def test_a_body_that_breaks_off_is_one_line(client: Client, lines: list[dict[str, Any]]) -> None:
+    scope: dict[str, Any] = {"type": "http", "method": "POST", "path": "/text2image", "query_string": b""}
+    scope |= {"scheme": "http", "http_version": "1.1", "headers": [(b"host", b"127.0.0.1")], "asgi": {"version": "3.0"}}
+
+    async def receive() -> Any:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        """As to a caller that has gone."""
+
+    await client.app(scope, receive, send)
+    assert of(lines, "request_failed") == []
+    assert [line["code"] for line in of(lines, "request_refused")] == ["malformed_request"]
+
+
 async def test_refusals_before_any_route_are_logged_and_echo_the_id(
     client: Client, lines: list[dict[str, Any]]
 ) -> None:

@@ -3,7 +3,9 @@
 import asyncio
 import re
 import sqlite3
+from collections import deque
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -222,3 +224,43 @@ async def test_a_stream_too_many_is_told_when_to_come_back(start: Start) -> None
                 assert answer.headers["retry-after"] == "5"
         assert (await client.get(f"/task/{task_id}/events")).status_code == 200
         assert repr(client.app.state.streams) == "<Streams [0], Addresses: 0>"
+
+
+def entries(start: Any) -> int:
+    """The entries of all containers that the service's objects hold."""
+    found, waiting, seen = 0, [start], set[int]()
+    while waiting:
+        it = waiting.pop()
+        if id(it) in seen:
+            continue
+        seen.add(id(it))
+        if isinstance(it, dict | MappingProxyType):
+            found, waiting = found + len(it), [*waiting, *it.values()]
+        elif isinstance(it, list | tuple | set | frozenset | deque):
+            found, waiting = found + len(it), [*waiting, *it]
+        elif type(it).__module__.startswith(("imagegen", "asyncio.queues", "limits")):
+            waiting += vars(it).values() if hasattr(it, "__dict__") else ()
+    return found
+
+
+async def test_nothing_is_kept_of_names_that_do_not_exist(client: Client) -> None:
+    async def ask(name: str) -> None:
+        for method, path in (
+            *(("GET", path) for path in ("/models/{}", "/task/{}", "/images/{}/x", "/tasks?model={}", "/keys/{}")),
+            *(("POST", path) for path in ("/models/{}/load", "/models/{}/pull", "/task/{}/cancel", "/keys/{}/rotate")),
+        ):
+            key = {"X-API-Key": name * 10}
+            answer = await client.request(method, path.format(name), headers=key)
+            assert answer.status_code == (200 if "?" in path else 404), path
+        for path in ("/text2image", "/plan"):
+            answer = await client.post(path, json={"prompt": "x", "model": name})
+            assert answer.json()["code"] == "model_not_found"
+
+    await ask("once")
+    before = entries(client.app.state.services)
+    await client.until(await client.submit())
+    assert entries(client.app.state.services) > before  # something is kept of a task that exists
+    before = entries(client.app.state.services)
+    for number in range(30):
+        await ask(f"unknown-{number}")
+    assert entries(client.app.state.services) == before

@@ -23,7 +23,7 @@ from imagegen.core.sizes import AspectRatio, size_of
 from imagegen.gpu.engine import LocalEngine
 from imagegen.gpu.protocol import EngineOptions, Failed, Generate, Generated, Loaded, Stopped, Unload, Unloaded
 from imagegen.gpu.worker_engine import WorkerEngine
-from imagegen.loaders import FAMILIES
+from imagegen.loaders import FAMILIES, diffusers_model
 from imagegen.loaders.pipelines import PIPELINES
 from tests.conftest import load_command, request_for
 from tests.contract.families import (
@@ -384,13 +384,27 @@ def test_a_tokenizer_without_its_vocabulary_is_refused(engine: LocalEngine, dama
     assert "tokenizer" in failed.message
 
 
-def test_weights_that_execute_code_are_not_looked_at(engine: LocalEngine, damaged: Shelf) -> None:
-    vae = damaged.folder / "sdxl" / "vae"
-    (vae / "diffusion_pytorch_model.safetensors").rename(vae / "diffusion_pytorch_model.bin")
+@pytest.mark.parametrize(
+    ("part", "weights", "pickled"),
+    [
+        ("vae", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"),
+        ("text_encoder", "model.safetensors", "pytorch_model.bin"),
+    ],
+)
+def test_weights_that_execute_code_are_not_looked_at(
+    engine: LocalEngine, damaged: Shelf, monkeypatch: pytest.MonkeyPatch, part: str, weights: str, pickled: str
+) -> None:
+    home = damaged.folder / "sdxl" / part
+    # The libraries would take it: it is the same weights.
+    torch.save(safetensors.torch.load_file(home / weights), home / pickled)
+    (home / weights).unlink()
     failed = refused(engine, damaged, "sdxl")
     assert failed.code is FailureCode.WEIGHTS_MISSING
     assert "safetensors" in failed.message
-    assert "vae" in failed.message
+    assert f"'{part}'" in failed.message
+    # And without our own look at the folder, the libraries are told not to.
+    monkeypatch.setattr(diffusers_model, "check_pipeline", lambda *_: None)
+    assert isinstance(load(engine, damaged, "sdxl"), Failed)
 
 
 @pytest.mark.skipif(find_spec("torchvision") is not None, reason="is about a machine without torchvision")

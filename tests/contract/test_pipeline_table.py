@@ -2,11 +2,13 @@
 
 import inspect
 import re
+from contextlib import suppress
 
 import diffusers
 import pytest
 from pydantic import ValidationError
 
+from imagegen.loaders import FAMILIES
 from imagegen.loaders.flux import FluxSpec
 from imagegen.loaders.pipelines import PIPELINES, PipelineKind
 
@@ -47,6 +49,21 @@ def test_no_sibling_that_diffusers_has_is_left_out() -> None:
             assert kind.image2image == IMAGE[family].__name__
         if kind is not None and family in INPAINT and pipeline.__name__ not in BROKEN:
             assert kind.inpaint == INPAINT[family].__name__
+
+
+HOSTILE = ["", "__class__", "utils", "os.system", "FluxPipeline.__init__", "FluxPipeline\0", "\uff26luxPipeline"]
+
+
+@pytest.mark.parametrize("word", FAMILIES)
+def test_no_other_name_of_diffusers_is_a_pipeline_class(word: str) -> None:
+    own = {} if word in ("flux", "stable_diffusion", "diffusers") else {"base_model": "org/base"}
+    entry = {"name": "A", "type": word, "hf_path": "org/name", "local_path": "a", **own}
+    taken = set()
+    for name in [*dir(diffusers), *HOSTILE]:
+        with suppress(ValidationError):
+            taken.add(FAMILIES[word].spec.model_validate(entry | {"pipeline_class": name}).pipeline_class)
+    assert taken
+    assert taken <= set(PIPELINES)
 
 
 @pytest.mark.parametrize(("name", "kind"), PIPELINES.items(), ids=PIPELINES)

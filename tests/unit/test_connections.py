@@ -14,6 +14,7 @@ from imagegen.api.connections import (
     BODY_BYTES,
     BODY_S,
     HEAD_S,
+    MAX_AHEAD,
     MAX_FIELDS,
     MAX_HEAD,
     RESERVE,
@@ -392,3 +393,63 @@ async def test_an_answered_body_no_longer_counts(house: House) -> None:
     assert wire.sent.startswith(b"HTTP/1.1 200")
     assert house.bodies == [b"x" * size]
     assert house.shared.body_bytes == 0
+
+
+async def test_some_requests_ahead_of_their_answers_are_answered_in_order(house: House) -> None:
+    protocol, wire = house.connect()
+    paths = [f"/{number}" for number in range(1 + MAX_AHEAD)]
+    protocol.data_received(b"".join(b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % path.encode() for path in paths))
+    for _ in range(1 + MAX_AHEAD):
+        await turn()
+    assert house.asked == paths
+    assert wire.sent.count(b"HTTP/1.1 200") == 1 + MAX_AHEAD
+
+
+async def test_requests_far_ahead_of_their_answers_are_refused_and_forgotten(house: House) -> None:
+    house.hold.clear()
+    protocol, wire = house.connect()
+    protocol.data_received(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 1000)
+    await turn()
+    assert told(wire) == (400, "malformed_request")
+    house.hold.set()
+    await turn()
+    assert house.asked == ["/"]
+    assert len(protocol.pipeline) == 0
+
+
+async def test_answers_that_callers_do_not_take_are_bounded_together() -> None:
+    house = House(unsent_bytes=1000, per_address=100)
+    slow, slow_wire = house.connect("10.0.0.2")
+    slow_wire.unsent = 300
+    slow.pause_writing()
+    hoarders = [house.connect("10.0.0.1") for _ in range(8)]
+    for protocol, wire in hoarders:
+        wire.unsent = 200
+        protocol.pause_writing()
+    assert [wire.aborted for _, wire in hoarders] == [True] * 5 + [False] * 3
+    assert slow_wire.open  # of another address, which has less
+    assert house.shared.unsent_bytes == 900
+    slow.resume_writing()
+    assert house.shared.unsent_bytes == 600
+    for protocol, _ in hoarders:
+        protocol.connection_lost(None)
+    assert house.shared.unsent_bytes == 0
+    assert not house.shared._unsent
+
+
+async def test_a_service_that_ends_does_not_wait_for_a_body(house: House) -> None:
+    hanging, wire = house.connect()
+    hanging.data_received(POST)
+    hanging.data_received(b"x")
+    await turn()
+    hanging.shutdown()
+    assert told(wire) == (503, "draining")
+    house.hold.clear()
+    whole, answered = house.connect()
+    whole.data_received(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx")
+    await turn()
+    whole.shutdown()
+    assert not answered.sent  # its answer is waited for
+    house.hold.set()
+    await turn()
+    assert answered.sent.startswith(b"HTTP/1.1 200")

@@ -4,6 +4,8 @@ import asyncio
 import os
 import shutil
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import closing
@@ -15,6 +17,8 @@ from sqlalchemy.exc import OperationalError
 
 from imagegen.core.errors import JournalLost, SearchTooLong, StorageFailed
 from imagegen.storage.database import Database
+from imagegen.storage.journal import TaskJournal
+from tests.unit.conftest import task_id
 
 FOREVER = text("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n")
 WRITE = text("UPDATE service SET seconds = seconds + 1")
@@ -158,3 +162,13 @@ async def test_after_a_failed_write_the_content_of_the_disk_is_unknown(database:
         await database.run(fail)
     with pytest.raises(JournalLost):
         await database.run(write)
+
+
+async def test_what_a_failed_fsync_refused_is_not_found_by_the_next_start(path: Path) -> None:
+    command = [sys.executable, "-m", "tests.failing_fsync", str(path)]
+    done = await asyncio.to_thread(lambda: subprocess.run(command, capture_output=True, text=True, check=False))
+    assert done.returncode == 74, done.stderr
+    assert "SQLITE_IOERR_FSYNC" in done.stdout
+    journal = TaskJournal(path)
+    assert [task.id for task in await journal.unfinished()] == [task_id(1)]
+    await journal.close()

@@ -196,6 +196,14 @@ def test_a_list_of_whole_shards_passes(folder: Path) -> None:
     check(folder)
 
 
+def test_a_part_with_an_adapter_is_refused(folder: Path) -> None:
+    # transformers would load the model that it names, from any path, and the adapter from a pickle.
+    (folder / "text_encoder" / "adapter_config.json").write_text('{"base_model_name_or_path": "/etc"}')
+    code, detail = fault(folder)
+    assert code is FailureCode.WEIGHTS_REFUSED
+    assert detail.startswith("text_encoder/adapter_config.json describes an adapter")
+
+
 @pytest.mark.parametrize("name", ["weights.bin", "weights.pt", "weights.safetensors.bin", "weights"])
 def test_a_shard_of_another_format_is_refused(folder: Path, name: str) -> None:
     shard(folder, name)

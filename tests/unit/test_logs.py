@@ -143,6 +143,22 @@ def test_nothing_that_a_terminal_obeys_is_written(monkeypatch: pytest.MonkeyPatc
             assert json.loads(written)["prompt"] == HOSTILE
 
 
+def test_a_traceback_on_a_terminal_shows_no_values_and_nothing_that_it_obeys(monkeypatch: pytest.MonkeyPatch) -> None:
+    stderr = written_to(monkeypatch, human=True)
+    token = "ig_canary"
+    try:
+        raise ValueError(f"{len(token)}\x1b[2J\x9b")
+    except ValueError:
+        structlog.get_logger().exception("failed")
+        logging.getLogger("a.library").exception("failed, too")
+    written = stderr.getvalue()
+    assert written.count("ValueError: 9") == 2
+    assert written.count("\nTraceback (most recent call last):\n") == 2
+    assert "ig_canary" not in written
+    assert "\x1b[2J" not in written
+    assert "\x9b" not in written
+
+
 def test_the_lines_of_the_standard_library_have_the_same_form(monkeypatch: pytest.MonkeyPatch) -> None:
     stderr = written_to(monkeypatch, human=False)
     logging.getLogger("uvicorn.error").warning("Invalid %s request\nreceived.", "HTTP\x7f")

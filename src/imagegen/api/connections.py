@@ -15,6 +15,10 @@ from imagegen.api.problems import MEDIA_TYPE, problem
 MAX_HEAD = 64 * 2**10
 MAX_FIELDS = 100
 
+#: Requests of a connection that wait for the answer to the one before. A megabyte holds 25,000 requests, and each
+#: takes a hundred times its bytes. Browsers send none ahead.
+MAX_AHEAD = 8
+
 #: Seconds in which the request line and the headers must arrive.
 HEAD_S = 10
 
@@ -46,6 +50,8 @@ class Bounds(NamedTuple):
     per_address: int
     #: Bytes of bodies that have arrived and are not answered, beyond SMALL_BODY of each.
     body_bytes: int
+    #: Bytes of answers that callers have not taken.
+    unsent_bytes: int = 256 * 2**20
 
 
 class Connections:
@@ -60,6 +66,9 @@ class Connections:
         self._addresses: Counter[str] = Counter()
         #: Those beyond the bound, the oldest first.
         self._reserve: dict[BoundedProtocol, None] = {}
+        self.unsent_bytes = 0
+        #: What callers have not taken, by address; the connections that wait the longest first.
+        self._unsent: dict[str, dict[BoundedProtocol, int]] = {}
 
     def __repr__(self) -> str:
         reserve = len(self._reserve)
@@ -79,6 +88,7 @@ class Connections:
 
     def remove(self, connection: "BoundedProtocol") -> None:
         """Forget a connection. It may be unknown."""
+        self.taken(connection)
         if connection not in self._all:
             return
         self._all.remove(connection)
@@ -88,6 +98,25 @@ class Connections:
         self._addresses[connection.address] -= 1
         if not self._addresses[connection.address]:
             del self._addresses[connection.address]
+
+    def untaken(self, connection: "BoundedProtocol", size: int) -> None:
+        """Count the bytes that a caller has not taken.
+
+        Beyond the bound, connections of the address with the most of them are closed, the oldest first.
+        """
+        self.taken(connection)
+        self._unsent.setdefault(connection.address, {})[connection] = size
+        self.unsent_bytes += size
+        while self.unsent_bytes > self.bounds.unsent_bytes:
+            most = max(self._unsent.values(), key=lambda connections: sum(connections.values()))
+            next(iter(most)).drop()
+
+    def taken(self, connection: "BoundedProtocol") -> None:
+        """The caller has taken its answer, or is gone."""
+        if (connections := self._unsent.get(connection.address)) is not None:
+            self.unsent_bytes -= connections.pop(connection, 0)
+            if not connections:
+                del self._unsent[connection.address]
 
     def check(self) -> None:
         """Close the connections that are late. To be called every second."""
@@ -135,6 +164,22 @@ class BoundedProtocol(HttpToolsProtocol):
         self._shared.remove(self)
         self._release()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._shared.untaken(self, self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        self._shared.taken(self)
+        super().resume_writing()
+
+    def shutdown(self) -> None:
+        """As in uvicorn, when the service ends; but it does not wait for the rest of a body."""
+        if self._awaits == "body" and self.cycle is not None and not self.cycle.response_started:
+            self._refusal = ("draining", "The service is stopping and accepts no new tasks.", 503)
+            self.send_400_response("")
+        else:
+            super().shutdown()
 
     def drop(self) -> None:
         """Close the connection without an answer, and discard the bytes that are not sent yet."""
@@ -217,6 +262,9 @@ class BoundedProtocol(HttpToolsProtocol):
         self._unread = 0
         if self.probes_only and self.url.partition(b"?")[0].decode("latin-1") not in PROBES:
             self._refuse("too_many_connections", "There are too many connections; close some, or try later.", 503)
+        if len(self.pipeline) >= MAX_AHEAD:
+            self.pipeline.clear()
+            self._refuse("malformed_request", "Too many requests were sent ahead of their answers.", 400)
         super().on_headers_complete()
         self._body = self._since_bytes = 0
         self._await("body")

@@ -1,6 +1,6 @@
 """Errors: the HTTP status of each code (STATUS), and the body: RFC 9457, or what an API's own renderer makes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from http import HTTPStatus
 from types import MappingProxyType
 from typing import Any
@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.middleware.body_limit import MAX_BODY_SIZE_SCOPE_KEY
-from starlette.routing import Match
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from imagegen.api.dependencies import services_in
@@ -180,6 +180,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ImagegenError, _on_imagegen_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(ClientDisconnect, _on_disconnect)
     app.add_exception_handler(Exception, _on_bug)
 
 
@@ -277,10 +278,18 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 
 def _methods(request: Request) -> list[str]:
     """The methods of all routes of a path. The error has only those of the first route."""
-    asked = {name: request.scope[name] for name in ("type", "path", "root_path", "headers", "query_string")}
-    routes = request.app.routes
-    found = [it for it in _METHODS if any(route.matches({**asked, "method": it})[0] is Match.FULL for route in routes)]
+    path = getattr(request.scope.get("route"), "path", request.url.path)
+    same = (route for route in _leaves(request.app.routes) if route.path == path)
+    taken = {method for route in same for method in getattr(route, "methods", None) or ()}
+    found = [it for it in _METHODS if it in taken]
     return [*found, *(["HEAD"] if "GET" in found else [])]  # HeadAsGet answers it
+
+
+def _leaves(routes: Iterable[Any]) -> Iterator[Any]:
+    """The routes of an application, also those of the routers that it includes."""
+    for route in routes:
+        inner = getattr(route, "effective_candidates", None)
+        yield from _leaves(inner()) if inner is not None else (route,)
 
 
 def _too_large(scope: Scope) -> str:
@@ -301,6 +310,11 @@ def _parse_error(cause: BaseException | None) -> str | None:
     if isinstance(cause, RecursionError):
         return "The body is nested too deep."
     return None
+
+
+async def _on_disconnect(request: Request, error: Exception) -> Response:
+    # Nobody reads this, or the connection has sent a refusal. It is no bug: that would be two tracebacks in the log.
+    return error_response(request.scope, problem("malformed_request", "The body did not arrive."))
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:

@@ -57,6 +57,8 @@ def check_folder(
     index = read_index(folder, pipeline_class)
     for name in index:
         _check_listable(folder / name, f"'{name}'")
+        if name not in without:
+            refuse_adapter(folder / name, name)
     paths = paths_in(folder, dangling=True)  # check_file reports links to missing files
     part = lacking(paths, index, without, dtype)
     if part is not None:
@@ -110,6 +112,15 @@ def check_shards(file: Path, name: str) -> None:
         check_file(file.parent / shard, f"{name.rpartition('/')[0]}/{shard}".lstrip("/"))
 
 
+def refuse_adapter(home: Path, part: str) -> None:
+    """Raises WeightsRefused for a part with the description of an adapter.
+
+    transformers would load the base model that it names, from any path, and weights of the adapter, also from a pickle.
+    """
+    if os.path.lexists(home / "adapter_config.json"):
+        raise WeightsRefused(f"{part}/adapter_config.json describes an adapter, which is not loaded; remove it.")
+
+
 #: The first bytes of a git-lfs pointer file.
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
@@ -150,7 +161,7 @@ def read_index(folder: Path, pipeline_class: str) -> dict[str, list[Any]]:
         raise WeightsMissing(f"The model's folder has no {INDEX}: it is no diffusers pipeline.")
     check_file(file, INDEX)
     try:
-        index = json.loads(_read(file))
+        index = json.loads(read_bounded(file))
     except (ValueError, RecursionError):
         raise WeightsRefused("The model's model_index.json is not JSON.") from None
     if not isinstance(index, dict) or index.get("_class_name") != pipeline_class:
@@ -184,7 +195,7 @@ def weight_files(folder: Path, part: str, copy: str | None) -> list[Path]:
 
 def _shards(index: Path, name: str) -> set[str]:
     try:
-        names = list(json.loads(_read(index))["weight_map"].values())
+        names = list(json.loads(read_bounded(index))["weight_map"].values())
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
         names = None
     if names is None or not all(isinstance(shard, str) for shard in names):
@@ -192,7 +203,8 @@ def _shards(index: Path, name: str) -> set[str]:
     return set(names)
 
 
-def _read(file: Path) -> bytes:
+def read_bounded(file: Path) -> bytes:
+    """At most MAX_INDEX bytes of a regular file. Raises OSError, also for a pipe or a device."""
     with open_regular(file) as stream:
         return stream.read(MAX_INDEX)
 

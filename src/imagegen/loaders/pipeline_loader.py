@@ -17,6 +17,7 @@ from imagegen.loaders.diffusers_model import (
     pipeline_files,
     replaced_files,
 )
+from imagegen.loaders.folder import read_bounded
 from imagegen.loaders.pipelines import has_longest_side, longest_side
 from imagegen.loaders.tokens import CLIP_TOKENS, least_tokens
 
@@ -44,7 +45,7 @@ class PipelineModelLoader(ModelLoader[PipelineSpecT]):
     def longest_side(self, spec: PipelineSpecT, folders: Folders) -> int:
         if not has_longest_side(spec.pipeline_class):
             return 0
-        config = json.loads((find_weights(spec, folders) / "transformer/config.json").read_bytes())
+        config = json.loads(read_bounded(find_weights(spec, folders) / "transformer/config.json"))
         return longest_side(spec.pipeline_class, config)
 
     def prompt_warnings(self, spec: PipelineSpecT, folders: Folders, prompt: str) -> Sequence[str]:

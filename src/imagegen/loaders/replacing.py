@@ -11,7 +11,7 @@ from imagegen.catalog.pipeline_files import Dtype, part_paths, parts_of
 from imagegen.catalog.sources import cached_snapshot, local
 from imagegen.core.errors import WeightsCorrupt, WeightsMissing, WeightsRefused
 from imagegen.core.wording import THE_LOG
-from imagegen.loaders.folder import check_file
+from imagegen.loaders.folder import check_file, refuse_adapter
 from imagegen.loaders.pipelines import PipelineKind
 
 #: The configuration files of diffusers' classes, which contain the name of the class.
@@ -42,7 +42,9 @@ def places_of(name: str, source: str, dtype: Dtype, models_dir: Path) -> tuple[P
 
 def check_part(name: str, source: str, dtype: Dtype, models_dir: Path) -> None:
     """Check that a part can be loaded. Raises EngineError if not."""
-    for file in places_of(name, source, dtype, models_dir)[1]:
+    home, files = places_of(name, source, dtype, models_dir)
+    refuse_adapter(home, name)
+    for file in files:
         check_file(file, f"{name}/{file.name}")
 
 

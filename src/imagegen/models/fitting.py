@@ -41,7 +41,7 @@ class Fitting:
         spec = catalog.model(model)
         try:
             return self._families[spec.type].loader.longest_side(spec, self._folders)
-        except (EngineError, OSError, ValueError, TypeError, LookupError, AttributeError):
+        except (EngineError, OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
             return None  # the load of the model reports it
 
     def prompt_warnings(self, model: str, catalog: Catalog, prompt: str) -> Sequence[str]:

@@ -5,7 +5,7 @@ import sqlite3
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -169,7 +169,10 @@ class Database:
             self._writer.check()  # after the commit, because a commit into a file that was removed keeps nothing
             return results
         except (SQLAlchemyError, OSError) as error:
-            raise _storage_error(error, writing=self._writer is not None) from error
+            known = _storage_error(error, writing=self._writer is not None)
+            if isinstance(known, JournalLost) and self._writer is not None:
+                self._writer.undo()
+            raise known from error
 
     def _dispose(self) -> None:
         if self._reader is not None:
@@ -225,6 +228,17 @@ class _Writer:
                 return False
             page = cursor.execute("PRAGMA page_size").fetchone()[0]
         return bool(frames * (page + 24) <= size)
+
+    def undo(self) -> None:
+        """After a commit whose fsync failed: keep the next start from finding it, because its callers get an error.
+
+        The commit is complete in the log, as far as the kernel knows. Without an fsync, a new commit is written over
+        its beginning, which makes the rest of it invalid: each page has a checksum over those before it.
+        """
+        with suppress(sqlite3.Error), closing(self._engine.raw_connection().cursor()) as cursor:
+            cursor.execute("PRAGMA wal_autocheckpoint = 0")
+            cursor.execute("PRAGMA synchronous = OFF")
+            cursor.execute("UPDATE service SET seconds = seconds")
 
     def close(self) -> None:
         self._engine.dispose()

@@ -17,6 +17,9 @@ from imagegen.catalog.changes import with_settings
 
 router = APIRouter(prefix="/config", tags=["configuration"], route_class=BoundedRoute, dependencies=[MANAGE])
 
+#: More versions than can be.
+MAX_VERSION = 2**31 - 1
+
 #: The codes with which a route that changes models.yaml may refuse.
 WRITING = (
     "malformed_body",
@@ -57,7 +60,7 @@ def tag(response: Response, etag: str | None) -> None:
 
 
 class RollbackBody(RequestBody):
-    version: int = Field(ge=1, strict=True, description="A version that `GET /config/versions` lists.")
+    version: int = Field(ge=1, le=MAX_VERSION, strict=True, description="A version that `GET /config/versions` lists.")
 
 
 class ConfigWritten(BaseModel):
@@ -161,9 +164,11 @@ async def list_config_versions(writer: Writer, response: Response) -> ConfigVers
     responses=describe("version_not_found"),
 )
 async def diff_config_version(
-    version: Annotated[int, Path(ge=1)],
+    version: Annotated[int, Path(ge=1, le=MAX_VERSION)],
     writer: Writer,
-    against: Annotated[int | None, Query(ge=1, description="The other version; default: the one before it.")] = None,
+    against: Annotated[
+        int | None, Query(ge=1, le=MAX_VERSION, description="The other version; default: the one before it.")
+    ] = None,
 ) -> VersionDiff:
     """A unified diff of two versions."""
     other, text = await writer.difference(version, against)

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query
+from pydantic import Field
 
 from imagegen.api.dependencies import Service, Who
 from imagegen.api.native.images.routes import image_view
@@ -15,7 +16,7 @@ from imagegen.core.events import Event, Published, StreamEvent, TaskCompleted, T
 
 router = APIRouter(tags=["service"], route_class=KeyedRoute, dependencies=[SEE])
 
-Filter = Annotated[list[str], Query(max_length=50)]
+Filter = Annotated[list[Annotated[str, Field(max_length=64)]], Query(max_length=50)]
 
 
 def event_view(event: Event) -> dict[str, Any]:

@@ -4,11 +4,11 @@ from datetime import UTC, datetime
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Request, Response
-from pydantic import AwareDatetime, BaseModel, Field
+from pydantic import BaseModel, Field
 
 from imagegen.api.bounded import BoundedRoute
 from imagegen.api.dependencies import Keys, Who, services_of
-from imagegen.api.native.shared import RequestBody
+from imagegen.api.native.shared import RequestBody, Time
 from imagegen.api.problems import describe
 from imagegen.api.security import MANAGE, SEE
 from imagegen.catalog.catalog import ModelId
@@ -30,7 +30,7 @@ class KeyBody(RequestBody):
         None, strict=True, ge=-1000, le=1000, description="A lower `priority` of its tasks counts as this number."
     )
     limits: KeyLimits = KeyLimits()
-    expires_at: AwareDatetime | None = Field(None, description="When it becomes invalid.")
+    expires_at: Time | None = Field(None, description="When it becomes invalid.")
     webhook_secret: bool = Field(
         False, strict=True, description="Whether the webhooks of its tasks are signed with a secret of their own."
     )

@@ -1,6 +1,23 @@
 """What the bodies of several resources share."""
 
-from pydantic import BaseModel, ConfigDict
+import re
+from datetime import datetime
+from typing import Annotated
+
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict
+
+_WRITTEN_OUT = re.compile(r"\d{4}-\d\d-\d\d[Tt ]")
+
+
+def _written_out(value: object) -> object:
+    # pydantic would also take a number, for seconds or milliseconds since 1970.
+    if isinstance(value, datetime) or (isinstance(value, str) and _WRITTEN_OUT.match(value)):
+        return value
+    raise ValueError("must be a time with its zone, such as 2026-11-23T08:00:00Z")
+
+
+#: A time in a request (RFC 3339).
+Time = Annotated[AwareDatetime, BeforeValidator(_written_out)]
 
 
 class RequestBody(BaseModel):

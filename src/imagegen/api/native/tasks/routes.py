@@ -4,10 +4,11 @@ from typing import Annotated
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Header, Query, Response
-from pydantic import AfterValidator, AwareDatetime, BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field
 
 from imagegen.api.dependencies import EffectiveSettings, Service, Tasks, Who
 from imagegen.api.native.events import frame
+from imagegen.api.native.shared import Time
 from imagegen.api.native.tasks.generation import ACCEPTING, plain_text
 from imagegen.api.native.tasks.view import TaskView, task_view
 from imagegen.api.native.tasks.waiting import Caller, TaskAccepted
@@ -94,8 +95,8 @@ async def list_tasks(
         Query(min_length=1, max_length=200, description="Only tasks whose prompt contains this text."),
         AfterValidator(_searched),
     ] = None,
-    since: Annotated[AwareDatetime | None, Query(description="Only tasks accepted at that time or later.")] = None,
-    until: Annotated[AwareDatetime | None, Query(description="Only tasks accepted before that time.")] = None,
+    since: Annotated[Time | None, Query(description="Only tasks accepted at that time or later.")] = None,
+    until: Annotated[Time | None, Query(description="Only tasks accepted before that time.")] = None,
     limit: Annotated[int, Query(ge=1, le=1000, description="Tasks in a page.")] = 50,
     cursor: Annotated[
         int | None, Query(ge=0, le=2**63 - 1, description="Start of the page, from `Link` of the page before it.")
