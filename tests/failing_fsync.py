@@ -41,11 +41,11 @@ def fail() -> None:
     fsync, fdatasync, seccomp = _CALLS[platform.machine()]
     load, equals, answer = 0x20, 0x15, 0x06
     steps = (_Step * 5)(
-        (load, 0, 0, 0),  # the number of the call
-        (equals, 1, 0, fsync),
-        (equals, 0, 1, fdatasync),
-        (answer, 0, 0, 0x0005_0000 | errno.EIO),
-        (answer, 0, 0, 0x7FFF_0000),  # allowed
+        _Step(load, 0, 0, 0),  # the number of the call
+        _Step(equals, 1, 0, fsync),
+        _Step(equals, 0, 1, fdatasync),
+        _Step(answer, 0, 0, 0x0005_0000 | errno.EIO),
+        _Step(answer, 0, 0, 0x7FFF_0000),  # allowed
     )
     kernel = ctypes.CDLL(None, use_errno=True)
     program = _Program(len(steps), steps)

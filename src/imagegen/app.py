@@ -11,13 +11,14 @@ from starlette.middleware.cors import CORSMiddleware
 
 import imagegen
 from imagegen.api.dependencies import Services
+from imagegen.api.document import complete_document
 from imagegen.api.guard import ANSWERED_HEADERS, ASKED_HEADERS, Guard
 from imagegen.api.head import HeadAsGet
-from imagegen.api.native.webhooks import WebhookPayloads
+from imagegen.api.native.models.entries import config_schemas
+from imagegen.api.native.webhooks import WebhookPayloads, sent_webhooks
 from imagegen.api.problems import TextAsProblem, install
 from imagegen.api.request_ids import RequestIds
 from imagegen.api.routers import include_routers
-from imagegen.api.security import declare_keys
 from imagegen.api.sse import Streams
 from imagegen.catalog.catalog import Catalog
 from imagegen.catalog.file import ConfigFile, etag_of
@@ -158,13 +159,15 @@ def app_of(service: Service) -> FastAPI:
         version=imagegen.__version__,
         lifespan=lifespan,
         license_info={"name": "MIT", "identifier": "MIT"},
+        servers=[{"url": settings.public_url or "/"}],
+        webhooks=sent_webhooks(),
         separate_input_output_schemas=False,
     )
     app.state.lifecycle = service.lifecycle
     app.state.services = service.services
     app.state.streams = Streams(settings.max_event_streams, settings.max_event_streams_per_address)
-    declare_keys(app)
     install(app)
+    complete_document(app, config_schemas(service.services.writer.families))
     include_routers(app, settings.max_upload_bytes)
     app.add_middleware(HeadAsGet)
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)

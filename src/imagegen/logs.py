@@ -22,13 +22,10 @@ def configure(level: str = "INFO", libraries: int = logging.WARNING) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     # structlog's own traceback for terminals would show the values of variables: keys, tokens, prompts.
+    console = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
     last: list[Processor] = [
         structlog.processors.format_exc_info,
-        *(
-            [_printable, structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
-            if human
-            else [structlog.processors.JSONRenderer(), _without_del]
-        ),
+        *((_printable, console) if human else (structlog.processors.JSONRenderer(), _without_del)),
     ]
     structlog.configure(
         processors=[*shared, *last],

@@ -57,6 +57,10 @@ Port = Annotated[int, Field(ge=1, le=65_535)]
 Delay = Annotated[float, Field(ge=0, le=604_800)]
 
 
+#: The variables that commands read to find a service: IMAGEGEN_SERVER and IMAGEGEN_KEY.
+CLIENT_VARIABLES = frozenset({"server", "key"})
+
+
 class Settings(BaseSettings):
     """The settings of one process. They do not change while it runs."""
 
@@ -71,6 +75,15 @@ class Settings(BaseSettings):
     probe_port: int | None = Field(None, ge=0, le=65_535)
     #: Host names that a service on a local address answers to, in addition to the local ones.
     allowed_hosts: Annotated[frozenset[str], NoDecode, BeforeValidator(_comma_separated)] = frozenset()
+    #: The URL at which callers reach the service, as `https://example.com/imagegen`, for the OpenAPI document; empty:
+    #: the one that they got the document from.
+    public_url: Annotated[
+        str,
+        Form(
+            r"(https?://[A-Za-z0-9.\[\]:-]{1,255}(/[A-Za-z0-9._~-]{1,100}){0,9})?",
+            "must be an http or https URL without a slash at its end",
+        ),
+    ] = ""
     #: Seconds that an idle connection stays open. Longer than in proxies (nginx: 60): a proxy with a longer timeout
     #: could send a request on a connection that is being closed.
     keep_alive_s: int = Field(75, ge=1, le=3600)
@@ -211,7 +224,8 @@ class Settings(BaseSettings):
         hints = {}
         for name in sorted(environment):
             field = name.lower().removeprefix("imagegen_")
-            if name.lower().startswith("imagegen_") and field not in cls.model_fields:
+            known = cls.model_fields.keys() | CLIENT_VARIABLES
+            if name.lower().startswith("imagegen_") and field not in known:
                 close = get_close_matches(field, cls.model_fields, n=1)
                 hints[name] = f"; did you mean 'IMAGEGEN_{close[0].upper()}'?" if close else ""
         return hints

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from pydantic import TypeAdapter
 
-from imagegen.api.native.events import frame
+from imagegen.api.native.events import TaskStreamEvent, frame
 from imagegen.core.events import EventBus, TaskCancelled
 from imagegen.gpu.protocol import DeviceMemory
 from imagegen.testing.engine import ScriptedEngine
@@ -21,13 +22,19 @@ SLOW = {"fake": {"step_seconds": 0.02}}
 VERY_SLOW = {"fake": {"step_seconds": 0.02, "steps": 200}}
 
 
+DOCUMENTED: TypeAdapter[Any] = TypeAdapter(TaskStreamEvent)
+
+
 def events(text: str) -> list[tuple[int, str, dict[str, Any]]]:
-    """(id, name, data) of each server-sent event."""
+    """(id, name, data) of each server-sent event. Its data must be as the OpenAPI document describes it."""
     parsed = []
     for block in text.strip().split("\n\n"):
         fields = dict(line.split(": ", 1) for line in block.split("\n") if not line.startswith(":"))
         if fields:
-            parsed.append((int(fields["id"]), fields["event"], json.loads(fields["data"])))
+            data = json.loads(fields["data"])
+            assert data["type"] == fields["event"]
+            assert DOCUMENTED.validate_python(data).model_dump(mode="json").keys() == data.keys()
+            parsed.append((int(fields["id"]), fields["event"], data))
     return parsed
 
 
@@ -351,7 +358,7 @@ async def test_after_a_restart_the_stream_has_the_end_with_a_higher_id(start: St
     async with start() as client:
         header = {"last-event-id": str(first[-2][0])}
         gap, (event_id, name, data) = events((await client.get(f"/task/{task_id}/events", headers=header)).text)
-        assert gap[1:] == ("gap", {"after": first[-2][0], "until": gap[0]})
+        assert gap[1:] == ("gap", {"type": "gap", "after": first[-2][0], "until": gap[0]})
         assert (name, data) == ("completed", first[-1][2])
         assert event_id > first[-1][0]
 
@@ -404,6 +411,6 @@ async def test_in_silence_a_stream_is_kept_alive() -> None:
         bus.close()
         heard = [published async for published in listening if published]
         assert [frame(each.id, each.event) for each in heard] == [
-            b'event: cancelled\ndata: {"task_id":"a"}\nid: 1\n\n',
-            b'event: closed\ndata: {"reason":"stopping"}\nid: 1\n\n',
+            b'event: cancelled\ndata: {"type":"cancelled","task_id":"a"}\nid: 1\n\n',
+            b'event: closed\ndata: {"type":"closed","reason":"stopping"}\nid: 1\n\n',
         ]

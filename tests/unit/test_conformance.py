@@ -14,6 +14,6 @@ def test_each_client_has_one_list_of_packages_and_one_check_for_it() -> None:
             ast.parse(script.read_text(), name)
 
 
-def test_the_names_of_packages_are_read_without_versions_extras_and_comments() -> None:
-    text = "# the client\nopenai==3.57.0\n\nhttpx[http2]>=0.28 ; python_version > '3'\npillow # pictures\n"
+def test_the_names_of_packages_are_read_without_versions_extras_comments_and_options() -> None:
+    text = "--find-links dist\n# the client\nopenai==3.57.0\n\nhttpx[http2]>=0.28 ; python_version > '3'\npillow # it\n"
     assert python_packages(text) == ["openai", "httpx", "pillow"]

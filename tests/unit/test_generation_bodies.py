@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from imagegen.api.native.tasks.generation import Image2ImageBody, Text2ImageBody
+from imagegen.core.task import Lora
 
 
 def text2image(body: str | dict[str, Any]) -> Text2ImageBody:
@@ -199,3 +200,18 @@ def test_whatever_a_field_holds_it_is_taken_or_refused(field: str, value: Any) -
         return
     assert getattr(body, field) == value
     body.model_dump_json()
+
+
+@pytest.mark.parametrize("repo", [None, "org/name@main"])
+def test_a_lora_is_read_as_tasks_show_it(repo: str | None) -> None:
+    lora = Lora(path="ink.safetensors", scale=0.5, repo=repo)
+    shown = lora.model_dump(mode="json")
+    older = {("weight_name" if name == "path" else name): it for name, it in shown.items()}
+    for written in (shown, older):
+        assert Text2ImageBody.model_validate({"prompt": "x", "loras": [written]}).all_loras() == (lora,)
+
+
+@pytest.mark.parametrize("lora", [{}, {"repo": "org/name"}, {"path": "a.safetensors", "weight_name": "b.safetensors"}])
+def test_a_lora_has_one_file(lora: dict[str, str]) -> None:
+    with pytest.raises(ValidationError):
+        Text2ImageBody.model_validate({"prompt": "x", "loras": [lora]})

@@ -71,7 +71,7 @@ ENDS = st.sampled_from(["", ".safetensors", "/x.safetensors", ".gguf", "/x.gguf"
 
 def test_all_fields_that_name_a_file_are_marked() -> None:
     words = [name for name in ALL if any(word in name.partition(".")[2] for word in NAMING)]
-    assert {"LoraBody.path", "LoraBody.weight_name", "Text2ImageBody.lora_weights_path", "EntryLora.path"} <= {*words}
+    assert {"LoraBody.path", "Text2ImageBody.lora_weights_path", "EntryLora.path"} <= {*words}
     assert [name for name in words if not marks(ALL[name]) & TEXTS] == []
 
 

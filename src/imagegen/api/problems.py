@@ -9,7 +9,7 @@ import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.middleware.body_limit import MAX_BODY_SIZE_SCOPE_KEY
 from starlette.requests import ClientDisconnect
@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from imagegen.api.dependencies import services_in
 from imagegen.api.foreign_names import unknown_field
+from imagegen.api.headers import headers as described_headers
 from imagegen.api.request_ids import HEADER, notes
 from imagegen.catalog.fields import section_at
 from imagegen.core.errors import ConfigInvalid, ImagegenError, LimitReached, Unauthorized
@@ -102,22 +103,60 @@ _CODE_OF_STATUS: Mapping[int, str] = MappingProxyType(
 )
 
 
+#: Every code of a problem, sorted.
+CODES = tuple(sorted({*STATUS, "internal_error", "http_error"}))
+
+#: The headers of the answers with a status.
+_HEADERS: Mapping[int, tuple[str, ...]] = MappingProxyType(
+    {
+        401: ("WWW-Authenticate",),
+        416: ("Content-Range",),
+        429: ("Retry-After", "RateLimit-Policy", "RateLimit"),
+        503: ("Retry-After",),
+    }
+)
+
+#: Phrases of RFC 9110 that Python has since 3.13.
+_PHRASES: Mapping[int, str] = MappingProxyType(
+    {413: "Content Too Large", 416: "Range Not Satisfiable", 422: "Unprocessable Content"}
+)
+
+
 class FieldError(BaseModel):
     """One problem of a request."""
 
-    loc: str = Field(description="The field, as `body.width`.", examples=["body.width"])
-    message: str = Field(examples=["Input should be less than or equal to 4096"])
+    loc: str = Field(description="The field, as `body.width`.")
+    message: str
 
 
 class Problem(BaseModel):
     """An error (RFC 9457). `code` is stable; `detail` is for people; `type` is a page about the code."""
 
-    type: str = Field(description="The path of a page about the code.", examples=["/docs/errors/invalid_request"])
-    title: str = Field(examples=["Unprocessable Content"])
-    status: int = Field(examples=[422])
-    code: str = Field(examples=["invalid_request"])
-    detail: str = Field(examples=["body.width: Input should be less than or equal to 4096"])
-    errors: list[FieldError] | None = None
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "type": "/docs/errors/invalid_request",
+                    "title": "Unprocessable Content",
+                    "status": 422,
+                    "code": "invalid_request",
+                    "detail": "body.steps: Input should be less than or equal to 200",
+                    "errors": [{"loc": "body.steps", "message": "Input should be less than or equal to 200"}],
+                }
+            ]
+        }
+    )
+
+    type: str = Field(description="The path of a page about the code.")
+    title: str = Field(description="The phrase of the status.")
+    status: int
+    code: str
+    detail: str
+    errors: list[FieldError] | None = Field(None, description="The fields that are wrong.")
+
+
+#: The content of an error in the OpenAPI document.
+PROBLEM: Mapping[str, Any] = MappingProxyType({MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}})
 
 
 #: Makes the response of an error from its problem and from the headers that it must have, such as Retry-After.
@@ -127,7 +166,7 @@ Renderer = Callable[[Problem, Mapping[str, str] | None], Response]
 def problem(code: str, detail: str, *, status: int | None = None, errors: list[FieldError] | None = None) -> Problem:
     """The problem of an error. Without a `status`, STATUS has it; 500 if `code` is not there."""
     status = status or STATUS.get(code, 500)
-    title = HTTPStatus(status).phrase
+    title = _PHRASES.get(status) or HTTPStatus(status).phrase
     return Problem(type=page(code), title=title, status=status, code=code, detail=detail, errors=errors)
 
 
@@ -163,41 +202,36 @@ def describe(*codes: str) -> dict[int | str, dict[str, Any]]:
     by_status: dict[int | str, dict[str, Any]] = {}
     for status in sorted({STATUS[code] for code in codes}):
         words = ", ".join(f"`{code}`" for code in codes if STATUS[code] == status)
-        schema = {"$ref": "#/components/schemas/Problem"}
-        by_status[status] = {"description": f"Code {words}.", "content": {MEDIA_TYPE: {"schema": schema}}}
+        by_status[status] = {"description": f"Code {words}.", "content": dict(PROBLEM)}
+        if status in _HEADERS:
+            by_status[status]["headers"] = described_headers(*_HEADERS[status])
     return by_status
 
 
+def problem_schemas() -> dict[str, Any]:
+    """The schemas that `describe` refers to."""
+    schemas: dict[str, Any] = {
+        kind.__name__: kind.model_json_schema(ref_template="#/components/schemas/{model}")
+        for kind in (Problem, FieldError)
+    }
+    schemas["Problem"].pop("$defs", None)
+    schemas["Problem"]["properties"]["code"] = {"$ref": "#/components/schemas/ErrorCode"}
+    schemas["Problem"]["properties"]["errors"].pop("default", None)
+    about = (
+        "Why a request was refused. Each code has a page: `/docs/errors/CODE`. Later versions may have more of them."
+    )
+    schemas["ErrorCode"] = {"type": "string", "enum": list(CODES), "title": "ErrorCode", "description": about}
+    return schemas
+
+
 def install(app: FastAPI) -> None:
-    """Answer every error of the app with error_response(), and describe problems in the OpenAPI document."""
+    """Answer every error of the app with error_response()."""
     app.state.error_renderers = {}
-    generate = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        return _with_problems(generate())
-
-    app.openapi = openapi  # type: ignore[method-assign]
     app.add_exception_handler(ImagegenError, _on_imagegen_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
     app.add_exception_handler(Exception, _on_bug)
-
-
-def _with_problems(document: dict[str, Any]) -> dict[str, Any]:
-    """Add the schemas that `describe` refers to, and remove FastAPI's own error schemas."""
-    schemas = document["components"]["schemas"]
-    for model in (Problem, FieldError):
-        schemas[model.__name__] = model.model_json_schema(ref_template="#/components/schemas/{model}")
-        schemas[model.__name__].pop("$defs", None)
-    schemas.pop("HTTPValidationError", None)
-    schemas.pop("ValidationError", None)
-    invalid = describe("invalid_request")[422]
-    for operations in document["paths"].values():
-        for operation in operations.values():
-            if "HTTPValidationError" in str(operation["responses"].get("422")):
-                operation["responses"]["422"] = invalid
-    return document
 
 
 async def _on_imagegen_error(request: Request, error: Exception) -> Response:

@@ -14,7 +14,9 @@ from imagegen.api.native.tasks import routes as tasks
 
 def include_routers(app: FastAPI, max_upload_bytes: int) -> None:
     """Add the routes to the application. `max_upload_bytes`: the limit of bodies that contain pictures."""
+    app.include_router(generation.router)
     app.include_router(generation.upload_router, max_body_size=max_upload_bytes)
+    app.include_router(generation.plan_router)
     app.include_router(pages.router)
-    for part in (generation, tasks, bundle, images, models, pulls, entries, config, keys, webhooks, events, system):
+    for part in (tasks, bundle, images, models, pulls, entries, config, keys, webhooks, events, system):
         app.include_router(part.router)

@@ -1,23 +1,31 @@
 """Needs: the dependency of every route but the public ones. It finds the caller and checks the key's scopes."""
 
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
-from fastapi import Depends, FastAPI, Request, Response, params
+from fastapi import Depends, Request, Response, params
 from fastapi.openapi.models import HTTPBearer
 from fastapi.routing import APIRoute
 from fastapi.security.base import SecurityBase
 
 from imagegen.api.dependencies import services_of
-from imagegen.api.problems import describe
 from imagegen.core.errors import Forbidden
 from imagegen.core.keys import Scope
 from imagegen.core.owner import Owner
 
-#: The names of the two schemes in the OpenAPI document.
-BEARER, HEADER = "key", "key_header"
-
 _ABOUT = "An API key, `ig_...`. Without any keys, a service on a local address needs none. See `imagegen keys create`."
+
+#: The name of the scheme that FastAPI is told.
+_BEARER = "key"
+
+#: The two ways to send a key, as the OpenAPI document describes them.
+SCHEMES: Mapping[str, Any] = MappingProxyType(
+    {
+        _BEARER: {"type": "http", "scheme": "bearer", "description": _ABOUT},
+        "key_header": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": _ABOUT},
+    }
+)
 
 
 class Needs(SecurityBase):
@@ -25,7 +33,7 @@ class Needs(SecurityBase):
 
     def __init__(self, *scopes: Scope) -> None:
         self.scopes = frozenset(scopes) | {Scope.ADMIN}
-        self.scheme_name = BEARER
+        self.scheme_name = _BEARER
         self.model = HTTPBearer(description=_ABOUT)
 
     async def __call__(self, request: Request) -> Owner:
@@ -90,21 +98,3 @@ class KeyedRoute(APIRoute):
         """Raises Unauthorized or Forbidden."""
         for need in needs_of(self.dependencies):
             await need(request)
-
-
-def declare_keys(app: FastAPI) -> None:
-    """Add to the OpenAPI document the second way to send a key, and the answers 401 and 403."""
-    generate = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        document = generate()
-        schemes = document["components"]["securitySchemes"]
-        schemes[HEADER] = {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": _ABOUT}
-        for operations in document["paths"].values():
-            for operation in operations.values():
-                if "security" in operation:
-                    operation["security"] = [{BEARER: []}, {HEADER: []}]
-                    operation["responses"] |= {str(k): v for k, v in describe("unauthorized", "forbidden").items()}
-        return document
-
-    app.openapi = openapi  # type: ignore[method-assign]

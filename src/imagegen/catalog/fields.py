@@ -79,7 +79,7 @@ def _no_url(source: str) -> str:
 
 
 #: A text that names no file: for people, or one of a family's own values.
-Text = Annotated[str, Mark.TEXT]
+Text = Annotated[str, Mark.TEXT, StringConstraints(max_length=2000)]
 
 #: A file or folder: absolute, or below the models directory. Over HTTP it must lie below the allowed roots.
 WeightsPath = Annotated[str, Mark.PATH, StringConstraints(min_length=1, max_length=1000)]

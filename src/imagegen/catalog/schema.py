@@ -1,9 +1,9 @@
-"""Generates the JSON schema of models.yaml, for editors, and the reference page, from the classes."""
+"""Generates from the classes: the JSON schema of models.yaml for editors, schemas for HTTP, and the reference page."""
 
 import inspect
 import json
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, NamedTuple
 
 from pydantic.fields import FieldInfo
 
@@ -82,6 +82,76 @@ def _definitions(kind: type[Section]) -> dict[str, Any]:
     older_names = {name for name, info in kind.model_fields.items() if len(spellings(name, info)) > 1}
     schema["required"] = [name for name in schema.get("required", ()) if name not in older_names]
     return {kind.__name__: schema, **inner}
+
+
+# -- for HTTP ----------------------------------------------------------------------------------------------------------
+
+
+class Fields(NamedTuple):
+    """The fields of a section as JSON schemas, by name; `inner` has the schemas that they refer to."""
+
+    properties: dict[str, Any]
+    inner: dict[str, Any]
+
+    def as_shown(self, always: Collection[str]) -> dict[str, Any]:
+        """The schema of the whole section, with defaults: the fields in `always` are there."""
+        required = [name for name in self.properties if name in always]
+        return {"type": "object", "properties": self.properties, "required": required}
+
+    def as_changed(self, needed: Collection[str] = (), **others: dict[str, Any]) -> dict[str, Any]:
+        """The schema of a change: all fields are optional but those in `needed`, and null resets one to its default.
+
+        `others`: fields before these.
+        """
+        own = {name: it if name in needed else _nullable(it) for name, it in self.properties.items()}
+        required = [*others, *needed]
+        schema = {"type": "object", "properties": others | own, "additionalProperties": False}
+        return schema | ({"required": required} if required else {})
+
+
+def _nullable(schema: dict[str, Any]) -> dict[str, Any]:
+    kinds = schema.get("anyOf", [{name: it for name, it in schema.items() if name != "description"}])
+    about = {"description": schema["description"]} if "description" in schema else {}
+    return {"anyOf": kinds if {"type": "null"} in kinds else [*kinds, {"type": "null"}]} | about
+
+
+def settings_fields(template: str) -> Fields:
+    """The fields of `global`. `template`: of references, with `{model}`."""
+    return _fields(GlobalSettings, template)
+
+
+def entry_fields(families: Families, template: str) -> Fields:
+    """The fields of an entry of any family. Those of single families say so. `template`: of references.
+
+    One schema instead of one for each family, so that a new family adds fields and nothing else.
+    """
+    common = _fields(ModelSpec, template)
+    properties, inner = dict(common.properties), dict(common.inner)
+    properties["type"] = {"type": "string", "enum": sorted(families), "description": description(ModelSpec, "type")}
+    of_family: dict[str, dict[str, dict[str, Any]]] = {}
+    for word, kind in families.items():
+        fields = _fields(kind, template)
+        inner |= fields.inner
+        for name in fields.properties.keys() - common.properties.keys():
+            of_family.setdefault(name, {})[word] = fields.properties[name]
+    for name, by_word in sorted(of_family.items()):
+        words = ", ".join(f"`{word}`" for word in by_word)
+        first, *others = by_word.values()
+        about = {"description": f"{first['description']} Only for {words}."}
+        # Families may give one name to different fields.
+        different = [it for place, it in enumerate(others) if it not in (first, *others[:place])]
+        properties[name] = ({"anyOf": [first, *different]} if different else first) | about
+    return Fields(properties, inner)
+
+
+def _fields(kind: type[Section], template: str) -> Fields:
+    schema = kind.model_json_schema(by_alias=False, ref_template=template)
+    inner = schema.pop("$defs", {})
+    for name, field in schema["properties"].items():
+        field.pop("title", None)
+        field.pop("default", None)  # those of entries depend on the family
+        field["description"] = description(kind, name)
+    return Fields(schema["properties"], inner)
 
 
 # -- for people --------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """`imagegen models` and `imagegen models pull`."""
 
 import asyncio
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -13,6 +14,7 @@ from rich.table import Column, Table
 
 from imagegen.catalog.catalog import HubFiles, ModelSpec
 from imagegen.catalog.sources import missing, weights_here
+from imagegen.cli import options
 from imagegen.cli.common import (
     EX_CANTCREAT,
     EX_DATAERR,
@@ -26,6 +28,8 @@ from imagegen.cli.common import (
     open_catalog,
     settings_with,
 )
+from imagegen.cli.remote import connect
+from imagegen.cli.tasks import list_models
 from imagegen.core.errors import FailureCode
 from imagegen.gpu.machine import look
 from imagegen.hub.process import fetch_in_process
@@ -51,16 +55,36 @@ models_app = typer.Typer(help="List the models, or pull their weights.")
 
 
 @models_app.callback(invoke_without_command=True)
-def models(context: typer.Context, config: ConfigOption = None) -> None:
-    """List the configured models and whether their weights are on this machine."""
+def models(
+    context: typer.Context,
+    server: options.OptionalServer = None,
+    key: options.Key = None,
+    as_json: options.Json = False,
+    config: ConfigOption = None,
+) -> None:
+    """List the configured models and whether their weights are on this machine; with --server, those of a service."""
     context.obj = config
-    if context.invoked_subcommand is None:
-        _list_models(config, families_of(context))
+    if context.invoked_subcommand is None and server is not None:
+        list_models(connect(context, server, key), as_json=as_json)
+    elif context.invoked_subcommand is None:
+        _list_models(config, families_of(context), as_json=as_json)
 
 
-def _list_models(config: Path | None, families: str) -> None:
+def _list_models(config: Path | None, families: str, *, as_json: bool) -> None:
     settings = settings_with(config=config)
     catalog = open_catalog(settings.config, families)
+    if as_json:
+        shown = [
+            {
+                "id": model_id,
+                "type": spec.type,
+                "weights_here": weights_here(spec, settings.models_path),
+                "description": spec.description,
+            }
+            for model_id, spec in catalog.models.items()
+        ]
+        typer.echo(json.dumps({"models": shown, "default": catalog.default_model}, ensure_ascii=False))
+        return
     # Names do not wrap, so that they can be copied and searched for.
     names = [Column(title, no_wrap=True) for title in ("id", "type", "weights")]
     table = Table(*names, "description", box=None)

@@ -10,6 +10,8 @@ from heapq import merge
 from itertools import count, islice
 from typing import ClassVar, Literal
 
+from pydantic import Field
+
 from imagegen.core.task import Failure, StoredImage
 from imagegen.core.value import Value
 
@@ -35,18 +37,17 @@ class Gap(StreamEvent):
     """Events between the subscriber's Last-Event-ID and the next event may be missing: they are not kept any more."""
 
     name = "gap"
-    #: The subscriber's Last-Event-ID.
-    after: int
-    #: The highest id that may be missing.
-    until: int
+    after: int = Field(description="The subscriber's Last-Event-ID.")
+    until: int = Field(description="The highest id that may be missing.")
 
 
 class StreamClosed(StreamEvent):
     """The last event of a stream that ends before its task has ended. It has the id of the event before it."""
 
     name = "closed"
-    #: `too_slow`: the subscriber is too many events behind; `stopping`: the service stops.
-    reason: Literal["too_slow", "stopping"]
+    reason: Literal["too_slow", "stopping"] = Field(
+        description="`too_slow`: the subscriber is too many events behind; `stopping`: the service stops."
+    )
 
 
 class TaskEvent(Event):
@@ -59,8 +60,7 @@ class TaskQueued(TaskEvent):
     """The task was accepted and stored, or put back after its worker died."""
 
     name = "queued"
-    #: The number of tasks that run before it.
-    position: int
+    position: int = Field(description="The number of tasks that run before it.")
 
 
 class TaskMoved(TaskEvent):
@@ -68,25 +68,25 @@ class TaskMoved(TaskEvent):
 
     name = "position"
     lasting = False
-    #: The number of tasks that run before it.
-    position: int
-    #: None while the times that it depends on have not been measured.
-    estimated_start_at: datetime | None
+    position: int = Field(description="The number of tasks that run before it.")
+    estimated_start_at: datetime | None = Field(description="Null until the times that it depends on were measured.")
     estimated_finish_at: datetime | None
 
 
 class TaskStarted(TaskEvent):
+    """The task has begun to run."""
+
     name = "started"
-    attempt: int
+    attempt: int = Field(description="Attempts so far, with this one.")
 
 
 class TaskLoading(TaskEvent):
-    """The task waits for its model to be loaded. In bytes; `bytes_total` is None until it is known."""
+    """The task waits for its model to be loaded."""
 
     name = "loading"
     model: str
-    bytes_done: int = 0
-    bytes_total: int | None = None
+    bytes_done: int = Field(default=0, description="Bytes read so far.")
+    bytes_total: int | None = Field(default=None, description="Bytes of the model's files; null: unknown.")
 
 
 class TaskLoadingProgress(TaskLoading):
@@ -104,13 +104,13 @@ class TaskLoaded(TaskEvent):
 
 
 class TaskDownloading(TaskEvent):
-    """The task waits for the pull of its model's weights. In bytes; `bytes_total` is None until the hub has sent it."""
+    """The task waits for the pull of its model's weights."""
 
     name = "downloading"
     progress = True
     model: str
-    bytes_done: int
-    bytes_total: int | None
+    bytes_done: int = Field(description="Bytes on disk, of the files that the model needs.")
+    bytes_total: int | None = Field(description="Bytes of these files; null until the hub answered.")
 
 
 class TaskStep(TaskEvent):
@@ -130,8 +130,7 @@ class TaskPreview(TaskEvent):
     step: int
     total: int
     media_type: str = "image/jpeg"
-    #: JPEG, in base64.
-    image: str
+    image: str = Field(description="The picture in base64.")
 
 
 class TaskStoring(TaskEvent):
@@ -148,36 +147,44 @@ class TaskSaved(TaskEvent):
 
 
 class TaskCompleted(TaskEvent):
+    """The task has ended with pictures."""
+
     name = "completed"
     final = True
     images: tuple[StoredImage, ...]
 
 
 class TaskFailed(TaskEvent):
+    """The task has ended without pictures."""
+
     name = "failed"
     final = True
     failure: Failure
 
 
 class TaskCancelled(TaskEvent):
+    """The task was cancelled and has ended."""
+
     name = "cancelled"
     final = True
 
 
 class ModelLoading(Event):
-    """A load began, or progressed by a percent. Bytes that are read, and bytes of the model's files; None: unknown."""
+    """A load began, or progressed by a percent."""
 
     name = "model_loading"
     model: str
-    bytes_done: int = 0
-    bytes_total: int | None = None
+    bytes_done: int = Field(default=0, description="Bytes read so far.")
+    bytes_total: int | None = Field(default=None, description="Bytes of the model's files; null: unknown.")
 
 
 class ModelLoaded(Event):
+    """The model is in device memory."""
+
     name = "model_loaded"
     model: str
     seconds: float
-    device_bytes: int
+    device_bytes: int = Field(description="Bytes of its weights that are in device memory at most.")
 
 
 class ModelFailed(Event):
@@ -189,10 +196,11 @@ class ModelFailed(Event):
 
 
 class ModelUnloading(Event):
+    """The model leaves the device."""
+
     name = "model_unloading"
     model: str
-    #: As in ModelUnloaded.
-    reason: str
+    reason: str = Field(description="As in `model_unloaded`.")
 
 
 class ModelUnloaded(Event):
@@ -200,10 +208,11 @@ class ModelUnloaded(Event):
 
     name = "model_unloaded"
     model: str
-    #: `switch`, `idle`, `asked`, `config`, `worker_died`, or `room`: a picture of another model needed the memory.
-    reason: str
-    #: Whether it stays in host memory.
-    warm: bool = False
+    reason: str = Field(
+        description="`switch`, `idle`, `asked`, `config`, `worker_died`, or `room`: a picture of another model needed "
+        "the memory."
+    )
+    warm: bool = Field(default=False, description="Whether it stays in host memory.")
 
 
 class ModelCooled(Event):
@@ -211,8 +220,10 @@ class ModelCooled(Event):
 
     name = "model_cooled"
     model: str
-    #: `idle`, `asked`, `config`, `worker_died`, `load_failed`, or `room`: another model needed the memory.
-    reason: str
+    reason: str = Field(
+        description="`idle`, `asked`, `config`, `worker_died`, `load_failed`, or `room`: another model needed the "
+        "memory."
+    )
 
 
 class ModelPulling(Event):
@@ -220,27 +231,22 @@ class ModelPulling(Event):
 
     name = "model_pulling"
     model: str
-    #: `waiting`, `downloading`, `ready`, `failed`, `cancelled`.
-    state: str
-    bytes_done: int
-    bytes_total: int | None
-    #: Why it failed.
-    failure: Failure | None
+    state: str = Field(description="`waiting`, `downloading`, `ready`, `failed`, `cancelled`.")
+    bytes_done: int = Field(description="Bytes on disk, of the files that the model needs.")
+    bytes_total: int | None = Field(description="Bytes of these files; null until the hub answered.")
+    failure: Failure | None = Field(description="Why it failed.")
 
 
 class ConfigChanged(Event):
     """A new configuration is in force."""
 
     name = "config_changed"
-    #: `start`, `file`, `signal`, `rest`, `rollback`.
-    source: str
+    source: str = Field(description="`start`, `file`, `signal`, `rest`, `rollback`.")
     etag: str
-    added: tuple[str, ...]
-    #: Models whose entry differs.
-    changed: tuple[str, ...]
-    removed: tuple[str, ...]
-    #: Fields of `global` that differ.
-    settings: tuple[str, ...]
+    added: tuple[str, ...] = Field(description="Models that are new.")
+    changed: tuple[str, ...] = Field(description="Models whose entry differs.")
+    removed: tuple[str, ...] = Field(description="Models that are gone.")
+    settings: tuple[str, ...] = Field(description="Fields of `global` that differ.")
 
 
 class ConfigRejected(Event):
@@ -248,8 +254,7 @@ class ConfigRejected(Event):
 
     name = "config_rejected"
     source: str
-    #: `file:line:column: what, and the fix`.
-    errors: tuple[str, ...]
+    errors: tuple[str, ...] = Field(description="`file:line:column: what, and the fix`.")
 
 
 #: The memory of a TaskStep with its encoding, in bytes, measured.

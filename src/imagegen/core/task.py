@@ -69,13 +69,15 @@ class TaskType(StrEnum):
 
 
 class Lora(Value):
-    """A low-rank adapter that is added to the model's weights for one request."""
+    """A LoRA (low-rank adapter) that is added to the model's weights for one request."""
 
-    #: A safetensors file: below the LoRA directory, or in `repo`.
-    path: str
-    scale: float
-    #: `org/name[@revision]` on the hub, already in its cache.
-    repo: str | None = None
+    path: str = Field(
+        max_length=1000, description="A .safetensors file: below the service's LoRA directory, or in `repo`."
+    )
+    scale: float = Field(default=1.0, ge=-4, le=4, description="Strength of the LoRA.")
+    repo: str | None = Field(
+        default=None, max_length=1000, description="`org/name[@revision]` on the hub, already in its cache."
+    )
 
 
 class InputPictures(Value):

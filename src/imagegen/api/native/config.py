@@ -4,11 +4,12 @@ from datetime import datetime
 from functools import partial
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends, Header, Path, Query, Response
-from pydantic import BaseModel, Field
+from fastapi import APIRouter, Depends, Header, Path, Query, Response
+from pydantic import BaseModel, ConfigDict, Field, RootModel
 
 from imagegen.api.bounded import BoundedRoute
 from imagegen.api.dependencies import Models, Writer
+from imagegen.api.headers import headers
 from imagegen.api.native.shared import RequestBody
 from imagegen.api.problems import describe
 from imagegen.api.security import MANAGE
@@ -32,11 +33,6 @@ WRITING = (
     "storage_full",
 )
 
-SettingsFields = Annotated[
-    dict[str, Any],
-    Body(description="Fields of `global`; null removes one.", examples=[{"auto_unload_minutes": 5}]),
-]
-
 
 async def _if_match(
     if_match: Annotated[
@@ -59,7 +55,17 @@ def tag(response: Response, etag: str | None) -> None:
         response.headers["ETag"] = f'"{etag}"'
 
 
+class SettingsPatchBody(RootModel[dict[str, Any]]):
+    """Fields of `global`; null resets one to its default."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"auto_unload_minutes": 5}]})
+
+
 class RollbackBody(RequestBody):
+    """The version to restore."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"version": 1}]})
+
     version: int = Field(ge=1, le=MAX_VERSION, strict=True, description="A version that `GET /config/versions` lists.")
 
 
@@ -108,7 +114,9 @@ class VersionDiff(BaseModel):
     diff: str = Field(description="A unified diff; empty if nothing differs.")
 
 
-@router.get("/global", operation_id="get_settings", summary="The global settings")
+@router.get(
+    "/global", operation_id="get_settings", summary="The global settings", responses={200: {"headers": headers("ETag")}}
+)
 async def get_settings(models: Models, writer: Writer, response: Response) -> GlobalSettings:
     """The section `global` of models.yaml, with defaults."""
     tag(response, writer.etag)
@@ -119,26 +127,31 @@ async def get_settings(models: Models, writer: Writer, response: Response) -> Gl
     "/global",
     operation_id="patch_settings",
     summary="Change some global settings (merge patch)",
-    responses=describe(*WRITING),
+    responses={200: {"headers": headers("ETag")}, **describe(*WRITING)},
 )
 @router.put(
     "/global",
     operation_id="update_settings",
     summary="Change some global settings",
-    responses=describe(*WRITING),
+    responses={200: {"headers": headers("ETag")}, **describe(*WRITING)},
 )
 async def update_settings(
-    fields: SettingsFields, response: Response, writer: Writer, models: Models, if_match: IfMatch
+    body: SettingsPatchBody, response: Response, writer: Writer, models: Models, if_match: IfMatch
 ) -> GlobalSettings:
     """Replaces the given fields of the section and keeps the others. Null resets a field to its default.
 
     PUT and PATCH (RFC 7396) do the same.
     """
-    tag(response, (await writer.edit(partial(with_settings, fields=fields), if_match)).etag)
+    tag(response, (await writer.edit(partial(with_settings, fields=body.root), if_match)).etag)
     return models.catalog.settings
 
 
-@router.get("/status", operation_id="get_config_status", summary="Status of the configuration")
+@router.get(
+    "/status",
+    operation_id="get_config_status",
+    summary="Status of the configuration",
+    responses={200: {"headers": headers("ETag")}},
+)
 async def get_config_status(writer: Writer, response: Response) -> ConfigStatusView:
     """Whether the file is valid, what is wrong with it, and whether it can be edited over HTTP.
 
@@ -149,7 +162,12 @@ async def get_config_status(writer: Writer, response: Response) -> ConfigStatusV
     return ConfigStatusView(**status.model_dump())
 
 
-@router.get("/versions", operation_id="list_config_versions", summary="All kept versions")
+@router.get(
+    "/versions",
+    operation_id="list_config_versions",
+    summary="All kept versions",
+    responses={200: {"headers": headers("ETag")}},
+)
 async def list_config_versions(writer: Writer, response: Response) -> ConfigVersions:
     """The configurations that were in force, newest first. The newest hundred are kept."""
     tag(response, writer.etag)
@@ -179,7 +197,10 @@ async def diff_config_version(
     "/rollback",
     operation_id="rollback_config",
     summary="Restore an older version",
-    responses=describe("version_not_found", *(code for code in WRITING if code != "config_broken")),
+    responses={
+        200: {"headers": headers("ETag")},
+        **describe("version_not_found", *(code for code in WRITING if code != "config_broken")),
+    },
 )
 async def rollback_config(body: RollbackBody, response: Response, writer: Writer, if_match: IfMatch) -> ConfigWritten:
     """Writes the text of that version to the file, as a new version. This also repairs a broken file."""

@@ -1,18 +1,18 @@
 """The body of an event, and GET /events: the events of all tasks and models, and of the configuration."""
 
 import json
-from collections.abc import AsyncIterator, Mapping
-from typing import Annotated, Any
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from typing import Annotated, Any, Literal, Union
 
 from fastapi import APIRouter, Header, Query
-from pydantic import Field
+from pydantic import BaseModel, Field, RootModel, create_model
 
 from imagegen.api.dependencies import Service, Who
-from imagegen.api.native.images.routes import image_view
+from imagegen.api.native.images.routes import ImageView, image_view
 from imagegen.api.problems import describe
 from imagegen.api.security import SEE, KeyedRoute
 from imagegen.api.sse import KEEP_ALIVE, KEEP_ALIVE_S, EventStream
-from imagegen.core.events import Event, Published, StreamEvent, TaskCompleted, TaskSaved
+from imagegen.core.events import Event, Published, StreamEvent, TaskCompleted, TaskEvent, TaskSaved
 
 router = APIRouter(tags=["service"], route_class=KeyedRoute, dependencies=[SEE])
 
@@ -20,8 +20,8 @@ Filter = Annotated[list[Annotated[str, Field(max_length=64)]], Query(max_length=
 
 
 def event_view(event: Event) -> dict[str, Any]:
-    """The data of an event. Pictures have the same form as in the task."""
-    data = event.model_dump(mode="json")
+    """The data of an event. `type` is its name; pictures have the same form as in the task."""
+    data = {"type": event.name, **event.model_dump(mode="json")}
     if isinstance(event, TaskCompleted | TaskSaved):
         data["result_files"] = [image.path for image in event.images]
         data["images"] = [image_view(image).model_dump() for image in event.images]
@@ -34,12 +34,56 @@ def frame(event_id: int, event: Event) -> bytes:
     return f"event: {event.name}\ndata: {data}\nid: {event_id}\n\n".encode()
 
 
+def kinds_of_event(kind: type[Event] = Event) -> Iterator[type[Event]]:
+    """The class of each event with a name of its own, in the order of their definitions."""
+    for each in kind.__subclasses__():
+        # Tests have events of their own.
+        if each.__module__ == Event.__module__:
+            if "name" in vars(each):
+                yield each
+            yield from kinds_of_event(each)
+
+
+def _documented(kind: type[Event]) -> type[BaseModel]:
+    """The form of `event_view(event)` for the events of a class, for the OpenAPI document."""
+    fields: dict[str, Any] = {name: (it.annotation, it) for name, it in kind.model_fields.items()}
+    if "images" in fields:
+        files = Field(description="`folder/file` of each picture.")
+        fields |= {"images": (list[ImageView], ...), "result_files": (list[str], files)}
+    name: Any = (Literal[kind.name], Field(description="The name of the event."))
+    return create_model(kind.__name__, __doc__=kind.__doc__, __module__=__name__, type=name, **fields)
+
+
+def _one_of(name: str, about: str, kinds: Iterable[type[BaseModel]]) -> type[BaseModel]:
+    """The class of a value that is of one of several classes, which its `type` tells apart."""
+    union: Any = Annotated[Union[tuple(kinds)], Field(discriminator="type")]  # noqa: UP007 - known at run time only
+    base: Any = RootModel.__class_getitem__(union)
+    return create_model(name, __base__=base, __doc__=about, __module__=__name__)
+
+
+_DOCUMENTED = {kind: _documented(kind) for kind in kinds_of_event()}
+
+TaskStreamEvent = _one_of(
+    "TaskStreamEvent",
+    "The data of an event in the stream of one task. `type` is also in the `event:` line.",
+    (it for kind, it in _DOCUMENTED.items() if issubclass(kind, TaskEvent | StreamEvent)),
+)
+StreamedEvent = _one_of(
+    "StreamedEvent",
+    "The data of an event in the stream of all tasks and models. `type` is also in the `event:` line.",
+    (it for kind, it in _DOCUMENTED.items() if kind.lasting or not issubclass(kind, TaskEvent)),
+)
+
+
 @router.get(
     "/events",
     operation_id="follow_events",
     summary="Follow all events (server-sent events)",
     response_class=EventStream,
-    responses=describe("too_many_streams"),
+    responses={
+        200: {"model": StreamedEvent, "description": "The `data` of each event is of this form."},
+        **describe("too_many_streams"),
+    },
 )
 async def follow_events(
     service: Service,

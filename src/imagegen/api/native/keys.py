@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from imagegen.api.bounded import BoundedRoute
 from imagegen.api.dependencies import Keys, Who, services_of
@@ -22,6 +22,10 @@ WRITING = ("storage_failed", "storage_full", "journal_lost")
 
 class KeyBody(RequestBody):
     """A new key."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"name": "alice", "scopes": ["generate"], "limits": {"images_per_day": 100}}]}
+    )
 
     name: KeyName = Field(description="Tasks that are submitted with the key belong to this name.", examples=["alice"])
     scopes: list[Scope] = Field([Scope.GENERATE], min_length=1, max_length=3, description="What it may be used for.")

@@ -2,14 +2,16 @@
 
 import json
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlencode
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Header, Query, Response
 from pydantic import BaseModel, Field
 
 from imagegen.api.dependencies import Webhooks, Who
-from imagegen.api.native.tasks.view import task_view
+from imagegen.api.document import DocumentedAs
+from imagegen.api.headers import headers
+from imagegen.api.native.tasks.view import TaskView, task_view
 from imagegen.api.problems import describe
 from imagegen.api.security import MAKE, SEE, KeyedRoute
 from imagegen.core.receipt import receipt_of
@@ -21,12 +23,6 @@ from imagegen.storage.outbox import DeliveryFilter
 from imagegen.tasks.manager import TaskManager
 
 router = APIRouter(tags=["webhooks"], prefix="/webhooks", route_class=KeyedRoute, dependencies=[SEE])
-
-_LINK = {
-    "description": 'The next page (RFC 8288, rel="next"), if there is one.',
-    "schema": {"type": "string"},
-    "example": '</webhooks/deliveries?limit=50&cursor=4711>; rel="next"',
-}
 
 
 class DeliveryView(BaseModel):
@@ -49,10 +45,20 @@ class DeliveryView(BaseModel):
     next_attempt_at: datetime | None = Field(description="When the next attempt is made; null: none is planned.")
 
 
+class WebhookPayload(BaseModel):
+    """The body of a webhook, in the form of Standard Webhooks."""
+
+    type: Literal["task.started", "task.completed", "task.failed", "task.cancelled"]
+    timestamp: datetime = Field(description="When the event happened.")
+    data: TaskView = Field(description="The task, as `GET /task/{task_id}` showed it at that moment.")
+
+
 class DeliveryDetails(DeliveryView):
     """A delivery with its payload."""
 
-    payload: dict[str, Any] = Field(description="The body that is sent. It was made when the event happened.")
+    payload: Annotated[dict[str, Any], DocumentedAs(WebhookPayload)] = Field(
+        description="The body that is sent. It was made when the event happened."
+    )
 
 
 class DeliveryPage(BaseModel):
@@ -78,7 +84,7 @@ def _delivery_fields(delivery: Delivery) -> dict[str, Any]:
     "/deliveries",
     operation_id="list_deliveries",
     summary="The newest deliveries",
-    responses={200: {"headers": {"Link": _LINK}}, **describe("invalid_request")},
+    responses={200: {"headers": headers("Link")}, **describe("invalid_request")},
 )
 async def list_deliveries(
     webhooks: Webhooks,
@@ -132,6 +138,36 @@ async def replay_delivery(delivery_id: str, webhooks: Webhooks, who: Who) -> Del
     """
     delivery = await webhooks.replay(delivery_id, who)
     return delivery_view(delivery, webhooks.next_attempt_at(delivery))
+
+
+async def _receive(
+    body: WebhookPayload,
+    webhook_id: Annotated[str, Header(description="The same in each attempt: receivers drop what they know.")],
+    webhook_timestamp: Annotated[str, Header(description="When this attempt was made, in seconds of Unix time.")],
+    webhook_signature: Annotated[
+        str, Header(description="`v1,` and an HMAC-SHA256 in base64, one for each secret, separated by spaces.")
+    ],
+) -> None:
+    """Signed as Standard Webhooks prescribes; libraries of that name verify it. Any 2xx answer counts.
+
+    Other answers are retried. 410 ends all deliveries to the URL.
+    """
+
+
+def sent_webhooks() -> APIRouter:
+    """What the service sends, for the OpenAPI document. No request reaches these routes."""
+    sent = APIRouter(tags=["webhooks"])
+    for event in WebhookEvent:
+        sent.add_api_route(
+            f"task.{event}",
+            _receive,
+            methods=["POST"],
+            operation_id=f"task_{event}",
+            summary=f"A task is `{event}`",
+            status_code=204,
+            responses={410: {"description": "The receiver wants no further events."}},
+        )
+    return sent
 
 
 class WebhookPayloads:

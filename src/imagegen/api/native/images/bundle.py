@@ -9,6 +9,8 @@ from fastapi import APIRouter
 from fastapi.responses import StreamingResponse
 
 from imagegen.api.dependencies import EffectiveSettings, Images, Service, Who
+from imagegen.api.headers import headers
+from imagegen.api.native.shared import binary
 from imagegen.api.native.tasks.view import task_view
 from imagegen.api.problems import describe
 from imagegen.api.security import SEE, KeyedRoute
@@ -26,7 +28,11 @@ router = APIRouter(tags=["tasks"], route_class=KeyedRoute, dependencies=[SEE])
     summary="A task and its pictures, as a zip",
     response_class=StreamingResponse,
     responses={
-        200: {"content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}}},
+        200: {
+            "description": "The zip.",
+            "headers": headers("Content-Disposition"),
+            "content": binary("application/zip"),
+        },
         **describe("task_not_found", "task_not_finished", "image_not_found", "storage_failed", "store_unreachable"),
     },
 )

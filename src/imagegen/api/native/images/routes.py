@@ -11,7 +11,9 @@ from fastapi.responses import RedirectResponse, Response, StreamingResponse
 from pydantic import BaseModel, Field
 
 from imagegen.api.dependencies import EffectiveSettings, Images, Service, Who, services_of
+from imagegen.api.headers import headers
 from imagegen.api.native.images.ranges import Range, parse_range
+from imagegen.api.native.shared import binary
 from imagegen.api.problems import describe, error_response, problem
 from imagegen.api.security import SEE, SEE_SIGNED, KeyedRoute
 from imagegen.core.owner import ANYONE
@@ -25,12 +27,20 @@ _SAFE = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "defaul
 #: A file never changes, so caches may keep it.
 _FOR_EVER = "max-age=31536000, immutable"
 
-_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_CONTENT = {"content": binary(*MEDIA_TYPES.values())}
+_FILE = headers("ETag", "Repr-Digest", "Accept-Ranges", "Content-Disposition")
 _RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {"content": {media: _BINARY for media in MEDIA_TYPES.values()}},
-    206: {"description": "The range of the `Range` header. Several ranges get the whole picture."},
-    304: {"description": "`If-None-Match` has the `ETag` of the picture."},
-    307: {"description": "The picture is in a bucket, and IMAGEGEN_STORE_URLS is `presigned`: a URL that expires."},
+    200: {"description": "The picture.", "headers": _FILE, **_CONTENT},
+    206: {
+        "description": "The range of the `Range` header. Several ranges get the whole picture.",
+        "headers": _FILE | headers("Content-Range"),
+        **_CONTENT,
+    },
+    304: {"description": "`If-None-Match` has the `ETag` of the picture.", "headers": headers("ETag")},
+    307: {
+        "description": "The picture is in a bucket, and IMAGEGEN_STORE_URLS is `presigned`: a URL that expires.",
+        "headers": headers("Location"),
+    },
     **describe("image_not_found", "range_not_satisfiable", "storage_failed", "store_unreachable"),
 }
 

@@ -3,15 +3,20 @@
 from functools import partial
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends, Response
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import APIRouter, Depends, Response
+from pydantic import BaseModel, ConfigDict, Field, RootModel
 
 from imagegen.api.bounded import BoundedRoute
 from imagegen.api.dependencies import EffectiveSettings, Writer
-from imagegen.api.native.config import WRITING, IfMatch, tag
+from imagegen.api.headers import headers
+from imagegen.api.native.config import WRITING, IfMatch, SettingsPatchBody, tag
+from imagegen.api.native.models.routes import ModelConfig
 from imagegen.api.problems import describe
 from imagegen.api.security import MANAGE
+from imagegen.catalog.catalog import ModelSpec
 from imagegen.catalog.changes import Roots, with_changed_model, with_model, without_model
+from imagegen.catalog.loading import Families
+from imagegen.catalog.schema import entry_fields, settings_fields
 from imagegen.core.errors import ConfigInvalid
 
 router = APIRouter(prefix="/models", tags=["models"], route_class=BoundedRoute, dependencies=[MANAGE])
@@ -23,10 +28,11 @@ async def _roots(settings: EffectiveSettings) -> Roots:
 
 AllowedRoots = Annotated[Roots, Depends(_roots)]
 
-Fields = Annotated[
-    dict[str, Any],
-    Body(description="Fields of the entry; null removes one.", examples=[{"steps": 8, "description": "Faster."}]),
-]
+
+class ModelPatchBody(RootModel[dict[str, Any]]):
+    """Fields of an entry; null resets one to its default."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"steps": 8, "description": "Faster."}]})
 
 
 class NewModelBody(BaseModel):
@@ -52,6 +58,26 @@ class NewModelBody(BaseModel):
     model_id: str = Field(description="Letters, digits, `.`, `_`, `-`; at most 64.", max_length=100)
 
 
+def config_schemas(families: Families) -> dict[str, Any]:
+    """The schemas of all that contains fields of models.yaml: bodies and answers, and what they refer to."""
+    template = "#/components/schemas/{model}"
+    entry, settings = entry_fields(families, template), settings_fields(template)
+    needed = [name for name, it in ModelSpec.model_fields.items() if it.is_required()]
+    model_id = {"type": "string", "description": NewModelBody.model_fields["model_id"].description, "maxLength": 100}
+    shown: dict[type[BaseModel], dict[str, Any]] = {
+        ModelConfig: entry.as_shown(ModelSpec.model_fields),
+        ModelPatchBody: entry.as_changed(),
+        NewModelBody: entry.as_changed(needed, model_id=model_id),
+        SettingsPatchBody: settings.as_changed(),
+    }
+    return entry.inner | settings.inner | {kind.__name__: _described(kind, schema) for kind, schema in shown.items()}
+
+
+def _described(kind: type[BaseModel], schema: dict[str, Any]) -> dict[str, Any]:
+    own = kind.model_json_schema()
+    return schema | {name: own[name] for name in ("title", "description", "examples") if name in own}
+
+
 class ModelWritten(BaseModel):
     """The result of a change of a model's entry."""
 
@@ -64,7 +90,10 @@ class ModelWritten(BaseModel):
     status_code=201,
     operation_id="create_model",
     summary="Add a model",
-    responses=describe("model_exists", "path_not_allowed", *WRITING),
+    responses={
+        201: {"headers": headers("Location", "ETag")},
+        **describe("model_exists", "path_not_allowed", *WRITING),
+    },
 )
 async def create_model(
     body: NewModelBody, response: Response, writer: Writer, roots: AllowedRoots, if_match: IfMatch
@@ -82,16 +111,16 @@ async def create_model(
     "/{model_id}",
     operation_id="patch_model",
     summary="Change some fields of a model (merge patch)",
-    responses=describe("model_not_found", "path_not_allowed", *WRITING),
+    responses={200: {"headers": headers("ETag")}, **describe("model_not_found", "path_not_allowed", *WRITING)},
 )
 @router.put(
     "/{model_id}",
     operation_id="update_model",
     summary="Change some fields of a model",
-    responses=describe("model_not_found", "path_not_allowed", *WRITING),
+    responses={200: {"headers": headers("ETag")}, **describe("model_not_found", "path_not_allowed", *WRITING)},
 )
 async def update_model(
-    model_id: str, fields: Fields, response: Response, writer: Writer, roots: AllowedRoots, if_match: IfMatch
+    model_id: str, body: ModelPatchBody, response: Response, writer: Writer, roots: AllowedRoots, if_match: IfMatch
 ) -> ModelWritten:
     """Replaces the given fields of the entry and keeps the others. Null resets a field to its default.
 
@@ -99,6 +128,7 @@ async def update_model(
     change is in force at once. PUT, for clients of the original API, and PATCH (RFC 7396,
     `application/merge-patch+json` or `application/json`) do the same.
     """
+    fields = dict(body.root)
     if fields.pop("model_id", model_id) != model_id:
         raise ConfigInvalid("model_id: the id of a model cannot be changed.")
     edit = partial(with_changed_model, model_id=model_id, fields=fields, families=writer.families, roots=roots)
@@ -110,7 +140,7 @@ async def update_model(
     "/{model_id}",
     operation_id="delete_model",
     summary="Remove a model",
-    responses=describe("model_not_found", *WRITING),
+    responses={200: {"headers": headers("ETag")}, **describe("model_not_found", *WRITING)},
 )
 async def delete_model(model_id: str, response: Response, writer: Writer, if_match: IfMatch) -> ModelWritten:
     """Removes the entry from models.yaml. A running task of the model goes on; waiting ones fail (`model_removed`).

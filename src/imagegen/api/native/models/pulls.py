@@ -1,16 +1,18 @@
 """Pulls of the weights of models: start, cancel and follow them."""
 
+import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
-from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, model_serializer
 
 from imagegen.api.dependencies import Puller
 from imagegen.api.problems import describe
 from imagegen.api.security import MANAGE, SEE, KeyedRoute
-from imagegen.core.errors import NotPulling
+from imagegen.api.sse import KEEP_ALIVE, KEEP_ALIVE_S, EventStream
+from imagegen.core.errors import FailureCode, NotPulling
 from imagegen.hub.puller import Pull, PullState
 
 router = APIRouter(prefix="/models", tags=["models"], route_class=KeyedRoute, dependencies=[SEE])
@@ -22,7 +24,7 @@ class PullView(BaseModel):
     state: PullState
     bytes_done: int = Field(description="Bytes on disk, of the files that the model needs.")
     bytes_total: int | None = Field(description="Bytes of the files that the model needs; null until the hub answered.")
-    error_code: str | None = Field(None, description="If it failed: a stable code.")
+    error_code: FailureCode | None = Field(None, description="If it failed: a stable code.")
     error_message: str | None = Field(None, description="If it failed: the reason.")
     retry_after: int | None = Field(None, description="Seconds after which a retry makes sense.")
 
@@ -31,6 +33,12 @@ class PullView(BaseModel):
         """Leave out the keys of errors that have no value."""
         kept = ("state", "bytes_done", "bytes_total")
         return {key: value for key, value in handler(self).items() if value is not None or key in kept}
+
+
+class PullEvent(PullView):
+    """The data of an event in the stream of a pull. `type` is also in the `event:` line."""
+
+    type: PullState = Field(description="The name of the event, which is the state.")
 
 
 def pull_view(pull: Pull) -> PullView:
@@ -81,10 +89,30 @@ async def _pulled(model_id: str, puller: Puller) -> str:
     "/{model_id}/pull/events",
     operation_id="follow_pull",
     summary="Follow a pull (server-sent events)",
-    response_class=EventSourceResponse,
-    responses=describe("not_pulling"),
+    response_class=EventStream,
+    responses={
+        200: {"model": PullEvent, "description": "The `data` of each event is of this form."},
+        **describe("not_pulling", "too_many_streams"),
+    },
 )
-async def follow_pull(model_id: Annotated[str, Depends(_pulled)], puller: Puller) -> AsyncIterator[ServerSentEvent]:
+async def follow_pull(model_id: Annotated[str, Depends(_pulled)], puller: Puller) -> EventStream:
     """`waiting`, `downloading` with bytes, then `ready`, `failed` or `cancelled`, which ends the stream."""
-    async for pull in puller.follow(model_id):
-        yield ServerSentEvent(event=pull.state, data=pull_view(pull).model_dump(mode="json"))
+    return EventStream(_frames(puller.follow(model_id)))
+
+
+async def _frames(pulls: AsyncIterator[Pull]) -> AsyncIterator[bytes]:
+    """An event for each, and a comment after each silence."""
+    coming = asyncio.ensure_future(anext(pulls, None))
+    try:
+        while True:
+            done, _ = await asyncio.wait([coming], timeout=KEEP_ALIVE_S)
+            if not done:
+                yield KEEP_ALIVE
+                continue
+            if (pull := coming.result()) is None:
+                return
+            coming = asyncio.ensure_future(anext(pulls, None))
+            data = {"type": pull.state, **pull_view(pull).model_dump(mode="json")}
+            yield f"event: {pull.state}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n".encode()
+    finally:
+        coming.cancel()

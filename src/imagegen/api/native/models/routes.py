@@ -8,13 +8,15 @@ from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, Field
 
 from imagegen.api.dependencies import Models, Puller, Tasks, Writer
+from imagegen.api.document import DocumentedAs
+from imagegen.api.headers import headers
 from imagegen.api.native.config import tag
 from imagegen.api.native.models.pulls import PullView, pull_view
 from imagegen.api.native.shared import gib
 from imagegen.api.problems import describe
 from imagegen.api.security import MANAGE, SEE, KeyedRoute
 from imagegen.catalog.catalog import ModelSpec
-from imagegen.core.errors import LoadFailed, ModelBusy
+from imagegen.core.errors import FailureCode, LoadFailed, ModelBusy
 from imagegen.hub.puller import Pull
 from imagegen.models.manager import UnloadReport
 from imagegen.models.residency import ModelState, Resident
@@ -33,7 +35,7 @@ class ModelView(BaseModel):
     memory_usage: str = Field(examples=["low"])
     is_loaded: bool = Field(description="Whether it is in device memory now.")
     state: ModelState = Field(description="Where the model is, or what is done with it.")
-    error_code: str | None = Field(description="In state `error`: a stable code.")
+    error_code: FailureCode | None = Field(description="In state `error`: a stable code.")
     error_message: str | None = Field(description="In state `error`: the reason.")
     last_used: datetime | None
     unloads_at: datetime | None = Field(description="When it will be unloaded, unless it is used before.")
@@ -62,6 +64,10 @@ class LoadProgressView(BaseModel):
     bytes_total: int | None = Field(description="Bytes of the model's files; null: unknown.")
 
 
+class ModelConfig(BaseModel):
+    """An entry of models.yaml, with defaults: the fields of its family."""
+
+
 class ModelDetails(ModelView):
     """A configured model with its configuration."""
 
@@ -72,7 +78,9 @@ class ModelDetails(ModelView):
     )
     load_progress: LoadProgressView | None = Field(description="During a load from disk: its progress.")
     pull: PullView | None = Field(description="The latest pull since the service started.")
-    config: dict[str, Any] = Field(description="The entry of models.yaml, with defaults.")
+    config: Annotated[dict[str, Any], DocumentedAs(ModelConfig)] = Field(
+        description="The entry of models.yaml, with defaults."
+    )
 
 
 class ModelList(BaseModel):
@@ -98,7 +106,7 @@ class ResidentModel(BaseModel):
     unloads_at: datetime | None = Field(description="When it leaves unless it is used before.")
 
 
-class CurrentModel(BaseModel):
+class CurrentModels(BaseModel):
     """What is in device memory."""
 
     current_model: str | None = Field(description="The most recently used model.", examples=["tiny"])
@@ -193,7 +201,9 @@ def unloaded(report: UnloadReport) -> Unloaded:
     return Unloaded(message=message, freed_bytes=report.freed, left_bytes=report.left)
 
 
-@router.get("", operation_id="list_models", summary="All configured models")
+@router.get(
+    "", operation_id="list_models", summary="All configured models", responses={200: {"headers": headers("ETag")}}
+)
 async def list_models(models: Models, puller: Puller, writer: Writer, response: Response) -> ModelList:
     """All models, in the order of models.yaml."""
     tag(response, writer.etag)
@@ -207,10 +217,10 @@ async def list_models(models: Models, puller: Puller, writer: Writer, response: 
 
 
 @router.get("/current", operation_id="get_current_model", summary="The models in device memory")
-async def get_current_model(models: Models) -> CurrentModel:
+async def get_current_model(models: Models) -> CurrentModels:
     """`current_model` is the most recently used one; `models` are all, at most `max_resident`."""
     resident, memory = models.current, models.memory
-    return CurrentModel(
+    return CurrentModels(
         current_model=resident.model if resident else None,
         model_name=models.catalog.model(resident.model).name if resident else None,
         is_loaded=resident is not None,
@@ -246,7 +256,12 @@ async def unload_model(
     return Response(accepted.model_dump_json(), 202, media_type="application/json")
 
 
-@router.get("/{model_id}", operation_id="get_model", summary="One model", responses=describe("model_not_found"))
+@router.get(
+    "/{model_id}",
+    operation_id="get_model",
+    summary="One model",
+    responses={200: {"headers": headers("ETag")}, **describe("model_not_found")},
+)
 async def get_model(model_id: str, models: Models, puller: Puller, writer: Writer, response: Response) -> ModelDetails:
     """A model with its configuration, the progress of its load, and the latest pull of its weights."""
     tag(response, writer.etag)

@@ -2,7 +2,7 @@
 
 import re
 from datetime import datetime
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 from unicodedata import category
 
 from fastapi import APIRouter, Response
@@ -10,11 +10,11 @@ from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, C
 
 from imagegen.api.bounded import BoundedRoute
 from imagegen.api.dependencies import Checks, EffectiveSettings, Service, Webhooks, Who
+from imagegen.api.document import DocumentedAs
 from imagegen.api.native.images.uploads import decode_image
 from imagegen.api.native.shared import RequestBody
-from imagegen.api.native.tasks.idempotency import REPLAYED_HEADER, Submitter
-from imagegen.api.native.tasks.view import TaskView
-from imagegen.api.native.tasks.waiting import Caller, TaskAccepted
+from imagegen.api.native.tasks.idempotency import Submitter
+from imagegen.api.native.tasks.waiting import ANSWERS, Caller, TaskAccepted
 from imagegen.api.problems import describe
 from imagegen.api.security import MAKE
 from imagegen.catalog.catalog import ModelId
@@ -30,6 +30,9 @@ router = APIRouter(tags=["tasks"], route_class=BoundedRoute, dependencies=[MAKE]
 
 #: Routes whose bodies contain pictures; their limit is IMAGEGEN_MAX_UPLOAD_BYTES.
 upload_router = APIRouter(tags=["tasks"], route_class=BoundedRoute, dependencies=[MAKE])
+
+#: In the reference, the plan follows both.
+plan_router = APIRouter(tags=["tasks"], route_class=BoundedRoute, dependencies=[MAKE])
 
 #: The codes with which a route may refuse a task.
 ACCEPTING = (
@@ -89,26 +92,16 @@ Seed = Annotated[
 
 
 class LoraBody(RequestBody):
-    """A LoRA (low-rank adapter) for this request only."""
+    """A LoRA for this request only. A task shows its LoRAs in the same form."""
 
-    path: SafetensorsFile | None = Field(None, description="A .safetensors file below the service's LoRA directory.")
-    repo: HubSource | None = Field(
-        None, description="Instead of `path`: `org/name[@revision]`, already in the hub's cache."
-    )
-    weight_name: SafetensorsFile | None = Field(None, description="The file in `repo`.")
-    scale: float = Field(1.0, strict=True, ge=-4, le=4, allow_inf_nan=False, description="Strength of the LoRA.")
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Self:
-        if (self.path is None) == (self.repo is None):
-            raise ValueError("give either path or repo")
-        if (self.repo is None) != (self.weight_name is None):
-            raise ValueError("give repo and weight_name together")
-        return self
+    #: `weight_name` is the name that it had beside `repo`.
+    path: SafetensorsFile = Field(validation_alias=AliasChoices("path", "weight_name"))
+    repo: HubSource | None = None
+    scale: float = Field(1.0, strict=True, ge=-4, le=4, allow_inf_nan=False)
 
     def lora(self) -> Lora:
         """The LoRA as a value of core."""
-        return Lora(path=self.path or self.weight_name or "", repo=self.repo, scale=self.scale)
+        return Lora(path=self.path, repo=self.repo, scale=self.scale)
 
 
 class GenerationBody(RequestBody):
@@ -201,7 +194,9 @@ class GenerationBody(RequestBody):
         None, description="A .safetensors file below the service's LoRA directory."
     )
     lora_scale: float = Field(0.7, strict=True, ge=-4, le=4, allow_inf_nan=False, description="Strength of that LoRA.")
-    loras: list[LoraBody] = Field([], max_length=8, description="More LoRAs, in addition to `lora_weights_path`.")
+    loras: list[Annotated[LoraBody, DocumentedAs(Lora)]] = Field(
+        [], max_length=8, description="More LoRAs, in addition to `lora_weights_path`."
+    )
 
     def all_loras(self) -> tuple[Lora, ...]:
         """All LoRAs of the request. `lora_weights_path`, the field of the original API, is the first."""
@@ -332,20 +327,13 @@ def plan_view(plan: Plan) -> PlanView:
     )
 
 
-#: 200 is for callers that wait for the end of the task.
-_ANSWERS: dict[int | str, dict[str, Any]] = {
-    200: {"model": TaskView, "description": "With `Prefer: wait=N`, if the task has ended within N seconds."},
-    202: {"headers": {"Idempotency-Replayed": REPLAYED_HEADER}},
-}
-
-
 @router.post(
     "/text2image",
     operation_id="text2image",
     status_code=202,
     response_model=TaskAccepted,
     summary="Make pictures from a prompt",
-    responses={**_ANSWERS, **describe(*ACCEPTING, "idempotency_key_reused")},
+    responses={**ANSWERS, **describe(*ACCEPTING, "idempotency_key_reused")},
 )
 async def text2image(body: Text2ImageBody, caller: Caller, submitter: Submitter, webhooks: Webhooks) -> Response:
     """Accepts a task and answers once it is on disk. Follow it at `links.events`, or poll `links.self`.
@@ -363,7 +351,7 @@ async def text2image(body: Text2ImageBody, caller: Caller, submitter: Submitter,
     response_model=TaskAccepted,
     summary="Make pictures from a prompt and a picture",
     responses={
-        **_ANSWERS,
+        **ANSWERS,
         **describe(*ACCEPTING, "idempotency_key_reused", "invalid_image", "image_too_large", "too_many_uploads"),
     },
 )
@@ -391,7 +379,7 @@ async def image2image(
     return await caller.answer(once, cancel=body.cancel_on_disconnect)
 
 
-@router.post(
+@plan_router.post(
     "/plan",
     operation_id="plan",
     summary="Plan a request without making it",

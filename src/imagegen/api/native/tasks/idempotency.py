@@ -16,11 +16,6 @@ from imagegen.storage.journal import Claim
 from imagegen.tasks.admission import TaskDraft
 from imagegen.tasks.manager import Accepted
 
-REPLAYED_HEADER = {
-    "description": "`true`: an earlier request with the same Idempotency-Key made this task.",
-    "schema": {"type": "string"},
-}
-
 
 class _Submitter:
     """Submits drafts with the caller's Idempotency-Key, if there is one."""

@@ -7,11 +7,12 @@ from fastapi import APIRouter, Header, Query, Response
 from pydantic import AfterValidator, BaseModel, Field
 
 from imagegen.api.dependencies import EffectiveSettings, Service, Tasks, Who
-from imagegen.api.native.events import frame
+from imagegen.api.headers import headers
+from imagegen.api.native.events import TaskStreamEvent, frame
 from imagegen.api.native.shared import Time
 from imagegen.api.native.tasks.generation import ACCEPTING, plain_text
 from imagegen.api.native.tasks.view import TaskView, task_view
-from imagegen.api.native.tasks.waiting import Caller, TaskAccepted
+from imagegen.api.native.tasks.waiting import ANSWERS, Caller, TaskAccepted
 from imagegen.api.problems import describe
 from imagegen.api.security import MAKE, MANAGE, SEE, KeyedRoute
 from imagegen.api.sse import KEEP_ALIVE_S, EventStream, frames
@@ -23,12 +24,6 @@ from imagegen.storage.journal import TaskFilter
 from imagegen.tasks.manager import TaskManager
 
 router = APIRouter(tags=["tasks"], route_class=KeyedRoute, dependencies=[SEE])
-
-_LINK = {
-    "description": 'The next page (RFC 8288, rel="next"), if there is one.',
-    "schema": {"type": "string"},
-    "example": '</tasks?limit=50&cursor=4711>; rel="next"',
-}
 
 
 class TaskPage(BaseModel):
@@ -80,7 +75,7 @@ async def delete_task(task_id: str, service: Service, who: Who) -> None:
     "/tasks",
     operation_id="list_tasks",
     summary="The newest tasks",
-    responses={200: {"headers": {"Link": _LINK}}, **describe("invalid_request")},
+    responses={200: {"headers": headers("Link")}, **describe("invalid_request")},
 )
 async def list_tasks(
     service: Service,
@@ -136,7 +131,7 @@ async def cancel_task(task_id: str, service: Service, who: Who, tasks: Tasks, se
     status_code=202,
     response_model=TaskAccepted,
     summary="Replay a task",
-    responses=describe("task_not_found", "no_receipt", *ACCEPTING),
+    responses={**ANSWERS, **describe("task_not_found", "no_receipt", *ACCEPTING)},
 )
 async def replay_task(task_id: str, caller: Caller, service: Service, who: Who) -> Response:
     """Accepts a new task that makes the pictures of a completed task again, from the same request and input pictures.
@@ -160,7 +155,10 @@ async def clear_queue(tasks: Tasks) -> QueueCleared:
     operation_id="follow_task",
     summary="Follow a task (server-sent events)",
     response_class=EventStream,
-    responses=describe("task_not_found", "too_many_streams"),
+    responses={
+        200: {"model": TaskStreamEvent, "description": "The `data` of each event is of this form."},
+        **describe("task_not_found", "too_many_streams"),
+    },
 )
 async def follow_task(
     task_id: str,

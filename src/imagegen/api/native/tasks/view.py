@@ -8,9 +8,10 @@ from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, model_seri
 from imagegen.api.native.images.routes import ImageView, image_view
 from imagegen.api.native.models.pulls import PullView, pull_view
 from imagegen.api.problems import page
+from imagegen.core.errors import FailureCode
 from imagegen.core.provenance import differences
 from imagegen.core.receipt import Receipt
-from imagegen.core.task import GenerationTask, ImageFormat, TaskStatus, TaskType, TokensRead
+from imagegen.core.task import GenerationTask, ImageFormat, Lora, TaskStatus, TaskType, TokensRead
 from imagegen.core.webhooks import WebhookEvent
 from imagegen.hub.puller import Pull
 from imagegen.tasks.outlooks import Outlook
@@ -24,13 +25,6 @@ class TaskLinks(BaseModel):
     cancel: str = Field(examples=["/task/0b9c6c5e-3f0a-4b1e-9a55-2f4c6f0f8d11/cancel"])
     replay: str = Field(examples=["/task/0b9c6c5e-3f0a-4b1e-9a55-2f4c6f0f8d11/replay"])
     bundle: str = Field(examples=["/task/0b9c6c5e-3f0a-4b1e-9a55-2f4c6f0f8d11/bundle"])
-
-
-class LoraView(BaseModel):
-    """A LoRA of a task."""
-
-    path: str
-    scale: float
 
 
 class ReplayView(BaseModel):
@@ -69,7 +63,7 @@ class TaskView(BaseModel):
     batch_size: int
     format: ImageFormat
     strength: float | None = None
-    loras: list[LoraView] | None = Field(None, description="The LoRAs of the request, if there are any.")
+    loras: list[Lora] | None = Field(None, description="The LoRAs of the request, if there are any.")
     priority: int
     attempt: int = Field(
         description="Attempts so far. A second one follows if the worker or the service died during the first one."
@@ -110,7 +104,7 @@ class TaskView(BaseModel):
         None, description="Once its pictures are made: the tokens of the prompt that each text encoder read, if known."
     )
     replay: ReplayView | None = Field(None, description="If it is a replay: the comparison with the original task.")
-    error_code: str | None = Field(None, description="If it failed: a stable code.")
+    error_code: FailureCode | None = Field(None, description="If it failed: a stable code.")
     error_message: str | None = Field(None, description="If it failed: the reason.")
     error_type: str | None = Field(
         None, description="If it failed: the path of a page about the code.", examples=["/docs/errors/out_of_memory"]
@@ -173,7 +167,7 @@ def task_view(
         replay=replay_view(task),
         **task.model_dump(include=_TASK_FIELDS),
         **task.request.model_dump(exclude={"loras"}),
-        loras=[LoraView(**lora.model_dump()) for lora in task.request.loras] or None,
+        loras=list(task.request.loras) or None,
     )
 
 

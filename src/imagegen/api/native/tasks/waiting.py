@@ -3,13 +3,14 @@
 import asyncio
 import re
 from contextlib import suppress
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, Header, Request, Response
 from pydantic import BaseModel, Field
 
 from imagegen.api.dependencies import Services, Who, services_of, settings_of
-from imagegen.api.native.tasks.view import TaskLinks, task_links, task_view
+from imagegen.api.headers import headers
+from imagegen.api.native.tasks.view import TaskLinks, TaskView, task_links, task_view
 from imagegen.core.errors import TaskFinished, TaskNotFound
 from imagegen.core.owner import Owner
 from imagegen.core.receipt import receipt_of
@@ -32,6 +33,20 @@ class TaskAccepted(BaseModel):
     status: TaskStatus = Field(examples=["pending"])
     message: str = Field(examples=["The task is queued."])
     links: TaskLinks
+
+
+#: The `responses` of a route that submits a task. 200 is for callers that wait for its end.
+ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "model": TaskView,
+        "description": "With `Prefer: wait=N`, if the task has ended within N seconds.",
+        "headers": headers("Content-Location", "Preference-Applied", "Idempotency-Replayed"),
+    },
+    202: {
+        "description": "The task is on disk.",
+        "headers": headers("Location", "Retry-After", "Preference-Applied", "Idempotency-Replayed"),
+    },
+}
 
 
 def preferred_wait(prefer: str | None) -> int:

@@ -1,20 +1,20 @@
-"""`imagegen generate`, `inspect` and `replay`: make pictures on this machine, without a server."""
+"""`imagegen run`, `inspect` and `replay`: make pictures, and make them again."""
 
 import asyncio
 import json
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from imagegen import logs
 from imagegen.catalog.catalog import Catalog
 from imagegen.catalog.sources import missing
+from imagegen.cli import options
 from imagegen.cli.common import (
     EX_CANTCREAT,
     EX_DATAERR,
@@ -27,76 +27,79 @@ from imagegen.cli.common import (
     open_catalog,
     settings_with,
 )
+from imagegen.cli.made import Made, body_of, finish, format_of, run_there, write
 from imagegen.cli.models import download
+from imagegen.cli.progress import Bar
+from imagegen.cli.remote import connect
+from imagegen.cli.terminal import Protocol, chosen
 from imagegen.core.errors import ImagegenError
-from imagegen.core.events import TaskStep
 from imagegen.core.owner import ANYONE
 from imagegen.core.provenance import differences
 from imagegen.core.receipt import Receipt
-from imagegen.core.sizes import AspectRatio
-from imagegen.core.task import (
-    MAX_SEED,
-    MAX_STEPS,
-    GenerationTask,
-    ImageFormat,
-    InputPictures,
-    Output,
-    TaskStatus,
-    TaskType,
-)
+from imagegen.core.task import GenerationTask, InputPictures, Output, TaskStatus, TaskType
 from imagegen.settings import Settings
 from imagegen.storage.encoding import read_receipt
-from imagegen.storage.files import write_whole
 from imagegen.tasks.admission import TaskDraft
 from imagegen.tasks.inputs import check_mask, check_picture
 
-#: The format of each suffix.
-FORMATS = {".jpg": ImageFormat.JPEG} | {f".{word}": word for word in ImageFormat}
+#: Previews of each picture, where they are shown.
+_PREVIEWS = 4
 
 PictureFile = typer.Argument(exists=True, dir_okay=False, help="A picture that imagegen made.")
 
 
-def generate(
+def run(
     context: typer.Context,
-    prompt: Annotated[str, typer.Argument(help="What the picture shows.")],
-    output: Annotated[
-        Path,
-        typer.Option("--output", "-o", help="File to write: .png, .jpg, .webp or .avif; a batch gets -0, -1, ..."),
-    ] = Path("out.png"),
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Model id; default: default_model.")] = None,
-    seed: Annotated[int | None, typer.Option(min=-1, max=MAX_SEED, help="Same seed, same picture; -1: random.")] = None,
-    steps: Annotated[
-        int | None, typer.Option(min=1, max=MAX_STEPS, help="Denoising steps; default: the model's.")
-    ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", "-n", min=1, max=64, help="Number of pictures.")] = 1,
-    aspect_ratio: Annotated[
-        AspectRatio | None, typer.Option(help="Shape of the picture; default: that of --image, else 1:1.")
-    ] = None,
-    image: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="Start from this picture.")] = None,
-    mask: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="With --image: the white part is repainted.")
-    ] = None,
-    strength: Annotated[float, typer.Option(min=0.01, max=1, help="With --image: how much of it to replace.")] = 0.8,
-    quality: Annotated[int | None, typer.Option(min=1, max=100, help="Quality of .jpg, .webp and .avif.")] = None,
-    metadata: Annotated[bool, typer.Option(help="Whether the file contains its receipt.")] = True,
+    prompt: options.Prompt,
+    output: options.Output = Path("out.png"),
+    model: options.Model = None,
+    seed: options.Seed = None,
+    steps: options.Steps = None,
+    batch_size: options.BatchSize = 1,
+    aspect_ratio: options.Aspect = None,
+    image: options.Image = None,
+    mask: options.Mask = None,
+    strength: options.Strength = 0.8,
+    quality: options.Quality = None,
+    metadata: options.Metadata = True,
+    preview: Annotated[
+        Protocol, typer.Option(help="Show pictures in the terminal; auto: if it is known to be able to.")
+    ] = Protocol.AUTO,
+    server: options.OptionalServer = None,
+    key: options.Key = None,
+    as_json: options.Json = False,
     config: ConfigOption = None,
 ) -> None:
-    """Make pictures on this machine, without a server."""
-    draft = TaskDraft(
-        type=TaskType.IMAGE2IMAGE if image else TaskType.TEXT2IMAGE,
-        model=model,
-        prompt=prompt,
-        seed=None if seed == -1 else seed,
-        steps=steps,
-        batch_size=batch_size,
-        aspect_ratio=aspect_ratio,
-        strength=strength if image else None,
-        output=Output(format=_format_of(output), quality=quality, metadata=metadata),
-        pictures=_read_pictures(image, mask),
-    )
-    _, files = _make(draft, settings_with(config=config), families_of(context), output)
-    for path in _write(files, output):
-        typer.echo(path)
+    """Make pictures and write them to files: by a service, or without --server on this machine."""
+    format_, protocol = format_of(output), chosen(preview, Console(stderr=True))
+    previews = 0 if protocol is Protocol.NONE or as_json else _PREVIEWS
+    if not output.parent.is_dir():
+        fail(f"cannot write {output}: there is no folder {output.parent}", EX_CANTCREAT)
+    fields: dict[str, Any] = {
+        "prompt": prompt,
+        "model": model,
+        "steps": steps,
+        "batch_size": batch_size,
+        "aspect_ratio": aspect_ratio,
+        "previews": previews,
+    }
+    if server is not None:
+        fields |= {"seed": seed, "format": format_, "quality": quality, "metadata": metadata}
+        body = body_of(image=image, mask=mask, strength=strength, **fields)
+        made = run_there(connect(context, server, key), body, protocol, quiet=as_json)
+    else:
+        draft = TaskDraft(
+            type=TaskType.IMAGE2IMAGE if image else TaskType.TEXT2IMAGE,
+            seed=None if seed == -1 else seed,
+            strength=strength if image else None,
+            output=Output(format=format_, quality=quality, metadata=metadata),
+            pictures=_read_pictures(image, mask),
+            **fields,
+        )
+        settings = settings_with(config=config)
+        task, files = _make(draft, settings, families_of(context), protocol=protocol, quiet=as_json)
+        made = Made(task.id, task.model, [it.seed for it in task.images], list(task.warnings), files)
+    finish(made, output, protocol, as_json=as_json)
 
 
 def inspect(file: Annotated[Path, PictureFile]) -> None:
@@ -123,11 +126,13 @@ def replay(
         type=receipt.type,
         model=receipt.model,
         **dict(receipt.request),
-        output=Output(format=_format_of(output)),
+        output=Output(format=format_of(output)),
         pictures=_read_pictures(image, mask),
     )
-    task, files = _make(draft, settings_with(config=config), families_of(context), output, receipt)
-    typer.echo(_write(files, output)[0])
+    if not output.parent.is_dir():
+        fail(f"cannot write {output}: there is no folder {output.parent}", EX_CANTCREAT)
+    task, files = _make(draft, settings_with(config=config), families_of(context), receipt)
+    typer.echo(write(files, output)[0])
     assert task.provenance is not None
     changes = differences(receipt.provenance, task.provenance)
     if [image.pixels_sha256 for image in task.images] == [receipt.pixels_sha256]:
@@ -135,12 +140,6 @@ def replay(
         return
     known = "\n".join(f"  {change}" for change in changes) or "  nothing that a receipt contains"
     fail(f"The pixels are not the same. What has changed:\n{known}", EX_DIFFERENT)
-
-
-def _format_of(output: Path) -> ImageFormat:
-    if output.suffix.lower() not in FORMATS:
-        fail(f"cannot write {output}: its suffix must be one of {', '.join(FORMATS)}", EX_DATAERR)
-    return FORMATS[output.suffix.lower()]
 
 
 def _read_pictures(image: Path | None, mask: Path | None) -> InputPictures:
@@ -163,12 +162,16 @@ def _receipt(file: Path) -> Receipt:
 
 
 def _make(
-    draft: TaskDraft, settings: Settings, families: str, output: Path, receipt: Receipt | None = None
+    draft: TaskDraft,
+    settings: Settings,
+    families: str,
+    receipt: Receipt | None = None,
+    *,
+    protocol: Protocol = Protocol.NONE,
+    quiet: bool = False,
 ) -> tuple[GenerationTask, list[bytes]]:
     """Run one task in a temporary service. Returns the task and the files of its pictures."""
     catalog = open_catalog(settings.config, families)
-    if not output.parent.is_dir():
-        fail(f"cannot write {output}: there is no folder {output.parent}", EX_CANTCREAT)
     if receipt is not None:
         _check_inputs(draft.pictures, receipt)
     try:
@@ -192,7 +195,8 @@ def _make(
             "drain_timeout_s": 0,
         }
         try:
-            return asyncio.run(_run(draft, settings.model_copy(update=own), catalog, families))
+            made = _run(draft, settings.model_copy(update=own), catalog, families, protocol, quiet=quiet)
+            return asyncio.run(made)
         except KeyboardInterrupt:
             fail("Cancelled.", EX_INTERRUPTED)
 
@@ -215,7 +219,7 @@ def _check_inputs(pictures: InputPictures, receipt: Receipt) -> None:
 
 
 async def _run(
-    draft: TaskDraft, settings: Settings, catalog: Catalog, families: str
+    draft: TaskDraft, settings: Settings, catalog: Catalog, families: str, protocol: Protocol, *, quiet: bool
 ) -> tuple[GenerationTask, list[bytes]]:
     # Imported here: the other commands do not need FastAPI.
     from imagegen.app import Service
@@ -227,33 +231,13 @@ async def _run(
             task = (await service.submit(ANYONE, draft)).task
         except ImagegenError as error:
             fail(error.detail, EX_DATAERR)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=Console(stderr=True)) as progress:
-            bar = progress.add_task(f"loading {task.model}", total=task.request.steps * task.request.batch_size)
+        steps = task.request.steps * task.request.batch_size
+        with Bar(task.model, steps, protocol, quiet=quiet) as bar:
             async for published in service.events(ANYONE, task.id):
-                if published is not None and isinstance(step := published.event, TaskStep):
-                    progress.update(bar, completed=step.step, total=step.total, description=task.model)
+                if published is not None:
+                    event = published.event
+                    bar.show({"type": event.name, **event.model_dump(mode="json")})
         task = await service.task(ANYONE, task.id)
         if task.status is not TaskStatus.COMPLETED:
             fail(task.failure.message if task.failure else "Cancelled.", EX_UNAVAILABLE)
-        for warning in task.warnings:
-            typer.echo(f"warning: {warning}", err=True)
         return task, [b"".join([piece async for piece in images.pieces(it, 0, it.bytes)]) for it in task.images]
-
-
-def _write(files: list[bytes], output: Path) -> list[Path]:
-    paths = _names(output, len(files))
-    try:
-        for path, data in zip(paths, files, strict=True):
-            write_whole(path, data)
-    except OSError as error:
-        fail(f"cannot write {output}: {error.strerror}", EX_CANTCREAT)
-    except ImagegenError as error:
-        fail(error.detail, EX_CANTCREAT)
-    return paths
-
-
-def _names(output: Path, count: int) -> list[Path]:
-    if count == 1:
-        return [output]
-    return [output.with_name(f"{output.stem}-{number}{output.suffix}") for number in range(count)]
