@@ -92,8 +92,33 @@ class KeyedRoute(APIRoute):
             await need(request)
 
 
+def _header(description: str, kind: str, example: str | int) -> dict[str, Any]:
+    return {"description": description, "schema": {"type": kind}, "example": example}
+
+
+#: The headers of an answer 429.
+_LIMIT_HEADERS = {
+    "Retry-After": _header("Seconds until more is left.", "integer", 60),
+    "RateLimit-Policy": _header(
+        "The limit that is reached: its name, its quota, and the seconds for which that is.",
+        "string",
+        '"images";q=100;w=86400',
+    ),
+    "RateLimit": _header(
+        "What is left of it, and the seconds until more is left, if that is known.", "string", '"images";r=0;t=3600'
+    ),
+}
+
+
+def _refusals() -> dict[str, Any]:
+    """The answers of every operation that takes a key."""
+    described = {str(status): it for status, it in describe("unauthorized", "forbidden", "limit_reached").items()}
+    described["429"]["headers"] = _LIMIT_HEADERS
+    return described
+
+
 def declare_keys(app: FastAPI) -> None:
-    """Add to the OpenAPI document the second way to send a key, and the answers 401 and 403."""
+    """Add to the OpenAPI document the second way to send a key, and the answers 401, 403 and 429."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -104,7 +129,7 @@ def declare_keys(app: FastAPI) -> None:
             for operation in operations.values():
                 if "security" in operation:
                     operation["security"] = [{BEARER: []}, {HEADER: []}]
-                    operation["responses"] |= {str(k): v for k, v in describe("unauthorized", "forbidden").items()}
+                    operation["responses"] |= _refusals()
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]
