@@ -1,7 +1,9 @@
 """Shared by all tests: catalogs of fake models, and the embedded model's commands."""
 
+import shutil
+import subprocess
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +41,29 @@ def request_for(prompt: str = "a red circle on a blue background", **changes: An
     """A small, complete request."""
     fields = {"width": 64, "height": 64, "steps": 4, "guidance_scale": 0.0, "seed": 7} | changes
     return GenerationRequest(prompt=prompt, **fields)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Mounts a disk of so many bytes and returns its folder."""
+    mounted: list[Path] = []
+
+    def mount(size: int) -> Path:
+        folder = tmp_path / "disk"
+        folder.mkdir()
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", folder], check=False, capture_output=True
+        )
+        if done.returncode != 0:
+            pytest.skip("needs the right to mount a small disk")
+        mounted.append(folder)
+        return folder
+
+    if shutil.which("mount") is None:
+        pytest.skip("needs mount")
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", folder], check=True)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import hashlib
 import json
 import socket
 import threading
+from base64 import b64decode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,6 +25,8 @@ class Asked(NamedTuple):
     #: Where a resumed download begins.
     first_byte: int
     token: str | None
+    #: `user:password`, as an address may have them.
+    password: str | None = None
 
 
 @dataclass
@@ -141,8 +144,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path)
-        token = (self.headers.get("authorization") or "").removeprefix("Bearer ") or None
-        self.hub.asked.append(Asked(self.command, path, self._first_byte(), token))
+        scheme, _, given = (self.headers.get("authorization") or "").partition(" ")
+        token = given or None if scheme == "Bearer" else None
+        password = b64decode(given).decode() if scheme == "Basic" else None
+        self.hub.asked.append(Asked(self.command, path, self._first_byte(), token, password))
         steps = path.strip("/").split("/")
         if self.hub.rate_limit is not None:
             self._refuse(429, **{"Retry-After": str(self.hub.rate_limit)})

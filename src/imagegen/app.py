@@ -42,6 +42,7 @@ from imagegen.service.keys_file import read_keys
 from imagegen.settings import Settings
 from imagegen.storage.images import ImageStore
 from imagegen.storage.journal import TaskJournal
+from imagegen.storage.room import Room
 from imagegen.storage.s3 import S3
 from imagegen.tasks.admission import Limits
 from imagegen.tasks.checking import PictureChecks
@@ -100,6 +101,7 @@ class Service:
             max_queue=settings.max_queue,
             max_batch_size=settings.max_batch_size,
             max_pixels=settings.max_pixels,
+            max_pixel_steps=settings.max_pixel_steps,
         )
         puller = ModelPuller(
             lambda: models.catalog,
@@ -107,20 +109,23 @@ class Service:
             bus,
             precision=lambda: precision_of(models.memory.capability),
         )
-        tasks = TaskManager(device, journal, images, bus, limits, puller=puller, cancel_grace_s=settings.cancel_grace_s)
+        room = Room((settings.data_dir, settings.images_path), settings.min_free_mb * 2**20)
+        tasks = TaskManager(
+            device, journal, images, bus, limits, puller=puller, cancel_grace_s=settings.cancel_grace_s, room=room
+        )
+        access = Access(journal.keys, read_keys(settings.keys_file) if settings.keys_file else (), journal.budgets)
         journal.outbox.render = WebhookPayloads(settings, models, tasks)
         webhooks = WebhookSender(
             journal.outbox,
             GuardedClient(policy_of(settings), settings.webhook_timeout_s),
             Signer(settings.webhook_secrets) if settings.webhook_secrets else None,
             settings.webhook_delays_s,
-            secret_of=journal.keys.webhook_secret,
+            secret_of=access.webhook_secret,
         )
         versions = Versions(settings.data_dir / "config" / etag_of(str(settings.config.absolute())))
         swap = CatalogSwap(device, tasks, puller)
         config = CatalogWriter(ConfigFile(settings.config), versions, specs_of(table), catalog, swap, bus)
-        access = Access(journal.keys, read_keys(settings.keys_file) if settings.keys_file else (), journal.budgets)
-        self.lifecycle = Lifecycle(settings, device, tasks, journal, images, bus, puller, webhooks, config)
+        self.lifecycle = Lifecycle(settings, device, tasks, journal, images, bus, puller, webhooks, config, access)
         self.services = Services(
             settings,
             ImageService(tasks, bus),
@@ -134,6 +139,7 @@ class Service:
             PictureChecks(),
             access,
             journal.keys,
+            room,
         )
 
 
@@ -165,7 +171,7 @@ def app_of(service: Service) -> FastAPI:
     )
     app.state.lifecycle = service.lifecycle
     app.state.services = service.services
-    app.state.streams = Streams(settings.max_event_streams, settings.max_event_streams_per_address)
+    app.state.streams = Streams(settings.max_event_streams, settings.max_event_streams_per_caller)
     install(app)
     complete_document(app, config_schemas(service.services.writer.families))
     include_routers(app, settings.max_upload_bytes)

@@ -1,6 +1,7 @@
 """Runs the service: the start, housekeeping, a new configuration, the drain."""
 
 import asyncio
+import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -15,6 +16,7 @@ from imagegen.catalog.writer import CatalogWriter
 from imagegen.core.errors import Draining, ImagegenError, JournalLost
 from imagegen.core.events import EventBus
 from imagegen.hub.puller import ModelPuller
+from imagegen.service.access import Access
 from imagegen.settings import Settings
 from imagegen.storage.files import file_id
 from imagegen.storage.images import ImageStore
@@ -32,8 +34,11 @@ STOP_GRACE_S = 3
 #: Seconds between two checks of the lock.
 LOOK_EVERY_S = 1
 
-#: Seconds between two searches for tasks that have missed their deadline.
-DEADLINES_EVERY_S = 1
+#: Seconds between two searches for tasks that have missed their deadline and streams whose key is not valid any more.
+OFTEN_S = 1
+
+#: With `retention_gb: auto`, pictures take one part of so many of their disk.
+SHARE_OF_DISK = 4
 
 Chore = Callable[[], Coroutine[Any, Any, object]]
 
@@ -76,37 +81,62 @@ class CatalogSwap:
 
 
 class Housekeeping:
-    """Periodic work: evicts idle models, deletes expired tasks, repeats writes that failed, and enforces deadlines."""
+    """Periodic work: evicts idle models, deletes expired tasks, repeats writes that failed, and enforces deadlines.
+
+    It also ends the streams of keys that are not valid any more.
+    """
 
     def __init__(
-        self, settings: Settings, device: Device, tasks: TaskManager, journal: TaskJournal, images: ImageStore
+        self,
+        settings: Settings,
+        device: Device,
+        tasks: TaskManager,
+        journal: TaskJournal,
+        images: ImageStore,
+        bus: EventBus,
+        access: Access,
     ) -> None:
         self._settings = settings
         self._models = device.models
         self._tasks = tasks
         self._journal = journal
         self._images = images
+        self._bus = bus
+        self._access = access
 
     def chores(self) -> list[tuple[Chore, float]]:
         """Each chore with its interval in seconds."""
         every_s = self._settings.housekeeping_s
         tasks = self._tasks
         usual = [self._journal.check, self._evict_idle, self._expire, tasks.records.write_ends, self._images.check]
-        return [*((chore, every_s) for chore in usual), (tasks.fail_late, min(every_s, DEADLINES_EVERY_S))]
+        often = [tasks.fail_late, self._end_streams]
+        return [*((chore, every_s) for chore in usual), *((chore, min(every_s, OFTEN_S)) for chore in often)]
 
     async def _evict_idle(self) -> None:
         """Only asks for it, because models leave memory between two tasks only."""
         await self._tasks.between_tasks(lambda: self._models.evict_idle(self._tasks.wanted))
+
+    async def _end_streams(self) -> None:
+        await self._access.end_streams(self._bus)
 
     async def _expire(self) -> None:
         settings = self._models.catalog.settings.over(self._settings)
         kept = Retention(
             age_s=settings.retention_days * 86_400,
             tasks=settings.retention_tasks,
-            size=int(settings.retention_gb * 2**30),
+            size=self._most_pictures(settings),
+            journal=int(settings.retention_journal_gb * 2**30),
         )
         if any(kept):
             await self._tasks.records.expire(kept)
+        await self._journal.tidy()
+
+    @staticmethod
+    def _most_pictures(settings: Settings) -> int:
+        """Bytes of pictures that are kept; 0: any number."""
+        if settings.retention_gb != "auto":
+            return int(settings.retention_gb * 2**30)
+        return 0 if settings.store else shutil.disk_usage(settings.data_dir).total // SHARE_OF_DISK
 
 
 class Lifecycle:
@@ -123,6 +153,7 @@ class Lifecycle:
         puller: ModelPuller,
         webhooks: WebhookSender,
         config: CatalogWriter,
+        access: Access,
     ) -> None:
         self._settings = settings
         self._executor = device.executor
@@ -133,7 +164,7 @@ class Lifecycle:
         self._puller = puller
         self._webhooks = webhooks
         self._config = config
-        self._housekeeping = Housekeeping(settings, device, tasks, journal, images)
+        self._housekeeping = Housekeeping(settings, device, tasks, journal, images, bus, access)
         self._lock = settings.data_dir / LOCK
         #: Why nothing can be stored any more.
         self._loss: JournalLost | None = None

@@ -4,6 +4,7 @@ Each line has the ids that are bound in its context (structlog.contextvars): `re
 """
 
 import logging
+import re
 import sys
 import threading
 from contextlib import suppress
@@ -11,6 +12,11 @@ from typing import TextIO, cast
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
+
+#: The user and password of a URL, a token of the hub, an API key, a secret of webhooks: as in errors.
+_SECRETS = re.compile(
+    r"(?<=://)[^\s/?#\"'\\]*@|\bhf_[A-Za-z0-9]{20,}|\big_[A-Za-z0-9]{43}|\bwhsec_[A-Za-z0-9+/]{32,}=*"
+)
 
 
 def configure(level: str = "INFO", libraries: int = logging.WARNING) -> None:
@@ -26,6 +32,7 @@ def configure(level: str = "INFO", libraries: int = logging.WARNING) -> None:
     last: list[Processor] = [
         structlog.processors.format_exc_info,
         *((_printable, console) if human else (structlog.processors.JSONRenderer(), _without_del)),
+        _without_secrets,
     ]
     structlog.configure(
         processors=[*shared, *last],
@@ -76,6 +83,10 @@ def _printable(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
 
 def _escaped(text: str) -> str:
     return text if text.isprintable() else "".join(it if it.isprintable() else ascii(it)[1:-1] for it in text)
+
+
+def _without_secrets(_: WrappedLogger, __: str, line: EventDict) -> str:
+    return _SECRETS.sub(lambda found: "***@" if found[0].endswith("@") else "***", str(line))
 
 
 def _without_del(_: WrappedLogger, __: str, line: EventDict) -> str:

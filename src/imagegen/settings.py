@@ -1,6 +1,5 @@
 """Process settings, from IMAGEGEN_* variables and the command line. The settings of models are in models.yaml."""
 
-import base64
 import os
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -8,11 +7,20 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from platformdirs import user_data_path
-from pydantic import AfterValidator, BeforeValidator, Field, IPvAnyNetwork, SecretStr, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, IPvAnyNetwork, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from imagegen.builtin import default_config
-from imagegen.core.limits import MaxQueue, RetentionDays, RetentionGb, RetentionTasks
+from imagegen.core.limits import (
+    MAX_PIXEL_STEPS,
+    MaxPixelSteps,
+    MaxQueue,
+    RetentionDays,
+    RetentionGb,
+    RetentionOfPictures,
+    RetentionTasks,
+)
+from imagegen.core.webhooks import WebhookSecret
 from imagegen.core.wording import Form
 
 
@@ -22,18 +30,6 @@ def _comma_separated(value: object) -> object:
 
 def _listed(value: object) -> object:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-
-
-def _secret(secret: SecretStr) -> SecretStr:
-    """Check the form that Standard Webhooks prescribes: `whsec_` and 24 to 64 bytes in base64."""
-    text = secret.get_secret_value()
-    try:
-        size = len(base64.b64decode(text.removeprefix("whsec_"), validate=True))
-    except ValueError:
-        size = 0
-    if not text.startswith("whsec_") or not 24 <= size <= 64:
-        raise ValueError("must be whsec_ and 24 to 64 bytes in base64")
-    return secret
 
 
 def _host_patterns(hosts: frozenset[str]) -> frozenset[str]:
@@ -128,6 +124,8 @@ class Settings(BaseSettings):
     max_batch_size: int = Field(8, ge=1, le=64)
     #: Pixels of one generated picture. The default is 2048 x 2048.
     max_pixels: int = Field(4_194_304, ge=4096, le=67_108_864)
+    #: Pixels times steps times pictures of one task, until the model's times are measured. See `max_task_seconds`.
+    max_pixel_steps: MaxPixelSteps = MAX_PIXEL_STEPS
     #: Pixels of one input picture. The default is the largest common size of phone pictures.
     max_input_pixels: int = Field(24_000_000, ge=4096, le=178_956_970)
     #: Bytes of a request body without pictures. The longest prompts need a small part of it.
@@ -138,9 +136,9 @@ class Settings(BaseSettings):
     #: are served /livez and /readyz only.
     max_connections: int = Field(4096, ge=16, le=60_000)
     max_connections_per_address: int = Field(2048, ge=1, le=60_000)
-    #: Event streams at once, in all and from one address; further ones are refused with 503.
+    #: Event streams at once, in all and of one key, or of one address without keys; further ones are refused with 503.
     max_event_streams: int = Field(2048, ge=1, le=60_000)
-    max_event_streams_per_address: int = Field(1024, ge=1, le=60_000)
+    max_event_streams_per_caller: int = Field(1024, ge=1, le=60_000)
     #: Bytes of bodies that are being received at once, beyond the first 64 KiB of each; further uploads get 503.
     max_uploading_bytes: int = Field(134_217_728, ge=1_048_576, le=17_179_869_184)
     #: Bytes of answers that callers have not taken, together. Beyond it, the address with the most of them loses its
@@ -148,9 +146,13 @@ class Settings(BaseSettings):
     max_unsent_bytes: int = Field(268_435_456, ge=1_048_576, le=17_179_869_184)
     #: Days of service (not counting downtime) after which ended tasks and their files are deleted; 0 keeps them.
     retention_days: RetentionDays = 7
-    #: Ended tasks that are kept, and GiB of their files that are kept. The oldest beyond them are deleted. 0: no limit.
-    retention_tasks: RetentionTasks = 0
-    retention_gb: RetentionGb = 0
+    #: Ended tasks that are kept, and GiB of their pictures. The oldest beyond them are deleted. 0: no limit.
+    retention_tasks: RetentionTasks = 100_000
+    retention_gb: RetentionOfPictures = "auto"
+    #: GiB of the journal for ended tasks. Beyond it the input pictures of the oldest are deleted, then the oldest.
+    retention_journal_gb: RetentionGb = 2
+    #: MiB of the disk of the data directory that stay free: below it new tasks are refused with 507. 0: none.
+    min_free_mb: int = Field(256, ge=0, le=1_000_000_000)
     #: The store of finished pictures: `s3://bucket/prefix`; empty: the folder `images` in the data directory.
     store: Annotated[
         str,
@@ -173,9 +175,7 @@ class Settings(BaseSettings):
     load_timeout_s: float = Field(900, gt=0, le=86_400)
     step_timeout_s: float = Field(300, gt=0, le=86_400)
     #: `whsec_...`, the newest first. Every webhook has a signature for each of them. Empty: webhooks are off.
-    webhook_secrets: Annotated[
-        tuple[Annotated[SecretStr, AfterValidator(_secret)], ...], NoDecode, BeforeValidator(_listed)
-    ] = ()
+    webhook_secrets: Annotated[tuple[WebhookSecret, ...], NoDecode, BeforeValidator(_listed)] = ()
     #: Hosts that webhooks may be sent to (also `*.example.com`); empty: any host with a public address.
     webhook_hosts: Annotated[
         frozenset[str], NoDecode, BeforeValidator(_comma_separated), AfterValidator(_host_patterns)

@@ -293,3 +293,24 @@ async def test_an_unknown_content_type_is_not_parsed_as_json(client: Client) -> 
     # A form on some web page can send text/plain anywhere, without asking.
     answer = await client.post("/text2image", content=b'{"prompt":"x"}', headers={"content-type": "text/plain"})
     assert 400 <= answer.status_code < 500
+
+
+async def test_a_task_that_would_take_too_long_is_refused_before_it_queues(start: Start) -> None:
+    # 1600 steps: 32 s at 0.02 s each, 6,553,600 pixel steps.
+    large = {"prompt": "x", "batch_size": 8, "steps": 200}
+    models = {"fake": {"step_seconds": 0.02, "max_task_seconds": 10}}
+    async with start(models=models, max_pixel_steps=1_000_000, drain_timeout_s=0) as client:
+
+        async def refused(path: str = "/text2image") -> str:
+            answer = await client.post(path, json=large)
+            assert (answer.status_code, answer.json()["code"]) == (422, "task_too_long")
+            return str(answer.json()["detail"])
+
+        assert "6,553,600 pixel steps" in await refused()
+        for _ in range(2):
+            await client.until(await client.submit())
+        assert "max_task_seconds" in await refused()
+        assert "at most 10 s" in await refused("/plan")
+        assert (await client.get("/tasks")).json()["total"] == 2
+        (await client.patch("/models/fake", json={"max_task_seconds": 3600})).raise_for_status()
+        assert (await client.post("/text2image", json=large)).status_code == 202

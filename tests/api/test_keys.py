@@ -17,7 +17,7 @@ from imagegen.api.security import Needs
 from imagegen.app import create_app
 from imagegen.catalog.catalog import Catalog
 from imagegen.core.errors import KeysFileInvalid
-from imagegen.core.keys import KeyLimits, Scope, new_key, new_webhook_secret
+from imagegen.core.keys import KeyLimits, Scope, new_key, new_key_text, new_webhook_secret
 from imagegen.service.keys_file import read_keys
 from imagegen.settings import Settings
 from imagegen.storage.keys import KeyStore
@@ -48,6 +48,12 @@ async def key(client: Client, name: str, *scopes: Scope, **fields: Any) -> dict[
 
 async def submit(client: Client, headers: dict[str, str], **fields: Any) -> httpx.Response:
     return await client.post("/text2image", json={"prompt": "a picture", **fields}, headers=headers)
+
+
+def last_event(stream: str) -> tuple[str, Any]:
+    """The name and the data of the last event of a whole stream."""
+    fields = dict(line.split(": ", 1) for line in stream.strip().split("\n\n")[-1].splitlines())
+    return fields["event"], json.loads(fields["data"])
 
 
 async def finished(client: Client, headers: dict[str, str], **fields: Any) -> dict[str, Any]:
@@ -95,7 +101,11 @@ def test_every_operation_declares_how_to_send_a_key(shipped: Catalog, tmp_path: 
                 assert operation["security"] == []
             else:
                 assert operation["security"] == [{name: []} for name in schemes]
-                assert {"401", "403", "429"} <= set(operation["responses"])
+                assert {"401", "403"} <= set(operation["responses"])
+                # A key with a rate may be refused anywhere.
+                refused = operation["responses"]["429"]
+                assert set(refused["headers"]) >= {"Retry-After", "RateLimit-Policy", "RateLimit"}
+                assert "limit_reached" in refused["description"]
 
 
 #: The scopes of each operation that asks for more than to see.
@@ -245,6 +255,44 @@ async def test_each_owner_follows_its_own_events(client: Client, alice: dict[str
     assert names[-1] == "completed"
 
 
+@pytest.mark.parametrize("of", ["all", "task"])
+async def test_a_stream_ends_when_its_key_is_revoked_or_expires(start: Start, of: str) -> None:
+    """`of`: whose events are followed."""
+    slow = {"fake": {"step_seconds": 0.02, "steps": 200}}
+    async with start(models=slow, drain_timeout_s=0, housekeeping_s=0.02) as client:
+        soon, names = datetime.now(UTC) + timedelta(seconds=1), ("revoked", "rotated", "expires", "stays")
+        own = {name: await key(client, name, expires_at=soon if name == "expires" else None) for name in names}
+        streams = {}
+        for name, headers in own.items():
+            task_id = (await submit(client, headers)).json()["task_id"]
+            path = "/events" if of == "all" else f"/task/{task_id}/events"
+            streams[name] = asyncio.create_task(client.get(path, headers=headers))
+        while client.app.state.services.bus.subscribers < len(own):
+            await asyncio.sleep(0.01)
+        await store_of(client).revoke("revoked")
+        await store_of(client).rotate("rotated")
+        ended = {name: last_event((await streams[name]).text) for name in ("revoked", "rotated", "expires")}
+        assert ended == {
+            "revoked": ("closed", {"reason": "key_revoked"}),
+            "rotated": ("closed", {"reason": "key_revoked"}),
+            "expires": ("closed", {"reason": "key_expired"}),
+        }
+        assert not streams["stays"].done()
+        reader = await key(client, "reader", Scope.READ)
+        listed = (await client.get("/tasks", headers=reader)).json()["tasks"]
+        assert {task["status"] for task in listed} == {"pending", "processing"}  # the tasks go on
+    assert last_event((await streams["stays"]).text) == ("closed", {"reason": "stopping"})
+
+
+async def test_streams_without_a_key_end_once_a_key_is_required(start: Start) -> None:
+    async with start(housekeeping_s=0.02) as client:
+        stream = asyncio.create_task(client.get("/events"))
+        while not client.app.state.services.bus.subscribers:
+            await asyncio.sleep(0.01)
+        await key(client, "alice")
+        assert last_event((await stream).text) == ("closed", {"reason": "key_required"})
+
+
 async def test_deliveries_belong_to_the_owner_of_their_task(start: Start) -> None:
     with receiving() as receiver:
         async with start(**hooks(receiver)) as client:
@@ -308,6 +356,7 @@ keys:
     ("text", "words"),
     [
         ("keys: [{name: a, key: short-secret}]", "keys.0.key: "),
+        ("keys: [{name: a, key: a-secret-a-secret-a-secret-a-secret, webhook_secret: secret-a}]", "must be whsec_ and"),
         ("keys: [{name: a}]", "give either key or sha256"),
         ("keys: [{name: a, sha256: 12}]", "keys.0.sha256: "),
         ("keys: [{name: a, key: a-secret-a-secret-a-secret-a-secret, scopes: [all]}]", "keys.0.scopes.0: "),
@@ -498,6 +547,21 @@ async def test_a_key_may_have_a_webhook_secret_of_its_own(start: Start) -> None:
     with pytest.raises(WebhookVerificationError):
         receiver.at("/alice")[0].verified()
     assert receiver.at("/bob")[0].verified()["type"] == "task.completed"
+
+
+async def test_a_key_of_the_file_may_have_a_webhook_secret_of_its_own(start: Start, tmp_path: Path) -> None:
+    own, text, file = new_webhook_secret(), new_key_text(), tmp_path / "keys.yaml"
+    file.write_text(f"keys: [{{name: alice, key: {text}, webhook_secret: {own}}}]")
+    with receiving() as receiver:
+        async with start(keys_file=file, **hooks(receiver)) as client:
+            await finished(client, {"X-API-Key": text}, webhook_url=receiver.url("/alice"))
+            # A key of the same name in the journal, with a secret of its own, changes nothing.
+            await key(client, "alice", webhook_secret=new_webhook_secret())
+            await finished(client, {"X-API-Key": text}, webhook_url=receiver.url("/alice"))
+            while len(receiver.at("/alice")) < 2:
+                await asyncio.sleep(0.01)
+    for delivery in receiver.at("/alice"):
+        assert delivery.verified(own)["type"] == "task.completed"
 
 
 APP = "https://app.example.com"

@@ -12,6 +12,7 @@ import pytest
 
 from imagegen.api.sse import Streams
 from imagegen.core.errors import StorageFailed, StorageFull, TooManyStreams
+from imagegen.core.owner import ANYONE, Owner
 from imagegen.storage.images import ImageStore
 from imagegen.storage.journal import TaskJournal
 from imagegen.testing.service import new_service
@@ -193,27 +194,34 @@ async def test_a_journal_of_a_newer_version_is_left_alone(start: Start, tmp_path
 # -- event streams -----------------------------------------------------------------------------------------------------
 
 
-async def test_event_streams_are_bounded_for_each_address_and_together() -> None:
-    streams = Streams(3, 2)
-    with streams.one("a"), streams.one("a"):
-        with pytest.raises(TooManyStreams) as raised, streams.one("a"):
+async def test_event_streams_are_bounded_for_each_caller_and_together() -> None:
+    streams, alice = Streams(3, 2), Owner(name="alice")
+    with streams.one(ANYONE, "a"), streams.one(ANYONE, "a"):
+        with pytest.raises(TooManyStreams) as raised, streams.one(ANYONE, "a"):
             pass
         assert raised.value.retry_after
-        with streams.one("b"), pytest.raises(TooManyStreams), streams.one("c"):
+        with streams.one(ANYONE, "b"), pytest.raises(TooManyStreams), streams.one(ANYONE, "c"):
             pass
-    assert repr(streams) == "<Streams [0], Addresses: 0>"
+    with streams.one(alice, "a"), streams.one(alice, "b"):  # a key counts wherever it is used
+        with pytest.raises(TooManyStreams), streams.one(alice, "c"):
+            pass
+        with streams.one(Owner(name="bob"), "a"):
+            pass
+        with streams.one(ANYONE, "alice"):
+            pass
+    assert repr(streams) == "<Streams [0], Callers: 0>"
 
 
 async def test_a_stream_too_many_is_told_when_to_come_back(start: Start) -> None:
     async with start(max_event_streams=1) as client:
         task_id = await client.submit()
-        with client.app.state.streams.one("another"):
+        with client.app.state.streams.one(ANYONE, "another"):
             for path in ("/events", f"/task/{task_id}/events"):
                 answer = await client.get(path)
                 assert (answer.status_code, answer.json()["code"]) == (503, "too_many_streams")
                 assert answer.headers["retry-after"] == "5"
         assert (await client.get(f"/task/{task_id}/events")).status_code == 200
-        assert repr(client.app.state.streams) == "<Streams [0], Addresses: 0>"
+        assert repr(client.app.state.streams) == "<Streams [0], Callers: 0>"
 
 
 def entries(start: Any) -> int:

@@ -1,6 +1,7 @@
 """A LoRA changes one request and no later one, with real weights."""
 
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -197,6 +198,79 @@ def test_whatever_the_library_stumbles_over_is_the_files_fault(
     assert isinstance(failed, Failed)
     assert failed.code is FailureCode.LORA_REFUSED
     assert "unexpected" not in failed.message
+
+
+# -- settings for PEFT -------------------------------------------------------------------------------------------------
+
+
+def with_settings(file: Path, **settings: Any) -> Path:
+    """A LoRA whose header has these settings, beside those that diffusers and PEFT write."""
+    layers = [f"transformer_blocks.0.attn.{part}" for part in ("to_q", "to_k", "to_v")]
+    usual = peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=layers).to_dict() | {"target_modules": layers}
+    own = {f"transformer.{name}": value for name, value in {**usual, **settings}.items()}
+    save_file(load_file(write_lora(file)), file, {"format": "pt", "lora_adapter_metadata": json.dumps(own)})
+    return file
+
+
+def test_the_settings_that_diffusers_writes_are_taken(engine: LocalEngine, tmp_path: Path) -> None:
+    plain, once = pixels(draw(engine)), pixels(draw(engine, (1, write_lora(tmp_path / "plain.safetensors"))))
+    assert pixels(draw(engine, (1, with_settings(tmp_path / "same.safetensors")))) == once
+    stronger = with_settings(tmp_path / "stronger.safetensors", lora_alpha=4 * RANK)
+    assert pixels(draw(engine, (1, stronger))) not in (plain, once)
+    of_a_layer = {"^transformer_blocks.0.attn.to_q": RANK, "to_k": RANK}
+    patterns = {"rank_pattern": of_a_layer, "alpha_pattern": of_a_layer, "use_rslora": False}
+    assert pixels(draw(engine, (1, with_settings(tmp_path / "patterns.safetensors", **patterns)))) == once
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("target_modules", "([a-z_.0-9]+)+!"),  # a regular expression that takes for ever
+        ("target_modules", ["([a-z_.0-9]+)+!"]),
+        ("rank_pattern", {"([a-z_.0-9]+)+!": 2}),
+        ("init_lora_weights", "pissa"),  # would take its start from the model's own weights, and change them
+        ("alpha_pattern", {"to_q": "2"}),
+        ("modules_to_save", ["proj_out"]),
+        ("megatron_config", {"a": 1}),  # would import a module
+        ("layer_replication", [[0, 4], [2, 5]]),
+        ("a_setting_of_tomorrow", True),
+    ],
+)
+def test_settings_that_do_more_than_a_lora_needs_are_refused(
+    engine: LocalEngine, tmp_path: Path, name: str, value: object
+) -> None:
+    plain = pixels(draw(engine))
+    failed = draw(engine, (1, with_settings(tmp_path / "odd.safetensors", **{name: value})))
+    assert isinstance(failed, Failed)
+    assert failed.code is FailureCode.LORA_REFUSED
+    assert f"odd.safetensors sets '{name}' in its header" in failed.message
+    assert pixels(draw(engine)) == plain
+
+
+@pytest.mark.parametrize("text", ["no JSON", "[1]", "[" * 100_000, '"' + "x" * 2**20 + '"'])
+def test_settings_that_cannot_be_read_are_refused(engine: LocalEngine, tmp_path: Path, text: str) -> None:
+    file = write_lora(tmp_path / "odd.safetensors")
+    save_file(load_file(file), file, {"lora_adapter_metadata": text})
+    failed = draw(engine, (1, file))
+    assert isinstance(failed, Failed)
+    assert "odd.safetensors has settings in its header that cannot be read." in failed.message
+
+
+def test_a_file_of_settings_beside_a_lora_is_never_opened(engine: LocalEngine, tmp_path: Path) -> None:
+    once = pixels(draw(engine, (1, write_lora(tmp_path / "style.safetensors"))))
+    settings = tmp_path / "adapter_config.json"
+    settings.write_text(json.dumps({"peft_type": "LORA", "r": RANK, "lora_alpha": 50, "init_lora_weights": "pissa"}))
+    opened, watching = list[str](), True
+
+    def note(event: str, arguments: Any) -> None:  # nobody can remove a hook; this one does nothing after the test
+        if watching and event == "open":
+            opened.append(str(arguments[0]))
+
+    sys.addaudithook(note)
+    assert pixels(draw(engine, (1, tmp_path / "style.safetensors"))) == once
+    settings.read_text()
+    watching = False
+    assert [it for it in opened if it.endswith(".json")] == [str(settings)]  # by this test alone
 
 
 # -- files that fit in part --------------------------------------------------------------------------------------------

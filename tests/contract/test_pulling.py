@@ -2,8 +2,6 @@
 
 import asyncio
 import os
-import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -279,6 +277,41 @@ def test_an_unreachable_hub_is_reported(hub: Hub, monkeypatch: pytest.MonkeyPatc
     assert "cannot be reached" in answer.message
 
 
+@pytest.mark.parametrize("status", [None, 403, 503])
+def test_a_mirror_may_need_a_password_which_nothing_shows(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], status: int | None
+) -> None:
+    """`status`: what the mirror answers; None: what is asked for."""
+    monkeypatch.setenv("HF_ENDPOINT", f"http://user:canary@127.0.0.1:{hub.port}")
+    monkeypatch.setenv("HF_DEBUG", "1")  # the library logs every request with its URL
+    hub.status = status
+    hub.stumbles = [503]
+    outcome = pull()
+    assert (outcome == Fetched()) == (status is None)
+    assert hub.asked[0].password == "user:canary"
+    assert "canary" not in outcome.model_dump_json() + "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize(
+    ("variable", "address"),
+    [
+        ("HF_ENDPOINT", "http://user:canary@127.0.0.1:1"),
+        ("HF_ENDPOINT", "http://user:canary@127.0.0.1:none"),
+        ("HTTP_PROXY", "http://user:canary@127.0.0.1:1"),
+        ("HTTP_PROXY", "socks9://user:canary@127.0.0.1:1"),
+        ("ALL_PROXY", "http://user:canary@[127.0.0.1:1"),
+    ],
+)
+def test_no_error_shows_the_password_of_a_mirror_or_a_proxy(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], variable: str, address: str
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://hub.invalid")
+    monkeypatch.setenv(variable, address)
+    answer = refused()
+    assert answer.code in (FailureCode.HUB_UNREACHABLE, FailureCode.PULL_CRASHED)
+    assert "canary" not in answer.message + "".join(capfd.readouterr())
+
+
 def test_offline_is_offline(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert "HF_HUB_OFFLINE" in refused().message
@@ -424,28 +457,6 @@ def test_room_is_looked_for_before_anything_is_fetched(hub: Hub) -> None:
     assert answer.code is FailureCode.STORAGE_FULL
     assert "GB" in answer.message
     assert hub.sent == 0
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-    mounted: list[Path] = []
-
-    def mount(size: int) -> Path:
-        folder = tmp_path / "disk"
-        folder.mkdir()
-        done = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", folder], check=False, capture_output=True
-        )
-        if done.returncode != 0:
-            pytest.skip("needs the right to mount a small disk")
-        mounted.append(folder)
-        return folder
-
-    if shutil.which("mount") is None:
-        pytest.skip("needs mount")
-    yield mount
-    for folder in mounted:
-        subprocess.run(["umount", folder], check=True)
 
 
 def test_a_disk_that_is_too_small_is_reported_before_the_download(

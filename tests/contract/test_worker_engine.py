@@ -452,16 +452,27 @@ def test_a_worker_sees_only_the_chosen_card_and_reports_why_it_cannot_use_it(mon
         engine.close()
 
 
-@pytest.mark.parametrize(
-    "name", ["HF_TOKEN", "IMAGEGEN_WEBHOOK_SECRETS", "AWS_SECRET_ACCESS_KEY", "HF_ENDPOINT", "HTTPS_PROXY", "all_proxy"]
-)
-def test_a_worker_gets_no_secret(name: str) -> None:
-    assert name not in worker_engine.worker_environment({name: "secret"})
+WITH_PASSWORD = "http://user:password@proxy.internal:3128"
+FOR_THE_HUB = {"HF_TOKEN": "token", "HF_ENDPOINT": WITH_PASSWORD, "HTTPS_PROXY": WITH_PASSWORD, "all_proxy": "x"}
+OTHER_SECRETS = {
+    **dict.fromkeys(("IMAGEGEN_WEBHOOK_SECRETS", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "SOME_API_KEY"), "x"),
+    **dict.fromkeys(("DB_PASSWORD", "GOOGLE_APPLICATION_CREDENTIALS", "GITHUB_TOKEN", "secret", "APIKEY"), "x"),
+    "A_MIRROR": WITH_PASSWORD,
+}
+NO_SECRETS = {
+    **dict.fromkeys(("PATH", "HOME", "LANG", "HF_HOME", "HF_HUB_CACHE", "TOKENIZERS_PARALLELISM", "KEYBOARD"), "/x"),
+    "PIP_INDEX_URL": "https://mirror.internal/simple",
+}
 
 
-def test_the_download_process_gets_the_hubs_token_and_no_other_secret() -> None:
-    told = downloader_environment(
-        {"HF_TOKEN": "token", "IMAGEGEN_WEBHOOK_SECRETS": "secret", "AWS_SESSION_TOKEN": "secret"}
-    )
-    assert told["HF_TOKEN"] == "token"
-    assert "secret" not in told.values()
+def test_a_worker_gets_no_secret_and_nothing_to_reach_the_hub_with() -> None:
+    told = worker_engine.worker_environment(FOR_THE_HUB | OTHER_SECRETS | NO_SECRETS)
+    assert not told.keys() & (FOR_THE_HUB | OTHER_SECRETS).keys()
+    assert told.items() >= NO_SECRETS.items()
+    assert WITH_PASSWORD not in told.values()
+
+
+def test_the_download_process_gets_what_it_needs_for_the_hub_and_no_other_secret() -> None:
+    told = downloader_environment(FOR_THE_HUB | OTHER_SECRETS | NO_SECRETS)
+    assert not told.keys() & OTHER_SECRETS.keys()
+    assert told.items() >= (FOR_THE_HUB | NO_SECRETS).items()

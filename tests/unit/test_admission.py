@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imagegen.catalog.catalog import Catalog, GlobalSettings, ModelSpec
-from imagegen.core.errors import InvalidRequest, ModelNotFound, SizeTooLarge, UnsupportedCapability
+from imagegen.core.errors import InvalidRequest, ModelNotFound, SizeTooLarge, TaskTooLong, UnsupportedCapability
 from imagegen.core.sizes import AspectRatio, Size
 from imagegen.core.task import MAX_SEED, GenerationRequest, InputPictures, Lora, TaskType
 from imagegen.loaders.flux import FluxSpec
 from imagegen.loaders.other import OtherSpec
-from imagegen.tasks.admission import Limits, TaskDraft, admit
+from imagegen.tasks.admission import Limits, TaskDraft, admit, check_time
 from imagegen.testing.fake import FakeSpec
 
 LIMITS = Limits(max_queue=10, max_batch_size=4, max_pixels=2048 * 2048)
@@ -48,6 +48,15 @@ def admitted(
 
 def request(asked: TaskDraft, models: Catalog | None = None, **known: Any) -> GenerationRequest:
     return admitted(asked, models, **known)[1]
+
+
+def refused_for_its_time(models: Catalog, asked: TaskDraft, least_s: float | None, **limits: Any) -> str | None:
+    """The reason; None: it is accepted."""
+    try:
+        check_time("a", request(asked, models), models, LIMITS.evolve(**limits), least_s)
+    except TaskTooLong as error:
+        return error.detail
+    return None
 
 
 # -- defaults ----------------------------------------------------------------------------------------------------------
@@ -302,3 +311,42 @@ def test_an_accepted_request_is_complete_and_within_all_limits(kind: TaskType, *
     assert complete.size.pixels <= LIMITS.max_pixels
     assert complete.batch_size <= LIMITS.max_batch_size
     assert all(0 <= each <= MAX_SEED for each in complete.seeds)
+
+
+# -- the time of a task ------------------------------------------------------------------------------------------------
+
+
+def test_a_task_that_would_take_too_long_is_refused_with_the_numbers() -> None:
+    models, large = catalog(a=fake(max_task_seconds=60, base_size=512)), draft(batch_size=3, steps=100)
+    assert refused_for_its_time(models, large, 60) is None
+    assert refused_for_its_time(models, large, 5400.4) == (
+        "'a' takes at least 5,400 s for 3 x 512x512 pixels x 100 steps, by its measured times; at most 60 s are "
+        "accepted (max_task_seconds)."
+    )
+
+
+def test_the_limit_of_a_model_comes_before_that_of_all() -> None:
+    large = draft(batch_size=3, steps=100)
+    assert refused_for_its_time(catalog(), large, 3601) is not None
+    assert refused_for_its_time(catalog(a=fake(max_task_seconds=4000)), large, 3601) is None
+    assert refused_for_its_time(catalog(a=fake(max_task_seconds=0)), large, 1e9) is None
+    everywhere = Catalog(settings=GlobalSettings(max_task_seconds=0), models={"a": fake()})
+    assert refused_for_its_time(everywhere, large, 1e9) is None
+
+
+def test_until_the_model_is_measured_pixels_times_steps_times_pictures_are_bounded() -> None:
+    models, large = catalog(a=fake(base_size=512)), draft(batch_size=4, steps=100)
+    assert refused_for_its_time(models, large, None, max_pixel_steps=512 * 512 * 400) is None
+    reason = refused_for_its_time(models, large, None, max_pixel_steps=10**8)
+    assert reason is not None
+    assert "4 x 512x512 pixels x 100 steps are 104,857,600 pixel steps; at most 100,000,000" in reason
+    assert refused_for_its_time(models, large, 3, max_pixel_steps=10**8) is None
+    from_picture = draft(type=TaskType.IMAGE2IMAGE, batch_size=4, steps=100, strength=0.5, width=512, height=512)
+    assert refused_for_its_time(models, from_picture, None, max_pixel_steps=10**8) is None
+
+
+def test_a_picture_of_the_models_own_size_and_steps_is_always_accepted() -> None:
+    models = catalog(a=fake(max_task_seconds=60, base_size=512, steps=50))
+    assert refused_for_its_time(models, draft(), 1e6) is None
+    assert refused_for_its_time(models, draft(), None, max_pixel_steps=10**6) is None
+    assert refused_for_its_time(models, draft(steps=51), 1e6) is not None

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,7 +16,8 @@ from imagegen.catalog.difference import Difference, difference
 from imagegen.catalog.file import ConfigFile
 from imagegen.catalog.loading import ConfigError, parse_catalog
 from imagegen.catalog.versions import Versions
-from imagegen.catalog.writer import CatalogWriter
+from imagegen.catalog.writer import CatalogWriter, Edit
+from imagegen.catalog.yaml import read
 from imagegen.core.errors import (
     ConfigBroken,
     ConfigInvalid,
@@ -72,7 +72,7 @@ class Service:
         return change
 
     async def set(self, model: str, **fields: Any) -> None:
-        await self.writer.edit(lambda text: with_changed_model(text, model, fields, SPECS, ANYWHERE))
+        await self.writer.edit(lambda it: with_changed_model(it, model, fields, SPECS, ANYWHERE))
 
 
 #: No path is refused.
@@ -170,7 +170,7 @@ async def test_an_edit_while_the_service_stops_is_for_the_next_start(service: Se
 async def test_one_of_twenty_writers_with_the_same_etag_wins(service: Service) -> None:
     etag = {service.writer.etag or ""}
     edits = [
-        service.writer.edit(lambda text, n=n: with_changed_model(text, "a", {"steps": n + 1}, SPECS, ANYWHERE), etag)  # type: ignore[misc]
+        service.writer.edit(lambda it, n=n: with_changed_model(it, "a", {"steps": n + 1}, SPECS, ANYWHERE), etag)  # type: ignore[misc]
         for n in range(20)
     ]
     outcomes = await asyncio.gather(*edits, return_exceptions=True)
@@ -181,7 +181,7 @@ async def test_one_of_twenty_writers_with_the_same_etag_wins(service: Service) -
 async def test_no_edit_of_twenty_writers_without_an_etag_is_lost(service: Service) -> None:
     fields = {"name": "N", "type": "fake"}
     edits = [
-        service.writer.edit(lambda text, n=n: with_model(text, f"m{n}", fields, SPECS, ANYWHERE))  # type: ignore[misc]
+        service.writer.edit(lambda it, n=n: with_model(it, f"m{n}", fields, SPECS, ANYWHERE))  # type: ignore[misc]
         for n in range(20)
     ]
     await asyncio.gather(*edits)
@@ -343,17 +343,17 @@ def in_the_model(data: Data, kind: str, name: str, fields: dict[str, Any]) -> Da
     return data
 
 
-def as_edit(kind: str, name: str, fields: dict[str, Any]) -> Callable[[str], str]:
-    """The same effect on the text."""
+def as_edit(kind: str, name: str, fields: dict[str, Any]) -> Edit:
+    """The same effect on the document."""
     match kind:
         case "add":
-            return lambda text: with_model(text, name, fields, SPECS, ANYWHERE)
+            return lambda it: with_model(it, name, fields, SPECS, ANYWHERE)
         case "change":
-            return lambda text: with_changed_model(text, name, fields, SPECS, ANYWHERE)
+            return lambda it: with_changed_model(it, name, fields, SPECS, ANYWHERE)
         case "remove":
-            return lambda text: without_model(text, name)
+            return lambda it: without_model(it, name)
         case _:
-            return lambda text: with_settings(text, fields)
+            return lambda it: with_settings(it, fields)
 
 
 async def follow(steps: list[tuple[str, str, dict[str, Any]]], folder: Path) -> None:
@@ -384,7 +384,8 @@ async def follow(steps: list[tuple[str, str, dict[str, Any]]], folder: Path) -> 
             if kind == "rollback" and int(name) in models:
                 await service.writer.rollback(int(name))
             elif kind == "by hand":
-                service.path.write_text(with_settings(service.path.read_text(), {"host_cache_gb": len(versions)}))
+                before = read(service.path.read_text())
+                service.path.write_text(with_settings(before, {"host_cache_gb": len(versions)}).text)
                 await service.writer.reload("file")
             elif kind != "rollback":
                 await service.writer.edit(as_edit(kind, name, fields))

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -123,6 +124,24 @@ async def test_each_process_has_one_picture_at_a_time(checks: PictureChecks, mon
         await checks.check(picture(), MAX_PIXELS)
     os.kill(pid, signal.SIGCONT)
     assert await first == (33, 17)
+
+
+async def test_a_process_that_has_been_idle_for_a_while_ends_and_its_memory_is_free() -> None:
+    checks = PictureChecks(1, idle_s=0.01)
+    assert await checks.check(picture(), MAX_PIXELS) == (33, 17)
+    pid = pid_of(checks)
+    while Path(f"/proc/{pid}").exists():  # not even a zombie stays
+        await asyncio.sleep(0.01)
+    assert repr(checks) == "<PictureChecks [0 idle]>"
+    assert await checks.check(picture(), MAX_PIXELS) == (33, 17)
+    await checks.aclose()
+
+
+async def test_a_process_that_is_used_again_is_not_ended_meanwhile(checks: PictureChecks) -> None:
+    await checks.check(picture(), MAX_PIXELS)
+    (timer,) = checks._idle.values()
+    await checks.check(picture(), MAX_PIXELS)
+    assert timer.cancelled()
 
 
 LIMITED = """

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagegen.builtin import default_config
-from imagegen.catalog.changes import Roots, with_changed_model, with_model, with_settings, without_model
-from imagegen.catalog.editing import NotEditable, Put, Remove, edited
-from imagegen.catalog.yaml import YamlProblem, read
+from imagegen.catalog import changes as changes_of
+from imagegen.catalog import editing
+from imagegen.catalog.changes import Roots
+from imagegen.catalog.editing import Change, NotEditable, Put, Remove
+from imagegen.catalog.yaml import Document, YamlProblem, read
 from imagegen.core.errors import ConfigInvalid, ModelExists, ModelNotFound
 from imagegen.testing import SPECS
 
@@ -20,6 +23,29 @@ from imagegen.testing import SPECS
 ANYWHERE = Roots(Path("/"), (Path("/"),))
 
 SHIPPED = default_config().read_text()
+
+
+# The functions under test go from document to document; these go from text to text.
+
+
+def edited(text: str, changes: Sequence[Change]) -> str:
+    return editing.edited(read(text), changes).text
+
+
+def with_model(text: str, *arguments: Any) -> str:
+    return changes_of.with_model(read(text), *arguments).text
+
+
+def with_changed_model(text: str, *arguments: Any) -> str:
+    return changes_of.with_changed_model(read(text), *arguments).text
+
+
+def without_model(text: str, model: str) -> str:
+    return changes_of.without_model(read(text), model).text
+
+
+def with_settings(text: str, fields: dict[str, Any]) -> str:
+    return changes_of.with_settings(read(text), fields).text
 
 
 def lines_changed(before: str, after: str) -> list[str]:
@@ -211,6 +237,46 @@ def as_meant(data: Any, change: Put | Remove) -> Any:
 def without_nothing(data: Any) -> Any:
     """An empty mapping equals None: in block style YAML writes both the same."""
     return {key: without_nothing(it) or None for key, it in data.items()} if isinstance(data, dict) else data
+
+
+ENTRIES = "models:\n  a:\n    name: A\n    type: fake\n    steps: 3 # few\n  b: {name: B, type: fake}\n"
+
+
+@pytest.mark.parametrize("text", [ENTRIES, ENTRIES.replace("a:", "c:").replace("b:", "a:"), '{"models": {"a": {}}}\n'])
+def test_several_fields_change_as_if_one_after_the_other(text: str) -> None:
+    path = ("models", "a")
+    changes: list[Change] = [Put((*path, "name"), "AA"), Remove((*path, "type"))]
+    changes += [Put((*path, "x"), 1), Put((*path, "y"), [2])]
+    one_by_one = text
+    for change in changes:
+        one_by_one = edited(one_by_one, [change])
+    assert edited(text, changes) == one_by_one
+
+
+def test_several_fields_are_one_pass_over_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    document, passes = read(ENTRIES), list[str]()
+
+    def counted(text: str) -> Document:
+        passes.append(text)
+        return read(text)
+
+    monkeypatch.setattr(editing, "read", counted)
+    fields = {f"field{number}": number for number in range(90)} | {"name": "AA", "type": None}
+    new = changes_of.with_changed_model(document, "a", fields, SPECS, ANYWHERE)
+    assert passes == [new.text]
+    assert new.data["models"]["a"] == {"name": "AA", "steps": 3} | {f"field{n}": n for n in range(90)}
+
+
+@settings(deadline=None)
+@given(st.sampled_from(FILES), CHANGES)
+def test_several_edits_read_as_one_after_the_other(text: str, changes: list[Put | Remove]) -> None:
+    one_by_one = text
+    try:
+        for change in changes:
+            one_by_one = edited(one_by_one, [change])
+    except (NotEditable, YamlProblem):
+        return
+    assert without_nothing(read(edited(text, changes)).data) == without_nothing(read(one_by_one).data)
 
 
 @settings(deadline=None)

@@ -89,6 +89,18 @@ def test_one_slow_task_does_not_turn_everything_over() -> None:
     assert 10 < expected < 50
 
 
+def test_what_work_takes_at_least_is_known_from_the_second_call_on() -> None:
+    """The first call may compile the model. Later ones must not be refused for that."""
+    paces, work = Paces(), Work.of(request_for(steps=4, batch_size=2))
+    paces.learn("a", request_for(steps=4), 400)
+    assert paces.at_least("a", work) is None
+    paces.learn("a", request_for(steps=4), 8)
+    assert paces.at_least("a", work) == pytest.approx(16)
+    paces.learn("a", request_for(steps=4), 20)
+    assert paces.at_least("a", work) == pytest.approx(16)
+    assert paces.at_least("b", work) is None
+
+
 def test_callers_choose_the_sizes_and_cannot_fill_the_memory() -> None:
     paces = Paces()
     for width in range(16, 16 + 5 * MAX_SIZES):

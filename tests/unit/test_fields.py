@@ -14,6 +14,7 @@ from imagegen.catalog.difference import difference
 from imagegen.catalog.fields import HubSource, Request, Text, WeightsFile, WeightsPath, marks, texts
 from imagegen.catalog.loading import Families
 from imagegen.catalog.schema import json_schema, reference
+from imagegen.catalog.yaml import read
 from imagegen.core.errors import PathNotAllowed
 from imagegen.loaders import SPECS
 
@@ -50,9 +51,10 @@ HEAD = "models:\n  a:\n    name: A\n    type: new\n"
 def test_a_path_of_a_new_family_is_refused_outside_the_roots(tmp_path: Path, fields: dict[str, object]) -> None:
     roots = Roots(tmp_path, (tmp_path,))
     with pytest.raises(PathNotAllowed):
-        with_model(HEAD, "b", {"name": "B", "type": "new", **fields}, FAMILIES, roots)
+        with_model(read(HEAD), "b", {"name": "B", "type": "new", **fields}, FAMILIES, roots)
     inside = {"vae_file": "a/b.safetensors", "lexicon": "c", "styles": [{"sheet": "d"}]}
-    assert "lexicon: c" in with_model(HEAD, "b", {"name": "B", "type": "new", **inside}, FAMILIES, roots)
+    new = with_model(read(HEAD), "b", {"name": "B", "type": "new", **inside}, FAMILIES, roots)
+    assert "lexicon: c" in new.text
 
 
 def test_a_field_of_a_new_family_is_shown_to_editors_and_readers() -> None:

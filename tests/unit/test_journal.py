@@ -15,6 +15,8 @@ from sqlalchemy import Connection, Engine, create_engine, event, inspect
 
 from imagegen.core.errors import FailureCode, StorageFailed, StorageFull
 from imagegen.core.task import Failure, GenerationTask, InputPictures, StoredImage, TaskStatus, TaskType
+from imagegen.storage import journal as journal_module
+from imagegen.storage.database import check
 from imagegen.storage.journal import Claim, Claimed, Retention, TaskFilter, TaskJournal
 from imagegen.storage.tables import metadata
 from tests.conftest import request_for
@@ -313,6 +315,19 @@ async def test_above_the_size_limit_the_oldest_files_are_deleted_and_tasks_witho
     assert ids(await journal.surplus(Retention(size=100))) == [task_id(1), task_id(3)]
 
 
+async def test_of_the_idempotency_keys_of_each_owner_the_newest_are_kept(
+    journal: TaskJournal, lives: Lives, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_module, "_MOST_KEYS", 2)
+    for number in range(1, 6):
+        owner = "bob" if number == 1 else "alice"
+        await journal.insert(task_of(number), InputPictures(), Claim(key=str(number), digest="d" * 64, owner=owner))
+        lives.now += 1
+    await journal.tidy()
+    kept = [await journal.claimed(str(number), "bob" if number == 1 else "alice") for number in range(1, 6)]
+    assert [claimed is not None for claimed in kept] == [True, False, False, True, True]
+
+
 async def test_deleted_tasks_are_forgotten(journal: TaskJournal) -> None:
     await insert(journal, 1, 2, 3)
     await journal.delete([task_id(1), task_id(3), task_id(99)])
@@ -521,6 +536,7 @@ async def test_a_journal_of_before_is_listed_by_model_and_its_tasks_are_kept_for
             DROP INDEX ix_tasks_owner; ALTER TABLE tasks DROP COLUMN owner;
             DROP INDEX ix_tasks_model; DROP INDEX ix_tasks_ended_s; DROP TABLE service;
             ALTER TABLE tasks DROP COLUMN model; ALTER TABLE tasks DROP COLUMN stored_bytes;
+            ALTER TABLE tasks DROP COLUMN journal_bytes; ALTER TABLE tasks DROP COLUMN input_bytes;
             ALTER TABLE tasks DROP COLUMN ended_s; CREATE INDEX ix_tasks_completed_at ON tasks (completed_at);
             UPDATE alembic_version SET version_num = '0002';"""
         )
@@ -530,6 +546,28 @@ async def test_a_journal_of_before_is_listed_by_model_and_its_tasks_are_kept_for
     assert await again.surplus(KEEP_A_WEEK) == []
     lives.now += 8 * DAY
     assert ids(await again.surplus(KEEP_A_WEEK)) == [task_id(1)]
+
+
+async def test_a_journal_of_before_tells_input_pictures_from_pictures_and_gives_space_back(tmp_path: Path) -> None:
+    path, picture = tmp_path / "imagegen.sqlite3", InputPictures(init_image=bytes(5000), mask_image=bytes(100))
+    journal = TaskJournal(path)
+    image = StoredImage(path="a/b.png", width=1, height=2, seed=3, bytes=700)
+    for number in (1, 2):
+        task = await insert_one(journal, task_of(number, input_bytes=5100), picture if number == 1 else None)
+        await journal.update(ended(task.evolve(images=(image,), input_bytes=5100 if number == 1 else 0)))
+    await journal.close()
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.executescript(
+            """DROP INDEX ix_tasks_ended_s; CREATE INDEX ix_tasks_ended_s ON tasks (ended_s, stored_bytes);
+            UPDATE tasks SET stored_bytes = stored_bytes + input_bytes;
+            ALTER TABLE tasks DROP COLUMN journal_bytes; ALTER TABLE tasks DROP COLUMN input_bytes;
+            UPDATE alembic_version SET version_num = '0008';
+            PRAGMA journal_mode = DELETE; PRAGMA auto_vacuum = NONE; VACUUM;"""
+        )
+    check(path)
+    assert in_the_file(path, "SELECT stored_bytes, input_bytes FROM tasks") == [(700, 5100), (700, 0)]
+    assert in_the_file(path, "SELECT min(journal_bytes) > 500 FROM tasks") == [(1,)]
+    assert in_the_file(path, "PRAGMA auto_vacuum") == [(2,)]
 
 
 async def test_a_journal_without_owners_keeps_its_tasks_and_their_keys(
@@ -543,6 +581,8 @@ async def test_a_journal_without_owners_keeps_its_tasks_and_their_keys(
             ALTER TABLE deliveries DROP COLUMN owner; ALTER TABLE service DROP COLUMN url_secret;
             ALTER TABLE service DROP COLUMN key_changes;
             DROP INDEX ix_tasks_owner; ALTER TABLE tasks DROP COLUMN owner;
+            DROP INDEX ix_tasks_ended_s; CREATE INDEX ix_tasks_ended_s ON tasks (ended_s, stored_bytes);
+            ALTER TABLE tasks DROP COLUMN journal_bytes; ALTER TABLE tasks DROP COLUMN input_bytes;
             CREATE TABLE before (key VARCHAR(255) NOT NULL, digest VARCHAR(64) NOT NULL, task_id VARCHAR(36) NOT NULL,
                 made_s FLOAT NOT NULL, PRIMARY KEY (key));
             INSERT INTO before SELECT key, digest, task_id, made_s FROM keys; DROP TABLE keys;

@@ -64,6 +64,30 @@ def test_a_line_has_the_ids_of_its_context(capsys: pytest.CaptureFixture[str]) -
     assert (entry["request_id"], entry["model"]) == ("r-1", "b")
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("GET https://user:pass%2Fword@mirror.internal/x?a=b@c", "GET https://***@mirror.internal/x?a=b@c"),
+        ("'http://token@host:80'", "'http://***@host:80'"),
+        ("https://host/a@b and user@example.com", "https://host/a@b and user@example.com"),
+        (f"hf_{'a1' * 17}, ig_{'b2' * 21}c and whsec_{'c3' * 16}==.", "***, *** and ***."),
+        ("hf_hub_download, big_picture_of_forty_three_or_more_characters", None),
+    ],
+)
+def test_no_line_shows_a_secret(capsys: pytest.CaptureFixture[str], text: str, shown: str | None) -> None:
+    """`shown`: None: the text as it is."""
+    configured(logs.configure)
+    try:
+        raise ValueError(text)
+    except ValueError as error:
+        structlog.get_logger().error("failed", reason=text, exc_info=error)
+    entry = logged(capsys)
+    assert entry["reason"] == (shown or text)
+    assert (shown or text) in entry["exception"]
+    logging.getLogger("some.library").warning("no: %s", text)
+    assert logged(capsys)["event"] == f"no: {shown or text}"
+
+
 def test_a_library_logs_in_the_same_format(capsys: pytest.CaptureFixture[str]) -> None:
     configured(logs.configure)
     with structlog.contextvars.bound_contextvars(task_id="t-1"):

@@ -15,6 +15,7 @@ from imagegen.service.image_service import ImageService
 from imagegen.settings import Settings
 from imagegen.storage.images import ImageStore
 from imagegen.storage.keys import KeyStore
+from imagegen.storage.room import Room
 from imagegen.tasks.checking import PictureChecks
 from imagegen.tasks.device import Device
 from imagegen.tasks.manager import TaskManager
@@ -37,6 +38,7 @@ class Services:
     checks: PictureChecks
     access: Access
     keys: KeyStore
+    room: Room
 
     @property
     def models(self) -> DynamicModelManager:
@@ -79,6 +81,10 @@ async def _who(request: Request) -> Owner:
     return who
 
 
+async def _room(request: Request) -> Room:
+    return services_of(request).room
+
+
 async def _tasks(request: Request) -> TaskManager:
     return services_of(request).tasks
 
@@ -118,6 +124,7 @@ async def _webhooks(request: Request) -> WebhookSender:
 Service = Annotated[ImageService, Depends(_service)]
 Keys = Annotated[KeyStore, Depends(_keys)]
 Who = Annotated[Owner, Depends(_who)]
+DiskRoom = Annotated[Room, Depends(_room)]
 Tasks = Annotated[TaskManager, Depends(_tasks)]
 Models = Annotated[DynamicModelManager, Depends(_models)]
 Puller = Annotated[ModelPuller, Depends(_puller)]

@@ -10,6 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 from imagegen.core.errors import TooManyStreams
 from imagegen.core.events import Event, Published
+from imagegen.core.owner import Owner
 
 #: Seconds without an event after which a comment is sent, because proxies close silent connections.
 KEEP_ALIVE_S = 15
@@ -23,28 +24,29 @@ _AGAIN_S = 5
 
 
 class Streams:
-    """Counts the event streams, together and for each address. One object for each application."""
+    """Counts the event streams, together and for each caller. One object for each application."""
 
-    def __init__(self, most: int, per_address: int) -> None:
+    def __init__(self, most: int, per_caller: int) -> None:
         self._most = most
-        self._per_address = per_address
-        self._open: Counter[str] = Counter()
+        self._per_caller = per_caller
+        self._open: Counter[tuple[str, str]] = Counter()
 
     def __repr__(self) -> str:
-        return f"<Streams [{self._open.total()}], Addresses: {len(self._open)}>"
+        return f"<Streams [{self._open.total()}], Callers: {len(self._open)}>"
 
     @contextmanager
-    def one(self, address: str) -> Iterator[None]:
-        """Count one stream. Raises TooManyStreams."""
-        if self._open.total() >= self._most or self._open[address] >= self._per_address:
+    def one(self, who: Owner | None, address: str) -> Iterator[None]:
+        """Count one stream: of the owner, who may have many addresses, or of the address. Raises TooManyStreams."""
+        caller = ("key", who.name) if who is not None and who.name else ("address", address)
+        if self._open.total() >= self._most or self._open[caller] >= self._per_caller:
             raise TooManyStreams(retry_after=_AGAIN_S)
-        self._open[address] += 1
+        self._open[caller] += 1
         try:
             yield
         finally:
-            self._open[address] -= 1
-            if not self._open[address]:
-                del self._open[address]
+            self._open[caller] -= 1
+            if not self._open[caller]:
+                del self._open[caller]
 
 
 class EventStream(StreamingResponse):
@@ -58,7 +60,8 @@ class EventStream(StreamingResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises TooManyStreams before the stream begins."""
         streams: Streams = scope["app"].state.streams
-        with streams.one(scope["client"][0] if scope.get("client") else ""):
+        address = scope["client"][0] if scope.get("client") else ""
+        with streams.one(scope.get("state", {}).get("who"), address):
             await super().__call__(scope, receive, send)
 
 

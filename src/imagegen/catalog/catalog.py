@@ -33,7 +33,7 @@ from imagegen.catalog.fields import (
 )
 from imagegen.catalog.pipeline_files import Dtype
 from imagegen.core.errors import ModelNotFound
-from imagegen.core.limits import MaxQueue, RetentionDays, RetentionGb, RetentionTasks
+from imagegen.core.limits import MaxQueue, RetentionDays, RetentionGb, RetentionOfPictures, RetentionTasks
 from imagegen.core.sizes import SIDE_MULTIPLE, TABLE_BASE, Sizing
 from imagegen.core.value import Value
 from imagegen.core.wording import Form, nearest
@@ -166,6 +166,13 @@ class GlobalSettings(Section):
     max_queue: MaxQueue | None = Field(
         default=None, description="Tasks that may wait; one more is refused. Default: IMAGEGEN_MAX_QUEUE."
     )
+    max_task_seconds: float = Field(
+        default=3600,
+        ge=0,
+        le=31_536_000,
+        description="Seconds of the device that one task may take, by the measured times of its model; one that would "
+        "take longer is refused. A picture of the model's own size and steps is always accepted. 0: no limit.",
+    )
     retention_days: RetentionDays | None = Field(
         default=None,
         description="Days after which ended tasks and their files are deleted; 0 keeps them. Default: "
@@ -176,10 +183,15 @@ class GlobalSettings(Section):
         description="Ended tasks that are kept; the oldest are deleted first; 0 keeps all. Default: "
         "IMAGEGEN_RETENTION_TASKS.",
     )
-    retention_gb: RetentionGb | None = Field(
+    retention_gb: RetentionOfPictures | None = Field(
         default=None,
-        description="GiB of pictures that are kept; the oldest are deleted first; 0 keeps all. Default: "
-        "IMAGEGEN_RETENTION_GB.",
+        description="GiB of pictures that are kept; the oldest are deleted first; 0 keeps all. `auto`: a quarter of "
+        "the disk; all of those in a bucket. Default: IMAGEGEN_RETENTION_GB.",
+    )
+    retention_journal_gb: RetentionGb | None = Field(
+        default=None,
+        description="GiB of the journal for ended tasks. Beyond it the input pictures of the oldest are deleted, then "
+        "the oldest tasks; 0: no limit. Default: IMAGEGEN_RETENTION_JOURNAL_GB.",
     )
 
     def over(self, settings: "Settings") -> "Settings":
@@ -279,6 +291,9 @@ class ModelSpec(Section):
         default=None, ge=0, le=10_080, description="Overrides the value of `global`."
     )
     gpu_memory_fraction: float | None = Field(default=None, gt=0, le=1, description="Overrides the value of `global`.")
+    max_task_seconds: Annotated[float | None, Request] = Field(
+        default=None, ge=0, le=31_536_000, description="Overrides the value of `global`."
+    )
     max_batch: Annotated[int, Request] = Field(
         default=1,
         ge=1,
@@ -384,6 +399,11 @@ class Catalog(Value):
     def memory_fraction(self, model_id: str) -> float:
         """The share of the device's memory that this model may take (CUDA only)."""
         return self.model(model_id).gpu_memory_fraction or self.settings.gpu_memory_fraction
+
+    def task_seconds(self, model_id: str) -> float:
+        """Seconds of the device that one task of this model may take; 0: any number."""
+        own = self.model(model_id).max_task_seconds
+        return self.settings.max_task_seconds if own is None else own
 
     def idle_minutes(self, model_id: str) -> float:
         """Minutes without use after which this model is idle; 0: never."""

@@ -1,4 +1,4 @@
-"""Applies a caller's changes to the text of models.yaml, or refuses them. Pure, except that it resolves links."""
+"""Applies a caller's changes to a document of models.yaml, or refuses them. Pure, except that it resolves links."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -12,7 +12,7 @@ from imagegen.catalog.catalog import GlobalSettings, Section
 from imagegen.catalog.editing import Change, Put, Remove, edited
 from imagegen.catalog.fields import HubSource, Mark, WeightsFile, is_relative_folder, spellings, texts
 from imagegen.catalog.loading import SECTIONS, Families
-from imagegen.catalog.yaml import read
+from imagegen.catalog.yaml import Document
 from imagegen.core.errors import ConfigInvalid, ModelExists, ModelNotFound, PathNotAllowed
 
 #: URLs, drives, home folders, and characters that disguise a path.
@@ -76,48 +76,44 @@ def _is_valid(kind: TypeAdapter[str], value: str) -> bool:
     return True
 
 
-def with_model(text: str, model_id: str, fields: Fields, families: Families, roots: Roots) -> str:
-    """The text with a new entry at the end. Raises ModelExists, PathNotAllowed."""
+def with_model(document: Document, model_id: str, fields: Fields, families: Families, roots: Roots) -> Document:
+    """The document with a new entry at the end. Raises ModelExists, PathNotAllowed."""
     _check({model_id: None, **fields})
     roots.check(_family(fields.get("type"), families), fields)
-    document = read(text)
     if model_id in document.data["models"]:
         raise ModelExists
     entry = {name: it for name, it in fields.items() if it is not None}
-    return edited(text, [Put(("models", model_id), entry)], document)
+    return edited(document, [Put(("models", model_id), entry)])
 
 
-def with_changed_model(text: str, model_id: str, fields: Fields, families: Families, roots: Roots) -> str:
-    """The text with some fields of an entry replaced; None removes one. Raises ModelNotFound, PathNotAllowed."""
+def with_changed_model(document: Document, model_id: str, fields: Fields, families: Families, roots: Roots) -> Document:
+    """The document with some fields of an entry replaced; None removes one. Raises ModelNotFound, PathNotAllowed."""
     _check(fields)
-    document = read(text)
     if model_id not in document.data["models"]:
         raise ModelNotFound
     entry = document.data["models"][model_id]
     family = _family(fields.get("type", entry["type"]), families)
     roots.check(family, fields)
-    return edited(text, list(_merged(("models", model_id), entry, fields, family)), document)
+    return edited(document, list(_merged(("models", model_id), entry, fields, family)))
 
 
 def _family(word: object, families: Families) -> type[Section] | None:
     return families.get(word) if isinstance(word, str) else None
 
 
-def without_model(text: str, model_id: str) -> str:
-    """The text without an entry. Raises ModelNotFound."""
-    document = read(text)
+def without_model(document: Document, model_id: str) -> Document:
+    """The document without an entry. Raises ModelNotFound."""
     if model_id not in document.data["models"]:
         raise ModelNotFound
-    return edited(text, [Remove(("models", model_id))], document)
+    return edited(document, [Remove(("models", model_id))])
 
 
-def with_settings(text: str, fields: Fields) -> str:
-    """The text with some fields of `global` replaced; None removes one."""
+def with_settings(document: Document, fields: Fields) -> Document:
+    """The document with some fields of `global` replaced; None removes one."""
     _check(fields)
-    document = read(text)
     data = document.data
     name = next((key for key in data if SECTIONS.get(key) == "global"), "global")
-    return edited(text, list(_merged((name,), data.get(name) or {}, fields, GlobalSettings)), document)
+    return edited(document, list(_merged((name,), data.get(name) or {}, fields, GlobalSettings)))
 
 
 def _merged(path: tuple[str, ...], section: Fields, fields: Fields, kind: type[Section] | None) -> Iterator[Change]:
@@ -135,7 +131,7 @@ def _spelling(name: str, section: Fields, kind: type[Section] | None) -> str:
 
 
 def _check(fields: Fields) -> None:
-    """Check the bounds before the edit, because each field needs a pass over the whole file. Raises ConfigInvalid."""
+    """Check the bounds before the edit: each field may need a pass over the whole file. Raises ConfigInvalid."""
     if len(fields) > _MAX_FIELDS:
         raise ConfigInvalid(f"More than {_MAX_FIELDS} fields.")
     for name, value in fields.items():

@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
-from imagegen.catalog.yaml import Document, read
+from imagegen.catalog.yaml import Document, YamlProblem, read
 
 Path = tuple[str, ...]
 
@@ -38,18 +38,47 @@ class Remove(NamedTuple):
 Change = Put | Remove
 
 
-def edited(text: str, changes: Sequence[Change], document: Document | None = None) -> str:
-    """The text after the changes, applied one after the other. `document`: the text, if the caller has parsed it.
+class _Splice(NamedTuple):
+    """Replace the text between two indices."""
 
-    Raises NotEditable, or YamlProblem for a value that no file can hold; then nothing is changed.
+    start: int
+    end: int
+    new: str
+
+    def apply(self, text: str) -> str:
+        return text[: self.start] + self.new + text[self.end :]
+
+
+def edited(document: Document, changes: Sequence[Change]) -> Document:
+    """The document after the changes, applied one after the other.
+
+    Raises NotEditable, or YamlProblem for a value that no file can hold.
     """
-    document = document or read(text)
+    if len(changes) > 1 and (done := _edited_at_once(document, changes)) is not None:
+        return done
     for change in changes:
         wanted = _expected(document.data, change)
         if not _same(document.data, wanted):
-            text = _splice(text, document.root, change)
-            document = _checked(text, wanted)
-    return text
+            document = _checked(_splice(document.text, document.root, change).apply(document.text), wanted)
+    return document
+
+
+def _edited_at_once(document: Document, changes: Sequence[Change]) -> Document | None:
+    """The document after changes that touch different places: the new text is read once. None: they do not."""
+    wanted, text = document.data, document.text
+    for change in changes:
+        wanted = _expected(wanted, change)
+    needed = [change for change in changes if not _same(document.data, _expected(document.data, change))]
+    try:
+        splices = [_splice(text, document.root, change) for change in needed]
+        # From the end to the beginning, so that the places before are still right; of equal places the last one first.
+        for number, splice in sorted(enumerate(splices), key=lambda it: (it[1][:2], it[0]), reverse=True):
+            if any(splice.start < other.end and other.start < splice.end for other in splices[:number]):
+                return None
+            text = splice.apply(text)
+        return _checked(text, wanted) if text.endswith("\n") and document.text.endswith("\n") else None
+    except (NotEditable, YamlProblem):
+        return None
 
 
 def _checked(text: str, wanted: Any) -> Document:
@@ -101,8 +130,8 @@ def _has(data: Any, path: Path) -> bool:
 # -- positions ---------------------------------------------------------------------------------------------------------
 
 
-def _splice(text: str, node: Node | None, change: Change) -> str:
-    """Find the innermost mapping of the change, and change the text there."""
+def _splice(text: str, node: Node | None, change: Change) -> _Splice:
+    """Find the innermost mapping of the change, and what to change in the text there."""
     key, *rest = change.path
     while rest and isinstance(node, MappingNode) and (child := _entry(node, key)) is not None:
         if not isinstance(child.value, MappingNode):
@@ -113,7 +142,7 @@ def _splice(text: str, node: Node | None, change: Change) -> str:
     entry = _entry(node, key)
     if isinstance(change, Remove):
         assert entry is not None
-        return _remove(text, node, entry)
+        return _removal(text, node, entry)
     value = _nested(rest, change)
     return _insert(text, node, key, value) if entry is None else _replace(text, node, entry, value)
 
@@ -172,11 +201,11 @@ def _line_start(text: str, index: int) -> int:
 # -- changes -----------------------------------------------------------------------------------------------------------
 
 
-def _replace(text: str, node: MappingNode, entry: _Entry, value: Any) -> str:
+def _replace(text: str, node: MappingNode, entry: _Entry, value: Any) -> _Splice:
     if _is_empty(entry.value) or _is_block(entry.value):
         return _fill(text, entry, value, flow=bool(node.flow_style))
     shown = _inline(value, flow=bool(node.flow_style))
-    return text[: entry.value.start_mark.index] + shown + text[entry.value.end_mark.index :]
+    return _Splice(entry.value.start_mark.index, entry.value.end_mark.index, shown)
 
 
 def _is_block(node: Node) -> bool:
@@ -185,14 +214,14 @@ def _is_block(node: Node) -> bool:
     return isinstance(node, MappingNode | SequenceNode) and not node.flow_style
 
 
-def _fill(text: str, entry: _Entry, value: Any, *, flow: bool = False) -> str:
+def _fill(text: str, entry: _Entry, value: Any, *, flow: bool = False) -> _Splice:
     """Replace the value after a key."""
     start = _after_colon(text, entry.key)
     end = start if _is_empty(entry.value) else _end(text, entry.value)
-    return f"{text[:start]} {_inline(value, flow=flow)}{text[end:]}"
+    return _Splice(start, end, f" {_inline(value, flow=flow)}")
 
 
-def _insert(text: str, node: MappingNode, key: str, value: Any) -> str:
+def _insert(text: str, node: MappingNode, key: str, value: Any) -> _Splice:
     if node.flow_style:
         return _insert_inline(text, node, key, value)
     first, last = node.value[0][0], _end(text, node)
@@ -203,7 +232,7 @@ def _insert(text: str, node: MappingNode, key: str, value: Any) -> str:
     if isinstance(value, Mapping) and _apart(text, node):
         lines.insert(0, "")
     added = before + "".join(f"{' ' * indent}{line}".rstrip() + "\n" for line in lines)
-    return text[:place] + (added.replace("\n", "\r\n") if "\r\n" in text else added) + text[place:]
+    return _Splice(place, place, added.replace("\n", "\r\n") if "\r\n" in text else added)
 
 
 def _step(node: MappingNode) -> int:
@@ -224,27 +253,26 @@ def _apart(text: str, node: MappingNode) -> bool:
     return not all(line.strip() for line in between.splitlines())
 
 
-def _insert_inline(text: str, node: MappingNode, key: str, value: Any) -> str:
+def _insert_inline(text: str, node: MappingNode, key: str, value: Any) -> _Splice:
     added = _inline({key: value}, flow=True)[1:-1]
     if not node.value:
         place = node.end_mark.index - 1
-        return text[:place] + added + text[place:]
+        return _Splice(place, place, added)
     last, place = node.value[-1][0].start_mark.index, _end(text, node.value[-1][1])
     indent = text[_line_start(text, last) : last]
     # Indented JSON has one key a line.
     separator = ", " if indent.strip() or "\n" not in text[node.start_mark.index : last] else f",\n{indent}"
-    return text[:place] + separator + added + text[place:]
+    return _Splice(place, place, separator + added)
 
 
-def _remove(text: str, node: MappingNode, entry: _Entry) -> str:
+def _removal(text: str, node: MappingNode, entry: _Entry) -> _Splice:
     if node.flow_style:
-        start, end = _inline_extent(text, node, entry)
-        return text[:start] + text[end:]
+        return _Splice(*_inline_extent(text, node, entry), "")
     value_end = _after_colon(text, entry.key) if _is_empty(entry.value) else _end(text, entry.value)
     start, end = _line_start(text, entry.key.start_mark.index), _line_end(text, value_end)
     if _blank_line_at(text, end) and re.search(r"\n[ \t\r]*\n\Z", text[:start]):
         end = _line_end(text, end)  # removes one of two empty lines that would be adjacent
-    return text[:start] + text[end:]
+    return _Splice(start, end, "")
 
 
 def _blank_line_at(text: str, index: int) -> bool:

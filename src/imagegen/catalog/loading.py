@@ -57,10 +57,19 @@ def read_text(path: Path, *, name: str) -> str:
 
 def parse_catalog(text: str, families: Families, *, name: str = "models.yaml") -> Catalog:
     """Like load_catalog, for a text."""
+    return catalog_of(parse(text, name=name), families, name=name)
+
+
+def parse(text: str, *, name: str = "models.yaml") -> Document:
+    """Like `read`, but raises ConfigError."""
     try:
-        document = read(text)
+        return read(text)
     except YamlProblem as problem:
         raise ConfigError([_line(name, problem.position, problem.message)]) from None
+
+
+def catalog_of(document: Document, families: Families, *, name: str = "models.yaml") -> Catalog:
+    """Like load_catalog, for a text that was read."""
     result = _Reading(document, families)
     problems = sorted(result.problems(), key=lambda problem: (document.position(problem.loc), problem.message))
     if problems:

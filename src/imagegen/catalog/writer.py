@@ -12,10 +12,10 @@ from imagegen.catalog.catalog import Catalog
 from imagegen.catalog.difference import Difference
 from imagegen.catalog.editing import NotEditable
 from imagegen.catalog.file import ConfigFile, Stamp, etag_of
-from imagegen.catalog.loading import ConfigError, Families, parse_catalog
+from imagegen.catalog.loading import ConfigError, Families, catalog_of, parse
 from imagegen.catalog.versions import Version, Versions
 from imagegen.catalog.watching import changes, is_being_written, settled
-from imagegen.catalog.yaml import YamlProblem
+from imagegen.catalog.yaml import Document, YamlProblem
 from imagegen.core.errors import (
     ConfigBroken,
     ConfigInvalid,
@@ -35,8 +35,9 @@ T = TypeVar("T")
 #: Puts a catalog in force, in the order of the calls; returns the difference. Raises Draining.
 Swap = Callable[[Catalog], Awaitable[Difference]]
 
-#: An edit: from the file's text to the new text.
-Edit = Callable[[str], str]
+#: An edit: from the file's document to the new one. Reading a text is the most expensive part of all, so an edit
+#: neither reads what was read before, nor is its result read again.
+Edit = Callable[[Document], Document]
 
 #: Seconds after which an invalid file is read a second time: some editors write in two steps.
 _SECOND_LOOK_S = 1.0
@@ -83,9 +84,10 @@ class CatalogWriter:
         self.families = families
         self._swap = swap
         self._bus = bus
-        #: The catalog that is in force after all pending swaps, and the ETag of its text.
+        #: The catalog that is in force after all pending swaps, the ETag of its text, and its document.
         self._newest = catalog
         self._newest_etag: str | None = None
+        self._document: Document | None = None
         #: The latest change.
         self._latest: asyncio.Task[Any] | None = None
         self._swaps: set[asyncio.Task[Difference]] = set()
@@ -134,7 +136,8 @@ class CatalogWriter:
         It is the only edit that a broken file allows.
         """
         text = await asyncio.to_thread(self._versions.text, version)
-        return await self._written(self._next(lambda: self._edit(lambda _: text, if_match, "rollback")))
+        edit: Edit = lambda _: parse(text, name=self._file.name)  # noqa: E731
+        return await self._written(self._next(lambda: self._edit(edit, if_match, "rollback")))
 
     async def reload(self, source: str, text: str | None = None) -> None:
         """Read the file again and put it in force; if it is invalid, keep the old configuration and report why.
@@ -204,29 +207,30 @@ class CatalogWriter:
     async def _edit(self, edit: Edit, if_match: Collection[str] | None, source: str) -> "_Accepted":
         if (reason := await asyncio.to_thread(self._file.read_only)) is not None:
             raise ConfigReadOnly(reason)
-        text, problem = await asyncio.to_thread(self._present)
+        text, document, problem = await asyncio.to_thread(self._present)
         if problem is not None and source != "rollback":
             raise ConfigBroken(f"{ConfigBroken().detail} {problem}")
         if if_match is not None and etag_of(text) not in if_match:
             raise ConfigStale
-        new = await asyncio.to_thread(self._edited, edit, text)
+        new = await asyncio.to_thread(self._edited, edit, document)
         await asyncio.to_thread(self._write, text, new.text, source, "broken" if problem else "file")
         return self._accept(new, source)
 
-    def _present(self) -> tuple[str, str | None]:
-        """The text to edit, and the first problem in it; None: it is valid."""
-        text = ""
+    def _present(self) -> tuple[str, Document, str | None]:
+        """The text to edit, its document, and the first problem in it; None: it is valid."""
+        text, document = "", Document("", None, None)
         try:
             text = self._file.read()
-            if etag_of(text) != self._newest_etag:
-                self._parse(text)
+            if self._document is not None and etag_of(text) == self._newest_etag:
+                return text, self._document, None
+            document = self._parse(text).document
         except ConfigError as error:
-            return text, error.lines[0]
-        return text, None
+            return text, document, error.lines[0]
+        return text, document, None
 
-    def _edited(self, edit: Edit, text: str) -> "_Text":
+    def _edited(self, edit: Edit, document: Document) -> "_Text":
         try:
-            return self._parse(edit(text))
+            return self._checked(edit(document))
         except NotEditable:
             raise ConfigReadOnly("The layout of the file does not allow this edit; change the file by hand.") from None
         except YamlProblem as problem:
@@ -250,11 +254,11 @@ class CatalogWriter:
             text = await asyncio.to_thread(self._file.read)
             if expected not in (None, text):
                 return None
-            new = await asyncio.to_thread(self._parse, text)
+            new = None if etag_of(text) == self._newest_etag else await asyncio.to_thread(self._parse, text)
         except ConfigError as error:
             self._reject(error, source)
             return None
-        if new.etag == self._newest_etag:
+        if new is None:
             self._status = self._status.evolve(ok=True, errors=(), checked_at=datetime.now(UTC))
             return None
         await asyncio.to_thread(self._write, new.text, new.text, source)
@@ -262,12 +266,16 @@ class CatalogWriter:
 
     def _reads(self, text: str | None) -> bool:
         try:
-            return text is not None and bool(self._parse(text))
+            return text is not None and (etag_of(text) == self._newest_etag or bool(self._parse(text)))
         except ConfigError:
             return False
 
     def _parse(self, text: str) -> "_Text":
-        return _Text(text, etag_of(text), parse_catalog(text, self.families, name=self._file.name))
+        return self._checked(parse(text, name=self._file.name))
+
+    def _checked(self, document: Document) -> "_Text":
+        catalog = catalog_of(document, self.families, name=self._file.name)
+        return _Text(document, etag_of(document.text), catalog)
 
     def _reject(self, error: ConfigError, source: str) -> None:
         errors = tuple(error.lines)
@@ -279,7 +287,7 @@ class CatalogWriter:
     def _accept(self, new: "_Text", source: str) -> "_Accepted":
         """Start to put a valid text in force. The text is on disk already."""
         same = new.catalog == self._newest and not self._swaps
-        self._newest, self._newest_etag = new.catalog, new.etag
+        self._newest, self._newest_etag, self._document = new.catalog, new.etag, new.document
         swapping = asyncio.create_task(self._put_in_force(new, source, same), name="config swap")
         self._swaps.add(swapping)
         # No await between these changes: a reader of the status sees both or neither.
@@ -306,9 +314,13 @@ class CatalogWriter:
 class _Text(NamedTuple):
     """A valid text and its catalog."""
 
-    text: str
+    document: Document
     etag: str
     catalog: Catalog
+
+    @property
+    def text(self) -> str:
+        return self.document.text
 
 
 class _Accepted(NamedTuple):

@@ -1,13 +1,22 @@
 """What every child process of the service does at its start, and which environment variables it must not get."""
 
 import os
+import re
 import signal
 import threading
 
+#: The words that names of secrets end with, or that stand before another word: HF_TOKEN, DB_PASSWORD, SOME_API_KEY.
+_SECRET = re.compile(
+    r"(^|_)(TOKENS?|SECRETS?|PASSWORDS?|PASSWD|CREDENTIALS?|(API|ACCESS|PRIVATE)_?KEYS?)(_|$)", re.IGNORECASE
+)
 
-def is_secret(variable: str) -> bool:
-    """Whether a variable is hidden from every child: the secrets of webhooks and of the bucket for pictures."""
-    return variable == "IMAGEGEN_WEBHOOK_SECRETS" or variable.startswith("AWS_")
+#: A URL with a user or a password: https://user:password@host.
+_WITH_USER = re.compile(r"://[^\s/?#]*@")
+
+
+def is_secret(name: str, value: str) -> bool:
+    """Whether a variable is or has a secret, of this service or of any other program."""
+    return bool(name.startswith("AWS_") or _SECRET.search(name) or _WITH_USER.search(value))
 
 
 def follow_parent() -> None:

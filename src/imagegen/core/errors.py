@@ -51,6 +51,12 @@ class DoesNotFit(ImagegenError):
     code = "does_not_fit"
 
 
+class TaskTooLong(ImagegenError):
+    """The task would occupy the device for longer than the service allows."""
+
+    code = "task_too_long"
+
+
 class UnsupportedCapability(ImagegenError):
     """The model cannot do this."""
 
@@ -156,6 +162,12 @@ class NoReceipt(ImagegenError):
     """The task has no receipt: it made no pictures, or an older imagegen made them."""
 
     code = "no_receipt"
+
+
+class NoInputs(ImagegenError):
+    """The input pictures of the task are not kept any more; send them again, with the request of its receipt."""
+
+    code = "no_inputs"
 
 
 class KeyReused(ImagegenError):

@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from imagegen.core.owner import Owner
 from imagegen.core.task import Failure, StoredImage
 from imagegen.core.value import Value
 
@@ -41,12 +42,18 @@ class Gap(StreamEvent):
     until: int = Field(description="The highest id that may be missing.")
 
 
+#: Why a stream ends before its task.
+StreamEnd = Literal["too_slow", "stopping", "key_revoked", "key_expired", "key_required"]
+
+
 class StreamClosed(StreamEvent):
     """The last event of a stream that ends before its task has ended. It has the id of the event before it."""
 
     name = "closed"
-    reason: Literal["too_slow", "stopping"] = Field(
-        description="`too_slow`: the subscriber is too many events behind; `stopping`: the service stops."
+    reason: StreamEnd = Field(
+        description="`too_slow`: the subscriber is too many events behind; `stopping`: the service stops; `key_revoked`: "
+        "the subscriber's key was revoked, or got a new text; `key_expired`; `key_required`: there were no keys when it "
+        "subscribed."
     )
 
 
@@ -288,13 +295,11 @@ class Published:
 
 
 class Subscription:
-    """The events of one subscriber, oldest first.
+    """The events of one subscriber, oldest first. If its iteration ends, the last event is StreamClosed."""
 
-    If the bus closes or the subscriber is too slow, the last event is StreamClosed, and the iteration ends.
-    """
-
-    def __init__(self, backlog: list[Published], limit: int, last_id: int) -> None:
+    def __init__(self, backlog: list[Published], limit: int, last_id: int, caller: Owner | None = None) -> None:
         """`last_id`: the id of the latest event that was published."""
+        self.caller = caller
         self._limit = limit + len(backlog)
         self._waiting: asyncio.Queue[Published | None] = asyncio.Queue()
         self._last_id = last_id
@@ -350,7 +355,7 @@ class Subscription:
             taken.append(published)
         return taken
 
-    def end(self, reason: Literal["too_slow", "stopping"]) -> None:
+    def end(self, reason: StreamEnd) -> None:
         if not self._ended:
             self._ended = True
             self._waiting.put_nowait(Published(self._last_id, StreamClosed(reason=reason)))
@@ -476,6 +481,12 @@ class EventBus:
         """The ids of the tasks that have subscribers."""
         return [task_id for task_id in self._subscribers if task_id is not None]
 
+    @property
+    def callers(self) -> list[Owner]:
+        """Whose streams are open. Each API key is there once."""
+        streams = (it for subscriptions in self._subscribers.values() for it in subscriptions)
+        return list({it.caller.key_sha256: it.caller for it in streams if it.caller is not None}.values())
+
     def begin(self, first_id: int) -> None:
         """Give the first event this id. To be called before any event is published."""
         self._ids, self._first_id, self._last_id = count(first_id), first_id, first_id - 1
@@ -580,17 +591,20 @@ class EventBus:
         self._size -= history.size if history else 0
 
     @contextmanager
-    def subscribe(self, task_id: str | None = None, *, after: int = 0) -> Iterator[Subscription]:
+    def subscribe(
+        self, task_id: str | None = None, *, after: int = 0, caller: Owner | None = None
+    ) -> Iterator[Subscription]:
         """Subscribe to one task, or to everything (None).
 
         The events of a task begin with the remembered ones with an id above `after`. The events of everything do so
-        too if `after` is above 0; otherwise they begin with the next one that is published.
+        too if `after` is above 0; otherwise they begin with the next one that is published. `caller`: whose stream it
+        is, for `callers` and `end`; None: it is part of a request.
         """
         if task_id is not None:
             backlog = self.history(task_id, after)
         else:
             backlog = [published for published in self._recent.events if 0 < after < published.id]
-        subscription = Subscription(backlog, self._backlog, self._last_id)
+        subscription = Subscription(backlog, self._backlog, self._last_id, caller)
         self._subscribers.setdefault(task_id, {})[subscription] = None
         if self._closed:
             subscription.end("stopping")
@@ -600,6 +614,13 @@ class EventBus:
             self._subscribers[task_id].pop(subscription)
             if not self._subscribers[task_id]:
                 del self._subscribers[task_id]
+
+    def end(self, caller: Owner, reason: StreamEnd) -> None:
+        """End the streams of everyone with the same API key."""
+        for subscriptions in self._subscribers.values():
+            for it in subscriptions:
+                if it.caller is not None and it.caller.key_sha256 == caller.key_sha256:
+                    it.end(reason)
 
     def close(self) -> None:
         """End every subscription after its last event; later subscriptions end at once. `publish` stays allowed."""

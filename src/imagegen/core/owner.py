@@ -1,5 +1,7 @@
 """Owners: who makes a request, and what they may do."""
 
+from pydantic import Field
+
 from imagegen.core.keys import Key, KeyLimits, Scope
 from imagegen.core.value import Value
 
@@ -9,6 +11,8 @@ class Owner(Value):
 
     #: The name of the API key; empty: no key.
     name: str = ""
+    #: SHA-256 of the text of its API key, hexadecimal; empty: no key.
+    key_sha256: str = Field(default="", repr=False)
     scopes: frozenset[Scope] = frozenset(Scope)
     #: Whether it may see the tasks of all owners.
     sees_all: bool = True
@@ -37,6 +41,7 @@ def owner_of(key: Key) -> Owner:
     admin = Scope.ADMIN in key.scopes
     return Owner(
         name=key.name,
+        key_sha256=key.sha256,
         scopes=frozenset(Scope) if admin else frozenset(key.scopes),
         sees_all=admin or Scope.READ in key.scopes,
         changes_all=admin,

@@ -1,12 +1,30 @@
 """Webhooks as values: which events a receiver wants, and each delivery."""
 
+import base64
 from datetime import datetime
 from enum import StrEnum
+from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, SecretStr
 
 from imagegen.core.value import Value
+
+
+def _signs(secret: SecretStr) -> SecretStr:
+    """Check the form that Standard Webhooks prescribes: `whsec_` and 24 to 64 bytes in base64."""
+    text = secret.get_secret_value()
+    try:
+        size = len(base64.b64decode(text.removeprefix("whsec_"), validate=True))
+    except ValueError:
+        size = 0
+    if not text.startswith("whsec_") or not 24 <= size <= 64:
+        raise ValueError("must be whsec_ and 24 to 64 bytes in base64")
+    return secret
+
+
+#: What signs webhooks: `whsec_...`.
+WebhookSecret = Annotated[SecretStr, AfterValidator(_signs)]
 
 
 class WebhookEvent(StrEnum):

@@ -314,7 +314,7 @@ def _traced(command: Value) -> Value:
 
 def worker_environment(ours: Mapping[str, str]) -> dict[str, str]:
     """The environment of a worker. The operator's settings of torch's allocator take precedence over ours."""
-    kept = {name: value for name, value in ours.items() if not _hidden(name)}
+    kept = {name: value for name, value in ours.items() if not (_is_of_the_hub(name) or is_secret(name, value))}
     if tuple(map(int, metadata.version("torch").split(".")[:2])) < ALLOCATOR_SETTINGS_SINCE:
         return kept | WORKER_VARIABLES
     given = {name: kept[name] for name in ALLOCATOR_VARIABLES if name in kept} or {ALLOCATOR_VARIABLES[0]: ""}
@@ -328,8 +328,8 @@ def _with_ours(settings: str) -> str:
     return ",".join([*ours, *filter(None, [settings])])
 
 
-def _hidden(name: str) -> bool:
-    return name in HIDDEN_VARIABLES or name.lower().endswith("_proxy") or is_secret(name)
+def _is_of_the_hub(name: str) -> bool:
+    return name in HIDDEN_VARIABLES or name.lower().endswith("_proxy")
 
 
 def _describe(status: int) -> str:

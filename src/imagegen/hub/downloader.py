@@ -3,6 +3,7 @@
 Downloads need a process because the threads of the hub's library cannot be stopped: killing it cancels a download.
 """
 
+import logging
 import os
 import shutil
 import sys
@@ -13,6 +14,7 @@ from typing import NamedTuple
 import httpx2
 from huggingface_hub import constants, get_session, set_client_factory
 
+from imagegen import logs
 from imagegen.catalog.catalog import HubFiles
 from imagegen.catalog.hub_cache import cache_root
 from imagegen.core.children import follow_parent, ignore_signals
@@ -125,7 +127,8 @@ def _progress(wanted: list[_Wanted]) -> Progress:
 
 
 def adjust_library() -> None:
-    """Make the library write often, and not sleep for minutes when the hub is busy."""
+    """Make the library write often, not sleep for minutes when the hub is busy, and log as the service does."""
+    logging.getLogger("huggingface_hub").handlers.clear()  # its own one would show a password in a URL
     constants.DOWNLOAD_CHUNK_SIZE = WRITE_BYTES
     hooks = {**get_session().event_hooks, "response": [_refuse_long_waits]}
     set_client_factory(lambda: httpx2.Client(event_hooks=hooks, follow_redirects=True, timeout=None))
@@ -144,6 +147,8 @@ def tell(answer: Answer) -> None:
 
 def main(command: Fetch) -> None:
     """Download and exit, even if threads still wait for bytes."""
+    logs.configure(libraries=logging.ERROR)
+    logs.log_unhandled()
     follow_parent()
     adjust_library()
     try:

@@ -48,8 +48,14 @@ async def fetch_in_process(command: Fetch, on_progress: OnProgress) -> Fetched |
 
 
 def downloader_environment(ours: Mapping[str, str]) -> dict[str, str]:
-    """The environment of the download process: the hub's token and no other secret."""
-    return {name: value for name, value in ours.items() if not is_secret(name)} | dict(_VARIABLES)
+    """The environment of the download process: what it needs for the hub, and no other secret."""
+    kept = {name: value for name, value in ours.items() if _is_for_the_hub(name) or not is_secret(name, value)}
+    return kept | dict(_VARIABLES)
+
+
+def _is_for_the_hub(name: str) -> bool:
+    """Whether it is the token, the address of a mirror, or a proxy, which may have a password."""
+    return name.startswith(("HF_", "HUGGING")) or name.lower().endswith("_proxy")
 
 
 async def _read_answers(process: asyncio.subprocess.Process, on_progress: OnProgress) -> Fetched | Refused:

@@ -225,16 +225,30 @@ def read_header(file: Path, name: Path | str) -> dict[str, Tensor]:
     Raises WeightsCorrupt if the header contradicts itself or the size of the file; its message contains `name` and no
     path.
     """
+    header, size = _header(file, name)
+    tensors = {key: _tensor(part, name) for key, part in header.items() if key != "__metadata__"}
+    if max((tensor.end for tensor in tensors.values()), default=0) != size:
+        raise WeightsCorrupt(f"{name} is cut off or damaged; fetch it again.")
+    return tensors
+
+
+def read_metadata(file: Path, name: Path | str) -> dict[str, str]:
+    """The texts beside the tensors of a safetensors file. Raises WeightsCorrupt, which tells `name` and no path."""
+    texts = _header(file, name)[0].get("__metadata__", {})
+    if not (isinstance(texts, dict) and all(isinstance(text, str) for text in texts.values())):
+        raise WeightsCorrupt(f"The header of {name} contradicts itself; fetch it again.")
+    return texts
+
+
+def _header(file: Path, name: Path | str) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file, and the bytes behind it. Raises WeightsCorrupt."""
     with open_regular(file) as stream:
         length = int.from_bytes(stream.read(8), "little")
         header = _json(stream.read(min(length, MAX_HEADER)))
         size = os.fstat(stream.fileno()).st_size - 8 - length
     if not isinstance(header, dict):
         raise WeightsCorrupt(f"{name} is not a safetensors file.")
-    tensors = {key: _tensor(part, name) for key, part in header.items() if key != "__metadata__"}
-    if max((tensor.end for tensor in tensors.values()), default=0) != size:
-        raise WeightsCorrupt(f"{name} is cut off or damaged; fetch it again.")
-    return tensors
+    return header, size
 
 
 def _tensor(part: Any, name: Path | str) -> Tensor:

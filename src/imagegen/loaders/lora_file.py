@@ -1,12 +1,13 @@
-"""Reads the header of a LoRA file: the kind of adapter, and its layers."""
+"""Reads the header of a LoRA file: the kind of adapter, its layers, and its settings for PEFT."""
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from imagegen.core.errors import EngineError, LoraRefused
-from imagegen.loaders.folder import check_file, read_header
+from imagegen.loaders.folder import check_file, read_header, read_metadata
 
 #: The second matrix of a layer, in the key names of diffusers, PEFT, kohya, and XLabs. It has a row for each output.
 _UP = re.compile(r"(\.lora_B(\.\w+)?|\.lora_up|lora\d*\.up|_lora\.up|\.up)\.weight$")
@@ -29,6 +30,16 @@ _EMBEDDINGS = frozenset({"emb_params", "string_to_param", "clip_l", "clip_g", "t
 #: Prefixes of the keys of T5's layers, in pipelines for which diffusers adds no LoRA to T5.
 _T5 = ("lora_te2_", "lora_te3_", "text_encoder_2.", "text_encoder_3.", "text_encoders.t5")
 
+#: The header's text that diffusers gives to PEFT: JSON, `transformer.lora_alpha` -> value. Its adapter_config.json, in
+#: contrast, is never opened. Some of PEFT's settings are regular expressions, one of which took for ever (measured);
+#: others name modules to import, or change the model's own weights. So only those are taken that a LoRA needs.
+_SETTINGS = "lora_adapter_metadata"
+_MAX_SETTINGS = 2**20
+_FLAGS = frozenset({"inference_mode", "init_lora_weights", "lora_bias", "use_dora", "use_rslora"})
+_WORDS = frozenset({"base_model_name_or_path", "bias", "megatron_core", "peft_type", "peft_version", "revision"})
+#: Regular expressions that are names: of a layer, or of the end of one.
+_LAYER = re.compile(r"\^?[\w.]{1,200}\$?")
+
 #: The most characters of a layer's name in a message.
 _MAX_NAME = 80
 
@@ -46,10 +57,11 @@ class LoraFile(NamedTuple):
         try:
             check_file(file, file.name)
             header = read_header(file, file.name)
+            settings = read_metadata(file, file.name).get(_SETTINGS)
         except EngineError as error:
             raise LoraRefused(f"The LoRA cannot be read: {error.detail}") from error
         made = cls(file.name, {key: tensor.shape for key, tensor in header.items()})
-        reason = made._why_not()
+        reason = made._why_not() or (_why_no_settings(settings) if settings else None)
         if reason is not None:
             raise LoraRefused(f"{file.name} {reason}")
         return made
@@ -93,3 +105,43 @@ class LoraFile(NamedTuple):
     def has_t5(self) -> bool:
         """Whether it has layers that may belong to a T5."""
         return any(key.startswith(_T5) for key in self.tensors)
+
+
+def _why_no_settings(text: str) -> str | None:
+    """The reason why a file's settings for PEFT are refused; None: they are taken."""
+    try:
+        settings = json.loads(text) if len(text) <= _MAX_SETTINGS else None
+    except (ValueError, RecursionError):
+        settings = None
+    if not isinstance(settings, dict):
+        return "has settings in its header that cannot be read."
+    refused = next(_refused(settings), None)
+    return None if refused is None else f"sets '{refused[:_MAX_NAME]}' in its header, which is not taken from a file."
+
+
+def _refused(settings: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in settings.items():
+        name = key.rpartition(".")[2]
+        if value and not _is_number(value) and not _is_taken(name, value):
+            yield name
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_taken(name: str, value: object) -> bool:
+    match name, value:
+        case _, True:
+            return name in _FLAGS
+        case "init_lora_weights", "gaussian":
+            return True
+        case _, str():
+            return name in _WORDS
+        case "target_modules", list():
+            return all(isinstance(it, str) and _LAYER.fullmatch(it) for it in value)
+        case "layers_to_transform", list():
+            return all(map(_is_number, value))
+        case "rank_pattern" | "alpha_pattern", dict():
+            return all(_LAYER.fullmatch(it) and _is_number(number) for it, number in value.items())
+    return False

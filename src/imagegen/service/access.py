@@ -12,6 +12,7 @@ from limits.aio.storage import MemoryStorage
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
 
 from imagegen.core.errors import LimitReached, StorageFailed, StorageFull, Unauthorized
+from imagegen.core.events import EventBus, StreamEnd
 from imagegen.core.keys import Key, LimitState, digest_of
 from imagegen.core.owner import ANYONE, Owner, owner_of
 from imagegen.storage.budgets import Budgets, limit_states
@@ -65,6 +66,21 @@ class Access:
         await self._note_use(key)
         return owner_of(key)
 
+    async def end_streams(self, bus: EventBus) -> None:
+        """End the streams of those whose key is no longer valid, and of those without a key once a key is required."""
+        for who in bus.callers:
+            if (reason := await self._why_not(who)) is not None:
+                bus.end(who, reason)
+
+    async def _why_not(self, who: Owner) -> StreamEnd | None:
+        if not who.key_sha256:
+            return "key_required" if await self.closed() else None
+        filed = next((key for key in self._filed if key.sha256 == who.key_sha256), None)
+        key = filed or await self._keys.named(who.name)
+        if key is None or key.sha256 != who.key_sha256 or key.revoked_at is not None:
+            return "key_revoked"
+        return None if key.is_valid(datetime.now(UTC)) else "key_expired"
+
     async def _find(self, text: str) -> Key | None:
         if len(text) > _MAX_TEXT:
             return None
@@ -113,6 +129,16 @@ class Access:
         if self._secret is None:
             self._secret = await self._keys.url_secret()
         return hmac.digest(self._secret, f"{expires}:{path}".encode(), "sha256").hex()
+
+    # -- webhooks -----------------------------------------------------------------------------------------------------
+
+    async def webhook_secret(self, name: str) -> str | None:
+        """The secret that signs the webhooks of this owner's tasks; None: it has none of its own.
+
+        If a key of the file and one of the journal have the name, the one of the file comes first.
+        """
+        filed = (key.webhook_secret for key in self._filed if key.name == name)
+        return next(filter(None, filed), None) or await self._keys.webhook_secret(name)
 
     async def _note_use(self, key: Key) -> None:
         now = self._clock()

@@ -52,7 +52,10 @@ class ImageService:
         return await self._tasks.submit_once(draft, claim._replace(owner=who.name))
 
     async def replay(self, who: Owner, task_id: str) -> Accepted:
-        """Accept a task that makes the pictures of another one again. Raises NoReceipt, and what submit() raises."""
+        """Accept a task that makes the pictures of another one again.
+
+        Raises NoReceipt, NoInputs, and what submit() raises.
+        """
         await self.task(who, task_id)
         return await self.submit(who, await self._tasks.redraft(task_id))
 
@@ -101,11 +104,11 @@ class ImageService:
         """The events of a task with an id above `after`, until it has ended; None after each `silence_s` without one.
 
         If some of the events may be forgotten, the first one is a Gap. If no event of the task is remembered, the
-        stream begins with the event of its present state. If the service stops or the caller is too slow, the last
-        event is StreamClosed. Raises TaskNotFound at the first iteration.
+        stream begins with the event of its present state. If it ends before the task, the last event is StreamClosed.
+        Raises TaskNotFound at the first iteration.
         """
         # Subscribe first and read the record afterwards, so that no event is missed.
-        with self._bus.subscribe(task_id, after=after) as subscription:
+        with self._bus.subscribe(task_id, after=after, caller=who) as subscription:
             task = await self.task(who, task_id)
             past = self._bus.history(task_id)
             if past and past[-1].event.final and past[-1].id <= after:
@@ -131,7 +134,7 @@ class ImageService:
         They begin after the id `after`, or now if it is 0. If some may be forgotten, the first event is a Gap.
         """
         visible: OrderedDict[str, bool] = OrderedDict()
-        with self._bus.subscribe(after=after) as subscription:
+        with self._bus.subscribe(after=after, caller=who) as subscription:
             if (gap := self._bus.gap(after)) is not None:
                 yield [gap]
             async for published in subscription.with_silence(silence_s):

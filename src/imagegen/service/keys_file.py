@@ -9,6 +9,7 @@ from imagegen.catalog.yaml import MAX_BYTES, YamlProblem, read
 from imagegen.core.errors import KeysFileInvalid
 from imagegen.core.keys import Key, KeyLimits, KeyName, Scope, digest_of, prefix_of
 from imagegen.core.value import Value
+from imagegen.core.webhooks import WebhookSecret
 from imagegen.core.wording import explained
 
 
@@ -22,6 +23,8 @@ class _Entry(Value):
     models: tuple[str, ...] = Field((), max_length=1000)
     priority_floor: int | None = Field(None, ge=-1000, le=1000)
     limits: KeyLimits = KeyLimits()
+    #: Signs the webhooks of its tasks; None: the secrets of the service do.
+    webhook_secret: WebhookSecret | None = None
     expires_at: AwareDatetime | None = None
 
     @model_validator(mode="after")
@@ -33,8 +36,9 @@ class _Entry(Value):
     def as_key(self) -> Key:
         text = self.key.get_secret_value() if self.key else ""
         prefix = prefix_of(text)[:8] if self.key else ""
-        fields = self.model_dump(exclude={"key", "sha256"})
-        return Key(prefix=prefix, sha256=self.sha256 or digest_of(text), **fields)
+        signs = self.webhook_secret.get_secret_value() if self.webhook_secret else None
+        fields = self.model_dump(exclude={"key", "sha256", "webhook_secret"})
+        return Key(prefix=prefix, sha256=self.sha256 or digest_of(text), webhook_secret=signs, **fields)
 
 
 class _File(Value):

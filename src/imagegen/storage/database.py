@@ -1,6 +1,7 @@
 """The SQLite database: one connection writes, in one thread, for many callers at once; others read."""
 
 import asyncio
+import shutil
 import sqlite3
 import time
 from collections.abc import Callable
@@ -37,6 +38,17 @@ _FATAL = (
     sqlite3.SQLITE_CORRUPT,
     sqlite3.SQLITE_NOTADB,
 )
+
+
+#: What `PRAGMA auto_vacuum` answers for INCREMENTAL.
+_INCREMENTAL = 2
+
+#: Bytes of the file that stay free for the next writes, and bytes that are given back in one piece.
+KEPT_FREE = 16 * 2**20
+_PIECE = 16 * 2**20
+
+#: Bytes that the log may keep after it was copied into the file. A large transaction makes it larger for a while.
+_MAX_LOG = 64 * 2**20
 
 
 class _Pending(NamedTuple):
@@ -96,6 +108,11 @@ class Database:
     async def search(self, work: Callable[[Connection], T]) -> T:
         """The result of `work`, which may read many rows. Raises what `run` raises, and SearchTooLong."""
         return await self._read(self._searches, work, self._search_s)
+
+    async def shrink(self) -> None:
+        """Give free pages of the file back to the disk, but for KEPT_FREE bytes, in pieces between other writes."""
+        while await self.run(_shrink, durable=False):
+            pass
 
     def peek(self, query: str) -> int | None:
         """The number that `query` reads from one row. It sees all commits so far. None: not known; call `look_up`.
@@ -251,6 +268,7 @@ def check(path: Path) -> None:
     """
     if path.exists():
         _check_integrity(path)
+        _let_shrink(path)
     try:
         _Writer(path).close()
     except (SQLAlchemyError, OSError) as error:
@@ -266,6 +284,47 @@ def _check_integrity(path: Path) -> None:
     if found != "ok":
         advice = f"Restore it from a backup, try `sqlite3 {path.name} .recover`, or move it away to start with none."
         raise JournalDamaged(f"The journal {path} is damaged ({' '.join(found.split())}). {advice}")
+
+
+def _let_shrink(path: Path) -> None:
+    """Let a file of an older imagegen give free pages back. That takes a copy of it, so only if there is room."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection, suppress(sqlite3.DatabaseError, OSError):
+        room = shutil.disk_usage(path.parent).free > 4 * path.stat().st_size
+        if room and connection.execute("PRAGMA auto_vacuum").fetchone() != (_INCREMENTAL,):
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+            connection.execute("VACUUM")
+
+
+def _shrink(connection: Connection) -> bool:
+    """Give free pages of the file back, one piece of them. Returns whether there are more."""
+    size = sizes(connection)
+    beyond = (size.free - KEPT_FREE) // size.page
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, sqlite3.Connection)
+    for _ in range(min(beyond, _PIECE // size.page)):
+        driver.execute("PRAGMA incremental_vacuum(1)")  # the driver takes one step, which frees one page
+    return beyond > _PIECE // size.page
+
+
+class Sizes(NamedTuple):
+    """Sizes of a database in bytes."""
+
+    page: int
+    #: Of the file.
+    total: int
+    #: What the file has that is not in use.
+    free: int
+
+    @property
+    def used(self) -> int:
+        return self.total - self.free
+
+
+def sizes(connection: Connection) -> Sizes:
+    """How large a database is. In the database's thread."""
+    numbers = ("page_size", "page_count", "freelist_count")
+    page, pages, free = (int(connection.exec_driver_sql(f"PRAGMA {it}").scalar_one()) for it in numbers)
+    return Sizes(page, page * pages, page * free)
 
 
 def _settle(futures: list[asyncio.Future[Any]], commit: asyncio.Future[list[Any]]) -> None:
@@ -306,7 +365,9 @@ def _query(reader: Engine, work: Callable[[Connection], T], limit_s: float | Non
 def _configure(connection: sqlite3.Connection, record: object) -> None:
     # `_begin` begins the transactions: those of the driver do not include DDL and reads.
     connection.isolation_level = None
+    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # before the first table; later it changes nothing
     connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute(f"PRAGMA journal_size_limit = {_MAX_LOG}")
     connection.execute("PRAGMA foreign_keys = ON")
 
 

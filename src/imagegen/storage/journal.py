@@ -1,10 +1,11 @@
 """TaskJournal: the records of all tasks. A new task is on disk before its caller gets an answer."""
 
+import asyncio
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import (
     ColumnElement,
@@ -16,18 +17,22 @@ from sqlalchemy import (
     insert,
     literal_column,
     select,
+    tuple_,
     update,
 )
 
-from imagegen.core.errors import ImagegenError, JournalLost, LimitReached
+from imagegen.core.errors import ImagegenError, JournalLost, LimitReached, StorageFull
 from imagegen.core.keys import LimitState
 from imagegen.core.task import GenerationTask, InputPictures, TaskStatus
 from imagegen.core.webhooks import Delivery
 from imagegen.storage.budgets import Budgets, Reservation
-from imagegen.storage.database import Database
+from imagegen.storage.database import Database, sizes
 from imagegen.storage.keys import KeyStore
 from imagegen.storage.outbox import Outbox, Render
+from imagegen.storage.room import Ballast
 from imagegen.storage.tables import inputs, keys, prompts, service, tasks
+
+T = TypeVar("T")
 
 Query = Select[*tuple[Any, ...]]
 
@@ -55,8 +60,26 @@ EVENT_IDS = 10**9
 #: Seconds of service, a day, after which an idempotency key is forgotten.
 _KEYS_LAST_S = 86_400
 
+#: Idempotency keys of each owner. With their index they take 30 to 70 MB.
+_MOST_KEYS = 100_000
+
 #: Seconds between two writes of the time of service. A crash may lose as many.
 _COUNT_EVERY_S = 60
+
+#: Bytes of input pictures that one transaction deletes: SQLite reads each page of them.
+_INPUTS_AT_ONCE = 64 * 2**20
+
+#: What a record takes with the rows around it, in bytes, and what the index takes for each byte of a prompt, measured
+#: by bench/disk: 2.5 to 5 bytes once it is merged.
+_ROW_BYTES = 1500
+_INDEX_BYTES = 5
+
+#: What the journal may have in use beyond what its tasks need; from this factor on it is merged once more.
+_OTHER_BYTES = 32 * 2**20
+_WASTE = 1.5
+
+#: Pages of the index that are merged at once: 0.1 s, for which other writes wait.
+_MERGED = 100
 
 
 class TaskFilter(NamedTuple):
@@ -107,8 +130,10 @@ class Retention(NamedTuple):
     #: Seconds of service since the task ended.
     age_s: float = 0
     tasks: int = 0
-    #: Bytes of all files together.
+    #: Bytes of all pictures together.
     size: int = 0
+    #: Bytes of the journal. The input pictures of the oldest tasks go first.
+    journal: int = 0
 
 
 class TaskJournal:
@@ -120,15 +145,19 @@ class TaskJournal:
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic, render: Render | None = None) -> None:
         """`render` renders the body of a webhook."""
         self._database = Database(path)
+        self._ballast = Ballast(path.with_name("ballast"))
         #: New deliveries are written in the transactions of their tasks.
         self.outbox = Outbox(self._database, render)
         self.keys = KeyStore(self._database)
         self.budgets = Budgets(self._database)
         self._clock = clock
         self._opened = clock()
-        #: Seconds of service of earlier runs. Only the database's thread uses this and the next attribute.
+        #: Seconds of service of earlier runs. Only the database's thread uses this and the next attributes.
         self._before: float | None = None
         self._counted = 0.0
+        #: Whether the index of prompts is being merged, and the bytes in use after the latest merge.
+        self._compacting = False
+        self._compacted_to = 0
 
     async def insert(
         self,
@@ -210,7 +239,7 @@ class TaskJournal:
         return _task(row) if row else None
 
     async def pictures(self, task_id: str) -> InputPictures:
-        """The input pictures of a task, unless it failed or was cancelled."""
+        """The input pictures of a task; none if they were deleted: it failed, was cancelled, or is among the oldest."""
         query = select(inputs.c.image, inputs.c.mask).where(inputs.c.task_id == task_id)
         row = await self._database.look_up(lambda connection: connection.execute(query).one_or_none())
         return InputPictures(init_image=row.image, mask_image=row.mask) if row else InputPictures()
@@ -243,9 +272,38 @@ class TaskJournal:
 
     async def surplus(self, kept: Retention, without: Collection[str] = ()) -> list[GenerationTask]:
         """Some of the ended tasks that retention does not keep, oldest first. `without`: ids of tasks to leave out."""
-        now = await self._database.run(self._count_service, durable=False)
+        try:
+            now = await self._database.run(self._count_service, durable=False)
+        except StorageFull:  # this may be the time to delete something
+            now = await self._database.run(self._service_s, durable=False)
         rows = await self._database.search(lambda connection: _surplus(kept, now, without, connection))
         return _tasks(rows)
+
+    async def drop_inputs(self, most: int) -> int:
+        """Delete the input pictures of the oldest ended tasks while the journal has more than `most` bytes of such
+        tasks. Returns the number of tasks."""
+        dropped, some = 0, 1
+        while some:
+            some = await self._free(lambda connection: _drop_inputs(most, connection), durable=False)
+            dropped += some
+        return dropped
+
+    async def _free(self, work: Callable[[Connection], T], *, durable: bool) -> T:
+        """Like `run` of the database, for a deletion: on a full disk, the ballast makes room for it."""
+        try:
+            return await self._database.run(work, durable=durable)
+        except StorageFull:
+            if not await asyncio.to_thread(self._ballast.drop):
+                raise
+            return await self._database.run(work, durable=durable)
+
+    async def tidy(self) -> None:
+        """Delete the idempotency keys that are too many, give free space back to the disk, and hold the ballast."""
+        await self._database.run(_drop_old_keys, durable=False)
+        while await self._database.run(self._compact, durable=False):
+            pass
+        await self._database.shrink()
+        await asyncio.to_thread(self._ballast.hold)
 
     async def delete(self, task_ids: Sequence[str]) -> None:
         """Delete the records of at most 500 tasks."""
@@ -257,7 +315,7 @@ class TaskJournal:
             connection.execute(delete(tasks).where(these))
             self.outbox.forget(task_ids, connection)
 
-        await self._database.run(work)
+        await self._free(work, durable=True)
 
     async def reserve_event_ids(self, first: int) -> int:
         """The first event id of this run: `first`, or a higher one if an earlier run may have used it."""
@@ -292,6 +350,24 @@ class TaskJournal:
         query = select(keys.c.task_id, keys.c.digest).where(keys.c.owner == owner, keys.c.key == key)
         row = connection.execute(query).one_or_none()
         return None if row is None else Claimed(*row)
+
+    def _compact(self, connection: Connection) -> bool:
+        """Merge a piece of the index of prompts if it holds too much of deleted ones. Returns whether there is more.
+
+        A deletion only adds to the index what it must ignore, up to three times of what it needs.
+        """
+        used = sizes(connection).used
+        if not self._compacting:
+            needed = (connection.scalar(select(func.sum(_IN_JOURNAL)).select_from(tasks)) or 0) + _OTHER_BYTES
+            if used < needed or used < self._compacted_to * _WASTE:
+                return False
+        changes = connection.exec_driver_sql("SELECT total_changes()").scalar_one()
+        pages = _MERGED if self._compacting else -_MERGED  # negative: all of the index takes part
+        connection.exec_driver_sql(f"INSERT INTO prompts(prompts, rank) VALUES ('merge', {pages})")
+        # As FTS5 documents it: one change is the insertion itself.
+        self._compacting = connection.exec_driver_sql("SELECT total_changes()").scalar_one() - changes > 1
+        self._compacted_to = sizes(connection).used
+        return self._compacting
 
     def _ended_column(self, task: GenerationTask, connection: Connection) -> dict[str, float]:
         return {"ended_s": self._service_s(connection)} if task.status.finished else {}
@@ -357,13 +433,12 @@ def _iso(time: datetime | None) -> str:
 def _surplus(kept: Retention, now: float, without: Collection[str], connection: Connection) -> list[Any]:
     """At most _CHUNK rows of ended tasks to delete, oldest first.
 
-    These are the tasks that are too many or too old; if there are none, those whose files take too much space.
+    These are the tasks that are too many or too old; if there are none, those whose pictures take too much space; if
+    there are none of these either, those that take too much of the journal.
     """
-    ended = tasks.c.ended_s.is_not(None)
-    columns = tasks.c.sequence, tasks.c.record, tasks.c.id, tasks.c.ended_s, tasks.c.stored_bytes
-    oldest = select(*columns).where(ended).order_by(tasks.c.ended_s, tasks.c.sequence).limit(_CHUNK + len(without))
-    counts = select(func.count(), func.coalesce(func.sum(tasks.c.stored_bytes), 0)).where(ended)
-    number, size = connection.execute(counts).one()
+    columns = tasks.c.sequence, tasks.c.record, tasks.c.id, tasks.c.ended_s, tasks.c.stored_bytes, _IN_JOURNAL
+    oldest = select(*columns).where(_ENDED).order_by(*_OLDEST_FIRST).limit(_CHUNK + len(without))
+    number, size, journal = connection.execute(_SUMS).one()
     too_many = number - kept.tasks if kept.tasks else 0
     surplus = [
         (row.sequence, row.record)
@@ -371,27 +446,80 @@ def _surplus(kept: Retention, now: float, without: Collection[str], connection: 
         if (place < too_many or (kept.age_s and row.ended_s < now - kept.age_s)) and row.id not in without
     ]
     if not surplus and kept.size:
-        for row in connection.execute(oldest.where(tasks.c.stored_bytes > 0)):
-            if size <= kept.size:
-                break
-            size -= row.stored_bytes
-            if row.id not in without:
-                surplus.append((row.sequence, row.record))
+        rows = connection.execute(oldest.where(tasks.c.stored_bytes > 0)).all()
+        surplus = _beyond(size - kept.size, [(row, row.stored_bytes) for row in rows], without)
+    if not surplus and kept.journal:
+        rows = connection.execute(oldest).all()
+        surplus = _beyond(journal - kept.journal, [(row, row.in_journal) for row in rows], without)
     return surplus[:_CHUNK]
 
 
+def _beyond(excess: int, rows: Iterable[tuple[Any, int]], without: Collection[str]) -> list[Any]:
+    """The first rows that make up so many bytes. `rows`: each with its bytes."""
+    found = []
+    for row, size in rows:
+        if excess <= 0:
+            break
+        excess -= size
+        if row.id not in without:
+            found.append((row.sequence, row.record))
+    return found
+
+
+_ENDED = tasks.c.ended_s.is_not(None)
+_OLDEST_FIRST = tasks.c.ended_s, tasks.c.sequence
+#: Bytes that a task takes in the journal.
+_IN_JOURNAL = (tasks.c.journal_bytes + tasks.c.input_bytes).label("in_journal")
+#: The ended tasks: their number, the bytes of their pictures, and those in the journal.
+_SUMS = select(
+    func.count(), func.coalesce(func.sum(tasks.c.stored_bytes), 0), func.coalesce(func.sum(_IN_JOURNAL), 0)
+).where(_ENDED)
+
+
+def _drop_inputs(most: int, connection: Connection) -> int:
+    """As drop_inputs(), of some tasks."""
+    beyond, ids, size = connection.execute(_SUMS).one()[2] - most, list[str](), 0
+    query = select(tasks.c.id, tasks.c.input_bytes).where(_ENDED, tasks.c.input_bytes > 0).order_by(*_OLDEST_FIRST)
+    for row in connection.execute(query.limit(_CHUNK)):
+        if size >= min(beyond, _INPUTS_AT_ONCE):
+            break
+        ids.append(row.id)
+        size += row.input_bytes
+    connection.execute(delete(inputs).where(inputs.c.task_id.in_(ids)))
+    connection.execute(update(tasks).where(tasks.c.id.in_(ids)).values(input_bytes=0))
+    return len(ids)
+
+
+def _drop_old_keys(connection: Connection) -> None:
+    """Keep the newest _MOST_KEYS of each owner."""
+    if (connection.scalar(select(func.count()).select_from(keys)) or 0) <= _MOST_KEYS:
+        return
+    place = func.row_number().over(partition_by=keys.c.owner, order_by=keys.c.made_s.desc()).label("place")
+    ranked = select(keys.c.owner, keys.c.key, place).subquery()
+    old = select(ranked.c.owner, ranked.c.key).where(ranked.c.place > _MOST_KEYS)
+    connection.execute(delete(keys).where(tuple_(keys.c.owner, keys.c.key).in_(old)))
+
+
 def _columns(task: GenerationTask) -> dict[str, Any]:
+    record = task.model_dump_json(exclude={"sequence"})
     return {
         "id": task.id,
         "status": task.status.value,
         "created_at": task.created_at.isoformat(),
         "completed_at": task.completed_at.isoformat() if task.completed_at else None,
-        "record": task.model_dump_json(exclude={"sequence"}),
+        "record": record,
         "model": task.model,
         "owner": task.owner,
-        "stored_bytes": sum(image.bytes for image in task.images)
-        + (0 if _ended_without_pictures(task) else task.input_bytes),
+        "stored_bytes": sum(image.bytes for image in task.images),
+        "journal_bytes": _journal_bytes(task, len(record)),
+        "input_bytes": 0 if _ended_without_pictures(task) else task.input_bytes,
     }
+
+
+def _journal_bytes(task: GenerationTask, record: int) -> int:
+    """Bytes that a task takes in the journal without its input pictures. `record`: the length of its record."""
+    payloads = record * len(task.webhook.events) if task.webhook else 0
+    return _ROW_BYTES + record + payloads + _INDEX_BYTES * len(task.request.prompt.encode())
 
 
 def _ended_without_pictures(task: GenerationTask) -> bool:

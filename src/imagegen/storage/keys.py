@@ -33,10 +33,11 @@ class KeyStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        #: The number of the change up to which the next two values are valid.
+        #: The number of the change up to which the next three values are valid.
         self._change_number: int | None = None
-        #: The keys that were read, by prefix.
+        #: The keys that were read, by prefix and by name.
         self._cached: dict[str, Key] = {}
+        self._named: dict[str, Key] = {}
         #: Whether there is a key; None: not read yet.
         self._any: bool | None = None
 
@@ -55,6 +56,18 @@ class KeyStore:
                 self._cached[prefix] = key
         return key if hmac.compare_digest(key.sha256, digest_of(text)) else None
 
+    async def named(self, name: str) -> Key | None:
+        """The key with this name, valid or not. Its `last_used_at` may be an older one."""
+        change = self._drop_outdated()
+        if (key := self._named.get(name)) is None:
+            row = await self._database.look_up(lambda connection: _row(name, connection))
+            if row is None:
+                return None
+            key = _key(row)
+            if change is not None and change == self._change_number:
+                self._named[name] = key
+        return key
+
     async def exist(self) -> bool:
         """Whether there is a key, valid or not."""
         change, found = self._drop_outdated(), self._any
@@ -70,6 +83,7 @@ class KeyStore:
         if change is None or change != self._change_number:
             self._change_number, self._any = change, None
             self._cached.clear()
+            self._named.clear()
         return change
 
     async def all(self) -> list[Key]:
@@ -80,6 +94,8 @@ class KeyStore:
     async def get(self, name: str) -> Key:
         """Raises KeyNotFound."""
         row = await self._database.look_up(lambda connection: _row(name, connection))
+        if row is None:
+            raise KeyNotFound
         return _key(row)
 
     async def create(self, key: Key) -> None:
@@ -111,10 +127,8 @@ class KeyStore:
 
     async def webhook_secret(self, name: str) -> str | None:
         """The secret of this owner, which signs the webhooks of its tasks; None: it has none."""
-        try:
-            return (await self.get(name)).webhook_secret if name else None
-        except KeyNotFound:
-            return None
+        key = await self.named(name) if name else None
+        return None if key is None else key.webhook_secret
 
     async def used(self, name: str, at: datetime) -> None:
         """Note that a key was used."""
@@ -138,7 +152,7 @@ class KeyStore:
 
     async def _change(self, name: str, changed: Callable[[Key], Key]) -> Key:
         def work(connection: Connection) -> Key | None:
-            row = connection.execute(_ALL.where(api_keys.c.name == name)).one_or_none()
+            row = _row(name, connection)
             if row is None:
                 return None
             key = changed(_key(row))
@@ -152,10 +166,7 @@ class KeyStore:
 
 
 def _row(name: str, connection: Connection) -> Any:
-    row = connection.execute(_ALL.where(api_keys.c.name == name)).one_or_none()
-    if row is None:
-        raise KeyNotFound
-    return row
+    return connection.execute(_ALL.where(api_keys.c.name == name)).one_or_none()
 
 
 def _columns(key: Key) -> dict[str, Any]:

@@ -32,21 +32,25 @@ tasks = Table(
     # The GenerationTask as JSON, without its sequence.
     Column("record", Text, nullable=False),
     Column("model", String(64), nullable=False, server_default=""),
-    # Bytes of its files.
+    # Bytes of its pictures.
     Column("stored_bytes", Integer, nullable=False, server_default="0"),
     # NULL until the task ends. In seconds of service, which no change of the wall clock affects.
     Column("ended_s", Float),
     # The name of the API key that submitted it; empty: submitted without a key.
     Column("owner", String(64), nullable=False, server_default=""),
+    # Bytes that its record, its prompt's index and its webhooks take here, estimated.
+    Column("journal_bytes", Integer, nullable=False, server_default="0"),
+    # Bytes of its input pictures here; 0 once they are deleted.
+    Column("input_bytes", Integer, nullable=False, server_default="0"),
     Index("ix_tasks_owner", "owner"),
     Index("ix_tasks_queued", "owner", sqlite_where=text("status = 'pending'")),
     Index("ix_tasks_status", "status"),
     Index("ix_tasks_model", "model"),
-    Index("ix_tasks_ended_s", "ended_s", "stored_bytes"),
+    Index("ix_tasks_ended_s", "ended_s", "stored_bytes", "journal_bytes", "input_bytes"),
     sqlite_autoincrement=True,
 )
 
-#: Input pictures of image-to-image tasks that have not ended.
+#: Input pictures of tasks that have not ended, and of completed ones, which can be made again.
 inputs = Table(
     "inputs",
     metadata,

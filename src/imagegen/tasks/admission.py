@@ -12,11 +12,14 @@ from imagegen.core.errors import (
     Forbidden,
     InvalidRequest,
     ModelNotFound,
+    NoInputs,
     NoReceipt,
     SizeTooLarge,
+    TaskTooLong,
     UnsupportedCapability,
 )
 from imagegen.core.keys import KeyLimits
+from imagegen.core.limits import MAX_PIXEL_STEPS
 from imagegen.core.sizes import MAX_SIDE, Shape, Size, render_size, size_like, size_of
 from imagegen.core.task import (
     GenerationRequest,
@@ -31,6 +34,7 @@ from imagegen.core.task import (
 from imagegen.core.value import Value
 from imagegen.core.webhooks import Webhook
 from imagegen.core.wording import nearest
+from imagegen.tasks.tickets import Work
 
 
 class Limits(Value):
@@ -39,6 +43,7 @@ class Limits(Value):
     max_queue: int
     max_batch_size: int
     max_pixels: int
+    max_pixel_steps: int = MAX_PIXEL_STEPS
 
 
 class TaskDraft(Value):
@@ -120,6 +125,28 @@ def admit(
     )
 
 
+def check_time(model: str, request: GenerationRequest, catalog: Catalog, limits: Limits, least_s: float | None) -> None:
+    """Raises TaskTooLong. `least_s`: seconds that the request takes at the model's best pace; None: not measured.
+
+    A picture of the model's own size and steps always passes: a limit below that would turn the model off.
+    """
+    spec, work, most_s = catalog.model(model), Work.of(request), catalog.task_seconds(model)
+    usual = size_of("1:1", spec.base_size, spec.sizing, spec.side_multiple)
+    if work.pixel_steps <= usual.pixels * spec.steps:
+        return
+    asked = f"{request.batch_size} x {request.width}x{request.height} pixels x {request.steps} steps"
+    if least_s is None and work.pixel_steps > limits.max_pixel_steps:
+        raise TaskTooLong(
+            f"{asked} are {work.pixel_steps:,.0f} pixel steps; at most {limits.max_pixel_steps:,} are accepted until "
+            f"it is measured how long '{model}' takes."
+        )
+    if least_s is not None and 0 < most_s < least_s:
+        raise TaskTooLong(
+            f"'{model}' takes at least {least_s:,.0f} s for {asked}, by its measured times; at most {most_s:,.0f} s "
+            "are accepted (max_task_seconds)."
+        )
+
+
 def _spec(model: str, catalog: Catalog) -> ModelSpec:
     try:
         return catalog.model(model)
@@ -195,9 +222,14 @@ def new_task(draft: TaskDraft, model: str, request: GenerationRequest) -> Genera
 
 
 def draft_of(task: GenerationTask, pictures: InputPictures) -> TaskDraft:
-    """A draft that asks for the pictures of a task again. Raises NoReceipt if the task is not completed."""
+    """A draft that asks for the pictures of a task again.
+
+    Raises NoReceipt if the task is not completed, NoInputs if its input pictures were deleted.
+    """
     if task.status is not TaskStatus.COMPLETED or task.provenance is None:
         raise NoReceipt
+    if task.init_image_sha256 is not None and pictures.init_image is None:
+        raise NoInputs
     hashes = tuple(image.pixels_sha256 for image in task.images)
     return TaskDraft(
         type=task.type,

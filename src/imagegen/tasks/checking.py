@@ -31,6 +31,9 @@ PIXELS_PER_CPU_S = 2_400_000
 #: Seconds after which a process that does not answer is killed.
 LATE_S = 60
 
+#: Seconds without a picture after which a process ends, so that its memory is free.
+IDLE_S = 60
+
 #: Bytes that a process may take: for Python with its libraries, and for each pixel. A 16-bit mask needs the most.
 MEMORY = 512 * 2**20
 MEMORY_PER_PIXEL = 32
@@ -43,11 +46,14 @@ _VARIABLES = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LANG", "LC
 
 
 class PictureChecks:
-    """Starts the processes when they are first needed, and replaces those that die."""
+    """Starts the processes when they are needed, replaces those that die, and ends those that are idle for `idle_s`."""
 
-    def __init__(self, processes: int = PROCESSES) -> None:
+    def __init__(self, processes: int = PROCESSES, idle_s: float = IDLE_S) -> None:
         self._free = asyncio.Semaphore(processes)
-        self._idle: list[asyncio.subprocess.Process] = []
+        self._idle_s = idle_s
+        #: The processes that wait, each with the timer that ends it.
+        self._idle: dict[asyncio.subprocess.Process, asyncio.TimerHandle] = {}
+        self._ending: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
         return f"<PictureChecks [{len(self._idle)} idle]>"
@@ -80,7 +86,7 @@ class PictureChecks:
             if answer is None:  # also after a cancellation, because the next caller must not get this answer
                 await _end(process)
         assert answer is not None
-        self._idle.append(process)
+        self._idle[process] = asyncio.get_running_loop().call_later(self._idle_s, self._retire, process)
         match answer:
             case {"size": [width, height]}:
                 return Size(width, height)
@@ -91,16 +97,26 @@ class PictureChecks:
 
     async def _take_process(self) -> asyncio.subprocess.Process:
         while self._idle:
-            process = self._idle.pop()
+            process, timer = self._idle.popitem()
+            timer.cancel()
             if process.returncode is None:
                 return process
             await _end(process)
         return await _start()
 
+    def _retire(self, process: asyncio.subprocess.Process) -> None:
+        del self._idle[process]
+        ending = asyncio.create_task(_end(process), name="end of a picture check")
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
+
     async def aclose(self) -> None:
         """End the idle processes."""
         while self._idle:
-            await _end(self._idle.pop())
+            process, timer = self._idle.popitem()
+            timer.cancel()
+            await _end(process)
+        await asyncio.gather(*self._ending)
 
 
 def environment(parent: Mapping[str, str]) -> dict[str, str]:

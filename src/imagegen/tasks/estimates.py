@@ -1,6 +1,6 @@
 """Measured times of steps and tasks (`Paces`), and pure functions that forecast when waiting tasks run."""
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple, Protocol
@@ -29,12 +29,23 @@ class Shape(NamedTuple):
     from_picture: bool
 
 
+class _StepTimes(NamedTuple):
+    """Seconds of a step."""
+
+    #: The moving average.
+    usual: float
+    #: The shortest.
+    best: float
+
+
 class Paces:
     """Learns from calls how many seconds a step takes, by model and size, and how many a task takes, by model."""
 
     def __init__(self) -> None:
-        self._step_s: dict[str, OrderedDict[Shape, float]] = {}
+        self._step_s: dict[str, OrderedDict[Shape, _StepTimes]] = {}
         self._work_s: dict[str, float] = {}
+        #: Measured calls with one task, by model.
+        self._calls: Counter[str] = Counter()
 
     @property
     def work_s(self) -> Mapping[str, float]:
@@ -45,7 +56,10 @@ class Paces:
         """Record the seconds of a call with one task."""
         work = Work.of(request)
         sizes, shape = self._step_s.setdefault(model, OrderedDict()), _shape(work)
-        sizes[shape] = _smooth(sizes.pop(shape, None), seconds / work.steps)
+        step_s, before = seconds / work.steps, sizes.pop(shape, None)
+        best = step_s if before is None else min(step_s, before.best)
+        sizes[shape] = _StepTimes(_smooth(before and before.usual, step_s), best)
+        self._calls[model] += 1
         if len(sizes) > MAX_SIZES:
             sizes.popitem(last=False)
         self._work_s[model] = _smooth(self._work_s.get(model), seconds)
@@ -58,11 +72,25 @@ class Paces:
 
     def expect(self, model: str, work: Work) -> float | None:
         """Seconds that the work will take, computed from the nearest measured size; None: no size was measured."""
+        times = self._times(model, work)
+        return times and times.usual
+
+    def at_least(self, model: str, work: Work) -> float | None:
+        """Seconds that the work takes at the best pace so far; None: fewer than two calls were measured.
+
+        A call may be slower than the others by far, above all the first one, which may compile the model.
+        """
+        times = self._times(model, work) if self._calls[model] > 1 else None
+        return times and times.best
+
+    def _times(self, model: str, work: Work) -> _StepTimes | None:
+        """The times of all steps of the work, computed from the nearest measured size."""
         sizes, shape = self._step_s.get(model), _shape(work)
         if not sizes:
             return None
         nearest = min(sizes, key=lambda known: (known.from_picture != shape.from_picture, _apart(known, shape)))
-        return sizes[nearest] * shape.pixels / nearest.pixels * work.steps
+        factor, times = shape.pixels / nearest.pixels * work.steps, sizes[nearest]
+        return _StepTimes(times.usual * factor, times.best * factor)
 
 
 def _shape(work: Work) -> Shape:

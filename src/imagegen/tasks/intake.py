@@ -17,10 +17,12 @@ from imagegen.loaders.pictures import picture_size
 from imagegen.storage.budgets import Reservation
 from imagegen.storage.images import ImageStore
 from imagegen.storage.journal import Claim, Claimed, TaskJournal
+from imagegen.storage.room import Room
 from imagegen.tasks.admission import (
     Limits,
     TaskDraft,
     admit,
+    check_time,
     draft_of,
     needs_input_size,
     new_task,
@@ -60,6 +62,7 @@ class Intake:
         images: ImageStore,
         bus: EventBus,
         limits: Limits,
+        room: Room | None,
     ) -> None:
         self._queue = device.queue
         self._models = device.models
@@ -72,6 +75,7 @@ class Intake:
         self._images = images
         self._bus = bus
         self._limits = limits
+        self._room = room
         #: Ids of tasks that are being written to the journal, and are enqueued afterwards.
         self._arriving: set[str] = set()
         self._closed = False
@@ -127,6 +131,8 @@ class Intake:
         task = await asyncio.to_thread(new_task, draft, model, request) if hashing else new_task(draft, model, request)
         if self._closed:
             raise Draining(retry_after=RETRY_AFTER_DRAIN_S)
+        if self._room is not None:
+            self._room.check()
         if self.waiting >= (self._models.catalog.settings.max_queue or self._limits.max_queue):
             raise QueueFull(retry_after=self._outlooks.retry_after())
         if self._models.quarantined(model):
@@ -147,6 +153,8 @@ class Intake:
         )
         self._models.find_loras(request)
         await self._models.check_fits(model, request.size.pixels)
+        least_s = self._measurements.at_least(model, Work.of(request))
+        check_time(model, request, self._models.catalog, self._limits, least_s)
         return model, request
 
     async def _accept(self, task: GenerationTask, draft: TaskDraft, claim: Claim | None) -> GenerationTask | Claimed:

@@ -9,6 +9,7 @@ from imagegen.core.task import GenerationTask
 from imagegen.hub.puller import ModelPuller, Pull
 from imagegen.storage.images import ImageStore
 from imagegen.storage.journal import Claim, TaskJournal
+from imagegen.storage.room import Room
 from imagegen.tasks.admission import Limits, TaskDraft
 from imagegen.tasks.device import Device
 from imagegen.tasks.intake import Accepted, Intake
@@ -36,13 +37,14 @@ class TaskManager:
         limits: Limits,
         puller: ModelPuller | None = None,
         cancel_grace_s: float = 5,
+        room: Room | None = None,
     ) -> None:
-        """Without a puller no weights are pulled, whatever the catalog says."""
+        """Without a puller no weights are pulled, whatever the catalog says; without `room` no disk is looked at."""
         self._device = device
         records = self.records = Records(journal, images, bus)
         outlooks = self._outlooks = Outlooks(records.live, device, bus)
         parking = self._parking = Parking(device.models, puller, bus)
-        intake = self._intake = Intake(device, parking, records, outlooks, journal, images, bus, limits)
+        intake = self._intake = Intake(device, parking, records, outlooks, journal, images, bus, limits, room)
         runner = self._runner = Runner(device, intake, parking, records, outlooks, journal, images, bus)
         self._stopping = Stopping(device, intake, runner, parking, records, outlooks, images, cancel_grace_s)
 
@@ -62,7 +64,7 @@ class TaskManager:
         return await self._intake.submit_once(draft, claim)
 
     async def redraft(self, task_id: str) -> TaskDraft:
-        """The draft of a task that makes another one's pictures again. Raises TaskNotFound, NoReceipt."""
+        """The draft of a task that makes another one's pictures again. Raises TaskNotFound, NoReceipt, NoInputs."""
         return await self._intake.redraft(task_id)
 
     async def plan(self, draft: TaskDraft) -> Plan:

@@ -61,6 +61,10 @@ class Measurements:
         """Seconds that the work takes in a call of its own; None: no size was measured."""
         return self._paces.expect(model, work)
 
+    def at_least(self, model: str, work: Work) -> float | None:
+        """Seconds that work takes at the model's best pace; None: fewer than two calls were measured."""
+        return self._paces.at_least(model, work)
+
     def work_s(self, ticket: TaskTicket) -> float | None:
         """Seconds that a waiting task takes in a call of its own; None: unknown."""
         return self._paces.expect(ticket.model, ticket.work)

@@ -140,10 +140,19 @@ class Records:
         await self._forget([task])
 
     async def expire(self, kept: Retention) -> int:
-        """Delete the ended tasks that retention does not keep; returns their number.
+        """Delete what retention does not keep; returns the number of deleted tasks.
 
-        A task whose files cannot be removed stays until the next time.
+        A task whose files cannot be removed stays until the next time. The files go first: on a full disk, that is
+        what makes room for the changes of the journal.
         """
+        deleted = await self._delete_surplus(kept._replace(journal=0))
+        if kept.journal:
+            if dropped := await self._journal.drop_inputs(kept.journal):
+                log.info("inputs_deleted", tasks=dropped)
+            deleted += await self._delete_surplus(Retention(journal=kept.journal))
+        return deleted
+
+    async def _delete_surplus(self, kept: Retention) -> int:
         deleted, stuck = 0, set[str]()
         while surplus := await self._journal.surplus(kept, without=stuck):
             removed = await self._remove_files(surplus)
@@ -174,7 +183,17 @@ class Records:
 
     async def _forget(self, ended: list[GenerationTask]) -> None:
         """Delete the records of tasks whose files are gone. Files without a record could not be found any more."""
-        await self._journal.delete([task.id for task in ended])
-        for task in ended:
-            self._unwritten.pop(task.id, None)
-            self._bus.forget(task.id)
+        left, at_once = ended, len(ended)
+        while left:
+            some = left[:at_once]
+            try:
+                await self._journal.delete([task.id for task in some])
+            except StorageFull:
+                if at_once == 1:
+                    raise
+                at_once //= 2  # a smaller change may fit into what the journal has left
+                continue
+            for task in some:
+                self._unwritten.pop(task.id, None)
+                self._bus.forget(task.id)
+            left = left[at_once:]

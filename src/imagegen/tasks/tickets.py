@@ -34,6 +34,11 @@ class Work(NamedTuple):
     #: Denoising steps that run for all pictures. With a strength, that share of the requested steps runs.
     steps: float
 
+    @property
+    def pixel_steps(self) -> float:
+        """Pixels times steps, of all pictures."""
+        return self.pixels * self.steps
+
     @classmethod
     def of(cls, request: GenerationRequest) -> "Work":
         steps = request.steps * request.batch_size * (request.strength or 1)

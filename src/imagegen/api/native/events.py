@@ -99,8 +99,8 @@ async def follow_events(
     passes a filter if it has one of its values. Positions, previews and the progress of a task's load are sent on the
     task's own stream only. The latest 4 MiB of events are kept, some thousands: if some after `Last-Event-ID` may be
     missing, the first event is `gap`. The last event is `closed`, with a `reason`: `too_slow` for a client that falls
-    256 events behind, or `stopping`. Both pass every filter. A key without the scope `read` gets the events of its own
-    tasks and of the models.
+    256 events behind, `stopping`, `key_revoked`, `key_expired`, or `key_required` (the first key was made meanwhile).
+    Both pass every filter. A key without the scope `read` gets the events of its own tasks and of the models.
     """
     asked = {"name": set(name), "model": set(model), "task_id": set(task_id)}
     wanted = {field: values for field, values in asked.items() if values}

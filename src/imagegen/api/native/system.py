@@ -8,7 +8,7 @@ from fastapi.responses import RedirectResponse
 from pydantic import BaseModel, Field
 
 import imagegen
-from imagegen.api.dependencies import Images, Models, Tasks
+from imagegen.api.dependencies import DiskRoom, Images, Models, Tasks
 from imagegen.api.native.shared import gib
 from imagegen.api.problems import describe
 from imagegen.api.security import SEE, KeyedRoute
@@ -46,6 +46,10 @@ class Health(BaseModel):
     total_tasks: int = Field(description="Tasks in the history, ended or not.")
     current_model: str | None = Field(description="The most recently used model in device memory.")
     store: Literal["ok", "unreachable"] = Field(description="Whether the files of pictures can be reached.")
+    disk_free: float = Field(
+        description="Free space of the disk of the data directory in GiB. Below IMAGEGEN_MIN_FREE_MB new tasks are "
+        "refused (507)."
+    )
     gpu_info: GpuInfo
 
 
@@ -84,7 +88,7 @@ async def readyz(tasks: Tasks, images: Images) -> Probe:
 
 
 @router.get("/health", operation_id="health", dependencies=[SEE], summary="State of the service")
-async def health(tasks: Tasks, models: Models, images: Images) -> Health:
+async def health(tasks: Tasks, models: Models, images: Images, room: DiskRoom) -> Health:
     """The state of the queue, the models, the device and the store of pictures."""
     resident, memory = models.current, models.memory
     return Health(
@@ -94,6 +98,7 @@ async def health(tasks: Tasks, models: Models, images: Images) -> Health:
         queue_size=tasks.queue_size,
         total_tasks=await tasks.records.count(),
         store="ok" if images.reachable else "unreachable",
+        disk_free=gib(room.free()),
         current_model=resident.model if resident else None,
         gpu_info=GpuInfo(
             gpu_available=memory.gpu_available,

@@ -45,6 +45,7 @@ ACCEPTING = (
     "webhooks_off",
     "url_not_allowed",
     "does_not_fit",
+    "task_too_long",
     "body_too_large",
     "model_quarantined",
     "queue_full",

@@ -131,7 +131,7 @@ async def cancel_task(task_id: str, service: Service, who: Who, tasks: Tasks, se
     status_code=202,
     response_model=TaskAccepted,
     summary="Replay a task",
-    responses={**ANSWERS, **describe("task_not_found", "no_receipt", *ACCEPTING)},
+    responses={**ANSWERS, **describe("task_not_found", "no_receipt", "no_inputs", *ACCEPTING)},
 )
 async def replay_task(task_id: str, caller: Caller, service: Service, who: Who) -> Response:
     """Accepts a new task that makes the pictures of a completed task again, from the same request and input pictures.
@@ -174,8 +174,8 @@ async def follow_task(
     `previews` has `preview`. The stream begins with the past events or, after a restart of the service, with the event
     of the present state. Of a long task, the latest 256 steps are kept beside its states; if events after
     `Last-Event-ID` may be missing, the first event is `gap`. A stream that ends before its task has the last event
-    `closed` with a `reason`: `too_slow` (256 events behind) or `stopping`. After 15 seconds without an event a comment
-    is sent.
+    `closed` with a `reason`: `too_slow` (256 events behind), `stopping`, `key_revoked`, `key_expired`, or
+    `key_required` (the first key was made meanwhile). After 15 seconds without an event a comment is sent.
     """
     await service.task(who, task_id)  # raises here, because a stream that has begun cannot answer with a 404
     return EventStream(frames(service.events(who, task_id, last_event_id, KEEP_ALIVE_S), frame))
