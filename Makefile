@@ -7,7 +7,7 @@
 #                not available, the other one. If TORCH is set, it is an error if that build is not available.
 #   TORCH_INDEX  an index for the CPU build only, used if pip's own indexes do not have it: pytorch publishes one.
 #                Without it such a machine installs the CUDA build, which also runs on a CPU.
-#   ARGS         more arguments for pytest: make test ARGS="tests/unit -x"
+#   ARGS         more arguments for pytest: make test ARGS="tests/unit -x"; of conformance: the names of clients
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -141,6 +141,10 @@ bench: $(VENV)/.dev ## Run the measurements in bench/
 torture: $(VENV)/.dev ## Kill the service under load 200 times, then cause 200 faults of every kind; no task may be lost
 	$(BIN)/python -m tests.torture $(ARGS)
 	$(BIN)/python -m tests.chaos $(ARGS)
+
+.PHONY: conformance
+conformance: $(VENV)/.dev ## Run real clients of other APIs, each in an environment of its own; ARGS names some of them
+	$(BIN)/python -m tests.conformance $(ARGS)
 
 .PHONY: clean
 clean: ## Remove .venv, caches and build outputs; tasks and pictures stay

