@@ -10,12 +10,14 @@ changes. The check runs there with these variables, and none of this machine's t
 - IMAGEGEN_KEY: an API key with the scope `generate`; empty: the service has no keys
 - OUT: an empty folder for pictures, build/conformance/NAME/out-open or out-keyed
 
-Exit code 0 of a check means that the client works.
+Exit code 0 of a check means that the client works. Before it, the client's snippet in docs/clients.md runs in OUT, if
+there is one: the block below the comment `<!-- NAME -->`, with the address and the key of the service put in.
 """
 
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +26,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from imagegen.core.keys import new_key_text
 from tests.server import Server
@@ -31,6 +34,10 @@ from tests.server import Server
 HERE = Path(__file__).parent
 CLIENTS = HERE / "clients"
 WORK = HERE.parents[1] / "build" / "conformance"
+
+#: The page with the snippets, and what stands there for the address and the key of the service.
+PAGE = HERE.parents[1] / "docs" / "clients.md"
+ADDRESS, KEY = "http://127.0.0.1:5050", "ig_..."
 
 #: Seconds that one check may take, and one installation.
 CHECK_S, INSTALL_S = 600, 1800
@@ -70,10 +77,12 @@ class Client:
         return self.source / ("package.json" if self.is_node else "requirements.txt")
 
     @property
-    def command(self) -> list[str]:
-        if self.is_node:
-            return ["node", str(self.folder / "check.mjs")]
-        return [str(self.folder / "venv" / "bin" / "python"), str(self.folder / "check.py")]
+    def interpreter(self) -> str:
+        return "node" if self.is_node else str(self.folder / "venv" / "bin" / "python")
+
+    @property
+    def suffix(self) -> str:
+        return ".mjs" if self.is_node else ".py"
 
     def versions(self) -> str:
         """The packages that are asked for, in the versions that are installed."""
@@ -82,7 +91,7 @@ class Client:
             manifests = {name: self.folder / "node_modules" / name / "package.json" for name in wanted}
             return ", ".join(f"{name} {json.loads(path.read_text())['version']}" for name, path in manifests.items())
         script = "import importlib.metadata as m, sys; print(', '.join(f'{it} {m.version(it)}' for it in sys.argv[1:]))"
-        named = [self.command[0], "-c", script, *python_packages(self.packages.read_text())]
+        named = [self.interpreter, "-c", script, *python_packages(self.packages.read_text())]
         return subprocess.run(named, check=True, capture_output=True, text=True).stdout.strip()
 
 
@@ -178,24 +187,36 @@ def _settings(folder: Path, key: str) -> dict[str, str]:
 
 
 def _check(client: Client, run: str, url: str, key: str) -> str | None:
-    """What went wrong in a client's check; None: nothing."""
+    """What went wrong in a client's snippet or check; None: nothing."""
     out, log = client.folder / f"out-{run}", client.folder / f"check-{run}.log"
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
     kept = _with_node({name: os.environ[name] for name in KEPT if name in os.environ})
     ours = {"HOME": str(client.folder), "NO_PROXY": "127.0.0.1", "PYTHONUNBUFFERED": "1"}
     variables = kept | ours | {"IMAGEGEN_URL": url, "IMAGEGEN_KEY": key, "OUT": str(out)}
+    scripts = [client.folder / f"check{client.suffix}"]
+    if (text := snippet(client.name)) is not None:
+        scripts.insert(0, client.folder / f"snippet{client.suffix}")
+        scripts[0].write_text(text.replace(ADDRESS, url).replace(KEY, key or "none"))
     with log.open("w") as file:
-        try:
-            done = subprocess.run(
-                client.command, cwd=client.folder, env=variables, stdout=file, stderr=subprocess.STDOUT, timeout=CHECK_S
-            )
-        except subprocess.TimeoutExpired:
-            return f"still running after {CHECK_S} s, see {log}"
-    if done.returncode:
-        print(log.read_text(), end="", flush=True)
-        return f"failed, see {log}"
+        for script in scripts:
+            command = [client.interpreter, str(script)]
+            how: dict[str, Any] = {"stdout": file, "stderr": subprocess.STDOUT, "timeout": CHECK_S}
+            try:
+                done = subprocess.run(command, cwd=out, env=variables, check=False, **how)
+            except subprocess.TimeoutExpired:
+                return f"{script.name} still runs after {CHECK_S} s, see {log}"
+            if done.returncode:
+                print(log.read_text(), end="", flush=True)
+                return f"{script.name} failed, see {log}"
     return None
+
+
+def snippet(name: str) -> str | None:
+    """The block of docs/clients.md that belongs to a client; None: it has none."""
+    page = PAGE.read_text() if PAGE.exists() else ""
+    found = re.search(rf"^<!-- {re.escape(name)} -->\n```\w+\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    return found[1] if found else None
 
 
 def _table(clients: Sequence[Client]) -> list[str]:
