@@ -10,6 +10,7 @@ from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.middleware.cors import CORSMiddleware
 
 import imagegen
+from imagegen.api.callers import Retries
 from imagegen.api.dependencies import Services
 from imagegen.api.guard import ANSWERED_HEADERS, ASKED_HEADERS, Guard
 from imagegen.api.head import HeadAsGet
@@ -162,6 +163,7 @@ def app_of(service: Service) -> FastAPI:
     )
     app.state.lifecycle = service.lifecycle
     app.state.services = service.services
+    app.state.retries = Retries(service.services.service)
     app.state.streams = Streams(settings.max_event_streams, settings.max_event_streams_per_address)
     declare_keys(app)
     install(app)
@@ -188,6 +190,8 @@ _DESCRIPTION = """
 `links.self`; fetch the pictures from `images[].url`. The same seed gives the same pixels.
 
 Errors are RFC 9457 problem details with a stable `code`.
+
+The Images API of OpenAI is below `/v1`, and not in this document: its clients bring OpenAI's own.
 """
 
 #: The nouns of docs/glossary.md that routes belong to, in the order of the reference.

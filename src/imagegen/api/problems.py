@@ -65,6 +65,7 @@ STATUS: Mapping[str, int] = MappingProxyType(
         "config_stale": 412,
         "version_not_found": 404,
         "task_finished": 409,
+        "task_cancelled": 409,
         "task_not_finished": 409,
         "no_receipt": 409,
         "idempotency_key_reused": 422,

@@ -10,6 +10,9 @@ from imagegen.api.native.models import entries, pulls
 from imagegen.api.native.models import routes as models
 from imagegen.api.native.tasks import generation
 from imagegen.api.native.tasks import routes as tasks
+from imagegen.api.openai import errors as openai_errors
+from imagegen.api.openai import routes as openai
+from imagegen.api.problems import render_errors
 
 
 def include_routers(app: FastAPI, max_upload_bytes: int) -> None:
@@ -18,3 +21,12 @@ def include_routers(app: FastAPI, max_upload_bytes: int) -> None:
     app.include_router(pages.router)
     for part in (generation, tasks, bundle, images, models, pulls, entries, config, keys, webhooks, events, system):
         app.include_router(part.router)
+    _include_others(app, max_upload_bytes)
+
+
+def _include_others(app: FastAPI, max_upload_bytes: int) -> None:
+    """The APIs of other services."""
+    app.include_router(openai.json_router, max_body_size=max_upload_bytes)
+    app.include_router(openai.form_router, max_body_size=max_upload_bytes)
+    app.include_router(openai.models_router)
+    render_errors(app, "/v1", openai_errors.render)

@@ -120,6 +120,17 @@ def with_settings(text: str, fields: Fields) -> str:
     return edited(text, list(_merged((name,), data.get(name) or {}, fields, GlobalSettings)), document)
 
 
+def with_aliases(text: str, fields: Fields) -> str:
+    """The text with some aliases replaced; None removes one."""
+    _check(fields)
+    document = read(text)
+    changes = [
+        Remove(("aliases", name)) if model_id is None else Put(("aliases", name), model_id)
+        for name, model_id in fields.items()
+    ]
+    return edited(text, changes, document)
+
+
 def _merged(path: tuple[str, ...], section: Fields, fields: Fields, kind: type[Section] | None) -> Iterator[Change]:
     for name, value in fields.items():
         key = _spelling(name, section, kind)

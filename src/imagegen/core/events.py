@@ -241,6 +241,8 @@ class ConfigChanged(Event):
     removed: tuple[str, ...]
     #: Fields of `global` that differ.
     settings: tuple[str, ...]
+    #: Aliases that differ.
+    aliases: tuple[str, ...] = ()
 
 
 class ConfigRejected(Event):

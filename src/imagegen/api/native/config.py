@@ -12,8 +12,8 @@ from imagegen.api.dependencies import Models, Writer
 from imagegen.api.native.shared import RequestBody
 from imagegen.api.problems import describe
 from imagegen.api.security import MANAGE
-from imagegen.catalog.catalog import GlobalSettings
-from imagegen.catalog.changes import with_settings
+from imagegen.catalog.catalog import AliasName, GlobalSettings, ModelId
+from imagegen.catalog.changes import with_aliases, with_settings
 
 router = APIRouter(prefix="/config", tags=["configuration"], route_class=BoundedRoute, dependencies=[MANAGE])
 
@@ -56,8 +56,23 @@ def tag(response: Response, etag: str | None) -> None:
         response.headers["ETag"] = f'"{etag}"'
 
 
+AliasFields = Annotated[
+    dict[AliasName, ModelId | None],
+    Body(description="Aliases with the ids of models; null removes one.", examples=[{"gpt-image-1": "tiny"}]),
+]
+
+
 class RollbackBody(RequestBody):
     version: int = Field(ge=1, strict=True, description="A version that `GET /config/versions` lists.")
+
+
+class AliasesView(BaseModel):
+    """Other names of models, which clients of other APIs send."""
+
+    aliases: dict[str, str] = Field(
+        description="The id of the model by its other name; `*`: every name that is neither an id nor an alias.",
+        examples=[{"gpt-image-1": "tiny"}],
+    )
 
 
 class ConfigWritten(BaseModel):
@@ -133,6 +148,36 @@ async def update_settings(
     """
     tag(response, (await writer.edit(partial(with_settings, fields=fields), if_match)).etag)
     return models.catalog.settings
+
+
+@router.get("/aliases", operation_id="get_aliases", summary="Other names of models")
+async def get_aliases(models: Models, writer: Writer, response: Response) -> AliasesView:
+    """The section `aliases` of models.yaml."""
+    tag(response, writer.etag)
+    return AliasesView(aliases=dict(models.catalog.aliases))
+
+
+@router.patch(
+    "/aliases",
+    operation_id="patch_aliases",
+    summary="Change some aliases (merge patch)",
+    responses=describe(*WRITING),
+)
+@router.put(
+    "/aliases",
+    operation_id="update_aliases",
+    summary="Change some aliases",
+    responses=describe(*WRITING),
+)
+async def update_aliases(
+    fields: AliasFields, response: Response, writer: Writer, models: Models, if_match: IfMatch
+) -> AliasesView:
+    """Replaces the given aliases and keeps the others. Null removes one. The change is in force at once.
+
+    PUT and PATCH (RFC 7396) do the same.
+    """
+    tag(response, (await writer.edit(partial(with_aliases, fields=fields), if_match)).etag)
+    return AliasesView(aliases=dict(models.catalog.aliases))
 
 
 @router.get("/status", operation_id="get_config_status", summary="Status of the configuration")
