@@ -52,7 +52,7 @@ def _refused(why: str) -> BeforeValidator:
 _Style = Annotated[None, _refused("the models here have no styles; describe the style in the prompt")]
 _Vector = Annotated[None, _refused("the models here draw no vector graphics")]
 _Animation = Annotated[None, _refused("the models here draw no animations")]
-_Markup = Annotated[None, _refused("marks on a picture are not read; send a mask")]
+_Planning = Annotated[None, _refused("the models here plan nothing; quality and steps set how long they draw")]
 
 
 def _safetensors(lora: object) -> object:
@@ -173,6 +173,8 @@ class PromptedFields(ImageFields):
     style: _Style = None
     svg: _Vector = None
     frame_count: _Animation = None
+    frame_duration_ms: _Animation = None
+    complexity: _Planning = None
 
     @field_validator("background")
     @classmethod
@@ -237,7 +239,6 @@ class EditFields(PromptedFields):
     input_fidelity: Literal["high", "low"] | None = Field(
         None, description="`high` keeps more of the picture. `strength` says it as a number."
     )
-    markup: _Markup = None
 
     def check(self) -> None:
         super().check()

@@ -42,7 +42,7 @@ async def read_form(request: Request, kind: type[T], files_named: Collection[str
         for name, value in form.multi_items():
             file = name.removesuffix("[]")
             if isinstance(value, UploadFile) != (file in files_named):
-                raise invalid(file[:100], "must be a file" if file in files_named else "must not be a file")
+                raise invalid(file[:100], "must be a file" if file in files_named else "no file of this name is read")
             if isinstance(value, UploadFile):
                 files.setdefault(file, []).append(await value.read())
             else:

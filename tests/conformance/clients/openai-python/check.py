@@ -14,6 +14,7 @@ import openai
 from openai import AsyncOpenAI, OpenAI
 
 URL, KEY, OUT = os.environ["IMAGEGEN_URL"], os.environ["IMAGEGEN_KEY"], Path(os.environ["OUT"])
+HALVES = ((0, 0, 64, 128), (64, 0, 128, 128))
 CIRCLE = "a red circle on a blue background"
 
 client = OpenAI(base_url=f"{URL}/v1", api_key=KEY or "none")

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 URL, KEY, OUT = os.environ["IMAGEGEN_URL"], os.environ["IMAGEGEN_KEY"], Path(os.environ["OUT"])
-os.environ["TOGETHER_BASE_URL"], os.environ["TOGETHER_API_KEY"] = f"{URL}/v1", KEY or "none"
+os.environ["TOGETHER_BASE_URL"], os.environ["TOGETHER_API_KEY"] = URL, KEY or "none"
 
 import together  # noqa: E402 - it reads these variables
 
