@@ -1,6 +1,6 @@
 """Errors: the HTTP status of each code (STATUS), and the body: RFC 9457, or what an API's own renderer makes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from types import MappingProxyType
 from typing import Any
@@ -121,6 +121,14 @@ class Problem(BaseModel):
     errors: list[FieldError] | None = None
 
 
+class NoPictures(Exception):
+    """A caller that waited for the pictures of a task gets none. Answered with the problem."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        super().__init__(problem.detail)
+
+
 #: Makes the response of an error from its problem and from the headers that it must have, such as Retry-After.
 Renderer = Callable[[Problem, Mapping[str, str] | None], Response]
 
@@ -145,7 +153,8 @@ def problem_json(problem: Problem, headers: Mapping[str, str] | None = None) -> 
 def render_errors(app: FastAPI, prefix: str, renderer: Renderer) -> None:
     """Let `renderer` make the response of every error at `prefix` and below it, also where there is no route.
 
-    If several prefixes match a path, the longest one counts. Other paths have problem details. Call install() first.
+    A segment such as `{name}` matches any one segment of a path. If several prefixes match, the one with the most
+    segments counts. Other paths have problem details. Call install() first.
     """
     app.state.error_renderers = {**app.state.error_renderers, prefix: renderer}
 
@@ -154,9 +163,15 @@ def error_response(scope: Scope, problem: Problem, headers: Mapping[str, str] | 
     """The response of an error, from the renderer of the path."""
     notes(scope).update(code=problem.code, route=getattr(scope.get("route"), "path", None))
     renderers: Mapping[str, Renderer] = scope["app"].state.error_renderers
-    prefixes = [prefix for prefix in renderers if f"{scope['path']}/".startswith(f"{prefix}/")]
-    render = renderers[max(prefixes, key=len)] if prefixes else problem_json
+    path = scope["path"].split("/")
+    prefixes = [prefix for prefix in renderers if _is_below(path, prefix.split("/"))]
+    render = renderers[max(prefixes, key=lambda prefix: prefix.count("/"))] if prefixes else problem_json
     return render(problem, headers)
+
+
+def _is_below(path: Sequence[str], prefix: Sequence[str]) -> bool:
+    alike = (ours.startswith("{") or ours == theirs for ours, theirs in zip(prefix, path, strict=False))
+    return len(prefix) <= len(path) and all(alike)
 
 
 def describe(*codes: str) -> dict[int | str, dict[str, Any]]:
@@ -179,6 +194,7 @@ def install(app: FastAPI) -> None:
 
     app.openapi = openapi  # type: ignore[method-assign]
     app.add_exception_handler(ImagegenError, _on_imagegen_error)
+    app.add_exception_handler(NoPictures, _on_no_pictures)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(Exception, _on_bug)
@@ -212,6 +228,11 @@ async def _on_imagegen_error(request: Request, error: Exception) -> Response:
         errors = [FieldError(loc=_printable(loc), message=_printable(what)) for loc, what in error.problems[:20]]
     what = problem(error.code, _printable(error.detail)[:2000], errors=errors or None)
     return error_response(request.scope, what, headers)
+
+
+async def _on_no_pictures(request: Request, error: Exception) -> Response:
+    assert isinstance(error, NoPictures)
+    return error_response(request.scope, error.problem)
 
 
 def limit_headers(limit: LimitState) -> dict[str, str]:
