@@ -2,7 +2,7 @@
 
 from fastapi import FastAPI
 
-from imagegen.api import pages, sdapi
+from imagegen.api import huggingface, pages, sdapi
 from imagegen.api.native import config, events, keys, system, webhooks
 from imagegen.api.native.images import bundle
 from imagegen.api.native.images import routes as images
@@ -30,6 +30,8 @@ def _include_others(app: FastAPI, max_upload_bytes: int) -> None:
     app.include_router(openai.form_router, max_body_size=max_upload_bytes)
     app.include_router(openai.models_router)
     render_errors(app, "/v1", openai_errors.render)
-    app.include_router(sdapi.upload_router, max_body_size=max_upload_bytes)
+    for router in (sdapi.upload_router, huggingface.upload_router):
+        app.include_router(router, max_body_size=max_upload_bytes)
     app.include_router(sdapi.router)
     sdapi.install(app)
+    render_errors(app, huggingface.PREFIX, huggingface.render)
