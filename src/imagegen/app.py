@@ -17,7 +17,7 @@ from imagegen.api.head import HeadAsGet
 from imagegen.api.native.webhooks import WebhookPayloads
 from imagegen.api.problems import TextAsProblem, install
 from imagegen.api.request_ids import RequestIds
-from imagegen.api.routers import include_routers
+from imagegen.api.routers import include_routers, webhook_bodies
 from imagegen.api.security import declare_keys
 from imagegen.api.sse import Streams
 from imagegen.catalog.catalog import Catalog
@@ -108,7 +108,7 @@ class Service:
             precision=lambda: precision_of(models.memory.capability),
         )
         tasks = TaskManager(device, journal, images, bus, limits, puller=puller, cancel_grace_s=settings.cancel_grace_s)
-        journal.outbox.render = WebhookPayloads(settings, models, tasks)
+        journal.outbox.render = webhook_bodies(WebhookPayloads(settings, models, tasks))
         webhooks = WebhookSender(
             journal.outbox,
             GuardedClient(policy_of(settings), settings.webhook_timeout_s),
