@@ -14,6 +14,7 @@ from imagegen.api.callers import Retries
 from imagegen.api.dependencies import Services
 from imagegen.api.guard import ANSWERED_HEADERS, ASKED_HEADERS, Guard
 from imagegen.api.head import HeadAsGet
+from imagegen.api.mcp import McpEndpoint
 from imagegen.api.native.webhooks import WebhookPayloads
 from imagegen.api.problems import TextAsProblem, install
 from imagegen.api.request_ids import RequestIds
@@ -148,7 +149,7 @@ def app_of(service: Service) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with aclosing(service.services.checks), service.lifecycle.run():
+        async with aclosing(service.services.checks), aclosing(app.state.mcp), service.lifecycle.run():
             yield
 
     app = FastAPIOffline(
@@ -164,6 +165,7 @@ def app_of(service: Service) -> FastAPI:
     app.state.lifecycle = service.lifecycle
     app.state.services = service.services
     app.state.retries = Retries(service.services.service)
+    app.state.mcp = McpEndpoint(service.services)
     app.state.streams = Streams(settings.max_event_streams, settings.max_event_streams_per_address)
     declare_keys(app)
     install(app)

@@ -82,10 +82,10 @@ async def post(client: Client, path: str, **body: Any) -> Response:
     return await client.post(f"{PREFIX}/{path}", json=body)
 
 
-async def made(client: Client, path: str = "txt2img", **body: Any) -> tuple[list[Image.Image], dict[str, Any]]:
-    answer = await post(client, path, **body)
+async def made(client: Client, to: str = "txt2img", **body: Any) -> tuple[list[Image.Image], dict[str, Any]]:
+    answer = await post(client, to, **body)
     assert answer.status_code == 200, answer.text
-    images = [Image.open(io.BytesIO(base64.b64decode(image))) for image in answer.json()["images"]]
+    images: list[Image.Image] = [Image.open(io.BytesIO(base64.b64decode(image))) for image in answer.json()["images"]]
     return images, json.loads(answer.json()["info"])
 
 
@@ -93,7 +93,7 @@ async def made(client: Client, path: str = "txt2img", **body: Any) -> tuple[list
 
 
 async def test_txt2img_answers_with_pictures_and_their_parameters(client: Client) -> None:
-    asked = {"prompt": "a fox, red", "steps": 3, "cfg_scale": 7, "width": 96, "height": 64, "seed": 5}
+    asked: dict[str, Any] = {"prompt": "a fox, red", "steps": 3, "cfg_scale": 7, "width": 96, "height": 64, "seed": 5}
     images, info = await made(client, **asked, batch_size=2, n_iter=2)
     assert [(image.format, image.size) for image in images] == [("PNG", (96, 64))] * 4
     assert info["all_seeds"] == [5, 6, 7, 8]
@@ -244,7 +244,7 @@ async def test_the_model_is_an_option_of_each_caller(client: Client) -> None:
     assert (posted.status_code, posted.json()) == (200, None)
     assert (await client.get(f"{PREFIX}/options")).json()["sd_model_checkpoint"] == "second"
     assert (await made(client, prompt="x", steps=1))[1]["sd_model_name"] == "second"
-    once = {"override_settings": {"sd_model_checkpoint": "first"}}
+    once: dict[str, Any] = {"override_settings": {"sd_model_checkpoint": "first"}}
     assert (await made(client, prompt="x", steps=1, **once))[1]["sd_model_name"] == "first"
     assert (await made(client, prompt="x", steps=1))[1]["sd_model_name"] == "second"
     await made(client, prompt="x", steps=1, **once, override_settings_restore_afterwards=False)

@@ -19,6 +19,7 @@ ASKED_HEADERS = [
         f"X-Stainless-{it}"
         for it in ("Lang", "Package-Version", "OS", "Arch", "Runtime", "Runtime-Version", "Retry-Count", "Timeout")
     ),
+    *("MCP-Protocol-Version", "Mcp-Method", "Mcp-Name"),
 ]
 ANSWERED_HEADERS = [
     *("ETag", "Link", "Location", "Content-Location", "Content-Range", "Content-Disposition", "Retry-After"),

@@ -62,17 +62,17 @@ class Parameters(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     negative_prompt: Prompt | None = None
-    num_inference_steps: int | None = Field(None, strict=True, ge=1, le=MAX_STEPS)
-    guidance_scale: float | None = Field(None, strict=True, ge=0, le=50, allow_inf_nan=False)
+    num_inference_steps: int | None = Field(default=None, strict=True, ge=1, le=MAX_STEPS)
+    guidance_scale: float | None = Field(default=None, strict=True, ge=0, le=50, allow_inf_nan=False)
     width: Side | None = None
     height: Side | None = None
     seed: Seed = None
     #: Only for image-to-image, as all that follow.
     prompt: Prompt | None = None
     target_size: TargetSize | None = None
-    strength: float | None = Field(None, strict=True, ge=0.01, le=1, allow_inf_nan=False)
+    strength: float | None = Field(default=None, strict=True, ge=0.01, le=1, allow_inf_nan=False)
     #: In base64.
-    mask: str | None = Field(None, min_length=1)
+    mask: str | None = Field(default=None, min_length=1)
     scheduler: None = None
 
     @model_validator(mode="before")

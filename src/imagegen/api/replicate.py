@@ -4,28 +4,27 @@ import asyncio
 import base64
 import json
 import re
-import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 from fastapi import APIRouter, Header, Query, Request, Response, UploadFile
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from imagegen.api.bounded import BoundedRoute
-from imagegen.api.dependencies import Models, Service, Who, services_of, settings_of
+from imagegen.api.dependencies import Models, Service, Who, services_of
+from imagegen.api.input_pictures import input_picture
 from imagegen.api.model_names import local_model
-from imagegen.api.native.images.uploads import decode_image
 from imagegen.api.native.shared import RequestBody
 from imagegen.api.native.tasks.generation import LoraBody, Prompt, Seed, Side
 from imagegen.api.native.tasks.waiting import MAX_WAIT_S, preferred_wait
 from imagegen.api.security import MAKE, SEE, SEE_SIGNED, KeyedRoute
 from imagegen.api.sse import KEEP_ALIVE, KEEP_ALIVE_S, EventStream
-from imagegen.api.synchronous import read_picture
+from imagegen.api.urls import base_url, open_url
 from imagegen.catalog.catalog import Catalog
 from imagegen.core.errors import InvalidRequest, ModelNotFound, TaskFinished
 from imagegen.core.events import EventBus, TaskCancelled, TaskCompleted, TaskFailed, TaskStep
@@ -67,8 +66,8 @@ STATUS: Mapping[TaskStatus, str] = MappingProxyType(
     }
 )
 
-#: Seconds that `Prefer: wait` waits, and for which the URLs of an answer are signed.
-WAIT_S, SIGNED_S = 60, 3600
+#: Seconds that `Prefer: wait` waits.
+WAIT_S = 60
 
 #: Predictions in a page of the list.
 PAGE = 100
@@ -82,7 +81,6 @@ EVENTS: Mapping[str, tuple[WebhookEvent, ...]] = MappingProxyType(
 )
 
 _RATIO = re.compile(r"([1-9]\d?):([1-9]\d?)")
-_IMAGE_PATH = re.compile(r"/images/([^/]+/[^/]+)")
 
 
 class Input(BaseModel):
@@ -216,9 +214,9 @@ def _webhook(body: ModelPredictionBody, request: Request, webhooks: WebhookSende
     url = body.webhook or body.webhook_completed
     if url is None:
         return None
-    words = ["completed"] if body.webhook_completed else body.webhook_events_filter or list(EVENTS)
+    words: Sequence[str] = ["completed"] if body.webhook_completed else body.webhook_events_filter or [*EVENTS]
     events = [event for word in words for event in EVENTS[word]]
-    return webhooks.accept(url, events).evolve(api="replicate", base_url=_base(request))
+    return webhooks.accept(url, events).evolve(api="replicate", base_url=base_url(request))
 
 
 async def _draft(asked: Input, model: str, request: Request, who: Owner) -> TaskDraft:
@@ -243,8 +241,9 @@ async def _draft(asked: Input, model: str, request: Request, who: Owner) -> Task
     )
     if asked.picture is None:
         return draft
-    image, input_size = await _picture(asked.picture, request, who)
-    mask = (await _picture(asked.mask, request, who, mask=True))[0] if asked.mask else None
+    base = base_url(request)
+    image, input_size = await input_picture(asked.picture, services, who, base)
+    mask = (await input_picture(asked.mask, services, who, base, mask=True))[0] if asked.mask else None
     strength = asked.prompt_strength if asked.strength is None else asked.strength
     return draft.evolve(
         type=TaskType.IMAGE2IMAGE,
@@ -268,20 +267,6 @@ def _size(asked: Input, model: str, catalog: Catalog) -> tuple[Size | None, bool
     return size_like(Size(int(found[1]), int(found[2])), spec.base_size, spec.side_multiple), False
 
 
-async def _picture(text: str, request: Request, who: Owner, *, mask: bool = False) -> tuple[bytes, Size]:
-    """A picture in base64, of a data URL, or of this service. Raises InvalidImage, InvalidRequest, ImageNotFound."""
-    services = services_of(request)
-    most, checks = settings_of(services).max_input_pixels, services.checks
-    if not text.startswith(("http://", "https://")):
-        return await decode_image(text, most, checks, mask=mask)
-    url = urlsplit(text)
-    path = _IMAGE_PATH.fullmatch(url.path)
-    if path is None or url.netloc != urlsplit(_base(request)).netloc:
-        raise InvalidRequest("input: a picture must be a data URL, or the URL of a picture of this service.")
-    data = await read_picture(services.images, await services.service.picture(who, path[1]))
-    return data, await checks.check(data, most, mask=mask)
-
-
 @router.get("/predictions")
 async def list_predictions(
     request: Request, service: Service, who: Who, cursor: Annotated[int | None, Query(ge=0, le=2**63 - 1)] = None
@@ -291,7 +276,7 @@ async def list_predictions(
     more = urlencode({"cursor": page.tasks[-1].sequence}) if page.more else None
     return {
         "previous": None,
-        "next": f"{_base(request)}/v1/predictions?{more}" if more else None,
+        "next": f"{base_url(request)}/v1/predictions?{more}" if more else None,
         "results": [await _view(task, request, who) for task in page.tasks],
     }
 
@@ -327,7 +312,7 @@ async def _events(task_id: str, request: Request, who: Owner) -> AsyncIterator[b
                 yield _frame("logs", published.id, progress_line(step, total))
             case TaskCompleted(images=images):
                 for image in images:
-                    yield _frame("output", published.id, await _url(f"/images/{image.path}", request))
+                    yield _frame("output", published.id, await open_url(f"/images/{image.path}", request))
                 yield _frame("done", published.id, "{}")
             case TaskFailed(failure=failure):
                 yield _frame("error", published.id, json.dumps({"detail": failure.message}))
@@ -348,24 +333,11 @@ def progress_line(step: int, total: int) -> str:
     return f"{percent:3d}%|{'█' * (percent // 10):<10}| {step}/{total}"
 
 
-def _base(request: Request) -> str:
-    """The address under which the caller reaches the service, without a slash at its end."""
-    return str(request.base_url).rstrip("/")
-
-
-async def _url(path: str, request: Request) -> str:
-    """An absolute URL; with keys, one that opens this path without a key for SIGNED_S."""
-    access = services_of(request).access
-    if not await access.closed():
-        return f"{_base(request)}{path}"
-    return f"{_base(request)}{path}?token={await access.sign(path, int(time.time()) + SIGNED_S)}"
-
-
 async def _view(task: GenerationTask, request: Request, who: Owner) -> dict[str, Any]:
     paths = [f"/images/{image.path}" for image in task.images] if task.status is TaskStatus.COMPLETED else []
-    output = [await _url(path, request) for path in paths]
-    stream = await _url(f"/v1/predictions/{task.id}/stream", request)
-    return prediction(task, _base(request), output, stream, _logs(task, services_of(request).bus))
+    output = [await open_url(path, request) for path in paths]
+    stream = await open_url(f"/v1/predictions/{task.id}/stream", request)
+    return prediction(task, base_url(request), output, stream, _logs(task, services_of(request).bus))
 
 
 def _logs(task: GenerationTask, bus: EventBus) -> str:
@@ -375,9 +347,9 @@ def _logs(task: GenerationTask, bus: EventBus) -> str:
     return "".join(f"{line}\n" for line in [*lines, *task.warnings])
 
 
-def prediction(task: GenerationTask, base_url: str, output: Sequence[str], stream: str, logs: str) -> dict[str, Any]:
+def prediction(task: GenerationTask, base: str, output: Sequence[str], stream: str, logs: str) -> dict[str, Any]:
     """A task as a prediction. `input` is the request as it was understood."""
-    here = f"{base_url}/v1/predictions/{task.id}"
+    here = f"{base}/v1/predictions/{task.id}"
     return {
         "id": task.id,
         "model": f"imagegen/{task.model}",
@@ -397,7 +369,7 @@ def prediction(task: GenerationTask, base_url: str, output: Sequence[str], strea
             "get": here,
             "cancel": f"{here}/cancel",
             "stream": stream,
-            "web": f"{base_url}/task/{task.id}",
+            "web": f"{base}/task/{task.id}",
         },
     }
 
@@ -462,7 +434,7 @@ async def get_model(owner: str, name: str, models: Models, request: Request) -> 
     model = _known(f"{owner}/{name}", models.catalog)
     spec = models.catalog.models[model]
     return {
-        "url": f"{_base(request)}/models/{model}",
+        "url": f"{base_url(request)}/models/{model}",
         "owner": owner,
         "name": name,
         "description": spec.description,

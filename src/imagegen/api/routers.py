@@ -4,7 +4,7 @@ from datetime import datetime
 
 from fastapi import FastAPI
 
-from imagegen.api import huggingface, pages, replicate, sdapi
+from imagegen.api import huggingface, mcp, pages, replicate, sdapi
 from imagegen.api.native import config, events, keys, system, webhooks
 from imagegen.api.native.images import bundle
 from imagegen.api.native.images import routes as images
@@ -35,12 +35,14 @@ def _include_others(app: FastAPI, max_upload_bytes: int) -> None:
     app.include_router(openai.form_router, max_body_size=max_upload_bytes)
     app.include_router(openai.models_router)
     render_errors(app, "/v1", openai_errors.render)
-    for router in (sdapi.upload_router, huggingface.upload_router, replicate.upload_router, replicate.form_router):
+    uploads = (sdapi.upload_router, huggingface.upload_router, replicate.upload_router, replicate.form_router)
+    for router in (*uploads, mcp.upload_router):
         app.include_router(router, max_body_size=max_upload_bytes)
     for router in (sdapi.router, replicate.router, replicate.stream_router):
         app.include_router(router)
     sdapi.install(app)
-    render_errors(app, huggingface.PREFIX, huggingface.render)
+    for api in (huggingface, mcp):
+        render_errors(app, api.PREFIX, api.render)
     for prefix in replicate.PREFIXES:
         render_errors(app, prefix, problem_json)
 

@@ -1,4 +1,4 @@
-"""The `imagegen` command: serve, generate, inspect, replay, models, config, keys, doctor, version."""
+"""The `imagegen` command: serve, mcp, generate, inspect, replay, models, config, keys, doctor, version."""
 
 import typer
 
@@ -7,6 +7,7 @@ from imagegen.cli.config import config_app
 from imagegen.cli.doctor import doctor
 from imagegen.cli.generate import generate, inspect, replay
 from imagegen.cli.keys import keys_app
+from imagegen.cli.mcp import mcp
 from imagegen.cli.models import models_app
 from imagegen.cli.serving import serve
 from imagegen.loaders import PRODUCT
@@ -17,7 +18,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (serve, generate, inspect, replay, doctor):
+for command in (serve, mcp, generate, inspect, replay, doctor):
     app.command()(command)
 app.add_typer(models_app, name="models")
 app.add_typer(config_app, name="config")
