@@ -8,6 +8,7 @@ changes. The check runs there with these variables, and none of this machine's t
 
 - IMAGEGEN_URL: the address of the service, without a slash at its end
 - IMAGEGEN_KEY: an API key with the scope `generate`; empty: the service has no keys
+- IMAGEGEN_COMMAND: the command `imagegen`, for clients that start it
 - OUT: an empty folder for pictures, build/conformance/NAME/out-open or out-keyed
 
 Exit code 0 of a check means that the client works. Before it, the client's snippet in docs/clients.md runs in OUT, if
@@ -18,6 +19,7 @@ import argparse
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -138,10 +140,11 @@ def _install(client: Client) -> None:
     print(f"{client.name}: installing", flush=True)
     shutil.rmtree(client.folder / ("node_modules" if client.is_node else "venv"), ignore_errors=True)
     log = client.folder / "install.log"
+    variables = _with_node({name: value for name, value in os.environ.items() if name != "PYTHONPATH"})
     with log.open("w") as file:
         for command in _install_commands(client):
             done = subprocess.run(
-                command, cwd=client.folder, env=_with_node(os.environ), stdout=file, stderr=file, timeout=INSTALL_S
+                command, cwd=client.folder, env=variables, stdout=file, stderr=file, timeout=INSTALL_S
             )
             if done.returncode:
                 client.failed, client.results["installation"] = True, f"failed, see {log}"
@@ -194,7 +197,10 @@ def _check(client: Client, run: str, url: str, key: str) -> str | None:
     out.mkdir()
     kept = _with_node({name: os.environ[name] for name in KEPT if name in os.environ})
     ours = {"HOME": str(client.folder), "NO_PROXY": "127.0.0.1", "PYTHONUNBUFFERED": "1"}
-    variables = kept | ours | {"IMAGEGEN_URL": url, "IMAGEGEN_KEY": key, "OUT": str(out)}
+    path = os.environ.get("PYTHONPATH")
+    itself = shlex.join([*(["env", f"PYTHONPATH={path}"] if path else []), sys.executable, "-m", "imagegen"])
+    given = {"IMAGEGEN_URL": url, "IMAGEGEN_KEY": key, "IMAGEGEN_COMMAND": itself, "OUT": str(out)}
+    variables = kept | ours | given
     scripts = [client.folder / f"check{client.suffix}"]
     if (text := snippet(client.name)) is not None:
         scripts.insert(0, client.folder / f"snippet{client.suffix}")

@@ -185,6 +185,13 @@ def test_an_alias_stands_for_a_model_and_a_star_for_every_other_name() -> None:
     assert parse(GOOD + "aliases:\n").aliases == {}
 
 
+def test_a_name_may_also_be_a_repository_or_have_an_owner() -> None:
+    text = GOOD + "  b: {name: B, type: fake, hf_path: org/model@main}\naliases: {org/other: a, '*': a}\n"
+    named = parse(text).named
+    names = ("b", "org/model", "anyone/b", "org/other", "org/none", "*")
+    assert [named(name) for name in names] == ["b", "b", "b", "a", None, "a"]
+
+
 def test_all_problems_are_reported_at_once_in_the_order_of_the_file() -> None:
     text = """\
 global:

@@ -14,7 +14,6 @@ from starlette.exceptions import HTTPException
 
 from imagegen.api.bounded import check_parts, is_json
 from imagegen.api.dependencies import Services, Who, services_of, settings_of
-from imagegen.api.model_names import local_model
 from imagegen.api.native.images.uploads import decode_image
 from imagegen.api.native.tasks.generation import Prompt, Seed, Side
 from imagegen.api.problems import Problem
@@ -141,7 +140,7 @@ async def infer(
     draft = await _draft(body, data, services)
     wanted = next((it for it in map(_bare, accept.split(",")) if it in FORMATS), None)
     draft = draft.evolve(
-        model=local_model(model, services.models.catalog),
+        model=services.models.catalog.id_of(model),
         output=Output(format=FORMATS[wanted] if wanted else ImageFormat.PNG),
     )
     task = await run(request, who, draft)

@@ -37,7 +37,6 @@ from imagegen.api.callers import cancel, problem_of
 from imagegen.api.dependencies import Services
 from imagegen.api.input_pictures import input_picture
 from imagegen.api.mcp import PREFIX
-from imagegen.api.model_names import local_model
 from imagegen.api.native.tasks.generation import Prompt, Side
 from imagegen.api.synchronous import read_picture
 from imagegen.api.urls import base_url, open_url
@@ -201,10 +200,9 @@ async def cancel_task(call: Call, arguments: TaskArguments) -> CallToolResult:
 
 
 def _draft(call: Call, arguments: GenerateArguments) -> TaskDraft:
-    model = arguments.model
     return TaskDraft(
         type=TaskType.TEXT2IMAGE,
-        model=model and local_model(model, call.services.models.catalog),
+        model=call.services.models.catalog.id_of(arguments.model),
         batch_size=arguments.pictures,
         output=Output(format=arguments.format),
         **arguments.model_dump(include=_SHARED),

@@ -18,7 +18,6 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from imagegen.api.bounded import BoundedRoute
 from imagegen.api.dependencies import Models, Service, Who, services_of
 from imagegen.api.input_pictures import input_picture
-from imagegen.api.model_names import local_model
 from imagegen.api.native.shared import RequestBody
 from imagegen.api.native.tasks.generation import LoraBody, Prompt, Seed, Side
 from imagegen.api.native.tasks.waiting import MAX_WAIT_S, preferred_wait
@@ -26,24 +25,18 @@ from imagegen.api.security import MAKE, SEE, SEE_SIGNED, KeyedRoute
 from imagegen.api.sse import KEEP_ALIVE, KEEP_ALIVE_S, EventStream
 from imagegen.api.urls import base_url, open_url
 from imagegen.catalog.catalog import Catalog
-from imagegen.core.errors import InvalidRequest, ModelNotFound, TaskFinished
+from imagegen.core.errors import TaskFinished
 from imagegen.core.events import EventBus, TaskCancelled, TaskCompleted, TaskFailed, TaskStep
 from imagegen.core.owner import Owner
 from imagegen.core.sizes import Size, size_like
 from imagegen.core.task import MAX_STEPS, GenerationTask, ImageFormat, InputPictures, Output, TaskStatus, TaskType
 from imagegen.core.webhooks import ENDS, Webhook, WebhookEvent
-from imagegen.core.wording import nearest
 from imagegen.storage.journal import TaskFilter
 from imagegen.tasks.admission import TaskDraft
 from imagegen.webhooks.sender import WebhookSender
 
 #: Errors of these paths are problem details, which the clients read.
-PREFIXES = (
-    "/v1/predictions",
-    "/v1/files",
-    "/v1/models/{owner}/{name}/predictions",
-    "/v1/models/{owner}/{name}/versions",
-)
+PREFIXES = ("/v1/predictions", "/v1/files", "/v1/models/{owner}/{name}")
 
 router = APIRouter(prefix="/v1", route_class=KeyedRoute, dependencies=[SEE], include_in_schema=False)
 
@@ -124,6 +117,8 @@ class Input(BaseModel):
 
     @model_validator(mode="after")
     def _once(self) -> Self:
+        if (self.width is None) != (self.height is None):
+            raise ValueError("give width and height together")
         if self.image and self.input_image:
             raise ValueError("give either image or input_image")
         if self.guidance is not None and self.guidance_scale is not None:
@@ -183,15 +178,17 @@ async def create_model_prediction(
     prefer: Annotated[str | None, Header(max_length=1000)] = None,
 ) -> Response:
     """The same, of the model in the path."""
-    model = local_model(f"{owner}/{name}", services_of(request).models.catalog)
+    model = services_of(request).models.catalog.id_of(f"{owner}/{name}")
     return await _create(body, model, request, who, prefer)
 
 
 def _versioned(version: str, catalog: Catalog) -> str:
-    """The model of a `version`: the part after the colon or, if it names no model, the part before it."""
-    name, colon, of_it = version.partition(":")
-    model = local_model(of_it if colon else name, catalog)
-    return local_model(name, catalog) if colon and model not in catalog.models else model
+    """The model of a `version`: the part after the colon or, if it names no model, the part before it.
+
+    Raises ModelNotFound.
+    """
+    name, _, of_it = version.partition(":")
+    return catalog.named(of_it) or catalog.id_of(name)
 
 
 async def _create(body: ModelPredictionBody, model: str, request: Request, who: Owner, prefer: str | None) -> Response:
@@ -221,7 +218,7 @@ def _webhook(body: ModelPredictionBody, request: Request, webhooks: WebhookSende
 
 async def _draft(asked: Input, model: str, request: Request, who: Owner) -> TaskDraft:
     services = services_of(request)
-    size, ratio = _size(asked, model, services.models.catalog)
+    size = _size(asked, model, services.models.catalog)
     quality = None if asked.output_quality is None else max(1, asked.output_quality)
     form = FORMATS[asked.output_format]
     draft = TaskDraft(
@@ -231,7 +228,7 @@ async def _draft(asked: Input, model: str, request: Request, who: Owner) -> Task
         negative_prompt=asked.negative_prompt,
         width=size.width if size else None,
         height=size.height if size else None,
-        aspect_ratio="input" if ratio else None,
+        aspect_ratio="input" if asked.aspect_ratio == "match_input_image" else None,
         steps=asked.num_inference_steps,
         guidance_scale=asked.guidance if asked.guidance_scale is None else asked.guidance_scale,
         seed=asked.seed,
@@ -253,18 +250,14 @@ async def _draft(asked: Input, model: str, request: Request, who: Owner) -> Task
     )
 
 
-def _size(asked: Input, model: str, catalog: Catalog) -> tuple[Size | None, bool]:
-    """The size that is asked for, None: the model's; and whether it is the input picture's shape."""
-    if asked.aspect_ratio == "match_input_image":
-        return None, True
+def _size(asked: Input, model: str, catalog: Catalog) -> Size | None:
+    """The size that is asked for; None: the model's own, or that of the input picture."""
     found = _RATIO.fullmatch(asked.aspect_ratio or "")
-    if found is None or model not in catalog.models:
-        sides = (asked.width, asked.height)
-        if (asked.width is None) != (asked.height is None):
-            raise InvalidRequest("input: give width and height together.")
-        return (Size(*sides) if None not in sides else None), False  # type: ignore[arg-type]
+    if found is None:
+        width, height = asked.width, asked.height
+        return None if width is None or height is None else Size(width, height)
     spec = catalog.models[model]
-    return size_like(Size(int(found[1]), int(found[2])), spec.base_size, spec.side_multiple), False
+    return size_like(Size(int(found[1]), int(found[2])), spec.base_size, spec.side_multiple)
 
 
 @router.get("/predictions")
@@ -431,7 +424,7 @@ async def create_file(content: UploadFile, request: Request) -> dict[str, Any]:
 @router.get("/models/{owner}/{name}")
 async def get_model(owner: str, name: str, models: Models, request: Request) -> dict[str, Any]:
     """A model."""
-    model = _known(f"{owner}/{name}", models.catalog)
+    model = models.catalog.id_of(f"{owner}/{name}")
     spec = models.catalog.models[model]
     return {
         "url": f"{base_url(request)}/models/{model}",
@@ -448,21 +441,14 @@ async def get_model(owner: str, name: str, models: Models, request: Request) -> 
 @router.get("/models/{owner}/{name}/versions")
 async def list_versions(owner: str, name: str, models: Models) -> dict[str, Any]:
     """The one version of a model, which has the id of the model."""
-    model = _known(f"{owner}/{name}", models.catalog)
+    model = models.catalog.id_of(f"{owner}/{name}")
     return {"previous": None, "next": None, "results": [_version(model)]}
 
 
 @router.get("/models/{owner}/{name}/versions/{version}")
 async def get_version(owner: str, name: str, version: str, models: Models) -> dict[str, Any]:
     """A version of a model."""
-    return _version(_known(_versioned(f"{owner}/{name}:{version}", models.catalog), models.catalog))
-
-
-def _known(name: str, catalog: Catalog) -> str:
-    model = local_model(name, catalog)
-    if model not in catalog.models:
-        raise ModelNotFound(f"There is no such model{nearest(name.rpartition('/')[2], catalog.models)}")
-    return model
+    return _version(_versioned(f"{owner}/{name}:{version}", models.catalog))
 
 
 def _version(model: str) -> dict[str, Any]:

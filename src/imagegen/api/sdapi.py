@@ -20,7 +20,6 @@ from starlette.exceptions import HTTPException
 import imagegen
 from imagegen.api.bounded import BoundedRoute
 from imagegen.api.dependencies import EffectiveSettings, Models, Service, Services, Who, services_of, settings_of
-from imagegen.api.model_names import local_model
 from imagegen.api.native.images.uploads import decode_image
 from imagegen.api.native.tasks.generation import Prompt, Seed
 from imagegen.api.problems import Problem, render_errors
@@ -256,10 +255,9 @@ def _changed(choice: Choice, options: Mapping[str, Any], who: Owner, catalog: Ca
 
 
 def _model(name: object, who: Owner, catalog: Catalog) -> str:
-    model = local_model(name, catalog) if isinstance(name, str) else ""
-    if model not in catalog.models:
-        raise ModelNotFound(f"There is no such model{nearest(name, catalog.models)}")
-    if model not in _allowed(who, catalog):
+    if not isinstance(name, str):
+        raise ModelNotFound
+    if (model := catalog.id_of(name)) not in _allowed(who, catalog):
         raise Forbidden("The API key may not use this model.")
     return model
 

@@ -398,14 +398,25 @@ class Catalog(Value):
         """The id of the model that a client of another API means; None: it names none. Raises ModelNotFound."""
         if name is None:
             return self.default_model
-        if name in self.models:
-            return name
-        model_id = self.aliases.get(name) or self.aliases.get(ANY_NAME)
+        model_id = self.named(name) or self.aliases.get(ANY_NAME)
         if model_id is None:
             known = ", ".join([*self.models, *self.aliases])
             hint = nearest(name, [*self.models, *self.aliases])
             raise ModelNotFound(f"There is no such model, and no alias of this name{hint}; known: {known}.")
         return model_id
+
+    def named(self, name: str) -> str | None:
+        """The model that a name means without the alias `*`; None: there is none.
+
+        The name is an id, an alias, the repository of an entry, or any owner with an id: `owner/id`.
+        """
+        if name in self.models or name in self.aliases:
+            return name if name in self.models else self.aliases[name]
+        for model_id, spec in self.models.items():
+            if spec.hf_path is not None and spec.hf_path.partition("@")[0] == name:
+                return model_id
+        last = name.rpartition("/")[2]
+        return last if last in self.models else None
 
     def loaded_as(self, model_id: str) -> dict[str, Any]:
         """Everything that a load of this model depends on. If it differs in two catalogs, the model is reloaded."""

@@ -76,7 +76,7 @@ for wrong in ({"enable_hr": True}, {"sampler_name": "none"}, {"steps": 0}):
         raise AssertionError(f"{wrong} was accepted")
 
 # Progress and interrupt.
-failed = []
+failed: list[int] = []
 
 
 def draw() -> None:
