@@ -10,15 +10,17 @@ from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.middleware.cors import CORSMiddleware
 
 import imagegen
+from imagegen.api.callers import Retries
 from imagegen.api.dependencies import Services
 from imagegen.api.document import complete_document
 from imagegen.api.guard import ANSWERED_HEADERS, ASKED_HEADERS, Guard
 from imagegen.api.head import HeadAsGet
+from imagegen.api.mcp import McpEndpoint
 from imagegen.api.native.models.entries import config_schemas
 from imagegen.api.native.webhooks import WebhookPayloads, sent_webhooks
 from imagegen.api.problems import TextAsProblem, install
 from imagegen.api.request_ids import RequestIds
-from imagegen.api.routers import include_routers
+from imagegen.api.routers import include_routers, webhook_bodies
 from imagegen.api.sse import Streams
 from imagegen.catalog.catalog import Catalog
 from imagegen.catalog.file import ConfigFile, etag_of
@@ -114,7 +116,7 @@ class Service:
             device, journal, images, bus, limits, puller=puller, cancel_grace_s=settings.cancel_grace_s, room=room
         )
         access = Access(journal.keys, read_keys(settings.keys_file) if settings.keys_file else (), journal.budgets)
-        journal.outbox.render = WebhookPayloads(settings, models, tasks)
+        journal.outbox.render = webhook_bodies(WebhookPayloads(settings, models, tasks))
         webhooks = WebhookSender(
             journal.outbox,
             GuardedClient(policy_of(settings), settings.webhook_timeout_s),
@@ -154,7 +156,7 @@ def app_of(service: Service) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with aclosing(service.services.checks), service.lifecycle.run():
+        async with aclosing(service.services.checks), aclosing(app.state.mcp), service.lifecycle.run():
             yield
 
     app = FastAPIOffline(
@@ -171,6 +173,8 @@ def app_of(service: Service) -> FastAPI:
     )
     app.state.lifecycle = service.lifecycle
     app.state.services = service.services
+    app.state.retries = Retries(service.services.service)
+    app.state.mcp = McpEndpoint(service.services)
     app.state.streams = Streams(settings.max_event_streams, settings.max_event_streams_per_caller)
     install(app)
     complete_document(app, config_schemas(service.services.writer.families))
@@ -197,6 +201,8 @@ _DESCRIPTION = """
 `links.self`; fetch the pictures from `images[].url`. The same seed gives the same pixels.
 
 Errors are RFC 9457 problem details with a stable `code`.
+
+The Images API of OpenAI is below `/v1`, and not in this document: its clients bring OpenAI's own.
 """
 
 #: The nouns of docs/glossary.md that routes belong to, in the order of the reference.

@@ -121,7 +121,7 @@ class Settings(BaseSettings):
     #: Tasks that may wait; further tasks are refused with 503.
     max_queue: MaxQueue = 1000
     #: Pictures of one task.
-    max_batch_size: int = Field(8, ge=1, le=64)
+    max_batch_size: int = Field(10, ge=1, le=64)
     #: Pixels of one generated picture. The default is 2048 x 2048.
     max_pixels: int = Field(4_194_304, ge=4096, le=67_108_864)
     #: Pixels times steps times pictures of one task, until the model's times are measured. See `max_task_seconds`.

@@ -96,6 +96,26 @@ async def test_a_model_is_added_changed_used_and_removed(start: Start, path: Pat
         assert code(await client.get("/models/c")) == (404, "model_not_found")
 
 
+async def test_aliases_are_live_and_keep_the_rest_of_the_file(start: Start, path: Path) -> None:
+    async with start(config=path) as client:
+        assert (await client.get("/config/aliases")).json() == {"aliases": {}}
+        put = await client.put("/config/aliases", json={"*": "a", "dall-e-3": "b", "org/name:tag": "b"})
+        assert put.json() == {"aliases": {"*": "a", "dall-e-3": "b", "org/name:tag": "b"}}
+        assert put.headers["ETag"] == (await client.get("/config/aliases")).headers["ETag"]
+        made = await client.post("/v1/images/generations", json={"prompt": "x", "model": "dall-e-3"})
+        assert made.headers["x-imagegen-model"] == "b"
+        assert code(await client.patch("/config/aliases", json={"x": "c"})) == (422, "config_invalid")
+        assert code(await client.patch("/config/aliases", json={"a": "b"})) == (422, "config_invalid")
+        assert code(await client.patch("/config/aliases", json={"x y": "b"})) == (422, "invalid_request")
+        assert code(await client.delete("/models/b")) == (422, "config_invalid")  # an alias names it
+        patched = await client.patch("/config/aliases", json={"dall-e-3": None, "org/name:tag": None})
+        assert patched.json() == {"aliases": {"*": "a"}}
+        assert path.read_text().startswith(TEXT)
+        path.write_text(TEXT + "aliases: {gpt-image-1: b}\n")
+        while (await client.get("/config/aliases")).json()["aliases"] != {"gpt-image-1": "b"}:
+            await asyncio.sleep(0.01)
+
+
 async def test_the_fake_family_is_an_unknown_type_of_the_product(tmp_path: Path) -> None:
     config = tmp_path / "models.yaml"
     config.write_text(default_config().read_text())

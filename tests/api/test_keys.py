@@ -116,6 +116,7 @@ MORE = {
     **dict.fromkeys(("clear_queue", "pull_model", "cancel_pull", "load_model", "unload_model"), MANAGE),
     **dict.fromkeys(("unload_this_model", "create_model", "patch_model", "update_model", "delete_model"), MANAGE),
     **dict.fromkeys(("get_settings", "patch_settings", "update_settings", "get_config_status"), MANAGE),
+    **dict.fromkeys(("get_aliases", "patch_aliases", "update_aliases"), MANAGE),
     **dict.fromkeys(("list_config_versions", "diff_config", "rollback_config"), MANAGE),
 }
 

@@ -59,7 +59,7 @@ async def test_a_stopping_service_ends_all_waits(start: Start) -> None:
         client.app.state.lifecycle.hurry()
 
 
-async def post_and_go(client: Client, body: dict[str, Any]) -> None:
+async def post_and_go(client: Client, body: dict[str, Any], path: str = "/text2image") -> None:
     """Request a wait for the end, and disconnect as soon as the task exists."""
     messages = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
 
@@ -74,7 +74,7 @@ async def post_and_go(client: Client, body: dict[str, Any]) -> None:
         """Wait until nothing listens any more."""
 
     headers = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json"), (b"prefer", b"wait=100")]
-    scope = {"type": "http", "method": "POST", "path": "/text2image", "query_string": b"", "headers": headers}
+    scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": headers}
     await client.app({"http_version": "1.1", "scheme": "http", "asgi": {"version": "3.0"}, **scope}, receive, send)
 
 

@@ -9,6 +9,7 @@ changes. The check runs there with these variables, and none of this machine's t
 - IMAGEGEN_URL: the address of the service, without a slash at its end
 - IMAGEGEN_KEY: an API key with the scope `generate`; empty: the service has no keys
 - IMAGEGEN_ADMIN_KEY: one with the scope `admin`; empty as well
+- IMAGEGEN_COMMAND: the command `imagegen`, for clients that start it
 - OUT: an empty folder for pictures, build/conformance/NAME/out-open or out-keyed
 - WEBHOOK_PORT, WEBHOOK_SECRET: webhooks may go to this port of 127.0.0.1, over HTTP, and are signed with the secret
 
@@ -20,6 +21,7 @@ import argparse
 import json
 import os
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -141,10 +143,11 @@ def _install(client: Client) -> None:
     print(f"{client.name}: installing", flush=True)
     shutil.rmtree(client.folder / ("node_modules" if client.is_node else "venv"), ignore_errors=True)
     log = client.folder / "install.log"
+    variables = _with_node({name: value for name, value in os.environ.items() if name != "PYTHONPATH"})
     with log.open("w") as file:
         for command in _install_commands(client):
             done = subprocess.run(
-                command, cwd=client.folder, env=_with_node(os.environ), stdout=file, stderr=file, timeout=INSTALL_S
+                command, cwd=client.folder, env=variables, stdout=file, stderr=file, timeout=INSTALL_S
             )
             if done.returncode:
                 client.failed, client.results["installation"] = True, f"failed, see {log}"
@@ -229,7 +232,9 @@ def _check(client: Client, run: str, about: Mapping[str, str]) -> str | None:
     out.mkdir()
     kept = _with_node({name: os.environ[name] for name in KEPT if name in os.environ})
     ours = {"HOME": str(client.folder), "NO_PROXY": "127.0.0.1", "PYTHONUNBUFFERED": "1"}
-    variables = kept | ours | {**about, "OUT": str(out)}
+    path = os.environ.get("PYTHONPATH")
+    itself = shlex.join([*(["env", f"PYTHONPATH={path}"] if path else []), sys.executable, "-m", "imagegen"])
+    variables = kept | ours | {**about, "IMAGEGEN_COMMAND": itself, "OUT": str(out)}
     scripts = [client.folder / f"check{client.suffix}"]
     if (text := snippet(client.name)) is not None:
         scripts.insert(0, client.folder / f"snippet{client.suffix}")

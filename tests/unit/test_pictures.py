@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageOps
 
+from imagegen.core.errors import InvalidImage
 from imagegen.core.sizes import Size
-from imagegen.loaders.pictures import picture_size, read_image, read_mask
+from imagegen.loaders.pictures import picture_size, read_image, read_mask, transparent_part
 
 
 def file_of(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -111,6 +112,22 @@ def test_a_mask_may_be_a_palette_with_a_hole() -> None:
 
 LEVELS = np.array([[0, 257, 32_896, 65_535]])
 EIGHT_BITS = [0, 1, 128, 255]
+
+
+def test_of_a_mask_with_a_picture_the_transparent_part_is_repainted() -> None:
+    read = pixels(read_mask(transparent_part(file_of(cut_out()))))
+    assert read[0, [0, 4, 8]].tolist() == [0, 127, 255]
+    turned = Image.new("RGBA", (2, 1), (9, 9, 9, 255))
+    turned.putpixel((1, 0), (200, 0, 0, 0))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn clockwise
+    assert pixels(read_mask(transparent_part(file_of(turned, exif=exif)))).tolist() == [[0], [255]]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
+def test_a_mask_without_a_transparent_part_is_refused(mode: str) -> None:
+    with pytest.raises(InvalidImage, match="no transparent part"):
+        transparent_part(file_of(Image.new(mode, (2, 2), "white")))
 
 
 @pytest.mark.parametrize("read", [lambda data: read_image(data).convert("L"), read_mask], ids=["image", "mask"])

@@ -13,6 +13,7 @@ from imagegen.builtin import default_config
 from imagegen.catalog.catalog import Catalog
 from imagegen.catalog.loading import ConfigError, load_catalog, parse_catalog
 from imagegen.catalog.yaml import MAX_BYTES, MAX_DEPTH
+from imagegen.core.errors import ModelNotFound
 from imagegen.testing import SPECS
 
 KNOWN = "diffusers, fake, flux, flux_nunchaku, gguf, nunchaku, stable_diffusion"
@@ -53,6 +54,27 @@ BROKEN: dict[str, tuple[str, list[str]]] = {
         ["5:5: 'local_path': no such embedded model; known: builtin:tiny"],
     ),
     "an unknown section": ("modls: {}\n" + GOOD, ["1:1: unknown section 'modls'; did you mean 'models'?"]),
+    "aliases as a list": ("aliases: [a]\n" + GOOD, ["1:1: 'aliases' must map names to model ids"]),
+    "an alias of no model": (
+        "aliases:\n  gpt-image-1: aa\n" + GOOD,
+        ["2:3: alias 'gpt-image-1': 'aa' is not under 'models'; did you mean 'a'?"],
+    ),
+    "an alias of a list": ("aliases: {x: [a]}\n" + GOOD, ["1:11: alias 'x': '['a']' is not under 'models'"]),
+    "an alias that is a model": (
+        "aliases: {a: a}\n" + GOOD,
+        ["1:11: 'a' is the id of a model, so it cannot be an alias"],
+    ),
+    "an alias with a space": (
+        "aliases: {gpt image: a}\n" + GOOD,
+        [
+            "1:11: 'gpt image' is no alias: must be '*', or letters, digits and '._:@+/-', at most 100, a letter or "
+            "digit first"
+        ],
+    ),
+    "too many aliases": (
+        "aliases:\n" + "".join(f"  n{i}: a\n" for i in range(1001)) + GOOD,
+        ["1:1: more than 1000 aliases"],
+    ),
     "an unknown key": (GOOD + "    stps: 3\n", ["5:5: unknown key 'stps'; did you mean 'steps'?"]),
     "a key like an older spelling": (
         GOOD + "    huggingface_pth: a/b\n",
@@ -152,6 +174,22 @@ BROKEN: dict[str, tuple[str, list[str]]] = {
 @pytest.mark.parametrize(("text", "lines"), BROKEN.values(), ids=BROKEN)
 def test_a_problem_is_reported_with_its_place_and_the_fix(text: str, lines: list[str]) -> None:
     assert problems(text) == lines
+
+
+def test_an_alias_stands_for_a_model_and_a_star_for_every_other_name() -> None:
+    catalog = parse(GOOD + "  b: {name: B, type: fake}\naliases: {gpt-image-1: b, org/name: b}\n")
+    assert [catalog.id_of(name) for name in (None, "a", "b", "gpt-image-1", "org/name")] == ["a", "a", "b", "b", "b"]
+    with pytest.raises(ModelNotFound, match="no alias of this name; did you mean 'gpt-image-1'"):
+        catalog.id_of("gpt-image-2")
+    assert parse(GOOD + 'aliases: {"*": a}\n').id_of("gpt-image-2") == "a"
+    assert parse(GOOD + "aliases:\n").aliases == {}
+
+
+def test_a_name_may_also_be_a_repository_or_have_an_owner() -> None:
+    text = GOOD + "  b: {name: B, type: fake, hf_path: org/model@main}\naliases: {org/other: a, '*': a}\n"
+    named = parse(text).named
+    names = ("b", "org/model", "anyone/b", "org/other", "org/none", "*")
+    assert [named(name) for name in names] == ["b", "b", "b", "a", None, "a"]
 
 
 def test_all_problems_are_reported_at_once_in_the_order_of_the_file() -> None:

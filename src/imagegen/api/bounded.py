@@ -38,17 +38,32 @@ class BoundedRoute(KeyedRoute):
             body = await request.body()
             if body and takes_json:
                 _check_type(request.headers.get("content-type", ""))
-            if sum(map(body.count, (b",", b"[", b"{"))) > MAX_PARTS:
-                raise HTTPException(400, "The body has too many values.")
+            check_parts(body)
             return await handle(request)
 
         return bounded
 
 
+def check_parts(body: bytes) -> None:
+    """Raises HTTPException if a JSON body has more values than any request has."""
+    if sum(map(body.count, (b",", b"[", b"{"))) > MAX_PARTS:
+        raise HTTPException(400, "The body has too many values.")
+
+
+def is_json(content_type: str) -> bool:
+    """Whether a Content-Type is that of JSON."""
+    kind = _kind(content_type)
+    return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
+
+
+def _kind(content_type: str) -> str:
+    return content_type.partition(";")[0].strip().lower()
+
+
 def _check_type(header: str) -> None:
-    kind = header.partition(";")[0].strip().lower()
-    if kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json")):
+    if is_json(header):
         return
+    kind = _kind(header)
     sent = f"Its Content-Type is {kind[:100]}." if kind else "It has no Content-Type."
     detail = f"The body must be JSON, with Content-Type: application/json. {sent}{_HINTS.get(kind, '')}"
     raise HTTPException(415, detail, {"Accept": "application/json"})

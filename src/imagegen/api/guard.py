@@ -13,10 +13,18 @@ from imagegen.api.problems import error_response, problem
 ASKED_HEADERS = [
     *("Authorization", "X-API-Key", "Content-Type", "Idempotency-Key", "If-Match", "If-None-Match", "Last-Event-ID"),
     *("Prefer", "Range", "If-Range"),
+    # What the SDK of OpenAI sends with each request.
+    *("OpenAI-Organization", "OpenAI-Project"),
+    *(
+        f"X-Stainless-{it}"
+        for it in ("Lang", "Package-Version", "OS", "Arch", "Runtime", "Runtime-Version", "Retry-Count", "Timeout")
+    ),
+    *("MCP-Protocol-Version", "Mcp-Method", "Mcp-Name"),
 ]
 ANSWERED_HEADERS = [
     *("ETag", "Link", "Location", "Content-Location", "Content-Range", "Content-Disposition", "Retry-After"),
     *("RateLimit", "RateLimit-Policy", "Idempotency-Replayed", "Preference-Applied"),
+    *("X-Request-ID", "X-Imagegen-Model", "X-Imagegen-Task"),
 ]
 
 #: These methods change nothing, so any page may use them: the browser does not let it read the answer.

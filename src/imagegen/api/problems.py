@@ -1,6 +1,6 @@
 """Errors: the HTTP status of each code (STATUS), and the body: RFC 9457, or what an API's own renderer makes."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from types import MappingProxyType
 from typing import Any
@@ -67,6 +67,7 @@ STATUS: Mapping[str, int] = MappingProxyType(
         "config_stale": 412,
         "version_not_found": 404,
         "task_finished": 409,
+        "task_cancelled": 409,
         "task_not_finished": 409,
         "no_receipt": 409,
         "no_inputs": 409,
@@ -161,6 +162,14 @@ class Problem(BaseModel):
 PROBLEM: Mapping[str, Any] = MappingProxyType({MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}})
 
 
+class NoPictures(Exception):
+    """A caller that waited for the pictures of a task gets none. Answered with the problem."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        super().__init__(problem.detail)
+
+
 #: Makes the response of an error from its problem and from the headers that it must have, such as Retry-After.
 Renderer = Callable[[Problem, Mapping[str, str] | None], Response]
 
@@ -185,7 +194,8 @@ def problem_json(problem: Problem, headers: Mapping[str, str] | None = None) -> 
 def render_errors(app: FastAPI, prefix: str, renderer: Renderer) -> None:
     """Let `renderer` make the response of every error at `prefix` and below it, also where there is no route.
 
-    If several prefixes match a path, the longest one counts. Other paths have problem details. Call install() first.
+    A segment such as `{name}` matches any one segment of a path. If several prefixes match, the one with the most
+    segments counts. Other paths have problem details. Call install() first.
     """
     app.state.error_renderers = {**app.state.error_renderers, prefix: renderer}
 
@@ -194,9 +204,15 @@ def error_response(scope: Scope, problem: Problem, headers: Mapping[str, str] | 
     """The response of an error, from the renderer of the path."""
     notes(scope).update(code=problem.code, route=getattr(scope.get("route"), "path", None))
     renderers: Mapping[str, Renderer] = scope["app"].state.error_renderers
-    prefixes = [prefix for prefix in renderers if f"{scope['path']}/".startswith(f"{prefix}/")]
-    render = renderers[max(prefixes, key=len)] if prefixes else problem_json
+    path = scope["path"].split("/")
+    prefixes = [prefix for prefix in renderers if _is_below(path, prefix.split("/"))]
+    render = renderers[max(prefixes, key=lambda prefix: prefix.count("/"))] if prefixes else problem_json
     return render(problem, headers)
+
+
+def _is_below(path: Sequence[str], prefix: Sequence[str]) -> bool:
+    alike = (ours.startswith("{") or ours == theirs for ours, theirs in zip(prefix, path, strict=False))
+    return len(prefix) <= len(path) and all(alike)
 
 
 def describe(*codes: str) -> dict[int | str, dict[str, Any]]:
@@ -230,6 +246,7 @@ def install(app: FastAPI) -> None:
     """Answer every error of the app with error_response()."""
     app.state.error_renderers = {}
     app.add_exception_handler(ImagegenError, _on_imagegen_error)
+    app.add_exception_handler(NoPictures, _on_no_pictures)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
@@ -248,6 +265,11 @@ async def _on_imagegen_error(request: Request, error: Exception) -> Response:
         errors = [FieldError(loc=_printable(loc), message=_printable(what)) for loc, what in error.problems[:20]]
     what = problem(error.code, _printable(error.detail)[:2000], errors=errors or None)
     return error_response(request.scope, what, headers)
+
+
+async def _on_no_pictures(request: Request, error: Exception) -> Response:
+    assert isinstance(error, NoPictures)
+    return error_response(request.scope, error.problem)
 
 
 def limit_headers(limit: LimitState) -> dict[str, str]:

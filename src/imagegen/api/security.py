@@ -1,5 +1,6 @@
 """Needs: the dependency of every route but the public ones. It finds the caller and checks the key's scopes."""
 
+import base64
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -70,11 +71,23 @@ MANAGE: Any = Depends(Needs(Scope.ADMIN))
 
 
 def key_in(request: Request) -> str | None:
-    """The key that a request has, as `Authorization: Bearer` or as `X-API-Key`."""
+    """The key that a request has, as `Authorization: Bearer`, as the password of `Basic`, or as `X-API-Key`."""
     scheme, _, text = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer" and text.strip():
+    if scheme.lower() in ("bearer", "token") and text.strip():  # `Token`: older clients of Replicate
         return text.strip()
+    if scheme.lower() == "basic" and (password := _password(text)):
+        return password
     return request.headers.get("x-api-key")
+
+
+def _password(credentials: str) -> str | None:
+    """The password of RFC 7617, whatever the user is called. Without a colon, it is the whole text."""
+    try:
+        text = base64.b64decode(credentials.strip(), validate=True).decode()
+    except ValueError:
+        return None
+    user, colon, password = text.partition(":")
+    return password if colon else user
 
 
 def needs_of(dependencies: Sequence[params.Depends]) -> list[Needs]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -49,6 +49,22 @@ ModelId = Annotated[
     Form(
         r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}",
         "must be a model id: letters, digits, '.', '_' and '-', at most 64, a letter or digit first",
+    ),
+]
+
+
+#: The alias that stands for every other name.
+ANY_NAME = "*"
+
+#: The most aliases of a file.
+MAX_ALIASES = 1000
+
+#: A name of a model elsewhere, as clients send it: `gpt-image-1`, `org/name`, `org/name:tag`.
+AliasName = Annotated[
+    str,
+    Form(
+        r"\*|[A-Za-z0-9][A-Za-z0-9._:@+/-]{0,99}",
+        "must be '*', or letters, digits and '._:@+/-', at most 100, a letter or digit first",
     ),
 ]
 
@@ -365,15 +381,20 @@ class ModelSpec(Section):
         raise ValueError(f"max_batch: models of type {self.type} make one picture at a time; leave it out")
 
 
-def _freeze(models: Mapping[str, ModelSpec]) -> Mapping[str, ModelSpec]:
-    return MappingProxyType(dict(models))
+T = TypeVar("T")
+
+
+def _freeze(mapping: Mapping[str, T]) -> Mapping[str, T]:
+    return MappingProxyType(dict(mapping))
 
 
 class Catalog(Value):
-    """All models and the settings they share."""
+    """All models, the settings they share, and other names of models."""
 
     settings: GlobalSettings
     models: Annotated[Mapping[str, ModelSpec], AfterValidator(_freeze)]
+    #: Names that clients of other APIs send, and the ids of the models that they mean.
+    aliases: Annotated[Mapping[str, str], AfterValidator(_freeze)] = MappingProxyType({})
 
     @property
     def default_model(self) -> str:
@@ -387,6 +408,30 @@ class Catalog(Value):
                 f"There is no model with this id{nearest(model_id, self.models)}; GET /models lists them."
             )
         return self.models[model_id]
+
+    def id_of(self, name: str | None) -> str:
+        """The id of the model that a client of another API means; None: it names none. Raises ModelNotFound."""
+        if name is None:
+            return self.default_model
+        model_id = self.named(name) or self.aliases.get(ANY_NAME)
+        if model_id is None:
+            known = ", ".join([*self.models, *self.aliases])
+            hint = nearest(name, [*self.models, *self.aliases])
+            raise ModelNotFound(f"There is no such model, and no alias of this name{hint}; known: {known}.")
+        return model_id
+
+    def named(self, name: str) -> str | None:
+        """The model that a name means without the alias `*`; None: there is none.
+
+        The name is an id, an alias, the repository of an entry, or any owner with an id: `owner/id`.
+        """
+        if name in self.models or name in self.aliases:
+            return name if name in self.models else self.aliases[name]
+        for model_id, spec in self.models.items():
+            if spec.hf_path is not None and spec.hf_path.partition("@")[0] == name:
+                return model_id
+        last = name.rpartition("/")[2]
+        return last if last in self.models else None
 
     def loaded_as(self, model_id: str) -> dict[str, Any]:
         """Everything that a load of this model depends on. If it differs in two catalogs, the model is reloaded."""

@@ -116,6 +116,16 @@ def with_settings(document: Document, fields: Fields) -> Document:
     return edited(document, list(_merged((name,), data.get(name) or {}, fields, GlobalSettings)))
 
 
+def with_aliases(document: Document, fields: Fields) -> Document:
+    """The document with some aliases replaced; None removes one."""
+    _check(fields)
+    changes = [
+        Remove(("aliases", name)) if model_id is None else Put(("aliases", name), model_id)
+        for name, model_id in fields.items()
+    ]
+    return edited(document, changes)
+
+
 def _merged(path: tuple[str, ...], section: Fields, fields: Fields, kind: type[Section] | None) -> Iterator[Change]:
     for name, value in fields.items():
         key = _spelling(name, section, kind)

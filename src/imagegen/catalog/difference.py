@@ -14,12 +14,14 @@ class Difference(Value):
     removed: tuple[str, ...] = ()
     #: Fields of `global` that differ.
     settings: tuple[str, ...] = ()
+    #: Aliases that differ.
+    aliases: tuple[str, ...] = ()
     #: Models to reload or drop: removed, or changed in something that a load depends on.
     outdated: tuple[str, ...] = ()
 
     @property
     def empty(self) -> bool:
-        return not (self.added or self.changed or self.removed or self.settings)
+        return not (self.added or self.changed or self.removed or self.settings or self.aliases)
 
     @property
     def moves_models(self) -> bool:
@@ -42,5 +44,10 @@ def difference(old: Catalog, new: Catalog) -> Difference:
         changed=changed,
         removed=removed,
         settings=settings,
+        aliases=tuple(
+            name
+            for name in dict.fromkeys((*old.aliases, *new.aliases))
+            if old.aliases.get(name) != new.aliases.get(name)
+        ),
         outdated=(*removed, *(model for model in suspects if old.loaded_as(model) != new.loaded_as(model))),
     )

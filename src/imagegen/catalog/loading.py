@@ -7,7 +7,16 @@ from typing import Any, NamedTuple
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from imagegen.catalog.catalog import RESERVED_IDS, Catalog, GlobalSettings, ModelId, ModelSpec, Section
+from imagegen.catalog.catalog import (
+    MAX_ALIASES,
+    RESERVED_IDS,
+    AliasName,
+    Catalog,
+    GlobalSettings,
+    ModelId,
+    ModelSpec,
+    Section,
+)
 from imagegen.catalog.fields import section_at, unknown_key
 from imagegen.catalog.yaml import MAX_BYTES, Document, Loc, Position, YamlProblem, read
 from imagegen.core.wording import explained, nearest
@@ -17,9 +26,10 @@ from imagegen.storage.files import open_regular
 Families = Mapping[str, type[ModelSpec]]
 
 #: The sections, by their names here and in the original API.
-SECTIONS = {"global": "global", "settings": "global", "models": "models"}
+SECTIONS = {"global": "global", "settings": "global", "models": "models", "aliases": "aliases"}
 
 _MODEL_ID: TypeAdapter[str] = TypeAdapter(ModelId)
+_ALIAS: TypeAdapter[str] = TypeAdapter(AliasName)
 
 
 class Problem(NamedTuple):
@@ -75,7 +85,7 @@ def catalog_of(document: Document, families: Families, *, name: str = "models.ya
     if problems:
         lines = [_line(name, document.position(problem.loc), problem.message) for problem in problems]
         raise ConfigError(lines, problems)
-    return Catalog(settings=result.settings, models=result.models)
+    return Catalog(settings=result.settings, models=result.models, aliases=result.aliases)
 
 
 def _line(name: str, position: Position, message: str) -> str:
@@ -91,6 +101,7 @@ class _Reading:
         self.families = families
         self.settings = GlobalSettings()
         self.models: dict[str, ModelSpec] = {}
+        self.aliases: dict[str, str] = {}
 
     def problems(self) -> Iterator[Problem]:
         if not isinstance(self.data, dict):
@@ -102,6 +113,8 @@ class _Reading:
                     yield from self._global(key, value)
                 case "models":
                     yield from self._models(value)
+                case "aliases":
+                    yield from self._aliases(value)
                 case _:
                     yield Problem((key,), f"unknown section '{key}'{nearest(key, SECTIONS)}")
         yield from self._whole()
@@ -148,6 +161,22 @@ class _Reading:
         except ValidationError as error:
             yield from _explain(error, loc, family)
 
+    def _aliases(self, value: Any) -> Iterator[Problem]:
+        if not isinstance(value, dict | None):
+            yield Problem(("aliases",), "'aliases' must map names to model ids")
+            return
+        if value and len(value) > MAX_ALIASES:
+            yield Problem(("aliases",), f"more than {MAX_ALIASES} aliases")
+            return
+        ids = self.data.get("models")
+        if not isinstance(ids, dict):
+            return  # which is a problem of its own
+        for name, model_id in (value or {}).items():
+            if (reason := _bad_alias(name, model_id, ids)) is None:
+                self.aliases[name] = model_id
+            else:
+                yield Problem(("aliases", name), reason)
+
     def _whole(self) -> Iterator[Problem]:
         """The problems that concern several sections."""
         if "models" not in self.data:
@@ -166,6 +195,18 @@ def _bad_id(model_id: Any) -> str | None:
     except ValidationError:
         return f"'{model_id}' is no model id: letters, digits, '.', '_' and '-', at most 64, in quotes if only digits"
     return f"'{model_id}' is a reserved word; choose another id" if model_id in RESERVED_IDS else None
+
+
+def _bad_alias(name: Any, model_id: Any, ids: Mapping[Any, Any]) -> str | None:
+    try:
+        _ALIAS.validate_python(name, strict=True)
+    except ValidationError as error:
+        return f"'{name}' is no alias: {explained(error.errors()[0])}"
+    if name in ids:
+        return f"'{name}' is the id of a model, so it cannot be an alias"
+    if isinstance(model_id, str) and model_id in ids:
+        return None
+    return f"alias '{name}': '{model_id}' is not under 'models'{nearest(model_id, ids)}"
 
 
 def _explain(error: ValidationError, loc: Loc, section: type[Section]) -> Iterator[Problem]:

@@ -5,11 +5,25 @@ import json
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from pydantic import TypeAdapter
 from pydantic.fields import FieldInfo
 
-from imagegen.catalog.catalog import RESERVED_IDS, GlobalSettings, ModelSpec, Section
+from imagegen.catalog.catalog import (
+    MAX_ALIASES,
+    RESERVED_IDS,
+    AliasName,
+    GlobalSettings,
+    ModelId,
+    ModelSpec,
+    Section,
+)
 from imagegen.catalog.fields import spellings
 from imagegen.catalog.loading import Families
+
+ALIASES = (
+    "Other names of models, each with the id of a model: clients of other APIs send names such as `gpt-image-1`. `*` "
+    "is every name that is neither an id nor an alias. Without it, such a name is refused."
+)
 
 
 def description(kind: type[Section], name: str) -> str:
@@ -50,6 +64,13 @@ def json_schema(families: Families) -> dict[str, Any]:
         "properties": {
             "global": settings,
             "settings": settings | {"deprecated": True, "description": "The older name of `global`."},
+            "aliases": {
+                "type": ["object", "null"],
+                "description": ALIASES,
+                "maxProperties": MAX_ALIASES,
+                "propertyNames": TypeAdapter(AliasName).json_schema(),
+                "additionalProperties": TypeAdapter(ModelId).json_schema(),
+            },
             "models": {
                 "type": "object",
                 "minProperties": 1,
@@ -174,7 +195,10 @@ def reference(families: Families) -> str:
         words = ", ".join(f"`{word}`" for one, names in by_kind.items() if issubclass(one, kind) for word in names)
         tables.setdefault(f"Entries of type {words}", []).extend(_rows(kind, ("type",)))
     head = "| field | value | default | |\n|---|---|---|---|"
-    return "\n".join([_HEAD, *(f"## {title}\n\n{head}\n" + "\n".join(rows) + "\n" for title, rows in tables.items())])
+    aliases = f"## `aliases`\n\n{ALIASES}\n"
+    return "\n".join(
+        [_HEAD, aliases, *(f"## {title}\n\n{head}\n" + "\n".join(rows) + "\n" for title, rows in tables.items())]
+    )
 
 
 def _bases(by_kind: Mapping[type[ModelSpec], list[str]]) -> Iterator[type[ModelSpec]]:

@@ -1,6 +1,7 @@
 """Finds weights on this machine: an entry's folder or file, the hub's cache, LoRA files."""
 
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +13,9 @@ from imagegen.core.errors import LoraNotFound
 from imagegen.core.task import Lora
 
 WEIGHTS = ".safetensors"
+
+#: LoRAs that are listed, at most.
+MAX_LISTED = 10_000
 
 
 class Folders(NamedTuple):
@@ -116,6 +120,12 @@ def confined(name: str, folder: Path, home: Path) -> Path | None:
 def lora_files(loras: Sequence[Lora], loras_dir: Path) -> list[Path]:
     """The file of each LoRA. Raises LoraNotFound."""
     return [_lora_file(lora, loras_dir) for lora in loras]
+
+
+def listed_loras(loras_dir: Path) -> list[str]:
+    """The LoRAs below this folder as requests name them (`Lora.path`), sorted; at most MAX_LISTED of them."""
+    found = (file for file in loras_dir.rglob(f"*{WEIGHTS}") if file.is_file())
+    return sorted(str(file.relative_to(loras_dir)) for file in islice(found, MAX_LISTED))
 
 
 def _lora_file(lora: Lora, loras_dir: Path) -> Path:

@@ -9,6 +9,7 @@ from imagegen.cli.config import config_app
 from imagegen.cli.doctor import doctor
 from imagegen.cli.init import init
 from imagegen.cli.keys import keys_app
+from imagegen.cli.mcp import mcp
 from imagegen.cli.models import models_app
 from imagegen.cli.run import inspect, replay, run
 from imagegen.cli.serving import serve
@@ -20,7 +21,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (serve, run, submit, watch, cancel, tasks, ps, logs, inspect, replay, init, doctor):
+for command in (serve, run, submit, watch, cancel, tasks, ps, logs, inspect, replay, mcp, init, doctor):
     app.command()(command)
 #: The name of `run` in older versions.
 app.command("generate", hidden=True)(run)

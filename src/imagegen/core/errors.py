@@ -152,6 +152,12 @@ class TaskFinished(ImagegenError):
     code = "task_finished"
 
 
+class WasCancelled(ImagegenError):
+    """The task was cancelled before it made its pictures."""
+
+    code = "task_cancelled"
+
+
 class TaskNotFinished(ImagegenError):
     """The task has not ended; cancel it first."""
 

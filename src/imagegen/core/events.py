@@ -51,9 +51,9 @@ class StreamClosed(StreamEvent):
 
     name = "closed"
     reason: StreamEnd = Field(
-        description="`too_slow`: the subscriber is too many events behind; `stopping`: the service stops; `key_revoked`: "
-        "the subscriber's key was revoked, or got a new text; `key_expired`; `key_required`: there were no keys when it "
-        "subscribed."
+        description="`too_slow`: the subscriber is too many events behind; `stopping`: the service stops; "
+        "`key_revoked`: the subscriber's key was revoked, or got a new text; `key_expired`; `key_required`: there were "
+        "no keys when it subscribed."
     )
 
 
@@ -254,6 +254,7 @@ class ConfigChanged(Event):
     changed: tuple[str, ...] = Field(description="Models whose entry differs.")
     removed: tuple[str, ...] = Field(description="Models that are gone.")
     settings: tuple[str, ...] = Field(description="Fields of `global` that differ.")
+    aliases: tuple[str, ...] = Field(default=(), description="Aliases that differ.")
 
 
 class ConfigRejected(Event):

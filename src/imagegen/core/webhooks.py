@@ -3,7 +3,7 @@
 import base64
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr
@@ -46,6 +46,10 @@ class Webhook(Value):
     #: It may contain a secret, so no response and no log line shows it.
     url: str = Field(repr=False)
     events: tuple[WebhookEvent, ...] = ENDS
+    #: The API that the task was submitted by, which decides the form of the bodies.
+    api: Literal["native", "replicate"] = "native"
+    #: The address under which the caller reached the service, for bodies with whole URLs.
+    base_url: str = ""
 
     @property
     def host(self) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from imagegen.core.errors import InvalidImage
 from imagegen.core.sizes import Size
 from imagegen.core.task import Pixels
 
@@ -61,6 +62,22 @@ def read_mask(encoded: bytes) -> Any:
             marks = _is_flat(grey) and not _is_flat(alpha)
             grey = ImageChops.invert(alpha) if marks else ImageChops.multiply(grey, alpha)
         return _turned(grey, image)
+
+
+def transparent_part(encoded: bytes) -> bytes:
+    """A mask for `read_mask`, as PNG, from one whose transparent part is repainted, whatever its colours are.
+
+    Raises InvalidImage if nothing of it is transparent.
+    """
+    from PIL import ImageChops
+
+    with _opened(encoded) as image:
+        _, alpha = _colours_and_alpha(image)
+        if alpha is None or alpha.getextrema() == (255, 255):
+            raise InvalidImage("The mask has no transparent part; its transparent part is what is repainted.")
+        mask = _turned(ImageChops.invert(alpha), image)
+    mask.save(file := io.BytesIO(), "PNG", compress_level=1)
+    return file.getvalue()
 
 
 def picture_size(encoded: bytes) -> Size:

@@ -97,13 +97,21 @@ def _exif(note: str | None) -> bytes:
 
 def read_receipt(data: bytes) -> dict[str, Any] | None:
     """The receipt that `encode` wrote into a file; None: it has none. Raises OSError if it is not a picture."""
-    with Image.open(io.BytesIO(data), formats=[word.upper() for word in ImageFormat]) as image:
-        note = image.text.get(KEYWORD) if isinstance(image, PngImagePlugin.PngImageFile) else _comment(image)
+    note = read_text(data, KEYWORD)
     try:
         receipt = json.loads(note)[KEYWORD] if note else None
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
     return receipt if isinstance(receipt, dict) else None
+
+
+def read_text(data: bytes, keyword: str) -> str | None:
+    """The text chunk of a PNG with this keyword, or the EXIF comment of another file; None if there is none.
+
+    Raises OSError if it is not a picture of one of our formats.
+    """
+    with Image.open(io.BytesIO(data), formats=[word.upper() for word in ImageFormat]) as image:
+        return image.text.get(keyword) if isinstance(image, PngImagePlugin.PngImageFile) else _comment(image)
 
 
 def _comment(image: Image.Image) -> str | None:

@@ -13,8 +13,8 @@ from imagegen.api.headers import headers
 from imagegen.api.native.shared import RequestBody
 from imagegen.api.problems import describe
 from imagegen.api.security import MANAGE
-from imagegen.catalog.catalog import GlobalSettings
-from imagegen.catalog.changes import with_settings
+from imagegen.catalog.catalog import AliasName, GlobalSettings, ModelId
+from imagegen.catalog.changes import with_aliases, with_settings
 
 router = APIRouter(prefix="/config", tags=["configuration"], route_class=BoundedRoute, dependencies=[MANAGE])
 
@@ -61,12 +61,27 @@ class SettingsPatchBody(RootModel[dict[str, Any]]):
     model_config = ConfigDict(json_schema_extra={"examples": [{"auto_unload_minutes": 5}]})
 
 
+class AliasesBody(RootModel[dict[AliasName, ModelId | None]]):
+    """Aliases with the ids of models; null removes one."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"gpt-image-1": "tiny"}]})
+
+
 class RollbackBody(RequestBody):
     """The version to restore."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"version": 1}]})
 
     version: int = Field(ge=1, le=MAX_VERSION, strict=True, description="A version that `GET /config/versions` lists.")
+
+
+class AliasesView(BaseModel):
+    """Other names of models, which clients of other APIs send."""
+
+    aliases: dict[str, str] = Field(
+        description="The id of the model by its other name; `*`: every name that is neither an id nor an alias.",
+        examples=[{"gpt-image-1": "tiny"}],
+    )
 
 
 class ConfigWritten(BaseModel):
@@ -144,6 +159,41 @@ async def update_settings(
     """
     tag(response, (await writer.edit(partial(with_settings, fields=body.root), if_match)).etag)
     return models.catalog.settings
+
+
+@router.get(
+    "/aliases",
+    operation_id="get_aliases",
+    summary="Other names of models",
+    responses={200: {"headers": headers("ETag")}},
+)
+async def get_aliases(models: Models, writer: Writer, response: Response) -> AliasesView:
+    """The section `aliases` of models.yaml."""
+    tag(response, writer.etag)
+    return AliasesView(aliases=dict(models.catalog.aliases))
+
+
+@router.patch(
+    "/aliases",
+    operation_id="patch_aliases",
+    summary="Change some aliases (merge patch)",
+    responses={200: {"headers": headers("ETag")}, **describe(*WRITING)},
+)
+@router.put(
+    "/aliases",
+    operation_id="update_aliases",
+    summary="Change some aliases",
+    responses={200: {"headers": headers("ETag")}, **describe(*WRITING)},
+)
+async def update_aliases(
+    fields: AliasesBody, response: Response, writer: Writer, models: Models, if_match: IfMatch
+) -> AliasesView:
+    """Replaces the given aliases and keeps the others. Null removes one. The change is in force at once.
+
+    PUT and PATCH (RFC 7396) do the same.
+    """
+    tag(response, (await writer.edit(partial(with_aliases, fields=fields.root), if_match)).etag)
+    return AliasesView(aliases=dict(models.catalog.aliases))
 
 
 @router.get(

@@ -1,17 +1,16 @@
 """Answers to requests that submit a task: at once, or when the task has ended (RFC 7240, `Prefer: wait`)."""
 
-import asyncio
 import re
-from contextlib import suppress
 from typing import Annotated, Any
 
 from fastapi import Depends, Header, Request, Response
 from pydantic import BaseModel, Field
 
+from imagegen.api.callers import cancel as cancel_task
+from imagegen.api.callers import until_ended
 from imagegen.api.dependencies import Services, Who, services_of, settings_of
 from imagegen.api.headers import headers
 from imagegen.api.native.tasks.view import TaskLinks, TaskView, task_links, task_view
-from imagegen.core.errors import TaskFinished, TaskNotFound
 from imagegen.core.owner import Owner
 from imagegen.core.receipt import receipt_of
 from imagegen.core.task import GenerationTask, TaskStatus
@@ -78,17 +77,10 @@ class _Caller:
         if not self._wait_s:
             return _accepted(task)
         service = self._services.service
-        waiting = asyncio.create_task(service.wait(self._who, task.id, self._wait_s))
-        gone = asyncio.create_task(_disconnect(self._request))
-        try:
-            await asyncio.wait([waiting, gone], return_when=asyncio.FIRST_COMPLETED)
-            if cancel and not waiting.done():
-                with suppress(TaskFinished, TaskNotFound):  # it has ended meanwhile
-                    await service.cancel(self._who, task.id)
-            task = waiting.result() if waiting.done() else await service.task(self._who, task.id)
-        finally:
-            waiting.cancel()
-            gone.cancel()
+        ended = await until_ended(self._request, service, self._who, task.id, self._wait_s)
+        if ended is None and cancel:
+            await cancel_task(service, self._who, task.id)
+        task = ended or await service.task(self._who, task.id)
         response = self._ended(task) if task.status.finished else _accepted(task)
         response.headers["Preference-Applied"] = f"wait={self._wait_s}"
         return response
@@ -97,11 +89,6 @@ class _Caller:
         view = task_view(task, None, None, settings_of(self._services).retention_days, receipt=receipt_of(task))
         headers = {"Content-Location": view.links.self}
         return Response(view.model_dump_json(), media_type="application/json", headers=headers)
-
-
-async def _disconnect(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def _accepted(task: GenerationTask) -> Response:
