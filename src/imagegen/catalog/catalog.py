@@ -394,7 +394,7 @@ class Catalog(Value):
     settings: GlobalSettings
     models: Annotated[Mapping[str, ModelSpec], AfterValidator(_freeze)]
     #: Names that clients of other APIs send, and the ids of the models that they mean.
-    aliases: Annotated[Mapping[str, str], AfterValidator(_freeze)] = MappingProxyType({})
+    aliases: Annotated[Mapping[str, str], AfterValidator(_freeze)] = Field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def default_model(self) -> str:

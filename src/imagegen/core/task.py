@@ -72,11 +72,12 @@ class Lora(Value):
     """A LoRA (low-rank adapter) that is added to the model's weights for one request."""
 
     path: str = Field(
-        max_length=1000, description="A .safetensors file: below the service's LoRA directory, or in `repo`."
+        description="A .safetensors file: below the service's LoRA directory, or in `repo`.",
+        json_schema_extra={"maxLength": 500},
     )
     scale: float = Field(default=1.0, ge=-4, le=4, description="Strength of the LoRA.")
-    repo: str | None = Field(
-        default=None, max_length=1000, description="`org/name[@revision]` on the hub, already in its cache."
+    repo: Annotated[str, Field(json_schema_extra={"maxLength": 320})] | None = Field(
+        default=None, description="`org/name[@revision]` on the hub, already in its cache."
     )
 
 
