@@ -1,6 +1,7 @@
 """One instance for each data directory."""
 
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,13 @@ def test_a_refused_instance_does_not_take_the_holders_name_away(tmp_path: Path) 
 def test_the_directory_is_made(tmp_path: Path) -> None:
     with exclusive(tmp_path / "new" / "deep"):
         assert (tmp_path / "new" / "deep").is_dir()
+
+
+def test_a_directory_that_is_made_is_for_its_user_alone(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir(mode=0o755)
+    with exclusive(tmp_path / "new"), exclusive(tmp_path / "shared"):
+        assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o700
+        assert stat.S_IMODE((tmp_path / "shared").stat().st_mode) == 0o755  # the operator's choice
 
 
 def test_two_directories_are_two_instances(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
 from imagegen.core.errors import JournalDamaged, JournalLost, SearchTooLong, StorageFailed, StorageFull
-from imagegen.storage.files import file_id, storage_error
+from imagegen.storage.files import file_id, make_private, storage_error
 from imagegen.storage.migrations import upgrade
 
 T = TypeVar("T")
@@ -202,7 +202,7 @@ class _Writer:
     """The one connection that writes, and the files that it has open."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_private(path.parent)
         self._path = path
         self._log = path.with_name(path.name + "-wal")
         self._engine = create_engine(f"sqlite:///{path}", poolclass=StaticPool)

@@ -40,6 +40,11 @@ def _open_regular(path: str, flags: int) -> int:
     raise OSError(EINVAL, "not a regular file", path)
 
 
+def make_private(folder: Path) -> None:
+    """Make a folder that only its user can enter, unless it exists: the journal has prompts, and secrets that sign."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file so that a crash leaves the whole file or no file: write, fsync, rename, fsync the folder."""
     if not path.parent.is_dir():

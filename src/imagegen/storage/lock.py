@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from imagegen.core.errors import DataDirInUse, DataDirUnusable
+from imagegen.storage.files import make_private
 
 #: The file in the data directory that is locked.
 LOCK = "lock"
@@ -19,7 +20,7 @@ def exclusive(data_dir: Path) -> Iterator[None]:
     Raises DataDirInUse or DataDirUnusable.
     """
     try:
-        data_dir.mkdir(parents=True, exist_ok=True)
+        make_private(data_dir)
         lock = (data_dir / LOCK).open("a+b", buffering=0)
     except OSError as error:
         raise DataDirUnusable(f"Cannot use the data directory {data_dir}: {error.strerror}.") from error
