@@ -15,7 +15,7 @@ URL, KEY = os.environ["IMAGEGEN_URL"], os.environ["IMAGEGEN_ADMIN_KEY"]
 HEADERS = {"Authorization": f"Bearer {KEY}"} if KEY else {}
 
 #: Cases of each operation that are generated beside the examples and the edges of each field.
-MAX_EXAMPLES = 20
+MAX_EXAMPLES = 10
 
 #: The first key that is made closes an open service, and all other operations would be answered with 401.
 EXCLUDED = [] if KEY else ["create_key"]
