@@ -17,8 +17,9 @@ HEADERS = {"Authorization": f"Bearer {KEY}"} if KEY else {}
 #: Cases of each operation that are generated beside the examples and the edges of each field.
 MAX_EXAMPLES = 10
 
-#: The first key that is made closes an open service, and all other operations would be answered with 401.
-EXCLUDED = [] if KEY else ["create_key"]
+#: A service without keys answers without one, as documented. The first key that is made would close it: all other
+#: operations would be answered with 401.
+WITHOUT_KEYS = ["--exclude-checks", "ignored_auth", "--exclude-operation-id", "create_key"]
 
 #: Seconds between two tasks that this check submits, so that there are events to read.
 TASK_EVERY_S = 1
@@ -35,19 +36,13 @@ def submit_tasks(over: threading.Event) -> None:
 
 
 def main() -> int:
-    command = [
-        sys.executable,
-        "-m",
-        "schemathesis.cli",
-        "--config-file",
-        str(Path(__file__).parent / "schemathesis.toml"),
-    ]
-    command += ["run", f"{URL}/openapi.json", "--max-examples", str(MAX_EXAMPLES), "--seed", "1"]
+    config = Path(__file__).parent / "schemathesis.toml"
+    command = [sys.executable, "-m", "schemathesis.cli", "--config-file", str(config), "run", f"{URL}/openapi.json"]
+    command += ["--max-examples", str(MAX_EXAMPLES), "--seed", "1"]
     command += sys.argv[1:]
     for name, value in HEADERS.items():
         command += ["--header", f"{name}: {value}"]
-    for operation in EXCLUDED:
-        command += ["--exclude-operation-id", operation]
+    command += [] if KEY else WITHOUT_KEYS
     over = threading.Event()
     tasks = threading.Thread(target=submit_tasks, args=(over,))
     tasks.start()
