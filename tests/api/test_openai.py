@@ -111,6 +111,17 @@ async def test_a_response_format_is_the_only_one(client: Client) -> None:
         assert picture.keys() - {"index", "type"} == {form}
 
 
+async def test_a_name_of_openais_newer_models_gets_no_url_unless_it_asks_for_one(client: Client) -> None:
+    for model, asked, forms in (
+        ("gpt-image-1", None, {"b64_json"}),
+        ("chatgpt-image-latest", None, {"b64_json"}),
+        ("gpt-image-2", "url", {"url"}),
+        ("dall-e-3", None, {"url", "b64_json"}),
+    ):
+        (picture,) = (await generate(client, model=model, response_format=asked)).json()["data"]
+        assert picture.keys() - {"index", "type"} == forms
+
+
 #: Fields, and what the task then has.
 EFFECTS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({}, {"width": 64, "height": 64, "steps": 4, "format": "png"}),

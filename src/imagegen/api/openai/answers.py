@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from imagegen.api.callers import Retries, cancel, problem_of, until_ended
 from imagegen.api.dependencies import Services, services_of
 from imagegen.api.openai.errors import SHOULD_RETRY, error_body
-from imagegen.api.openai.fields import NAME_OF_QUALITY, Fields, PromptedFields
+from imagegen.api.openai.fields import NAME_OF_QUALITY, ImageFields, PromptedFields
 from imagegen.api.problems import Problem, error_response, problem
 from imagegen.api.sse import KEEP_ALIVE, KEEP_ALIVE_S, EventStream
 from imagegen.core.errors import Draining, ImagegenError
@@ -90,13 +90,13 @@ def usage_of(task: GenerationTask) -> Usage:
     return Usage(input_tokens=text, total_tokens=text, input_tokens_details=TokenDetails(text_tokens=text))
 
 
-def quality_of(fields: Fields | PromptedFields) -> str:
+def quality_of(fields: ImageFields) -> str:
     """The quality of the pictures, by one of OpenAI's names."""
     asked = fields.quality if isinstance(fields, PromptedFields) else "auto"
     return NAME_OF_QUALITY.get(asked, asked)
 
 
-async def answer(request: Request, who: Owner, task: GenerationTask, fields: Fields) -> Response:
+async def answer(request: Request, who: Owner, task: GenerationTask, fields: ImageFields) -> Response:
     """The pictures of an ended task, or why there are none. Raises ImageNotFound, StorageFailed, Draining."""
     if not task.status.finished:
         detail = f"{Draining().detail} The task {task.id} goes on after its next start."
@@ -124,11 +124,10 @@ def _headers(task: GenerationTask) -> dict[str, str]:
     return {MODEL_HEADER: task.model, TASK_HEADER: task.id}
 
 
-async def _picture(request: Request, index: int, image: StoredImage, fields: Fields) -> Picture:
+async def _picture(request: Request, index: int, image: StoredImage, fields: ImageFields) -> Picture:
     services = services_of(request)
-    asked = fields.response_format
-    url = await _url(request, services, image) if asked in (None, "url") else None
-    data = await _base64(services.images, image) if asked != "url" else None
+    url = await _url(request, services, image) if fields.wants_url else None
+    data = await _base64(services.images, image) if fields.wants_data else None
     return Picture(index=index, type="url" if data is None else "b64_json", b64_json=data, url=url)
 
 
@@ -149,7 +148,7 @@ async def _base64(images: ImageStore, image: StoredImage) -> str:
 
 
 async def wait(
-    request: Request, who: Owner, task: GenerationTask, fields: Fields, key: tuple[str, ...] | None
+    request: Request, who: Owner, task: GenerationTask, fields: ImageFields, key: tuple[str, ...] | None
 ) -> Response:
     """Answer when the task has ended. If the caller disconnects before, the task is cancelled.
 

@@ -34,6 +34,10 @@ STRENGTH_OF_FIDELITY: Mapping[str, float] = MappingProxyType({"high": 0.5, "low"
 #: `strength` of an edit and of a variation that name none.
 EDIT_STRENGTH, VARIATION_STRENGTH = 0.8, 0.6
 
+#: The models of OpenAI whose answers have no URLs. Open WebUI reads a URL first, and fetches none from a private
+#: address.
+_WITHOUT_URL = re.compile("(chat)?gpt-image")
+
 _SIZE = re.compile(r"([0-9]{2,4})x([0-9]{2,4})", re.ASCII)
 
 
@@ -69,7 +73,9 @@ class ImageFields(RequestBody):
     n: int = Field(1, strict=True, ge=1, le=10, description="Number of pictures.")
     size: str = Field("auto", max_length=20, description="`auto` or `WIDTHxHEIGHT`.")
     response_format: Literal["url", "b64_json", "base64"] | None = Field(
-        None, description="Absent: both `url` and `b64_json`. `base64` is Together's word for `b64_json`."
+        None,
+        description="Absent: both `url` and `b64_json`; of a model named `gpt-image...` only `b64_json`. `base64` is "
+        "Together's word for `b64_json`.",
     )
     user: str | None = Field(None, max_length=512, description="Written to the log, beside the id of the task.")
     safety_identifier: str | None = Field(None, max_length=512, description="Like `user`, whose name it replaces.")
@@ -116,6 +122,18 @@ class ImageFields(RequestBody):
         if (found := _SIZE.fullmatch(self.size)) is not None:
             return int(found[1]), int(found[2])
         return self.width, self.height
+
+    @property
+    def wants_url(self) -> bool:
+        """Whether the answer has the URL of each picture."""
+        if self.response_format is not None:
+            return self.response_format == "url"
+        return _WITHOUT_URL.match(self.model or "") is None
+
+    @property
+    def wants_data(self) -> bool:
+        """Whether the answer has each picture in base64."""
+        return self.response_format != "url"
 
     @property
     def output(self) -> Output:
@@ -258,6 +276,3 @@ class VariationFields(ImageFields):
     def draft(self, kind: TaskType, catalog: Catalog, most: int) -> TaskDraft:
         own = {"prompt": self.prompt, "strength": self.strength or VARIATION_STRENGTH}
         return super().draft(kind, catalog, most).evolve(**own)
-
-
-Fields = GenerationFields | EditFields | VariationFields

@@ -13,7 +13,14 @@ from imagegen.api.callers import Retries
 from imagegen.api.dependencies import Models, Services, Who, services_of, settings_of
 from imagegen.api.native.images.uploads import decode_base64
 from imagegen.api.openai.answers import Kind, PictureStream, wait
-from imagegen.api.openai.fields import EditFields, Fields, GenerationFields, PromptedFields, VariationFields, invalid
+from imagegen.api.openai.fields import (
+    EditFields,
+    GenerationFields,
+    ImageFields,
+    PromptedFields,
+    VariationFields,
+    invalid,
+)
 from imagegen.api.openai.forms import Files, read_form
 from imagegen.api.security import MAKE, SEE, KeyedRoute
 from imagegen.catalog.catalog import ANY_NAME
@@ -57,7 +64,7 @@ class _Sender:
         self._idempotency_key = key
         self._retries = retries
 
-    async def make(self, draft: TaskDraft, fields: Fields, kind: Kind, files: tuple[bytes, ...] = ()) -> Response:
+    async def make(self, draft: TaskDraft, fields: ImageFields, kind: Kind, files: tuple[bytes, ...] = ()) -> Response:
         """Accept a task, or join the one that the same request has made before, and answer with its pictures."""
         streams = isinstance(fields, PromptedFields) and fields.stream
         digest = await asyncio.to_thread(_digest, self.request.url.path, fields, files)
@@ -75,14 +82,14 @@ class _Sender:
         task_id = retries.take(key) if key is not None and self._retries else None
         return await self.services.service.task(self.who, task_id) if task_id is not None else None
 
-    async def _accepted(self, draft: TaskDraft, fields: Fields, digest: str) -> GenerationTask:
+    async def _accepted(self, draft: TaskDraft, fields: ImageFields, digest: str) -> GenerationTask:
         claim = Claim(self._idempotency_key, digest) if self._idempotency_key else None
         task = (await self.services.service.submit(self.who, draft, claim)).task
         if user := fields.safety_identifier or fields.user:
             log.info("task_user", **task.ids, user=user)
         return task
 
-    def draft(self, kind: TaskType, fields: Fields) -> TaskDraft:
+    def draft(self, kind: TaskType, fields: ImageFields) -> TaskDraft:
         """The draft of a task without pictures."""
         return fields.draft(kind, self.services.models.catalog, settings_of(self.services).max_batch_size)
 
@@ -102,7 +109,7 @@ class _Sender:
         return draft.evolve(pictures=InputPictures(init_image=image, mask_image=mask), input_size=size)
 
 
-def _digest(path: str, fields: Fields, files: tuple[bytes, ...]) -> str:
+def _digest(path: str, fields: ImageFields, files: tuple[bytes, ...]) -> str:
     """SHA-256 of a request. The bytes of a multipart body differ each time, so it is made of what they say."""
     parts = [path.encode(), fields.model_dump_json().encode(), *files]
     return sha256(b"".join(sha256(part).digest() for part in parts)).hexdigest()

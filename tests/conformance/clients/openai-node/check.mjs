@@ -39,7 +39,7 @@ assert.ok(names.includes("tiny"));
 
 // -- generate --
 const { data: both, response } = await client.images
-  .generate({ model: "gpt-image-1", prompt: circle, size: "128x128", seed: 7 })
+  .generate({ model: "dall-e-3", prompt: circle, size: "128x128", seed: 7 })
   .withResponse();
 assert.equal(response.headers.get("x-imagegen-model"), "tiny");
 const picture = keep("circle.png", decoded(both.data[0].b64_json));

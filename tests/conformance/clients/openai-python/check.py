@@ -74,6 +74,8 @@ assert fetch(both.data[0].url) == circle
 assert both.usage.input_tokens > 0
 assert both.usage.total_tokens == both.usage.input_tokens
 assert (both.size, both.quality, both.output_format, both.background) == ("128x128", "medium", "png", "opaque")
+(plain,) = client.images.generate(prompt=CIRCLE, model="gpt-image-2", size="128x128").data
+assert plain.url is None
 again = client.images.generate(prompt=CIRCLE, size="128x128", response_format="b64_json", extra_body={"seed": 7})
 assert again.data[0].url is None
 (linked,) = client.images.generate(prompt=CIRCLE, model="dall-e-3", quality="hd", response_format="url").data
