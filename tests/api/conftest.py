@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,18 +84,22 @@ class FullDisk(TaskJournal):
 Start = Callable[..., AbstractAsyncContextManager[Client]]
 
 
+@asynccontextmanager
+async def running_in(
+    folder: Path, models: dict[str, dict[str, Any]] | None = None, **settings: Any
+) -> AsyncIterator[Client]:
+    """A client of a service that runs in this process, with its files in `folder`."""
+    app = app_of(new_service(folder, models, **settings))
+    async with app.router.lifespan_context(app):
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with Client(transport=transport, base_url="http://127.0.0.1") as client:
+            client.app = app
+            yield client
+
+
 @pytest.fixture
 def start(tmp_path: Path) -> Start:
-    @asynccontextmanager
-    async def run(models: dict[str, dict[str, Any]] | None = None, **settings: Any) -> AsyncIterator[Client]:
-        app = app_of(new_service(tmp_path, models, **settings))
-        async with app.router.lifespan_context(app):
-            transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-            async with Client(transport=transport, base_url="http://127.0.0.1") as client:
-                client.app = app
-                yield client
-
-    return run
+    return partial(running_in, tmp_path)
 
 
 @pytest.fixture

@@ -10,15 +10,15 @@ from typing import Any
 
 import httpx
 import pytest
+import pytest_asyncio
+import structlog
 from PIL import Image
 
-from imagegen.api.openai.errors import render
-from imagegen.api.openai.fields import EditFields
-from imagegen.api.openai.forms import values_of
-from imagegen.api.problems import problem
 from imagegen.core.keys import new_key
 from imagegen.testing.fake import colour_of
-from tests.api.conftest import Client, Start
+from tests.api.conftest import Client, Start, running_in
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 GENERATIONS, EDITS, VARIATIONS = (f"/v1/images/{it}" for it in ("generations", "edits", "variations"))
 
@@ -39,8 +39,17 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-async def client(start: Start, config: Path) -> AsyncIterator[Client]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def client(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Client]:
+    """One service for all tests but those that stop it or need other settings."""
+    folder = tmp_path_factory.mktemp("openai")
+    (folder / "mine.yaml").write_text(CONFIG)
+    async with running_in(folder, config=folder / "mine.yaml", drain_timeout_s=0) as running:
+        yield running
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def own(start: Start, config: Path) -> AsyncIterator[Client]:
     async with start(config=config, drain_timeout_s=0) as running:
         yield running
 
@@ -199,13 +208,14 @@ REFUSED: list[tuple[dict[str, Any], str | None]] = [
 
 
 async def test_a_field_that_cannot_be_honoured_is_refused_by_name(client: Client) -> None:
+    before = (await client.get("/tasks")).json()["total"]
     for fields, param in REFUSED:
         answer = await generate(client, **fields)
         status, found, _ = error(answer)
         assert (status, found) == (400, param), answer.text
         assert next(reversed(fields)).partition("_")[0].lower().rstrip("s") in answer.text.lower(), answer.text
         assert answer.json()["error"]["type"] == "invalid_request_error"
-    assert (await client.get("/tasks")).json()["total"] == 0
+    assert (await client.get("/tasks")).json()["total"] == before
 
 
 async def test_a_limit_of_the_service_is_named(start: Start, config: Path) -> None:
@@ -221,11 +231,11 @@ async def test_a_header_says_which_model_answered(client: Client) -> None:
         assert answer.headers["x-imagegen-model"] == answer.json()["model"] == "fake"
 
 
-async def test_the_user_is_in_the_log(client: Client, capsys: pytest.CaptureFixture[str]) -> None:
-    answer = await generate(client, user="user-17")
-    (line,) = [it for it in capsys.readouterr().out.splitlines() if "task_user" in it]
-    assert "user-17" in line
-    assert answer.headers["x-imagegen-task"] in line
+async def test_the_user_is_in_the_log(client: Client) -> None:
+    with structlog.testing.capture_logs() as lines:
+        answer = await generate(client, user="user-17")
+    (line,) = [it for it in lines if it["event"] == "task_user"]
+    assert (line["user"], line["task_id"]) == ("user-17", answer.headers["x-imagegen-task"])
 
 
 # -- edits and variations ----------------------------------------------------------------------------------------------
@@ -303,22 +313,6 @@ async def test_a_data_url_makes_a_generation_an_edit(client: Client) -> None:
     for fields in ({"image_url": url}, {"reference_images": [url]}):
         task = await task_of(client, await generate(client, **fields))
         assert (task["task_type"], task["width"], task["strength"]) == ("image2image", 80, 0.8)
-
-
-def test_a_form_says_what_json_would() -> None:
-    texts = [
-        *(("prompt", "true"), ("negative_prompt", "12"), ("n", "3"), ("stream", "true"), ("seed", "7")),
-        *(("size", "64x64"), ("strength", "0.5"), ("quality", "low"), ("other", "1"), ("tags[]", "a"), ("tags[]", "b")),
-        *(("loras[][path]", "1"), ("loras[][scale]", "0.5"), ("loras[][path]", "b.safetensors")),
-        ("image_loras", '[{"path": "c.safetensors"}]'),
-    ]
-    assert values_of(texts, EditFields) == {
-        **{"prompt": "true", "negative_prompt": "12", "n": 3, "stream": True, "seed": 7},
-        **{"size": "64x64", "strength": 0.5, "quality": "low", "other": "1", "tags": ["a", "b"]},
-        "loras": [{"path": "1", "scale": 0.5}, {"path": "b.safetensors"}],
-        "image_loras": [{"path": "c.safetensors"}],
-    }
-    assert values_of([("loras", "x"), ("loras[][path]", "y")], EditFields) == {"loras": "x"}
 
 
 # -- streams -----------------------------------------------------------------------------------------------------------
@@ -400,48 +394,32 @@ async def test_a_task_that_somebody_cancels_is_not_retried(client: Client) -> No
     assert answer.headers["x-should-retry"] == "false"
 
 
-@pytest.mark.parametrize(
-    ("code", "after", "sent"),
-    [
-        ("queue_full", 30, {"retry-after": "30"}),
-        ("queue_full", 1800, {"retry-after": "120"}),
-        ("limit_reached", 60, {"retry-after": "60"}),
-        ("limit_reached", 30_000, {"retry-after": "30000", "x-should-retry": "false"}),
-    ],
-)
-def test_a_retry_is_asked_for_within_what_the_sdks_obey(code: str, after: int, sent: dict[str, str]) -> None:
-    answer = render(problem(code, "no"), {"Retry-After": str(after)})
-    assert {
-        name: answer.headers.get(name) for name in ("retry-after", "x-should-retry") if name in answer.headers
-    } == sent
-
-
-async def test_a_stopping_service_says_when_to_ask_again(client: Client) -> None:
-    waiting = asyncio.create_task(generate(client, model="slow"))
-    await running(client)
-    client.app.state.lifecycle.begin_drain()
+async def test_a_stopping_service_says_when_to_ask_again(own: Client) -> None:
+    waiting = asyncio.create_task(generate(own, model="slow"))
+    await running(own)
+    own.app.state.lifecycle.begin_drain()
     answer = await waiting
     assert error(answer) == (503, None, "draining")
     assert answer.headers["retry-after"] == "10"
-    client.app.state.lifecycle.hurry()
+    own.app.state.lifecycle.hurry()
 
 
-async def test_keys_are_sent_as_bearers_and_urls_need_none(client: Client) -> None:
-    keys = client.app.state.services.keys
+async def test_keys_are_sent_as_bearers_and_urls_need_none(own: Client) -> None:
+    keys = own.app.state.services.keys
     made, text = new_key("alice", ("generate",), models=("fake",))  # type: ignore[arg-type]
     await keys.create(made)
     bearer = {"Authorization": f"Bearer {text}"}
-    answer = await generate(client)
+    answer = await generate(own)
     assert error(answer) == (401, None, "unauthorized")
     assert answer.json()["error"]["type"] == "authentication_error"
-    assert error(await client.post(EDITS, files={"image": PICTURE}))[0] == 401
-    assert error(await client.get("/v1/models"))[0] == 401
-    assert error(await generate(client, bearer, model="slow")) == (403, None, "forbidden")
-    url = (await generate(client, bearer)).json()["data"][0]["url"]
+    assert error(await own.post(EDITS, files={"image": PICTURE}))[0] == 401
+    assert error(await own.get("/v1/models"))[0] == 401
+    assert error(await generate(own, bearer, model="slow")) == (403, None, "forbidden")
+    url = (await generate(own, bearer)).json()["data"][0]["url"]
     assert "?token=" in url
-    assert (await client.get(url)).status_code == 200
-    assert (await client.get(url.partition("?")[0])).status_code == 401
-    cards = (await client.get("/v1/models", headers=bearer)).json()
+    assert (await own.get(url)).status_code == 200
+    assert (await own.get(url.partition("?")[0])).status_code == 401
+    cards = (await own.get("/v1/models", headers=bearer)).json()
     assert {it["id"]: it["root"] for it in cards["data"]} == {"fake": "fake", "gpt-image-1": "fake"}
 
 
@@ -457,8 +435,8 @@ async def test_the_list_has_models_and_aliases(client: Client) -> None:
 
 
 async def running(client: Client) -> str:
-    """The id of the running task."""
-    while not (tasks := (await client.get("/tasks", params={"status": "processing"})).json()["tasks"]):
+    """The id of the running task, once its pictures are being made."""
+    while not (tasks := (await client.get("/tasks", params={"status": "processing", "model": "slow"})).json()["tasks"]):
         await asyncio.sleep(0.01)
     return str(tasks[0]["task_id"])
 
@@ -507,13 +485,14 @@ async def test_a_caller_that_hangs_up_takes_its_task_along(client: Client) -> No
 
 
 async def test_a_retry_of_an_sdk_joins_the_running_task(client: Client) -> None:
+    before = (await client.get("/tasks")).json()["total"]
     call = Call(client, {**SLOW, "steps": 30}, FIRST)
     task_id = await running(client)
     await call.hang_up()
     again = Call(client, {"steps": 30, **SLOW}, SECOND)
     assert await again.task_id() == task_id
     assert (await client.task(task_id))["status"] == "completed"
-    assert (await client.get("/tasks")).json()["total"] == 1
+    assert (await client.get("/tasks")).json()["total"] == before + 1
 
 
 async def test_a_retry_that_asks_for_something_else_is_a_task_of_its_own(client: Client) -> None:
@@ -533,13 +512,13 @@ async def test_a_retry_joins_no_task_that_its_caller_waits_for(client: Client) -
     assert await call.task_id() == first
 
 
-async def test_a_task_that_nobody_comes_back_for_is_cancelled(client: Client) -> None:
-    retries = client.app.state.retries
+async def test_a_task_that_nobody_comes_back_for_is_cancelled(own: Client) -> None:
+    retries = own.app.state.retries
     retries._grace_s = 0
-    call = Call(client, SLOW, FIRST)
-    task_id = await running(client)
+    call = Call(own, SLOW, FIRST)
+    task_id = await running(own)
     await call.hang_up()
-    assert (await client.until(task_id))["status"] == "cancelled"
+    assert (await own.until(task_id))["status"] == "cancelled"
     assert repr(retries) == "<Retries [0]>"
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from imagegen.api.openai.fields import EditFields, GenerationFields, ImageFields, VariationFields
 from imagegen.api.problems import STATUS
 from imagegen.app import create_app
 from imagegen.catalog.catalog import Catalog, GlobalSettings, Section
@@ -38,6 +39,12 @@ SECTIONS: list[type[Section]] = [GlobalSettings, *SPECS.values()]
 @pytest.mark.parametrize("name", sorted({n for s in SECTIONS for n in field_names(s)}))
 def test_every_field_of_models_yaml_is_documented(name: str) -> None:
     assert f"`{name}`" in CONFIGURATION
+
+
+@pytest.mark.parametrize("kind", [GenerationFields, EditFields, VariationFields])
+def test_every_field_of_openais_api_is_documented(kind: type[ImageFields]) -> None:
+    page = (DOCS / "clients.md").read_text()
+    assert [name for name in kind.model_fields if f"`{name}`" not in page] == []
 
 
 @pytest.mark.parametrize("name", Settings.model_fields)
