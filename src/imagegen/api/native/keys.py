@@ -111,7 +111,7 @@ async def list_keys(keys: Keys) -> KeyList:
     status_code=201,
     summary="Make a key",
     dependencies=[MANAGE],
-    responses=describe("key_exists", *WRITING),
+    responses=describe("malformed_body", "key_exists", *WRITING),
 )
 async def create_key(body: KeyBody, keys: Keys, response: Response) -> NewKeyView:
     """The answer has the text of the key. It is not stored, so it cannot be shown again.
