@@ -1,4 +1,7 @@
-"""Open WebUI: its images router, unmodified, with its database and files. Generate and edit by the engine `openai`."""
+"""Open WebUI: its images router, unmodified, with its database and files.
+
+It generates and edits with the engine `openai`, and generates with the engine `automatic1111`.
+"""
 
 import asyncio
 import base64
@@ -40,6 +43,14 @@ SETTINGS = {
     "images.edit.size": "",
 }
 
+#: Without keys, the field for the authentication of Automatic1111 is left empty.
+AUTOMATIC1111 = SETTINGS | {
+    "image_generation.engine": "automatic1111",
+    "image_generation.automatic1111.base_url": URL,
+    "image_generation.automatic1111.api_auth": f"openwebui:{KEY}" if KEY else "",
+    "image_generation.automatic1111.api_params": {"sampler_name": "Euler a", "cfg_scale": 1},
+}
+
 
 async def keep(name: str, made: list[dict]) -> list[bytes]:
     """The pictures that Open WebUI has stored."""
@@ -60,16 +71,39 @@ async def check(model: str) -> None:
         await keep(f"{model}-{name}", await images.image_edits(request, form, user=user))
 
 
-async def main() -> None:
-    for model in ("gpt-image-1", "dall-e-2", "tiny"):
-        await check(model)
-    await Config.upsert({"image_generation.openai.params": {"background": "transparent"}})
+async def refused(form: images.CreateImageForm) -> None:
     try:
-        await images.image_generations(request, images.CreateImageForm(prompt="x"), user=user)
+        await images.image_generations(request, form, user=user)
     except HTTPException as error:
         print("refused:", error.detail)
     else:
         raise AssertionError("not refused")
+
+
+async def check_automatic1111() -> None:
+    await Config.upsert(AUTOMATIC1111)
+    where = images.ConnectionVerificationForm(engine="automatic1111", url=URL, key=f"openwebui:{KEY}" if KEY else None)
+    assert await images.verify_connection(where, user=user)
+    assert {"id": "tiny", "name": "tiny"} in await images.get_models(request, user=user)
+    for steps, negative in ((None, None), (8, "dark")):
+        form = images.CreateImageForm(
+            model="tiny", prompt="a yellow star on a black background", n=2, steps=steps, negative_prompt=negative
+        )
+        stars = await keep(f"a1111-star-{steps}", await images.image_generations(request, form, user=user))
+        assert len(stars) == 2
+    assert await images.get_image_model(request) == "tiny"
+    await refused(images.CreateImageForm(prompt="x", steps=0))
+    if KEY:
+        await Config.upsert({"image_generation.automatic1111.api_auth": "openwebui:wrong"})
+        await refused(images.CreateImageForm(prompt="x"))
+
+
+async def main() -> None:
+    for model in ("gpt-image-1", "dall-e-2", "tiny"):
+        await check(model)
+    await Config.upsert({"image_generation.openai.params": {"background": "transparent"}})
+    await refused(images.CreateImageForm(prompt="x"))
+    await check_automatic1111()
 
 
 asyncio.run(main())
