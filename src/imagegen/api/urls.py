@@ -6,7 +6,7 @@ from fastapi import Request
 
 from imagegen.api.dependencies import services_of
 
-#: Seconds for which a URL needs no key.
+#: Seconds for which a URL needs no key, as long as those of OpenAI.
 SIGNED_S = 3600
 
 

@@ -14,11 +14,13 @@ from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
 from imagegen.api.callers import Retries, cancel, problem_of, until_ended
-from imagegen.api.dependencies import Services, services_of
+from imagegen.api.dependencies import services_of
 from imagegen.api.openai.errors import SHOULD_RETRY, error_body
 from imagegen.api.openai.fields import NAME_OF_QUALITY, ImageFields, PromptedFields
 from imagegen.api.problems import Problem, error_response, problem
 from imagegen.api.sse import KEEP_ALIVE, KEEP_ALIVE_S, EventStream
+from imagegen.api.synchronous import headers_of, read_picture
+from imagegen.api.urls import open_url
 from imagegen.core.errors import Draining, ImagegenError
 from imagegen.core.events import (
     Event,
@@ -33,12 +35,6 @@ from imagegen.core.task import GenerationTask, Output, Pixels, StoredImage, Task
 from imagegen.storage.encoding import encode
 from imagegen.storage.images import ImageStore
 from imagegen.tasks.intake import RETRY_AFTER_DRAIN_S
-
-#: Headers of every answer with pictures.
-MODEL_HEADER, TASK_HEADER = "X-Imagegen-Model", "X-Imagegen-Task"
-
-#: Seconds for which a URL of a picture needs no key, as long as those of OpenAI.
-URL_S = 3600
 
 Kind = Literal["image_generation", "image_edit"]
 
@@ -103,7 +99,7 @@ async def answer(request: Request, who: Owner, task: GenerationTask, fields: Ima
         raise Draining(detail, retry_after=RETRY_AFTER_DRAIN_S)
     if task.status is not TaskStatus.COMPLETED:
         # A retry would be a new task with the same end.
-        return error_response(request.scope, problem_of(task), {SHOULD_RETRY: "false", **_headers(task)})
+        return error_response(request.scope, problem_of(task), {SHOULD_RETRY: "false", **headers_of(task)})
     pictures = [await _picture(request, index, image, fields) for index, image in enumerate(task.images)]
     first = task.images[0]
     body = ImagesAnswer(
@@ -117,30 +113,18 @@ async def answer(request: Request, who: Owner, task: GenerationTask, fields: Ima
         model=task.model,
     )
     content = await asyncio.to_thread(body.model_dump_json, exclude_none=True)
-    return Response(content, media_type="application/json", headers=_headers(task))
-
-
-def _headers(task: GenerationTask) -> dict[str, str]:
-    return {MODEL_HEADER: task.model, TASK_HEADER: task.id}
+    return Response(content, media_type="application/json", headers=headers_of(task))
 
 
 async def _picture(request: Request, index: int, image: StoredImage, fields: ImageFields) -> Picture:
     services = services_of(request)
-    url = await _url(request, services, image) if fields.wants_url else None
+    url = await open_url(f"/images/{image.path}", request) if fields.wants_url else None
     data = await _base64(services.images, image) if fields.wants_data else None
     return Picture(index=index, type="url" if data is None else "b64_json", b64_json=data, url=url)
 
 
-async def _url(request: Request, services: Services, image: StoredImage) -> str:
-    """A URL that needs no key for an hour."""
-    path = f"/images/{image.path}"
-    token = await services.access.sign(path, int(time.time()) + URL_S) if await services.access.closed() else ""
-    return f"{str(request.base_url).rstrip('/')}{path}{'?token=' if token else ''}{token}"
-
-
 async def _base64(images: ImageStore, image: StoredImage) -> str:
-    image = await images.known(image)
-    data = b"".join([piece async for piece in images.pieces(image, 0, image.bytes)])
+    data = await read_picture(images, image)
     return (await asyncio.to_thread(base64.b64encode, data)).decode()
 
 
@@ -182,7 +166,7 @@ class PictureStream(EventStream):
         #: Whether the task has ended, or goes on without this stream.
         self._over = False
         super().__init__(self._frames())
-        self.headers.update(_headers(task))
+        self.headers.update(headers_of(task))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
