@@ -18,6 +18,7 @@ from imagegen.app import create_app
 from imagegen.catalog.catalog import Catalog
 from imagegen.core.errors import KeysFileInvalid
 from imagegen.core.keys import KeyLimits, Scope, new_key, new_key_text, new_webhook_secret
+from imagegen.core.owner import Owner
 from imagegen.service.keys_file import read_keys
 from imagegen.settings import Settings
 from imagegen.storage.keys import KeyStore
@@ -283,6 +284,16 @@ async def test_a_stream_ends_when_its_key_is_revoked_or_expires(start: Start, of
         listed = (await client.get("/tasks", headers=reader)).json()["tasks"]
         assert {task["status"] for task in listed} == {"pending", "processing"}  # the tasks go on
     assert last_event((await streams["stays"]).text) == ("closed", {"reason": "stopping"})
+
+
+async def test_streams_are_counted_by_key_wherever_it_is_used(start: Start) -> None:
+    async with start(max_event_streams_per_caller=1) as client:
+        alice, bob = await key(client, "alice"), await key(client, "bob")
+        with client.app.state.streams.one(Owner(name="alice"), "192.0.2.1"):
+            refused = await client.get("/events", headers=alice)
+            assert (refused.status_code, refused.json()["code"]) == (503, "too_many_streams")
+            task_id = (await submit(client, bob)).json()["task_id"]
+            assert (await client.get(f"/task/{task_id}/events", headers=bob)).status_code == 200
 
 
 async def test_streams_without_a_key_end_once_a_key_is_required(start: Start) -> None:
