@@ -23,7 +23,7 @@ async function tried(work) {
 export const modelOf = ({ models, form }) => models?.find((model) => model.id === form.model);
 
 /** The fields of the form as the service takes them. */
-export const fieldsNow = (state) => fieldsOf(state.form, state.input, modelOf(state));
+export const fieldsNow = (state) => fieldsOf(state, modelOf(state));
 
 // -- tasks ------------------------------------------------------------------------------------------------------------
 

@@ -13,8 +13,8 @@ const seedOf = (text) => {
   return Number.isSafeInteger(Number(seed)) ? Number(seed) : seed;
 };
 
-/** The fields of a body for what the form says. What is left open is left out. `model`: GET /models of its model. */
-export function fieldsOf(form, input, model) {
+/** The fields of a body for what the form says, without pictures. What is left open is left out. `model`: its model. */
+export function fieldsOf({ form, input, strokes }, model) {
   const can = (what) => model?.[`supports_${what}`] ?? true;
   const sized = number(form.width) && number(form.height);
   const fields = {
@@ -31,7 +31,7 @@ export function fieldsOf(form, input, model) {
     format: form.format === "png" ? undefined : form.format,
     quality: form.format === "png" ? undefined : number(form.quality),
     loras: can("lora") && form.loras.some((lora) => lora.path) ? lorasOf(form) : undefined,
-    strength: input && can("strength") ? form.strength : undefined,
+    strength: input && (can("strength") || strokes.length) ? form.strength : undefined,
   };
   return Object.fromEntries(Object.entries(fields).filter(([, value]) => value !== undefined));
 }

@@ -161,7 +161,7 @@ function InputPicture({ model }) {
       <img src=${input.url} alt=${t("input-picture", { name: input.name })} />
       <div class="about">
         ${model && !model.supports_img2img && !model.supports_inpaint && html`<p class="warn">${t("cannot-start-from")}</p>`}
-        ${(model?.supports_strength ?? true) &&
+        ${(painted || model?.supports_strength) &&
         html`<label>
           <span>${t("strength")} <output>${percent} %</output></span>
           <input
