@@ -1,12 +1,10 @@
 // What a person does: submit, cancel, delete, download, star, bring in a picture.
 import { call, fetchFrom, pictureBlob, taskPage } from "./api.mjs";
+import { maskOf, receiptIn, zip } from "./files.mjs";
 import { forget, isOver, learn, readModels, readTask, readTasks } from "./live.mjs";
-import { maskOf } from "./mask.mjs";
-import { receiptIn } from "./receipt.mjs";
 import { fieldsOf, formOf } from "./request.mjs";
 import { EMPTY_FORM, get, merge, notify, set } from "./store.mjs";
 import { explained, t } from "./text.mjs";
-import { zip } from "./zip.mjs";
 
 /** Do something that the service may refuse, and say in words why. */
 async function tried(work) {
@@ -60,7 +58,6 @@ export const cancel = (id) => tried(async () => learn([await call(`task/${id}/ca
 
 export const clearQueue = () => tried(() => call("queue/clear", { method: "POST" }).then(readTasks));
 
-/** Delete ended tasks and their pictures. */
 export function remove(ids) {
   return tried(async () => {
     for (const id of ids) {
@@ -76,13 +73,11 @@ export function reuse(task, picture) {
   fitModel();
 }
 
-/** Put a receipt's settings into the form. */
 export function reuseReceipt(receipt) {
   set({ form: formOf(receipt.model, receipt.request), view: "create", dialog: null });
   fitModel();
 }
 
-/** Keep to a model that is here. */
 function fitModel() {
   const { models, form } = get();
   if (models && !models.some((model) => model.id === form.model)) {
@@ -155,7 +150,6 @@ export const download = (name) => tried(async () => save(await pictureBlob(name)
 export const downloadBundle = (id) =>
   tried(async () => save(await (await fetchFrom(`task/${id}/bundle`)).blob(), `${id}.zip`));
 
-/** The pictures in one zip file. */
 export function downloadAll(names) {
   return tried(async () => {
     const files = [];
@@ -172,7 +166,6 @@ const dataUrl = (blob) =>
     reader.readAsDataURL(blob);
   });
 
-/** Make a file the input picture. */
 export async function useAsInput(file, name = file.name) {
   const url = URL.createObjectURL(file);
   const picture = Object.assign(new Image(), { src: url });

@@ -52,7 +52,7 @@ export async function fetchFrom(path, { json, headers = {}, ...options } = {}) {
   throw problem;
 }
 
-/** The JSON of a response, and its headers if `withHeaders`. */
+/** The JSON of a response; null if it has no body. */
 export async function call(path, options = {}) {
   const response = await fetchFrom(path, options);
   return response.status === 204 ? null : parse(await response.text());
@@ -78,7 +78,9 @@ export async function follow(path, { after = 0, signal, onOpen, onEvent }) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
   for (;;) {
-    const { done, value } = await reader.read();
+    const { done, value } = await reader.read().catch((error) => {
+      throw signal.aborted ? error : new Problem(0);
+    });
     if (done) return;
     const frames = (text + value).split("\n\n");
     text = frames.pop();
@@ -105,7 +107,6 @@ export async function sign(name) {
   set((now) => ({ signed: { ...now.signed, [name]: { url: `images/${name}?${url.split("?")[1]}`, until } } }));
 }
 
-/** The bytes of a picture. */
 export async function pictureBlob(name) {
   return (await fetchFrom(`images/${name}`)).blob();
 }

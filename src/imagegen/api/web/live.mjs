@@ -52,7 +52,6 @@ function ignore(error) {
 
 // -- reading ----------------------------------------------------------------------------------------------------------
 
-/** Put tasks into the state. */
 export function learn(tasks) {
   set((now) => ({ tasks: { ...now.tasks, ...Object.fromEntries(tasks.map((task) => [task.task_id, task])) } }));
 }
@@ -66,8 +65,11 @@ export async function readTask(id) {
 export const readModels = seldom(async () => {
   const { models } = await call("models");
   set({ models });
-  const { model } = get().form;
-  if (!models.some((each) => each.id === model)) merge("form", { model: await defaultModel(models) });
+  const known = () => models.some((each) => each.id === get().form.model);
+  if (!known()) {
+    const model = await defaultModel(models);
+    if (!known()) merge("form", { model });
+  }
   await readDetails(get().form.model);
 }, LIST_MS);
 
@@ -115,7 +117,6 @@ export const readHealth = seldom(async () => {
   if (get().view === "models" && get().who?.scopes.includes("admin")) set({ config: await call("config/status") });
 }, LIST_MS);
 
-/** Everything that the page shows. */
 async function readAll() {
   set({ who: await call("keys/me") });
   readModels();
@@ -192,7 +193,6 @@ async function finish(id) {
   }));
 }
 
-/** Drop a task that does not exist any more. */
 export function forget(id) {
   const without = (ids) => ids.filter((each) => each !== id);
   set((now) => ({

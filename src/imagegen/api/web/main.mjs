@@ -12,8 +12,7 @@ import { KeyDialog } from "./views/key.mjs";
 import { MaskDialog } from "./views/mask.mjs";
 import { Models } from "./views/models.mjs";
 import { Notices, TopBar } from "./views/top-bar.mjs";
-import { ReceiptDialog } from "./views/receipt.mjs";
-import { CompareDialog, DeleteDialog, ViewerDialog } from "./views/viewer.mjs";
+import { CompareDialog, DeleteDialog, ReceiptDialog, ViewerDialog } from "./views/viewer.mjs";
 
 const VIEWS = { create: Create, history: History, models: Models };
 const DIALOGS = {
@@ -64,13 +63,12 @@ function keepAddress() {
 
 // -- what the document itself shows -----------------------------------------------------------------------------------
 
-/** The title, the colours and the language of the document. */
 function keepDocument() {
   const { theme, live, shown, tasks, words } = get();
   const root = document.documentElement;
   if (theme === "auto") delete root.dataset.theme;
   else root.dataset.theme = theme;
-  root.lang = words.language;
+  root.lang = words.language ?? root.lang;
   const { done, total } = shareOf(live[shown] ?? {});
   const busy = tasks[shown] && !isOver(tasks[shown]) && total;
   document.title = busy ? `${Math.floor((100 * done) / total)} % · imagegen` : "imagegen";
@@ -113,10 +111,10 @@ function takePictures() {
   });
 }
 
+subscribe(keepDocument);
+keepDocument(); // The colours first.
 await keepLanguage();
 keepAddress();
-subscribe(keepDocument);
-keepDocument();
 takePictures();
 planWhenQuiet();
 followAll();

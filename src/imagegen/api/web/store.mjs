@@ -1,5 +1,5 @@
 // The one state of the page: what it is, how it changes, and what of it this browser keeps.
-import { useEffect, useRef, useState } from "./vendor/preact.mjs";
+import { useLayoutEffect, useRef, useState } from "./vendor/preact.mjs";
 
 /** A form that leaves everything to the model. Texts, because they are what the inputs hold. */
 export const EMPTY_FORM = Object.freeze({
@@ -102,7 +102,6 @@ export function set(change) {
   for (const listener of [...listeners]) listener();
 }
 
-/** Change fields of one field that is an object, as `form`. */
 export const merge = (name, fields) => set((now) => ({ [name]: { ...now[name], ...fields } }));
 
 export function subscribe(listener) {
@@ -117,7 +116,11 @@ export function useStore(select) {
   const latest = useRef();
   latest.current = select;
   seen.current = select(state);
-  useEffect(() => subscribe(() => latest.current(state) !== seen.current && redraw((n) => n + 1)), []);
+  useLayoutEffect(() => {
+    const look = () => latest.current(state) !== seen.current && redraw((n) => n + 1);
+    look(); // It may have changed since the component was drawn.
+    return subscribe(look);
+  }, []);
   return seen.current;
 }
 

@@ -16,7 +16,6 @@ export function t(key, values = {}) {
   return (text ?? key).replace(/\{(\w+)\}/g, (_, name) => values[name] ?? "");
 }
 
-/** Whether the locale has this text. */
 export const has = (key) => key in get().words;
 
 const UNITS = ["B", "kB", "MB", "GB", "TB"];

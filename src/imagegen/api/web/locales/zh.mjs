@@ -30,15 +30,6 @@ export default {
     "层层叠叠的蓝色群山，剪纸风格",
     "一碗拉面，摄影棚灯光，俯拍",
   ].join("\n"),
-  // 内置模型只读英文。
-  "ideas-tiny": [
-    "a boat with red sails on the sea",
-    "a rocket in the night sky",
-    "a red mushroom on the grass at night",
-    "a black cat on the grass",
-    "snowy mountains on a sunny day",
-    "a blue heart on a red and white striped background",
-  ].join("\n"),
   recent: "最近在这里生成的",
   enlarge: "放大",
   "picture-of": ({ prompt, n, of }) => (of > 1 ? `${prompt}（第 ${n} 张，共 ${of} 张）` : prompt),

@@ -5,8 +5,7 @@ import { FORMATS, SHAPES } from "../request.mjs";
 import { merge, set, useStore } from "../store.mjs";
 import { seconds, t } from "../text.mjs";
 import { html, useLayoutEffect, useRef } from "../vendor/preact.mjs";
-import { ModelPicker, ModelState } from "./model-picker.mjs";
-import { Icon, IconButton, Menu } from "./parts.mjs";
+import { abilities, Icon, IconButton, Menu, ModelState } from "./parts.mjs";
 
 const MOST_PICTURES = 8;
 const FORM = "form";
@@ -188,9 +187,50 @@ function InputPicture({ model }) {
 
 // -- menus ------------------------------------------------------------------------------------------------------------
 
+function ModelPicker() {
+  const models = useStore((state) => state.models) ?? [];
+  const current = useStore(modelOf);
+  const input = useStore((state) => state.input);
+  const allowed = useStore((state) => state.who?.models) ?? [];
+  const usable = (model) =>
+    (input ? model.supports_img2img || model.supports_inpaint : model.supports_text2img) &&
+    (!allowed.length || allowed.includes(model.id));
+  const choose = (id) => {
+    merge("form", { model: id });
+    set({ refusal: null });
+    readDetails(id).catch(() => {});
+  };
+  return html`
+    <${Menu}
+      name="model"
+      class="models"
+      label=${t("model")}
+      button=${html`<span class=${`dot is-${current?.state}`} /><span class="name">${current?.name ?? t("model")}</span>`}
+    >
+      ${(chosen) => html`<div class="choices model-list">
+        ${models.map(
+          (model) => html`<label key=${model.id} class=${usable(model) ? "" : "off"}>
+            <input
+              type="radio"
+              name="model"
+              checked=${model.id === current?.id}
+              disabled=${!usable(model)}
+              onChange=${() => choose(model.id)}
+              onClick=${chosen}
+            />
+            <span class="name">${model.name}</span>
+            <${ModelState} model=${model} />
+            <small>${model.description}</small>
+            <small class="able">${abilities(model)}</small>
+          </label>`,
+        )}
+      </div>`}
+    <//>
+  `;
+}
+
 const sides = (shape) => shape.split(":").map(Number);
 
-/** The shape as a small rectangle. */
 function ShapeIcon({ shape }) {
   const [width, height] = shape.includes(":") ? sides(shape) : [1, 1];
   const scale = 14 / Math.max(width, height);
@@ -237,9 +277,9 @@ function ShapeMenu() {
         </div>
         <fieldset class="pair">
           <legend>${t("size-own")}</legend>
-          <input type="number" min="16" max="8192" aria-label=${t("width")} placeholder=${t("width")} value=${width} onInput=${typed("width")} />
+          <${NumberInput} field="width" min="16" max="8192" label=${t("width")} placeholder=${t("width")} />
           <span>×</span>
-          <input type="number" min="16" max="8192" aria-label=${t("height")} placeholder=${t("height")} value=${height} onInput=${typed("height")} />
+          <${NumberInput} field="height" min="16" max="8192" label=${t("height")} placeholder=${t("height")} />
         </fieldset>
       `}
     <//>
@@ -278,18 +318,10 @@ function Advanced({ model }) {
   return html`
     <div class="advanced" role="group" aria-label=${t("advanced")}>
       <${Field} label=${t("steps")}>
-        <input type="number" min="1" max="200" placeholder=${config?.steps} value=${form.steps} onInput=${typed("steps")} />
+        <${NumberInput} field="steps" min="1" max="200" placeholder=${config?.steps} />
       <//>
       <${Field} label=${t("guidance")}>
-        <input
-          type="number"
-          min="0"
-          max="50"
-          step="0.1"
-          placeholder=${config?.guidance_scale}
-          value=${form.guidance}
-          onInput=${typed("guidance")}
-        />
+        <${NumberInput} field="guidance" min="0" max="50" step="0.1" placeholder=${config?.guidance_scale} />
       <//>
       <${Field} label=${t("seed")}>
         <span class="with-button">
@@ -304,7 +336,7 @@ function Advanced({ model }) {
       <//>
       ${form.format !== "png" &&
       html`<${Field} label=${t("quality")}>
-        <input type="number" min="1" max="100" placeholder=${form.format === "avif" ? 75 : 90} value=${form.quality} onInput=${typed("quality")} />
+        <${NumberInput} field="quality" min="1" max="100" placeholder=${form.format === "avif" ? 75 : 90} />
       <//>`}
       ${model?.supports_negative_prompt &&
       html`<${Field} label=${t("negative")} class="wide">
@@ -319,6 +351,12 @@ function Advanced({ model }) {
 const Field = ({ label, class: also = "", children }) => html`
   <label class=${`field ${also}`}><span>${label}</span>${children}</label>
 `;
+
+/** A number of the form. Its text is empty where the model decides; the placeholder says what that is. */
+function NumberInput({ field, label, ...rest }) {
+  const value = useStore((state) => state.form[field]);
+  return html`<input type="number" aria-label=${label} value=${value} onInput=${typed(field)} ...${rest} />`;
+}
 
 /** Below 2^32, as the service chooses them. */
 const rolled = () => String(crypto.getRandomValues(new Uint32Array(1))[0]);

@@ -23,9 +23,19 @@ export function Create() {
 
 // -- before the first picture -----------------------------------------------------------------------------------------
 
+/** What the embedded model can draw. It reads English only. */
+const TINY_IDEAS = [
+  "a boat with red sails on the sea",
+  "a rocket in the night sky",
+  "a red mushroom on the grass at night",
+  "a black cat on the grass",
+  "snowy mountains on a sunny day",
+  "a blue heart on a red and white striped background",
+];
+
 function Welcome() {
   const tiny = useStore((state) => state.details[state.form.model]?.config.local_path === "builtin:tiny");
-  const ideas = t(tiny ? "ideas-tiny" : "ideas").split("\n");
+  const ideas = tiny ? TINY_IDEAS : t("ideas").split("\n");
   const take = (prompt) => {
     merge("form", { prompt });
     document.getElementById("prompt").focus();
@@ -45,7 +55,6 @@ function Welcome() {
 
 const MOST_RECENT = 8;
 
-/** The newest pictures of the service. */
 function Recent() {
   const ids = useStore((state) => state.history.ids);
   const tasks = useStore((state) => state.tasks);
@@ -127,7 +136,6 @@ export function shareOf({ phase, step, steps, done, total }) {
   return {};
 }
 
-/** What goes on with a task, in words. */
 export function phaseOf(task, live) {
   const left = live.ends && (new Date(live.ends) - Date.now()) / 1000;
   const about = left > 1 ? ` · ${t("about", { time: seconds(left) })}` : "";
@@ -174,7 +182,6 @@ function Ended({ task }) {
   `;
 }
 
-/** The prompt, how the picture was made, and what can be done with it. */
 function Caption({ task }) {
   const [name] = task.result_files ?? [];
   const many = (task.result_files?.length ?? 0) > 1;
@@ -207,7 +214,6 @@ export function factsOf(task) {
     .join(" · ");
 }
 
-/** The buttons of one picture. */
 export function PictureActions({ task, index }) {
   const name = task.result_files[index];
   const starred = useStore((state) => state.stars.includes(name));

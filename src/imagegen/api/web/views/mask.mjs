@@ -1,5 +1,5 @@
 // The brush: paint on the input picture what is to be made anew.
-import { draw } from "../mask.mjs";
+import { draw } from "../files.mjs";
 import { get, set, useStore } from "../store.mjs";
 import { t } from "../text.mjs";
 import { html, useEffect, useRef, useState } from "../vendor/preact.mjs";

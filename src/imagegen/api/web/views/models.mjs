@@ -5,8 +5,7 @@ import { set, useStore } from "../store.mjs";
 import { bytes, fromNow, seconds, t } from "../text.mjs";
 import { html, useEffect } from "../vendor/preact.mjs";
 import { phaseOf, shareOf } from "./create.mjs";
-import { abilities, ModelState } from "./model-picker.mjs";
-import { Icon, IconButton, Progress } from "./parts.mjs";
+import { abilities, Icon, IconButton, ModelState, Progress } from "./parts.mjs";
 
 /** Memory and last uses change without an event. */
 const READ_AGAIN_MS = 10_000;

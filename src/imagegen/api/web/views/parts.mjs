@@ -2,7 +2,7 @@
 import { pictureUrl, sign } from "../api.mjs";
 import { set, useStore } from "../store.mjs";
 import { html, useEffect, useRef } from "../vendor/preact.mjs";
-import { t } from "../text.mjs";
+import { bytes, t } from "../text.mjs";
 
 /** Lines on a grid of 24 x 24. */
 const ICONS = {
@@ -13,16 +13,13 @@ const ICONS = {
   code: "M8 7l-5 5 5 5M16 7l5 5-5 5",
   compare: "M12 3v18M4 6h5v12H4zM15 6h5v12h-5z",
   dice: "M7 4h10a3 3 0 013 3v10a3 3 0 01-3 3H7a3 3 0 01-3-3V7a3 3 0 013-3zM8.5 8.5h.1M15.5 15.5h.1M15.5 8.5h.1M8.5 15.5h.1M12 12h.1",
-  down: "M6 9l6 6 6-6",
   download: "M12 4v11m-5-5l5 5 5-5M5 20h14",
   erase: "M9 19l-5-5 9-9 7 7-7 7H9zm-1-9l7 7M9 19h11",
   image: "M4 5h16v14H4zM4 16l5-5 4 4 3-3 4 4M15 9h.01",
-  info: "M12 11v6M12 7h.01M12 21a9 9 0 100-18 9 9 0 000 18z",
   key: "M14.5 9.5a4 4 0 10-3.4 3.4L13 15h2v2h2v2h3v-3l-5.5-5.5M8 8h.01",
   left: "M15 5l-7 7 7 7",
   half: "M12 3a9 9 0 000 18zM12 3a9 9 0 010 18",
   moon: "M20 14.5A8 8 0 019.5 4 8 8 0 1020 14.5z",
-  more: "M5 12h.01M12 12h.01M19 12h.01",
   plus: "M12 5v14M5 12h14",
   reuse: "M4 12a8 8 0 0113.7-5.6L20 9M20 4v5h-5M20 12a8 8 0 01-13.7 5.6L4 15M4 20v-5h5",
   right: "M9 5l7 7-7 7",
@@ -90,7 +87,7 @@ export function Menu({ name, label, button, class: also = "", children }) {
       >
         ${button}
       </button>
-      ${open && html`<div class="panel" role="group" aria-label=${label}>${children(chosen)}</div>`}
+      ${open && html`<div class="panel" role="group" tabindex="-1" aria-label=${label}>${children(chosen)}</div>`}
     </div>
   `;
 }
@@ -120,3 +117,27 @@ export function Dialog({ label, class: also = "", onClose, children }) {
 export const Progress = ({ label, done, total }) => html`
   <progress aria-label=${label} max=${total || 1} value=${total ? Math.min(done, total) : undefined} />
 `;
+
+/** The word of a model's state, with a dot in its colour, and how far its load or its pull is. */
+export function ModelState({ model }) {
+  const busy = useStore((state) => state.activity[model.id]);
+  const state = busy ? (busy.kind === "loading" ? "loading" : "downloading") : model.state;
+  const share = busy?.total ? `${Math.floor((100 * busy.done) / busy.total)} %` : "";
+  return html`
+    <span class=${`state is-${state}`}>${t(`state.${state}`)} ${share}</span>
+    ${busy &&
+    html`<${Progress} label=${t(`state.${state}`)} done=${busy.done} total=${busy.total} />
+      <small class="bytes">${bytes(busy.done)}${busy.total ? ` / ${bytes(busy.total)}` : ""}</small>`}
+  `;
+}
+
+const ABLE = [
+  ["text2img", "can-text"],
+  ["img2img", "can-image"],
+  ["inpaint", "can-mask"],
+];
+
+export const abilities = (model) =>
+  ABLE.filter(([what]) => model[`supports_${what}`])
+    .map(([, key]) => t(key))
+    .join(" · ");

@@ -28,14 +28,15 @@ export function TopBar() {
   `;
 }
 
-/** Whether the service answers, and how much waits. */
 function Pulse() {
   const online = useStore((state) => state.online);
   const waiting = useStore((state) => state.health?.queue_size ?? 0);
   const draining = useStore((state) => state.health?.status === "draining");
   const words = !online ? t("offline") : draining ? t("draining") : waiting ? t("queue-of", { n: waiting }) : t("idle");
   return html`
-    <a href="#models" class=${`pulse ${online && !draining ? "" : "off"}`} role="status"><span class="dot" />${words}</a>
+    <a href="#models" class=${`pulse ${online && !draining ? "" : "off"}`}>
+      <span class="dot" /><span aria-live="polite">${words}</span>
+    </a>
   `;
 }
 

@@ -1,5 +1,5 @@
-// One picture large, two compared, and the question before something is deleted.
-import { downloadBundle, remove, reuse, taskIdOf } from "../actions.mjs";
+// The dialogs about pictures: one large, two compared, one that was brought in, and the question before they are deleted.
+import { downloadBundle, remove, reuse, reuseReceipt, taskIdOf, useAsInput } from "../actions.mjs";
 import { readTask } from "../live.mjs";
 import { get, set, useStore } from "../store.mjs";
 import { fromNow, t } from "../text.mjs";
@@ -69,7 +69,6 @@ export function ViewerDialog({ name }) {
   `;
 }
 
-/** Everything that is known of the picture. */
 function Facts({ task, image }) {
   const made = task.receipt?.provenance;
   const facts = [
@@ -146,6 +145,28 @@ export function DeleteDialog({ ids }) {
       <div class="actions">
         <button type="button" class="primary danger" onClick=${confirmed}>${t("delete")}</button>
         <button type="button" class="chip" onClick=${() => set({ dialog: null })}>${t("keep")}</button>
+      </div>
+    <//>
+  `;
+}
+
+/** A picture was brought in that carries its receipt: use its settings, or start from it? */
+export function ReceiptDialog({ file, receipt, url }) {
+  useEffect(() => () => URL.revokeObjectURL(url), [url]);
+  const { request, model } = receipt;
+  return html`
+    <${Dialog} label=${t("receipt")} class="small">
+      <img class="dropped" src=${url} alt=${t("input-picture", { name: file.name })} />
+      <h2>${t("receipt")}</h2>
+      <p class="said">${request.prompt}</p>
+      <p class="facts">${factsOf({ ...request, model })}</p>
+      <div class="actions">
+        <button type="button" class="primary" onClick=${() => reuseReceipt(receipt)}>
+          <span>${t("reuse")}</span><${Icon} name="reuse" />
+        </button>
+        <button type="button" class="chip" onClick=${() => useAsInput(file)}>
+          <${Icon} name="image" /> ${t("start-from-picture")}
+        </button>
       </div>
     <//>
   `;
