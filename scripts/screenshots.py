@@ -12,7 +12,6 @@ from pathlib import Path
 
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
-
 from tests.browser import PATIENCE_MS, Watched, browsing
 from tests.server import Server
 
@@ -44,6 +43,12 @@ FONTS = """<?xml version="1.0"?><!DOCTYPE fontconfig SYSTEM "urn:fontconfig:font
 """
 
 DESK, TABLET, PHONE = (1280, 800), (820, 1060), (390, 800)
+
+#: Whether every picture in the window has arrived.
+ALL_SHOWN = """[...document.images].every((it) => {
+    const { top, bottom } = it.getBoundingClientRect();
+    return bottom < 0 || top > innerHeight || (it.complete && it.naturalWidth);
+})"""
 
 
 def made(page: Page, prompt: str) -> None:
@@ -117,7 +122,7 @@ def shoot(browser: Browser, address: str, name: str) -> Image.Image:
     watched = Watched(browser, address, base_url=f"{address}/", device_scale_factor=1, **window)
     watched.page.goto(f"{address}/")
     prepare(watched.page)
-    watched.page.wait_for_load_state("load")
+    watched.page.wait_for_function(ALL_SHOWN)
     shot = Image.open(io.BytesIO(watched.page.screenshot()))
     watched.close()
     assert watched.wrongs == []

@@ -93,7 +93,7 @@ def generate(page: Page, prompt: str = "a red circle", model: str = "quick") -> 
 
 
 def choose(page: Page, model: str) -> None:
-    page.get_by_label("Model", exact=True).first.click()
+    page.get_by_role("button", name=re.compile("^Model: ")).click()
     page.locator(".model-list label", has=page.get_by_text(model, exact=True)).click()
     expect(page.locator(".composer .menu.models .name")).to_have_text(model)
 
@@ -186,9 +186,9 @@ def test_the_form_follows_the_model_and_says_everything(opened: Opened, server: 
     page.get_by_label("Steps").fill("3")
     page.get_by_label("Format").select_option("webp")
     page.get_by_label("Quality").fill("40")
-    page.get_by_label("Shape").click()
+    page.get_by_role("button", name="Shape: 1:1").click()
     page.get_by_text("16:9").click()
-    page.get_by_label("Number of pictures").click()
+    page.get_by_role("button", name="Number of pictures: ×1").click()
     page.locator(".counts").get_by_text("2", exact=True).click()
     page.get_by_label("Prompt", exact=True).fill("two of them")
     page.keyboard.press("Enter")
@@ -258,7 +258,7 @@ def test_a_dropped_picture_with_a_receipt_gives_its_settings(opened: Opened, ser
     page.get_by_role("dialog").get_by_role("button", name="Use these settings").click()
     expect(page.get_by_label("Prompt", exact=True)).to_have_value(prompt)
     expect(page.locator(".composer .menu.models .name")).to_have_text("other")
-    expect(page.get_by_label("Shape")).to_have_text("48 × 32")
+    expect(page.get_by_role("button", name="Shape: 48 × 32")).to_be_visible()
     page.get_by_label("More settings").click()
     expect(page.get_by_label("Seed", exact=True)).to_have_value(str(2**63))
     expect(page.get_by_label("Steps")).to_have_value("7")
@@ -413,7 +413,7 @@ def test_everything_has_a_name_and_is_reached_by_keyboard(opened: Opened, server
             page.evaluate("document.activeElement.getAttribute('aria-label') ?? document.activeElement.innerText")
         )
         page.keyboard.press("Tab")
-    assert {"Start from a picture", "Model", "Shape", "Number of pictures"} <= set(reached)
+    assert {"Start from a picture", "Model: quick", "Shape: 1:1", "Number of pictures: ×1"} <= set(reached)
 
 
 # -- keys and restarts: these change the service, so they come last ----------------------------------------------------

@@ -4,7 +4,7 @@ import { readDetails } from "../live.mjs";
 import { FORMATS, SHAPES } from "../request.mjs";
 import { merge, set, useStore } from "../store.mjs";
 import { seconds, t } from "../text.mjs";
-import { html, useLayoutEffect, useRef } from "../vendor/preact.mjs";
+import { html, useEffect, useLayoutEffect, useRef } from "../vendor/preact.mjs";
 import { abilities, Icon, IconButton, Menu, ModelState } from "./parts.mjs";
 
 const MOST_PICTURES = 8;
@@ -60,6 +60,10 @@ function Prompt() {
   const prompt = useStore((state) => state.form.prompt);
   const input = useStore((state) => state.input);
   const area = useRef();
+  useEffect(() => {
+    // Ready to type, unless that would open the keyboard of a phone.
+    if (matchMedia("(hover: hover)").matches) area.current.focus();
+  }, []);
   // As high as its text; CSS alone can do this in some browsers only.
   useLayoutEffect(() => {
     area.current.style.height = "auto";
@@ -205,7 +209,8 @@ function ModelPicker() {
       name="model"
       class="models"
       label=${t("model")}
-      button=${html`<span class=${`dot is-${current?.state}`} /><span class="name">${current?.name ?? t("model")}</span>`}
+      icon=${html`<span class=${`dot is-${current?.state}`} />`}
+      value=${current?.name ?? "…"}
     >
       ${(chosen) => html`<div class="choices model-list">
         ${models.map(
@@ -257,8 +262,8 @@ function ShapeMenu() {
     <${Menu}
       name="shape"
       label=${t("shape")}
-      button=${html`<${ShapeIcon} shape=${own ? `${width}:${height}` : current} />
-        <span>${own ? `${width} × ${height}` : name(current)}</span>`}
+      icon=${html`<${ShapeIcon} shape=${own ? `${width}:${height}` : current} />`}
+      value=${own ? `${width} × ${height}` : name(current)}
     >
       ${(chosen) => html`
         <div class="choices shapes">
@@ -290,7 +295,7 @@ function CountMenu() {
   const count = useStore((state) => state.form.count);
   const numbers = Array.from({ length: MOST_PICTURES }, (_, index) => index + 1);
   return html`
-    <${Menu} name="count" label=${t("count")} button=${html`<span>×${count}</span>`}>
+    <${Menu} name="count" label=${t("count")} value=${`×${count}`}>
       ${(chosen) => html`<div class="choices counts">
         ${numbers.map(
           (each) => html`<label key=${each}>

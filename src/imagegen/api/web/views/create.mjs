@@ -34,8 +34,8 @@ const TINY_IDEAS = [
 ];
 
 function Welcome() {
-  const tiny = useStore((state) => state.details[state.form.model]?.config.local_path === "builtin:tiny");
-  const ideas = tiny ? TINY_IDEAS : t("ideas").split("\n");
+  const model = useStore((state) => state.details[state.form.model]);
+  const ideas = model?.config.local_path === "builtin:tiny" ? TINY_IDEAS : model ? t("ideas").split("\n") : [];
   const take = (prompt) => {
     merge("form", { prompt });
     document.getElementById("prompt").focus();
@@ -43,7 +43,7 @@ function Welcome() {
   return html`
     <div class="welcome">
       <div class="undeveloped" aria-hidden="true" />
-      <h1>${t("welcome")}</h1>
+      <h2>${t("welcome")}</h2>
       <p>${t("welcome-more")}</p>
       <ul class="ideas" aria-label=${t("ideas-label")}>
         ${ideas.map((idea) => html`<li key=${idea}><button type="button" onClick=${() => take(idea)}>${idea}</button></li>`)}

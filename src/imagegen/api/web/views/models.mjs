@@ -19,8 +19,7 @@ export function Models() {
   }, []);
   return html`
     <div class="models-view">
-      <section aria-labelledby="models-title">
-        <h1 id="models-title">${t("models")}</h1>
+      <section aria-label=${t("models")}>
         <ul class="cards">
           ${models.map((model) => html`<${Card} key=${model.id} model=${model} />`)}
         </ul>

@@ -53,8 +53,8 @@ export function Picture({ name, alt, ...rest }) {
   return url ? html`<img src=${url} alt=${alt} draggable=${false} ...${rest} />` : html`<span class="blank" />`;
 }
 
-/** A button with a panel that opens above it. `name`: in the state's `menu`. */
-export function Menu({ name, label, button, class: also = "", children }) {
+/** A button with a panel that opens above it. `name`: in the state's `menu`. `value`: what is chosen, in words. */
+export function Menu({ name, label, icon, value, class: also = "", children }) {
   const open = useStore((state) => state.menu === name);
   const root = useRef();
   // A click with the mouse closes; the arrow keys, which click as well, do not. Later, because the change comes after it.
@@ -79,13 +79,13 @@ export function Menu({ name, label, button, class: also = "", children }) {
       <button
         type="button"
         class="chip"
-        aria-label=${label}
+        aria-label=${`${label}: ${value}`}
         title=${label}
         aria-haspopup="true"
         aria-expanded=${open}
         onClick=${() => set({ menu: open ? "" : name })}
       >
-        ${button}
+        ${icon}<span class="name">${value}</span>
       </button>
       ${open && html`<div class="panel" role="group" tabindex="-1" aria-label=${label}>${children(chosen)}</div>`}
     </div>

@@ -11,7 +11,7 @@ export function TopBar() {
   const view = useStore((state) => state.view);
   return html`
     <header class="top">
-      <a class="brand" href="#create"><img src="web/icon.svg" alt="" width="26" height="26" /><span>imagegen</span></a>
+      <a class="brand" href="#create" aria-label="imagegen"><img src="web/icon.svg" alt="" width="26" height="26" /><span>imagegen</span></a>
       <nav aria-label=${t("views")}>
         ${VIEWS.map(
           (each) => html`<a key=${each} href=${`#${each}`} aria-current=${each === view ? "page" : undefined}>${t(each)}</a>`,
