@@ -101,7 +101,7 @@ torchvision:
 
 .PHONY: serve
 serve: $(VENV)/.runtime ## Start the service on 127.0.0.1:5050
-	@echo "imagegen: open http://$(HOST):$(PORT)/docs in a browser; Ctrl+C stops it"
+	@echo "imagegen: open http://$(HOST):$(PORT) in a browser; Ctrl+C stops it"
 	@exec $(BIN)/imagegen serve --host "$(HOST)" --port "$(PORT)" $(if $(CONFIG),--config "$(CONFIG)")
 
 .PHONY: test
@@ -133,6 +133,15 @@ lint: $(VENV)/.dev ## Run the static checks only
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python scripts/figures.py
 	$(BIN)/hadolint Dockerfile
+
+.PHONY: screenshots
+screenshots: $(VENV)/.dev ## Make the pictures of the page again, in SHOTS (docs); needs Chromium
+	$(BIN)/python -m scripts.screenshots $(SHOTS)
+
+# Needs npm. The result is in the repository.
+.PHONY: vendor
+vendor: ## Make the page's vendored module again from npm's packages
+	"$(PYTHON)" scripts/vendor_web.py $(ARGS)
 
 .PHONY: bench
 bench: $(VENV)/.dev ## Run the measurements in bench/

@@ -25,9 +25,9 @@ from imagegen.storage.keys import KeyStore
 from tests.api.conftest import Client, Start
 from tests.receiver import hooks, receiving
 
-#: The paths that need no key: probes, and the interactive reference, which shows nothing of this service.
+#: The paths that need no key: probes, the page and the interactive reference, which hold nothing of this service.
 PUBLIC = {
-    *("/", "/livez", "/readyz", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"),
+    *("/", "/web/{name:path}", "/livez", "/readyz", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"),
     *("/static-offline-docs", "/docs/errors", "/docs/errors/{code}"),
 }
 

@@ -40,6 +40,9 @@ async def test_models_are_listed_in_the_briefs_shape(start: Start) -> None:
             "supports_text2img": True,
             "supports_img2img": False,
             "supports_inpaint": False,
+            "supports_negative_prompt": False,
+            "supports_lora": False,
+            "supports_strength": False,
             "description": "first",
         }
         one = (await client.get("/models/b")).json()

@@ -36,6 +36,8 @@ def test_each_line_holds(name: str, kind: PipelineKind) -> None:
     assert kind.negative_prompt == ("negative_prompt" in parameters(main))
     assert kind.lora == hasattr(getattr(diffusers, main), "load_lora_weights")
     assert kind.guidance in parameters(main)
+    if kind.image2image is not None:
+        assert kind.strength == ("strength" in parameters(kind.image2image))
 
 
 def test_no_sibling_that_diffusers_has_is_left_out() -> None:

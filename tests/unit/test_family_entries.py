@@ -51,25 +51,26 @@ def abilities(catalog: Catalog, model: str) -> set[str]:
         "mask": spec.supports_inpaint,
         "negative": spec.supports_negative_prompt,
         "lora": spec.supports_lora,
+        "strength": spec.supports_strength,
     }
     return {word for word, can in able.items() if can}
 
 
 def test_all_families_stand_in_one_file() -> None:
     catalog = read()
-    assert abilities(catalog, "schnell") == {"text", "image", "mask", "lora"}
-    assert abilities(catalog, "medium") == {"text", "image", "mask", "negative", "lora"}
-    assert abilities(catalog, "dev-q4") == {"text", "image", "mask", "lora"}
+    assert abilities(catalog, "schnell") == {"text", "image", "mask", "lora", "strength"}
+    assert abilities(catalog, "medium") == {"text", "image", "mask", "negative", "lora", "strength"}
+    assert abilities(catalog, "dev-q4") == {"text", "image", "mask", "lora", "strength"}
     assert abilities(catalog, "kontext") == {"text", "image", "mask"}
-    assert abilities(catalog, "qwen") == {"text", "image", "mask", "negative", "lora"}
+    assert abilities(catalog, "qwen") == {"text", "image", "mask", "negative", "lora", "strength"}
 
 
 @pytest.mark.parametrize(
     ("pipeline", "expected"),
     [
-        ("ChromaPipeline", {"text", "image", "negative", "lora"}),
+        ("ChromaPipeline", {"text", "image", "negative", "lora", "strength"}),
         ("SanaPipeline", {"text", "negative", "lora"}),
-        ("KolorsPipeline", {"text", "image", "negative", "lora"}),
+        ("KolorsPipeline", {"text", "image", "negative", "lora", "strength"}),
         ("QwenImageEditPipeline", {"image", "mask", "negative", "lora"}),
     ],
 )

@@ -15,6 +15,7 @@ from imagegen.api.native.tasks import routes as tasks
 from imagegen.api.openai import errors as openai_errors
 from imagegen.api.openai import routes as openai
 from imagegen.api.problems import problem_json, render_errors
+from imagegen.api.web import routes as web
 from imagegen.core.task import GenerationTask
 from imagegen.core.webhooks import WebhookEvent
 from imagegen.storage.outbox import Render
@@ -26,6 +27,7 @@ def include_routers(app: FastAPI, max_upload_bytes: int) -> None:
     app.include_router(generation.upload_router, max_body_size=max_upload_bytes)
     app.include_router(generation.plan_router)
     app.include_router(pages.router)
+    app.include_router(web.router)
     for part in (tasks, bundle, images, models, pulls, entries, config, keys, webhooks, events, system):
         app.include_router(part.router)
     _include_others(app, max_upload_bytes)

@@ -376,6 +376,11 @@ class ModelSpec(Section):
     def supports_lora(self) -> bool:
         return False
 
+    @property
+    def supports_strength(self) -> bool:
+        """Whether image-to-image without a mask heeds `strength`."""
+        return False
+
     def check_batch(self) -> None:
         """Raises ValueError if a call of this model cannot make several pictures."""
         raise ValueError(f"max_batch: models of type {self.type} make one picture at a time; leave it out")

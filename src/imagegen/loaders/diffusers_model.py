@@ -239,6 +239,10 @@ class DiffusersSpec(OptionsSpec):
         return self.kind.lora and self.quantize is None
 
     @property
+    def supports_strength(self) -> bool:
+        return self.supports_img2img and self.kind.strength
+
+    @property
     def stays_in_host_memory(self) -> bool:
         """Whether its weights can move to host memory and back: torchao's tensors cannot be moved in place."""
         return self.quantize is None

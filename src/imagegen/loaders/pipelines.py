@@ -19,6 +19,8 @@ class PipelineKind(NamedTuple):
     inpaint: str | None = None
     negative_prompt: bool = True
     lora: bool = True
+    #: Whether image-to-image takes a `strength`. Classes that edit a picture as the prompt says take none.
+    strength: bool = True
     #: The name of the argument for the request's `guidance_scale`.
     guidance: Literal["guidance_scale", "true_cfg_scale"] = "guidance_scale"
     #: Whether the first-block cache of diffusers supports its transformer.
@@ -44,6 +46,7 @@ FLUX: Mapping[str, PipelineKind] = MappingProxyType(
             "FluxKontextPipeline",
             "FluxKontextPipeline",
             "FluxKontextInpaintPipeline",
+            strength=False,
             step_cache=True,
             max_tokens=512,
             tokens=512,
@@ -52,10 +55,15 @@ FLUX: Mapping[str, PipelineKind] = MappingProxyType(
             None, None, "FluxFillPipeline", negative_prompt=False, step_cache=True, max_tokens=512, tokens=512
         ),
         "Flux2Pipeline": PipelineKind(
-            "Flux2Pipeline", "Flux2Pipeline", negative_prompt=False, step_cache=True, tokens=512
+            "Flux2Pipeline", "Flux2Pipeline", negative_prompt=False, strength=False, step_cache=True, tokens=512
         ),
         "Flux2KleinPipeline": PipelineKind(
-            "Flux2KleinPipeline", "Flux2KleinPipeline", "Flux2KleinInpaintPipeline", negative_prompt=False, tokens=512
+            "Flux2KleinPipeline",
+            "Flux2KleinPipeline",
+            "Flux2KleinInpaintPipeline",
+            negative_prompt=False,
+            strength=False,
+            tokens=512,
         ),
     }
 )
@@ -111,11 +119,12 @@ OTHERS: Mapping[str, PipelineKind] = MappingProxyType(
             None,
             "QwenImageEditPipeline",
             "QwenImageEditInpaintPipeline",
+            strength=False,
             guidance="true_cfg_scale",
             max_tokens=1024,
         ),
         "QwenImageEditPlusPipeline": PipelineKind(
-            None, "QwenImageEditPlusPipeline", guidance="true_cfg_scale", max_tokens=1024
+            None, "QwenImageEditPlusPipeline", strength=False, guidance="true_cfg_scale", max_tokens=1024
         ),
         "SanaPipeline": PipelineKind("SanaPipeline", multiple=32, tokens=300),
         "SanaSprintPipeline": PipelineKind(

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, Protocol, TypeVar
+from urllib.parse import urlsplit
 
 from imagegen.core.errors import ImageNotFound, StorageFailed, StoreUnreachable
 from imagegen.core.task import ImageFormat, Pixels, StoredImage
@@ -207,6 +208,13 @@ class ImageStore:
     async def url(self, image: StoredImage, method: Literal["GET", "HEAD"]) -> str | None:
         """Like FileStore.url. Raises StorageFailed."""
         return await self._files.url(image.path, method)
+
+    async def origin(self) -> str | None:
+        """The origin (`https://host`) of the URLs that `url` makes; None: it makes none, or the store refuses."""
+        with suppress(StorageFailed):
+            if url := await self._files.url(CHECK_NAME, "GET"):
+                return "://".join(urlsplit(url)[:2])
+        return None
 
     # -- maintenance --------------------------------------------------------------------------------------------------
 

@@ -4,7 +4,6 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from fastapi import APIRouter
-from fastapi.responses import RedirectResponse
 from pydantic import BaseModel, Field
 
 import imagegen
@@ -55,12 +54,6 @@ class Health(BaseModel):
 
 class Probe(BaseModel):
     status: Literal["ok"] = "ok"
-
-
-@router.get("/", include_in_schema=False)
-async def root() -> RedirectResponse:
-    """For browsers: lead to the interactive reference."""
-    return RedirectResponse("/docs")
 
 
 @router.get("/livez", operation_id="livez", summary="Is the process alive?")

@@ -52,6 +52,11 @@ class ModelView(BaseModel):
     supports_text2img: bool
     supports_img2img: bool
     supports_inpaint: bool = Field(description="image2image with a mask.")
+    supports_negative_prompt: bool
+    supports_lora: bool
+    supports_strength: bool = Field(
+        description="Whether image2image without a mask heeds `strength`: models that edit as the prompt says do not."
+    )
     description: str
 
 
@@ -169,7 +174,7 @@ def _model_fields(model_id: str, spec: ModelSpec, status: ModelStatus) -> dict[s
         "warm_load_seconds": status.warm_seconds,
         "host_bytes": status.host_bytes,
         "device_bytes": resident.device_bytes if resident else None,
-        **spec.model_dump(include=_MODEL_FIELDS),
+        **{name: getattr(spec, name) for name in _MODEL_FIELDS},
     }
 
 
@@ -181,6 +186,9 @@ _MODEL_FIELDS = {
     "supports_text2img",
     "supports_img2img",
     "supports_inpaint",
+    "supports_negative_prompt",
+    "supports_lora",
+    "supports_strength",
     "description",
 }
 
