@@ -1,7 +1,7 @@
 // Starts the page: language, colours, streams, keyboard, and the view that the address names.
 import { bringIn } from "./actions.mjs";
 import { followAll, followFocus, isOver } from "./live.mjs";
-import { planWhenQuiet } from "./plan.mjs";
+import { planWhenQuiet } from "./request.mjs";
 import { get, set, subscribe, useStore } from "./store.mjs";
 import { localeOf, t } from "./text.mjs";
 import { html, render } from "./vendor/preact.mjs";
