@@ -17,10 +17,10 @@ import psutil
 PATIENCE_S = 120
 
 
-def serve_command(data_dir: Path, config: Path | None = None, port: int = 0) -> list[str]:
+def serve_command(data_dir: Path, config: Path | None = None, port: str = "0") -> list[str]:
     # A configuration of the tests may have fake models; the shipped one is served by the product itself.
     package = "imagegen" if config is None else "imagegen.testing"
-    command = [sys.executable, "-m", package, "serve", "--port", str(port), "--data-dir", str(data_dir)]
+    command = [sys.executable, "-m", package, "serve", "--port", port, "--data-dir", str(data_dir)]
     return command if config is None else [*command, "--config", str(config)]
 
 
@@ -31,7 +31,7 @@ def environment(**variables: str) -> dict[str, str]:
 class Server:
     """`imagegen serve` in its own process group."""
 
-    def __init__(self, data_dir: Path, config: Path | None = None, *, port: int = 0, **variables: str) -> None:
+    def __init__(self, data_dir: Path, config: Path | None = None, *, port: str = "0", **variables: str) -> None:
         """`port`: 0 lets the system choose a free one."""
         #: What it wrote to stderr, line by line.
         self.log: list[str] = []

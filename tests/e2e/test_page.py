@@ -432,7 +432,7 @@ def test_the_page_goes_on_after_a_restart_of_the_service(home: Path, tmp_path: P
         expect(stage(page).get_by_text(re.compile("Step [1-6] of 6"))).to_be_visible()
         first.kill()
     expect(page.get_by_text("Reconnecting…")).to_be_visible()
-    with Server(tmp_path / "data", config, port=int(address.rpartition(":")[2])):
+    with Server(tmp_path / "data", config, port=address.rpartition(":")[2]):
         expect(stage(page).get_by_alt_text("survives")).to_be_visible()
     watched.close()
     assert [wrong for wrong in watched.wrongs if "net::ERR" not in wrong] == []
