@@ -113,7 +113,7 @@ export const readTasks = seldom(async () => {
 
 /** The history with new tasks in front, unless it is a search. */
 function withNewest(history, { tasks, cursor }) {
-  if (history.q || history.status || history.model) return history;
+  if (history.q || history.status || history.model || history.starred) return history;
   if (!history.ids.length) return { ...history, ids: tasks.map((task) => task.task_id), cursor, more: Boolean(cursor) };
   const known = new Set(history.ids);
   const found = tasks.map((task) => task.task_id).filter((id) => !known.has(id));
@@ -231,9 +231,11 @@ export async function followAll() {
   let after = 0;
   for (let wait = FIRST_PAUSE_MS; ; wait = Math.min(2 * wait, LONGEST_PAUSE_MS)) {
     await visible();
+    const { key } = get();
     const stop = new AbortController();
     const hide = () => document.hidden && stop.abort();
     document.addEventListener("visibilitychange", hide);
+    const leave = subscribe(() => get().key !== key && stop.abort());
     try {
       await follow("events", {
         after,
@@ -253,6 +255,7 @@ export async function followAll() {
       else if (error.name !== "AbortError") set({ online: false });
     }
     document.removeEventListener("visibilitychange", hide);
+    leave();
     await pause(wait);
   }
 }

@@ -54,6 +54,6 @@ export function fromNow(time) {
 /** The words of a problem: what is wrong, in the reader's language where it has words for the code. */
 export function explained(problem) {
   const code = problem.code ?? "unreachable";
-  const detail = problem.message || problem.detail || "";
+  const detail = (problem.message || problem.detail || "").replace(/\bbody\./g, "");
   return { title: has(`code.${code}`) ? t(`code.${code}`) : detail || code, detail, code };
 }

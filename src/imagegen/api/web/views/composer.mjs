@@ -70,17 +70,10 @@ function Prompt() {
     area.current.style.height = `${area.current.scrollHeight}px`;
   }, [prompt]);
   const onKeyDown = (event) => {
-    // Enter also ends the composition of a Chinese word.
-    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    // Enter also ends the composition of a Chinese word; 229 is how Safari says so.
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.keyCode === 229) return;
     event.preventDefault();
     submit();
-  };
-  const onPaste = (event) => {
-    const file = [...event.clipboardData.files].find((each) => each.type.startsWith("image/"));
-    if (!file) return;
-    event.preventDefault();
-    event.stopPropagation();
-    bringIn(file);
   };
   return html`
     <textarea
@@ -94,14 +87,15 @@ function Prompt() {
       value=${prompt}
       onInput=${typed("prompt")}
       onKeyDown=${onKeyDown}
-      onPaste=${onPaste}
     />
   `;
 }
 
+/** What is wrong with the form, and what the picture would ignore of it. */
 function Refusal() {
   const refusal = useStore((state) => state.refusal);
-  if (!refusal) return null;
+  const warnings = useStore((state) => state.plan?.warnings);
+  if (!refusal) return warnings?.map((warning) => html`<p class="warn" role="status">${warning}</p>`);
   const { title, detail, code } = refusal;
   return html`
     <p class="refusal" role="alert">
@@ -425,9 +419,6 @@ function PlanLine() {
     plan.evicts.length > 0 && t("plan-evicts", { models: plan.evicts.join(", ") }),
   ];
   return html`
-    <span class="plan" title=${plan.warnings.join("\n")}>
-      ${said.filter(Boolean).join(" · ")}
-      ${plan.warnings.map((warning) => html`<span class="warn">${warning}</span>`)}
-    </span>
+    <span class="plan">${said.filter(Boolean).join(" · ")}</span>
   `;
 }

@@ -1,6 +1,5 @@
 // The key: asked for when the service wants one, kept until the tab closes, sent as a header.
 import { call } from "../api.mjs";
-import { readModels, readTasks } from "../live.mjs";
 import { get, set, useStore } from "../store.mjs";
 import { explained, t } from "../text.mjs";
 import { html, useState } from "../vendor/preact.mjs";
@@ -17,14 +16,16 @@ export function KeyDialog({ refused }) {
     set({ key: text.trim() });
     try {
       set({ who: await call("keys/me"), dialog: null, signed: {} });
-      readModels();
-      readTasks();
     } catch (error) {
       set({ key: before, dialog: get().dialog ?? { kind: "key" } });
       setProblem(error.code === "unauthorized" ? t("key-refused") : explained(error).title);
     }
   };
-  const leave = () => set({ key: "", who: null, signed: {}, tasks: {}, mine: [], waiting: [], dialog: null });
+  // All that the key has shown goes with it.
+  const leave = () => {
+    set({ key: "", mine: [] });
+    location.reload();
+  };
   return html`
     <${Dialog} label=${t("key")} class="small">
       <form onSubmit=${enter}>

@@ -57,8 +57,8 @@ export const About = ({ code, ...rest }) => html`
 export function Picture({ name, alt, ...rest }) {
   const url = useStore((state) => pictureUrl(state, name));
   useEffect(() => {
-    if (!url) sign(name).catch(() => {});
-  }, [name, url]);
+    sign(name).catch(() => {});
+  }, [name]);
   return url ? html`<img src=${url} alt=${alt} draggable=${false} ...${rest} />` : html`<span class="blank" />`;
 }
 
