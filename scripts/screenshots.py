@@ -45,7 +45,7 @@ FONTS = """<?xml version="1.0"?><!DOCTYPE fontconfig SYSTEM "urn:fontconfig:font
 DESK, TABLET, PHONE = (1280, 800), (820, 1060), (390, 800)
 
 #: Whether every picture in the window has arrived.
-ALL_SHOWN = """[...document.images].every((it) => {
+ALL_SHOWN = """() => [...document.images].every((it) => {
     const { top, bottom } = it.getBoundingClientRect();
     return bottom < 0 || top > innerHeight || (it.complete && it.naturalWidth);
 })"""
@@ -122,7 +122,8 @@ def shoot(browser: Browser, address: str, name: str) -> Image.Image:
     watched = Watched(browser, address, base_url=f"{address}/", device_scale_factor=1, **window)
     watched.page.goto(f"{address}/")
     prepare(watched.page)
-    watched.page.wait_for_function(ALL_SHOWN)
+    while not watched.page.evaluate(ALL_SHOWN):
+        watched.page.wait_for_timeout(50)
     shot = Image.open(io.BytesIO(watched.page.screenshot()))
     watched.close()
     assert watched.wrongs == []

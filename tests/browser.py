@@ -29,9 +29,8 @@ def browsing(**environment: str) -> Iterator[Browser]:
     with sync_playwright() as playwright:
         path = chromium()
         assert path is not None, MISSING
-        browser = playwright.chromium.launch(
-            executable_path=path, args=["--no-sandbox"], env=dict(os.environ) | environment
-        )
+        variables: dict[str, str | float | bool] = {**os.environ, **environment}
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"], env=variables)
         try:
             yield browser
         finally:

@@ -20,7 +20,7 @@ MOST = 60_000
 
 
 def keys_of(locale: str) -> set[str]:
-    return set(re.findall(r'^  "?([\w.-]+)"?: ', MODULES[locale], re.MULTILINE))
+    return set(re.findall(r'^  "?([\w.-]+)"?:(?: |$)', MODULES[locale], re.MULTILINE))
 
 
 @pytest.mark.parametrize("locale", LOCALES)

@@ -18,11 +18,6 @@ async function tried(work) {
   }
 }
 
-export const modelOf = ({ models, form }) => models?.find((model) => model.id === form.model);
-
-/** The fields of the form as the service takes them. */
-export const fieldsNow = (state) => fieldsOf(state, modelOf(state));
-
 // -- tasks ------------------------------------------------------------------------------------------------------------
 
 const PREVIEWS = 8;
@@ -34,7 +29,7 @@ export async function submit() {
   if (!state.form.prompt.trim() || state.sending) return;
   set({ sending: true, refusal: null, menu: "" });
   try {
-    const body = { ...fieldsNow(state), previews: PREVIEWS };
+    const body = { ...fieldsOf(state), previews: PREVIEWS };
     if (state.input) Object.assign(body, { image: state.input.data, mask: maskOf(state) });
     const path = state.input ? "image2image" : "text2image";
     const { task_id: id } = await call(path, { json: body });
@@ -86,7 +81,8 @@ function fitModel() {
   }
 }
 
-export const startAnew = () => set((now) => ({ form: { ...EMPTY_FORM, model: now.form.model }, input: null, strokes: [] }));
+export const startAnew = () =>
+  set((now) => ({ form: { ...EMPTY_FORM, model: now.form.model }, input: null, strokes: [] }));
 
 // -- the history ------------------------------------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ export function receiptIn(bytes) {
 function pngText(bytes) {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   const head = [..."iTXtimagegen", "\0", "\0", "\0", "\0", "\0"].map((character) => character.charCodeAt(0));
-  for (let at = PNG.length; at + 8 <= bytes.length; ) {
+  for (let at = PNG.length; at + 8 <= bytes.length;) {
     const length = view.getUint32(at);
     if (starts(bytes, at + 4, head)) {
       return new TextDecoder().decode(bytes.subarray(at + 4 + head.length, at + 8 + Math.min(length, MOST_BYTES)));
@@ -130,7 +130,13 @@ export function zip(files) {
   let offset = 0;
   for (const { name, data } of files) {
     const text = new TextEncoder().encode(name);
-    const sizes = [[4, crc32(data)], [4, data.length], [4, data.length], [2, text.length], [2, 0]];
+    const sizes = [
+      [4, crc32(data)],
+      [4, data.length],
+      [4, data.length],
+      [2, text.length],
+      [2, 0],
+    ];
     const common = [[2, 10], [2, UTF8], [2, 0], [2, 0], [2, DATE], ...sizes];
     const head = packed([4, 0x04034b50], ...common);
     parts.push(head, text, data);

@@ -1,4 +1,4 @@
-// Keeps the state as the service has it: one stream of all events, one of the task in focus, and a fresh look at each start.
+// Keeps the state as the service has it: a stream of all events, one of the task in focus, a fresh look at each start.
 import { call, follow, Problem, taskPage } from "./api.mjs";
 import { get, merge, set, subscribe } from "./store.mjs";
 
@@ -7,6 +7,8 @@ export const isOver = (task) => FINAL.has(task?.status);
 
 const FIRST_PAUSE_MS = 500;
 const LONGEST_PAUSE_MS = 8000;
+/** So many of the newest tasks are read at once. */
+const NEWEST = 48;
 /** So many tasks of this session are read when the page begins. */
 const STRIP = 12;
 /** Tasks of others may come in hundreds a second: the lists are read this often at most. */
@@ -37,8 +39,12 @@ function seldom(work, ms) {
     busy = true;
     while (asked) {
       asked = false;
-      await work().catch(ignore);
-      await pause(ms);
+      const problem = await work().then(
+        () => null,
+        (error) => error,
+      );
+      if (problem) ignore(problem);
+      await pause(1000 * (problem?.retryAfter ?? 0) || ms);
     }
     busy = false;
   };
@@ -89,23 +95,25 @@ export async function readDetails(id) {
   set((now) => ({ details: { ...now.details, [id]: details } }));
 }
 
-/** The tasks that have not ended, and the newest of the history. */
+/** The newest tasks; where the queue is shown, all that have not ended, because some of them may be older. */
 export const readTasks = seldom(async () => {
-  const [pending, processing, newest] = await Promise.all([
-    taskPage({ status: "pending", limit: 100 }),
-    taskPage({ status: "processing", limit: 10 }),
-    taskPage({ limit: 24 }),
-  ]);
-  learn([...pending.tasks, ...processing.tasks, ...newest.tasks]);
+  const newest = await taskPage({ limit: NEWEST });
+  const found = [...newest.tasks];
+  if (get().view === "models") {
+    for (const status of ["pending", "processing"]) found.push(...(await taskPage({ status, limit: 100 })).tasks);
+  }
+  learn(found);
+  const first = ({ status, created_at }) => (status === "processing" ? "" : created_at);
+  const open = Object.values(get().tasks).filter((task) => !isOver(task));
   set((now) => ({
-    waiting: [...processing.tasks, ...pending.tasks.reverse()].map((task) => task.task_id),
+    waiting: open.sort((one, other) => (first(one) < first(other) ? -1 : 1)).map((task) => task.task_id),
     history: withNewest(now.history, newest),
   }));
 }, LIST_MS);
 
 /** The history with new tasks in front, unless it is a search. */
 function withNewest(history, { tasks, cursor }) {
-  if (history.q || history.status || history.model) return history;
+  if (history.q || history.status || history.model || history.starred) return history;
   if (!history.ids.length) return { ...history, ids: tasks.map((task) => task.task_id), cursor, more: Boolean(cursor) };
   const known = new Set(history.ids);
   const found = tasks.map((task) => task.task_id).filter((id) => !known.has(id));
@@ -122,11 +130,11 @@ async function readAll() {
   readModels();
   readTasks();
   readHealth();
-  const { mine, tasks } = get();
-  for (const id of mine.slice(0, STRIP).filter((each) => !isOver(tasks[each]))) restore(id);
+  const { mine, tasks, waiting } = get();
+  for (const id of new Set([...mine.slice(0, STRIP), ...waiting])) if (!isOver(tasks[id])) restore(id);
 }
 
-/** Read a task of this session, unless it was deleted. */
+/** Read a task that was there, unless it was deleted. */
 async function restore(id) {
   try {
     await readTask(id);
@@ -163,34 +171,27 @@ const TELLS = {
   saved: () => ({ phase: "saving" }),
 };
 
-function onTaskEvent({ name, data }) {
+function onTaskEvent(event) {
+  const { name, data } = event;
   const id = data.task_id;
   const tells = TELLS[name];
   if (tells && !isOver(get().tasks[id])) {
     set((now) => ({ live: { ...now.live, [id]: { ...now.live[id], ...tells(data, now.live[id] ?? {}) } } }));
   }
-  if (FINAL.has(name)) finish(id);
+  if (FINAL.has(name)) finish(event);
 }
 
-/** The tasks whose records are being read: two streams may tell of one end. */
-const finishing = new Set();
-
-/** Read the record of a task that has ended. Its last preview stays until then, so that the frame is never empty. */
-async function finish(id) {
-  if (finishing.has(id)) return;
-  finishing.add(id);
-  try {
-    await readTask(id);
-  } catch (error) {
-    if (error.code === "task_not_found") forget(id);
-    return ignore(error);
-  } finally {
-    finishing.delete(id);
-  }
+/** A task has ended. What only its record tells, as times and warnings, is read for the tasks of this session. */
+function finish({ name, data: { task_id: id, result_files, images, failure } }) {
+  const { tasks, mine, shown } = get();
+  if (!tasks[id] || isOver(tasks[id])) return;
+  const told = { error_code: failure?.code, error_message: failure?.message, result_files, images };
+  learn([{ ...tasks[id], ...told, status: name }]);
   set((now) => ({
     live: Object.fromEntries(Object.entries(now.live).filter(([each]) => each !== id)),
     waiting: now.waiting.filter((each) => each !== id),
   }));
+  if (id === shown || mine.includes(id)) readTask(id).catch(ignore);
 }
 
 export function forget(id) {
@@ -217,11 +218,10 @@ function onModelEvent({ name, data }) {
 
 function onEvent(event) {
   if (event.name === "gap") return readAll().catch(ignore);
-  if (event.name.startsWith("config_")) return readModels(), readHealth();
+  if (event.name.startsWith("config_")) return (readModels(), readHealth());
   if (event.name.startsWith("model_")) return onModelEvent(event);
-  if (!event.data.task_id) return;
-  if (event.name === "queued" || event.name === "started" || FINAL.has(event.name)) readTasks(), readHealth();
-  if (event.name in TELLS || get().mine.includes(event.data.task_id)) onTaskEvent(event);
+  if (event.name === "queued" || event.name === "started" || FINAL.has(event.name)) (readTasks(), readHealth());
+  if (event.data.task_id) onTaskEvent(event);
 }
 
 // -- streams ----------------------------------------------------------------------------------------------------------
@@ -231,9 +231,11 @@ export async function followAll() {
   let after = 0;
   for (let wait = FIRST_PAUSE_MS; ; wait = Math.min(2 * wait, LONGEST_PAUSE_MS)) {
     await visible();
+    const { key } = get();
     const stop = new AbortController();
     const hide = () => document.hidden && stop.abort();
     document.addEventListener("visibilitychange", hide);
+    const leave = subscribe(() => get().key !== key && stop.abort());
     try {
       await follow("events", {
         after,
@@ -253,11 +255,12 @@ export async function followAll() {
       else if (error.name !== "AbortError") set({ online: false });
     }
     document.removeEventListener("visibilitychange", hide);
+    leave();
     await pause(wait);
   }
 }
 
-/** Follow the task on the stage, and else the one that runs: only a task's own stream has its place and its previews. */
+/** Follow the task on the stage, else the one that runs: only a task's own stream has its place and its previews. */
 export async function followFocus() {
   for (let id = ""; ; id = await nextFocus(id)) {
     if (!id) continue;

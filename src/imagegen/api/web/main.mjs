@@ -1,7 +1,7 @@
 // Starts the page: language, colours, streams, keyboard, and the view that the address names.
 import { bringIn } from "./actions.mjs";
 import { followAll, followFocus, isOver } from "./live.mjs";
-import { planWhenQuiet } from "./plan.mjs";
+import { planWhenQuiet } from "./request.mjs";
 import { get, set, subscribe, useStore } from "./store.mjs";
 import { localeOf, t } from "./text.mjs";
 import { html, render } from "./vendor/preact.mjs";
@@ -89,7 +89,7 @@ async function keepLanguage() {
 
 // -- pictures from outside --------------------------------------------------------------------------------------------
 
-const pictureIn = (data) => [...(data?.files ?? [])].find((file) => file.type.startsWith("image/"));
+const pictureIn = (data) => [...data.files].find((file) => file.type.startsWith("image/"));
 
 function takePictures() {
   addEventListener("dragover", (event) => {
@@ -100,10 +100,11 @@ function takePictures() {
   addEventListener("dragleave", (event) => !event.relatedTarget && set({ dragging: false }));
   addEventListener("drop", (event) => {
     set({ dragging: false });
-    const file = pictureIn(event.dataTransfer);
-    if (!file) return;
+    const [first] = event.dataTransfer.files;
+    if (!first) return;
+    // Else the browser would leave the page for the file.
     event.preventDefault();
-    bringIn(file);
+    bringIn(pictureIn(event.dataTransfer) ?? first);
   });
   addEventListener("paste", (event) => {
     const file = pictureIn(event.clipboardData);

@@ -1,5 +1,7 @@
-// From the form to the body of a request, and from a task or a receipt back to the form.
-import { EMPTY_FORM } from "./store.mjs";
+// From the form to the body of a request and its plan, and from a task or a receipt back to the form.
+import { call } from "./api.mjs";
+import { EMPTY_FORM, get, set, subscribe } from "./store.mjs";
+import { explained } from "./text.mjs";
 
 export const SHAPES = ["1:1", "4:3", "3:4", "16:9", "9:16", "21:9", "9:21"];
 export const FORMATS = ["png", "jpeg", "webp", "avif"];
@@ -13,8 +15,13 @@ const seedOf = (text) => {
   return Number.isSafeInteger(Number(seed)) ? Number(seed) : seed;
 };
 
-/** The fields of a body for what the form says, without pictures. What is left open is left out. `model`: its model. */
-export function fieldsOf({ form, input, strokes }, model) {
+/** GET /models of the form's model. */
+export const modelOf = ({ models, form }) => models?.find((model) => model.id === form.model);
+
+/** The fields of a body for what the form says, without pictures. What is left open is left out. */
+export function fieldsOf(state) {
+  const { form, input, strokes } = state;
+  const model = modelOf(state);
   const can = (what) => model?.[`supports_${what}`] ?? true;
   const sized = number(form.width) && number(form.height);
   const fields = {
@@ -54,3 +61,39 @@ export const formOf = (model, settings) => ({
   strength: settings.strength ?? EMPTY_FORM.strength,
   loras: (settings.loras ?? []).filter((lora) => !lora.repo).map(({ path, scale }) => ({ path, scale })),
 });
+
+// -- the plan --------------------------------------------------------------------------------------------------------
+
+const QUIET_MS = 450;
+
+const asked = ({ form, input, strokes, key, models, waiting }) => [form, input, strokes, key, !models, waiting.length];
+const same = (one, other) => one.every((value, index) => value === other[index]);
+
+/** Ask the service what would happen to the form (POST /plan), a moment after it has changed. */
+export function planWhenQuiet() {
+  let last = asked(get());
+  let timer = 0;
+  subscribe(() => {
+    const now = asked(get());
+    if (same(now, last)) return;
+    last = now;
+    clearTimeout(timer);
+    timer = setTimeout(plan, QUIET_MS, now);
+  });
+}
+
+async function plan(when) {
+  const state = get();
+  if (!state.form.prompt.trim() || !state.models) return set({ plan: null, refusal: null });
+  const json = fieldsOf(state);
+  // A plan takes no pictures, so it knows no mask.
+  if (state.input && !state.strokes.length) json.task_type = "image2image";
+  try {
+    const plan = await call("plan", { json });
+    if (same(when, asked(get()))) set({ plan, refusal: null });
+  } catch (error) {
+    // A service that is away, or a key that has used up its rate, says nothing about the form.
+    const about = error.status === 404 || error.status === 422;
+    if (same(when, asked(get()))) set({ plan: null, refusal: about ? explained(error) : null });
+  }
+}

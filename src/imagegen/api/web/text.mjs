@@ -39,7 +39,12 @@ export function seconds(count) {
 export function fromNow(time) {
   const words = new Intl.RelativeTimeFormat(localeOf(get()), { numeric: "auto" });
   let count = (new Date(time) - Date.now()) / 1000;
-  for (const [unit, size] of [["second", 60], ["minute", 60], ["hour", 24], ["day", Infinity]]) {
+  for (const [unit, size] of [
+    ["second", 60],
+    ["minute", 60],
+    ["hour", 24],
+    ["day", Infinity],
+  ]) {
     if (Math.abs(count) < size) return words.format(Math.round(count), unit);
     count /= size;
   }
@@ -49,6 +54,6 @@ export function fromNow(time) {
 /** The words of a problem: what is wrong, in the reader's language where it has words for the code. */
 export function explained(problem) {
   const code = problem.code ?? "unreachable";
-  const detail = problem.message || problem.detail || "";
+  const detail = (problem.message || problem.detail || "").replace(/\bbody\./g, "");
   return { title: has(`code.${code}`) ? t(`code.${code}`) : detail || code, detail, code };
 }

@@ -105,7 +105,8 @@ export default {
   "mask-paint": "Paint a mask",
   "mask-change": "Change the mask",
   "mask-title": "What should be made anew?",
-  "mask-more": "Paint over it. Everything else stays as it is, pixel for pixel. With the keyboard: arrows move, space paints, z undoes.",
+  "mask-more":
+    "Paint over it. Everything else stays as it is, pixel for pixel. With the keyboard: arrows move, space paints, z undoes.",
   "mask-canvas": "Mask: arrows move the brush, space paints, z undoes",
   "mask-clear": "Clear the mask",
   "brush-size": "Size of the brush",

@@ -1,11 +1,11 @@
 // The form: what to draw, with which model and which settings. It follows what the model can do.
-import { bringIn, dropInput, modelOf, pull, startAnew, submit } from "../actions.mjs";
+import { bringIn, dropInput, pull, startAnew, submit } from "../actions.mjs";
 import { readDetails } from "../live.mjs";
-import { FORMATS, SHAPES } from "../request.mjs";
+import { FORMATS, modelOf, SHAPES } from "../request.mjs";
 import { merge, set, useStore } from "../store.mjs";
 import { seconds, t } from "../text.mjs";
 import { html, useEffect, useLayoutEffect, useRef } from "../vendor/preact.mjs";
-import { abilities, Icon, IconButton, Menu, ModelState } from "./parts.mjs";
+import { abilities, About, Button, Icon, IconButton, Menu, ModelState } from "./parts.mjs";
 
 const MOST_PICTURES = 8;
 const FORM = "form";
@@ -70,17 +70,10 @@ function Prompt() {
     area.current.style.height = `${area.current.scrollHeight}px`;
   }, [prompt]);
   const onKeyDown = (event) => {
-    // Enter also ends the composition of a Chinese word.
-    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    // Enter also ends the composition of a Chinese word; 229 is how Safari says so.
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.keyCode === 229) return;
     event.preventDefault();
     submit();
-  };
-  const onPaste = (event) => {
-    const file = [...event.clipboardData.files].find((each) => each.type.startsWith("image/"));
-    if (!file) return;
-    event.preventDefault();
-    event.stopPropagation();
-    bringIn(file);
   };
   return html`
     <textarea
@@ -94,19 +87,20 @@ function Prompt() {
       value=${prompt}
       onInput=${typed("prompt")}
       onKeyDown=${onKeyDown}
-      onPaste=${onPaste}
     />
   `;
 }
 
+/** What is wrong with the form, and what the picture would ignore of it. */
 function Refusal() {
   const refusal = useStore((state) => state.refusal);
-  if (!refusal) return null;
+  const warnings = useStore((state) => state.plan?.warnings);
+  if (!refusal) return warnings?.map((warning) => html`<p class="warn" role="status">${warning}</p>`);
   const { title, detail, code } = refusal;
   return html`
     <p class="refusal" role="alert">
       <strong>${title}</strong> ${detail !== title && detail}${" "}
-      <a href=${`docs/errors/${code}`} target="_blank" rel="noopener">${t("more-about-error")}</a>
+      <${About} code=${code} />
     </p>
   `;
 }
@@ -119,9 +113,7 @@ function Absent({ model }) {
   return html`
     <div class="absent" role="status">
       ${busy ? html`<${ModelState} model=${model} />` : html`<span class="warn">${t("absent")}</span>`}
-      ${admin &&
-      !busy &&
-      html`<button type="button" class="chip" onClick=${() => pull(model.id)}><${Icon} name="download" /> ${t("pull")}</button>`}
+      ${admin && !busy && html`<${Button} icon="download" onClick=${() => pull(model.id)}>${t("pull")}<//>`}
     </div>
   `;
 }
@@ -163,9 +155,14 @@ function InputPicture({ model }) {
     <div class="input-picture">
       <img src=${input.url} alt=${t("input-picture", { name: input.name })} />
       <div class="about">
-        ${model && !model.supports_img2img && !model.supports_inpaint && html`<p class="warn">${t("cannot-start-from")}</p>`}
-        ${(painted || model?.supports_strength) &&
-        html`<label>
+        ${
+          model &&
+          !(model.supports_img2img || model.supports_inpaint) &&
+          html`<p class="warn">${t("cannot-start-from")}</p>`
+        }
+        ${
+          (painted || model?.supports_strength) &&
+          html`<label>
           <span>${t("strength")} <output>${percent} %</output></span>
           <input
             type="range"
@@ -176,13 +173,16 @@ function InputPicture({ model }) {
             onInput=${(event) => change({ strength: Number(event.currentTarget.value) })}
           />
           <small>${t("strength-hint")}</small>
-        </label>`}
+        </label>`
+        }
       </div>
       <div class="tools">
-        ${(model?.supports_inpaint ?? true) &&
-        html`<button type="button" class="chip" onClick=${() => set({ dialog: { kind: "mask" } })}>
-          <${Icon} name="brush" /> ${t(painted ? "mask-change" : "mask-paint")}
-        </button>`}
+        ${
+          (model?.supports_inpaint ?? true) &&
+          html`<${Button} icon="brush" onClick=${() => set({ dialog: { kind: "mask" } })}>
+            ${t(painted ? "mask-change" : "mask-paint")}
+          <//>`
+        }
         <${IconButton} icon="close" label=${t("input-remove")} onClick=${dropInput} />
       </div>
     </div>
@@ -339,14 +339,18 @@ function Advanced({ model }) {
           ${FORMATS.map((format) => html`<option key=${format} value=${format}>${format.toUpperCase()}</option>`)}
         </select>
       <//>
-      ${form.format !== "png" &&
-      html`<${Field} label=${t("quality")}>
+      ${
+        form.format !== "png" &&
+        html`<${Field} label=${t("quality")}>
         <${NumberInput} field="quality" min="1" max="100" placeholder=${form.format === "avif" ? 75 : 90} />
-      <//>`}
-      ${model?.supports_negative_prompt &&
-      html`<${Field} label=${t("negative")} class="wide">
+      <//>`
+      }
+      ${
+        model?.supports_negative_prompt &&
+        html`<${Field} label=${t("negative")} class="wide">
         <textarea rows="2" maxlength="8192" value=${form.negative} onInput=${typed("negative")} />
-      <//>`}
+      <//>`
+      }
       ${model?.supports_lora && html`<${Loras} loras=${form.loras} />`}
       <button type="button" class="plain wide" onClick=${startAnew}>${t("start-anew")}</button>
     </div>
@@ -396,9 +400,7 @@ function Loras({ loras }) {
           />
         </div>`,
       )}
-      <button type="button" class="chip" onClick=${() => change({ loras: [...loras, { path: "", scale: 1 }] })}>
-        <${Icon} name="plus" /> ${t("lora-add")}
-      </button>
+      <${Button} icon="plus" onClick=${() => change({ loras: [...loras, { path: "", scale: 1 }] })}>${t("lora-add")}<//>
     </fieldset>
   `;
 }
@@ -417,9 +419,6 @@ function PlanLine() {
     plan.evicts.length > 0 && t("plan-evicts", { models: plan.evicts.join(", ") }),
   ];
   return html`
-    <span class="plan" title=${plan.warnings.join("\n")}>
-      ${said.filter(Boolean).join(" · ")}
-      ${plan.warnings.map((warning) => html`<span class="warn">${warning}</span>`)}
-    </span>
+    <span class="plan">${said.filter(Boolean).join(" · ")}</span>
   `;
 }

@@ -1,10 +1,11 @@
 // "Copy as": the request of the form as code that runs as it stands, in curl, Python, JavaScript and OpenAI's SDK.
-import { copy, fieldsNow, saveUrl } from "../actions.mjs";
+import { copy, saveUrl } from "../actions.mjs";
 import { maskOf } from "../files.mjs";
+import { fieldsOf } from "../request.mjs";
 import { get } from "../store.mjs";
 import { t } from "../text.mjs";
 import { html, useRef, useState } from "../vendor/preact.mjs";
-import { Dialog, Icon } from "./parts.mjs";
+import { Button, Dialog } from "./parts.mjs";
 
 const address = () => new URL(".", location.href.split("#")[0]).href.replace(/\/$/, "");
 
@@ -15,7 +16,7 @@ export function CopyDialog() {
   const mask = input && maskOf(state);
   const image = input && `input.${input.type.split("/")[1] || "png"}`;
   const files = input ? { image, ...(mask && { mask: "mask.png" }) } : {};
-  const body = { ...fieldsNow(state), prompt: state.form.prompt || t("prompt-example") };
+  const body = { ...fieldsOf(state), prompt: state.form.prompt || t("prompt-example") };
   const code = SNIPPETS[language]({
     url: address(),
     body,
@@ -63,7 +64,7 @@ export function CopyDialog() {
 }
 
 const Save = ({ url, name }) => html`
-  <button type="button" class="chip" onClick=${() => saveUrl(url, name)}><${Icon} name="download" /> ${name}</button>
+  <${Button} icon="download" onClick=${() => saveUrl(url, name)}>${name}<//>
 `;
 
 // -- the code --------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import { merge, set, useStore } from "../store.mjs";
 import { explained, seconds, t } from "../text.mjs";
 import { html } from "../vendor/preact.mjs";
 import { Composer } from "./composer.mjs";
-import { Icon, IconButton, Picture, Progress } from "./parts.mjs";
+import { About, Button, IconButton, Picture, Progress } from "./parts.mjs";
 
 export function Create() {
   const id = useStore((state) => state.shown);
@@ -46,7 +46,9 @@ function Welcome() {
       <h2>${t("welcome")}</h2>
       <p>${t("welcome-more")}</p>
       <ul class="ideas" aria-label=${t("ideas-label")}>
-        ${ideas.map((idea) => html`<li key=${idea}><button type="button" onClick=${() => take(idea)}>${idea}</button></li>`)}
+        ${ideas.map(
+          (idea) => html`<li key=${idea}><button type="button" onClick=${() => take(idea)}>${idea}</button></li>`,
+        )}
       </ul>
       <${Recent} />
     </div>
@@ -72,11 +74,13 @@ function Recent() {
 function Shown({ task }) {
   return html`
     <div class="room">
-      ${task.status === "completed"
-        ? html`<${Pictures} task=${task} />`
-        : isOver(task)
-          ? html`<${Ended} task=${task} />`
-          : html`<${Developing} task=${task} />`}
+      ${
+        task.status === "completed"
+          ? html`<${Pictures} task=${task} />`
+          : isOver(task)
+            ? html`<${Ended} task=${task} />`
+            : html`<${Developing} task=${task} />`
+      }
     </div>
     <${Caption} task=${task} />
   `;
@@ -121,9 +125,7 @@ function Developing({ task }) {
       <div class="progress">
         <p class="phase" role="status">${phaseOf(task, live)}</p>
         <${Progress} label=${t("progress")} ...${shareOf(live)} />
-        <button type="button" class="chip" onClick=${() => cancel(task.task_id)}>
-          <${Icon} name="stop" /> ${t("cancel")}
-        </button>
+        <${Button} icon="stop" onClick=${() => cancel(task.task_id)}>${t("cancel")}<//>
       </div>
     </div>
   `;
@@ -175,8 +177,8 @@ function Ended({ task }) {
       <h2>${failed ? title : t("cancelled")}</h2>
       ${failed && detail !== title && html`<p>${detail}</p>`}
       <div class="actions">
-        <button type="button" class="chip" onClick=${() => reuse(task)}><${Icon} name="reuse" /> ${t("reuse")}</button>
-        ${failed && html`<a class="chip" href=${`docs/errors/${code}`} target="_blank" rel="noopener">${t("more-about-error")}</a>`}
+        <${Button} icon="reuse" onClick=${() => reuse(task)}>${t("reuse")}<//>
+        ${failed && html`<${About} code=${code} class="chip" />`}
       </div>
     </div>
   `;
@@ -190,13 +192,21 @@ function Caption({ task }) {
       <p class="said" title=${task.prompt}>${task.prompt}</p>
       <p class="facts">${factsOf(task)}</p>
       ${task.warnings?.map((warning) => html`<p class="warn">${warning}</p>`)}
-      ${name &&
-      html`<div class="actions">
-        ${many
-          ? html`<${IconButton} icon="zip" label=${t("download-all")} onClick=${() => downloadBundle(task.task_id)} />`
-          : html`<${PictureActions} task=${task} index=${0} />`}
+      ${
+        name &&
+        html`<div class="actions">
+        ${
+          many
+            ? html`<${IconButton}
+                icon="download"
+                label=${t("download-all")}
+                onClick=${() => downloadBundle(task.task_id)}
+              />`
+            : html`<${PictureActions} task=${task} index=${0} />`
+        }
         <${IconButton} icon="reuse" label=${t("reuse")} onClick=${() => reuse(task)} />
-      </div>`}
+      </div>`
+      }
     </div>
   `;
 }
@@ -260,11 +270,13 @@ function StripItem({ task }) {
       title=${task.prompt}
       onClick=${() => set({ shown: id })}
     >
-      ${name
-        ? html`<${Picture} name=${name} alt="" />`
-        : live.preview && open
-          ? html`<img src=${live.preview} alt="" />`
-          : html`<span class=${`blank is-${task.status}`} />`}
+      ${
+        name
+          ? html`<${Picture} name=${name} alt="" />`
+          : live.preview && open
+            ? html`<img src=${live.preview} alt="" />`
+            : html`<span class=${`blank is-${task.status}`} />`
+      }
       ${open && html`<span class="ring" style=${{ "--share": done / total }} />`}
       ${task.status === "failed" && html`<span class="mark">!</span>`}
     </button>

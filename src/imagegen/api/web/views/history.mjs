@@ -5,7 +5,7 @@ import { get, set, useStore } from "../store.mjs";
 import { t } from "../text.mjs";
 import { html, useEffect, useRef } from "../vendor/preact.mjs";
 import { alternative, phaseOf } from "./create.mjs";
-import { Icon, IconButton, Picture } from "./parts.mjs";
+import { Button, Icon, IconButton, Picture } from "./parts.mjs";
 
 const STATUSES = ["completed", "failed", "cancelled", "processing", "pending"];
 const TYPING_MS = 300;
@@ -16,7 +16,9 @@ function itemsOf(ids, tasks, starred, stars) {
     .map((id) => tasks[id])
     .filter(Boolean)
     .flatMap((task) =>
-      task.result_files ? task.result_files.map((name, index) => ({ task, name, index })) : [{ task, name: "", index: 0 }],
+      task.result_files
+        ? task.result_files.map((name, index) => ({ task, name, index }))
+        : [{ task, name: "", index: 0 }],
     );
   return starred ? items.filter(({ name }) => stars.includes(name)) : items;
 }
@@ -32,9 +34,11 @@ export function History() {
   return html`
     <div class="history">
       <${Tools} />
-      ${items.length
-        ? html`<${Grid} items=${items} />`
-        : !loading && html`<p class="empty">${t(more ? "history-loading" : "history-empty")}</p>`}
+      ${
+        items.length
+          ? html`<${Grid} items=${items} />`
+          : !loading && html`<p class="empty">${t(more ? "history-loading" : "history-empty")}</p>`
+      }
       ${more && html`<${More} key=${ids.length} />`}
       <${Picked} />
     </div>
@@ -45,6 +49,7 @@ function Tools() {
   const { q, status, model, starred } = useStore((state) => state.history);
   const models = useStore((state) => state.models) ?? [];
   const timer = useRef();
+  const only = (field) => (event) => readHistory({ [field]: event.currentTarget.value });
   const search = (event) => {
     const { value } = event.currentTarget;
     clearTimeout(timer.current);
@@ -54,19 +59,26 @@ function Tools() {
     <form class="tools" role="search" onSubmit=${(event) => event.preventDefault()}>
       <label class="search">
         <${Icon} name="search" />
-        <input type="search" aria-label=${t("search")} placeholder=${t("search")} maxlength="200" value=${q} onInput=${search} />
+        <input
+          type="search"
+          aria-label=${t("search")}
+          placeholder=${t("search")}
+          maxlength="200"
+          value=${q}
+          onInput=${search}
+        />
       </label>
-      <select aria-label=${t("status")} value=${status} onChange=${(event) => readHistory({ status: event.currentTarget.value })}>
+      <select aria-label=${t("status")} value=${status} onChange=${only("status")}>
         <option value="">${t("status-any")}</option>
         ${STATUSES.map((each) => html`<option key=${each} value=${each}>${t(`status.${each}`)}</option>`)}
       </select>
-      <select aria-label=${t("model")} value=${model} onChange=${(event) => readHistory({ model: event.currentTarget.value })}>
+      <select aria-label=${t("model")} value=${model} onChange=${only("model")}>
         <option value="">${t("model-any")}</option>
         ${models.map((each) => html`<option key=${each.id} value=${each.id}>${each.name}</option>`)}
       </select>
-      <button type="button" class="chip" aria-pressed=${starred} onClick=${() => readHistory({ starred: !starred })}>
-        <${Icon} name="star" /> ${t("starred")}
-      </button>
+      <${Button} icon="star" aria-pressed=${starred} onClick=${() => readHistory({ starred: !starred })}>
+        ${t("starred")}
+      <//>
       <p class="hint">${t("history-keys")}</p>
     </form>
   `;
@@ -93,7 +105,10 @@ function Grid({ items }) {
     const { key } = event;
     if (key in STEPS || key === "ArrowUp" || key === "ArrowDown") {
       tiles()[key in STEPS ? index + STEPS[key] : beside(index, key)]?.focus();
-    } else if (key === "Home" || key === "End") tiles().at(key === "Home" ? 0 : -1).focus();
+    } else if (key === "Home" || key === "End")
+      tiles()
+        .at(key === "Home" ? 0 : -1)
+        .focus();
     else if (key === "Delete" || key === "Backspace") askToDelete([item.task.task_id]);
     else if (key === "s" && item.name) star(item.name);
     else if (key === "x" && item.name) pick(item.name);
@@ -123,16 +138,23 @@ function Tile({ task, name, index, first }) {
       : html`<span class=${`blank is-${task.status}`}>
           ${isOver(task) ? t(`status.${task.status}`) : phaseOf(task, live)}
         </span>`;
-  const open = () =>
-    name ? set({ dialog: { kind: "viewer", name } }) : set({ shown: task.task_id, view: "create" });
+  const open = () => (name ? set({ dialog: { kind: "viewer", name } }) : set({ shown: task.task_id, view: "create" }));
   return html`
     <li class=${picked ? "picked" : ""}>
-      <button type="button" class="tile" title=${task.prompt} tabindex=${first ? 0 : -1} onFocus=${roving} onClick=${open}>
+      <button
+        type="button"
+        class="tile"
+        title=${task.prompt}
+        tabindex=${first ? 0 : -1}
+        onFocus=${roving}
+        onClick=${open}
+      >
         ${shown}
         ${!name && html`<span class="over">${task.prompt}</span>`}
       </button>
-      ${name &&
-      html`<${IconButton}
+      ${
+        name &&
+        html`<${IconButton}
           icon="star"
           label=${t("star")}
           class=${`corner-star ${starred ? "on" : ""}`}
@@ -147,7 +169,8 @@ function Tile({ task, name, index, first }) {
           tabindex="-1"
           aria-pressed=${picked}
           onClick=${() => pick(name)}
-        />`}
+        />`
+      }
     </li>
   `;
 }
@@ -167,7 +190,7 @@ function More() {
     return () => watch.disconnect();
   }, []);
   return html`<p class="more" ref=${end}>
-    <button type="button" class="chip" onClick=${() => readHistory()}>${t("history-more")}</button>
+    <${Button} onClick=${() => readHistory()}>${t("history-more")}<//>
   </p>`;
 }
 
@@ -179,20 +202,15 @@ function Picked() {
   return html`
     <div class="picked-bar" role="toolbar" aria-label=${t("picked", { n: picked.length })}>
       <span>${t("picked", { n: picked.length })}</span>
-      <button
-        type="button"
-        class="chip"
+      <${Button}
+        icon="compare"
         disabled=${picked.length !== 2}
         onClick=${() => set({ dialog: { kind: "compare", names: picked } })}
       >
-        <${Icon} name="compare" /> ${t("compare")}
-      </button>
-      <button type="button" class="chip" onClick=${() => downloadAll(picked)}>
-        <${Icon} name="download" /> ${t("download-zip")}
-      </button>
-      <button type="button" class="chip" onClick=${() => askToDelete(picked.map(taskIdOf))}>
-        <${Icon} name="trash" /> ${t("delete")}
-      </button>
+        ${t("compare")}
+      <//>
+      <${Button} icon="download" onClick=${() => downloadAll(picked)}>${t("download-zip")}<//>
+      <${Button} icon="trash" onClick=${() => askToDelete(picked.map(taskIdOf))}>${t("delete")}<//>
       <${IconButton} icon="close" label=${t("pick-none")} onClick=${() => set({ picked: [] })} />
     </div>
   `;

@@ -103,7 +103,12 @@ export function MaskDialog() {
           <${IconButton} icon="brush" label=${t("brush")} aria-pressed=${!erase} onClick=${() => setErase(false)} />
           <${IconButton} icon="erase" label=${t("eraser")} aria-pressed=${erase} onClick=${() => setErase(true)} />
           <${IconButton} icon="undo" label=${t("undo")} disabled=${!strokes.length} onClick=${undo} />
-          <${IconButton} icon="trash" label=${t("mask-clear")} disabled=${!strokes.length} onClick=${() => set({ strokes: [] })} />
+          <${IconButton}
+            icon="trash"
+            label=${t("mask-clear")}
+            disabled=${!strokes.length}
+            onClick=${() => set({ strokes: [] })}
+          />
         </div>
         <button type="button" class="primary" onClick=${() => set({ dialog: null })}>
           <span>${t("done")}</span><${Icon} name="check" />

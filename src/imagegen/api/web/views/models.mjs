@@ -1,11 +1,11 @@
 // The third view: the models and what can be done with them, the queue, the device, the configuration.
 import { cancel, cancelPull, clearQueue, load, pull, unload } from "../actions.mjs";
-import { isOver, readDetails, readHealth } from "../live.mjs";
+import { isOver, readDetails, readHealth, readTasks } from "../live.mjs";
 import { set, useStore } from "../store.mjs";
 import { bytes, fromNow, seconds, t } from "../text.mjs";
 import { html, useEffect } from "../vendor/preact.mjs";
 import { phaseOf, shareOf } from "./create.mjs";
-import { abilities, Icon, IconButton, ModelState, Progress } from "./parts.mjs";
+import { abilities, About, Button, IconButton, ModelState, Progress } from "./parts.mjs";
 
 /** Memory and last uses change without an event. */
 const READ_AGAIN_MS = 10_000;
@@ -14,6 +14,7 @@ export function Models() {
   const models = useStore((state) => state.models) ?? [];
   useEffect(() => {
     readHealth();
+    readTasks();
     const timer = setInterval(readHealth, READ_AGAIN_MS);
     return () => clearInterval(timer);
   }, []);
@@ -59,13 +60,17 @@ function Card({ model }) {
       </div>
       <p>${model.description}</p>
       <p class="able">${abilities(model)}</p>
-      ${model.error_message &&
-      html`<p class="refusal">${model.error_message}${" "}
-        <a href=${`docs/errors/${model.error_code}`} target="_blank" rel="noopener">${t("more-about-error")}</a>
-      </p>`}
+      ${
+        model.error_message &&
+        html`<p class="refusal">${model.error_message}${" "}
+        <${About} code=${model.error_code} />
+      </p>`
+      }
       ${details?.pull?.error_message && html`<p class="refusal">${details.pull.error_message}</p>`}
-      ${facts.length > 0 &&
-      html`<dl>${facts.map(([key, value]) => html`<div key=${key}><dt>${t(key)}</dt><dd>${value}</dd></div>`)}</dl>`}
+      ${
+        facts.length > 0 &&
+        html`<dl>${facts.map(([key, value]) => html`<div key=${key}><dt>${t(key)}</dt><dd>${value}</dd></div>`)}</dl>`
+      }
       ${admin && html`<${Buttons} model=${model} details=${details} />`}
     </li>
   `;
@@ -75,18 +80,16 @@ function Buttons({ model, details }) {
   const busy = useStore((state) => state.activity[model.id]);
   const { id, state } = model;
   if (busy?.kind === "pulling" || state === "downloading") {
-    return html`<button type="button" class="chip" onClick=${() => cancelPull(id)}>${t("pull-cancel")}</button>`;
+    return html`<${Button} onClick=${() => cancelPull(id)}>${t("pull-cancel")}<//>`;
   }
   if (busy || state === "loading" || state === "unloading") return null;
   if (IN_MEMORY.includes(state)) {
-    return html`<button type="button" class="chip" onClick=${() => unload(id)}>${t("unload")}</button>`;
+    return html`<${Button} onClick=${() => unload(id)}>${t("unload")}<//>`;
   }
   if (details && !details.weights_here) {
-    return html`<button type="button" class="chip" onClick=${() => pull(id)}>
-      <${Icon} name="download" /> ${t("pull")}
-    </button>`;
+    return html`<${Button} icon="download" onClick=${() => pull(id)}>${t("pull")}<//>`;
   }
-  return html`<button type="button" class="chip" onClick=${() => load(id)}>${t("load")}</button>`;
+  return html`<${Button} onClick=${() => load(id)}>${t("load")}<//>`;
 }
 
 // -- the queue --------------------------------------------------------------------------------------------------------
@@ -100,9 +103,11 @@ function Queue() {
     <section class="card" aria-labelledby="queue-title">
       <div class="head">
         <h2 id="queue-title">${t("queue")}</h2>
-        ${admin &&
-        open.some((task) => task.status === "pending") &&
-        html`<button type="button" class="plain" onClick=${clearQueue}>${t("queue-clear")}</button>`}
+        ${
+          admin &&
+          open.some((task) => task.status === "pending") &&
+          html`<${Button} class="plain" onClick=${clearQueue}>${t("queue-clear")}<//>`
+        }
       </div>
       ${open.length === 0 && html`<p class="hint">${t("queue-empty")}</p>`}
       <ol class="queue">
@@ -149,11 +154,13 @@ function Health() {
       </div>
       <p>${gpu.gpu_name ?? t("no-gpu")}</p>
       ${gpu.cuda_problem && html`<p class="refusal">${gpu.cuda_problem}</p>`}
-      ${gpu.gpu_memory_total > 0 &&
-      html`<label class="memory">
+      ${
+        gpu.gpu_memory_total > 0 &&
+        html`<label class="memory">
         <span>${t("device-memory", { used: bytes(used * GIB), total: bytes(gpu.gpu_memory_total * GIB) })}</span>
         <meter min="0" max=${gpu.gpu_memory_total} value=${used} />
-      </label>`}
+      </label>`
+      }
       <dl>${facts.map(([key, value]) => html`<div key=${key}><dt>${t(key)}</dt><dd>${value}</dd></div>`)}</dl>
     </section>
   `;
@@ -166,7 +173,9 @@ function Config() {
     <section class="card" aria-labelledby="config-title">
       <div class="head">
         <h2 id="config-title">${config.file}</h2>
-        <span class=${`state is-${config.ok ? "healthy" : "error"}`}>${t(config.ok ? "config-ok" : "config-broken")}</span>
+        <span class=${`state is-${config.ok ? "healthy" : "error"}`}>
+          ${t(config.ok ? "config-ok" : "config-broken")}
+        </span>
       </div>
       ${config.errors.map((error) => html`<pre class="refusal" key=${error}>${error}</pre>`)}
       ${config.waiting && html`<p class="hint">${t("config-waiting")}</p>`}

@@ -12,7 +12,7 @@ const ICONS = {
   close: "M6 6l12 12M18 6L6 18",
   code: "M8 7l-5 5 5 5M16 7l5 5-5 5",
   compare: "M12 3v18M4 6h5v12H4zM15 6h5v12h-5z",
-  dice: "M7 4h10a3 3 0 013 3v10a3 3 0 01-3 3H7a3 3 0 01-3-3V7a3 3 0 013-3zM8.5 8.5h.1M15.5 15.5h.1M15.5 8.5h.1M8.5 15.5h.1M12 12h.1",
+  dice: "M5 4h14a1 1 0 011 1v14a1 1 0 01-1 1H5a1 1 0 01-1-1V5a1 1 0 011-1zM9 9h.1M15 15h.1M15 9h.1M9 15h.1M12 12h.1",
   download: "M12 4v11m-5-5l5 5 5-5M5 20h14",
   erase: "M9 19l-5-5 9-9 7 7-7 7H9zm-1-9l7 7M9 19h11",
   image: "M4 5h16v14H4zM4 16l5-5 4 4 3-3 4 4M15 9h.01",
@@ -27,14 +27,18 @@ const ICONS = {
   send: "M5 12h14m-6-6l6 6-6 6",
   star: "M12 4l2.5 5.2 5.7.8-4.1 4 1 5.7-5.1-2.7-5.1 2.7 1-5.7-4.1-4 5.7-.8z",
   stop: "M7 7h10v10H7z",
-  sun: "M12 16a4 4 0 100-8 4 4 0 000 8zM12 2v2m0 16v2M4.9 4.9l1.4 1.4m11.4 11.4l1.4 1.4M2 12h2m16 0h2M4.9 19.1l1.4-1.4M17.7 6.3l1.4-1.4",
+  sun: "M12 16a4 4 0 100-8 4 4 0 000 8zM12 2v2m0 16v2M2 12h2m16 0h2M5 5l1 1m12 12l1 1M5 19l1-1M18 6l1-1",
   trash: "M5 7h14M10 7V4h4v3M7 7l1 13h8l1-13M10 11v5M14 11v5",
   undo: "M9 7L4 12l5 5M4 12h10a6 6 0 010 12",
-  zip: "M5 4h14v16H5zM12 4v2m0 2v2m0 2v2m-1.5 2h3v3h-3z",
 };
 
 export const Icon = ({ name }) => html`
   <svg class="icon" viewBox="0 0 24 24" aria-hidden="true"><path d=${ICONS[name]} /></svg>
+`;
+
+/** A button with words, and an icon before them. */
+export const Button = ({ icon, class: look = "chip", children, ...rest }) => html`
+  <button type="button" class=${look} ...${rest}>${icon && html`<${Icon} name=${icon} />`}${children}</button>
 `;
 
 /** A button that is an icon; its label is its title as well. */
@@ -44,12 +48,17 @@ export const IconButton = ({ icon, label, class: also = "", ...rest }) => html`
   </button>
 `;
 
+/** The service's page about the code of an error. */
+export const About = ({ code, ...rest }) => html`
+  <a href=${`docs/errors/${code}`} target="_blank" rel="noopener" ...${rest}>${t("more-about-error")}</a>
+`;
+
 /** A picture of the service, by its name `folder/file`. */
 export function Picture({ name, alt, ...rest }) {
   const url = useStore((state) => pictureUrl(state, name));
   useEffect(() => {
-    if (!url) sign(name).catch(() => {});
-  }, [name, url]);
+    sign(name).catch(() => {});
+  }, [name]);
   return url ? html`<img src=${url} alt=${alt} draggable=${false} ...${rest} />` : html`<span class="blank" />`;
 }
 
@@ -57,7 +66,7 @@ export function Picture({ name, alt, ...rest }) {
 export function Menu({ name, label, icon, value, class: also = "", children }) {
   const open = useStore((state) => state.menu === name);
   const root = useRef();
-  // A click with the mouse closes; the arrow keys, which click as well, do not. Later, because the change comes after it.
+  // A click with the mouse closes; the arrow keys, which click as well, do not. Later: the change comes after it.
   const chosen = (event) => event.detail && setTimeout(close);
   const close = () => set((now) => (now.menu === name ? { menu: "" } : {}));
   useEffect(() => {
@@ -125,9 +134,11 @@ export function ModelState({ model }) {
   const share = busy?.total ? `${Math.floor((100 * busy.done) / busy.total)} %` : "";
   return html`
     <span class=${`state is-${state}`}>${t(`state.${state}`)} ${share}</span>
-    ${busy &&
-    html`<${Progress} label=${t(`state.${state}`)} done=${busy.done} total=${busy.total} />
-      <small class="bytes">${bytes(busy.done)}${busy.total ? ` / ${bytes(busy.total)}` : ""}</small>`}
+    ${
+      busy &&
+      html`<${Progress} label=${t(`state.${state}`)} done=${busy.done} total=${busy.total} />
+      <small class="bytes">${bytes(busy.done)}${busy.total ? ` / ${bytes(busy.total)}` : ""}</small>`
+    }
   `;
 }
 

@@ -11,10 +11,13 @@ export function TopBar() {
   const view = useStore((state) => state.view);
   return html`
     <header class="top">
-      <a class="brand" href="#create" aria-label="imagegen"><img src="web/icon.svg" alt="" width="26" height="26" /><span>imagegen</span></a>
+      <a class="brand" href="#create" aria-label="imagegen">
+        <img src="web/icon.svg" alt="" width="26" height="26" /><span>imagegen</span>
+      </a>
       <nav aria-label=${t("views")}>
         ${VIEWS.map(
-          (each) => html`<a key=${each} href=${`#${each}`} aria-current=${each === view ? "page" : undefined}>${t(each)}</a>`,
+          (each) =>
+            html`<a key=${each} href=${`#${each}`} aria-current=${each === view ? "page" : undefined}>${t(each)}</a>`,
         )}
       </nav>
       <${Pulse} />
@@ -65,7 +68,9 @@ function Theme() {
 /** Only where keys are used: a service without keys has nothing to enter. */
 function KeyButton() {
   const shown = useStore((state) => Boolean(state.key || !state.who || state.who.name));
-  return shown && html`<${IconButton} icon="key" label=${t("key")} onClick=${() => set({ dialog: { kind: "key" } })} />`;
+  return (
+    shown && html`<${IconButton} icon="key" label=${t("key")} onClick=${() => set({ dialog: { kind: "key" } })} />`
+  );
 }
 
 export function Notices() {

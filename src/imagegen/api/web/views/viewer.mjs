@@ -1,4 +1,4 @@
-// The dialogs about pictures: one large, two compared, one that was brought in, and the question before they are deleted.
+// The dialogs about pictures: one large, two compared, one that was brought in, the question before a delete.
 import { downloadBundle, remove, reuse, reuseReceipt, taskIdOf, useAsInput } from "../actions.mjs";
 import { readTask } from "../live.mjs";
 import { get, set, useStore } from "../store.mjs";
@@ -6,7 +6,7 @@ import { fromNow, t } from "../text.mjs";
 import { html, useEffect, useState } from "../vendor/preact.mjs";
 import { alternative, factsOf, fitting, PictureActions } from "./create.mjs";
 import { askToDelete } from "./history.mjs";
-import { Dialog, Icon, IconButton, Picture } from "./parts.mjs";
+import { Button, Dialog, Icon, IconButton, Picture } from "./parts.mjs";
 
 /** The pictures that the arrows lead through: of the history, and in front of it those of this session. */
 function neighbours({ history, mine, tasks, view }) {
@@ -56,12 +56,8 @@ export function ViewerDialog({ name }) {
           <${IconButton} icon="trash" label=${t("delete")} onClick=${() => askToDelete([task.task_id])} />
         </div>
         <div class="actions words">
-          <button type="button" class="chip" onClick=${() => reuse(task, task.images[index])}>
-            <${Icon} name="reuse" /> ${t("reuse")}
-          </button>
-          <button type="button" class="chip" onClick=${() => downloadBundle(task.task_id)}>
-            <${Icon} name="zip" /> ${t("download-task")}
-          </button>
+          <${Button} icon="reuse" onClick=${() => reuse(task, task.images[index])}>${t("reuse")}<//>
+          <${Button} icon="download" onClick=${() => downloadBundle(task.task_id)}>${t("download-task")}<//>
         </div>
         <${Facts} task=${task} image=${task.images[index]} />
       </aside>
@@ -144,7 +140,7 @@ export function DeleteDialog({ ids }) {
       <p>${t("delete-more", { n: pictures })}</p>
       <div class="actions">
         <button type="button" class="primary danger" onClick=${confirmed}>${t("delete")}</button>
-        <button type="button" class="chip" onClick=${() => set({ dialog: null })}>${t("keep")}</button>
+        <${Button} onClick=${() => set({ dialog: null })}>${t("keep")}<//>
       </div>
     <//>
   `;
@@ -164,9 +160,7 @@ export function ReceiptDialog({ file, receipt, url }) {
         <button type="button" class="primary" onClick=${() => reuseReceipt(receipt)}>
           <span>${t("reuse")}</span><${Icon} name="reuse" />
         </button>
-        <button type="button" class="chip" onClick=${() => useAsInput(file)}>
-          <${Icon} name="image" /> ${t("start-from-picture")}
-        </button>
+        <${Button} icon="image" onClick=${() => useAsInput(file)}>${t("start-from-picture")}<//>
       </div>
     <//>
   `;
