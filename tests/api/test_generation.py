@@ -93,7 +93,7 @@ async def test_an_input_picture_is_taken_with_and_without_a_prefix(client: Clien
 
 ABSURD: list[tuple[str, bytes, int, str]] = [
     ("a huge batch", b'{"prompt":"x","batch_size":1000000000}', 422, "invalid_request"),
-    ("a batch over the service's limit", b'{"prompt":"x","batch_size":9}', 422, "invalid_request"),
+    ("a batch over the service's limit", b'{"prompt":"x","batch_size":11}', 422, "invalid_request"),
     ("no such model", b'{"prompt":"x","model":"nope"}', 404, "model_not_found"),
     ("a path as model", b'{"prompt":"x","model":"../../etc/passwd"}', 422, "invalid_request"),
     ("an unknown key", b'{"prompt":"x","stepz":4}', 422, "invalid_request"),

@@ -275,15 +275,15 @@ async def test_a_stream_ends_when_its_key_is_revoked_or_expires(start: Start, of
         await store_of(client).rotate("rotated")
         ended = {name: last_event((await streams[name]).text) for name in ("revoked", "rotated", "expires")}
         assert ended == {
-            "revoked": ("closed", {"reason": "key_revoked"}),
-            "rotated": ("closed", {"reason": "key_revoked"}),
-            "expires": ("closed", {"reason": "key_expired"}),
+            "revoked": ("closed", {"type": "closed", "reason": "key_revoked"}),
+            "rotated": ("closed", {"type": "closed", "reason": "key_revoked"}),
+            "expires": ("closed", {"type": "closed", "reason": "key_expired"}),
         }
         assert not streams["stays"].done()
         reader = await key(client, "reader", Scope.READ)
         listed = (await client.get("/tasks", headers=reader)).json()["tasks"]
         assert {task["status"] for task in listed} == {"pending", "processing"}  # the tasks go on
-    assert last_event((await streams["stays"]).text) == ("closed", {"reason": "stopping"})
+    assert last_event((await streams["stays"]).text) == ("closed", {"type": "closed", "reason": "stopping"})
 
 
 async def test_streams_are_counted_by_key_wherever_it_is_used(start: Start) -> None:
@@ -302,7 +302,7 @@ async def test_streams_without_a_key_end_once_a_key_is_required(start: Start) ->
         while not client.app.state.services.bus.subscribers:
             await asyncio.sleep(0.01)
         await key(client, "alice")
-        assert last_event((await stream).text) == ("closed", {"reason": "key_required"})
+        assert last_event((await stream).text) == ("closed", {"type": "closed", "reason": "key_required"})
 
 
 async def test_deliveries_belong_to_the_owner_of_their_task(start: Start) -> None:
