@@ -46,6 +46,7 @@ async def test_every_example_of_a_request_is_accepted(client: Client) -> None:
             for example in schema(document, body_of(operation))["examples"]:
                 # The only model here.
                 body = example | {"model": "fake"} if "prompt" in example else example
+                body = dict.fromkeys(example, "fake") if path == "/config/aliases" else body
                 answer = await client.request(method, path.format(**NAMES), json=body)
                 assert answer.is_success, (path, answer.text)
                 assert str(answer.status_code) in operation["responses"]
