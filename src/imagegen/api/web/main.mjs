@@ -35,7 +35,7 @@ function App() {
     <div class="app" key=${words.language} lang=${words.language}>
       <button type="button" class="skip" onClick=${() => document.querySelector("main").focus()}>${t("skip")}</button>
       <${TopBar} />
-      <main tabindex="-1"><h1>${t(view)}</h1><${VIEWS[view]} /></main>
+      <main tabindex=${view === "models" ? 0 : -1}><h1>${t(view)}</h1><${VIEWS[view]} /></main>
       ${dialog && html`<${DIALOGS[dialog.kind]} key=${dialog.kind} ...${dialog} />`}
       ${dragging && html`<div class="drop" aria-hidden="true"><p>${t("drop-here")}</p></div>`}
       <${Notices} />
