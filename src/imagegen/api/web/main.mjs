@@ -8,10 +8,9 @@ import { html, render } from "./vendor/preact.mjs";
 import { CopyDialog } from "./views/copy.mjs";
 import { Create, shareOf } from "./views/create.mjs";
 import { History } from "./views/history.mjs";
-import { KeyDialog } from "./views/key.mjs";
 import { MaskDialog } from "./views/mask.mjs";
 import { Models } from "./views/models.mjs";
-import { Notices, TopBar } from "./views/top-bar.mjs";
+import { KeyDialog, Notices, TopBar } from "./views/top-bar.mjs";
 import { CompareDialog, DeleteDialog, ReceiptDialog, ViewerDialog } from "./views/viewer.mjs";
 
 const VIEWS = { create: Create, history: History, models: Models };
