@@ -156,6 +156,9 @@ def test_the_wheel_works_the_same_in_another_folder(tmp_path: Path) -> None:
     assert "imagegen/builtin/models.yaml" in names
     pages = {f"imagegen/api/errors/{page.name}" for page in (ROOT / "docs" / "errors").iterdir()}
     assert pages <= set(names)
+    web = ROOT / "src" / "imagegen" / "api" / "web"
+    assert {f"imagegen/api/web/{file.relative_to(web)}" for file in web.rglob("*.mjs")} <= set(names)
+    assert {"imagegen/api/web/index.html", "imagegen/api/web/style.css", "imagegen/api/web/icon.svg"} <= set(names)
     assert wheel.stat().st_size < 20 * 2**20
     code = f"import sys; sys.path.insert(0, {str(site)!r}); import imagegen.cli as c; print(c.__file__); c.main()"
     done = subprocess.run(

@@ -219,7 +219,7 @@ def test_a_dropped_picture_is_masked_and_edited(opened: Opened, server: Server) 
     drop(page, picture())
     expect(page.get_by_alt_text("Input picture dropped.png")).to_be_visible()
     page.get_by_role("button", name="Paint a mask").click()
-    canvas = page.get_by_role("img", name="Mask:")
+    canvas = page.get_by_role("img", name="Paint over it.")
     box = canvas.bounding_box()
     assert box is not None
     for shift in (0.3, 0.6):

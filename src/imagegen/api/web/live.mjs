@@ -271,6 +271,8 @@ export async function followFocus() {
       await follow(`task/${id}/events`, { signal: stop.signal, onEvent: onTaskEvent });
     } catch (error) {
       ignore(error);
+      if (error.code === "task_not_found") forget(id);
+      if (error.code === "unauthorized") await keyChanged();
     }
     leave();
   }

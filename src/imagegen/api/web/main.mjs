@@ -8,10 +8,9 @@ import { html, render } from "./vendor/preact.mjs";
 import { CopyDialog } from "./views/copy.mjs";
 import { Create, shareOf } from "./views/create.mjs";
 import { History } from "./views/history.mjs";
-import { KeyDialog } from "./views/key.mjs";
 import { MaskDialog } from "./views/mask.mjs";
 import { Models } from "./views/models.mjs";
-import { Notices, TopBar } from "./views/top-bar.mjs";
+import { KeyDialog, Notices, TopBar } from "./views/top-bar.mjs";
 import { CompareDialog, DeleteDialog, ReceiptDialog, ViewerDialog } from "./views/viewer.mjs";
 
 const VIEWS = { create: Create, history: History, models: Models };
@@ -35,7 +34,7 @@ function App() {
     <div class="app" key=${words.language} lang=${words.language}>
       <button type="button" class="skip" onClick=${() => document.querySelector("main").focus()}>${t("skip")}</button>
       <${TopBar} />
-      <main tabindex="-1"><h1>${t(view)}</h1><${VIEWS[view]} /></main>
+      <main tabindex=${view === "models" ? 0 : -1}><h1>${t(view)}</h1><${VIEWS[view]} /></main>
       ${dialog && html`<${DIALOGS[dialog.kind]} key=${dialog.kind} ...${dialog} />`}
       ${dragging && html`<div class="drop" aria-hidden="true"><p>${t("drop-here")}</p></div>`}
       <${Notices} />

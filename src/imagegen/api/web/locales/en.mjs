@@ -88,8 +88,6 @@ export default {
   "lora-add": "Add a LoRA",
   "lora-remove": "Remove this LoRA",
   "start-anew": "Reset all settings",
-  "plan-position": ({ n }) => plural(n, "1 before it", "{n} before it"),
-  "plan-about": "about {time}",
   "plan-evicts": "unloads {models}",
 
   // Pictures that come in
@@ -107,7 +105,6 @@ export default {
   "mask-title": "What should be made anew?",
   "mask-more":
     "Paint over it. Everything else stays as it is, pixel for pixel. With the keyboard: arrows move, space paints, z undoes.",
-  "mask-canvas": "Mask: arrows move the brush, space paints, z undoes",
   "mask-clear": "Clear the mask",
   "brush-size": "Size of the brush",
   brush: "Brush",
@@ -116,13 +113,11 @@ export default {
   done: "Done",
 
   // Pictures that are there
-  viewer: "Picture",
   previous: "Previous picture",
   next: "Next picture",
   star: "Star",
   download: "Download",
   "download-all": "Download all, as a zip",
-  "download-zip": "Download",
   "download-task": "Zip with receipt",
   delete: "Delete",
   "delete-ask": ({ n }) => plural(n, "Delete this task?", "Delete {n} tasks?"),

@@ -86,8 +86,6 @@ export default {
   "lora-add": "添加 LoRA",
   "lora-remove": "移除这个 LoRA",
   "start-anew": "重置所有设置",
-  "plan-position": "前面有 {n} 个",
-  "plan-about": "约 {time}",
   "plan-evicts": "会卸载 {models}",
 
   // 带进来的图片
@@ -104,7 +102,6 @@ export default {
   "mask-change": "修改蒙版",
   "mask-title": "哪里要重画？",
   "mask-more": "涂抹要重画的部分，其余部分的像素保持不变。用键盘：方向键移动，空格涂抹，z 撤销。",
-  "mask-canvas": "蒙版：方向键移动画笔，空格涂抹，z 撤销",
   "mask-clear": "清除蒙版",
   "brush-size": "画笔大小",
   brush: "画笔",
@@ -113,13 +110,11 @@ export default {
   done: "完成",
 
   // 已有的图片
-  viewer: "图片",
   previous: "上一张",
   next: "下一张",
   star: "收藏",
   download: "下载",
   "download-all": "打包下载全部",
-  "download-zip": "下载",
   "download-task": "连同凭据打包",
   delete: "删除",
   "delete-ask": "删除 {n} 个任务？",

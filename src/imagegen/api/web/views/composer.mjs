@@ -414,8 +414,8 @@ function PlanLine() {
   const finish = plan.estimated_finish_at && (new Date(plan.estimated_finish_at) - Date.now()) / 1000;
   const said = [
     `${plan.width} × ${plan.height}`,
-    plan.position > 0 && t("plan-position", { n: plan.position }),
-    finish > 0.5 && t("plan-about", { time: seconds(finish) }),
+    plan.position > 0 && t("phase-waiting", { n: plan.position }),
+    finish > 0.5 && t("about", { time: seconds(finish) }),
     plan.evicts.length > 0 && t("plan-evicts", { models: plan.evicts.join(", ") }),
   ];
   return html`

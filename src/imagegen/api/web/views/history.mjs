@@ -209,7 +209,7 @@ function Picked() {
       >
         ${t("compare")}
       <//>
-      <${Button} icon="download" onClick=${() => downloadAll(picked)}>${t("download-zip")}<//>
+      <${Button} icon="download" onClick=${() => downloadAll(picked)}>${t("download")}<//>
       <${Button} icon="trash" onClick=${() => askToDelete(picked.map(taskIdOf))}>${t("delete")}<//>
       <${IconButton} icon="close" label=${t("pick-none")} onClick=${() => set({ picked: [] })} />
     </div>

@@ -74,7 +74,7 @@ export function MaskDialog() {
             height=${Math.max(1, Math.round(input.height * scale))}
             tabindex="0"
             role="img"
-            aria-label=${t("mask-canvas")}
+            aria-label=${t("mask-more")}
             onPointerDown=${onPointerDown}
             onPointerMove=${onPointerMove}
             onKeyDown=${onKeyDown}

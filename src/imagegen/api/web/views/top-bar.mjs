@@ -1,8 +1,9 @@
-// What stands above every view: the views, the service's pulse, and how the page looks. And the notices.
-import { dismiss, set, useStore } from "../store.mjs";
-import { LOCALES, t } from "../text.mjs";
-import { html } from "../vendor/preact.mjs";
-import { IconButton } from "./parts.mjs";
+// What stands above every view: the views, the service's pulse, how the page looks, the key. And the notices.
+import { call } from "../api.mjs";
+import { dismiss, get, set, useStore } from "../store.mjs";
+import { explained, LOCALES, t } from "../text.mjs";
+import { html, useState } from "../vendor/preact.mjs";
+import { Button, Dialog, IconButton } from "./parts.mjs";
 
 const VIEWS = ["create", "history", "models"];
 const NEXT_THEME = { auto: "light", light: "dark", dark: "auto" };
@@ -65,14 +66,6 @@ function Theme() {
   `;
 }
 
-/** Only where keys are used: a service without keys has nothing to enter. */
-function KeyButton() {
-  const shown = useStore((state) => Boolean(state.key || !state.who || state.who.name));
-  return (
-    shown && html`<${IconButton} icon="key" label=${t("key")} onClick=${() => set({ dialog: { kind: "key" } })} />`
-  );
-}
-
 export function Notices() {
   const notices = useStore((state) => state.notices);
   return html`
@@ -84,5 +77,73 @@ export function Notices() {
         </p>`,
       )}
     </div>
+  `;
+}
+
+// -- the key: asked for when the service wants one, kept until the tab closes, sent as a header ----------------------
+
+/** Only where keys are used: a service without keys has nothing to enter. */
+function KeyButton() {
+  const shown = useStore((state) => Boolean(state.key || !state.who || state.who.name));
+  return (
+    shown && html`<${IconButton} icon="key" label=${t("key")} onClick=${() => set({ dialog: { kind: "key" } })} />`
+  );
+}
+
+export function KeyDialog({ refused }) {
+  const who = useStore((state) => state.who);
+  const key = useStore((state) => state.key);
+  const [text, setText] = useState("");
+  const [problem, setProblem] = useState(refused ? t("key-refused") : "");
+  const enter = async (event) => {
+    event.preventDefault();
+    const before = get().key;
+    set({ key: text.trim() });
+    try {
+      set({ who: await call("keys/me"), dialog: null, signed: {} });
+    } catch (error) {
+      set({ key: before, dialog: get().dialog ?? { kind: "key" } });
+      setProblem(error.code === "unauthorized" ? t("key-refused") : explained(error).title);
+    }
+  };
+  // All that the key has shown goes with it.
+  const leave = () => {
+    set({ key: "", mine: [] });
+    location.reload();
+  };
+  return html`
+    <${Dialog} label=${t("key")} class="small">
+      <form onSubmit=${enter}>
+        <h2>${t(who?.name ? "key-of" : "key-ask", { name: who?.name })}</h2>
+        <p>${t("key-more")}</p>
+        ${
+          who?.name &&
+          html`<dl>
+          <div><dt>${t("scopes")}</dt><dd>${who.scopes.join(", ")}</dd></div>
+          ${who.left.map(
+            (left) =>
+              html`<div key=${left.name}><dt>${t(`left.${left.name}`)}</dt><dd>${t("left-of", left)}</dd></div>`,
+          )}
+        </dl>`
+        }
+        <label class="field">
+          <span>${t("key-label")}</span>
+          <input
+            type="password"
+            autocomplete="off"
+            autofocus
+            required
+            placeholder="ig_…"
+            value=${text}
+            onInput=${(event) => setText(event.currentTarget.value)}
+          />
+        </label>
+        ${problem && html`<p class="refusal" role="alert">${problem}</p>`}
+        <div class="actions">
+          <button class="primary">${t("key-use")}</button>
+          ${key && html`<${Button} onClick=${leave}>${t("key-forget")}<//>`}
+        </div>
+      </form>
+    <//>
   `;
 }

@@ -40,7 +40,7 @@ export function ViewerDialog({ name }) {
   if (!task) return null;
   const index = task.result_files.indexOf(name);
   return html`
-    <${Dialog} label=${t("viewer")} class="viewer">
+    <${Dialog} label=${t("stage")} class="viewer">
       <div class="large">
         <div class="frame" style=${fitting(task.width, task.height, 8)}>
           <${Picture} name=${name} alt=${alternative(task, index)} />
