@@ -89,7 +89,10 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["content-length"])).decode()
+        announced = int(self.headers["content-length"])
+        body = self.rfile.read(announced).decode()
+        if len(body.encode()) < announced:
+            return  # the sender was killed
         headers = {name.lower(): value for name, value in self.headers.items()}
         receiver = self.server.receiver
         reply = receiver.next_reply(self.path)

@@ -522,6 +522,13 @@ async def test_a_task_that_nobody_comes_back_for_is_cancelled(own: Client) -> No
     assert repr(retries) == "<Retries [0]>"
 
 
+async def test_a_task_with_an_idempotency_key_outlives_its_caller(client: Client) -> None:
+    call = Call(client, {**SLOW, "steps": 30}, [*FIRST, ("idempotency-key", "kept")])
+    task_id = await running(client)
+    await call.hang_up()
+    assert (await client.until(task_id))["status"] == "completed"
+
+
 async def test_an_idempotency_key_makes_one_task(client: Client) -> None:
     answers = [await generate(client, {"Idempotency-Key": "k"}, seed=None) for _ in range(2)]
     assert answers[0].json()["id"] == answers[1].json()["id"]

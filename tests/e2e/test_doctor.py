@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,8 @@ def test_while_the_service_runs_it_names_its_process_and_changes_nothing(tmp_pat
     data = tmp_path / "data"
     with Server(data, fake_yaml) as server:
         task = server.until(server.submit("fine", model="fake", steps=1))
+        while not (data / "ballast").exists():
+            time.sleep(0.01)
         before = sorted(data.rglob("*"))
         done = doctor(data, "--json", "--config", fake_yaml, module="imagegen.testing")
         assert done.returncode == 0, done.stdout

@@ -1,6 +1,7 @@
 """OpenAI's API without a service: forms, and the headers of errors."""
 
 import pytest
+from fastapi.exceptions import RequestValidationError
 
 from imagegen.api.openai.errors import render
 from imagegen.api.openai.fields import EditFields
@@ -21,7 +22,13 @@ def test_a_form_says_what_json_would() -> None:
         "loras": [{"path": "1", "scale": 0.5}, {"path": "b.safetensors"}],
         "image_loras": [{"path": "c.safetensors"}],
     }
-    assert values_of([("loras", "x"), ("loras[][path]", "y")], EditFields) == {"loras": "x"}
+
+
+@pytest.mark.parametrize("names", [("n", "n"), ("n", "n[]"), ("loras[][path]", "loras")])
+def test_a_name_of_a_form_stands_there_once(names: tuple[str, str]) -> None:
+    with pytest.raises(RequestValidationError) as raised:
+        values_of([(name, "1") for name in names], EditFields)
+    assert raised.value.errors()[0]["msg"] == "is given twice"
 
 
 @pytest.mark.parametrize(

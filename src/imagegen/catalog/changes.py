@@ -119,6 +119,8 @@ def with_settings(document: Document, fields: Fields) -> Document:
 def with_aliases(document: Document, fields: Fields) -> Document:
     """The document with some aliases replaced; None removes one."""
     _check(fields)
+    if all(model_id is None for model_id in {**(document.data.get("aliases") or {}), **fields}.values()):
+        return edited(document, [Remove(("aliases",))])
     changes = [
         Remove(("aliases", name)) if model_id is None else Put(("aliases", name), model_id)
         for name, model_id in fields.items()

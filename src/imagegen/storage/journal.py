@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -282,10 +283,14 @@ class TaskJournal:
     async def drop_inputs(self, most: int) -> int:
         """Delete the input pictures of the oldest ended tasks while the journal has more than `most` bytes of such
         tasks. Returns the number of tasks."""
-        dropped, some = 0, 1
-        while some:
-            some = await self._free(lambda connection: _drop_inputs(most, connection), durable=False)
-            dropped += some
+        beyond = await self._database.search(lambda connection: connection.execute(_SUMS).one()[2]) - most
+        dropped = 0
+        while beyond > 0:
+            tasks, size = await self._free(partial(_drop_inputs, beyond), durable=False)
+            if not tasks:
+                break
+            dropped += tasks
+            beyond -= size
         return dropped
 
     async def _free(self, work: Callable[[Connection], T], *, durable: bool) -> T:
@@ -300,7 +305,8 @@ class TaskJournal:
     async def tidy(self) -> None:
         """Delete the idempotency keys that are too many, give free space back to the disk, and hold the ballast."""
         await self._database.run(_drop_old_keys, durable=False)
-        while await self._database.run(self._compact, durable=False):
+        needed = await self._database.search(lambda connection: connection.scalar(_ALL_IN_JOURNAL)) + _OTHER_BYTES
+        while await self._database.run(partial(self._compact, needed), durable=False):
             pass
         await self._database.shrink()
         await asyncio.to_thread(self._ballast.hold)
@@ -351,16 +357,14 @@ class TaskJournal:
         row = connection.execute(query).one_or_none()
         return None if row is None else Claimed(*row)
 
-    def _compact(self, connection: Connection) -> bool:
+    def _compact(self, needed: int, connection: Connection) -> bool:
         """Merge a piece of the index of prompts if it holds too much of deleted ones. Returns whether there is more.
 
-        A deletion only adds to the index what it must ignore, up to three times of what it needs.
+        A deletion only adds to the index what it must ignore, up to three times of what it needs. `needed`: the bytes
+        that the journal may have in use without a merge.
         """
-        used = sizes(connection).used
-        if not self._compacting:
-            needed = (connection.scalar(select(func.sum(_IN_JOURNAL)).select_from(tasks)) or 0) + _OTHER_BYTES
-            if used < needed or used < self._compacted_to * _WASTE:
-                return False
+        if not self._compacting and sizes(connection).used < max(needed, self._compacted_to * _WASTE):
+            return False
         changes = connection.exec_driver_sql("SELECT total_changes()").scalar_one()
         pages = _MERGED if self._compacting else -_MERGED  # negative: all of the index takes part
         connection.exec_driver_sql(f"INSERT INTO prompts(prompts, rank) VALUES ('merge', {pages})")
@@ -476,9 +480,13 @@ _SUMS = select(
 ).where(_ENDED)
 
 
-def _drop_inputs(most: int, connection: Connection) -> int:
-    """As drop_inputs(), of some tasks."""
-    beyond, ids, size = connection.execute(_SUMS).one()[2] - most, list[str](), 0
+#: The same of all tasks together.
+_ALL_IN_JOURNAL = select(func.coalesce(func.sum(tasks.c.journal_bytes + tasks.c.input_bytes), 0))
+
+
+def _drop_inputs(beyond: int, connection: Connection) -> tuple[int, int]:
+    """Delete the input pictures of the oldest tasks, `beyond` bytes or fewer. Returns how many tasks, and the bytes."""
+    ids, size = list[str](), 0
     query = select(tasks.c.id, tasks.c.input_bytes).where(_ENDED, tasks.c.input_bytes > 0).order_by(*_OLDEST_FIRST)
     for row in connection.execute(query.limit(_CHUNK)):
         if size >= min(beyond, _INPUTS_AT_ONCE):
@@ -487,7 +495,7 @@ def _drop_inputs(most: int, connection: Connection) -> int:
         size += row.input_bytes
     connection.execute(delete(inputs).where(inputs.c.task_id.in_(ids)))
     connection.execute(update(tasks).where(tasks.c.id.in_(ids)).values(input_bytes=0))
-    return len(ids)
+    return len(ids), size
 
 
 def _drop_old_keys(connection: Connection) -> None:

@@ -6,14 +6,14 @@ import io
 import json
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from fastapi import Request, Response
 from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
-from imagegen.api.callers import Retries, cancel, problem_of, until_ended
+from imagegen.api.callers import problem_of, until_ended
 from imagegen.api.dependencies import services_of
 from imagegen.api.openai.errors import SHOULD_RETRY, error_body
 from imagegen.api.openai.fields import NAME_OF_QUALITY, ImageFields, PromptedFields
@@ -35,6 +35,9 @@ from imagegen.core.task import GenerationTask, Output, Pixels, StoredImage, Task
 from imagegen.storage.encoding import encode
 from imagegen.storage.images import ImageStore
 from imagegen.tasks.intake import RETRY_AFTER_DRAIN_S
+
+#: Called when the caller of a task is gone.
+Abandon = Callable[[], Awaitable[None]]
 
 Kind = Literal["image_generation", "image_edit"]
 
@@ -92,7 +95,7 @@ def quality_of(fields: ImageFields) -> str:
     return NAME_OF_QUALITY.get(asked, asked)
 
 
-async def answer(request: Request, who: Owner, task: GenerationTask, fields: ImageFields) -> Response:
+async def answer(request: Request, task: GenerationTask, fields: ImageFields) -> Response:
     """The pictures of an ended task, or why there are none. Raises ImageNotFound, StorageFailed, Draining."""
     if not task.status.finished:
         detail = f"{Draining().detail} The task {task.id} goes on after its next start."
@@ -131,22 +134,12 @@ async def _base64(images: ImageStore, image: StoredImage) -> str:
 # -- callers that wait -------------------------------------------------------------------------------------------------
 
 
-async def wait(
-    request: Request, who: Owner, task: GenerationTask, fields: ImageFields, key: tuple[str, ...] | None
-) -> Response:
-    """Answer when the task has ended. If the caller disconnects before, the task is cancelled.
-
-    `key` names the request of an SDK that may send it again: then its task goes on for a while.
-    """
-    service = services_of(request).service
-    ended = await until_ended(request, service, who, task.id)
+async def wait(request: Request, who: Owner, task: GenerationTask, fields: ImageFields, abandon: Abandon) -> Response:
+    """Answer when the task has ended. `abandon` is called if the caller closes the connection before."""
+    ended = await until_ended(request, services_of(request).service, who, task.id)
     if ended is not None:
-        return await answer(request, who, ended, fields)
-    retries: Retries = request.app.state.retries
-    if key is None:
-        await cancel(service, who, task.id)
-    else:
-        retries.leave(key, who, task.id)
+        return await answer(request, ended, fields)
+    await abandon()
     return Response(status_code=499)  # nobody reads it
 
 
@@ -154,14 +147,23 @@ async def wait(
 
 
 class PictureStream(EventStream):
-    """The events of one task. If its caller disconnects before the end, the task is cancelled."""
+    """The events of one task. `abandon` is called if its caller closes the connection before the end."""
 
-    def __init__(self, request: Request, who: Owner, task: GenerationTask, fields: PromptedFields, kind: Kind) -> None:
+    def __init__(
+        self,
+        request: Request,
+        who: Owner,
+        task: GenerationTask,
+        fields: PromptedFields,
+        kind: Kind,
+        abandon: Abandon,
+    ) -> None:
         self._services = services_of(request)
         self._who = who
         self._task = task
         self._fields = fields
         self._kind = kind
+        self._abandon = abandon
         self._previewed: Counter[int] = Counter()
         #: Whether the task has ended, or goes on without this stream.
         self._over = False
@@ -173,7 +175,7 @@ class PictureStream(EventStream):
             await super().__call__(scope, receive, send)
         finally:
             if not self._over:
-                await cancel(self._services.service, self._who, self._task.id)
+                await self._abandon()
 
     async def _frames(self) -> AsyncIterator[bytes]:
         service = self._services.service

@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
 
 from imagegen.api.openai.fields import invalid
 
@@ -38,7 +39,13 @@ async def read_form(request: Request, kind: type[T], files_named: Collection[str
         raise HTTPException(415, detail, {"Accept": "multipart/form-data"})
     files: dict[str, list[bytes]] = {}
     texts: list[tuple[str, str]] = []
-    async with request.form(max_files=MAX_FILES, max_fields=MAX_FIELDS) as form:
+    parser = MultiPartParser(request.headers, request.stream(), max_files=MAX_FILES, max_fields=MAX_FIELDS)
+    parser.spool_max_size = 0  # all in memory: the limit of the body bounds it, and the disk may be full
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise HTTPException(400, error.message) from None
+    try:
         for name, value in form.multi_items():
             file = name.removesuffix("[]")
             if isinstance(value, UploadFile) != (file in files_named):
@@ -47,6 +54,8 @@ async def read_form(request: Request, kind: type[T], files_named: Collection[str
                 files.setdefault(file, []).append(await value.read())
             else:
                 texts.append((name, value))
+    finally:
+        await form.close()
     try:
         return kind.model_validate(values_of(texts, kind)), files
     except ValidationError as error:
@@ -55,23 +64,29 @@ async def read_form(request: Request, kind: type[T], files_named: Collection[str
 
 
 def values_of(texts: Iterable[tuple[str, str]], kind: type[BaseModel]) -> dict[str, Any]:
-    """The values of a form, as JSON would have them. Text that is not of a field's type stays text."""
+    """The values of a form, as JSON would have them. Text that is not of a field's type stays text.
+
+    Raises RequestValidationError for a name that stands there twice and is no list.
+    """
     values: dict[str, Any] = {}
+    lists: dict[str, list[Any]] = {}
     for name, text in texts:
         if (nested := _NESTED.fullmatch(name)) is not None:
-            _add_nested(values.setdefault(nested[1], []), nested[2], _value(text, textual=nested[2] != "scale"))
+            _add_nested(lists.setdefault(nested[1], []), nested[2], _value(text, textual=nested[2] != "scale"))
         elif name.endswith("[]"):
-            values.setdefault(name.removesuffix("[]"), []).append(text)
+            lists.setdefault(name.removesuffix("[]"), []).append(text)
+        elif name in values:
+            raise invalid(name[:100], "is given twice")
         else:
             field = kind.model_fields.get(name)
             values[name] = _value(text, textual=field is None or _is_text(field.annotation))
-    return values
+    if both := values.keys() & lists.keys():
+        raise invalid(min(both)[:100], "is given twice")
+    return values | lists
 
 
-def _add_nested(objects: Any, key: str, value: object) -> None:
+def _add_nested(objects: list[Any], key: str, value: object) -> None:
     """Add a value to the last object; a key that it has already begins the next one."""
-    if not isinstance(objects, list):
-        return
     if not objects or not isinstance(objects[-1], dict) or key in objects[-1]:
         objects.append({})
     objects[-1][key] = value

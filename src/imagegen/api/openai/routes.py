@@ -1,6 +1,7 @@
 """The routes of OpenAI's Images API, and its list of models."""
 
 import asyncio
+from functools import partial
 from hashlib import sha256
 from typing import Annotated
 
@@ -9,7 +10,7 @@ from fastapi import APIRouter, Depends, Header, Request, Response
 from pydantic import BaseModel, StringConstraints
 
 from imagegen.api.bounded import BoundedRoute
-from imagegen.api.callers import Retries
+from imagegen.api.callers import Retries, cancel
 from imagegen.api.dependencies import Models, Services, Who, services_of, settings_of
 from imagegen.api.native.images.uploads import decode_base64
 from imagegen.api.openai.answers import Kind, PictureStream, wait
@@ -72,9 +73,10 @@ class _Sender:
         # An SDK does not send a request again once its stream has begun.
         key = (self.who.name, address, digest) if self._retries is not None and not streams else None
         task = await self._joined(key) or await self._accepted(draft, fields, digest)
+        abandon = partial(self._abandon, key, task.id)
         if isinstance(fields, PromptedFields) and fields.stream:
-            return PictureStream(self.request, self.who, task, fields, kind)
-        return await wait(self.request, self.who, task, fields, key)
+            return PictureStream(self.request, self.who, task, fields, kind, abandon)
+        return await wait(self.request, self.who, task, fields, abandon)
 
     async def _joined(self, key: tuple[str, ...] | None) -> GenerationTask | None:
         """The task of the same request, if this is a retry and its caller has gone."""
@@ -88,6 +90,16 @@ class _Sender:
         if user := fields.safety_identifier or fields.user:
             log.info("task_user", **task.ids, user=user)
         return task
+
+    async def _abandon(self, key: tuple[str, ...] | None, task_id: str) -> None:
+        """The caller has closed the connection before the task ended."""
+        retries: Retries = self.request.app.state.retries
+        if self._idempotency_key is not None:
+            return  # the same request may be waiting for it elsewhere, or come back at any time
+        if key is not None:
+            retries.leave(key, self.who, task_id)
+        else:
+            await cancel(self.services.service, self.who, task_id)
 
     def draft(self, kind: TaskType, fields: ImageFields) -> TaskDraft:
         """The draft of a task without pictures."""
