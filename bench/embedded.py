@@ -20,10 +20,11 @@ from pathlib import Path
 import uvloop
 from tests.server import Server
 
+from bench._embedded import CALL, SIDE, STEPS
 from bench._shared import Connection, machine, table
 from imagegen.builtin import builtin_model
 
-PROMPT, STEPS, SIDE = "a red circle on a blue background", 8, 128
+PROMPT = "a red circle on a blue background"
 CONCURRENCY = 16
 
 #: Speaks on its pipes: reads how many pictures to make, makes them, says how many seconds that took.
@@ -36,8 +37,7 @@ pipe.set_progress_bar_config(disable=True)
 for line in sys.stdin:
     began = time.perf_counter()
     for seed in range(int(line)):
-        image = pipe({PROMPT!r}, width={SIDE}, height={SIDE}, num_inference_steps={STEPS}, guidance_scale=0,
-                     max_sequence_length=64, generator=torch.Generator().manual_seed(seed)).images[0]
+        image = pipe({PROMPT!r}, generator=torch.Generator().manual_seed(seed), **{CALL!r}).images[0]
         image.save(f"{{sys.argv[2]}}/{{seed}}.png")
     print(time.perf_counter() - began, flush=True)
 """

@@ -1,5 +1,6 @@
 """Shared by all tests: catalogs of fake models, and the embedded model's commands."""
 
+import gc
 import shutil
 import subprocess
 import warnings
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
 
 #: Of an engine on the CPU that knows the fake family.
 CPU = EngineOptions(device="cpu", families=WITH_FAKE)
+
+
+def pytest_collection_finish() -> None:
+    """An unload collects garbage. Without this it would look at all of torch and of the tests each time."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 
 import structlog
 from fastapi import FastAPI
@@ -177,7 +178,7 @@ def app_of(service: Service) -> FastAPI:
     app.state.mcp = McpEndpoint(service.services)
     app.state.streams = Streams(settings.max_event_streams, settings.max_event_streams_per_caller)
     install(app)
-    complete_document(app, config_schemas(service.services.writer.families))
+    complete_document(app, partial(config_schemas, service.services.writer.families))
     include_routers(app, settings.max_upload_bytes)
     app.add_middleware(HeadAsGet)
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)

@@ -5,7 +5,7 @@ It has our own API only. Other APIs are described by those who made them; their 
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +40,7 @@ class DocumentedAs:
         return {_SHOWN_AS: self.kind.__name__}
 
 
-def complete_document(app: FastAPI, schemas: Mapping[str, Json]) -> None:
+def complete_document(app: FastAPI, schemas: Callable[[], Mapping[str, Json]]) -> None:
     """Complete the OpenAPI document of an application when it is asked for.
 
     `schemas` replace those of the same names, of bodies whose fields depend on the families of models.
@@ -51,7 +51,7 @@ def complete_document(app: FastAPI, schemas: Mapping[str, Json]) -> None:
     def openapi() -> Json:
         document = generate()
         if document is not app.state.document:
-            document = app.openapi_schema = app.state.document = _completed(document, schemas)
+            document = app.openapi_schema = app.state.document = _completed(document, schemas())
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -305,7 +305,7 @@ class TaskJournal:
     async def tidy(self) -> None:
         """Delete the idempotency keys that are too many, give free space back to the disk, and hold the ballast."""
         await self._database.run(_drop_old_keys, durable=False)
-        needed = await self._database.search(lambda connection: connection.scalar(_ALL_IN_JOURNAL)) + _OTHER_BYTES
+        needed = await self._database.search(_all_in_journal) + _OTHER_BYTES
         while await self._database.run(partial(self._compact, needed), durable=False):
             pass
         await self._database.shrink()
@@ -480,8 +480,9 @@ _SUMS = select(
 ).where(_ENDED)
 
 
-#: The same of all tasks together.
-_ALL_IN_JOURNAL = select(func.coalesce(func.sum(tasks.c.journal_bytes + tasks.c.input_bytes), 0))
+def _all_in_journal(connection: Connection) -> int:
+    """The bytes of all tasks, and of their input pictures."""
+    return int(connection.scalar(select(func.sum(_IN_JOURNAL))) or 0)
 
 
 def _drop_inputs(beyond: int, connection: Connection) -> tuple[int, int]:

@@ -5,7 +5,9 @@ import io
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
+from random import Random
 from types import MappingProxyType
 from typing import Literal, NoReturn
 
@@ -50,6 +52,9 @@ class FakeSpec(ModelSpec):
         ge=0,
         le=10,
         description="The share of a picture's time that each further picture of a call adds.",
+    )
+    grain: bool = Field(
+        default=False, description="Whether the picture has the grain of a photograph, which no PNG makes small."
     )
     most_pictures: int = Field(
         default=0, ge=0, description="The most pictures of one call for which it has enough memory; 0: any number."
@@ -115,7 +120,7 @@ class FakeModel(LoadedModel):
                 self._cause()
             wanted = step % request.steps + 1 in wanted_steps(inputs.previews, request.steps)
             on_step(step + 1, total, _preview(request) if wanted else b"")
-        return [_picture(request, seed) for seed in request.seeds]
+        return [self._picture(request, seed) for seed in request.seeds]
 
     def generate_together(self, requests: Sequence[GenerationRequest], on_step: OnStep) -> list[Pixels]:
         pictures, steps = [(request, seed) for request in requests for seed in request.seeds], requests[0].steps
@@ -126,7 +131,12 @@ class FakeModel(LoadedModel):
             if self._spec.fault_at == "step" and any(self._spec.fault_prompt in it.prompt for it in requests):
                 self._cause()
             on_step(step + 1, steps)
-        return [_picture(request, seed) for request, seed in pictures]
+        return [self._picture(request, seed) for request, seed in pictures]
+
+    def _picture(self, request: GenerationRequest, seed: int) -> Pixels:
+        size = request.size.pixels
+        rgb = grain(size) if self._spec.grain else colour_of(seed) * size
+        return Pixels(width=request.width, height=request.height, seed=seed, rgb=rgb)
 
     def _cause(self) -> None:
         if not (self._spec.fault == "full_cache" and self._trimmed):
@@ -136,9 +146,10 @@ class FakeModel(LoadedModel):
         self._trimmed = True
 
 
-def _picture(request: GenerationRequest, seed: int) -> Pixels:
-    rgb = colour_of(seed) * request.size.pixels
-    return Pixels(width=request.width, height=request.height, seed=seed, rgb=rgb)
+@cache
+def grain(pixels: int) -> bytes:
+    """As many pixels of one colour with noise of 4 bits in each channel."""
+    return bytes(96 + (it & 15) for it in Random(0).randbytes(3 * pixels))
 
 
 def colour_of(seed: int) -> bytes:

@@ -6,6 +6,7 @@ import socket
 import ssl
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from functools import cached_property
 from http import HTTPStatus
 from typing import NamedTuple
 
@@ -19,6 +20,8 @@ from imagegen.settings import Settings
 
 USER_AGENT = f"imagegen/{imagegen.__version__}"
 
+#: For plain HTTP, which needs no authorities.
+_TRUSTS_NOBODY = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 #: A result of getaddrinfo: family, type, protocol, canonical name, address.
 Found = tuple[int, int, int, str, tuple[object, ...]]
@@ -69,9 +72,13 @@ class GuardedClient:
         self._policy = policy
         self._timeout_s = timeout_s
         self._resolver = resolver
-        # certifi's authorities, and those that the system trusts (SSL_CERT_FILE names another file).
-        self._tls = httpx.create_ssl_context(trust_env=False)
-        self._tls.load_default_certs()
+
+    @cached_property
+    def _tls(self) -> ssl.SSLContext:
+        """certifi's authorities, and those that the system trusts (SSL_CERT_FILE names another file)."""
+        context = httpx.create_ssl_context(trust_env=False)
+        context.load_default_certs()
+        return context
 
     def check(self, url: str) -> None:
         """Check a URL without the network. Raises UrlNotAllowed."""
@@ -109,9 +116,9 @@ class GuardedClient:
         request = httpx.Request(
             "POST", url, headers=own | dict(headers), content=body.encode(), extensions={"timeout": timeouts}
         )
-        transport = AsyncSafeTransport(
-            policy=self._policy, resolver=lambda *_: found, verify=self._tls, trust_env=False
-        )
+        # It takes a while to read all the authorities.
+        tls = await asyncio.to_thread(lambda: self._tls) if url.scheme == "https" else _TRUSTS_NOBODY
+        transport = AsyncSafeTransport(policy=self._policy, resolver=lambda *_: found, verify=tls, trust_env=False)
         async with transport:
             response = await transport.handle_async_request(request)
             await response.aclose()
