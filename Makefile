@@ -15,6 +15,9 @@
 MAKEFLAGS += --no-builtin-rules
 SHELL := /bin/sh
 
+# If it is set, each process that a test starts compiles all modules again.
+unexport PYTHONDONTWRITEBYTECODE
+
 HOST := $(or $(IMAGEGEN_HOST),127.0.0.1)
 PORT := $(or $(IMAGEGEN_PORT),5050)
 TORCH_INDEX ?=
