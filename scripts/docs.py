@@ -6,7 +6,7 @@ python -m scripts.docs --source URL       links to files of the repository lead 
 
 The pages are those of docs/, and the files that they link to: README.md is the first page, other Markdown files outside
 docs/ are pages as well, and all other files are copied. A page is plain Markdown that code hosts show.
-Two things are made here: the list of the error codes, and tabs, of the parts between `<!-- tabs -->` and `<!-- end -->`.
+Two things are made here: the list of the error codes, and tabs: of the headings from `<!-- tabs -->` to `<!-- end -->`.
 """
 
 import argparse

@@ -44,7 +44,7 @@ MORE: Mapping[str, str] = MappingProxyType(
         "attention_backend": "[What torch chooses](models.md#speed).",
         "quantize": "torchao comes with `pip install 'imagegen[quantize]'`. Such a model takes no LoRA and does not "
         "stay warm. [More](models.md#speed).",
-        "compile": "That picture takes up to a minute longer with a large model. [More](models.md#speed).",
+        "compile": "That takes about a minute with a large model. [More](models.md#speed).",
         "step_cache": "For FLUX.1 and FLUX.2; not for `flux_nunchaku`. 0.05 to 0.2 are usual. It works with `compile`.",
         "max_sequence_length": "More than the pipeline takes is an error: 512 for FLUX.1, SD3, Chroma, Bria and "
         "Lumina 2; 256 for Kolors and Ovis; 1024 for Qwen.",
