@@ -29,7 +29,8 @@ from imagegen.models.residency import ModelState
 from imagegen.settings import Settings
 from tests.conformance.__main__ import CLIENTS, known_clients, snippet
 
-DOCS = Path(__file__).parents[2] / "docs"
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
 CONFIGURATION = (DOCS / "configuration.md").read_text()
 API = (DOCS / "api.md").read_text()
 GLOSSARY = (DOCS / "glossary.md").read_text()
@@ -191,3 +192,11 @@ def test_every_client_that_is_run_has_a_row_with_its_version_and_a_snippet(clien
     (row,) = [row for row in rows if row.startswith(f"| {ROWS_OF_CLIENTS[client]}")]
     assert version_of(client) in row
     assert (snippet(client) is None) == (client in WITHOUT_SNIPPET)
+
+
+@pytest.mark.parametrize(
+    "target", ["fast", "lint", "test", "check", "coverage", "conformance", "torture", "bench", "docs"]
+)
+def test_what_runs_where_is_documented(target: str) -> None:
+    assert re.search(rf"^{target}:.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert f"\n| `make {target}` |" in (ROOT / "CONTRIBUTING.md").read_text()
