@@ -19,7 +19,7 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from html.parser import HTMLParser
 from pathlib import Path, PurePosixPath
-from posixpath import normpath
+from posixpath import normpath, relpath
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 from urllib.parse import unquote
@@ -176,12 +176,12 @@ def stage(into: Path, source: str | None = None) -> None:
 
 def staged(page: Path, source: str | None = None) -> str:
     """A page as Zensical reads it: with tabs, and with links that lead to where the files are in the site."""
-    lines = []
-    for _, line, outside in prose(with_tabs(page.read_text(encoding="utf-8"))):
-        lines.append(_LINK.sub(lambda found: found["head"] + _target(page, found["target"], source), line))
-        if not outside:
-            lines[-1] = line
-    return "\n".join(lines) + "\n"
+
+    def led(found: re.Match[str]) -> str:
+        return found["head"] + _target(page, found["target"], source)
+
+    lines = prose(page.read_text(encoding="utf-8"))
+    return with_tabs("\n".join(_LINK.sub(led, line) if outside else line for _, line, outside in lines))
 
 
 def _target(page: Path, target: str, source: str | None) -> str:
@@ -193,12 +193,7 @@ def _target(page: Path, target: str, source: str | None) -> str:
     if source is not None and not _is_shown(file):
         return f"{source.rstrip('/')}/{_name(file)}"
     name = _name(file) / "README.md" if file.is_dir() else _name(file)
-    here, there = place(_name(page)), place(name)
-    up = len(here.parent.parts)
-    common = 0
-    while common < min(up, len(there.parent.parts)) and here.parts[common] == there.parts[common]:
-        common += 1
-    return "/".join([*[".."] * (up - common), *there.parts[common:]]) + mark + part
+    return relpath(place(name), place(_name(page)).parent) + mark + part
 
 
 def _is_shown(file: Path) -> bool:
@@ -382,7 +377,7 @@ def main() -> int:
             print(*faults, sep="\n", file=sys.stderr)
             return 1
     write_index(given.into)
-    print(f"The documentation is in {given.into}: open index.html.")
+    print(f"The documentation is in {given.into}; `python3 -m http.server -d {given.into}` shows it.")
     return 0
 
 

@@ -81,7 +81,7 @@ def request() -> Drawing:
     it.arrow((545, 76), (618, 76), label="4 draw", at=(590, 68))
     it.arrow((620, 106), (547, 106), label="5 pixels", at=(590, 122))
     it.arrow((500, 120), (500, 218), label="6 file", at=(522, 205))
-    it.arrow((380, 120), (380, 180), (60, 180), (60, 122), label="events: step k of n, completed", at=(160, 173))
+    it.arrow((380, 120), (380, 180), (60, 180), (60, 122), label="events: each step", at=(130, 173))
     return it
 
 
@@ -94,7 +94,7 @@ def life() -> Drawing:
     it.box(610, 93, 130, 44, "failed", "with a code", kind="service")
     it.box(610, 166, 130, 44, "cancelled", kind="service")
     it.arrow((170, 100), (298, 100), label="its turn")
-    it.arrow((300, 132), (172, 132), label="restart, dead worker", at=(236, 150))
+    it.arrow((300, 132), (172, 132), label="restart, crash", at=(236, 150))
     it.arrow((470, 95), (608, 45))
     it.arrow((470, 115), (608, 115))
     it.arrow((470, 135), (608, 185))
