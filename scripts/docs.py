@@ -2,7 +2,8 @@
 
 python -m scripts.docs                    check the links, build this tree into build/docs/versions, check the result
 python -m scripts.docs --tags             the same for each tag of git that has this script and is not built yet
-python -m scripts.docs --source URL       links to files of the repository lead to URL/FILE instead of to copies
+python -m scripts.docs --source URL       links to files of the repository lead to URL/FILE instead of to copies;
+                                          `{version}` in URL becomes the name of the version
 
 The pages are those of docs/, and the files that they link to: README.md is the first page, other Markdown files outside
 docs/ are pages as well, and all other files are copied. A page is plain Markdown that code hosts show.
@@ -371,7 +372,8 @@ def main() -> int:
     else:
         faults = list(broken_links())
         if not faults:
-            build(given.name, given.source, given.into)
+            source = given.source and given.source.replace("{version}", given.name)
+            build(given.name, source, given.into)
             faults = list(faults_of_site(given.into / given.name))
         if faults:
             print(*faults, sep="\n", file=sys.stderr)
