@@ -146,6 +146,16 @@ screenshots: $(VENV)/.dev ## Make the pictures of the page again, in SHOTS (docs
 vendor: ## Make the page's vendored module again from npm's packages
 	"$(PYTHON)" scripts/vendor_web.py $(ARGS)
 
+# The site has an environment of its own, because nothing else needs it: a test checks the links of its pages without it.
+DOCS := build/docs/venv
+
+.PHONY: docs
+docs: ## Build the documentation as a site, in build/docs/versions; ARGS=--tags builds every tag
+	@test -x $(DOCS)/bin/python || "$(PYTHON)" -m venv $(DOCS)
+	@$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check --no-input --constraint constraints.txt --upgrade pip
+	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check --no-input --constraint constraints.txt --group docs
+	$(DOCS)/bin/python -m scripts.docs $(ARGS)
+
 .PHONY: bench
 bench: $(VENV)/.dev ## Run the measurements in bench/
 	@for it in bench/[!_]*.py; do $(BIN)/python -m "bench.$$(basename "$$it" .py)" || exit; done

@@ -300,6 +300,8 @@ async def test_a_body_that_is_no_form_is_refused(client: Client) -> None:
     assert error(await client.post(EDITS, json={"prompt": "x"})) == (415, None, "unsupported_media_type")
     broken = {"Content-Type": "multipart/form-data; boundary=x"}
     assert error(await client.post(EDITS, content=b"nonsense", headers=broken)) == (400, None, "malformed_body")
+    many = {f"field{number}": "x" for number in range(101)}
+    assert error(await client.post(EDITS, data=many, files={"image": PICTURE})) == (400, None, "malformed_body")
 
 
 async def test_a_variation_needs_only_a_picture(client: Client) -> None:

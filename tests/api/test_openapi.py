@@ -94,6 +94,13 @@ async def test_the_entry_of_a_model_is_as_documented(client: Client) -> None:
     assert config["properties"]["type"]["enum"] == sorted(client.app.state.services.writer.families)
 
 
+async def test_a_new_model_needs_what_is_documented_and_no_pipeline_class(client: Client) -> None:
+    assert schema(client.app.openapi(), "NewModelBody")["required"] == ["model_id", "name", "type"]
+    answer = await client.post("/models", json={"model_id": "c", "name": "C", "type": "flux", "local_path": "c"})
+    assert answer.status_code == 201, answer.text
+    assert (await client.get("/models/c")).json()["pipeline_class"] == "FluxPipeline"
+
+
 async def test_a_replay_answers_200_to_callers_that_wait(client: Client) -> None:
     task_id = await client.submit()
     await client.until(task_id)

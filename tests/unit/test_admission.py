@@ -13,6 +13,7 @@ from imagegen.core.sizes import AspectRatio, Size
 from imagegen.core.task import MAX_SEED, GenerationRequest, InputPictures, Lora, TaskType
 from imagegen.loaders.flux import FluxSpec
 from imagegen.loaders.other import OtherSpec
+from imagegen.loaders.stable_diffusion import StableDiffusionSpec
 from imagegen.tasks.admission import Limits, TaskDraft, admit, check_time
 from imagegen.testing.fake import FakeSpec
 
@@ -21,6 +22,11 @@ LIMITS = Limits(max_queue=10, max_batch_size=4, max_pixels=2048 * 2048)
 
 def fake(**fields: Any) -> FakeSpec:
     return FakeSpec.model_validate({"name": "A", "type": "fake", **fields})
+
+
+def negative(**fields: Any) -> StableDiffusionSpec:
+    """An entry that takes a negative prompt."""
+    return StableDiffusionSpec.model_validate({"name": "XL", "type": "stable_diffusion", "local_path": "xl", **fields})
 
 
 def catalog(default: str | None = None, **models: ModelSpec) -> Catalog:
@@ -257,8 +263,10 @@ def test_where_no_model_can_that_is_said() -> None:
 
 
 def test_a_negative_prompt_is_not_silently_ignored() -> None:
-    with pytest.raises(UnsupportedCapability, match="takes no negative_prompt"):
-        admitted(draft(negative_prompt="blurry"))
+    edit = negative(supports_text2img=False)
+    models = catalog("a", a=fake(), edit=edit, xl=negative())
+    with pytest.raises(UnsupportedCapability, match=r"'a' takes no negative_prompt; these can: xl\.$"):
+        admitted(draft(negative_prompt="blurry"), models)
 
 
 def test_an_empty_negative_prompt_asks_for_nothing() -> None:
@@ -269,8 +277,18 @@ def test_a_lora_is_kept_where_the_model_takes_one_and_refused_elsewhere() -> Non
     ink = Lora(path="ink.safetensors", scale=0.4)
     asked = draft(loras=(ink,))
     assert request(asked, catalog(a=FluxSpec(name="A", type="flux", local_path="a"))).loras == (ink,)
-    with pytest.raises(UnsupportedCapability, match="takes no LoRA"):
-        admitted(asked)
+    models = catalog("a", a=fake(), b=FluxSpec(name="B", type="flux", local_path="b"), c=fake())
+    with pytest.raises(UnsupportedCapability, match=r"'a' takes no LoRA; these can: b\.$"):
+        admitted(asked, models)
+    # A key learns only of the models that it may use.
+    with pytest.raises(UnsupportedCapability, match=r"these can: none\.$"):
+        admitted(asked.evolve(models=("a", "c")), models)
+
+
+def test_a_refusal_names_twenty_models_at_most() -> None:
+    models = catalog("a", a=fake(supports_text2img=False), **{f"m{number}": fake() for number in range(25)})
+    with pytest.raises(UnsupportedCapability, match=r"m18, m19 and 5 more\.$"):
+        admitted(draft(), models)
 
 
 def test_inpainting_without_support_names_the_models_that_have_it() -> None:

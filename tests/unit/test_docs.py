@@ -2,10 +2,18 @@
 
 import re
 from collections.abc import Iterator
+from enum import StrEnum
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
+from scripts import drawings
 
+import imagegen
+from imagegen.api.native.images.routes import ImageView
+from imagegen.api.native.models.pulls import PullView
+from imagegen.api.native.tasks.view import ReplayView, TaskView
+from imagegen.api.native.tasks.waiting import TaskAccepted
 from imagegen.api.openai.fields import EditFields, GenerationFields, ImageFields, VariationFields
 from imagegen.api.problems import STATUS
 from imagegen.app import create_app
@@ -13,10 +21,16 @@ from imagegen.catalog.catalog import Catalog, GlobalSettings, Section
 from imagegen.catalog.fields import field_names
 from imagegen.core.errors import FailureCode
 from imagegen.core.events import Event
+from imagegen.core.task import TaskStatus, TokensRead
+from imagegen.core.webhooks import DeliveryState
+from imagegen.hub.puller import PullState
 from imagegen.loaders import SPECS
+from imagegen.models.residency import ModelState
 from imagegen.settings import Settings
+from tests.conformance.__main__ import CLIENTS, known_clients, snippet
 
-DOCS = Path(__file__).parents[2] / "docs"
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
 CONFIGURATION = (DOCS / "configuration.md").read_text()
 API = (DOCS / "api.md").read_text()
 GLOSSARY = (DOCS / "glossary.md").read_text()
@@ -110,3 +124,79 @@ def test_every_endpoint_is_documented(shipped: Catalog, tmp_path: Path) -> None:
     for path, operations in app.openapi()["paths"].items():
         for method in operations:
             assert f"`{method.upper()} {path}`" in API
+
+
+@pytest.mark.parametrize("kind", [TaskView, ImageView, TaskAccepted, PullView, ReplayView, TokensRead])
+def test_every_field_of_a_task_is_documented(kind: type[BaseModel]) -> None:
+    _, _, section = API.partition("## Fields of a task\n")
+    section = section.partition("\n## ")[0]
+    assert [name for name in kind.model_fields if f"`{name}`" not in section] == []
+
+
+@pytest.mark.parametrize("words", [TaskStatus, ModelState, PullState, DeliveryState])
+def test_every_word_of_a_status_is_documented(words: type[StrEnum]) -> None:
+    _, _, section = API.partition("### Words of a status\n")
+    section = section.partition("\n## ")[0]
+    assert [word for word in words if f"`{word}`" not in section] == []
+
+
+@pytest.mark.parametrize("path", drawings.made(), ids=lambda path: path.name)
+def test_the_drawings_are_current(path: Path) -> None:
+    assert path.read_text() == drawings.made()[path], "run `python -m scripts.drawings`"
+
+
+#: What the row of a client in docs/clients.md begins with, by the client's folder.
+ROWS_OF_CLIENTS = {
+    "sdk_python": "imagegen-client (Python)",
+    "sdk_typescript": "imagegen-client (TypeScript)",
+    "openapi_lint": "redocly",
+    "schemathesis": "schemathesis",
+    "openai-python": "openai (Python)",
+    "openai-node": "openai (npm)",
+    "litellm": "litellm",
+    "langchain": "langchain-community",
+    "ai-sdk": "@ai-sdk/openai-compatible",
+    "open-webui": "Open WebUI",
+    "together": "together",
+    "webuiapi": "webuiapi",
+    "librechat": "LibreChat",
+    "sillytavern": "SillyTavern",
+    "huggingface-hub": "huggingface_hub",
+    "huggingface-inference": "@huggingface/inference",
+    "replicate-python": "replicate (Python)",
+    "replicate-node": "replicate (JavaScript)",
+    "mcp": "mcp (Python)",
+}
+
+#: Programs that are configured in their own pages, and tools for the OpenAPI document.
+WITHOUT_SNIPPET = {"open-webui", "librechat", "sillytavern", "openapi_lint", "schemathesis"}
+
+#: Checks of our own page, which is no client of another API.
+OF_THE_PAGE = {"page", "page-code"}
+
+
+def version_of(client: str) -> str:
+    """Major and minor version of the first package that a client's folder names."""
+    folder = CLIENTS / client
+    named = [folder / name for name in ("no-deps.txt", "requirements.txt", "package.json")]
+    text = next(path.read_text() for path in named if path.exists())
+    found = re.search(r'(?:==|": ")(\d+\.\d+)', text)
+    return found[1] if found else imagegen.__version__
+
+
+@pytest.mark.parametrize("client", known_clients())
+def test_every_client_that_is_run_has_a_row_with_its_version_and_a_snippet(client: str) -> None:
+    if client in OF_THE_PAGE:
+        return
+    rows = re.findall(r"^\| .*$", (DOCS / "clients.md").read_text(), re.MULTILINE)
+    (row,) = [row for row in rows if row.startswith(f"| {ROWS_OF_CLIENTS[client]}")]
+    assert version_of(client) in row
+    assert (snippet(client) is None) == (client in WITHOUT_SNIPPET)
+
+
+@pytest.mark.parametrize(
+    "target", ["fast", "lint", "test", "check", "coverage", "conformance", "torture", "bench", "docs"]
+)
+def test_what_runs_where_is_documented(target: str) -> None:
+    assert re.search(rf"^{target}:.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert f"\n| `make {target}` |" in (ROOT / "CONTRIBUTING.md").read_text()

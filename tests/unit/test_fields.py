@@ -7,13 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, TypeAdapter, ValidationError
+from scripts.reference import tables
 
 from imagegen.catalog.catalog import Catalog, GlobalSettings, ModelSpec, Section
 from imagegen.catalog.changes import Roots, with_model
 from imagegen.catalog.difference import difference
 from imagegen.catalog.fields import HubSource, Request, Text, WeightsFile, WeightsPath, marks, texts
 from imagegen.catalog.loading import Families
-from imagegen.catalog.schema import json_schema, reference
+from imagegen.catalog.schema import json_schema
 from imagegen.catalog.yaml import read
 from imagegen.core.errors import PathNotAllowed
 from imagegen.loaders import SPECS
@@ -60,7 +61,7 @@ def test_a_path_of_a_new_family_is_refused_outside_the_roots(tmp_path: Path, fie
 def test_a_field_of_a_new_family_is_shown_to_editors_and_readers() -> None:
     shown = json_schema(FAMILIES)["$defs"]["NewSpec"]["properties"]
     assert {"vae_file", "lexicon", "sharpness", "styles"} <= shown.keys()
-    assert "| `sharpness` | a whole number" in reference(FAMILIES)
+    assert "| `sharpness` | a whole number" in tables(FAMILIES)["models"]
 
 
 @pytest.mark.parametrize(

@@ -206,7 +206,7 @@ def test_bodies_of_models_and_of_the_configuration_are_typed() -> None:
     assert set(SCHEMAS["ModelConfig"]["required"]) == set(ModelSpec.model_fields)
     assert SCHEMAS["ModelPatchBody"]["properties"].keys() == fields
     assert "required" not in SCHEMAS["ModelPatchBody"]
-    assert SCHEMAS["NewModelBody"]["required"] == ["model_id", "name", "type", "pipeline_class"]
+    assert SCHEMAS["NewModelBody"]["required"] == ["model_id", "name", "type"]
     assert SCHEMAS["SettingsPatchBody"]["properties"].keys() == SCHEMAS["GlobalSettings"]["properties"].keys()
     for name in ("ModelPatchBody", "SettingsPatchBody"):
         for field in SCHEMAS[name]["properties"].values():

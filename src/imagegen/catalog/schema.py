@@ -1,12 +1,9 @@
-"""Generates from the classes: the JSON schema of models.yaml for editors, schemas for HTTP, and the reference page."""
+"""Generates from the classes: the JSON schema of models.yaml for editors, and schemas for HTTP."""
 
-import inspect
-import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter
-from pydantic.fields import FieldInfo
 
 from imagegen.catalog.catalog import (
     MAX_ALIASES,
@@ -173,85 +170,3 @@ def _fields(kind: type[Section], template: str) -> Fields:
         field.pop("default", None)  # those of entries depend on the family
         field["description"] = description(kind, name)
     return Fields(schema["properties"], inner)
-
-
-# -- for people --------------------------------------------------------------------------------------------------------
-
-_HEAD = """\
-# models.yaml: every field
-
-`python scripts/reference.py` generates this page from the source. How to use the fields:
-[configuration.md](configuration.md). The same for editors: `imagegen config schema`.
-"""
-
-
-def reference(families: Families) -> str:
-    """The reference page, in Markdown."""
-    by_kind: dict[type[ModelSpec], list[str]] = {}
-    for word, kind in families.items():
-        by_kind.setdefault(kind, []).append(word)
-    tables = {"`global`": _rows(GlobalSettings, ()), "`models`: every entry": _rows(ModelSpec, ("type",))}
-    for kind in _bases(by_kind):
-        words = ", ".join(f"`{word}`" for one, names in by_kind.items() if issubclass(one, kind) for word in names)
-        tables.setdefault(f"Entries of type {words}", []).extend(_rows(kind, ("type",)))
-    head = "| field | value | default | |\n|---|---|---|---|"
-    aliases = f"## `aliases`\n\n{ALIASES}\n"
-    return "\n".join(
-        [_HEAD, aliases, *(f"## {title}\n\n{head}\n" + "\n".join(rows) + "\n" for title, rows in tables.items())]
-    )
-
-
-def _bases(by_kind: Mapping[type[ModelSpec], list[str]]) -> Iterator[type[ModelSpec]]:
-    """Every class between ModelSpec and a family, base classes first."""
-    seen: dict[type[ModelSpec], None] = {}
-    for kind in by_kind:
-        for base in reversed(kind.__mro__):
-            if issubclass(base, ModelSpec) and base is not ModelSpec:
-                seen.setdefault(base)
-    yield from seen
-
-
-def _rows(kind: type[Section], without: tuple[str, ...]) -> list[str]:
-    """One row for each field that this class itself declares."""
-    schema = kind.model_json_schema(by_alias=False)
-    own = inspect.get_annotations(kind)
-    rows = []
-    for name, info in kind.model_fields.items():
-        if name in own and name not in without:
-            value = _value(schema["properties"][name])
-            rows.append(f"| {_names(name, info)} | {value} | {_default(info)} | {description(kind, name)} |")
-    return rows
-
-
-def _names(name: str, info: FieldInfo) -> str:
-    first, *older = (f"`{spelling}`" for spelling in spellings(name, info))
-    return f"{first} (also {', '.join(older)})" if older else first
-
-
-def _default(info: FieldInfo) -> str:
-    if info.is_required():
-        return "required"
-    default = info.get_default(call_default_factory=True)
-    return "" if default in (None, "", (), {}) else f"`{json.dumps(default)}`".replace('"', "")
-
-
-def _value(schema: Mapping[str, Any]) -> str:
-    """The type of a value, with its bounds."""
-    if "anyOf" in schema:
-        return " or ".join(_value(it) for it in schema["anyOf"] if it.get("type") != "null")
-    if "enum" in schema or "const" in schema:
-        return ", ".join(f"`{word}`" for word in schema.get("enum", [schema.get("const")]))
-    if schema.get("type") == "object":
-        (value,) = schema["patternProperties"].values()
-        return f"names, each with {_value(value)}"
-    kinds = {"integer": "a whole number", "number": "a number", "boolean": "`true` or `false`", "array": "a list"}
-    return kinds.get(schema.get("type", ""), "text") + _bounds(schema)
-
-
-def _bounds(schema: Mapping[str, Any]) -> str:
-    if "maxLength" in schema:
-        return f", at most {schema['maxLength']} characters"
-    low, high = schema.get("minimum", schema.get("exclusiveMinimum")), schema.get("maximum")
-    if low is None or high is None:
-        return ""
-    return f", {'above ' if 'exclusiveMinimum' in schema else ''}{float(low):g} to {float(high):.10g}"

@@ -69,7 +69,10 @@ class Finding(Value):
 
 def configuration(settings: Settings, families: str) -> tuple[Catalog | None, list[Finding]]:
     """The catalog, or None if the file is invalid; and a finding for the file or for each of its problems."""
-    file, mend = str(settings.config), "`imagegen config check` shows the same; every field is in docs/models-yaml.md."
+    file, mend = (
+        str(settings.config),
+        "`imagegen config check` shows the same; every field is in docs/configuration.md.",
+    )
     try:
         catalog = load_catalog(settings.config, specs_of(families_named(families)))
     except ConfigError as error:

@@ -1,7 +1,7 @@
 """Admission: checks a draft against the catalog and the limits, and fills in the model's defaults."""
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from hashlib import sha256
 
@@ -35,6 +35,9 @@ from imagegen.core.value import Value
 from imagegen.core.webhooks import Webhook
 from imagegen.core.wording import nearest
 from imagegen.tasks.tickets import Work
+
+#: The most models that a refusal names.
+MOST_NAMED = 20
 
 
 class Limits(Value):
@@ -179,23 +182,29 @@ def needs_input_size(draft: TaskDraft) -> bool:
 
 
 def _check_capabilities(model: str, spec: ModelSpec, draft: TaskDraft, catalog: Catalog) -> None:
-    what, can = _needed_capability(draft)
-    if not can(spec):
-        able = [name for name, candidate in catalog.models.items() if can(candidate)]
-        raise UnsupportedCapability(f"'{model}' cannot do {what}; these can: {', '.join(able) or 'none'}.")
-    if draft.loras and not spec.supports_lora:
-        raise UnsupportedCapability(f"'{model}' takes no LoRA.")
-    if draft.negative_prompt and not spec.supports_negative_prompt:
-        raise UnsupportedCapability(f"'{model}' takes no negative_prompt.")
+    needs = [*_needed_capabilities(draft)]
+    missing = next((says for says, can in needs if not can(spec)), None)
+    if missing is None:
+        return
+    allowed = [name for name in catalog.models if not draft.models or name in draft.models]
+    able = [name for name in allowed if all(can(catalog.models[name]) for _, can in needs)]
+    named = ", ".join(able[:MOST_NAMED]) or "none"
+    more = f" and {len(able) - MOST_NAMED} more" if len(able) > MOST_NAMED else ""
+    raise UnsupportedCapability(f"'{model}' {missing}; these can: {named}{more}.")
 
 
-def _needed_capability(draft: TaskDraft) -> tuple[str, Callable[[ModelSpec], bool]]:
-    """The capability that the draft needs: its name, and whether an entry has it."""
+def _needed_capabilities(draft: TaskDraft) -> Iterator[tuple[str, Callable[[ModelSpec], bool]]]:
+    """What the draft needs of its model: the words of a refusal, and whether an entry can do it."""
     if draft.pictures.mask_image is not None:
-        return "inpainting", lambda spec: spec.supports_inpaint
-    if draft.type is TaskType.IMAGE2IMAGE:
-        return "image2image", lambda spec: spec.supports_img2img
-    return "text2image", lambda spec: spec.supports_text2img
+        yield "cannot do inpainting", lambda spec: spec.supports_inpaint
+    elif draft.type is TaskType.IMAGE2IMAGE:
+        yield "cannot do image2image", lambda spec: spec.supports_img2img
+    else:
+        yield "cannot do text2image", lambda spec: spec.supports_text2img
+    if draft.loras:
+        yield "takes no LoRA", lambda spec: spec.supports_lora
+    if draft.negative_prompt:
+        yield "takes no negative_prompt", lambda spec: spec.supports_negative_prompt
 
 
 def new_task(draft: TaskDraft, model: str, request: GenerationRequest) -> GenerationTask:

@@ -62,7 +62,9 @@ def config_schemas(families: Families) -> dict[str, Any]:
     """The schemas of all that contains fields of models.yaml: bodies and answers, and what they refer to."""
     template = "#/components/schemas/{model}"
     entry, settings = entry_fields(families, template), settings_fields(template)
-    needed = [name for name, it in ModelSpec.model_fields.items() if it.is_required()]
+    kinds = families.values()
+    # A family may have a default for a field that others need, such as `pipeline_class`.
+    needed = [name for name in ModelSpec.model_fields if all(it.model_fields[name].is_required() for it in kinds)]
     model_id = {"type": "string", "description": NewModelBody.model_fields["model_id"].description, "maxLength": 100}
     shown: dict[type[BaseModel], dict[str, Any]] = {
         ModelConfig: entry.as_shown(ModelSpec.model_fields),
@@ -98,7 +100,10 @@ class ModelWritten(BaseModel):
 async def create_model(
     body: NewModelBody, response: Response, writer: Writer, roots: AllowedRoots, if_match: IfMatch
 ) -> ModelWritten:
-    """Appends an entry to models.yaml. The model can be used at once. The body may have every field of an entry."""
+    """Appends an entry to models.yaml. The model can be used at once. The body may have every field of an entry.
+
+    `pipeline_class` may be left out, unless `type` is `diffusers`.
+    """
     fields = body.model_extra or {}
     edit = partial(with_model, model_id=body.model_id, fields=fields, families=writer.families, roots=roots)
     written = await writer.edit(edit, if_match)
