@@ -7,6 +7,8 @@ import stat
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from errno import EBUSY, EIO, ENOSPC, EROFS
 from pathlib import Path
 
@@ -174,6 +176,17 @@ def test_versions_count_on_and_the_oldest_go(tmp_path: Path) -> None:
     assert versions.text(4) == "d"
     with pytest.raises(VersionNotFound):
         versions.text(1)
+
+
+def test_versions_are_listed_while_a_thread_adds_some(tmp_path: Path) -> None:
+    versions = Versions(tmp_path / "v", kept=2)
+    with ThreadPoolExecutor(1) as thread:
+        adding = thread.submit(lambda: [versions.add(str(number), "file") for number in range(200)])
+        while not adding.done():
+            for version in versions.newest_first():
+                with suppress(VersionNotFound):
+                    versions.text(version.version)
+        adding.result()
 
 
 def test_a_difference_is_what_a_version_changed(tmp_path: Path) -> None:

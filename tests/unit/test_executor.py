@@ -50,6 +50,23 @@ async def test_every_step_is_delivered_in_order_before_the_end(steps: int, at_on
         await executor.close(1)
 
 
+async def test_a_step_that_cannot_be_handled_is_reported_and_the_next_ones_come() -> None:
+    executor = GpuExecutor(lambda: Stepping(3, None))  # type: ignore[arg-type,return-value]
+    heard, reported = list[int](), list[Any]()
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context["exception"]))
+
+    def on_step(step: int, total: int, preview: bytes = b"") -> None:
+        heard.append(step)
+        if step < 3:
+            raise ValueError(step)
+
+    await executor.generate(Generate(model="m", request=request_for()), threading.Event(), on_step)
+    while len(heard) < 3:
+        await asyncio.sleep(0)
+    assert [it.args for it in reported] == [(1,), (2,)]
+    await executor.close(1)
+
+
 class Reading:
     """An engine whose load reads a byte at each check, and ends when the test allows it."""
 

@@ -1,5 +1,6 @@
 """The ImageStore: a file has its final name only when it is complete, and only such files are served."""
 
+import asyncio
 import errno
 import os
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from PIL import Image
 
 from imagegen.core.errors import ImageNotFound, StorageFailed, StorageFull
 from imagegen.core.task import StoredImage
+from imagegen.storage import images
 from imagegen.storage.files import write_whole
 from imagegen.storage.folder import Folder
 from imagegen.storage.images import ImageStore, task_of
@@ -397,3 +399,40 @@ def test_a_sweep_removes_only_the_files_of_a_killed_process(store: ImageStore, r
 
 def test_a_sweep_of_a_store_that_is_not_there_is_no_failure(store: ImageStore) -> None:
     store.sweep()
+
+
+# -- a bucket ----------------------------------------------------------------------------------------------------------
+
+
+class Silent(Folder):
+    """A bucket that does not answer."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.asked = asyncio.Event()
+
+    async def put(self, name: str, data: bytes, media_type: str) -> None:
+        self.asked.set()
+        await asyncio.Event().wait()
+
+
+async def test_a_cancelled_upload_tells_nothing_about_the_bucket(root: Path, tmp_path: Path) -> None:
+    bucket = Silent(tmp_path / "bucket")
+    store = ImageStore(root, bucket)
+    stored = await save(store, task_id(1), [grey(7)])
+    upload = asyncio.create_task(store.upload(stored, lambda: None))
+    await bucket.asked.wait()
+    upload.cancel()
+    await asyncio.wait([upload])
+    assert store.reachable
+    store.close()
+
+
+async def test_a_bucket_that_does_not_answer_a_check_is_unreachable(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "CHECK_S", 0.01)
+    store = ImageStore(root, Silent(tmp_path / "bucket"))
+    await store.check()
+    assert not store.reachable
+    store.close()

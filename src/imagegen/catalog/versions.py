@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -36,13 +37,14 @@ class Versions:
 
     def newest_first(self) -> list[Version]:
         """All versions, newest first."""
-        return [self._version(path) for path in reversed(self._files())]
+        return [version for path in reversed(self._files()) if (version := self._version(path)) is not None]
 
     def text(self, version: int) -> str:
         """The text of a version. Raises VersionNotFound."""
         for path in self._files():
             if _number(path) == version:
-                return _read(path)
+                with suppress(FileNotFoundError):
+                    return _read(path)
         raise VersionNotFound
 
     def add(self, text: str, source: str) -> int:
@@ -80,10 +82,14 @@ class Versions:
         """The files of the versions, oldest first."""
         return sorted((path for path in self._folder.glob("*.yaml") if _FILE.fullmatch(path.name)), key=_number)
 
-    def _version(self, path: Path) -> Version:
+    def _version(self, path: Path) -> Version | None:
+        """What a file says; None if `add` has removed it meanwhile, as one too many."""
         source = path.name.split(".")[1]
-        created_at = datetime.fromtimestamp(path.stat().st_mtime, UTC)
-        return Version(version=_number(path), etag=etag_of(_read(path)), source=source, created_at=created_at)
+        try:
+            created_at = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+            return Version(version=_number(path), etag=etag_of(_read(path)), source=source, created_at=created_at)
+        except FileNotFoundError:
+            return None
 
 
 def _number(path: Path) -> int:

@@ -108,5 +108,9 @@ class _Relay:
             self._loop.call_soon_threadsafe(self._deliver)
 
     def _deliver(self) -> None:
-        while self._waiting:
-            self._on_step(*self._waiting.popleft())
+        try:
+            while self._waiting:
+                self._on_step(*self._waiting.popleft())
+        finally:
+            if self._waiting:  # on_step raised an error, which the loop reports
+                self._loop.call_soon(self._deliver)

@@ -222,20 +222,22 @@ class ImageStore:
         """Write a small object to find out whether the bucket accepts pictures, unless a running upload will tell."""
         if self._uploads:
             return
-        with suppress(StoreUnreachable, TimeoutError):
+        try:
             async with asyncio.timeout(CHECK_S):
                 await self._put(CHECK_NAME, b"ok")
+        except (StoreUnreachable, TimeoutError):
+            self._reachable = False
 
     async def _put(self, name: str, data: bytes) -> None:
-        """Store a file in the bucket, and note whether that succeeded."""
+        """Store a file in the bucket, and note whether that succeeded. A cancelled attempt tells nothing."""
         if self._bucket is None:
             return
-        reached = False
         try:
             await self._bucket.put(name, data, media_type(name) if name != CHECK_NAME else "text/plain")
-            reached = True
-        finally:  # also after a timeout
-            self._reachable = reached
+        except Exception:
+            self._reachable = False
+            raise
+        self._reachable = True
 
     async def _note_reachability(self, operation: Awaitable[T]) -> T:
         """Note a failure to reach the store. Success is not noted, because a read does not show that writes succeed."""
