@@ -65,7 +65,7 @@ async def in_process(rounds: int, requests: int) -> dict[str, list[Cost]]:
         folder = stack.enter_context(tempfile.TemporaryDirectory(dir=Path.cwd()))
         config = Path(folder) / "models.yaml"
         config.write_text(fake_config())
-        settings = Settings(data_dir=Path(folder), config=config, isolation="thread", device="cpu")
+        settings = Settings(data_dir=Path(folder) / "data", config=config, isolation="thread", device="cpu")
         service, bare = create_app(settings, fake_catalog(), WITH_FAKE), bare_app()
         await stack.enter_async_context(service.router.lifespan_context(service))
 

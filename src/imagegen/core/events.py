@@ -278,13 +278,10 @@ class Published:
 
     id: int
     event: Event
+    #: The memory that it takes, in bytes, estimated; 0 if it is not kept.
+    size: int = 0
     #: Its encodings, by the function that made them.
     _encodings: dict[Callable[[int, Event], bytes], bytes] | None = field(default=None, compare=False, repr=False)
-
-    @property
-    def size(self) -> int:
-        """The memory that it takes, in bytes, estimated."""
-        return STEP_BYTES if isinstance(self.event, TaskStep) else EVENT_BYTES + 2 * len(self.event.model_dump_json())
 
     def encoded(self, encode: Callable[[int, Event], bytes]) -> bytes:
         """The event encoded by `encode`. All subscribers that pass the same function share one encoding."""
@@ -293,6 +290,10 @@ class Published:
         if encode not in self._encodings:
             self._encodings[encode] = encode(self.id, self.event)
         return self._encodings[encode]
+
+
+def _size_of(event: Event) -> int:
+    return STEP_BYTES if isinstance(event, TaskStep) else EVENT_BYTES + 2 * len(event.model_dump_json())
 
 
 class Subscription:
@@ -494,7 +495,7 @@ class EventBus:
 
     def publish(self, event: Event) -> None:
         self._last_id = next(self._ids)
-        published = Published(self._last_id, event)
+        published = Published(self._last_id, event, _size_of(event) if event.lasting else 0)
         task_id = event.task_id if isinstance(event, TaskEvent) else None
         if event.lasting:
             self._recent.append(published)
@@ -545,19 +546,21 @@ class EventBus:
             self._delivering = False
 
     def _remember(self, task_id: str, published: Published) -> None:
-        if task_id not in self._history:
-            self._history[task_id] = _History()
+        history = self._history.get(task_id)
+        if history is None:
+            history = self._history[task_id] = _History()
             if len(self._history) > self._kept_tasks:
                 self._forget_oldest()
-        history = self._history[task_id]
-        before = history.size
-        kept = history.progress if published.event.progress else history.states
+        if published.event.progress:
+            kept = history.progress
+            self._progressed[task_id] = history
+        else:
+            kept = history.states
+        before = kept.size
         kept.append(published)
         if len(kept.events) > self._kept_events:
             kept.drop_oldest()
-        if published.event.progress:
-            self._progressed[task_id] = history
-        self._size += history.size - before
+        self._size += kept.size - before
         while self._size > self._kept_bytes:
             self._drop_oldest_progress()
 

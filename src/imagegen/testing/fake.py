@@ -115,7 +115,7 @@ class FakeModel(LoadedModel):
     def generate(self, request: GenerationRequest, inputs: Inputs, on_step: OnStep) -> list[Pixels]:
         total = request.steps * request.batch_size
         for step in range(total):
-            time.sleep(self._spec.step_seconds)
+            _wait(self._spec.step_seconds)
             if self._spec.fault_at == "step" and self._spec.fault_prompt in request.prompt:
                 self._cause()
             wanted = step % request.steps + 1 in wanted_steps(inputs.previews, request.steps)
@@ -127,7 +127,7 @@ class FakeModel(LoadedModel):
         if 0 < self._spec.most_pictures < len(pictures):
             cause("out_of_memory")
         for step in range(steps):
-            time.sleep(self._spec.step_seconds * (1 + self._spec.companion_cost * (len(pictures) - 1)))
+            _wait(self._spec.step_seconds * (1 + self._spec.companion_cost * (len(pictures) - 1)))
             if self._spec.fault_at == "step" and any(self._spec.fault_prompt in it.prompt for it in requests):
                 self._cause()
             on_step(step + 1, steps)
@@ -150,6 +150,11 @@ class FakeModel(LoadedModel):
 def grain(pixels: int) -> bytes:
     """As many pixels of one colour with noise of 4 bits in each channel."""
     return bytes(96 + (it & 15) for it in Random(0).randbytes(3 * pixels))
+
+
+def _wait(seconds: float) -> None:
+    if seconds:  # a sleep of no seconds costs a switch of threads
+        time.sleep(seconds)
 
 
 def colour_of(seed: int) -> bytes:
