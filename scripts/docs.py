@@ -253,11 +253,12 @@ def errors_page() -> str:
     rows = []
     for page in sorted((DOCS / "errors").glob("*.md")):
         _, status, first = page.read_text(encoding="utf-8").split("\n\n")[:3]
-        rows.append(f"| [`{page.stem}`]({page.name}) | {_sentence(status)} | {_sentence(first)} |")
+        where = status.removesuffix(".").replace("HTTP status ", "").replace("Code of a f", "f").split(". ")
+        rows.append(f"| [`{page.stem}`]({page.name}) | {', '.join(where)} | {_sentence(first)} |")
     head = (
         "# Errors\n\nEach error has a stable code, and each code a page: what it means, why it happens, what to do.\n"
     )
-    more = "[HTTP API](../api.md#errors) has the form of an error.\n\n| code | where | meaning |\n|---|---|---|\n"
+    more = "[HTTP API](../api.md#errors) has the form of an error.\n\n| code | status | meaning |\n|---|---|---|\n"
     return f"{head}{more}" + "\n".join(rows) + "\n"
 
 

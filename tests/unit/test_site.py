@@ -115,7 +115,10 @@ def test_a_folder_that_a_page_links_to_becomes_a_list_of_its_files(
 def test_the_list_of_errors_has_each_code_with_its_meaning() -> None:
     rows = [line for line in docs.errors_page().splitlines() if line.startswith("| [`")]
     assert len(rows) == len(list((DOCS / "errors").glob("*.md")))
-    assert "| [`queue_full`](queue_full.md) | HTTP status 503 | So many tasks wait that no more are accepted |" in rows
+    assert "| [`queue_full`](queue_full.md) | 503 | So many tasks wait that no more are accepted |" in rows
+    assert next(row for row in rows if "storage_full" in row).startswith(
+        "| [`storage_full`](storage_full.md) | 507, failed task | The disk is full, or nearly full |"
+    )
 
 
 def test_the_newest_tag_is_the_latest_version() -> None:
