@@ -194,8 +194,9 @@ def staged(page: Path, source: str | None = None) -> str:
     def led(found: re.Match[str]) -> str:
         return found["head"] + _target(page, found["target"], source)
 
-    lines = prose(page.read_text(encoding="utf-8"))
-    return with_tabs("\n".join(_LINK.sub(led, line) if outside else line for _, line, outside in lines))
+    # Markdown inside of an element of HTML is read only if the element says so.
+    text = page.read_text(encoding="utf-8").replace("\n<details>\n", "\n<details markdown>\n")
+    return with_tabs("\n".join(_LINK.sub(led, line) if outside else line for _, line, outside in prose(text)))
 
 
 def _target(page: Path, target: str, source: str | None) -> str:
