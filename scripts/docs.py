@@ -6,7 +6,8 @@ python -m scripts.docs --source URL       links to files of the repository lead 
                                           `{version}` in URL becomes the name of the version
 
 The pages are those of docs/, and the files that they link to: README.md is the first page, other Markdown files outside
-docs/ are pages as well, and all other files are copied. A page is plain Markdown that code hosts show.
+docs/ are pages as well, and all other files are copied; of a folder there is a list. A page is plain Markdown that code
+hosts show.
 Two things are made here: the list of the error codes, and tabs: of the headings from `<!-- tabs -->` to `<!-- end -->`.
 """
 
@@ -106,7 +107,8 @@ def place(path: PurePosixPath) -> PurePosixPath:
         path = PurePosixPath(*path.parts[1:])
         return path.with_name("index.md") if path.name == "README.md" else path
     if path.suffix != ".md":
-        return "files" / path
+        # Files whose names begin with a dot are not a part of a site.
+        return PurePosixPath("files", *(part.lstrip(".") for part in path.parts))
     if path.name == "README.md":
         return path.parent.with_suffix(".md") if path.parent.parts else PurePosixPath("index.md")
     return path.with_name(path.name.lower())
@@ -141,8 +143,8 @@ def _fault(link: Link, root: Path) -> str | None:
     file, (_, _, part) = _file(link) or link.page, link.target.partition("#")
     if not file.is_relative_to(root) or not file.exists():
         return "there is no such file"
-    if file.is_dir() and file != root / "docs" / "errors" and not (file / "README.md").is_file():
-        return "a folder without README.md is no page"
+    if file == root or (file.is_dir() and file.is_relative_to(root / "docs") and _page_of(file) is None):
+        return "the folder is no page"
     if part and file.suffix == ".md" and part not in anchors(file.read_text(encoding="utf-8")):
         return "the page has no such heading"
     return None
@@ -165,14 +167,25 @@ def nav(config: Path = CONFIG) -> list[str]:
 
 def stage(into: Path, source: str | None = None) -> None:
     """Write the pages, and the files that they link to, into an empty folder. `source`: as in `--source`."""
-    for page in pages():
+    for page in pages(ROOT):
         here = place(_name(page))
         _write(into / here, staged(page, source))
-        for link in links(page):
-            file = _file(link)
-            if file is not None and file.is_file() and file.suffix != ".md" and (source is None or _is_shown(file)):
-                _copy(file, into / place(_name(file)))
+        for file in filter(None, map(_file, links(page))):
+            if source is None or _is_shown(file):
+                _stage_target(file, into)
     _write(into / ERRORS, errors_page())
+
+
+def _stage_target(file: Path, into: Path) -> None:
+    """Copy a file or a folder that a page links to, unless it is a page itself."""
+    if file.suffix == ".md" or (file.is_dir() and _page_of(file) is not None):
+        return
+    inner = [it for it in sorted(file.rglob("*")) if it.is_file() and it.suffix != ".md"] if file.is_dir() else [file]
+    for it in inner:
+        _copy(it, into / place(_name(it)))
+    if file.is_dir():
+        rows = [f"- [{it.relative_to(file)}]({relpath(place(_name(it)), place(_name(file)))})" for it in inner]
+        _write(into / place(_name(file)) / "index.md", f"# {_name(file)}\n\n" + "\n".join(rows) + "\n")
 
 
 def staged(page: Path, source: str | None = None) -> str:
@@ -181,8 +194,9 @@ def staged(page: Path, source: str | None = None) -> str:
     def led(found: re.Match[str]) -> str:
         return found["head"] + _target(page, found["target"], source)
 
-    lines = prose(page.read_text(encoding="utf-8"))
-    return with_tabs("\n".join(_LINK.sub(led, line) if outside else line for _, line, outside in lines))
+    # Markdown inside of an element of HTML is read only if the element says so.
+    text = page.read_text(encoding="utf-8").replace("\n<details>\n", "\n<details markdown>\n")
+    return with_tabs("\n".join(_LINK.sub(led, line) if outside else line for _, line, outside in prose(text)))
 
 
 def _target(page: Path, target: str, source: str | None) -> str:
@@ -193,13 +207,26 @@ def _target(page: Path, target: str, source: str | None) -> str:
     mark, part = target.partition("#")[1:]
     if source is not None and not _is_shown(file):
         return f"{source.rstrip('/')}/{_name(file)}"
-    name = _name(file) / "README.md" if file.is_dir() else _name(file)
-    return relpath(place(name), place(_name(page)).parent) + mark + part
+    return relpath(_there(file), place(_name(page)).parent) + mark + part
+
+
+def _there(file: Path) -> PurePosixPath:
+    """Where a link to a file or a folder leads."""
+    if not file.is_dir():
+        return place(_name(file))
+    page = _page_of(file)
+    return place(_name(file)) / "index.md" if page is None else place(_name(page))
+
+
+def _page_of(folder: Path) -> Path | None:
+    """The page that stands for a folder; None: there is none."""
+    page = folder / "README.md"
+    return page if page.is_file() or folder == DOCS / "errors" else None
 
 
 def _is_shown(file: Path) -> bool:
-    """Whether the site has the file: a page, a folder of pages, or a file of docs/."""
-    return file.suffix == ".md" or file.is_dir() or file.is_relative_to(DOCS)
+    """Whether the site has the file in any case: a page, a folder with a page, or a file of docs/."""
+    return file.suffix == ".md" or file.is_relative_to(DOCS) or (file.is_dir() and _page_of(file) is not None)
 
 
 def _name(file: Path) -> PurePosixPath:
@@ -227,11 +254,12 @@ def errors_page() -> str:
     rows = []
     for page in sorted((DOCS / "errors").glob("*.md")):
         _, status, first = page.read_text(encoding="utf-8").split("\n\n")[:3]
-        rows.append(f"| [`{page.stem}`]({page.name}) | {_sentence(status)} | {_sentence(first)} |")
+        where = status.removesuffix(".").replace("HTTP status ", "").replace("Code of a f", "f").split(". ")
+        rows.append(f"| [`{page.stem}`]({page.name}) | {', '.join(where)} | {_sentence(first)} |")
     head = (
         "# Errors\n\nEach error has a stable code, and each code a page: what it means, why it happens, what to do.\n"
     )
-    more = "[HTTP API](../api.md#errors) has the form of an error.\n\n| code | where | meaning |\n|---|---|---|\n"
+    more = "[HTTP API](../api.md#errors) has the form of an error.\n\n| code | status | meaning |\n|---|---|---|\n"
     return f"{head}{more}" + "\n".join(rows) + "\n"
 
 

@@ -12,13 +12,14 @@ from scripts import drawings
 import imagegen
 from imagegen.api.native.images.routes import ImageView
 from imagegen.api.native.models.pulls import PullView
+from imagegen.api.native.tasks.generation import Image2ImageBody, Text2ImageBody
 from imagegen.api.native.tasks.view import ReplayView, TaskView
 from imagegen.api.native.tasks.waiting import TaskAccepted
 from imagegen.api.openai.fields import EditFields, GenerationFields, ImageFields, VariationFields
 from imagegen.api.problems import STATUS
 from imagegen.app import create_app
 from imagegen.catalog.catalog import Catalog, GlobalSettings, Section
-from imagegen.catalog.fields import field_names
+from imagegen.catalog.fields import field_names, spellings
 from imagegen.core.errors import FailureCode
 from imagegen.core.events import Event
 from imagegen.core.task import TaskStatus, TokensRead
@@ -200,3 +201,22 @@ def test_every_client_that_is_run_has_a_row_with_its_version_and_a_snippet(clien
 def test_what_runs_where_is_documented(target: str) -> None:
     assert re.search(rf"^{target}:.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert f"\n| `make {target}` |" in (ROOT / "CONTRIBUTING.md").read_text()
+
+
+@pytest.mark.parametrize("kind", [Text2ImageBody, Image2ImageBody])
+def test_every_field_of_a_generation_is_documented_with_its_older_names(kind: type[BaseModel]) -> None:
+    section = API.partition("## Fields of a generation\n")[2].partition("\n## ")[0]
+    names = {name for field, info in kind.model_fields.items() for name in spellings(field, info)}
+    assert sorted(name for name in names if f"`{name}`" not in section) == []
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_the_default_of_a_process_setting_is_documented(name: str) -> None:
+    rows = dict(re.findall(r"^\| `IMAGEGEN_(\w+)` \| (.*?) \|", CONFIGURATION, re.MULTILINE))
+    default = Settings.model_fields[name].get_default(call_default_factory=False)
+    if isinstance(default, bool):
+        assert rows[name.upper()] == str(default).lower()
+    elif isinstance(default, int | float):
+        assert rows[name.upper()] == f"{default:.10g}"
+    elif isinstance(default, str) and default:
+        assert rows[name.upper()] == default

@@ -36,6 +36,7 @@ def test_every_decision_is_listed() -> None:
         ("docs/decisions/README.md", "decisions/index.md"),
         ("docs/page/create.webp", "page/create.webp"),
         ("src/imagegen/app.py", "files/src/imagegen/app.py"),
+        (".github/workflows/release.yml", "files/github/workflows/release.yml"),
     ],
 )
 def test_a_file_has_one_place_in_the_site(file: str, there: str) -> None:
@@ -90,10 +91,34 @@ def test_a_page_of_the_site_links_to_where_its_targets_are() -> None:
     assert "(https://example.com/tree/v1/src/imagegen/catalog/fields.py)" in there
 
 
+def test_a_folder_that_a_page_links_to_becomes_a_list_of_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, site = tmp_path / "root", tmp_path / "site"
+    for name, text in {
+        "README.md": "[pages](docs/errors/), [chart](deploy/chart)\n",
+        "docs/errors/oops.md": "# `oops`\n\nHTTP status 500.\n\nIt failed.\n",
+        "deploy/chart/values.yaml": "a: 1\n",
+        "deploy/chart/templates/pod.yaml": "b: 1\n",
+    }.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    monkeypatch.setattr(docs, "ROOT", root)
+    monkeypatch.setattr(docs, "DOCS", root / "docs")
+    docs.stage(site)
+    assert (site / "index.md").read_text() == "[pages](errors/index.md), [chart](files/deploy/chart/index.md)\n"
+    listed = (site / "files" / "deploy" / "chart" / "index.md").read_text()
+    assert listed.splitlines()[2:] == ["- [templates/pod.yaml](templates/pod.yaml)", "- [values.yaml](values.yaml)"]
+    assert (site / "files" / "deploy" / "chart" / "templates" / "pod.yaml").is_file()
+
+
 def test_the_list_of_errors_has_each_code_with_its_meaning() -> None:
     rows = [line for line in docs.errors_page().splitlines() if line.startswith("| [`")]
     assert len(rows) == len(list((DOCS / "errors").glob("*.md")))
-    assert "| [`queue_full`](queue_full.md) | HTTP status 503 | So many tasks wait that no more are accepted |" in rows
+    assert "| [`queue_full`](queue_full.md) | 503 | So many tasks wait that no more are accepted |" in rows
+    assert next(row for row in rows if "storage_full" in row).startswith(
+        "| [`storage_full`](storage_full.md) | 507, failed task | The disk is full, or nearly full |"
+    )
 
 
 def test_the_newest_tag_is_the_latest_version() -> None:
