@@ -53,7 +53,8 @@ class Collector:
         """The spans of a trace once one with this name has arrived."""
         deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline:
-            if any(span.name == name for span in (found := self.trace(trace))):
+            found = self.trace(trace)
+            if any(span.name == name for span in found):
                 return found
             time.sleep(0.02)
         raise AssertionError([span.name for span in self.trace(trace)])

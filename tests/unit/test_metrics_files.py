@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
+
 from tests.metrics import SUFFIXES, families, names_in
 
 ROOT = Path(__file__).parents[2]
@@ -28,9 +29,7 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def samples(kinds: dict[str, str]) -> set[str]:
     """The names of all samples."""
     return {
-        name.removesuffix("_total") + suffix
-        for name, kind in kinds.items()
-        for suffix in SUFFIXES.get(kind, ("",))
+        name.removesuffix("_total") + suffix for name, kind in kinds.items() for suffix in SUFFIXES.get(kind, ("",))
     }
 
 
@@ -48,7 +47,11 @@ def targets() -> Iterator[str]:
 
 
 EXPRESSIONS = {
-    **{f"{rule.get('alert') or rule['record']}": rule["expr"] for it in ("alerts.yml", "recording.yml") for rule in rules(it)},
+    **{
+        f"{rule.get('alert') or rule['record']}": rule["expr"]
+        for it in ("alerts.yml", "recording.yml")
+        for rule in rules(it)
+    },
     **{f"panel {number}": expression for number, expression in enumerate(targets())},
 }
 
@@ -86,7 +89,9 @@ def test_the_dashboard_shows_every_metric(kinds: dict[str, str]) -> None:
 
 def test_the_panels_of_the_dashboard_do_not_overlap() -> None:
     places = [it["gridPos"] for it in DASHBOARD["panels"]]
-    cells = [(x, y) for it in places for x in range(it["x"], it["x"] + it["w"]) for y in range(it["y"], it["y"] + it["h"])]
+    cells = [
+        (x, y) for it in places for x in range(it["x"], it["x"] + it["w"]) for y in range(it["y"], it["y"] + it["h"])
+    ]
     assert len(cells) == len(set(cells))
     assert len({it["id"] for it in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
     assert max(x for x, _ in cells) < 24

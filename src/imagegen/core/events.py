@@ -18,7 +18,6 @@ from imagegen.core.stages import StageTime
 from imagegen.core.task import Failure, StoredImage
 from imagegen.core.value import Value
 
-
 ToldT = TypeVar("ToldT", bound="Event | Observation")
 
 
@@ -292,8 +291,8 @@ class CallEnded(Observation):
     code: FailureCode | None = None
 
 
-#: Why a worker process is replaced: it died; it hung; an import in it failed half-way; it was killed, to end a load that
-#: nobody wants any more; it held memory without models.
+#: Why a worker process is replaced: it died; it hung; an import in it failed half-way; it was killed, to end a load
+#: that nobody wants any more; it held memory without models.
 WorkerEnd = Literal["crashed", "hung", "spoiled", "abandoned", "recycled"]
 
 
@@ -495,7 +494,7 @@ class EventBus:
         self._undelivered: list[Published] = []
         self._delivering = False
         self._closed = False
-        self._taps: dict[type[Event | Observation], list[Callable[[Any], object]]] = {}
+        self._taps: dict[type[Value], list[Callable[[Any], object]]] = {}
         self.begin(first_id)
 
     def __repr__(self) -> str:

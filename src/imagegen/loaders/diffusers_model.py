@@ -836,7 +836,7 @@ def _wait_for_device() -> None:
     """Return once the device has done all that it was given."""
     import torch
 
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.current_stream().synchronize()
 
 

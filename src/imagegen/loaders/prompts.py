@@ -15,7 +15,10 @@ class PromptCache:
     """Wraps `encode_prompt` of the pipelines of one model. A cached answer has the same tensors as the first one."""
 
     def __init__(
-        self, max_bytes: int = MAX_BYTES, watch: TokenWatch | None = None, on_encoded: Callable[[], object] | None = None
+        self,
+        max_bytes: int = MAX_BYTES,
+        watch: TokenWatch | None = None,
+        on_encoded: Callable[[], object] | None = None,
     ) -> None:
         """`watch`: gets the readings of a prompt's tokenizers also if the prompt is cached.
 

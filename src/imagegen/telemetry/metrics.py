@@ -156,7 +156,8 @@ class Metrics:
     # -- tasks --------------------------------------------------------------------------------------------------------
 
     def _queued(self, event: TaskQueued) -> None:
-        self._seen[event.task_id] = _Seen(queued=self._clock())
+        if event.task_id in self._live:
+            self._seen[event.task_id] = _Seen(queued=self._clock())
 
     def _started(self, event: TaskStarted) -> None:
         live, seen = self._live.get(event.task_id), self._seen.get(event.task_id)

@@ -61,7 +61,9 @@ class Gauges:
         yield _by_class("requests_parked", "Tasks that wait for the download of weights.", self.tasks.parked)
         yield _number("queue_limit", "Tasks that may wait before others are refused.", self.tasks.queue_limit)
         yield _number("draining", "1 while the service is stopping.", self.tasks.draining)
-        yield _number("event_subscribers", "Open event streams, and callers that wait for a task.", self.bus.subscribers)
+        yield _number(
+            "event_subscribers", "Open event streams, and callers that wait for a task.", self.bus.subscribers
+        )
 
     def _models(self) -> Iterator[Metric]:
         models = self.device.models

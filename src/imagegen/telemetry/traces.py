@@ -6,6 +6,7 @@ worker has no network. They have no prompt, and no text of a caller.
 """
 
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -42,8 +43,8 @@ ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
 #: Characters of an attribute, unless the operator sets another limit: paths and host names are texts of callers.
 _MOST = 512
 
-#: Milliseconds that the last spans have to be sent when the service ends.
-_FLUSH_MS = 2000
+#: Seconds that the last spans have to be sent when the service ends.
+_LAST_S = 2
 
 #: These requests come every few seconds, and tell nothing.
 _NOT_TRACED = frozenset({"/livez", "/readyz", "/metrics"})
@@ -51,7 +52,9 @@ _NOT_TRACED = frozenset({"/livez", "/readyz", "/metrics"})
 
 def new_provider(environment: Mapping[str, str] = os.environ) -> "TracerProvider | None":
     """The provider that exports spans as the variables of OpenTelemetry say; None: traces are off."""
-    off = environment.get("OTEL_SDK_DISABLED", "").lower() == "true" or environment.get("OTEL_TRACES_EXPORTER") == "none"
+    off = (
+        environment.get("OTEL_SDK_DISABLED", "").lower() == "true" or environment.get("OTEL_TRACES_EXPORTER") == "none"
+    )
     if off or not any(environment.get(name) for name in ENDPOINTS):
         return None
     # Imported here, because it takes half a second, and memory that a service without traces need not have.
@@ -61,7 +64,10 @@ def new_provider(environment: Mapping[str, str] = os.environ) -> "TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
     named = {} if environment.get("OTEL_SERVICE_NAME") else {"service.name": "imagegen"}
-    given = any(environment.get(name) for name in ("OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT", "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT"))
+    given = any(
+        environment.get(name)
+        for name in ("OTEL_SPAN_ATTRIBUTE_VALUE_LENGTH_LIMIT", "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT")
+    )
     provider = TracerProvider(
         resource=Resource.create(named | {"service.version": imagegen.__version__}),
         span_limits=SpanLimits() if given else SpanLimits(max_span_attribute_length=_MOST),
@@ -86,9 +92,10 @@ def http_options(provider: "AnyProvider | None") -> dict[str, Any]:
 
 
 def end(provider: "TracerProvider") -> None:
-    """Send the last spans. Blocks, but not for long if the collector does not answer."""
-    provider.force_flush(_FLUSH_MS)
-    provider.shutdown()
+    """Send the last spans. Blocks for at most _LAST_S; the SDK itself would wait half a minute for a dead collector."""
+    last = threading.Thread(target=provider.shutdown, name="traces", daemon=True)
+    last.start()
+    last.join(_LAST_S)
 
 
 def _without_values() -> "SpanProcessor":
