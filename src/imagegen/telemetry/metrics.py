@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, TypeVar, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 
@@ -29,6 +29,8 @@ from imagegen.storage.journal import TaskJournal
 from imagegen.storage.outbox import Outcome
 from imagegen.tasks.device import Device
 from imagegen.tasks.life import LiveTask
+
+M = TypeVar("M", Counter, Histogram)
 
 #: Upper bounds of buckets, in seconds: of waits and whole tasks, of stages and loads, of steps, of the disk, of HTTP.
 _TASK_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600)
@@ -80,6 +82,7 @@ class Metrics:
         self._seen: dict[str, _Seen] = {}
         #: Whether a model has left the device to make room for the one that is loaded next.
         self._made_room = False
+        self._known: dict[tuple[Any, tuple[str, ...]], Any] = {}
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
 
@@ -140,18 +143,25 @@ class Metrics:
         bus.tap(ModelLoaded, self._loaded)
         bus.tap(ModelUnloaded, self._unloaded)
         bus.tap(ModelFailed, self._model_failed)
-        bus.tap(WorkerReplaced, lambda it: self._restarts.labels(it.reason).inc())
+        bus.tap(WorkerReplaced, lambda it: self._series(self._restarts, it.reason).inc())
         bus.tap(ConfigChanged, self._config_changed)
-        bus.tap(ConfigRejected, lambda it: self._rejections.labels(it.source).inc())
+        bus.tap(ConfigRejected, lambda it: self._series(self._rejections, it.source).inc())
         journal.on_commit(self._committed)
-        journal.outbox.on_outcome = lambda outcome, number: self._webhooks.labels(outcome).inc(number)
+        journal.outbox.on_outcome = lambda outcome, number: self._series(self._webhooks, outcome).inc(number)
 
     def answered(self, method: str, route: str | None, status: int, seconds: float | None) -> None:
         """Count an HTTP request. `route`: the template of its path; `seconds`: None for a stream."""
         method, route = method if method in _METHODS else OTHER, route or OTHER
-        self._requests.labels(method, route, status).inc()
+        self._series(self._requests, method, route, str(status)).inc()
         if seconds is not None:
-            self._request_s.labels(method, route).observe(seconds)
+            self._series(self._request_s, method, route).observe(seconds)
+
+    def _series(self, metric: M, *labels: str) -> M:
+        """The series with these labels. prometheus_client itself takes five times as long to find one."""
+        key = (metric, labels)
+        if (known := self._known.get(key)) is None:
+            known = self._known[key] = metric.labels(*labels)
+        return known
 
     # -- tasks --------------------------------------------------------------------------------------------------------
 
@@ -164,14 +174,14 @@ class Metrics:
         if live is None or seen is None or seen.queued is None:
             return
         record, model = live.record, self._label(live.record.model)
-        self._wait_s.labels(model, priority_class(record.priority)).observe(self._clock() - seen.queued)
+        self._series(self._wait_s, model, priority_class(record.priority)).observe(self._clock() - seen.queued)
         if self._models.resident(record.model) is None:
             return
-        self._load_s.labels(model, "resident").observe(0)
+        self._series(self._load_s, model, "resident").observe(0)
         first = self._queue.lanes.front
-        passed_over = first is not None and first.place < live.ticket().place
+        passed_over = first is not None and first.place < (record.priority, record.sequence)
         if first is not None and passed_over and self._models.resident(first.model) is None:
-            self._avoided.labels(model).inc()
+            self._series(self._avoided, model).inc()
 
     def _call_ended(self, event: CallEnded) -> None:
         if not event.made:
@@ -181,24 +191,26 @@ class Metrics:
             if (seen := self._seen.get(task_id)) is not None:
                 seen.made = now
         for stage, _, seconds in event.stages:
-            self._stage_s.labels(model, stage).observe(seconds)
+            self._series(self._stage_s, model, stage).observe(seconds)
         denoised = sum(it.seconds for it in event.stages if it.stage == "denoise")
         if event.steps and event.stages:
-            self._step_s.labels(model).observe(denoised / event.steps)
+            self._series(self._step_s, model).observe(denoised / event.steps)
 
     def _saved(self, event: TaskSaved) -> None:
         live, seen = self._live.get(event.task_id), self._seen.get(event.task_id)
         if live is not None and seen is not None and seen.made is not None:
-            self._stage_s.labels(self._label(live.record.model), "save").observe(self._clock() - seen.made)
+            self._series(self._stage_s, self._label(live.record.model), "save").observe(self._clock() - seen.made)
 
     def _completed(self, event: TaskCompleted) -> None:
         live = self._live[event.task_id]
         record, model = live.record, self._label(live.record.model)
         self._ended(event.task_id, "completed")
-        self._images.labels(model).inc(len(event.images))
+        self._series(self._images, model).inc(len(event.images))
         if record.completed_at is not None:
             # By the wall clock, because the task may be of an earlier run of the service.
-            self._e2e_s.labels(model).observe(max(0.0, (record.completed_at - record.created_at).total_seconds()))
+            self._series(self._e2e_s, model).observe(
+                max(0.0, (record.completed_at - record.created_at).total_seconds())
+            )
 
     def _failed(self, event: TaskFailed) -> None:
         self._ended(event.task_id, "failed", event.failure.code)
@@ -208,7 +220,7 @@ class Metrics:
 
     def _ended(self, task_id: str, end: str, code: str = "") -> None:
         self._seen.pop(task_id, None)
-        series = self._tasks.labels(self._label(self._live[task_id].record.model), end, code)
+        series = self._series(self._tasks, self._label(self._live[task_id].record.model), end, code)
         # Those who scrape OpenMetrics see which task was the latest one with this code.
         series.inc(1, {"task_id": task_id} if code else None)
 
@@ -219,27 +231,28 @@ class Metrics:
 
     def _loaded(self, event: ModelLoaded) -> None:
         model = self._label(event.model)
-        self._load_s.labels(model, "warm" if event.warm else "cold").observe(event.seconds)
+        self._series(self._load_s, model, "warm" if event.warm else "cold").observe(event.seconds)
         if self._made_room:
-            self._swaps.labels(model).inc()
+            self._series(self._swaps, model).inc()
         self._made_room = False
 
     def _unloaded(self, event: ModelUnloaded) -> None:
-        self._unloads.labels(self._label(event.model), event.reason).inc()
+        self._series(self._unloads, self._label(event.model), event.reason).inc()
         self._made_room = self._made_room or event.reason == "switch"
 
     def _model_failed(self, event: ModelFailed) -> None:
         self._made_room = False
         if event.failure.code is FailureCode.MODEL_QUARANTINED:
-            self._quarantines.labels(self._label(event.model)).inc()
+            self._series(self._quarantines, self._label(event.model)).inc()
 
     # -- everything else ----------------------------------------------------------------------------------------------
 
     def _config_changed(self, event: ConfigChanged) -> None:
-        self._reloads.labels(event.source).inc()
+        self._series(self._reloads, event.source).inc()
         for model in event.removed:
             for metric in self._of_models:
                 metric.remove_by_labels({"model": model})
+        self._known.clear()
 
     def _committed(self, seconds: float, durable: bool) -> None:
-        self._commit_s.labels("yes" if durable else "no").observe(seconds)
+        self._series(self._commit_s, "yes" if durable else "no").observe(seconds)
