@@ -47,6 +47,7 @@ async def test_a_task_is_one_trace_through_the_worker_process(start: Start, coll
         signed = (await client.get(f"{picture}/url")).json()["url"]
         assert (await client.get(signed)).status_code == 200
         assert (await client.get("/tasks", params={"text": PROMPT, "limit": 3})).json()["filtered"] == 1
+        await client.get(f"/tasks?ig_{'k' * 43}&limit=3")  # a key in the wrong place
         await client.get("/livez")
         await client.get("/metrics")
     spans = collector.trace(TRACE)
@@ -69,7 +70,7 @@ async def test_a_task_is_one_trace_through_the_worker_process(start: Start, coll
     assert "GET /tasks" in names
     assert not names & {"GET /livez", "GET /metrics"}
     queries = {it.attributes["url.query"] for it in collector.spans if "url.query" in it.attributes}
-    assert queries == {"token=REDACTED", "text=REDACTED&limit=REDACTED"}
+    assert queries == {"token=REDACTED", "text=REDACTED&limit=REDACTED", "other=REDACTED&limit=REDACTED"}
     sent = b"".join(collector.bodies)
     assert PROMPT.encode() not in sent
     assert PROMPT.split()[1].encode() not in sent

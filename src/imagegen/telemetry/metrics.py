@@ -159,8 +159,9 @@ class Metrics:
     def _series(self, metric: M, *labels: str) -> M:
         """The series with these labels. prometheus_client itself takes five times as long to find one."""
         key = (metric, labels)
-        if (known := self._known.get(key)) is None:
-            known = self._known[key] = metric.labels(*labels)
+        if key not in self._known:
+            self._known[key] = metric.labels(*labels)
+        known: M = self._known[key]
         return known
 
     # -- tasks --------------------------------------------------------------------------------------------------------

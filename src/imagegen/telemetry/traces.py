@@ -6,6 +6,7 @@ worker has no network. They have no prompt, and no text of a caller.
 """
 
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -42,6 +43,9 @@ ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
 
 #: Characters of an attribute, unless the operator sets another limit: paths and host names are texts of callers.
 _MOST = 512
+
+#: Names of query parameters that may be in spans: those of all routes look like this, and no key does.
+_PARAMETER = re.compile("[a-z_]{1,32}")
 
 #: Seconds that the last spans have to be sent when the service ends.
 _LAST_S = 2
@@ -105,10 +109,10 @@ def _without_values() -> "SpanProcessor":
         """Keeps the names of query parameters only: values can be tokens of signed URLs and words of prompts."""
 
         def on_start(self, span: "Span", parent_context: "Context | None" = None) -> None:
-            query = getattr(span, "attributes", None) and span.attributes.get("url.query")  # type: ignore[attr-defined]
-            if query:
+            if query := (getattr(span, "attributes", None) or {}).get("url.query"):
                 names = (part.partition("=")[0] for part in str(query).split("&"))
-                span.set_attribute("url.query", "&".join(f"{name}=REDACTED" for name in names))
+                kept = (f"{name if _PARAMETER.fullmatch(name) else 'other'}=REDACTED" for name in names)
+                span.set_attribute("url.query", "&".join(kept))
 
         def on_end(self, span: "ReadableSpan") -> None:
             """Do nothing."""
