@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,8 +23,9 @@ from starlette.types import ASGIApp, Message, Scope
 from tests.server import Server
 
 from bench._shared import Connection, machine, quantile, table
+from imagegen.api.measuring import HttpMetrics
 from imagegen.api.native.tasks.generation import Text2ImageBody
-from imagegen.app import create_app
+from imagegen.app import Service, app_of, create_app
 from imagegen.core.events import TaskStep
 from imagegen.settings import Settings
 from imagegen.storage.files import write_whole
@@ -67,9 +69,11 @@ async def in_process(rounds: int, requests: int) -> dict[str, list[Cost]]:
         config.write_text(fake_config())
         settings = Settings(data_dir=Path(folder) / "data", config=config, isolation="thread", device="cpu")
         service, bare = create_app(settings, fake_catalog(), WITH_FAKE), bare_app()
+        unmeasured = app_without_metrics(settings.model_copy(update={"data_dir": Path(folder) / "unmeasured"}))
         await stack.enter_async_context(service.router.lifespan_context(service))
+        await stack.enter_async_context(unmeasured.router.lifespan_context(unmeasured))
 
-        async def whole_task() -> None:
+        async def whole_task(service: FastAPI = service) -> None:
             """Accepted, run, saved; every event heard."""
             task_id = (await post(service))["task_id"]
             steps = 0
@@ -87,13 +91,24 @@ async def in_process(rounds: int, requests: int) -> dict[str, list[Cost]]:
         kinds: dict[str, Callable[[], Awaitable[None]]] = {
             "a bare FastAPI route, same body": bare_route,
             f"a task with {STEPS} steps that take no time": whole_task,
+            "the same without metrics": partial(whole_task, unmeasured),
         }
         costs: dict[str, list[Cost]] = {name: [] for name in kinds}
-        await whole_task()
+        await whole_task(service)
+        await whole_task(unmeasured)
         for _ in range(rounds):
             for name, request in kinds.items():
                 costs[name].append(await measure(request, requests))
         return costs
+
+
+def app_without_metrics(settings: Settings) -> FastAPI:
+    """The application as it would be if nothing were counted."""
+    service = Service(settings, fake_catalog(), WITH_FAKE)
+    service.services.bus._taps.clear()
+    app = app_of(service)
+    app.user_middleware = [it for it in app.user_middleware if getattr(it.cls, "__name__", "") != HttpMetrics.__name__]
+    return app
 
 
 def bare_app() -> FastAPI:

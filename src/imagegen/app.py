@@ -1,5 +1,6 @@
 """The composition root: builds the service's objects and connects them."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
@@ -17,6 +18,7 @@ from imagegen.api.document import complete_document
 from imagegen.api.guard import ANSWERED_HEADERS, ASKED_HEADERS, Guard
 from imagegen.api.head import HeadAsGet
 from imagegen.api.mcp import McpEndpoint
+from imagegen.api.measuring import HttpMetrics
 from imagegen.api.native.models.entries import config_schemas
 from imagegen.api.native.webhooks import WebhookPayloads, sent_webhooks
 from imagegen.api.problems import TextAsProblem, install
@@ -51,6 +53,9 @@ from imagegen.tasks.admission import Limits
 from imagegen.tasks.checking import PictureChecks
 from imagegen.tasks.device import Device
 from imagegen.tasks.manager import TaskManager
+from imagegen.telemetry.metrics import Metrics
+from imagegen.telemetry.state import Gauges
+from imagegen.telemetry.traces import Traces, end, http_options, new_provider
 from imagegen.webhooks.client import GuardedClient, policy_of
 from imagegen.webhooks.sender import WebhookSender
 from imagegen.webhooks.signing import Signer
@@ -128,6 +133,11 @@ class Service:
         versions = Versions(settings.data_dir / "config" / etag_of(str(settings.config.absolute())))
         swap = CatalogSwap(device, tasks, puller)
         config = CatalogWriter(ConfigFile(settings.config), versions, specs_of(table), catalog, swap, bus)
+        self.traces = new_provider()
+        metrics = Metrics(device, tasks.records.live)
+        metrics.attach(bus, journal)
+        if self.traces is not None:
+            Traces(self.traces, tasks.records.live).attach(bus)
         self.lifecycle = Lifecycle(settings, device, tasks, journal, images, bus, puller, webhooks, config, access)
         self.services = Services(
             settings,
@@ -143,6 +153,8 @@ class Service:
             access,
             journal.keys,
             room,
+            metrics,
+            Gauges(device, tasks, images, webhooks, config, room, bus),
         )
 
 
@@ -159,6 +171,8 @@ def app_of(service: Service) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with aclosing(service.services.checks), aclosing(app.state.mcp), service.lifecycle.run():
             yield
+        if service.traces is not None:
+            await asyncio.to_thread(end, service.traces)
 
     app = FastAPIOffline(
         title="imagegen",
@@ -171,6 +185,7 @@ def app_of(service: Service) -> FastAPI:
         servers=[{"url": settings.public_url or "/"}],
         webhooks=sent_webhooks(),
         separate_input_output_schemas=False,
+        telemetry=http_options(service.traces),
     )
     app.state.lifecycle = service.lifecycle
     app.state.services = service.services
@@ -194,6 +209,7 @@ def app_of(service: Service) -> FastAPI:
         )
     app.add_middleware(TextAsProblem)
     app.add_middleware(RequestIds)
+    app.add_middleware(HttpMetrics, metrics=service.services.metrics)
     return app
 
 

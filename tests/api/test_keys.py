@@ -111,6 +111,7 @@ def test_every_operation_declares_how_to_send_a_key(shipped: Catalog, tmp_path: 
 
 #: The scopes of each operation that asks for more than to see.
 MORE = {
+    "metrics": READ | ADMIN,
     **dict.fromkeys(("list_keys", "create_key", "rotate_key", "revoke_key"), MANAGE),
     **dict.fromkeys(("text2image", "image2image", "plan", "cancel_task", "delete_task", "replay_task"), MAKE),
     **dict.fromkeys(("replay_delivery",), MAKE),

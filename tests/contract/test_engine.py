@@ -231,6 +231,18 @@ def test_the_embedded_model_follows_its_prompts(engine: Engine, shipped: Catalog
     assert blue > 150 > red
 
 
+def test_the_stages_of_each_picture_are_measured(engine: Engine, shipped: Catalog) -> None:
+    engine.load(load_command(shipped, "tiny"))
+    for together, pictures in ((False, 2), (True, 1)):
+        command = Generate(model="tiny", request=request_for(batch_size=2), together=together)
+        made = engine.generate(command, threading.Event(), lambda *_: None)
+        assert isinstance(made, Generated)
+        assert [it.stage for it in made.stages] == ["encode", "denoise", "decode"] * pictures
+        ends = [it.begin_s + it.seconds for it in made.stages]
+        assert all(it.begin_s >= end - 1e-9 for it, end in zip(made.stages, [0.0, *ends], strict=False))
+        assert all(it.seconds > 0 for it in made.stages if it.stage != "encode")
+
+
 def test_same_seed_same_pixels_in_both_engines_and_after_a_reload(engine: Engine, shipped: Catalog) -> None:
     request = request_for(width=96, height=160)
     first = run(loaded(engine, shipped, "tiny"), "tiny", request)

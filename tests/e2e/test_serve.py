@@ -390,6 +390,7 @@ def test_a_hostile_socket_is_cut_off_and_probes_have_a_port_of_their_own(tmp_pat
             for _ in range(100):
                 held.enter_context(socket.create_connection(address, PATIENCE_S))
             assert httpx.get(f"http://127.0.0.1:{probes}/livez").status_code == 200
+            assert "imagegen_build_info" in httpx.get(f"http://127.0.0.1:{probes}/metrics").text
             assert httpx.get(f"http://127.0.0.1:{probes}/tasks").json()["code"] == "too_many_connections"
             assert httpx.get(f"http://127.0.0.1:{address[1]}/readyz").status_code == 200
             assert httpx.get(f"http://127.0.0.1:{address[1]}/tasks").json()["code"] == "too_many_connections"

@@ -351,10 +351,14 @@ async def test_the_reserve_is_for_those_who_ask_at_once(house: House) -> None:
     assert not any(it.open for it in idle)
 
 
-async def test_the_port_for_probes_answers_nothing_else(house: House) -> None:
+async def test_the_port_for_probes_answers_metrics_and_nothing_else(house: House) -> None:
     protocol, wire = house.connect(probes_only=True)
     protocol.data_received(GET + b"\r\n")
     assert told(wire) == (503, "too_many_connections")
+    protocol, wire = house.connect(probes_only=True)
+    protocol.data_received(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+    await turn()
+    assert wire.sent.startswith(b"HTTP/1.1 200")
 
 
 # -- bodies ------------------------------------------------------------------------------------------------------------

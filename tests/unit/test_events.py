@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from imagegen.core.events import (
     FEW,
     STEP_BYTES,
+    CallEnded,
     EventBus,
     Gap,
     ModelLoading,
@@ -30,6 +31,7 @@ from imagegen.core.events import (
     TaskSaved,
     TaskStarted,
     TaskStep,
+    WorkerReplaced,
 )
 
 
@@ -53,6 +55,35 @@ async def last_of(subscription: Subscription) -> Published:
 
 def steps(events: list[Published]) -> list[int]:
     return [published.event.step for published in events if isinstance(published.event, TaskStep)]
+
+
+# -- taps --------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_tap_gets_each_event_of_its_class_at_once_and_cannot_be_dropped() -> None:
+    bus, told = EventBus(backlog=1), list[object]()
+    bus.tap(TaskQueued, told.append)
+    bus.tap(TaskQueued, told.append)
+    for number in range(1000):
+        bus.publish(TaskQueued(task_id=str(number), position=number))
+        bus.publish(step(number))
+    bus.close()
+    bus.publish(last := TaskQueued(task_id="last", position=0))
+    assert len(told) == 2002
+    assert told[-1] is last
+
+
+async def test_an_observation_is_for_taps_only() -> None:
+    bus, told = EventBus(), list[object]()
+    bus.tap(WorkerReplaced, told.append)
+    before = bus.last_id
+    with bus.subscribe() as subscription:
+        bus.observe(WorkerReplaced(reason="hung"))
+        bus.observe(CallEnded(model="a", task_ids=("a",), seconds=1))
+        bus.close()
+        assert await heard(subscription) == []
+    assert told == [WorkerReplaced(reason="hung")]
+    assert (bus.last_id, bus.size) == (before, 0)
 
 
 # -- order -------------------------------------------------------------------------------------------------------------

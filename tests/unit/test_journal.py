@@ -548,6 +548,23 @@ async def test_a_journal_of_before_is_listed_by_model_and_its_tasks_are_kept_for
     assert ids(await again.surplus(KEEP_A_WEEK)) == [task_id(1)]
 
 
+async def test_a_journal_of_before_opens_with_tasks_that_have_no_trace(
+    journal: TaskJournal, lives: Lives, path: Path
+) -> None:
+    await insert(journal, 1)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(
+            """UPDATE tasks SET record = json_remove(record, '$.traceparent');
+            UPDATE alembic_version SET version_num = '0009';"""
+        )
+    again = await lives.next()
+    (task,) = await again.unfinished()
+    assert task.traceparent == ""
+    traced = task.evolve(traceparent=f"00-{'a' * 32}-{'b' * 16}-01")
+    await again.update(traced)
+    assert await (await lives.next()).get(task.id) == traced
+
+
 async def test_a_journal_of_before_tells_input_pictures_from_pictures_and_gives_space_back(tmp_path: Path) -> None:
     path, picture = tmp_path / "imagegen.sqlite3", InputPictures(init_image=bytes(5000), mask_image=bytes(100))
     journal = TaskJournal(path)

@@ -40,7 +40,9 @@ RESERVE_S = 2
 #: Seconds for which a refused caller can read the reason before its connection is closed.
 LINGER_S = 1
 
-PROBES = frozenset({"/livez", "/readyz"})
+#: What is answered however many connections there are. Metrics need the same key as everywhere, and an operator needs
+#: them most when callers have taken all connections.
+PROBES = frozenset({"/livez", "/readyz", "/metrics"})
 
 
 class Bounds(NamedTuple):

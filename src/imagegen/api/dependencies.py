@@ -19,6 +19,8 @@ from imagegen.storage.room import Room
 from imagegen.tasks.checking import PictureChecks
 from imagegen.tasks.device import Device
 from imagegen.tasks.manager import TaskManager
+from imagegen.telemetry.metrics import Metrics
+from imagegen.telemetry.state import Gauges
 from imagegen.webhooks.sender import WebhookSender
 
 
@@ -39,6 +41,8 @@ class Services:
     access: Access
     keys: KeyStore
     room: Room
+    metrics: Metrics
+    gauges: Gauges
 
     @property
     def models(self) -> DynamicModelManager:

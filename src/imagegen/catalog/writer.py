@@ -108,6 +108,11 @@ class CatalogWriter:
         """The ETag of the text in force; None until the file was read."""
         return self._status.etag
 
+    @property
+    def ok(self) -> bool:
+        """Whether the file is valid; False: an older configuration is in force."""
+        return self._status.ok
+
     async def status(self) -> ConfigStatus:
         """The status of the configuration."""
         read_only = await asyncio.to_thread(self._file.read_only)

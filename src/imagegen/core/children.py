@@ -16,7 +16,8 @@ _WITH_USER = re.compile(r"://[^\s/?#]*@")
 
 def is_secret(name: str, value: str) -> bool:
     """Whether a variable is or has a secret, of this service or of any other program."""
-    return bool(name.startswith("AWS_") or _SECRET.search(name) or _WITH_USER.search(value))
+    # OpenTelemetry's headers hold tokens of the collector.
+    return bool(name.startswith(("AWS_", "OTEL_")) or _SECRET.search(name) or _WITH_USER.search(value))
 
 
 def follow_parent() -> None:

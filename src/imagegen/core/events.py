@@ -8,13 +8,17 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from heapq import merge
 from itertools import count, islice
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field
 
+from imagegen.core.errors import FailureCode
 from imagegen.core.owner import Owner
+from imagegen.core.stages import StageTime
 from imagegen.core.task import Failure, StoredImage
 from imagegen.core.value import Value
+
+ToldT = TypeVar("ToldT", bound="Event | Observation")
 
 
 class Event(Value):
@@ -192,6 +196,7 @@ class ModelLoaded(Event):
     model: str
     seconds: float
     device_bytes: int = Field(description="Bytes of its weights that are in device memory at most.")
+    warm: bool = Field(default=False, description="Whether it came from host memory.")
 
 
 class ModelFailed(Event):
@@ -263,6 +268,38 @@ class ConfigRejected(Event):
     name = "config_rejected"
     source: str
     errors: tuple[str, ...] = Field(description="`file:line:column: what, and the fix`.")
+
+
+class Observation(Value):
+    """A measurement, for taps only: it has no id, no subscriber gets it, and it is not remembered."""
+
+
+class CallEnded(Observation):
+    """A call of a model has ended: with the pictures of these tasks, with a failure, or because it was stopped."""
+
+    model: str
+    task_ids: tuple[str, ...]
+    #: Seconds that the call took, with the way to the worker and back.
+    seconds: float
+    #: Denoising steps of the call.
+    steps: int = 0
+    #: The stages of its pictures, measured in the worker; empty: it has none, or the model does not tell them.
+    stages: tuple[StageTime, ...] = ()
+    #: Whether it made the pictures.
+    made: bool = True
+    #: Why it failed; None: it has not.
+    code: FailureCode | None = None
+
+
+#: Why a worker process is replaced: it died; it hung; an import in it failed half-way; it was killed, to end a load
+#: that nobody wants any more; it held memory without models.
+WorkerEnd = Literal["crashed", "hung", "spoiled", "abandoned", "recycled"]
+
+
+class WorkerReplaced(Observation):
+    """A worker process has ended, and another one takes its place."""
+
+    reason: WorkerEnd
 
 
 #: The memory of a TaskStep with its encoding, in bytes, measured.
@@ -458,6 +495,7 @@ class EventBus:
         self._undelivered: list[Published] = []
         self._delivering = False
         self._closed = False
+        self._taps: dict[type[Value], list[Callable[[Any], object]]] = {}
         self.begin(first_id)
 
     def __repr__(self) -> str:
@@ -493,7 +531,21 @@ class EventBus:
         """Give the first event this id. To be called before any event is published."""
         self._ids, self._first_id, self._last_id = count(first_id), first_id, first_id - 1
 
+    def tap(self, kind: type[ToldT], call: Callable[[ToldT], object]) -> None:
+        """Call `call` for each event or observation of exactly this class, before `publish` or `observe` returns.
+
+        A tap misses nothing and cannot be ended. It must be quick, and must not raise.
+        """
+        self._taps.setdefault(kind, []).append(call)
+
+    def observe(self, observation: Observation) -> None:
+        """Tell the taps of a measurement."""
+        for call in self._taps.get(type(observation), ()):
+            call(observation)
+
     def publish(self, event: Event) -> None:
+        for call in self._taps.get(type(event), ()):
+            call(event)
         self._last_id = next(self._ids)
         published = Published(self._last_id, event, _size_of(event) if event.lasting else 0)
         task_id = event.task_id if isinstance(event, TaskEvent) else None

@@ -216,6 +216,8 @@ class GenerationTask(Value):
     owner: str = Field(default="", max_length=64)
     #: The id of the request that submitted it; empty in older records and without HTTP.
     request_id: str = Field(default="", max_length=128)
+    #: The W3C traceparent of the request that submitted it; empty: its trace is not recorded.
+    traceparent: str = Field(default="", max_length=55)
     #: Lower runs first.
     priority: int = 0
     #: Seconds after its acceptance within which it must have begun to run.

@@ -285,6 +285,7 @@ class LocalEngine:
             warnings=warnings if any(warnings) else (),
             tokens=tuple(tuple(model.tokens(request)) for request in requests),
             working_bytes=working_bytes,
+            stages=tuple(model.stages),
         )
 
     def measure(self) -> Measured | Failed:

@@ -10,6 +10,7 @@ from imagegen.catalog.fields import Loads, marked
 from imagegen.catalog.sources import Folders
 from imagegen.core.errors import FailureCode
 from imagegen.core.provenance import Provenance
+from imagegen.core.stages import StageTime
 from imagegen.core.task import GenerationRequest, Pixels, TokensRead, Warnings
 from imagegen.core.value import Value
 from imagegen.loaders import PRODUCT
@@ -216,6 +217,8 @@ class Generated(Outcome):
     memory: DeviceMemory
     #: The peak of device memory during the call, less what was in use before it; 0: unknown.
     working_bytes: int = 0
+    #: The stages of each picture or, if all are made at once, of the call; empty: the model does not tell them.
+    stages: tuple[StageTime, ...] = ()
 
 
 class Stopped(Outcome):

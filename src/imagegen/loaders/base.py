@@ -13,6 +13,7 @@ from imagegen.catalog.pipeline_files import INDEX
 from imagegen.catalog.sources import Folders, cached_snapshot, lacks_locally, local_folder
 from imagegen.core.errors import WeightsMissing, WeightsRefused
 from imagegen.core.provenance import Provenance
+from imagegen.core.stages import StageTime
 from imagegen.core.task import GenerationRequest, Pixels, TokensRead
 from imagegen.loaders.parts import Part, Parts
 
@@ -101,6 +102,11 @@ class LoadedModel(ABC):
 
     def tokens(self, request: GenerationRequest) -> Sequence[TokensRead]:
         """How many tokens of the prompt each text encoder read; empty: unknown. Called when `warnings` is called."""
+        return ()
+
+    @property
+    def stages(self) -> Sequence[StageTime]:
+        """The stages of the pictures of the latest call; empty: it does not measure them."""
         return ()
 
     @property

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any, Self
 
 from imagegen.loaders.memory_errors import out_of_memory
+from imagegen.loaders.stages import StageClock
 
 #: The most pixels of a tile's side. The default of diffusers is 1024 for the VAEs of FLUX, 3.5 and XL, which leaves
 #: pictures of the usual sizes in one tile.
@@ -21,8 +22,12 @@ class Decoding:
     end of the context restores the VAE, because another model may share it.
     """
 
-    def __init__(self, vae: Any, dtype: Any = None) -> None:
-        """`dtype`: the dtype of the latents, if the VAE has another one. Pipelines of diffusers expect one dtype."""
+    def __init__(self, vae: Any, dtype: Any = None, stages: StageClock | None = None) -> None:
+        """`dtype`: the dtype of the latents, if the VAE has another one. Pipelines of diffusers expect one dtype.
+
+        `stages` is told when an input picture is encoded, and when the latents are decoded.
+        """
+        self._stages = stages or StageClock()
         self._vae = vae
         self._dtype = dtype
         self._vae_decode = vae.decode
@@ -34,19 +39,26 @@ class Decoding:
 
     def __enter__(self) -> Self:
         self._vae.decode = self._decode_and_check
-        if self._dtype is not None:
-            self._vae.encode = self._encode
+        if self._vae_encode is not None:
+            self._vae.encode = self._encode_and_tell
         return self
 
     def __exit__(self, *raised: object) -> None:
         del self._vae.decode  # restores the method of its class
-        if self._dtype is not None:
+        if self._vae_encode is not None:
             del self._vae.encode
 
     @property
     def finite(self) -> bool:
         """Whether all numbers of the latest decode are finite. Pipelines clip infinite numbers afterwards."""
         return bool(self._finite)
+
+    def _encode_and_tell(self, picture: Any, *args: Any, **kwargs: Any) -> Any:
+        assert self._vae_encode is not None
+        encode = self._vae_encode if self._dtype is None else self._encode
+        encoded = encode(picture, *args, **kwargs)
+        self._stages.encoded()
+        return encoded
 
     def _encode(self, picture: Any, *args: Any, **kwargs: Any) -> Any:
         assert self._vae_encode is not None
@@ -61,6 +73,7 @@ class Decoding:
     def _decode_and_check(self, latents: Any, *args: Any, **kwargs: Any) -> Any:
         import torch
 
+        self._stages.decoding()
         decoded = self._decode(latents if self._dtype is None else latents.to(self._vae.dtype), *args, **kwargs)
         self._finite = torch.isfinite(decoded[0] if isinstance(decoded, tuple) else decoded.sample).all()
         return decoded

@@ -31,6 +31,7 @@ from imagegen.core.errors import (
 )
 from imagegen.core.provenance import Provenance
 from imagegen.core.sizes import Size, render_size
+from imagegen.core.stages import StageTime
 from imagegen.core.task import GenerationRequest, Lora, Pixels, TokensRead
 from imagegen.core.wording import THE_LOG
 from imagegen.loaders.adapters import Adapters
@@ -59,6 +60,7 @@ from imagegen.loaders.replacing import (
     open_part,
     places_of,
 )
+from imagegen.loaders.stages import StageClock
 from imagegen.loaders.tokens import TokenWatch, what_is_cut
 
 #: Libraries that some pipelines need and imagegen does not install: torchvision must match the build of torch.
@@ -615,7 +617,8 @@ class DiffusersModel(LoadedModel):
         #: Whether a picture of the latest call was decoded in tiles.
         self._tiled = False
         self._watch = TokenWatch(pipeline)
-        self._prompts = PromptCache(watch=self._watch)
+        self._stages = StageClock(_wait_for_device)
+        self._prompts = PromptCache(watch=self._watch, on_encoded=self._stages.encoded)
         for member in {id(sibling): sibling for sibling in self._siblings if sibling is not None}.values():
             self._prompts.attach(member)
 
@@ -632,6 +635,10 @@ class DiffusersModel(LoadedModel):
 
     def tokens(self, request: GenerationRequest) -> Sequence[TokensRead]:
         return self._watch.of(request.prompt, self._most_embeddings)
+
+    @property
+    def stages(self) -> Sequence[StageTime]:
+        return self._stages.stages
 
     @property
     def _most_embeddings(self) -> int | None:
@@ -676,6 +683,7 @@ class DiffusersModel(LoadedModel):
         loras = self._adapters.added(request.loras, inputs.lora_files)
         cache: AbstractContextManager[None] = self._prompts.paused() if request.loras else nullcontext()
         self._tiled = False
+        self._stages.begin()
         self._watch.readings.clear()
         with compiling(self._spec), attention(self._spec), loras, cache:
             return [self._picture(pipeline, call, request.size, fitted, seed, steps) for seed in request.seeds]
@@ -685,6 +693,7 @@ class DiffusersModel(LoadedModel):
         size = self._rendered(first.size)
         call = self._call(first, size, _BatchSteps(1, on_step, 0, size)) | self._all_prompts(requests)
         self._tiled = False
+        self._stages.begin()
         self._watch.readings.clear()
         with compiling(self._spec), attention(self._spec):
             pipeline = self._siblings.text2image
@@ -766,15 +775,17 @@ class DiffusersModel(LoadedModel):
         if "intermediate_timesteps" in takes and arguments["num_inference_steps"] != 2:
             arguments["intermediate_timesteps"] = None  # the default of Sana Sprint is for two steps
         arguments["generator"] = generator
+        self._stages.picture()
         try:
             widened = self._spec.vae_dtype is not None
             with (
                 step_cache(self._spec, pipeline),
-                Decoding(pipeline.vae, denoiser_of(pipeline).dtype if widened else None) as decoding,
+                Decoding(pipeline.vae, denoiser_of(pipeline).dtype if widened else None, self._stages) as decoding,
             ):
                 images = pipeline(**arguments).images
-            if not decoding.finite:
+            if not decoding.finite:  # waits for the device
                 raise NotFinite(_OVERFLOW)
+            self._stages.finish()
             self._tiled = self._tiled or decoding.tiled
             return _in_size(images.float(), call["height"], call["width"]).permute(0, 2, 3, 1)
         finally:
@@ -819,6 +830,14 @@ class DiffusersModel(LoadedModel):
         clear_class_caches(denoiser_of(self._pipeline))
         del self._pipeline, self._siblings, self._adapters, self._prompts, self._parts, self._turns
         gc.collect()
+
+
+def _wait_for_device() -> None:
+    """Return once the device has done all that it was given."""
+    import torch
+
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.current_stream().synchronize()
 
 
 def _noise(seed: int) -> Any:

@@ -1,7 +1,7 @@
 """PromptCache: keeps the embeddings of the latest prompts, so that a repeated prompt does not run the encoders."""
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,9 +14,18 @@ MAX_BYTES = 64 * 1024**2
 class PromptCache:
     """Wraps `encode_prompt` of the pipelines of one model. A cached answer has the same tensors as the first one."""
 
-    def __init__(self, max_bytes: int = MAX_BYTES, watch: TokenWatch | None = None) -> None:
-        """`watch`: gets the readings of a prompt's tokenizers also if the prompt is cached."""
+    def __init__(
+        self,
+        max_bytes: int = MAX_BYTES,
+        watch: TokenWatch | None = None,
+        on_encoded: Callable[[], object] | None = None,
+    ) -> None:
+        """`watch`: gets the readings of a prompt's tokenizers also if the prompt is cached.
+
+        `on_encoded` is called after each prompt, cached or not.
+        """
         self._max_bytes = max_bytes
+        self._on_encoded = on_encoded
         self._readings = [] if watch is None else watch.readings
         self._bytes = 0
         self._answers: OrderedDict[Hashable, tuple[Any, int, list[Reading]]] = OrderedDict()
@@ -31,7 +40,10 @@ class PromptCache:
 
         def encode_prompt(*args: Any, **kwargs: Any) -> Any:
             key = None if self._paused else _key(name, args, kwargs)
-            return encode(*args, **kwargs) if key is None else self._answer(key, lambda: encode(*args, **kwargs))
+            answer = encode(*args, **kwargs) if key is None else self._answer(key, lambda: encode(*args, **kwargs))
+            if self._on_encoded is not None:
+                self._on_encoded()
+            return answer
 
         pipeline.encode_prompt = encode_prompt
 

@@ -21,6 +21,8 @@ from imagegen.core.events import (
     ModelLoading,
     ModelUnloaded,
     ModelUnloading,
+    WorkerEnd,
+    WorkerReplaced,
 )
 from imagegen.core.task import Failure, GenerationRequest, InputPictures
 from imagegen.gpu.executor import GpuExecutor
@@ -376,7 +378,8 @@ class DynamicModelManager:
             weight_bytes=loaded.weight_bytes,
             moved_bytes=loaded.moved_bytes,
         )
-        self._bus.publish(ModelLoaded(model=model, seconds=loaded.seconds, device_bytes=loaded.device_bytes))
+        seconds, size = loaded.seconds, loaded.device_bytes
+        self._bus.publish(ModelLoaded(model=model, seconds=seconds, device_bytes=size, warm=loaded.warm))
 
     async def generate(
         self,
@@ -471,11 +474,20 @@ class DynamicModelManager:
         self.facts.failed(model, request.size.pixels if request else 0, failed)
         self.broken = self.broken or failed.code is FailureCode.DEVICE_FAULT
         log.error("engine_failed", model=model, code=failed.code, reason=failed.message, traceback=failed.traceback)
-        if failed.worker_died or failed.worker_replaced:
+        if (reason := self._replaced_because(failed)) is not None:
+            self._bus.observe(WorkerReplaced(reason=reason))
             for lost in list(self._residents):
                 self._left_device(lost, "worker_died")
             self._all_cooled("worker_died")
             self._memory_is_empty()
+
+    def _replaced_because(self, failed: Failed) -> WorkerEnd | None:
+        """Why the worker process was replaced after this failure; None: it was not."""
+        if not failed.worker_died:
+            return "spoiled" if failed.worker_replaced else None
+        if self._abandoned:
+            return "abandoned"
+        return "hung" if failed.code is FailureCode.WORKER_HUNG else "crashed"
 
     def _memory_is_empty(self) -> None:
         free = self._memory.total - self._memory.foreign
@@ -590,6 +602,7 @@ class DynamicModelManager:
         limit = self._catalog.settings.residual_limit_mb * 2**20
         if not self._residents and not self._warm and self._memory.held - self._floor > limit:
             log.warning("worker_recycled", left_bytes=self._memory.held, floor_bytes=self._floor)
+            self._bus.observe(WorkerReplaced(reason="recycled"))
             self._engine_started(await self._executor.recycle())
 
     async def _make_host_room(self, resident: Resident, coming: str | None) -> bool:

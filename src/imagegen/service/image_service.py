@@ -21,6 +21,7 @@ from imagegen.core.events import (
 )
 from imagegen.core.owner import Owner
 from imagegen.core.task import GenerationTask, StoredImage, TaskStatus
+from imagegen.core.tracing import current_traceparent
 from imagegen.storage.images import task_of
 from imagegen.storage.journal import Claim, Page, TaskFilter
 from imagegen.tasks.admission import TaskDraft
@@ -195,6 +196,12 @@ class ImageService:
 
 
 def _stamped(who: Owner, draft: TaskDraft) -> TaskDraft:
-    """The draft with the caller as its owner, and with the limits of the caller's key, which admission checks."""
+    """The draft with the caller as its owner, the limits of the caller's key, which admission checks, and its trace."""
     priority = draft.priority if who.priority_floor is None else max(draft.priority, who.priority_floor)
-    return draft.evolve(owner=who.name, models=who.models, budget=who.limits, priority=priority)
+    return draft.evolve(
+        owner=who.name,
+        models=who.models,
+        budget=who.limits,
+        priority=priority,
+        traceparent=current_traceparent(),
+    )

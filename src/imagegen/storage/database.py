@@ -85,6 +85,8 @@ class Database:
         self._closed = False
         self._loss: JournalLost | None = None
         self._lost = asyncio.Event()
+        #: Called after each commit, with its seconds and whether it was durable.
+        self.on_commit: Callable[[float, bool], object] = lambda seconds, durable: None
 
     async def run(self, work: Callable[[Connection], T], *, durable: bool = True) -> T:
         """Run `work` in a transaction and return its result once it is on disk; if not `durable`, once it is committed.
@@ -154,8 +156,11 @@ class Database:
         loop = asyncio.get_running_loop()
         while self._pending:
             batch, self._pending = self._pending, []
+            began = time.perf_counter()
             commit = loop.run_in_executor(self._writes, self._commit, batch)
             await asyncio.wait([commit])
+            if commit.exception() is None:
+                self.on_commit(time.perf_counter() - began, any(pending.durable for pending in batch))
             if isinstance(error := commit.exception(), JournalLost):
                 self._loss = error
                 self._lost.set()

@@ -10,7 +10,7 @@ from contextlib import aclosing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from imagegen.core.errors import ImageNotFound, StorageFailed, StoreUnreachable
@@ -71,6 +71,13 @@ def task_of(path: str) -> str:
     return found[1]
 
 
+class Spool(NamedTuple):
+    """Pictures on this machine that are not in the bucket yet."""
+
+    images: int
+    bytes: int
+
+
 class ImageStore:
     """Encodes and writes pictures in its own threads, so that neither the event loop nor the GPU waits.
 
@@ -84,8 +91,9 @@ class ImageStore:
         self._bucket = bucket
         self._files: FileStore = bucket or self._local
         self._patient = patient
-        #: The number of running uploads.
+        #: The number of running uploads, and the pictures that they have to upload.
         self._uploads = 0
+        self._spool = Spool(0, 0)
         self._reachable = True
         self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="images")
 
@@ -97,6 +105,11 @@ class ImageStore:
     @property
     def patient(self) -> bool:
         return self._patient
+
+    @property
+    def spool(self) -> Spool:
+        """What waits for its upload, or is being uploaded."""
+        return self._spool
 
     @property
     def reachable(self) -> bool:
@@ -142,7 +155,8 @@ class ImageStore:
         StorageFailed if a picture is not in the spool.
         """
         self._uploads += 1
-        remaining = list(images)
+        remaining, size = list(images), sum(image.bytes for image in images)
+        self._spool = Spool(self._spool.images + len(images), self._spool.bytes + size)
         try:
             for pause in pauses():
                 try:
@@ -154,6 +168,7 @@ class ImageStore:
                 await asyncio.sleep(pause)
         finally:
             self._uploads -= 1
+            self._spool = Spool(self._spool.images - len(images), self._spool.bytes - size)
 
     async def _upload_all(self, remaining: list[StoredImage]) -> None:
         """Upload the pictures, and remove each from `remaining` when it is in the bucket."""

@@ -160,6 +160,10 @@ class TaskJournal:
         self._compacting = False
         self._compacted_to = 0
 
+    def on_commit(self, call: Callable[[float, bool], object]) -> None:
+        """Call `call` after each commit, with its seconds and whether it was durable."""
+        self._database.on_commit = call
+
     async def insert(
         self,
         task: GenerationTask,

@@ -4,7 +4,7 @@ import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import structlog
 from sqlalchemy import Connection, bindparam, delete, exists, func, insert, select, text, update
@@ -51,6 +51,10 @@ _DELETE_ENDED = delete(deliveries).where(
 )
 
 
+#: What an attempt to deliver ends with. `retried`: there will be another one.
+Outcome = Literal["delivered", "retried", "dead"]
+
+
 class DeliveryFilter(NamedTuple):
     """Which deliveries are listed; None: any."""
 
@@ -93,6 +97,8 @@ class Outbox:
         #: Renders the body of a webhook; without it no deliveries are created.
         self.render = render
         self._on_new: Callable[[], None] = lambda: None
+        #: Called with the outcome of attempts, and how many have it. A delivery may also die without an attempt.
+        self.on_outcome: Callable[[Outcome, int], object] = lambda outcome, number: None
         #: Kept on the event loop, because counting the rows takes longer than the rest of a transaction.
         self._pending: _Pending | None = None
 
@@ -137,7 +143,7 @@ class Outbox:
     def committed(self, added: Sequence[Delivery]) -> None:
         """Update the counts after the commit of `add`, and log the deliveries that are dead."""
         self._uncount(delivery for delivery in added if delivery.error == "gone")
-        _log_dead(delivery for delivery in added if delivery.state is DeliveryState.DEAD)
+        self._tell_dead([delivery for delivery in added if delivery.state is DeliveryState.DEAD])
 
     def rolled_back(self, new: Sequence[Delivery]) -> None:
         """Update the counts after the transaction of `add` has failed."""
@@ -153,6 +159,13 @@ class Outbox:
         for delivery in ended:
             assert self._pending is not None
             self._pending.add(delivery.host, -1)
+
+    def _tell_dead(self, dead: Sequence[Delivery]) -> None:
+        for delivery in dead:
+            ids = {"delivery_id": delivery.id, "task_id": delivery.task_id, "host": delivery.host}
+            log.warning("delivery_dead", error=delivery.error, attempts=delivery.attempts, **ids)
+        if dead:
+            self.on_outcome("dead", len(dead))
 
     def on_new(self, callback: Callable[[], None]) -> None:
         """Call `callback` whenever there may be new deliveries."""
@@ -208,6 +221,7 @@ class Outbox:
         await self._counted()
         if await self._database.run(work, durable=False):
             self._uncount([delivery])
+        self.on_outcome("delivered", 1)
 
     async def failed(self, delivery: Delivery, *, gone: bool = False) -> list[str]:
         """Record a failed attempt. `delivery` has the new state: pending, for a retry, or dead.
@@ -228,7 +242,9 @@ class Outbox:
         waited, others_dead = await self._database.run(work, durable=False)
         dead = [*([delivery] if waited and delivery.state is DeliveryState.DEAD else []), *others_dead]
         self._uncount(dead)
-        _log_dead(dead)
+        self._tell_dead(dead)
+        if delivery.state is DeliveryState.PENDING:
+            self.on_outcome("retried", 1)
         return [other.id for other in others_dead]
 
     async def redeliver(self, delivery_id: str) -> Delivery | None:
@@ -252,12 +268,6 @@ class Outbox:
     def forget(self, task_ids: Sequence[str], connection: Connection) -> None:
         """Delete the ended deliveries of deleted tasks. In the database's thread."""
         connection.execute(delete(deliveries).where(deliveries.c.task_id.in_(task_ids), ~_PENDING))
-
-
-def _log_dead(dead: Iterable[Delivery]) -> None:
-    for delivery in dead:
-        ids = {"delivery_id": delivery.id, "task_id": delivery.task_id, "host": delivery.host}
-        log.warning("delivery_dead", error=delivery.error, attempts=delivery.attempts, **ids)
 
 
 def _unless_gone(delivery: Delivery, connection: Connection) -> Delivery:

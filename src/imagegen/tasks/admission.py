@@ -84,6 +84,8 @@ class TaskDraft(Value):
     pictures: InputPictures = InputPictures()
     #: The task whose pictures this one makes again.
     replay: Replay | None = None
+    #: As in GenerationTask.
+    traceparent: str = ""
 
 
 def admit(
@@ -217,6 +219,7 @@ def new_task(draft: TaskDraft, model: str, request: GenerationRequest) -> Genera
         request=request,
         owner=draft.owner,
         request_id=structlog.contextvars.get_contextvars().get("request_id", ""),
+        traceparent=draft.traceparent,
         priority=draft.priority,
         deadline_s=draft.deadline_s,
         previews=draft.previews,

@@ -96,6 +96,11 @@ class Intake:
         """The number of tasks that are in the queue, wait for weights, or are being written to the journal."""
         return self._queue.waiting + len(self._arriving) + len(self._parking)
 
+    @property
+    def limit(self) -> int:
+        """The number of tasks that may wait before others are refused."""
+        return self._models.catalog.settings.max_queue or self._limits.max_queue
+
     # -- new tasks ----------------------------------------------------------------------------------------------------
 
     async def submit(self, draft: TaskDraft) -> GenerationTask:
@@ -133,7 +138,7 @@ class Intake:
             raise Draining(retry_after=RETRY_AFTER_DRAIN_S)
         if self._room is not None:
             self._room.check()
-        if self.waiting >= (self._models.catalog.settings.max_queue or self._limits.max_queue):
+        if self.waiting >= self.limit:
             raise QueueFull(retry_after=self._outlooks.retry_after())
         if self._models.quarantined(model):
             raise ModelQuarantined

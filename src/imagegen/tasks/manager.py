@@ -1,7 +1,8 @@
 """TaskManager: the interface to all tasks. Its three parts are Intake, Runner and Stopping."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
 from imagegen.core.events import EventBus
@@ -77,6 +78,21 @@ class TaskManager:
     def queue_size(self) -> int:
         """The number of tasks that wait for the device or for weights."""
         return self._intake.waiting
+
+    @property
+    def queue_limit(self) -> int:
+        """The number of tasks that may wait before others are refused."""
+        return self._intake.limit
+
+    @property
+    def waiting(self) -> Mapping[tuple[int, str], int]:
+        """The number of tasks in the queue, by priority and model."""
+        return self._device.queue.lanes.numbers
+
+    @property
+    def parked(self) -> Mapping[tuple[int, str], int]:
+        """The number of tasks that wait for the pull of their weights, by priority and model."""
+        return Counter((live.record.priority, live.record.model) for live in self._parking.tasks)
 
     @property
     def wanted(self) -> set[str]:

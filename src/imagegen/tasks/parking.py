@@ -1,5 +1,7 @@
 """Parking: holds tasks that wait for their model's weights, so that the tasks in the queue can run."""
 
+from collections.abc import Iterator
+
 from imagegen.core.errors import Draining, WeightsHere
 from imagegen.core.events import EventBus, TaskDownloading
 from imagegen.hub.puller import ModelPuller, Pull, PullState
@@ -28,6 +30,11 @@ class Parking:
     def models(self) -> set[str]:
         """The models of the parked tasks."""
         return {model for model, tasks in self._parked.items() if tasks}
+
+    @property
+    def tasks(self) -> Iterator[LiveTask]:
+        """The parked tasks."""
+        return (live for tasks in self._parked.values() for live in tasks.values())
 
     def lacks_weights(self, live: LiveTask) -> bool:
         """Whether the weights of its model must be pulled first."""

@@ -13,7 +13,7 @@ from imagegen.core.errors import (
     TaskNotFinished,
     TaskNotFound,
 )
-from imagegen.core.events import EventBus, TaskCancelled, TaskCompleted, TaskFailed, TaskSaved
+from imagegen.core.events import EventBus, TaskCancelled, TaskCompleted, TaskEvent, TaskFailed, TaskSaved
 from imagegen.core.task import Failure, GenerationTask, StoredImage
 from imagegen.storage.images import ImageStore, task_of
 from imagegen.storage.journal import Page, Retention, TaskFilter, TaskJournal
@@ -88,15 +88,13 @@ class Records:
         """End a task whose pictures are in their store."""
         ended = live.complete(images, datetime.now(UTC))
         self._bus.publish(TaskSaved(task_id=ended.id, images=images))
-        await self._end(live, ended)
-        self._bus.publish(TaskCompleted(task_id=ended.id, images=images))
+        await self._end(live, ended, TaskCompleted(task_id=ended.id, images=images))
 
     async def fail(self, live: LiveTask, code: FailureCode, message: str) -> None:
         """End a task as failed."""
         failure = Failure(code=code, message=message)
         ended = live.fail(failure, datetime.now(UTC))
-        await self._end(live, ended)
-        self._bus.publish(TaskFailed(task_id=ended.id, failure=failure))
+        await self._end(live, ended, TaskFailed(task_id=ended.id, failure=failure))
 
     async def fail_late(self, live: LiveTask) -> None:
         """End a task that has missed its deadline."""
@@ -106,16 +104,16 @@ class Records:
     async def cancel(self, live: LiveTask) -> GenerationTask:
         """End a task as cancelled."""
         ended = live.cancel(datetime.now(UTC))
-        await self._end(live, ended)
-        self._bus.publish(TaskCancelled(task_id=ended.id))
+        await self._end(live, ended, TaskCancelled(task_id=ended.id))
         return ended
 
-    async def _end(self, live: LiveTask, ended: GenerationTask) -> None:
+    async def _end(self, live: LiveTask, ended: GenerationTask, event: TaskEvent) -> None:
         # The end is on disk before it is published, so that the task does not run again after a kill -9.
         written = await self.write(ended)
         live.finish()
         if not written:
             self._unwritten[ended.id] = ended
+        self._bus.publish(event)  # while it is in `live`, where the taps of the bus look it up
         del self.live[ended.id]
         code = ended.failure.code if ended.failure else None
         log.info("task_ended", **ended.ids, status=ended.status, attempt=ended.attempt, code=code)

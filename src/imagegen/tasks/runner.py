@@ -9,7 +9,7 @@ from typing import TypeVar
 from structlog.contextvars import bound_contextvars, get_contextvars
 
 from imagegen.core.errors import DeviceFault, Draining, FailureCode
-from imagegen.core.events import EventBus, TaskLoaded, TaskLoading, TaskLoadingProgress, TaskStarted
+from imagegen.core.events import CallEnded, EventBus, TaskLoaded, TaskLoading, TaskLoadingProgress, TaskStarted
 from imagegen.core.task import MAX_ATTEMPTS, InputPictures, TaskType
 from imagegen.gpu.protocol import Failed, Generated, Stopped
 from imagegen.models.residency import ModelState
@@ -190,6 +190,17 @@ class Runner:
             self._measurements.learn(call, self._clock() - began)
         elif isinstance(outcome, Failed):
             self._measurements.failed(call, outcome.code)
+        self._bus.observe(
+            CallEnded(
+                model=model,
+                task_ids=tuple(live.record.id for live in call.members),
+                seconds=self._clock() - began,
+                steps=call.steps[0],
+                stages=outcome.stages if isinstance(outcome, Generated) else (),
+                made=isinstance(outcome, Generated),
+                code=outcome.code if isinstance(outcome, Failed) else None,
+            )
+        )
         return outcome
 
     def _is_cold(self, model: str) -> bool:

@@ -19,9 +19,11 @@ from imagegen.catalog.catalog import ModelSpec
 from imagegen.catalog.fields import Text
 from imagegen.catalog.sources import Folders, local_folder
 from imagegen.core.provenance import Provenance
+from imagegen.core.stages import StageTime
 from imagegen.core.task import GenerationRequest, Pixels
 from imagegen.loaders.base import Inputs, LoadedModel, ModelLoader, OnStep, Placement
 from imagegen.loaders.previews import wanted_steps
+from imagegen.loaders.stages import StageClock
 
 Fault = Literal[
     "none", "error", "out_of_memory", "full_cache", "device_fault", "abort", "segfault", "exit", "hang", "spin"
@@ -94,6 +96,7 @@ class FakeModel(LoadedModel):
 
     def __init__(self, spec: FakeSpec) -> None:
         self._spec = spec
+        self._stages = StageClock()
         self._trimmed = False
         # Written once, so that the pages are resident.
         self._ballast = bytearray(os.urandom(4096) * (256 * spec.memory_mb))
@@ -112,7 +115,13 @@ class FakeModel(LoadedModel):
     def weight_bytes(self) -> int:
         return len(self._ballast)
 
+    @property
+    def stages(self) -> Sequence[StageTime]:
+        return self._stages.stages
+
     def generate(self, request: GenerationRequest, inputs: Inputs, on_step: OnStep) -> list[Pixels]:
+        self._stages.begin()
+        self._stages.picture()
         total = request.steps * request.batch_size
         for step in range(total):
             _wait(self._spec.step_seconds)
@@ -120,18 +129,26 @@ class FakeModel(LoadedModel):
                 self._cause()
             wanted = step % request.steps + 1 in wanted_steps(inputs.previews, request.steps)
             on_step(step + 1, total, _preview(request) if wanted else b"")
-        return [self._picture(request, seed) for seed in request.seeds]
+        self._stages.decoding()
+        pictures = [self._picture(request, seed) for seed in request.seeds]
+        self._stages.finish()
+        return pictures
 
     def generate_together(self, requests: Sequence[GenerationRequest], on_step: OnStep) -> list[Pixels]:
         pictures, steps = [(request, seed) for request in requests for seed in request.seeds], requests[0].steps
         if 0 < self._spec.most_pictures < len(pictures):
             cause("out_of_memory")
+        self._stages.begin()
+        self._stages.picture()
         for step in range(steps):
             _wait(self._spec.step_seconds * (1 + self._spec.companion_cost * (len(pictures) - 1)))
             if self._spec.fault_at == "step" and any(self._spec.fault_prompt in it.prompt for it in requests):
                 self._cause()
             on_step(step + 1, steps)
-        return [self._picture(request, seed) for request, seed in pictures]
+        self._stages.decoding()
+        made = [self._picture(request, seed) for request, seed in pictures]
+        self._stages.finish()
+        return made
 
     def _picture(self, request: GenerationRequest, seed: int) -> Pixels:
         size = request.size.pixels

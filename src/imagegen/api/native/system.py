@@ -3,15 +3,17 @@
 from datetime import UTC, datetime
 from typing import Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel, Field
 
 import imagegen
-from imagegen.api.dependencies import DiskRoom, Images, Models, Tasks
+from imagegen.api.dependencies import DiskRoom, Images, Models, Tasks, services_of
 from imagegen.api.native.shared import gib
 from imagegen.api.problems import describe
-from imagegen.api.security import SEE, KeyedRoute
+from imagegen.api.security import SEE, KeyedRoute, Needs
 from imagegen.core.errors import Draining, StoreUnreachable
+from imagegen.core.keys import Scope
 
 router = APIRouter(tags=["service"], route_class=KeyedRoute)
 
@@ -78,6 +80,25 @@ async def readyz(tasks: Tasks, images: Images) -> Probe:
     if not (images.reachable or images.patient):
         raise StoreUnreachable
     return Probe()
+
+
+@router.get(
+    "/metrics",
+    operation_id="metrics",
+    summary="Metrics for Prometheus",
+    dependencies=[Depends(Needs(Scope.READ))],
+    response_class=PlainTextResponse,
+    responses={200: {"description": "The text format of Prometheus, or OpenMetrics if `Accept` asks for it."}},
+)
+async def metrics(request: Request) -> PlainTextResponse:
+    """Counters, histograms and gauges of tasks, models, memory, the journal, webhooks and requests.
+
+    A key needs the scope `read`: the numbers are those of all callers. Labels have models, routes and codes, never a
+    text of a caller. A scrape loads no model, and counts as no use of one.
+    """
+    services = services_of(request)
+    text, media_type = await services.gauges.scrape(services.metrics, request.headers.get("accept", ""))
+    return PlainTextResponse(text, media_type=media_type)
 
 
 @router.get("/health", operation_id="health", dependencies=[SEE], summary="State of the service")

@@ -1,0 +1,1 @@
+"""Metrics and traces. Both tap the event bus; nothing waits for them."""
