@@ -7,6 +7,7 @@ import typer
 import imagegen
 from imagegen.cli.config import config_app
 from imagegen.cli.doctor import doctor
+from imagegen.cli.health import health
 from imagegen.cli.init import init
 from imagegen.cli.keys import keys_app
 from imagegen.cli.mcp import mcp
@@ -21,7 +22,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (serve, run, submit, watch, cancel, tasks, ps, logs, inspect, replay, mcp, init, doctor):
+for command in (serve, run, submit, watch, cancel, tasks, ps, logs, inspect, replay, mcp, init, doctor, health):
     app.command()(command)
 #: The name of `run` in older versions.
 app.command("generate", hidden=True)(run)
