@@ -72,7 +72,7 @@ def log_unhandled() -> None:
 def _log_unhandled(kind: type[BaseException], error: BaseException | None, traceback: object) -> None:
     if error is None or issubclass(kind, KeyboardInterrupt):
         return
-    structlog.get_logger(__name__).critical("unhandled error", exc_info=error)
+    structlog.get_logger(__name__).critical("unhandled_error", exc_info=error)
 
 
 def _printable(_: WrappedLogger, __: str, event: EventDict) -> EventDict:

@@ -28,7 +28,7 @@ LOOK_EVERY_S = 0.5
 
 
 class GpuExecutor:
-    """Awaitable engine calls. Only its one thread calls the engine, except for `abort` and `bytes_read`."""
+    """Awaitable engine calls. Only its one thread calls the engine, except for `abort`, `bytes_read` and `pid`."""
 
     def __init__(self, make_engine: Callable[[], Engine]) -> None:
         self._engine = make_engine()
@@ -71,6 +71,11 @@ class GpuExecutor:
         """Run a loaded model. `on_step` is called on the loop."""
         relay = _Relay(asyncio.get_running_loop(), on_step)
         return await self._run(lambda: self._engine.generate(command, stop, relay.tell))
+
+    @property
+    def pid(self) -> int | None:
+        """The process that holds the models; None: there is none now."""
+        return self._engine.pid
 
     def abort(self) -> bool:
         """End the running call, which then returns Failed. False: this engine cannot do that."""

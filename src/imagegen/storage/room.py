@@ -53,6 +53,11 @@ class Room:
         self._floor = floor
         self._full = False
 
+    @property
+    def floor(self) -> int:
+        """Bytes that stay free: below them new tasks are refused."""
+        return self._floor
+
     def __repr__(self) -> str:
         return f"<Room [{'FULL' if self._full else 'OK'}, Floor: {self._floor}]>"
 

@@ -137,6 +137,13 @@ class Lanes:
         """The models that tasks wait for."""
         return {model for models in self._lanes.values() for model in models}
 
+    @property
+    def numbers(self) -> dict[tuple[int, str], int]:
+        """The number of tasks by priority and model."""
+        return {
+            (priority, model): lane.number for priority, models in self._lanes.items() for model, lane in models.items()
+        }
+
     def foremost(
         self, now: float, fairness: Fairness, models: Collection[str] | None = None, priority: int | None = None
     ) -> dict[str, list[Part]]:

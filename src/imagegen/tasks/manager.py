@@ -1,7 +1,8 @@
 """TaskManager: the interface to all tasks. Its three parts are Intake, Runner and Stopping."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
 from imagegen.core.events import EventBus
@@ -38,13 +39,20 @@ class TaskManager:
         puller: ModelPuller | None = None,
         cancel_grace_s: float = 5,
         room: Room | None = None,
+        *,
+        log_prompts: bool = False,
     ) -> None:
-        """Without a puller no weights are pulled, whatever the catalog says; without `room` no disk is looked at."""
+        """Without a puller no weights are pulled, whatever the catalog says; without `room` no disk is looked at.
+
+        `log_prompts`: whether the log has the prompts.
+        """
         self._device = device
         records = self.records = Records(journal, images, bus)
         outlooks = self._outlooks = Outlooks(records.live, device, bus)
         parking = self._parking = Parking(device.models, puller, bus)
-        intake = self._intake = Intake(device, parking, records, outlooks, journal, images, bus, limits, room)
+        intake = self._intake = Intake(
+            device, parking, records, outlooks, journal, images, bus, limits, room, log_prompts=log_prompts
+        )
         runner = self._runner = Runner(device, intake, parking, records, outlooks, journal, images, bus)
         self._stopping = Stopping(device, intake, runner, parking, records, outlooks, images, cancel_grace_s)
 
@@ -79,11 +87,23 @@ class TaskManager:
         return self._intake.waiting
 
     @property
+    def waiting(self) -> Mapping[tuple[int, str], int]:
+        """The number of tasks in the queue or without weights, by priority and model."""
+        parked = Counter((live.record.priority, live.record.model) for live in self._parking.tasks)
+        return parked + Counter(self._device.queue.lanes.numbers)
+
+    @property
     def wanted(self) -> set[str]:
         """The models of all tasks that wait or run."""
         call = self._device.call
         running = set() if call is None else {call.model}
         return self._device.queue.lanes.models | self._parking.models | running
+
+    @property
+    def running(self) -> list[str]:
+        """The ids of the tasks of the running call."""
+        call = self._device.call
+        return [] if call is None else [live.record.id for live in call.members]
 
     @property
     def draining(self) -> bool:

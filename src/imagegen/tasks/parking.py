@@ -1,10 +1,16 @@
 """Parking: holds tasks that wait for their model's weights, so that the tasks in the queue can run."""
 
+from collections.abc import Iterator
+
+import structlog
+
 from imagegen.core.errors import Draining, WeightsHere
 from imagegen.core.events import EventBus, TaskDownloading
 from imagegen.hub.puller import ModelPuller, Pull, PullState
 from imagegen.models.manager import DynamicModelManager
 from imagegen.tasks.life import LiveTask
+
+log = structlog.get_logger(__name__)
 
 
 class Parking:
@@ -29,6 +35,11 @@ class Parking:
         """The models of the parked tasks."""
         return {model for model, tasks in self._parked.items() if tasks}
 
+    @property
+    def tasks(self) -> Iterator[LiveTask]:
+        """The parked tasks."""
+        return (live for tasks in self._parked.values() for live in tasks.values())
+
     def lacks_weights(self, live: LiveTask) -> bool:
         """Whether the weights of its model must be pulled first."""
         model, catalog = live.record.model, self._models.catalog
@@ -43,6 +54,7 @@ class Parking:
         model = live.record.model
         first = model not in self._parked
         live.park()
+        log.info("task_parked", **live.record.ids)
         self._parked.setdefault(model, {})[live.record.id] = live
         self._publish(live, self._present_pull(model))
         return first

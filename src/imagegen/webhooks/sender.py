@@ -79,6 +79,16 @@ class WebhookSender:
     def __repr__(self) -> str:
         return f"<WebhookSender [{'ON' if self._signer else 'OFF'}, Pending: {self._turns.pending}]>"
 
+    @property
+    def pending(self) -> int:
+        """The deliveries that wait for an attempt, or for its end."""
+        return self._turns.pending
+
+    @property
+    def on(self) -> bool:
+        """Whether tasks may have webhooks."""
+        return self._signer is not None
+
     # -- for the API --------------------------------------------------------------------------------------------------
 
     def accept(self, url: str, events: Sequence[WebhookEvent]) -> Webhook:
