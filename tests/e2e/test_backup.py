@@ -2,14 +2,18 @@
 
 import threading
 from pathlib import Path
-from typing import Any
+
+import pytest
 
 from tests.commands import command
 from tests.conftest import fake_config
+from tests.e2e.test_readme import run_blocks
 from tests.server import Server
 
 
-def test_a_backup_of_a_busy_service_has_every_acknowledged_task_with_the_same_bytes(tmp_path: Path) -> None:
+def test_a_backup_of_a_busy_service_has_every_acknowledged_task_with_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = tmp_path / "models.yaml"
     config.write_text(fake_config(fake={"step_seconds": 0.001}))
     acknowledged: list[str] = []
@@ -24,28 +28,29 @@ def test_a_backup_of_a_busy_service_has_every_acknowledged_task_with_the_same_by
         for caller in callers:
             caller.start()
         server.until(server.submit())
-        before, made, ended = [], [], list[dict[str, Any]]()
-        for number in range(3):
-            ended = server.http.get("/tasks", params={"status": "completed", "limit": 20}).json()["tasks"]
-            before.append(list(acknowledged))
-            made.append(command("backup", backups / str(number), "--data-dir", tmp_path / "data", "--config", config))
+        monkeypatch.setenv("IMAGEGEN_DATA_DIR", str(tmp_path / "data"))
+        monkeypatch.setenv("IMAGEGEN_CONFIG", str(config))
+        run_blocks("docs/backup.md", server, tmp_path)
+        ended = server.http.get("/tasks", params={"status": "completed", "limit": 20}).json()["tasks"]
+        before = list(acknowledged)
+        made = command("backup", backups / "tuesday")
         done.set()
         for caller in callers:
             caller.join()
-        assert [it.exit_code for it in made] == [0] * 3, made[0].output
-        refused = command("restore", backups / "0", "--data-dir", tmp_path / "data", "--config", config)
+        assert made.exit_code == 0, made.output
+        refused = command("restore", backups / "monday")
         assert (refused.exit_code, "Another instance" in refused.stderr) == (75, True)
         pictures = {it["task_id"]: server.pictures(it) for it in ended}
         server.terminate()
     new = tmp_path / "new"
-    restored = command("restore", backups / "2", "--data-dir", new / "data", "--config", new / "models.yaml")
+    restored = command("restore", backups / "tuesday", "--data-dir", new / "data", "--config", new / "models.yaml")
     assert restored.exit_code == 0, restored.stderr
-    again = command("restore", backups / "1", "--data-dir", new / "data", "--config", new / "models.yaml")
+    again = command("restore", backups / "monday", "--data-dir", new / "data", "--config", new / "models.yaml")
     assert (again.exit_code, "is not empty" in again.stderr) == (73, True)
     assert (new / "models.yaml").read_text() == config.read_text()
     assert len(pictures) == 20
     with Server(new / "data", new / "models.yaml") as server:
-        for task_id in before[2]:
+        for task_id in before:
             assert server.task(task_id)["task_id"] == task_id
         for task_id, data in pictures.items():
             assert server.pictures(server.task(task_id)) == data

@@ -63,7 +63,9 @@ class ConfigFile:
         try:
             mode = target.stat().st_mode
         except FileNotFoundError:  # a rollback makes it again
-            return None if os.access(target.parent, os.W_OK) else "There is no file, and its folder cannot be written to."
+            return (
+                None if os.access(target.parent, os.W_OK) else "There is no file, and its folder cannot be written to."
+            )
         except OSError:
             return "The file cannot be read."
         # os.access is always true for root, so the mode is checked, too.
