@@ -19,8 +19,8 @@ _SECRETS = re.compile(
 )
 
 
-#: Every secret has one of these. To look for them takes a thirtieth of the time of the expression, which is half of that
-#: of a whole line.
+#: Every secret has one of these. To look for them takes a thirtieth of the time of the expression, which is half of
+#: the time of a whole line.
 _MARKS = ("@", "hf_", "ig_", "whsec_")
 
 
