@@ -17,6 +17,7 @@ import psutil
 import pytest
 from PIL import Image
 
+import imagegen
 from tests.conftest import fake_config
 from tests.server import PATIENCE_S, Server, environment, serve_command
 
@@ -122,10 +123,23 @@ def test_sigterm_finishes_the_running_task_keeps_the_waiting_ones_and_exits_0(tm
             streamed = time.monotonic() - began
         assert server.process.wait(PATIENCE_S) == 0
         assert streamed < time.monotonic() - began + 1
+    the_log_tells_the_start_and_the_stop(server, tmp_path / "data", fake_yaml)
     with Server(tmp_path / "data", fake_yaml) as server:
         assert server.task(ids[0])["status"] == "completed"
         done = [server.until(task_id) for task_id in ids]
         assert [(task["status"], task["attempt"]) for task in done] == [("completed", 1)] * 4
+
+
+def the_log_tells_the_start_and_the_stop(server: Server, data: Path, config: Path) -> None:
+    lines = {it["event"]: it for it in map(json.loads, server.log)}
+    about = {"version": imagegen.__version__, "config": str(config), "data_dir": str(data), "device": "cpu"}
+    assert about.items() <= lines["starting"].items()
+    assert about.items() <= lines["listening"].items()
+    assert lines["listening"]["address"] == str(server.http.base_url).rstrip("/")
+    assert lines["device_ready"]["device"] == "cpu"
+    assert (lines["draining"]["reason"], lines["draining"]["running"]) == ("SIGTERM", 1)
+    last = json.loads(server.log[-1])
+    assert (last["event"], last["exit_code"]) == ("stopped", 0)
 
 
 def test_while_it_drains_the_service_answers_all_but_new_tasks(tmp_path: Path, fake_yaml: Path) -> None:
