@@ -7,6 +7,10 @@ import sys
 
 def main() -> None:
     """Entry point."""
+    if sys.argv[1:] == ["health"]:  # health checks of containers: without the imports of the other commands
+        from imagegen.probe import main as ask
+
+        sys.exit(ask())
     if sys.argv[1:2] == ["serve"]:
         # Set before the imports, which take a second, so that a service that is stopped meanwhile exits with 0.
         signal.signal(signal.SIGTERM, lambda *_: os._exit(0))

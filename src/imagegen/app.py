@@ -26,7 +26,7 @@ from imagegen.api.request_ids import RequestIds
 from imagegen.api.routers import include_routers, webhook_bodies
 from imagegen.api.sse import Streams
 from imagegen.catalog.catalog import Catalog
-from imagegen.catalog.file import ConfigFile, etag_of
+from imagegen.catalog.file import ConfigFile
 from imagegen.catalog.sources import Folders
 from imagegen.catalog.versions import Versions
 from imagegen.catalog.writer import CatalogWriter
@@ -44,6 +44,7 @@ from imagegen.loaders.nunchaku import precision_of
 from imagegen.service.access import Access
 from imagegen.service.image_service import ImageService
 from imagegen.service.keys_file import read_keys
+from imagegen.service.vitals import Vitals
 from imagegen.settings import Settings
 from imagegen.storage.images import ImageStore
 from imagegen.storage.journal import TaskJournal
@@ -119,7 +120,15 @@ class Service:
         )
         room = Room((settings.data_dir, settings.images_path), settings.min_free_mb * 2**20)
         tasks = TaskManager(
-            device, journal, images, bus, limits, puller=puller, cancel_grace_s=settings.cancel_grace_s, room=room
+            device,
+            journal,
+            images,
+            bus,
+            limits,
+            puller=puller,
+            cancel_grace_s=settings.cancel_grace_s,
+            room=room,
+            log_prompts=settings.log_prompts,
         )
         access = Access(journal.keys, read_keys(settings.keys_file) if settings.keys_file else (), journal.budgets)
         journal.outbox.render = webhook_bodies(WebhookPayloads(settings, models, tasks))
@@ -130,7 +139,7 @@ class Service:
             settings.webhook_delays_s,
             secret_of=access.webhook_secret,
         )
-        versions = Versions(settings.data_dir / "config" / etag_of(str(settings.config.absolute())))
+        versions = Versions.of(settings.config, settings.data_dir)
         swap = CatalogSwap(device, tasks, puller)
         config = CatalogWriter(ConfigFile(settings.config), versions, specs_of(table), catalog, swap, bus)
         self.traces = new_provider()
@@ -155,6 +164,7 @@ class Service:
             room,
             metrics,
             Gauges(device, tasks, images, webhooks, config, room, bus),
+            Vitals(room.free, lambda: executor.pid),
         )
 
 
@@ -169,7 +179,8 @@ def app_of(service: Service) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with aclosing(service.services.checks), aclosing(app.state.mcp), service.lifecycle.run():
+        it = service.services
+        async with aclosing(it.checks), aclosing(it.vitals), aclosing(app.state.mcp), service.lifecycle.run():
             yield
         if service.traces is not None:
             await asyncio.to_thread(end, service.traces)

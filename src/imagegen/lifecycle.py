@@ -169,8 +169,10 @@ class Lifecycle:
         #: Why nothing can be stored any more.
         self._loss: JournalLost | None = None
         self._running: asyncio.Task[None] | None = None
-        #: Whether a drain was asked for, perhaps before `_running` exists.
-        self._to_drain = False
+        #: The jobs that an error has ended.
+        self._dead: list[str] = []
+        #: Why a drain was asked for, perhaps before `_running` exists; None: it was not.
+        self._to_drain: str | None = None
         self._leaving: asyncio.Task[None] | None = None
         self._in_a_hurry = asyncio.Event()
 
@@ -181,9 +183,11 @@ class Lifecycle:
 
     @property
     def crashed(self) -> bool:
-        """Whether the run loop has ended by an error. The process must then end, because no task runs any more."""
+        """Whether an error has ended the run loop or another job. The process must then end: nothing else does its
+        work."""
         running = self._running
-        return running is not None and running.done() and not running.cancelled() and running.exception() is not None
+        stopped = running is not None and running.done() and not running.cancelled() and running.exception() is not None
+        return stopped or bool(self._dead)
 
     @property
     def ended(self) -> bool:
@@ -200,25 +204,36 @@ class Lifecycle:
             stack.push_async_callback(self._executor.close, 2 * STOP_GRACE_S)
             # Event ids begin at the wall clock in microseconds, which is above all ids of earlier versions.
             self._bus.begin(await self._journal.reserve_event_ids(time.time_ns() // 1000))
-            _in_background(stack, self._watch(), "journal")
-            _in_background(stack, self._webhooks.run(), "webhooks")
-            _in_background(stack, self._puller.run(), "pulls")
+            self._in_background(stack, self._watch(), "journal")
+            self._in_background(stack, self._webhooks.run(), "webhooks")
+            self._in_background(stack, self._puller.run(), "pulls")
             self._running = asyncio.create_task(self._tasks.run(), name="tasks")
             self._running.add_done_callback(_log_crash)
             stack.push_async_callback(self._leave)
-            if self._to_drain:
-                self.begin_drain()
+            if self._to_drain is not None:
+                self.begin_drain(self._to_drain)
             # Requests are answered from here on only, because a cancel, a clear and max_queue need the tasks of earlier
             # runs.
             recovered = asyncio.create_task(self._tasks.until_recovered())
             await asyncio.wait([recovered, self._running], return_when=asyncio.FIRST_COMPLETED)
             recovered.cancel()
             await self._config.begin()
-            _in_background(stack, self._config.run(), "config file")
+            self._in_background(stack, self._config.run(), "config file")
             stack.callback(self._config.close)
             for chore, every_s in self._housekeeping.chores():
-                _in_background(stack, _repeat(chore, every_s), chore.__name__)
+                self._in_background(stack, _repeat(chore, every_s), chore.__name__.strip("_"))
             yield
+
+    def _in_background(self, stack: AsyncExitStack, job: Coroutine[Any, Any, None], name: str) -> None:
+        """Run a job until the stack closes. An error that ends it ends the service, which would go on without it."""
+        running = asyncio.create_task(job, name=name)
+        running.add_done_callback(self._job_ended)
+        stack.push_async_callback(_cancel, running)
+
+    def _job_ended(self, job: asyncio.Task[None]) -> None:
+        if _log_crash(job):
+            self._dead.append(job.get_name())
+            self.begin_drain("crash")
 
     async def _watch(self) -> None:
         """Drain at once if the journal is lost or the lock file was removed: another instance could then start."""
@@ -230,20 +245,24 @@ class Lifecycle:
             reason = lost.result() if lost.done() else JournalLost(f"{self._lock} was removed while the service ran.")
             self._loss = reason
             log.critical("journal_lost", reason=reason.detail)
-            self.begin_drain()
+            self.begin_drain("journal_lost")
             self.hurry()
         finally:
             lost.cancel()
 
     # -- at a signal --------------------------------------------------------------------------------------------------
 
-    def begin_drain(self) -> None:
+    def begin_drain(self, reason: str = "end") -> None:
         """Refuse new tasks and end all event streams. The running task goes on, and reads are answered.
 
-        Before the tasks run, the drain begins as soon as they do.
+        Before the tasks run, the drain begins as soon as they do. `reason`: for the log.
         """
-        self._to_drain = True
+        self._to_drain = self._to_drain or reason
         if self._running is not None and self._leaving is None:
+            running, timeout_s = len(self._tasks.running), self._settings.drain_timeout_s
+            log.info(
+                "draining", reason=reason, waiting=self._tasks.queue_size, running=running, drain_timeout_s=timeout_s
+            )
             self._tasks.begin_drain()
             self._puller.begin_drain()
             self._bus.close()
@@ -251,10 +270,12 @@ class Lifecycle:
 
     def hurry(self) -> None:
         """Put the running task back into the queue instead of waiting for it."""
+        log.info("drain_hurried")
         self._in_a_hurry.set()
 
     def reload(self) -> None:
         """Read models.yaml again."""
+        log.info("reload_asked", signal="SIGHUP")
         self._config.ask_reload("signal")
 
     async def _leave(self) -> None:
@@ -283,13 +304,6 @@ class Lifecycle:
         await _cancel(running)
 
 
-def _in_background(stack: AsyncExitStack, job: Coroutine[Any, Any, None], name: str) -> None:
-    """Run a job until the stack closes, and log the error that ends it."""
-    running = asyncio.create_task(job, name=name)
-    running.add_done_callback(_log_crash)
-    stack.push_async_callback(_cancel, running)
-
-
 async def _repeat(chore: Chore, every_s: float) -> None:
     while True:
         await asyncio.sleep(every_s)
@@ -298,12 +312,17 @@ async def _repeat(chore: Chore, every_s: float) -> None:
         except Draining:
             return
         except ImagegenError as error:  # a full disk, for example: the next attempt may succeed
-            log.warning("housekeeping_failed", chore=chore.__name__, code=error.code)
+            log.warning("housekeeping_failed", chore=chore.__name__.strip("_"), code=error.code)
+        except OSError as error:
+            log.warning("housekeeping_failed", chore=chore.__name__.strip("_"), code="os_error", reason=str(error))
 
 
-def _log_crash(running: asyncio.Task[None]) -> None:
-    if not running.cancelled() and (error := running.exception()) is not None:
-        log.critical("service_crashed", reason=repr(error), exc_info=error)
+def _log_crash(running: asyncio.Task[None]) -> bool:
+    """Whether an error has ended this task; logs it."""
+    if running.cancelled() or (error := running.exception()) is None:
+        return False
+    log.critical("service_crashed", job=running.get_name(), reason=repr(error), exc_info=error)
+    return True
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

@@ -2,24 +2,28 @@
 
 import asyncio
 import gc
+import os
+import platform
 import resource
 import signal
 import socket
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
-from types import FrameType
+from types import FrameType, MappingProxyType
 
 import structlog
 import uvicorn
 from fastapi import FastAPI
 
+import imagegen
 from imagegen.api.connections import BoundedProtocol, Bounds, Connections
 from imagegen.api.guard import is_local
 from imagegen.app import create_app
 from imagegen.catalog.catalog import Catalog
-from imagegen.core.errors import NotProtected
+from imagegen.core.errors import KeysFileInvalid, NotProtected
 from imagegen.core.keys import Scope, new_key
 from imagegen.lifecycle import Lifecycle
 from imagegen.service.access import Access
@@ -50,7 +54,7 @@ KEPT_FILES = 256
 #: Connections that the system accepts before the event loop does.
 BACKLOG = 128
 
-#: The exit code of uvicorn for an address that it cannot listen on.
+#: The exit code of uvicorn for an address that it cannot listen on, and for a start that failed.
 EXIT_NOT_LISTENING = 3
 
 
@@ -58,9 +62,16 @@ class DrainingServer(uvicorn.Server):
     """Drains at a signal and answers requests meanwhile. uvicorn itself would stop listening at once."""
 
     def __init__(
-        self, config: uvicorn.Config, lifecycle: Lifecycle, connections: Connections, probe_port: int | None = None
+        self,
+        config: uvicorn.Config,
+        lifecycle: Lifecycle,
+        connections: Connections,
+        probe_port: int | None = None,
+        about: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
+        """`about`: what the line of the log about the address also has."""
         super().__init__(config)
+        self._about = about
         self._connections = connections
         self._probe_port = probe_port
         self._lifecycle = lifecycle
@@ -76,7 +87,7 @@ class DrainingServer(uvicorn.Server):
             await self._listen_for_probes()
             host, port = self.servers[0].sockets[0].getsockname()[:2]
             address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-            log.info("listening", address=address, docs=f"{address}/docs")
+            log.info("listening", address=address, docs=f"{address}/docs", **self._about)
 
     async def _listen_for_probes(self) -> None:
         if self._probe_port is None:
@@ -92,11 +103,11 @@ class DrainingServer(uvicorn.Server):
         try:
             probes = await asyncio.get_running_loop().create_server(protocol, self.config.host, self._probe_port)
         except OSError as error:
-            log.error("cannot listen for probes", port=self._probe_port, reason=str(error))
+            log.error("probes_not_listening", port=self._probe_port, reason=str(error))
             await self.lifespan.shutdown()
             sys.exit(EXIT_NOT_LISTENING)
         self.servers.append(probes)
-        log.info("listening for probes", port=probes.sockets[0].getsockname()[1])
+        log.info("probes_listening", port=probes.sockets[0].getsockname()[1])
 
     async def on_tick(self, counter: int) -> bool:
         """Answer requests until the drain has ended: probes and callers that wait for a task need the answers."""
@@ -115,8 +126,8 @@ class DrainingServer(uvicorn.Server):
             self.should_exit = True
             self.force_exit = self._signals > 2
         else:
-            act = self._lifecycle.begin_drain if self._signals == 1 else self._lifecycle.hurry
-            self._loop.call_soon_threadsafe(act)
+            drain = partial(self._lifecycle.begin_drain, signal.Signals(sig).name)
+            self._loop.call_soon_threadsafe(drain if self._signals == 1 else self._lifecycle.hurry)
 
 
 def _collect_seldom() -> None:
@@ -181,7 +192,14 @@ async def protect(settings: Settings) -> str | None:
     database = Database(settings.journal_path)
     try:
         store = KeyStore(database)
-        if await Access(store, filed).closed():
+        access = Access(store, filed)
+        if twice := await store.named_twice():
+            names = ", ".join(f"'{name}'" for name in twice)
+            raise KeysFileInvalid(
+                f"{settings.keys_file}: {names}: the journal has, or had, a key of this name, whose tasks and budget "
+                "belong to it. Choose another name in the file; `imagegen keys list` shows those of the journal."
+            )
+        if await access.closed():
             return None
         if settings.first_key:
             key, text = new_key(settings.first_key, tuple(Scope))
@@ -203,19 +221,29 @@ def serve(settings: Settings, catalog: Catalog, families: str) -> int:
     Raises StoreMisconfigured, KeysFileInvalid, NotProtected, DataDirInUse, DataDirUnusable or JournalDamaged.
     """
     _dump_no_core()
+    about, began = start_line(settings), time.monotonic()
     app = create_app(settings, catalog, families)
     lifecycle: Lifecycle = app.state.lifecycle
     connections = Connections(bounds_of(settings), time.monotonic)
-    server = DrainingServer(http_config(app, settings, connections), lifecycle, connections, settings.probe_port)
+    server = DrainingServer(http_config(app, settings, connections), lifecycle, connections, settings.probe_port, about)
     _collect_seldom()
     with exclusive(settings.data_dir):
         check(settings.journal_path)
         if (text := asyncio.run(protect(settings))) is not None:
             sys.stdout.write(f"The API key '{settings.first_key}', shown only once: {text}\n")
             sys.stdout.flush()
-        server.run()
-    if not server.started:
-        return 1
-    if lifecycle.lost:
-        return EXIT_LOST
-    return EXIT_CRASHED if lifecycle.crashed else 0
+        log.info("starting", **about, pid=os.getpid(), python=platform.python_version())
+        try:
+            server.run()
+        except SystemExit:  # of uvicorn, which has logged why
+            log.info("stopped", exit_code=EXIT_NOT_LISTENING, seconds=round(time.monotonic() - began, 1))
+            return EXIT_NOT_LISTENING
+    code = EXIT_LOST if lifecycle.lost else EXIT_CRASHED if lifecycle.crashed else 0
+    log.info("stopped", exit_code=code, seconds=round(time.monotonic() - began, 1))
+    return code
+
+
+def start_line(settings: Settings) -> dict[str, str]:
+    """What an operator asks first about a service: its version, configuration, data directory and device."""
+    places = {"config": str(settings.config.absolute()), "data_dir": str(settings.data_dir.absolute())}
+    return {"version": imagegen.__version__, **places, "device": settings.device}

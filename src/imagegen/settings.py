@@ -1,13 +1,15 @@
 """Process settings, from IMAGEGEN_* variables and the command line. The settings of models are in models.yaml."""
 
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from platformdirs import user_data_path
 from pydantic import AfterValidator, BeforeValidator, Field, IPvAnyNetwork, model_validator
+from pydantic_core import PydanticUseDefault
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from imagegen.builtin import default_config
@@ -49,6 +51,20 @@ def _separated_as_in_path(value: object) -> object:
     return [part for part in value.split(os.pathsep) if part] if isinstance(value, str) else value
 
 
+#: What Kubernetes and `docker --link` set in the containers beside a Service called `imagegen`, or `imagegen-x`.
+_LINKED_PORT = re.compile(r"(tcp|udp|sctp)://\S+")
+_LINK = re.compile(
+    r"IMAGEGEN(_[A-Z0-9_]+)?_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT_\d+_(TCP|UDP|SCTP)(_[A-Z]+)?)"
+)
+
+
+def _unless_linked(value: object) -> object:
+    """The default instead of the address of a Service: IMAGEGEN_PORT=tcp://10.0.0.1:5050."""
+    if isinstance(value, str) and _LINKED_PORT.fullmatch(value):
+        raise PydanticUseDefault
+    return value
+
+
 Port = Annotated[int, Field(ge=1, le=65_535)]
 Delay = Annotated[float, Field(ge=0, le=604_800)]
 
@@ -66,9 +82,9 @@ class Settings(BaseSettings):
 
     host: str = "127.0.0.1"
     #: 0: the system chooses a free port.
-    port: int = Field(5050, ge=0, le=65_535)
+    port: Annotated[int, Field(ge=0, le=65_535), BeforeValidator(_unless_linked)] = 5050
     #: A second port, for /livez and /readyz only. It answers however many connections the first one has. None: none.
-    probe_port: int | None = Field(None, ge=0, le=65_535)
+    probe_port: Annotated[int | None, Field(ge=0, le=65_535), BeforeValidator(_unless_linked)] = None
     #: Host names that a service on a local address answers to, in addition to the local ones.
     allowed_hosts: Annotated[frozenset[str], NoDecode, BeforeValidator(_comma_separated)] = frozenset()
     #: The URL at which callers reach the service, as `https://example.com/imagegen`, for the OpenAPI document; empty:
@@ -89,6 +105,8 @@ class Settings(BaseSettings):
         NoDecode,
         BeforeValidator(_comma_separated),
     ] = frozenset()
+    #: Whether the log has the prompts of tasks.
+    log_prompts: bool = False
     #: Whether a service without API keys may listen on an address that other machines reach.
     insecure: bool = False
     #: The name of a key with all scopes that the first start makes and prints, if there is no key; empty: none.
@@ -219,12 +237,22 @@ class Settings(BaseSettings):
         return self
 
     @classmethod
-    def unknown_variables(cls, environment: Iterable[str]) -> dict[str, str]:
+    def linked_variables(cls, environment: Mapping[str, str]) -> list[str]:
+        """The variables with the name of a Service of Kubernetes. They are ignored."""
+        return sorted(
+            name
+            for name, value in environment.items()
+            if _LINK.fullmatch(name)
+            or (re.fullmatch(r"IMAGEGEN(_[A-Z0-9_]+)?_PORT", name) and _LINKED_PORT.fullmatch(value))
+        )
+
+    @classmethod
+    def unknown_variables(cls, environment: Mapping[str, str]) -> dict[str, str]:
         """The names that begin with IMAGEGEN_ and are not settings, each with `; did you mean 'IMAGEGEN_X'?` or ''."""
         hints = {}
-        for name in sorted(environment):
+        known = cls.model_fields.keys() | CLIENT_VARIABLES
+        for name in sorted(environment.keys() - cls.linked_variables(environment)):
             field = name.lower().removeprefix("imagegen_")
-            known = cls.model_fields.keys() | CLIENT_VARIABLES
             if name.lower().startswith("imagegen_") and field not in known:
                 close = get_close_matches(field, cls.model_fields, n=1)
                 hints[name] = f"; did you mean 'IMAGEGEN_{close[0].upper()}'?" if close else ""

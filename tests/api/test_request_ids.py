@@ -11,9 +11,11 @@ from fastapi import APIRouter
 from structlog.testing import LogCapture
 
 from imagegen.core.errors import StorageFailed
+from imagegen.core.keys import Scope, new_key
 from imagegen.core.task import TaskType
 from imagegen.storage.images import ImageStore
 from imagegen.tasks.batching import likeness
+from imagegen.testing.engine import CRASHED, ScriptedEngine
 from tests.api.conftest import Client, Start
 
 OURS = {"x-request-id": "order-7.a_B"}
@@ -149,18 +151,100 @@ async def test_a_refused_request_is_one_line(
     route: str | None,
 ) -> None:
     await client.request(method, path, json=body, headers=OURS)
-    (line,) = of(lines, "request_refused")
+    (line,) = of(lines, "request")
+    assert line.pop("ms") >= 0
     assert line == {
-        "event": "request_refused",
+        "event": "request",
         "log_level": "info",
         "status": status,
         "code": code,
         "method": method,
         "route": route,
+        "key": None,
         "request_id": "order-7.a_B",
     }
-    await client.get("/livez")
-    assert len(of(lines, "request_refused")) == 1
+
+
+async def test_a_request_is_one_line_with_the_name_of_its_key_and_no_text_of_its_caller(
+    client: Client, lines: list[dict[str, Any]]
+) -> None:
+    key, text = new_key("alice", (Scope.GENERATE,))
+    await client.app.state.services.keys.create(key)
+    headers = OURS | {"X-API-Key": text}
+    answer = await client.post("/text2image", json={"prompt": "a secret fox"}, headers=headers)
+    await client.get(f"/task/{answer.json()['task_id']}", params={"q": "a secret fox"}, headers=headers)
+    found = [(it["method"], it["route"], it["status"], it["key"], it["log_level"]) for it in of(lines, "request")]
+    assert found == [
+        ("POST", "/text2image", 202, "alice", "info"),
+        ("GET", "/task/{task_id}", 200, "alice", "info"),
+    ]
+    assert {it["request_id"] for it in of(lines, "request")} == {"order-7.a_B"}
+    assert text not in str(lines)
+    assert "fox" not in str(lines)
+
+
+async def test_what_programs_ask_every_few_seconds_is_not_at_the_level_of_info(
+    client: Client, lines: list[dict[str, Any]]
+) -> None:
+    for path in ("/livez", "/readyz", "/health"):
+        assert (await client.get(path)).status_code == 200
+        await client.head(path)
+    assert {(it["route"], it["log_level"]) for it in of(lines, "request")} == {
+        ("/livez", "debug"),
+        ("/readyz", "debug"),
+        ("/health", "debug"),
+    }
+
+
+async def test_a_failed_task_can_be_followed_by_its_id(start: Start, lines: list[dict[str, Any]]) -> None:
+    engine = ScriptedEngine()
+    engine.always["generate"] = CRASHED
+    async with start(engine=engine) as client:
+        answer = await client.post("/text2image", json={"prompt": "a fox"}, headers=OURS)
+        task = await client.until(answer.json()["task_id"])
+    story = [line for line in lines if line.get("task_id") == task["task_id"] and line["event"].startswith("task_")]
+    assert [(it["event"], it.get("attempt"), it.get("code")) for it in story] == [
+        ("task_accepted", None, None),
+        ("task_started", 1, None),
+        ("task_put_back", 1, "worker_crashed"),
+        ("task_started", 2, None),
+        ("task_ended", 2, "worker_crashed"),
+    ]
+    assert {it["request_id"] for it in story} == {"order-7.a_B"}
+    assert (story[-1]["status"], story[-1]["reason"]) == ("failed", task["error_message"])
+    assert "fox" not in str(lines)
+
+
+async def test_prompts_are_logged_only_where_the_operator_asks_for_it(
+    start: Start, lines: list[dict[str, Any]]
+) -> None:
+    async with start(log_prompts=True) as client:
+        await client.until(await client.submit("a fox"))
+    (line,) = of(lines, "task_accepted")
+    assert line["prompt"] == "a fox"
+    assert "negative_prompt" in line
+
+
+async def test_the_drain_retention_and_a_reload_have_lines(start: Start, lines: list[dict[str, Any]]) -> None:
+    async with start(housekeeping_s=0.01) as client:
+        await client.until(await client.submit())
+        client.app.state.lifecycle.reload()
+        await client.patch("/config/global", json={"retention_tasks": 1})
+        kept = await client.submit()
+        await client.until(kept)
+        while not of(lines, "tasks_expired"):
+            await asyncio.sleep(0.01)
+        assert (await client.delete(f"/task/{kept}")).is_success
+        client.app.state.lifecycle.begin_drain("SIGTERM")
+        client.app.state.lifecycle.hurry()
+    assert of(lines, "reload_asked")[0]["signal"] == "SIGHUP"
+    assert of(lines, "config_unchanged")[0]["source"] == "signal"
+    assert of(lines, "tasks_expired")[0]["tasks"] == 1
+    assert of(lines, "task_deleted")[0]["task_id"] == kept
+    (draining,) = of(lines, "draining")
+    assert (draining["reason"], draining["waiting"], draining["running"]) == ("SIGTERM", 0, 0)
+    assert draining["drain_timeout_s"] > 0
+    assert len(of(lines, "drain_hurried")) == 1
 
 
 async def test_a_body_that_breaks_off_is_one_line(client: Client, lines: list[dict[str, Any]]) -> None:
@@ -175,7 +259,7 @@ async def test_a_body_that_breaks_off_is_one_line(client: Client, lines: list[di
 
     await client.app(scope, receive, send)
     assert of(lines, "request_failed") == []
-    assert [line["code"] for line in of(lines, "request_refused")] == ["malformed_request"]
+    assert [line["code"] for line in of(lines, "request")] == ["malformed_request"]
 
 
 async def test_refusals_before_any_route_are_logged_and_echo_the_id(
@@ -186,7 +270,7 @@ async def test_refusals_before_any_route_are_logged_and_echo_the_id(
         await client.post("/queue/clear", headers=OURS | {"origin": "https://evil.example"}),
     ]
     assert [answer.headers["x-request-id"] for answer in answers] == ["order-7.a_B"] * 2
-    assert [line["code"] for line in of(lines, "request_refused")] == ["unknown_host", "cross_origin"]
+    assert [line["code"] for line in of(lines, "request")] == ["unknown_host", "cross_origin"]
 
 
 async def test_a_bug_is_logged_with_its_traceback_and_the_id_that_the_answer_has(

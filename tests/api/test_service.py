@@ -9,13 +9,18 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from imagegen.api.sse import Streams
+from imagegen.catalog.writer import CatalogWriter
 from imagegen.core.errors import StorageFailed, StorageFull, TooManyStreams
 from imagegen.core.owner import ANYONE, Owner
+from imagegen.hub.puller import ModelPuller
 from imagegen.storage.images import ImageStore
 from imagegen.storage.journal import TaskJournal
+from imagegen.tasks.records import Records
 from imagegen.testing.service import new_service
+from imagegen.webhooks.sender import WebhookSender
 from tests.api.conftest import Client, FullDisk, Start
 
 SLOW = {"fake": {"step_seconds": 0.02}}
@@ -72,6 +77,63 @@ async def test_a_device_fault_in_thread_mode_ends_the_service_and_the_task_is_tr
         task = await client.until(task_id)
         assert (task["status"], task["error_code"], task["attempt"]) == ("failed", "interrupted", 2)
         assert not client.app.state.lifecycle.crashed
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "job"),
+    [
+        (ModelPuller, "run", "pulls"),
+        (CatalogWriter, "run", "config file"),
+        (WebhookSender, "run", "webhooks"),
+        (Records, "write_ends", "write_ends"),
+    ],
+)
+async def test_a_job_that_an_error_ends_ends_the_service(
+    start: Start, monkeypatch: pytest.MonkeyPatch, owner: type, method: str, job: str
+) -> None:
+    let = asyncio.Event()
+
+    async def fail(self: object) -> None:
+        await let.wait()
+        raise RuntimeError("a bug")
+
+    with capture_logs() as lines, monkeypatch.context() as patch:
+        fail.__name__ = method
+        patch.setattr(owner, method, fail)
+        async with start(housekeeping_s=0.01) as client:
+            lifecycle = client.app.state.lifecycle
+            assert (await client.until(await client.submit()))["status"] == "completed"
+            assert not lifecycle.crashed
+            let.set()
+            async with asyncio.timeout(60):
+                while not lifecycle.ended:
+                    await asyncio.sleep(0.01)
+            assert lifecycle.crashed
+            assert (await client.get("/readyz")).status_code == 503
+            said = (await client.get("/health")).json()
+            assert (said["status"], said["problems"][0]["code"]) == ("unhealthy", "service_crashed")
+            patch.undo()
+    (line,) = [line for line in lines if line["event"] == "service_crashed"]
+    assert (line["job"], line["reason"], line["log_level"]) == (job, "RuntimeError('a bug')", "critical")
+    (line,) = [line for line in lines if line["event"] == "draining"]
+    assert (line["reason"], line["waiting"], line["running"]) == ("crash", 0, 0)
+
+
+async def test_a_chore_that_the_system_refuses_is_tried_again(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = iter([OSError(24, "Too many open files")])
+
+    async def refuse(self: object) -> None:
+        if (error := next(left, None)) is not None:
+            raise error
+
+    refuse.__name__ = "write_ends"
+    with capture_logs() as lines, monkeypatch.context() as patch:
+        patch.setattr(Records, "write_ends", refuse)
+        async with start(housekeeping_s=0.01) as client:
+            while not (failed := [line for line in lines if line["event"] == "housekeeping_failed"]):
+                await asyncio.sleep(0.01)
+            assert not client.app.state.lifecycle.crashed
+    assert (failed[0]["chore"], failed[0]["code"]) == ("write_ends", "os_error")
 
 
 async def test_a_full_disk_fails_the_task_and_not_the_service(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:

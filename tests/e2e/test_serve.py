@@ -17,6 +17,7 @@ import psutil
 import pytest
 from PIL import Image
 
+import imagegen
 from tests.conftest import fake_config
 from tests.server import PATIENCE_S, Server, environment, serve_command
 
@@ -122,10 +123,23 @@ def test_sigterm_finishes_the_running_task_keeps_the_waiting_ones_and_exits_0(tm
             streamed = time.monotonic() - began
         assert server.process.wait(PATIENCE_S) == 0
         assert streamed < time.monotonic() - began + 1
+    the_log_tells_the_start_and_the_stop(server, tmp_path / "data", fake_yaml)
     with Server(tmp_path / "data", fake_yaml) as server:
         assert server.task(ids[0])["status"] == "completed"
         done = [server.until(task_id) for task_id in ids]
         assert [(task["status"], task["attempt"]) for task in done] == [("completed", 1)] * 4
+
+
+def the_log_tells_the_start_and_the_stop(server: Server, data: Path, config: Path) -> None:
+    lines = {it["event"]: it for it in map(json.loads, server.log)}
+    about = {"version": imagegen.__version__, "config": str(config), "data_dir": str(data), "device": "cpu"}
+    assert about.items() <= lines["starting"].items()
+    assert about.items() <= lines["listening"].items()
+    assert lines["listening"]["address"] == str(server.http.base_url).rstrip("/")
+    assert lines["device_ready"]["device"] == "cpu"
+    assert (lines["draining"]["reason"], lines["draining"]["running"]) == ("SIGTERM", 1)
+    last = json.loads(server.log[-1])
+    assert (last["event"], last["exit_code"]) == ("stopped", 0)
 
 
 def test_while_it_drains_the_service_answers_all_but_new_tasks(tmp_path: Path, fake_yaml: Path) -> None:
@@ -258,6 +272,7 @@ def test_a_journal_of_a_newer_version_and_a_full_disk_end_the_start_with_one_sen
     with closing(sqlite3.connect(data / "imagegen.sqlite3")) as database:
         database.execute("UPDATE alembic_version SET version_num = '9999'")
         database.commit()
+    newer = (data / "imagegen.sqlite3").read_bytes()
     for command, code, words in (
         (serve_command(data, fake_yaml), 65, "newer imagegen"),
         # The kernel refuses to write more than nothing to any file.
@@ -267,6 +282,7 @@ def test_a_journal_of_a_newer_version_and_a_full_disk_end_the_start_with_one_sen
         assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
         assert words in done.stderr
         assert len(done.stderr.splitlines()) == 1
+    assert (data / "imagegen.sqlite3").read_bytes() == newer
 
 
 def test_a_half_written_picture_of_a_killed_run_is_swept_away(tmp_path: Path, fake_yaml: Path) -> None:
@@ -289,8 +305,9 @@ def test_a_port_that_is_taken_is_one_clear_line(tiny: Server, tmp_path: Path) ->
     port = str(tiny.http.base_url.port)
     command = [sys.executable, "-m", "imagegen", "serve", "--port", port, "--data-dir", str(tmp_path)]
     taken = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
-    assert taken.returncode != 0
+    assert taken.returncode == 3
     assert "in use" in taken.stderr
+    assert json.loads(taken.stderr.splitlines()[-1])["exit_code"] == 3
     assert "Traceback" not in taken.stderr
 
 
@@ -382,7 +399,7 @@ def test_a_hostile_socket_is_cut_off_and_probes_have_a_port_of_their_own(tmp_pat
     few = {"IMAGEGEN_PROBE_PORT": "0", "IMAGEGEN_MAX_CONNECTIONS": "16"}
     with Server(tmp_path / "data", config, **few) as server:
         address = (server.http.base_url.host, int(server.http.base_url.port or 0))
-        probes = next(int(json.loads(line)["port"]) for line in server.log if '"listening for probes"' in line)
+        probes = next(int(json.loads(line)["port"]) for line in server.log if '"probes_listening"' in line)
         with socket.create_connection(address, PATIENCE_S) as endless:
             endless.sendall(b"GET /tasks HTTP/1.1\r\n" + b"a:b\r\n" * 200)
             assert b" 431 " in endless.recv(1000)

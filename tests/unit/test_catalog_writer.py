@@ -238,6 +238,35 @@ async def test_an_invalid_file_keeps_the_old_catalog_has_a_reason_and_can_be_rol
     assert (await service.writer.status()).ok
 
 
+async def test_a_rollback_makes_a_file_again_that_was_deleted(service: Service) -> None:
+    service.path.unlink()
+    await service.writer.reload("signal")
+    assert not service.writer.ok
+    with pytest.raises(ConfigBroken):
+        await service.set("a", steps=3)
+    await service.writer.rollback(1)
+    assert service.path.read_text() == GOOD
+    assert service.path.stat().st_mode & 0o400
+    assert (service.writer.ok, (await service.writer.status()).read_only) == (True, None)
+    assert [version.source for version in await service.writer.versions()] == ["start"]
+    await service.set("a", steps=3)
+    assert "steps: 3" in service.path.read_text()
+
+
+async def test_a_version_that_cannot_be_read_does_not_end_the_reload(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", refuse)
+        service.path.write_text(GOOD.replace("DEBUG", "INFO"))
+        await service.writer.reload("file")
+    assert service.writer.ok
+    assert service.catalog.settings.log_level == "INFO"
+
+
 async def test_a_rollback_keeps_the_replaced_text_even_if_it_is_invalid(service: Service) -> None:
     service.path.write_text("models: [half an hour's work")
     await service.writer.rollback(1)
@@ -270,7 +299,7 @@ async def test_a_missing_file_keeps_the_old_catalog(service: Service) -> None:
     service.path.unlink()
     await service.writer.reload("file")
     assert (await service.writer.status()).errors == ("models.yaml: cannot be read: No such file or directory",)
-    with pytest.raises(ConfigReadOnly):
+    with pytest.raises(ConfigBroken, match="No such file"):
         await service.set("a", steps=3)
 
 

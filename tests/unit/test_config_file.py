@@ -96,8 +96,13 @@ def test_the_configuration_that_ships_is_read_only() -> None:
     assert "copy it" in (ConfigFile(default_config()).read_only() or "")
 
 
-def test_a_missing_file_is_read_only(tmp_path: Path) -> None:
-    assert ConfigFile(tmp_path / "none.yaml").read_only() == "The file cannot be read."
+def test_a_missing_file_can_be_made_where_its_folder_can_be_written_to(tmp_path: Path) -> None:
+    file = ConfigFile(tmp_path / "models.yaml")
+    assert file.read_only() is None
+    file.replace("new")
+    assert file.path.read_text() == "new"
+    reason = "There is no file, and its folder cannot be written to."
+    assert ConfigFile(tmp_path / "no" / "folder" / "models.yaml").read_only() == reason
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import OperationalError
 
 from imagegen.core.errors import JournalLost, SearchTooLong, StorageFailed
-from imagegen.storage.database import Database
+from imagegen.storage.database import Database, check
 from imagegen.storage.journal import TaskJournal
 from tests.unit.conftest import task_id
 
@@ -172,3 +172,24 @@ async def test_what_a_failed_fsync_refused_is_not_found_by_the_next_start(path: 
     journal = TaskJournal(path)
     assert [task.id for task in await journal.unfinished()] == [task_id(1)]
     await journal.close()
+
+
+async def test_the_journal_of_a_newer_version_is_left_as_it_is(path: Path) -> None:
+    """Also one that an older version would compact: with free pages, and without incremental vacuum."""
+    check(path)
+    with closing(sqlite3.connect(path, isolation_level=None)) as newer:
+        newer.execute("PRAGMA auto_vacuum = NONE")
+        newer.execute("VACUUM")
+        newer.execute("CREATE TABLE new (x)")
+        newer.execute("INSERT INTO new SELECT zeroblob(100000)")
+        newer.execute("DELETE FROM new")
+        newer.execute("UPDATE alembic_version SET version_num = '9999'")
+    before = path.read_bytes()
+    with pytest.raises(StorageFailed, match="written by a newer imagegen, and was not changed"):
+        check(path)
+    another = Database(path)
+    with pytest.raises(StorageFailed, match="newer imagegen"):
+        await another.run(write)
+    await another.close()
+    assert path.read_bytes() == before
+    assert {it.name for it in path.parent.iterdir()} <= {path.name, f"{path.name}-wal", f"{path.name}-shm"}

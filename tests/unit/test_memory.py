@@ -1,5 +1,7 @@
 """The failure code and message for each exception of the engine; the exception's own text stays in the log."""
 
+from types import SimpleNamespace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -215,11 +217,13 @@ def test_memory_of_other_processes_is_neither_free_nor_held_here(
 
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "G")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="8932f937-d72c"))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 24 * GIB))
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 3 * GIB)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 4 * GIB)
     now = measure("cuda")
     assert (now.free, now.total, now.cached) == (free, 24 * GIB, 4 * GIB)
+    assert now.gpu_uuid == "8932f937-d72c"
     assert now.foreign == foreign
 
 

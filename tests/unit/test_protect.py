@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from imagegen.core.errors import NotProtected
+from imagegen.core.errors import KeysFileInvalid, NotProtected
 from imagegen.core.keys import Scope, new_key
 from imagegen.server import protect
 from imagegen.settings import Settings
@@ -48,6 +48,19 @@ async def test_with_a_key_every_address_is_served(settings: Callable[..., Settin
     assert await protect(settings(host=EVERYWHERE)) is None
     await in_store(settings(), lambda store: store.revoke("alice"))
     assert await protect(settings(host=EVERYWHERE)) is None  # no request has a valid key, so none is let in
+
+
+async def test_a_name_in_the_file_and_in_the_journal_ends_the_start(
+    settings: Callable[..., Settings], tmp_path: Path
+) -> None:
+    (key, _), text = new_key("alice", (Scope.GENERATE,)), new_key("alice", (Scope.GENERATE,))[1]
+    file = tmp_path / "keys.yaml"
+    file.write_text(f"keys: [{{name: alice, key: {text}}}, {{name: bob, sha256: {'a' * 64}}}]")
+    await in_store(settings(), lambda store: store.create(key))
+    for _ in range(2):
+        with pytest.raises(KeysFileInvalid, match="'alice': the journal has, or had, a key of this name"):
+            await protect(settings(keys_file=file))
+        await in_store(settings(), lambda store: store.revoke("alice"))  # which changes nothing
 
 
 async def test_the_first_start_makes_a_key_once(settings: Callable[..., Settings]) -> None:

@@ -83,6 +83,22 @@ async def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     await asyncio.wait([running])
 
 
+async def test_a_cache_that_cannot_be_read_fails_the_pull_and_not_all_later_ones(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("imagegen.hub.puller.missing", refuse)
+        house.puller.start("a")
+        failed = await house.until("a", PullState.FAILED)
+    assert failed.failure is not None
+    assert failed.failure.code is FailureCode.PULL_CRASHED
+    house.puller.start("b")
+    await house.downloads.begin()
+
+
 async def test_a_pull_reports_bytes_until_it_is_ready(house: House) -> None:
     with house.bus.subscribe() as events:
         assert house.puller.start("a").state is PullState.WAITING

@@ -59,6 +59,29 @@ def test_variables_without_the_prefix_are_someone_elses(monkeypatch: pytest.Monk
     assert Settings() == Settings(host="127.0.0.1", port=5050)
 
 
+def test_what_kubernetes_sets_for_a_service_called_imagegen_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    links = {
+        "IMAGEGEN_PORT": "tcp://10.0.0.1:5050",
+        "IMAGEGEN_PORT_5050_TCP": "tcp://10.0.0.1:5050",
+        "IMAGEGEN_PORT_5050_TCP_ADDR": "10.0.0.1",
+        "IMAGEGEN_SERVICE_HOST": "10.0.0.1",
+        "IMAGEGEN_SERVICE_PORT": "5050",
+        "IMAGEGEN_SERVICE_PORT_HTTP": "5050",
+        "IMAGEGEN_PROBE_PORT": "tcp://10.0.0.2:9090",
+        "IMAGEGEN_PROBE_SERVICE_HOST": "10.0.0.2",
+    }
+    for name, value in links.items():
+        monkeypatch.setenv(name, value)
+    assert (Settings().port, Settings().probe_port) == (5050, None)
+    assert Settings.linked_variables(links) == sorted(links)
+    assert Settings.unknown_variables(links | {"IMAGEGEN_SERVICE_HOTS": "x"}) == {"IMAGEGEN_SERVICE_HOTS": ""}
+    ours = {"IMAGEGEN_PORT": "8080", "IMAGEGEN_HOST": "::"}
+    assert Settings.linked_variables(ours) == []
+    monkeypatch.setenv("IMAGEGEN_PORT", "tcp:8080")
+    with pytest.raises(ValidationError):
+        Settings()
+
+
 def test_the_command_line_overrides_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMAGEGEN_PORT", "8080")
     assert Settings(port=9090).port == 9090

@@ -69,7 +69,7 @@ def test_the_nearest_name_is_offered_if_there_is_one() -> None:
 
 def test_a_misspelt_variable_is_known_by_its_nearest_setting() -> None:
     names = ["IMAGEGEN_PROT", "IMAGEGEN_MAX_QUEUES", "imagegen_port", "IMAGEGEN_HOST", "IMAGEGEN_XYZQ", "PATH"]
-    assert Settings.unknown_variables(names) == {
+    assert Settings.unknown_variables(dict.fromkeys(names, "1")) == {
         "IMAGEGEN_PROT": "; did you mean 'IMAGEGEN_PORT'?",
         "IMAGEGEN_MAX_QUEUES": "; did you mean 'IMAGEGEN_MAX_QUEUE'?",
         "IMAGEGEN_XYZQ": "",

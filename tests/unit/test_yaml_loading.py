@@ -90,6 +90,16 @@ BROKEN: dict[str, tuple[str, list[str]]] = {
         "models:\n  a:\n    name: A\n",
         ["2:3: 'type' is missing; known: " + KNOWN],
     ),
+    "neither a type nor a name, and a bad value": (
+        "models:\n  a:\n    steps: 0\n  b: {name: B, type: fluks, tipe: x}\n",
+        [
+            "2:3: 'name' is missing",
+            "2:3: 'type' is missing; known: " + KNOWN,
+            "3:5: 'steps': input should be greater than or equal to 1",
+            "4:16: unknown type 'fluks'; did you mean 'flux'?; known: " + KNOWN,
+            "4:29: unknown key 'tipe'; did you mean 'type'?",
+        ],
+    ),
     "an unknown type": (
         "models:\n  a:\n    name: A\n    type: fluks\n",
         ["4:5: unknown type 'fluks'; did you mean 'flux'?; known: " + KNOWN],

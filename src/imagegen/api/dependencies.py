@@ -12,6 +12,7 @@ from imagegen.hub.puller import ModelPuller
 from imagegen.models.manager import DynamicModelManager
 from imagegen.service.access import Access
 from imagegen.service.image_service import ImageService
+from imagegen.service.vitals import Vitals
 from imagegen.settings import Settings
 from imagegen.storage.images import ImageStore
 from imagegen.storage.keys import KeyStore
@@ -43,6 +44,7 @@ class Services:
     room: Room
     metrics: Metrics
     gauges: Gauges
+    vitals: Vitals
 
     @property
     def models(self) -> DynamicModelManager:
@@ -85,10 +87,6 @@ async def _who(request: Request) -> Owner:
     return who
 
 
-async def _room(request: Request) -> Room:
-    return services_of(request).room
-
-
 async def _tasks(request: Request) -> TaskManager:
     return services_of(request).tasks
 
@@ -128,7 +126,6 @@ async def _webhooks(request: Request) -> WebhookSender:
 Service = Annotated[ImageService, Depends(_service)]
 Keys = Annotated[KeyStore, Depends(_keys)]
 Who = Annotated[Owner, Depends(_who)]
-DiskRoom = Annotated[Room, Depends(_room)]
 Tasks = Annotated[TaskManager, Depends(_tasks)]
 Models = Annotated[DynamicModelManager, Depends(_models)]
 Puller = Annotated[ModelPuller, Depends(_puller)]

@@ -1,6 +1,7 @@
-"""RequestIds: gives each request an id, returns it, and logs the requests that are refused."""
+"""RequestIds: gives each request an id, returns it, and logs each request in one line."""
 
 import re
+import time
 import uuid
 from collections.abc import MutableMapping
 from typing import Any
@@ -15,6 +16,9 @@ HEADER = "X-Request-ID"
 _VALID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 _KEY = "imagegen.request"
+
+#: Routes that programs ask every few seconds. Their lines have the level DEBUG.
+POLLED = frozenset({"/livez", "/readyz", "/health", "/metrics"})
 
 log = structlog.get_logger(__name__)
 
@@ -37,23 +41,30 @@ class RequestIds:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
+        began, status = time.perf_counter(), 500  # what a request gets that ends in an error
+        scope.setdefault("state", {})  # a copy of the scope, which a route may get, has the same one
         given = Headers(scope=scope).get(HEADER, "")
         request_id = given if _VALID.fullmatch(given) else str(uuid.uuid4())
         notes(scope)["request_id"] = request_id
 
         async def send_with_id(message: Message) -> None:
+            nonlocal status
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message)[HEADER] = request_id
-                if message["status"] >= 400:
-                    known = notes(scope)
-                    log.info(
-                        "request_refused",
-                        status=message["status"],
-                        code=known.get("code"),
-                        method=scope["method"],
-                        route=known.get("route"),
-                    )
+                status = message["status"]
             await send(message)
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):
-            await self._app(scope, receive, send_with_id)
+            try:
+                await self._app(scope, receive, send_with_id)
+            finally:
+                _log(scope, status, time.perf_counter() - began)
+
+
+def _log(scope: Scope, status: int, seconds: float) -> None:
+    """Log a request. The path is not logged, because it may have what the caller has typed."""
+    known, who = notes(scope), scope["state"].get("who")
+    route = known.get("route") or getattr(scope.get("route"), "path", None)
+    line = {"method": scope["method"], "route": route, "status": status, "ms": round(1000 * seconds, 1)}
+    key = (who.name or None) if who is not None else None
+    (log.debug if route in POLLED else log.info)("request", **line, key=key, code=known.get("code"))

@@ -5,7 +5,7 @@ from datetime import datetime
 from fastapi import FastAPI
 
 from imagegen.api import huggingface, mcp, pages, replicate, sdapi
-from imagegen.api.native import config, events, keys, system, webhooks
+from imagegen.api.native import config, events, health, keys, system, webhooks
 from imagegen.api.native.images import bundle
 from imagegen.api.native.images import routes as images
 from imagegen.api.native.models import entries, pulls
@@ -28,7 +28,7 @@ def include_routers(app: FastAPI, max_upload_bytes: int) -> None:
     app.include_router(generation.plan_router)
     app.include_router(pages.router)
     app.include_router(web.router)
-    for part in (tasks, bundle, images, models, pulls, entries, config, keys, webhooks, events, system):
+    for part in (tasks, bundle, images, models, pulls, entries, config, keys, webhooks, events, system, health):
         app.include_router(part.router)
     _include_others(app, max_upload_bytes)
 

@@ -59,9 +59,13 @@ class ConfigFile:
         """Why the file cannot be edited, as far as this is known before a write; None: it can be edited."""
         if self.path == default_config().absolute():
             return "This is the configuration that ships with imagegen: copy it and start with --config."
+        target = self.path.resolve()
         try:
-            target = self.path.resolve(strict=True)
             mode = target.stat().st_mode
+        except FileNotFoundError:  # a rollback makes it again
+            return (
+                None if os.access(target.parent, os.W_OK) else "There is no file, and its folder cannot be written to."
+            )
         except OSError:
             return "The file cannot be read."
         # os.access is always true for root, so the mode is checked, too.
@@ -77,10 +81,10 @@ class ConfigFile:
         if (reason := self.read_only()) is not None:
             raise ConfigReadOnly(reason)
         with _explained():
-            target = self.path.resolve(strict=True)
+            target = self.path.resolve()
             part = target.with_name(f".{target.name}.{os.getpid()}.part")
             try:
-                _write(part, text.encode(), target.stat())
+                _write(part, text.encode(), target.stat() if target.exists() else None)
                 part.replace(target)
             except OSError:
                 with suppress(OSError):
@@ -106,12 +110,15 @@ def _explained() -> Iterator[None]:
         raise storage_error(error) from error
 
 
-def _write(part: Path, data: bytes, like: os.stat_result) -> None:
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+def _write(part: Path, data: bytes, like: os.stat_result | None) -> None:
+    """`like`: the file whose owner and mode it gets; None: there is none, and it gets those of any new file."""
+    new_mode = 0o600 if like else 0o666  # less the umask
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, new_mode)
     with open(descriptor, "wb") as file:
-        if (like.st_uid, like.st_gid) != (os.geteuid(), os.getegid()):
+        if like and (like.st_uid, like.st_gid) != (os.geteuid(), os.getegid()):
             os.fchown(file.fileno(), like.st_uid, like.st_gid)
-        os.fchmod(file.fileno(), stat.S_IMODE(like.st_mode))
+        if like:
+            os.fchmod(file.fileno(), stat.S_IMODE(like.st_mode))
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

@@ -155,11 +155,23 @@ class _Reading:
             known = ", ".join(sorted(self.families))
             where, what = ((*loc, "type"), f"unknown type '{word}'") if "type" in entry else (loc, "'type' is missing")
             yield Problem(where, f"{what}{nearest(word, self.families)}; known: {known}")
+            yield from self._whatever_its_type(entry, loc)
             return
         try:
             self.models[model_id] = family.model_validate(entry)
         except ValidationError as error:
             yield from _explain(error, loc, family)
+
+    def _whatever_its_type(self, entry: dict[Any, Any], loc: Loc) -> set[Problem]:
+        """What else is wrong with an entry of an unknown type: the problems that it has in each family."""
+        found: list[set[Problem]] = []
+        for word, family in self.families.items():
+            try:
+                family.model_validate(entry | {"type": word})
+                return set()
+            except ValidationError as error:
+                found.append(set(_explain(error, loc, family)))
+        return set[Problem].intersection(*found) if found else set()
 
     def _aliases(self, value: Any) -> Iterator[Problem]:
         if not isinstance(value, dict | None):

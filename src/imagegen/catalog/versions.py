@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Self
 
 from imagegen.catalog.file import etag_of
 from imagegen.core.errors import VersionNotFound
@@ -35,6 +36,11 @@ class Versions:
         self._folder = folder
         self._kept = kept
 
+    @classmethod
+    def of(cls, config: Path, data_dir: Path) -> Self:
+        """The versions of one file in a data directory."""
+        return cls(data_dir / "config" / etag_of(str(config.absolute())))
+
     def newest_first(self) -> list[Version]:
         """All versions, newest first."""
         return [version for path in reversed(self._files()) if (version := self._version(path)) is not None]
@@ -54,10 +60,10 @@ class Versions:
         """
         files = self._files()
         newest = files[-1] if files else None
-        if newest is not None and _read(newest) == text:
-            return _number(newest)
         number = _number(newest) + 1 if newest is not None else 1
         try:
+            if newest is not None and _read(newest) == text:
+                return _number(newest)
             write_whole(self._folder / f"{number:06}.{source}.yaml", text.encode())
             for old in files[: len(files) + 1 - self._kept]:
                 old.unlink(missing_ok=True)
@@ -97,7 +103,7 @@ def _number(path: Path) -> int:
 
 
 def _read(path: Path) -> str:
-    return path.read_bytes().decode()
+    return path.read_bytes().decode(errors="replace")
 
 
 def _terminated(lines: Iterator[str]) -> Iterator[str]:

@@ -113,6 +113,11 @@ class CatalogWriter:
         """Whether the file is valid; False: an older configuration is in force."""
         return self._status.ok
 
+    @property
+    def present(self) -> ConfigStatus:
+        """Like `status`, from memory alone: without `read_only` and `waiting`."""
+        return self._status
+
     async def status(self) -> ConfigStatus:
         """The status of the configuration."""
         read_only = await asyncio.to_thread(self._file.read_only)
@@ -247,7 +252,8 @@ class CatalogWriter:
 
     def _write(self, old: str, new: str, source: str, by_hand: str = "file") -> None:
         if new != old:
-            self._versions.add(old, by_hand)  # stored already, unless it was edited by hand and not read yet
+            if old:  # there is none if the file was deleted
+                self._versions.add(old, by_hand)  # stored already, unless it was edited by hand and not read yet
             self._file.replace(new)
         try:
             self._versions.add(new, source)
@@ -264,6 +270,8 @@ class CatalogWriter:
             self._reject(error, source)
             return None
         if new is None:
+            if source == "signal":
+                log.info("config_unchanged", source=source, etag=self._newest_etag)
             self._status = self._status.evolve(ok=True, errors=(), checked_at=datetime.now(UTC))
             return None
         await asyncio.to_thread(self._write, new.text, new.text, source)

@@ -5,8 +5,10 @@ from typing import Annotated
 import typer
 
 import imagegen
+from imagegen.cli.backup import backup, restore
 from imagegen.cli.config import config_app
 from imagegen.cli.doctor import doctor
+from imagegen.cli.health import health
 from imagegen.cli.init import init
 from imagegen.cli.keys import keys_app
 from imagegen.cli.mcp import mcp
@@ -21,7 +23,24 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (serve, run, submit, watch, cancel, tasks, ps, logs, inspect, replay, mcp, init, doctor):
+for command in (
+    serve,
+    run,
+    submit,
+    watch,
+    cancel,
+    tasks,
+    ps,
+    logs,
+    inspect,
+    replay,
+    mcp,
+    init,
+    doctor,
+    health,
+    backup,
+    restore,
+):
     app.command()(command)
 #: The name of `run` in older versions.
 app.command("generate", hidden=True)(run)

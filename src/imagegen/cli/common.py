@@ -26,6 +26,7 @@ EX_CONFIG = 78
 #: The exit code that a shell gives a command after Ctrl-C.
 EX_INTERRUPTED = 130
 
+DataDirOption = Annotated[Path | None, typer.Option("--data-dir", help="Folder of the tasks and pictures.")]
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="models.yaml; default: the one in the package.")]
 
 

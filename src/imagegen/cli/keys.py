@@ -12,9 +12,10 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from imagegen.cli.common import EX_CANTCREAT, EX_DATAERR, fail, problems_of, settings_with
-from imagegen.core.errors import InvalidRequest, KeyExists, KeyNotFound, StorageFailed, StorageFull
+from imagegen.cli.common import EX_CANTCREAT, EX_CONFIG, EX_DATAERR, fail, problems_of, settings_with
+from imagegen.core.errors import InvalidRequest, KeyExists, KeyNotFound, KeysFileInvalid, StorageFailed, StorageFull
 from imagegen.core.keys import KeyLimits, Scope, new_key, new_webhook_secret
+from imagegen.service.keys_file import read_keys
 from imagegen.storage.database import Database
 from imagegen.storage.keys import KeyStore
 
@@ -104,14 +105,19 @@ def _with_store(data_dir: Path | None, work: Callable[[KeyStore], Awaitable[T]])
     settings = settings_with(data_dir=data_dir)
 
     async def run() -> T:
+        filed = read_keys(settings.keys_file) if settings.keys_file else ()
         database = Database(settings.journal_path)
         try:
-            return await work(KeyStore(database))
+            store = KeyStore(database)
+            store.reserved = frozenset(key.name for key in filed)
+            return await work(store)
         finally:
             await database.close()
 
     try:
         return asyncio.run(run())
+    except KeysFileInvalid as error:
+        fail(error.detail, EX_CONFIG)
     except (KeyExists, KeyNotFound, InvalidRequest) as error:
         fail(error.detail, EX_DATAERR)
     except StorageFull:

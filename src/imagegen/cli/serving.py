@@ -31,6 +31,7 @@ from imagegen.core.errors import (
     StorageFull,
     StoreMisconfigured,
 )
+from imagegen.settings import Settings
 
 log = structlog.get_logger(__name__)
 
@@ -56,8 +57,7 @@ def serve(
     catalog = open_catalog(settings.config, families_of(context))
     logs.configure(catalog.settings.log_level)
     logs.log_unhandled()
-    for name, hint in settings.unknown_variables(os.environ).items():
-        log.warning("unknown_setting", message=f"No setting has the name {name}{hint or '.'}")
+    _log_odd_variables(settings)
     # Imported here: the other commands do not need FastAPI.
     from imagegen.server import serve as run
 
@@ -78,3 +78,10 @@ def serve(
     sys.stderr.flush()
     # In thread mode, the GPU thread may hang in a call to the device. It must not keep the process alive.
     os._exit(code)
+
+
+def _log_odd_variables(settings: Settings) -> None:
+    for name, hint in settings.unknown_variables(os.environ).items():
+        log.warning("unknown_setting", message=f"No setting has the name {name}{hint or '.'}")
+    if linked := settings.linked_variables(os.environ):
+        log.info("service_links_ignored", variables=linked)

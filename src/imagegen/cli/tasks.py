@@ -188,6 +188,8 @@ def _print_state(seen: dict[str, Any]) -> None:
     typer.echo(
         f"{health['queue_size']} waiting, {len(seen['running'])} running, {health['total_tasks']} in the history"
     )
+    for problem in health.get("problems", ()):  # older services do not say them
+        typer.echo(f"{problem['code']}: {problem['detail']}")
     for model in seen["models"]["models"]:
         typer.echo(f"{model['model']}: {model['device_bytes'] / 2**30:.2f} GiB, used {_age(model['last_used'])} ago")
     if seen["running"]:

@@ -355,6 +355,18 @@ class DataDirUnusable(ImagegenError):
     code = "data_dir_unusable"
 
 
+class BackupFailed(ImagegenError):
+    """The backup cannot be made or restored."""
+
+    code = "backup_failed"
+
+
+class BackupInvalid(ImagegenError):
+    """This is not a whole backup."""
+
+    code = "backup_invalid"
+
+
 class JournalDamaged(ImagegenError):
     """The journal is damaged."""
 

@@ -91,6 +91,11 @@ class Engine(Protocol):
         """Bytes that the engine's process has read since the running load began. From any thread."""
         ...
 
+    @property
+    def pid(self) -> int | None:
+        """The process that holds the models; None: there is none now. From any thread."""
+        ...
+
     def close(self) -> None:
         """Unload everything, and end the worker process if the engine has one."""
         ...
@@ -125,6 +130,10 @@ class LocalEngine:
     @property
     def bytes_read(self) -> int:
         return self._reading.bytes if self._reading else 0
+
+    @property
+    def pid(self) -> int | None:
+        return os.getpid()
 
     @property
     def device(self) -> str:

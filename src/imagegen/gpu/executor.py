@@ -32,7 +32,7 @@ PAUSE_S = 0.005
 
 
 class GpuExecutor:
-    """Awaitable engine calls. Only its one thread calls the engine, except for `abort` and `bytes_read`."""
+    """Awaitable engine calls. Only its one thread calls the engine, except for `abort`, `bytes_read` and `pid`."""
 
     def __init__(self, make_engine: Callable[[], Engine]) -> None:
         self._engine = make_engine()
@@ -79,6 +79,11 @@ class GpuExecutor:
         finally:
             relay.deliver_all()
             await asyncio.sleep(0)
+
+    @property
+    def pid(self) -> int | None:
+        """The process that holds the models; None: there is none now."""
+        return self._engine.pid
 
     def abort(self) -> bool:
         """End the running call, which then returns Failed. False: this engine cannot do that."""

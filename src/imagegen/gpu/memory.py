@@ -46,6 +46,7 @@ def measure(device: str) -> DeviceMemory:
     return DeviceMemory(
         gpu_available=True,
         gpu_name=torch.cuda.get_device_name(device),
+        gpu_uuid=_uuid(device),
         capability=torch.cuda.get_device_capability(device),
         allocated=torch.cuda.memory_allocated(device),
         cached=torch.cuda.memory_reserved(device),
@@ -55,6 +56,14 @@ def measure(device: str) -> DeviceMemory:
         host_total=machine_bytes(),
         host_available=available_bytes(),
     )
+
+
+def _uuid(device: str) -> str | None:
+    """The card's UUID; None: this build of torch does not say it, as those for AMD."""
+    import torch
+
+    found = getattr(torch.cuda.get_device_properties(device), "uuid", None)
+    return str(found) if found else None
 
 
 def limit(device: str, fraction: float) -> None:

@@ -125,6 +125,8 @@ class DeviceMemory(Value):
 
     gpu_available: bool = False
     gpu_name: str | None = None
+    #: What the driver calls the card, as `nvidia-smi -L` shows it without `GPU-`.
+    gpu_uuid: str | None = None
     #: CUDA compute capability.
     capability: tuple[int, int] | None = None
     allocated: int = 0
@@ -150,10 +152,14 @@ class DeviceMemory(Value):
         return self.cached if self.gpu_available else self.host
 
     @property
+    def ours(self) -> int:
+        """Device memory held by this process, about: its models, its allocator's cache, and CUDA itself."""
+        return self.cached + self.outside + CONTEXT_BYTES if self.gpu_available else 0
+
+    @property
     def foreign(self) -> int:
         """Device memory held by other processes, about: the total less what is free and this process's own."""
-        ours = self.cached + self.outside + CONTEXT_BYTES
-        return max(0, self.total - self.free - ours) if self.gpu_available else 0
+        return max(0, self.total - self.free - self.ours) if self.gpu_available else 0
 
     def capacity(self, fraction: float) -> int:
         """Memory for models: that share of the device's, or the machine's if there is no device; 0: unknown."""

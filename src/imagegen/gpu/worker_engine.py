@@ -105,7 +105,8 @@ class WorkerEngine:
     @property
     def pid(self) -> int | None:
         """The process id of the worker; None: there is none."""
-        return self._worker.process.pid if self._worker else None
+        worker = self._worker  # the engine's thread may end it now
+        return worker.process.pid if worker else None
 
     @property
     def bytes_read(self) -> int:

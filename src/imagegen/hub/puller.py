@@ -177,7 +177,12 @@ class ModelPuller:
             self._set(self._pulls[model].evolve(state=PullState.FAILED, failure=_REMOVED))
             return
         self._set(self._pulls[model].evolve(state=PullState.DOWNLOADING))
-        command = Fetch(files=missing(spec, self._models_dir, self._precision()))
+        try:
+            command = Fetch(files=missing(spec, self._models_dir, self._precision()))
+        except OSError as error:  # a folder of the cache that this user may not enter
+            log.warning("pull_not_started", model=model, reason=str(error))
+            self._failed(model, Refused(code=FailureCode.PULL_CRASHED, message="The hub's cache cannot be read."))
+            return
         downloading = asyncio.ensure_future(self._fetch(command, lambda progress: self._progressed(model, progress)))
         self._running = model, downloading
         try:
@@ -199,7 +204,7 @@ class ModelPuller:
         try:
             answer = downloading.result()
         except OSError as error:  # the process could not be started
-            log.warning("pull_not_started", reason=str(error))
+            log.warning("pull_not_started", model=model, reason=str(error))
             answer = Refused(code=FailureCode.PULL_CRASHED, message="The download process could not be started.")
         if isinstance(answer, Refused):
             self._failed(model, answer)

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
 from typing import NamedTuple
 
 import structlog
@@ -99,6 +100,8 @@ class DynamicModelManager:
         self._progress: dict[str, LoadProgress] = {}
         #: Whether this process can no longer use the device. It stays false with a worker process, which is replaced.
         self.broken = False
+        #: Why the engine could not be started; None: it could, or was not started yet.
+        self.start_failure: Failed | None = None
         #: Whether the running load was abandoned, so that its failure is not the model's fault.
         self._abandoned = False
 
@@ -119,6 +122,11 @@ class DynamicModelManager:
     def residents(self) -> list[Resident]:
         """The models in device memory, the most recently used one first."""
         return list(reversed(self._residents.values()))
+
+    @property
+    def moving(self) -> Mapping[str, ModelState]:
+        """The models that are being loaded or unloaded: LOADING or UNLOADING."""
+        return MappingProxyType(self._moving)
 
     @property
     def current(self) -> Resident | None:
@@ -227,12 +235,16 @@ class DynamicModelManager:
         self._engine_started(await self._executor.measure())
 
     def _engine_started(self, answer: Measured | Failed) -> None:
+        self.start_failure = answer if isinstance(answer, Failed) else None
         if isinstance(answer, Failed):
             log.error("worker_start_failed", code=answer.code, traceback=answer.traceback)
             self._memory_is_empty()
         else:
             self._measured(answer.memory)
             self._floor = answer.memory.held
+            memory = {"total_bytes": answer.memory.total, "free_bytes": answer.memory.free}
+            on_card = answer.memory.gpu_available
+            log.info("device_ready", device=answer.memory.gpu_name or "cpu", **(memory if on_card else {}))
 
     def _measured(self, memory: DeviceMemory) -> None:
         if memory.cuda_problem is not None and memory.cuda_problem != self._memory.cuda_problem:
@@ -370,6 +382,7 @@ class DynamicModelManager:
         self._warm.pop(model, None)
         self._reading_ahead.forget(model)
         self._measured(loaded.memory)
+        self.start_failure = None
         self.facts.loaded(model, loaded)
         log.info(
             "model_loaded",

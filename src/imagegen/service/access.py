@@ -38,9 +38,10 @@ class Access:
         budgets: Budgets | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`filed`: the keys of IMAGEGEN_KEYS_FILE."""
+        """`filed`: the keys of IMAGEGEN_KEYS_FILE. No other key may have their names."""
         self._keys = keys
         self._filed = tuple(filed)
+        keys.reserved = frozenset(key.name for key in filed)
         self._budgets = budgets
         self._secret: bytes | None = None
         self._clock = clock
@@ -133,12 +134,9 @@ class Access:
     # -- webhooks -----------------------------------------------------------------------------------------------------
 
     async def webhook_secret(self, name: str) -> str | None:
-        """The secret that signs the webhooks of this owner's tasks; None: it has none of its own.
-
-        If a key of the file and one of the journal have the name, the one of the file comes first.
-        """
-        filed = (key.webhook_secret for key in self._filed if key.name == name)
-        return next(filter(None, filed), None) or await self._keys.webhook_secret(name)
+        """The secret that signs the webhooks of this owner's tasks; None: it has none of its own."""
+        filed = next((key for key in self._filed if key.name == name), None)
+        return await self._keys.webhook_secret(name) if filed is None else filed.webhook_secret
 
     async def _note_use(self, key: Key) -> None:
         now = self._clock()

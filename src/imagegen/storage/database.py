@@ -16,7 +16,7 @@ from sqlalchemy.pool import StaticPool
 
 from imagegen.core.errors import JournalDamaged, JournalLost, SearchTooLong, StorageFailed, StorageFull
 from imagegen.storage.files import file_id, make_private, storage_error
-from imagegen.storage.migrations import upgrade
+from imagegen.storage.migrations import refuse_newer, upgrade
 
 T = TypeVar("T")
 Work = Callable[[Connection], Any]
@@ -273,6 +273,7 @@ def check(path: Path) -> None:
     """
     if path.exists():
         _check_integrity(path)
+        _refuse_newer(path)
         _let_shrink(path)
     try:
         _Writer(path).close()
@@ -289,6 +290,13 @@ def _check_integrity(path: Path) -> None:
     if found != "ok":
         advice = f"Restore it from a backup, try `sqlite3 {path.name} .recover`, or move it away to start with none."
         raise JournalDamaged(f"The journal {path} is damaged ({' '.join(found.split())}). {advice}")
+
+
+def _refuse_newer(path: Path) -> None:
+    """Raises StorageFailed for a database of a newer version, before anything in it is changed."""
+    with closing(sqlite3.connect(path)) as connection, suppress(sqlite3.DatabaseError):  # no table: a new database
+        for (version,) in connection.execute("SELECT version_num FROM alembic_version"):
+            refuse_newer(version)
 
 
 def _let_shrink(path: Path) -> None:

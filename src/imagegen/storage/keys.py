@@ -3,7 +3,7 @@
 import hmac
 import json
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 from typing import Any
 
@@ -33,6 +33,9 @@ class KeyStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        #: The names of the keys in IMAGEGEN_KEYS_FILE. A key here that has one of them is not found: it would share the
+        #: tasks and the budget of the other.
+        self.reserved: Collection[str] = frozenset()
         #: The number of the change up to which the next three values are valid.
         self._change_number: int | None = None
         #: The keys that were read, by prefix and by name.
@@ -54,7 +57,8 @@ class KeyStore:
             key = _key(row)
             if change is not None and change == self._change_number:
                 self._cached[prefix] = key
-        return key if hmac.compare_digest(key.sha256, digest_of(text)) else None
+        same = hmac.compare_digest(key.sha256, digest_of(text))
+        return key if same and key.name not in self.reserved else None
 
     async def named(self, name: str) -> Key | None:
         """The key with this name, valid or not. Its `last_used_at` may be an older one."""
@@ -91,6 +95,12 @@ class KeyStore:
         rows = await self._database.look_up(lambda connection: connection.execute(_ALL.order_by(api_keys.c.name)).all())
         return [_key(row) for row in rows]
 
+    async def named_twice(self) -> list[str]:
+        """The reserved names that keys here have, also revoked ones: their tasks would get another owner."""
+        if not self.reserved:
+            return []
+        return sorted(key.name for key in await self.all() if key.name in self.reserved)
+
     async def get(self, name: str) -> Key:
         """Raises KeyNotFound."""
         row = await self._database.look_up(lambda connection: _row(name, connection))
@@ -100,6 +110,8 @@ class KeyStore:
 
     async def create(self, key: Key) -> None:
         """Raises KeyExists, also for the name of a revoked key; InvalidRequest beyond MAX_KEYS."""
+        if key.name in self.reserved:
+            raise KeyExists("A key in the file of IMAGEGEN_KEYS_FILE has this name.")
 
         def work(connection: Connection) -> Exception | None:
             # Returned, because an exception would undo the other work in this transaction.

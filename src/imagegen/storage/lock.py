@@ -12,12 +12,16 @@ from imagegen.storage.files import make_private
 #: The file in the data directory that is locked.
 LOCK = "lock"
 
+#: The file in a data directory that a backup is restored into, until all of it is there.
+RESTORING = "restoring"
+
 
 @contextmanager
-def exclusive(data_dir: Path) -> Iterator[None]:
+def exclusive(data_dir: Path, *, restoring: bool = False) -> Iterator[None]:
     """Lock the directory for the duration of the context. The kernel releases the lock when the process ends.
 
-    Raises DataDirInUse or DataDirUnusable.
+    `restoring`: the context restores a backup; otherwise one whose restore was interrupted is refused. Raises
+    DataDirInUse or DataDirUnusable.
     """
     try:
         make_private(data_dir)
@@ -31,6 +35,8 @@ def exclusive(data_dir: Path) -> Iterator[None]:
             file.seek(0)
             holder = file.read().decode(errors="replace").strip() or "unknown"
             raise DataDirInUse(f"Another instance (process {holder}) uses this data directory.") from None
+        if not restoring and (data_dir / RESTORING).exists():
+            raise DataDirUnusable(f"A restore into {data_dir} was interrupted: run `imagegen restore` again.")
         with suppress(OSError):  # a full disk: the lock holds, but the file does not name its process
             file.truncate(0)
             file.write(str(os.getpid()).encode())

@@ -63,6 +63,8 @@ class Intake:
         bus: EventBus,
         limits: Limits,
         room: Room | None,
+        *,
+        log_prompts: bool,
     ) -> None:
         self._queue = device.queue
         self._models = device.models
@@ -76,6 +78,7 @@ class Intake:
         self._bus = bus
         self._limits = limits
         self._room = room
+        self._log_prompts = log_prompts
         #: Ids of tasks that are being written to the journal, and are enqueued afterwards.
         self._arriving: set[str] = set()
         self._closed = False
@@ -175,7 +178,9 @@ class Intake:
         finally:
             self._arriving.discard(task.id)
         if isinstance(stored, GenerationTask):
-            log.info("task_accepted", **task.ids, type=task.type, priority=task.priority)
+            asked = {"prompt": task.request.prompt, "negative_prompt": task.request.negative_prompt}
+            known = {"type": task.type, "priority": task.priority, "key": task.owner or None}
+            log.info("task_accepted", **task.ids, **known, **(asked if self._log_prompts else {}))
             deadline = None if task.deadline_s is None else since + task.deadline_s
             self.enqueue(LiveTask(stored, self._clock(), deadline))
         return stored

@@ -39,13 +39,20 @@ class TaskManager:
         puller: ModelPuller | None = None,
         cancel_grace_s: float = 5,
         room: Room | None = None,
+        *,
+        log_prompts: bool = False,
     ) -> None:
-        """Without a puller no weights are pulled, whatever the catalog says; without `room` no disk is looked at."""
+        """Without a puller no weights are pulled, whatever the catalog says; without `room` no disk is looked at.
+
+        `log_prompts`: whether the log has the prompts.
+        """
         self._device = device
         records = self.records = Records(journal, images, bus)
         outlooks = self._outlooks = Outlooks(records.live, device, bus)
         parking = self._parking = Parking(device.models, puller, bus)
-        intake = self._intake = Intake(device, parking, records, outlooks, journal, images, bus, limits, room)
+        intake = self._intake = Intake(
+            device, parking, records, outlooks, journal, images, bus, limits, room, log_prompts=log_prompts
+        )
         runner = self._runner = Runner(device, intake, parking, records, outlooks, journal, images, bus)
         self._stopping = Stopping(device, intake, runner, parking, records, outlooks, images, cancel_grace_s)
 
@@ -100,6 +107,12 @@ class TaskManager:
         call = self._device.call
         running = set() if call is None else {call.model}
         return self._device.queue.lanes.models | self._parking.models | running
+
+    @property
+    def running(self) -> list[str]:
+        """The ids of the tasks of the running call."""
+        call = self._device.call
+        return [] if call is None else [live.record.id for live in call.members]
 
     @property
     def draining(self) -> bool:

@@ -2,11 +2,15 @@
 
 from collections.abc import Iterator
 
+import structlog
+
 from imagegen.core.errors import Draining, WeightsHere
 from imagegen.core.events import EventBus, TaskDownloading
 from imagegen.hub.puller import ModelPuller, Pull, PullState
 from imagegen.models.manager import DynamicModelManager
 from imagegen.tasks.life import LiveTask
+
+log = structlog.get_logger(__name__)
 
 
 class Parking:
@@ -50,6 +54,7 @@ class Parking:
         model = live.record.model
         first = model not in self._parked
         live.park()
+        log.info("task_parked", **live.record.ids)
         self._parked.setdefault(model, {})[live.record.id] = live
         self._publish(live, self._present_pull(model))
         return first

@@ -115,8 +115,17 @@ class Records:
             self._unwritten[ended.id] = ended
         self._bus.publish(event)  # while it is in `live`, where the taps of the bus look it up
         del self.live[ended.id]
-        code = ended.failure.code if ended.failure else None
-        log.info("task_ended", **ended.ids, status=ended.status, attempt=ended.attempt, code=code)
+        failure, took = ended.failure, (ended.completed_at or ended.created_at) - ended.created_at
+        log.info(
+            "task_ended",
+            **ended.ids,
+            status=ended.status,
+            attempt=ended.attempt,
+            seconds=round(took.total_seconds(), 3),
+            pictures=len(ended.images),
+            code=failure.code if failure else None,
+            reason=failure.message if failure else None,
+        )
 
     async def write_ends(self) -> None:
         """Write the ends that the disk has refused. Raises StorageFull or StorageFailed if it still does."""
@@ -136,6 +145,7 @@ class Records:
             raise TaskNotFinished
         await self._images.delete(task.images + task.storing)
         await self._forget([task])
+        log.info("task_deleted", **task.ids)
 
     async def expire(self, kept: Retention) -> int:
         """Delete what retention does not keep; returns the number of deleted tasks.
@@ -148,6 +158,8 @@ class Records:
             if dropped := await self._journal.drop_inputs(kept.journal):
                 log.info("inputs_deleted", tasks=dropped)
             deleted += await self._delete_surplus(Retention(journal=kept.journal))
+        if deleted:
+            log.info("tasks_expired", tasks=deleted)
         return deleted
 
     async def _delete_surplus(self, kept: Retention) -> int:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from itertools import count
 from typing import TypeVar
 
+import structlog
 from structlog.contextvars import bound_contextvars, get_contextvars
 
 from imagegen.core.errors import DeviceFault, Draining, FailureCode
@@ -26,6 +27,8 @@ from imagegen.tasks.parking import Parking
 from imagegen.tasks.queue import ControlTicket
 from imagegen.tasks.records import Records
 from imagegen.tasks.saving import Saver
+
+log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -158,6 +161,8 @@ class Runner:
 
     def _start(self, live: LiveTask) -> None:
         live.start(datetime.now(UTC))
+        waited_s = round(self._clock() - live.since, 3)
+        log.info("task_started", **live.record.ids, attempt=live.record.attempt + 1, waited_s=waited_s)
         self._bus.publish(TaskStarted(task_id=live.record.id, attempt=live.record.attempt + 1))
 
     async def _begin(self, *members: LiveTask) -> None:
@@ -270,16 +275,19 @@ class Runner:
         if live.stop_request is StopRequest.CANCEL:
             await self._records.cancel(live)
         elif live.stop_request is StopRequest.PUT_BACK or isinstance(outcome, Stopped):
-            await self._put_back(live, counts=False)
+            await self._put_back(live, None, counts=False)
         elif outcome.worker_died and live.record.attempt < MAX_ATTEMPTS:
-            await self._put_back(live, counts=True)
+            await self._put_back(live, outcome.code, counts=True)
         elif together:
-            await self._put_back(live, counts=False, alone=outcome.code is not FailureCode.OUT_OF_MEMORY)
+            alone = outcome.code is not FailureCode.OUT_OF_MEMORY
+            await self._put_back(live, outcome.code, counts=False, alone=alone)
         else:
             await self._records.fail(live, outcome.code, outcome.message)
 
-    async def _put_back(self, live: LiveTask, *, counts: bool, alone: bool = False) -> None:
+    async def _put_back(self, live: LiveTask, code: FailureCode | None, *, counts: bool, alone: bool = False) -> None:
+        """`code`: why; None: the service is ending."""
         live.put_back(counts=counts, alone=alone)
+        log.info("task_put_back", **live.record.ids, attempt=live.record.attempt, code=code)
         # Enqueued before the write, because a cancel finds a task only in the queue or in a call.
         self._intake.enqueue(live)
         await self._records.write(live.record)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from typing import Any
 
+import structlog
 from structlog.contextvars import bind_contextvars
 
 from imagegen.core.errors import EncodingFailed, FailureCode, StorageFailed, StorageFull
@@ -14,6 +15,8 @@ from imagegen.storage.encoding import encoder_of
 from imagegen.storage.images import ImageStore
 from imagegen.tasks.life import LiveTask, StopRequest
 from imagegen.tasks.records import Records
+
+log = structlog.get_logger(__name__)
 
 #: The number of calls whose pictures may be saved while the GPU works. The pixels of more would fill the memory.
 MAX_SAVING = 2
@@ -103,6 +106,7 @@ class Saver:
 
         def on_wait() -> None:
             if live.wait_for_store():
+                log.warning("task_waits_for_store", **live.record.ids)
                 self._bus.publish(TaskStoring(task_id=live.record.id))
 
         uploading = asyncio.create_task(self._images.upload(stored, on_wait))

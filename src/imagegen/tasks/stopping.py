@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import Iterable
 
+import structlog
+
 from imagegen.core.errors import FailureCode, TaskFinished
 from imagegen.core.task import GenerationTask, TaskStatus
 from imagegen.storage.images import ImageStore
@@ -13,6 +15,8 @@ from imagegen.tasks.outlooks import Outlooks
 from imagegen.tasks.parking import Parking
 from imagegen.tasks.records import Records
 from imagegen.tasks.runner import Runner
+
+log = structlog.get_logger(__name__)
 
 
 class Stopping:
@@ -51,6 +55,7 @@ class Stopping:
         live = self._records.live.get(task_id)
         if live is None or live.ending:
             return task
+        log.info("task_cancel_asked", **live.record.ids)
         live.request_stop(StopRequest.CANCEL)
         call = self._device.call
         if isinstance(live.stage, Loading):

@@ -95,6 +95,10 @@ class ScriptedEngine(GpuExecutor):
         return f"<ScriptedEngine [{'ACTIVE' if self.busy else 'IDLE'}, Models: {', '.join(self.loaded) or None}]>"
 
     @property
+    def pid(self) -> int | None:
+        return None
+
+    @property
     def busy(self) -> bool:
         """Whether a call waits for the test."""
         return self.call is not None or self.loading is not None

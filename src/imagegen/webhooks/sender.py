@@ -84,6 +84,11 @@ class WebhookSender:
         """The deliveries that wait for an attempt, or for its end."""
         return self._turns.pending
 
+    @property
+    def on(self) -> bool:
+        """Whether tasks may have webhooks."""
+        return self._signer is not None
+
     # -- for the API --------------------------------------------------------------------------------------------------
 
     def accept(self, url: str, events: Sequence[WebhookEvent]) -> Webhook:

@@ -253,7 +253,7 @@ async def diff_config_version(
     },
 )
 async def rollback_config(body: RollbackBody, response: Response, writer: Writer, if_match: IfMatch) -> ConfigWritten:
-    """Writes the text of that version to the file, as a new version. This also repairs a broken file."""
+    """Writes the text of that version to the file, as a new version. It also repairs a broken or deleted file."""
     written = await writer.rollback(body.version, if_match)
     tag(response, written.etag)
     return ConfigWritten(message=f"Version {body.version} is in force.", etag=written.etag)

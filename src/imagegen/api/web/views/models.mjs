@@ -140,8 +140,12 @@ function Health() {
   if (!health) return null;
   const gpu = health.gpu_info;
   const used = gpu.gpu_memory_total - gpu.gpu_memory_free;
+  const card = health.gpus?.[0];
+  const problems = new Set([...health.problems.map(({ detail }) => detail), gpu.cuda_problem ?? ""]);
+  problems.delete("");
   const facts = [
     ["host-memory", bytes(gpu.host_memory * GIB)],
+    ["disk-free", bytes(health.disk_free * GIB)],
     ["store", t(`store.${health.store}`)],
     ["tasks-kept", health.total_tasks],
     ["version", health.version],
@@ -152,8 +156,8 @@ function Health() {
         <h2 id="health-title">${t("device")}</h2>
         <span class=${`state is-${health.status}`}>${t(`health.${health.status}`)}</span>
       </div>
-      <p>${gpu.gpu_name ?? t("no-gpu")}</p>
-      ${gpu.cuda_problem && html`<p class="refusal">${gpu.cuda_problem}</p>`}
+      <p>${gpu.gpu_name ?? t("no-gpu")}${card && ` · ${card.utilization ?? "?"} % · ${card.temperature ?? "?"} °C`}</p>
+      ${[...problems].map((detail) => html`<p class="refusal" key=${detail}>${detail}</p>`)}
       ${
         gpu.gpu_memory_total > 0 &&
         html`<label class="memory">
