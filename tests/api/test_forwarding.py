@@ -215,19 +215,18 @@ async def test_urls_of_other_apis_are_below_the_prefix_and_are_taken_back_as_pic
 
 
 async def test_a_tool_of_mcp_gives_whole_urls_below_the_prefix(start: Start) -> None:
-    async with start(**TRUSTED) as client:
-        async with connected(client, **SAID) as session:
-            made = facts(await session.call_tool("generate_image", {"prompt": "x"}))
-            url = made["pictures"][0]["url"]
-            assert url.startswith(f"{PUBLIC}/images/")
-            edited = await session.call_tool("edit_image", {"prompt": "x", "image": url})
-            assert facts(edited)["status"] == "completed"
+    async with start(**TRUSTED) as client, connected(client, **SAID) as session:
+        made = facts(await session.call_tool("generate_image", {"prompt": "x"}))
+        url = made["pictures"][0]["url"]
+        assert url.startswith(f"{PUBLIC}/images/")
+        edited = await session.call_tool("edit_image", {"prompt": "x", "image": url})
+        assert facts(edited)["status"] == "completed"
 
 
 async def test_webhooks_have_the_prefix_of_the_settings(start: Start) -> None:
     with receiving() as receiver:
         async with start(**BELOW, **hooks(receiver)) as client:
-            await client.submit(webhook={"url": receiver.url()})
+            await client.submit(webhook_url=receiver.url())
             [sent] = await asyncio.to_thread(receiver.until, "/")
         body = json.loads(sent.body)
         assert body["data"]["links"]["self"].startswith("/imagegen/task/")

@@ -242,7 +242,12 @@ def test_the_command_line_works_through_a_proxy_below_a_prefix(server: Server, k
         trust = os.environ | {"SSL_CERT_FILE": str(tmp_path / "localhost.pem"), "IMAGEGEN_KEY": key}
         command = ["run", "x", "--model", "quick", "--server", f"{front.origin}/imagegen", "-o", "x.png", "--json"]
         done = subprocess.run(
-            [sys.executable, "-m", "imagegen", *command], cwd=tmp_path, env=trust, capture_output=True, text=True, check=False
+            [sys.executable, "-m", "imagegen", *command],
+            cwd=tmp_path,
+            env=trust,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["model"] == "quick"

@@ -65,7 +65,9 @@ def test_every_file_that_is_named_exists(file: Path) -> None:
 
 
 #: A command line of the program: after a shell's prompt, a path, or the name of a container.
-_COMMAND = re.compile(r"""(?:^|[\s/"'`$=])imagegen ((?:serve|run|keys|models|health|doctor|config|backup)\b[^`|<>;&\n"']*)""")
+_COMMAND = re.compile(
+    r"""(?:^|[\s/"'`$=])imagegen ((?:serve|run|keys|models|health|doctor|config|backup)\b[^`|<>;&\n"']*)"""
+)
 
 
 def commands(file: Path) -> list[str]:

@@ -65,9 +65,7 @@ class EventStream(StreamingResponse):
             await super().__call__(scope, receive, send)
 
 
-async def frames(
-    events: AsyncIterator[Published | None], framed: Callable[[Published], bytes]
-) -> AsyncIterator[bytes]:
+async def frames(events: AsyncIterator[Published | None], framed: Callable[[Published], bytes]) -> AsyncIterator[bytes]:
     """The frame of each event, and a comment for each None."""
     async for published in events:
         yield framed(published) if published else KEEP_ALIVE

@@ -46,9 +46,7 @@ async def get_bundle(
     pictures = [await images.known(image) for image in task.images]
     for image in pictures:
         await images.size(image)  # raises if it is missing: once the response has begun, its status is fixed
-    view = task_view(
-        task, None, None, settings.retention_days, receipt_of(task), prefix=request.scope["root_path"]
-    )
+    view = task_view(task, None, None, settings.retention_days, receipt_of(task), prefix=request.scope["root_path"])
     record = view.model_dump_json(indent=2).encode()
     headers = {"Content-Disposition": f'attachment; filename="{task.id}.zip"', "X-Content-Type-Options": "nosniff"}
     content = _zipped(record, pictures, images, task.completed_at or task.created_at)

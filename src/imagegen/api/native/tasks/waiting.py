@@ -87,7 +87,9 @@ class _Caller:
         return response
 
     def _ended(self, task: GenerationTask) -> Response:
-        view = task_view(task, None, None, settings_of(self._services).retention_days, receipt_of(task), prefix=self._prefix)
+        view = task_view(
+            task, None, None, settings_of(self._services).retention_days, receipt_of(task), prefix=self._prefix
+        )
         headers = {"Content-Location": view.links.self}
         return Response(view.model_dump_json(), media_type="application/json", headers=headers)
 
