@@ -76,11 +76,13 @@ def commands(file: Path) -> list[str]:
 
 
 def test_every_command_line_is_one() -> None:
-    found = {(named(file), line) for file in FILES for line in commands(file)}
+    found = {(named(file), line) for file in FILES if file.name != "Makefile" for line in commands(file)}
     assert len(found) > 8
     for file, line in sorted(found):
-        # Unknown commands and options are refused before the help is shown, and nothing is run.
-        shown = command(*line.split(), "--help")
+        words = line.split()
+        # Of a group, the second word is the command. With its help nothing is run, but what is unknown is refused.
+        place = 2 if words[0] in ("keys", "models", "config") else 1
+        shown = command(*words[:place], "--help", *words[place:])
         assert shown.exit_code == 0, f"{file}: imagegen {line}\n{shown.output}"
 
 
