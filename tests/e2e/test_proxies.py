@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import httpx
 import psutil
@@ -30,7 +30,7 @@ needs_nginx = pytest.mark.skipif(NGINX is None, reason=NO_NGINX)
 needs_caddy = pytest.mark.skipif(CADDY is None, reason=NO_CADDY)
 
 #: `gate` takes so many steps that a test never waits for its end.
-MODELS = {"quick": {"supports_img2img": True}, "gate": {"step_seconds": 0.25, "steps": 200}}
+MODELS: dict[str, Any] = {"quick": {"supports_img2img": True}, "gate": {"step_seconds": 0.25, "steps": 200}}
 
 
 @pytest.fixture(scope="module")

@@ -68,7 +68,7 @@ class Connections:
         proxies: Collection[IPvAnyNetwork] = (),
         prefix: str = "",
     ) -> None:
-        """`clock`: monotonic seconds. `proxies`: networks whose connections have many callers, so no bound of their own.
+        """`clock`: monotonic seconds. `proxies`: networks of proxies, whose addresses have no bound of their own.
 
         `prefix`: of the paths of this service, as `/imagegen`.
         """

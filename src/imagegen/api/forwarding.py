@@ -30,7 +30,7 @@ class Forwarding:
         self._app = app
         self._prefix = prefix
         # uvicorn's own, which finds the caller behind several proxies: the last address that is not trusted.
-        self._by_proxy = ProxyHeadersMiddleware(self._prefixed, [str(network) for network in proxies])  # type: ignore[arg-type]
+        self._by_proxy = ProxyHeadersMiddleware(self._prefixed, [str(network) for network in proxies])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
