@@ -170,9 +170,9 @@ def test_the_wheel_is_installed_by_pip_and_works_the_same_outside_the_checkout(t
     alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     program = tmp_path / "venv" / "bin" / "imagegen"
 
-    def said(*arguments: str) -> str:
+    def said(*command: str | Path) -> str:
         done = subprocess.run(
-            [program, *arguments],
+            command,
             cwd=tmp_path,
             env=alone,
             capture_output=True,
@@ -183,8 +183,8 @@ def test_the_wheel_is_installed_by_pip_and_works_the_same_outside_the_checkout(t
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    assert said("--version").split()[-1] == __version__
-    assert str(site) in said("config", "check")
-    said("run", "a red circle", "-o", "out.png")
+    assert said(program, "--version").split()[-1] == __version__
+    assert str(site) in said(program.with_name("python"), "-c", "import imagegen; print(imagegen.__file__)")
+    said(program, "run", "a red circle", "-o", "out.png")
     with Image.open(tmp_path / "out.png") as image:
         assert image.size == (128, 128)
