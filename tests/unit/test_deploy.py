@@ -41,8 +41,6 @@ def yaml_of(*path: str) -> Any:
 @pytest.mark.parametrize("file", FILES, ids=named)
 def test_every_variable_that_is_named_is_a_setting(file: Path) -> None:
     known = {f"IMAGEGEN_{name.upper()}" for name in (*Settings.model_fields, *CLIENT_VARIABLES)}
-    #: Of compose.yaml itself: the folder that it mounts.
-    known |= {"IMAGEGEN_CONFIG_DIR"}
     assert set(re.findall(r"IMAGEGEN_[A-Z_]+[A-Z]", file.read_text())) <= known
 
 
@@ -131,7 +129,7 @@ def test_composes_service_is_confined_and_edits_its_models() -> None:
         mounted = dict(reversed(volume.rsplit(":", 1)) for volume in it["volumes"])
         config = Path(it["environment"]["IMAGEGEN_CONFIG"])
         # A folder: a file that is mounted alone cannot be replaced.
-        assert mounted[str(config.parent)] == "${IMAGEGEN_CONFIG_DIR:-./config}"
+        assert mounted[str(config.parent)] == "${CONFIG_DIR:-./config}"
         assert (ROOT / "config" / config.name).is_file()
         assert int(it["stop_grace_period"].removesuffix("s")) > Settings().drain_timeout_s
     assert services["imagegen"]["build"]["args"]["TORCH"] == "cpu"
