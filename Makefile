@@ -148,6 +148,9 @@ lint: $(VENV)/.dev ## Run the static checks only
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python scripts/figures.py
 	$(BIN)/hadolint Dockerfile
+	$(BIN)/yamllint --strict .
+	$(BIN)/actionlint
+	$(BIN)/zizmor --offline --no-progress --quiet .github/workflows
 
 .PHONY: screenshots
 screenshots: $(VENV)/.dev ## Make the pictures of the page again, in SHOTS (docs); needs Chromium

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from imagegen import __version__
 from imagegen.api.native.tasks.waiting import MAX_WAIT_S
 from imagegen.cli.common import EX_CANTCREAT, EX_CONFIG, EX_DATAERR
 from imagegen.settings import CLIENT_VARIABLES, Settings
@@ -212,3 +213,46 @@ def test_systemd_takes_the_unit(tmp_path: Path) -> None:
     unit.write_text(UNIT.replace("/opt/imagegen/bin/imagegen", sys.executable).replace("=imagegen\n", "=root\n"))
     done = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, check=False)
     assert (done.returncode, [line for line in done.stderr.splitlines() if "imagegen.service" in line]) == (0, [])
+
+
+# -- the chart: Helm itself renders it in `make conformance` ---------------------------------------------------------
+
+CHART = DEPLOY / "helm" / "imagegen"
+
+
+def test_every_value_of_the_chart_is_in_its_values_with_a_default() -> None:
+    values = yaml_of("deploy/helm/imagegen/values.yaml")
+    text = "".join(it.read_text() for it in sorted((CHART / "templates").iterdir()))
+    used = set(re.findall(r"\$?\.Values((?:\.\w+)+)", text))
+    assert len(used) > 30
+    for path in used:
+        part = values
+        for name in path.removeprefix(".").split("."):
+            assert name in part, path
+            part = part[name]
+    # And the other way: nothing in it is without effect.
+    assert {name for name in values if f".Values.{name}" not in text} == set()
+
+
+def test_the_charts_version_is_that_of_the_package() -> None:
+    about = yaml_of("deploy/helm/imagegen/Chart.yaml")
+    assert (about["version"], about["appVersion"]) == (__version__, __version__)
+
+
+def test_the_charts_rules_are_those_of_prometheus() -> None:
+    for name in ("alerts.yml", "recording.yml"):
+        assert (CHART / name).resolve() == DEPLOY / "prometheus" / name
+
+
+# -- the release -------------------------------------------------------------------------------------------------------
+
+
+def test_workflows_run_what_people_run_and_pin_the_actions() -> None:
+    for name in ("ci.yml", "release.yml"):
+        text = (ROOT / ".github" / "workflows" / name).read_text()
+        assert ".ci/run" in text
+        # A tag can be moved, a commit cannot.
+        assert set(re.findall(r"uses: \S+@(\S+)", text)) == set(re.findall(r"uses: \S+@([0-9a-f]{40})", text))
+    jobs = yaml_of(".github/workflows/release.yml")["jobs"]
+    assert {name for name, job in jobs.items() if "check" in job.get("needs", ())} == {"wheel", "image"}
+    assert jobs["publish"]["needs"] == ["wheel", "image"]
