@@ -51,7 +51,7 @@ linted = helm_python.lint(str(CHART), EVERYTHING, strict=True)
 assert linted["errors"] == [], linted
 for about, values in SETS.items():
     rendered = objects(values)
-    for kind, some in rendered.items():
+    for some in rendered.values():
         for it in some:
             if not it["apiVersion"].startswith("monitoring.coreos.com/"):
                 kubernetes_validate.validate(it, "1.37", strict=True)
