@@ -338,6 +338,14 @@ async def test_a_trusted_proxy_takes_the_connections_of_all_its_callers(house: H
         assert wire.sent.startswith(b"HTTP/1.1 200")
 
 
+async def test_a_probe_may_have_the_prefix(house: House) -> None:
+    for path, answered in ((b"/imagegen/livez", True), (b"/imagegen/tasks", False)):
+        protocol, wire = house.connect(probes_only=True)
+        protocol.data_received(b"GET " + path + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+        await turn()
+        assert wire.sent.startswith(b"HTTP/1.1 200") == answered
+
+
 async def test_a_refusal_of_the_connection_has_its_page_below_the_prefix(house: House) -> None:
     protocol, wire = house.connect()
     protocol.data_received(b"nonsense\r\n\r\n")

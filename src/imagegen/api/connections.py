@@ -282,7 +282,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._unread = 0
-        if self.probes_only and self.url.partition(b"?")[0].decode("latin-1") not in PROBES:
+        path = self.url.partition(b"?")[0].decode("latin-1").removeprefix(self._shared.prefix)
+        if self.probes_only and path not in PROBES:
             self._refuse("too_many_connections", "There are too many connections; close some, or try later.", 503)
         if len(self.pipeline) >= MAX_AHEAD:
             self.pipeline.clear()
