@@ -6,8 +6,8 @@
 #   PYTHON       the Python for .venv: the newest of python3.13, python3.12, python3.11, python3 that works
 #   TORCH        the build of torch, cpu or cuda: by default cuda if nvidia-smi finds a GPU, else cpu; if that build is
 #                not available, the other one. If TORCH is set, it is an error if that build is not available.
-#   TORCH_INDEX  an index for the CPU build only, used if pip's own indexes do not have it: pytorch publishes one.
-#                Without it such a machine installs the CUDA build, which also runs on a CPU.
+#   TORCH_INDEX  an index for the CPU build only, used if pip's own indexes do not have it: PyTorch's own (200 MB).
+#                If that cannot be reached either, the CUDA build is installed (2.7 GB), which also runs on a CPU.
 #   ARGS         more arguments for pytest: make test ARGS="tests/unit -x"; of conformance: the names of clients
 
 .DEFAULT_GOAL := help
@@ -20,7 +20,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 HOST := $(or $(IMAGEGEN_HOST),127.0.0.1)
 PORT := $(or $(IMAGEGEN_PORT),5050)
-TORCH_INDEX ?=
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -34,9 +34,11 @@ PYTHON ?= $(shell for it in python3.13 python3.12 python3.11 python3; do \
 	if $$it -c '$(FITS)' >/dev/null 2>&1; then echo $$it; break; fi; done)
 NO_PYTHON := imagegen needs Python 3.11 or newer with its venv module: apt install python3-venv, or name one with PYTHON=
 
+comma := ,
 ifndef TORCH
 TORCH := $(shell nvidia-smi -L 2>/dev/null | grep -q '^GPU' && echo cuda || echo cpu)
-TORCH_ELSE := echo "No $(TORCH) build of torch is available: installing the other one, which can be several GB."
+TORCH_ELSE := echo "No $(TORCH) build of torch is available: installing the other one$(if \
+	$(filter cpu,$(TORCH)),$(comma) 2.7 GB with what it needs. It also runs on a CPU)." >&2
 else
 TORCH_ELSE := { echo "No $(TORCH) build of torch is available; see TORCH_INDEX in the Makefile." >&2; exit 1; }
 endif
@@ -45,6 +47,12 @@ torch := $(shell grep '^torch==' constraints.txt)
 torch_cpu := "$(torch)+cpu"
 torch_cuda := "$(torch),!=$(patsubst torch==%,%,$(torch))+cpu"
 torch_index_cpu := $(TORCH_INDEX)
+
+# $(call tried,WHAT,ARGUMENTS,WHERE): have pip install it without its dependencies; say where and why that failed.
+tried = { $(PIP) install --no-deps $(2) 2>$(VENV)/.said || { echo "$(3) has no $(1):" >&2; \
+	sed -n -E 's/^(WARNING|ERROR): (Retrying.*connection broken by )?/    /p' $(VENV)/.said | cut -c1-200 | tail -n 3 >&2; false; }; }
+OWN := The index that pip is configured with
+FOREIGN := --retries 1 --timeout 15 --index-url $(TORCH_INDEX)
 
 # The build of torch that .venv has: the requested build is not always available.
 BUILT = $(shell $(BIN)/python -c 'from importlib.metadata import version; print("cpu" if version("torch").endswith("+cpu") else "cuda")')
@@ -62,9 +70,8 @@ $(VENV)/.pip:
 $(VENV)/.torch-$(TORCH): constraints.txt | $(VENV)/.pip
 	@rm -f $(VENV)/.torch-*
 	@echo 'Installing $(torch), build: $(TORCH)'
-	@$(PIP) install --no-deps $(torch_$(TORCH)) 2>/dev/null $(if $(torch_index_$(TORCH)),\
-	|| $(PIP) install --no-deps --retries 1 --timeout 15 --index-url $(torch_index_$(TORCH)) $(torch_$(TORCH)) 2>/dev/null)\
-	|| $(TORCH_ELSE)
+	@$(call tried,$(TORCH) build of $(torch),$(torch_$(TORCH)),$(OWN)) $(if $(torch_index_$(TORCH)),\
+	|| $(call tried,$(TORCH) build of $(torch),$(FOREIGN) $(torch_$(TORCH)),$(TORCH_INDEX))) || $(TORCH_ELSE)
 	@touch $@
 
 $(VENV)/.runtime: pyproject.toml constraints.txt $(VENV)/.torch-$(TORCH)
@@ -95,9 +102,8 @@ vision: $(VENV)/.runtime ## Add torchvision: FLUX.2 dev and Qwen-Image-Edit read
 # Install the same build as torch, or none: with another build its import fails, and so does the load of every model.
 .PHONY: torchvision
 torchvision:
-	@$(PIP) install --quiet --no-deps $(torchvision_$(BUILT)) 2>/dev/null $(if $(TORCH_INDEX),\
-	|| { [ $(BUILT) = cpu ] && $(PIP) install --quiet --no-deps --retries 1 --timeout 15 \
-	--index-url $(TORCH_INDEX) $(torchvision_cpu) 2>/dev/null; })\
+	@$(call tried,$(BUILT) build of $(torchvision),--quiet $(torchvision_$(BUILT)),$(OWN)) $(if $(TORCH_INDEX),\
+	|| { [ $(BUILT) = cpu ] && $(call tried,cpu build of $(torchvision),--quiet $(FOREIGN) $(torchvision_cpu),$(TORCH_INDEX)); })\
 	|| { echo "No $(BUILT) build of $(torchvision) is available; see TORCH_INDEX in the Makefile." >&2; exit 1; }
 	@$(BIN)/python -c 'import torchvision' 2>/dev/null || { $(PIP) uninstall --quiet --yes torchvision; \
 	echo "$(torchvision) does not work with this torch and was removed again." >&2; exit 1; }
@@ -106,6 +112,12 @@ torchvision:
 serve: $(VENV)/.runtime ## Start the service on 127.0.0.1:5050
 	@echo "imagegen: open http://$(HOST):$(PORT) in a browser; Ctrl+C stops it"
 	@exec $(BIN)/imagegen serve --host "$(HOST)" --port "$(PORT)" $(if $(CONFIG),--config "$(CONFIG)")
+
+
+.PHONY: wheel
+wheel: $(VENV)/.pip ## Build the wheel, in dist
+	$(PIP) wheel --quiet --no-deps --build-constraint constraints.txt --wheel-dir dist .
+	@ls dist/imagegen-*.whl
 
 .PHONY: test
 test: $(VENV)/.dev ## Run the whole suite
@@ -136,6 +148,9 @@ lint: $(VENV)/.dev ## Run the static checks only
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python scripts/figures.py
 	$(BIN)/hadolint Dockerfile
+	$(BIN)/yamllint --strict .
+	$(BIN)/actionlint
+	$(BIN)/zizmor --offline --no-progress --quiet .github/workflows
 
 .PHONY: screenshots
 screenshots: $(VENV)/.dev ## Make the pictures of the page again, in SHOTS (docs); needs Chromium

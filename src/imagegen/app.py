@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
+from urllib.parse import urlsplit
 
 import structlog
 from fastapi import FastAPI
@@ -15,7 +16,8 @@ import imagegen
 from imagegen.api.callers import Retries
 from imagegen.api.dependencies import Services
 from imagegen.api.document import complete_document
-from imagegen.api.guard import ANSWERED_HEADERS, ASKED_HEADERS, Guard
+from imagegen.api.forwarding import Forwarding
+from imagegen.api.guard import ANSWERED_HEADERS, ASKED_HEADERS, Guard, host_name
 from imagegen.api.head import HeadAsGet
 from imagegen.api.mcp import McpEndpoint
 from imagegen.api.measuring import HttpMetrics
@@ -193,7 +195,8 @@ def app_of(service: Service) -> FastAPI:
         version=imagegen.__version__,
         lifespan=lifespan,
         license_info={"name": "MIT", "identifier": "MIT"},
-        servers=[{"url": settings.public_url or "/"}],
+        servers=[{"url": settings.public_url or settings.prefix or "/"}],
+        root_path_in_servers=not settings.public_url,
         webhooks=sent_webhooks(),
         separate_input_output_schemas=False,
         telemetry=http_options(service.traces),
@@ -208,7 +211,9 @@ def app_of(service: Service) -> FastAPI:
     include_routers(app, settings.max_upload_bytes)
     app.add_middleware(HeadAsGet)
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.max_body_bytes)
-    app.add_middleware(Guard, host=settings.host, allowed_hosts=settings.allowed_hosts, origins=settings.cors_origins)
+    public_host = {host_name(urlsplit(settings.public_url).netloc)} - {""}
+    allowed_hosts = settings.allowed_hosts | public_host
+    app.add_middleware(Guard, host=settings.host, allowed_hosts=allowed_hosts, origins=settings.cors_origins)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -221,6 +226,7 @@ def app_of(service: Service) -> FastAPI:
     app.add_middleware(TextAsProblem)
     app.add_middleware(RequestIds)
     app.add_middleware(HttpMetrics, metrics=service.services.metrics)
+    app.add_middleware(Forwarding, proxies=settings.trusted_proxies, prefix=settings.prefix)
     return app
 
 

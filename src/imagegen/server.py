@@ -176,6 +176,7 @@ def http_config(app: FastAPI, settings: Settings, connections: Connections) -> u
         log_config=None,  # logs.py formats uvicorn's messages like those of other libraries
         log_level="warning",
         access_log=False,
+        proxy_headers=False,  # api/forwarding.py applies them; uvicorn would trust every program on this machine
         timeout_keep_alive=settings.keep_alive_s,
         timeout_graceful_shutdown=CONNECTION_GRACE_S,
         server_header=False,
@@ -224,7 +225,7 @@ def serve(settings: Settings, catalog: Catalog, families: str) -> int:
     about, began = start_line(settings), time.monotonic()
     app = create_app(settings, catalog, families)
     lifecycle: Lifecycle = app.state.lifecycle
-    connections = Connections(bounds_of(settings), time.monotonic)
+    connections = Connections(bounds_of(settings), time.monotonic, settings.trusted_proxies, settings.prefix)
     server = DrainingServer(http_config(app, settings, connections), lifecycle, connections, settings.probe_port, about)
     _collect_seldom()
     with exclusive(settings.data_dir):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from platformdirs import user_data_path
 from pydantic import AfterValidator, BeforeValidator, Field, IPvAnyNetwork, model_validator
@@ -69,6 +70,9 @@ Port = Annotated[int, Field(ge=1, le=65_535)]
 Delay = Annotated[float, Field(ge=0, le=604_800)]
 
 
+#: A path below which the service is: `/imagegen`, without a slash at its end.
+PATH_PREFIX = r"(/[A-Za-z0-9._~-]{1,100}){0,9}"
+
 #: The variables that commands read to find a service: IMAGEGEN_SERVER and IMAGEGEN_KEY.
 CLIENT_VARIABLES = frozenset({"server", "key"})
 
@@ -87,15 +91,19 @@ class Settings(BaseSettings):
     probe_port: Annotated[int | None, Field(ge=0, le=65_535), BeforeValidator(_unless_linked)] = None
     #: Host names that a service on a local address answers to, in addition to the local ones.
     allowed_hosts: Annotated[frozenset[str], NoDecode, BeforeValidator(_comma_separated)] = frozenset()
-    #: The URL at which callers reach the service, as `https://example.com/imagegen`, for the OpenAPI document; empty:
-    #: the one that they got the document from.
+    #: The URL at which callers reach the service, as `https://example.com/imagegen`, for whole URLs in answers and for
+    #: the OpenAPI document; empty: the one of each request.
     public_url: Annotated[
         str,
         Form(
-            r"(https?://[A-Za-z0-9.\[\]:-]{1,255}(/[A-Za-z0-9._~-]{1,100}){0,9})?",
+            rf"(https?://[A-Za-z0-9.\[\]:-]{{1,255}}{PATH_PREFIX})?",
             "must be an http or https URL without a slash at its end",
         ),
     ] = ""
+    #: The path below which callers reach the service, as `/imagegen`; empty: that of `public_url`.
+    root_path: Annotated[str, Form(PATH_PREFIX, "must begin with a slash and not end with one, as /imagegen")] = ""
+    #: Addresses and networks of proxies, as `10.1.0.0/16`, whose `X-Forwarded-*` headers count; empty: none.
+    trusted_proxies: Annotated[tuple[IPvAnyNetwork, ...], NoDecode, BeforeValidator(_listed)] = ()
     #: Seconds that an idle connection stays open. Longer than in proxies (nginx: 60): a proxy with a longer timeout
     #: could send a request on a connection that is being closed.
     keep_alive_s: int = Field(75, ge=1, le=3600)
@@ -236,6 +244,12 @@ class Settings(BaseSettings):
             raise ValueError("IMAGEGEN_STORE_URLS=presigned needs IMAGEGEN_STORE=s3://bucket/prefix")
         return self
 
+    @model_validator(mode="after")
+    def _one_prefix(self) -> Self:
+        if self.root_path and self.public_url and self.root_path != urlsplit(self.public_url).path:
+            raise ValueError("IMAGEGEN_ROOT_PATH must be the path of IMAGEGEN_PUBLIC_URL, if both are set")
+        return self
+
     @classmethod
     def linked_variables(cls, environment: Mapping[str, str]) -> list[str]:
         """The variables with the name of a Service of Kubernetes. They are ignored."""
@@ -257,6 +271,11 @@ class Settings(BaseSettings):
                 close = get_close_matches(field, cls.model_fields, n=1)
                 hints[name] = f"; did you mean 'IMAGEGEN_{close[0].upper()}'?" if close else ""
         return hints
+
+    @property
+    def prefix(self) -> str:
+        """The path below which callers reach the service: `/imagegen`; empty: the root, or what a proxy says."""
+        return self.root_path or urlsplit(self.public_url).path
 
     @property
     def images_path(self) -> Path:

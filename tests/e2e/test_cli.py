@@ -1,7 +1,9 @@
 """The `imagegen` command on the command line."""
 
+import os
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from imagegen import __version__
 from imagegen.loaders import SPECS
 from imagegen.testing import WITH_FAKE
 from tests.commands import command
@@ -144,14 +147,12 @@ def test_the_fake_family_is_in_the_command_of_the_tests_only(tmp_path: Path, fak
         assert image.size == (64, 64)
 
 
-def test_the_wheel_works_the_same_in_another_folder(tmp_path: Path) -> None:
+def test_the_wheel_is_installed_by_pip_and_works_the_same_outside_the_checkout(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True, timeout=PATIENCE_S)
     (wheel,) = tmp_path.glob("*.whl")
-    site = tmp_path / "site"
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
-        archive.extractall(site)
     assert not [name for name in names if name.startswith(("training", "tests", "bench"))]
     assert "imagegen/builtin/models.yaml" in names
     pages = {f"imagegen/api/errors/{page.name}" for page in (ROOT / "docs" / "errors").iterdir()}
@@ -160,16 +161,30 @@ def test_the_wheel_works_the_same_in_another_folder(tmp_path: Path) -> None:
     assert {f"imagegen/api/web/{file.relative_to(web)}" for file in web.rglob("*.mjs")} <= set(names)
     assert {"imagegen/api/web/index.html", "imagegen/api/web/style.css", "imagegen/api/web/icon.svg"} <= set(names)
     assert wheel.stat().st_size < 20 * 2**20
-    code = f"import sys; sys.path.insert(0, {str(site)!r}); import imagegen.cli as c; print(c.__file__); c.main()"
-    done = subprocess.run(
-        [sys.executable, "-c", code, "generate", "a red circle", "-o", "out.png"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(str(site))
+    # An environment of its own, to which pip adds the wheel; the packages that it needs are those of this one.
+    site = tmp_path / "venv" / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True, timeout=PATIENCE_S)
+    (site / "others.pth").write_text(f"{sysconfig.get_paths()['purelib']}\n")
+    pip = [sys.executable, "-m", "pip", "--python", str(tmp_path / "venv"), "install", "--no-deps", "--no-index"]
+    subprocess.run([*pip, str(wheel)], check=True, capture_output=True, timeout=PATIENCE_S)
+    alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    program = tmp_path / "venv" / "bin" / "imagegen"
+
+    def said(*command: str | Path) -> str:
+        done = subprocess.run(
+            command,
+            cwd=tmp_path,
+            env=alone,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert said(program, "--version").split()[-1] == __version__
+    assert str(site) in said(program.with_name("python"), "-c", "import imagegen; print(imagegen.__file__)")
+    said(program, "run", "a red circle", "-o", "out.png")
     with Image.open(tmp_path / "out.png") as image:
         assert image.size == (128, 128)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
+from ipaddress import ip_network
 from typing import Any
 
 import pytest
@@ -77,7 +78,10 @@ class House:
         self.hold = asyncio.Event()
         self.hold.set()
         self.shared = Connections(
-            Bounds(**{"connections": 10, "per_address": 5, "body_bytes": 2**20} | bounds), lambda: self.now
+            Bounds(**{"connections": 10, "per_address": 5, "body_bytes": 2**20} | bounds),
+            lambda: self.now,
+            (ip_network("10.8.0.0/16"),),
+            "/imagegen",
         )
         self.config = uvicorn.Config(self.app, interface="asgi3", log_config=None, lifespan="off")
         self.state = ServerState()
@@ -324,6 +328,28 @@ async def test_one_address_does_not_take_the_place_of_the_others(house: House) -
     other.data_received(GET + b"\r\n")
     await turn()
     assert wire.sent.startswith(b"HTTP/1.1 200")
+
+
+async def test_a_trusted_proxy_takes_the_connections_of_all_its_callers(house: House) -> None:
+    for _ in range(9):
+        protocol, wire = house.connect("10.8.0.1")
+        protocol.data_received(GET + b"\r\n")
+        await turn()
+        assert wire.sent.startswith(b"HTTP/1.1 200")
+
+
+async def test_a_probe_may_have_the_prefix(house: House) -> None:
+    for path, answered in ((b"/imagegen/livez", True), (b"/imagegen/tasks", False)):
+        protocol, wire = house.connect(probes_only=True)
+        protocol.data_received(b"GET " + path + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+        await turn()
+        assert wire.sent.startswith(b"HTTP/1.1 200") == answered
+
+
+async def test_a_refusal_of_the_connection_has_its_page_below_the_prefix(house: House) -> None:
+    protocol, wire = house.connect()
+    protocol.data_received(b"nonsense\r\n\r\n")
+    assert b'"/imagegen/docs/errors/malformed_request"' in wire.sent
 
 
 async def test_a_closed_connection_makes_room(house: House) -> None:

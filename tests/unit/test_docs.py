@@ -172,8 +172,8 @@ ROWS_OF_CLIENTS = {
 #: Programs that are configured in their own pages, and tools for the OpenAPI document.
 WITHOUT_SNIPPET = {"open-webui", "librechat", "sillytavern", "openapi_lint", "schemathesis"}
 
-#: Checks of our own page, which is no client of another API.
-OF_THE_PAGE = {"page", "page-code"}
+#: Checks of our own page and of our own chart, which are no clients of another API.
+OF_OURS = {"page", "page-code", "helm"}
 
 
 def version_of(client: str) -> str:
@@ -187,7 +187,7 @@ def version_of(client: str) -> str:
 
 @pytest.mark.parametrize("client", known_clients())
 def test_every_client_that_is_run_has_a_row_with_its_version_and_a_snippet(client: str) -> None:
-    if client in OF_THE_PAGE:
+    if client in OF_OURS:
         return
     rows = re.findall(r"^\| .*$", (DOCS / "clients.md").read_text(), re.MULTILINE)
     (row,) = [row for row in rows if row.startswith(f"| {ROWS_OF_CLIENTS[client]}")]

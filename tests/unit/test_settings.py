@@ -124,6 +124,24 @@ def test_urls_of_a_bucket_need_one() -> None:
     assert Settings(store="s3://pictures", store_urls="presigned").store_url_s == 3600
 
 
+def test_a_public_url_has_the_prefix_of_all_paths() -> None:
+    assert Settings().prefix == ""
+    assert Settings(root_path="/imagegen").prefix == "/imagegen"
+    assert Settings(public_url="https://example.com/a/b").prefix == "/a/b"
+    assert Settings(public_url="https://example.com/a", root_path="/a").prefix == "/a"
+    with pytest.raises(ValidationError, match="IMAGEGEN_ROOT_PATH must be the path of IMAGEGEN_PUBLIC_URL"):
+        Settings(public_url="https://example.com", root_path="/a")
+
+
+def test_trusted_proxies_are_addresses_and_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMAGEGEN_TRUSTED_PROXIES", "127.0.0.1, 10.1.0.0/16,::1")
+    assert [str(network) for network in Settings().trusted_proxies] == ["127.0.0.1/32", "10.1.0.0/16", "::1/128"]
+    for wrong in ("proxy", "10.1.0.1/16", "*"):
+        monkeypatch.setenv("IMAGEGEN_TRUSTED_PROXIES", wrong)
+        with pytest.raises(ValidationError):
+            Settings()
+
+
 # -- bounds ------------------------------------------------------------------------------------------------------------
 
 BOUNDS: dict[str, tuple[list[str], list[str]]] = {
@@ -136,6 +154,7 @@ BOUNDS: dict[str, tuple[list[str], list[str]]] = {
         ["gpu", "cuda:", "cuda:100", "cuda:1;x", "CPU", "GPU-", "GPU-x,1", "MIG-1/2", "MIG-6de6a9a3,0", "0"],
     ),
     "isolation": (["process", "thread"], ["none", "Process"]),
+    "root_path": (["/imagegen", "/a/b.c"], ["imagegen", "/imagegen/", "/", "//a", "/a b", "https://a/b"]),
     "store": (["s3://abc", "s3://a-b.c/d/e_f"], ["https://x/y", "s3://", "s3:///x", "pictures", "s3://a b/c"]),
     "store_urls": (["proxied"], ["public"]),
     "store_url_s": (["60", "604800"], ["59", "604801", "nan"]),

@@ -597,7 +597,10 @@ async def test_each_task_of_a_shared_call_has_the_warnings_of_its_own_request(tm
         tasks = [await house.ended(task_id) for task_id in ids]
         assert [task.warnings for task in tasks] == [("Two layers of the LoRA are ignored.",), ()]
         assert [await house.journal.get(task.id) for task in tasks] == tasks
-        assert [task_view(task, None).model_dump().get("warnings") for task in tasks] == [list(tasks[0].warnings), None]
+        assert [task_view(task, None, prefix="").model_dump().get("warnings") for task in tasks] == [
+            list(tasks[0].warnings),
+            None,
+        ]
 
 
 async def test_after_a_shared_call_that_failed_each_task_runs_alone(tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
 """Bounds of connections: how many there are, how long a request may take to arrive, and how many bytes it may hold."""
 
 import asyncio
+import ipaddress
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 from httptools import HttpParserError, HttpParserUpgrade
+from pydantic import IPvAnyNetwork
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from imagegen.api.problems import MEDIA_TYPE, problem
@@ -59,10 +61,21 @@ class Bounds(NamedTuple):
 class Connections:
     """What all connections share. One object for each server, used in the event loop only."""
 
-    def __init__(self, bounds: Bounds, clock: Callable[[], float]) -> None:
-        """`clock`: monotonic seconds."""
+    def __init__(
+        self,
+        bounds: Bounds,
+        clock: Callable[[], float],
+        proxies: Collection[IPvAnyNetwork] = (),
+        prefix: str = "",
+    ) -> None:
+        """`clock`: monotonic seconds. `proxies`: networks of proxies, whose addresses have no bound of their own.
+
+        `prefix`: of the paths of this service, as `/imagegen`.
+        """
         self.bounds = bounds
         self.clock = clock
+        self.prefix = prefix
+        self._proxies = tuple(proxies)
         self.body_bytes = 0
         self._all: set[BoundedProtocol] = set()
         self._addresses: Counter[str] = Counter()
@@ -80,13 +93,20 @@ class Connections:
         """Count a connection. One beyond the bounds can only ask for a probe."""
         self._all.add(connection)
         full = len(self._all) - len(self._reserve) > self.bounds.connections
-        if not (full or connection.probes_only or self._addresses[connection.address] >= self.bounds.per_address):
+        crowded = self._addresses[connection.address] >= self.bounds.per_address and not self._is_proxy(connection)
+        if not (full or connection.probes_only or crowded):
             self._addresses[connection.address] += 1
             return
         connection.probes_only = True
         self._reserve[connection] = None
         if len(self._reserve) > RESERVE:
             next(iter(self._reserve)).drop()
+
+    def _is_proxy(self, connection: "BoundedProtocol") -> bool:
+        if not (self._proxies and connection.address):
+            return False
+        address = ipaddress.ip_address(connection.address)
+        return any(address in network for network in self._proxies)
 
     def remove(self, connection: "BoundedProtocol") -> None:
         """Forget a connection. It may be unknown."""
@@ -262,7 +282,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._unread = 0
-        if self.probes_only and self.url.partition(b"?")[0].decode("latin-1") not in PROBES:
+        path = self.url.partition(b"?")[0].decode("latin-1").removeprefix(self._shared.prefix)
+        if self.probes_only and path not in PROBES:
             self._refuse("too_many_connections", "There are too many connections; close some, or try later.", 503)
         if len(self.pipeline) >= MAX_AHEAD:
             self.pipeline.clear()
@@ -313,7 +334,9 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.close()  # in the middle of another answer
             return
         code, detail, status = self._refusal
-        body = json.dumps(problem(code, detail, status=status).model_dump(exclude_none=True)).encode()
+        told = problem(code, detail, status=status)
+        told.type = f"{self._shared.prefix}{told.type}"
+        body = json.dumps(told.model_dump(exclude_none=True)).encode()
         lines = [f"content-type: {MEDIA_TYPE}", f"content-length: {len(body)}", "connection: close"]
         if status == 503:
             lines.append("retry-after: 1")

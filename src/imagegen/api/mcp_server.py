@@ -39,7 +39,7 @@ from imagegen.api.input_pictures import input_picture
 from imagegen.api.mcp import PREFIX
 from imagegen.api.native.tasks.generation import Prompt, Side
 from imagegen.api.synchronous import read_picture
-from imagegen.api.urls import base_url, open_url
+from imagegen.api.urls import open_url
 from imagegen.core.errors import Forbidden, ImagegenError, TaskFinished
 from imagegen.core.events import TaskLoading, TaskStep
 from imagegen.core.keys import Scope
@@ -139,10 +139,6 @@ class Call(NamedTuple):
         request = self.context.request
         return request if isinstance(request, Request) else None
 
-    @property
-    def base_url(self) -> str:
-        return "" if self.request is None else base_url(self.request)
-
 
 async def generate_image(call: Call, arguments: GenerateArguments) -> CallToolResult:
     """Make pictures from a prompt. The answer has the pictures, their seeds, and the id of the task."""
@@ -151,10 +147,10 @@ async def generate_image(call: Call, arguments: GenerateArguments) -> CallToolRe
 
 async def edit_image(call: Call, arguments: EditArguments) -> CallToolResult:
     """Change a picture as a prompt says. With a mask, only the mask's white part changes."""
-    image, size = await input_picture(arguments.image, call.services, call.who, call.base_url)
+    image, size = await input_picture(arguments.image, call.services, call.who, call.request)
     mask = None
     if arguments.mask:
-        mask, _ = await input_picture(arguments.mask, call.services, call.who, call.base_url, mask=True)
+        mask, _ = await input_picture(arguments.mask, call.services, call.who, call.request, mask=True)
     draft = _draft(call, arguments).evolve(
         type=TaskType.IMAGE2IMAGE,
         strength=arguments.strength,

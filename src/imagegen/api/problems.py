@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from imagegen.api.dependencies import services_in
 from imagegen.api.foreign_names import unknown_field
+from imagegen.api.forwarding import path_in
 from imagegen.api.headers import headers as described_headers
 from imagegen.api.request_ids import HEADER, notes
 from imagegen.catalog.fields import section_at
@@ -204,10 +205,10 @@ def error_response(scope: Scope, problem: Problem, headers: Mapping[str, str] | 
     """The response of an error, from the renderer of the path."""
     notes(scope).update(code=problem.code, route=getattr(scope.get("route"), "path", None))
     renderers: Mapping[str, Renderer] = scope["app"].state.error_renderers
-    path = scope["path"].split("/")
+    path = path_in(scope).split("/")
     prefixes = [prefix for prefix in renderers if _is_below(path, prefix.split("/"))]
     render = renderers[max(prefixes, key=lambda prefix: prefix.count("/"))] if prefixes else problem_json
-    return render(problem, headers)
+    return render(problem.model_copy(update={"type": f"{scope.get('root_path', '')}{problem.type}"}), headers)
 
 
 def _is_below(path: Sequence[str], prefix: Sequence[str]) -> bool:

@@ -238,9 +238,8 @@ async def _draft(asked: Input, model: str, request: Request, who: Owner) -> Task
     )
     if asked.picture is None:
         return draft
-    base = base_url(request)
-    image, input_size = await input_picture(asked.picture, services, who, base)
-    mask = (await input_picture(asked.mask, services, who, base, mask=True))[0] if asked.mask else None
+    image, input_size = await input_picture(asked.picture, services, who, request)
+    mask = (await input_picture(asked.mask, services, who, request, mask=True))[0] if asked.mask else None
     strength = asked.prompt_strength if asked.strength is None else asked.strength
     return draft.evolve(
         type=TaskType.IMAGE2IMAGE,

@@ -11,6 +11,7 @@ from fastapi.routing import APIRoute
 from fastapi.security.base import SecurityBase
 
 from imagegen.api.dependencies import services_of
+from imagegen.api.forwarding import path_in
 from imagegen.core.errors import Forbidden
 from imagegen.core.keys import Scope
 from imagegen.core.owner import Owner
@@ -52,7 +53,7 @@ class NeedsOrToken(Needs):
 
     async def __call__(self, request: Request) -> Owner:
         token = request.query_params.get("token")
-        if token and await services_of(request).access.opens(request.url.path, token):
+        if token and await services_of(request).access.opens(path_in(request.scope), token):
             request.state.who = SIGNED
         return await super().__call__(request)
 
@@ -71,13 +72,18 @@ MANAGE: Any = Depends(Needs(Scope.ADMIN))
 
 
 def key_in(request: Request) -> str | None:
-    """The key that a request has, as `Authorization: Bearer`, as the password of `Basic`, or as `X-API-Key`."""
+    """The key that a request has, as `X-API-Key`, as `Authorization: Bearer`, or as the password of `Basic`.
+
+    `X-API-Key` comes first: behind a proxy that asks for a password, `Authorization` is for the proxy.
+    """
+    if key := request.headers.get("x-api-key"):
+        return key
     scheme, _, text = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() in ("bearer", "token") and text.strip():  # `Token`: older clients of Replicate
         return text.strip()
     if scheme.lower() == "basic" and (password := _password(text)):
         return password
-    return request.headers.get("x-api-key")
+    return None
 
 
 def _password(credentials: str) -> str | None:

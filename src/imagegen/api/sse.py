@@ -9,7 +9,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from imagegen.core.errors import TooManyStreams
-from imagegen.core.events import Event, Published
+from imagegen.core.events import Published
 from imagegen.core.owner import Owner
 
 #: Seconds without an event after which a comment is sent, because proxies close silent connections.
@@ -65,7 +65,7 @@ class EventStream(StreamingResponse):
             await super().__call__(scope, receive, send)
 
 
-async def frames(events: AsyncIterator[Published | None], frame: Callable[[int, Event], bytes]) -> AsyncIterator[bytes]:
+async def frames(events: AsyncIterator[Published | None], framed: Callable[[Published], bytes]) -> AsyncIterator[bytes]:
     """The frame of each event, and a comment for each None."""
     async for published in events:
-        yield published.encoded(frame) if published else KEEP_ALIVE
+        yield framed(published) if published else KEEP_ALIVE

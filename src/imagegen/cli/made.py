@@ -80,7 +80,7 @@ def follow(remote: Remote, task_id: str, protocol: Protocol, *, quiet: bool) -> 
     task = remote.get(f"/task/{task_id}")
     if task["status"] != "completed":
         fail(task.get("error_message") or "The task was cancelled.", EX_UNAVAILABLE)
-    files = [remote.file(image["url"]) for image in task["images"]]
+    files = [remote.file(f"/images/{file}") for file in task["result_files"]]
     return Made(task_id, task["model"], [it["seed"] for it in task["images"]], task.get("warnings", []), files)
 
 

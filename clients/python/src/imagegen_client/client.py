@@ -119,7 +119,8 @@ class Client:
 
     def images(self, task: TaskView) -> list[bytes]:
         """The files of a task's pictures. Raises ImagegenError."""
-        return [self._send("GET", image.url).content for image in task.images]
+        # Not by `image.url`, which may begin with the path prefix that the URL of the service has, too.
+        return [self._send("GET", f"/images/{'/'.join(it.url.split('/')[-2:])}").content for it in task.images]
 
     def events(self, task_id: str, after: int = 0) -> Iterator[TaskEvent]:
         """The events of a task until it has ended, from the first one or those with an id above `after`.

@@ -1,10 +1,10 @@
 """The body of an event, and GET /events: the events of all tasks and models, and of the configuration."""
 
 import json
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, Union
 
-from fastapi import APIRouter, Header, Query
+from fastapi import APIRouter, Header, Query, Request
 from pydantic import BaseModel, Field, RootModel, create_model
 
 from imagegen.api.dependencies import Service, Who
@@ -19,19 +19,37 @@ router = APIRouter(tags=["service"], route_class=KeyedRoute, dependencies=[SEE])
 Filter = Annotated[list[Annotated[str, Field(max_length=64)]], Query(max_length=50)]
 
 
-def event_view(event: Event) -> dict[str, Any]:
-    """The data of an event. `type` is its name; pictures have the same form as in the task."""
+def event_view(event: Event, prefix: str = "") -> dict[str, Any]:
+    """The data of an event. `type` is its name; pictures have the same form as in the task.
+
+    `prefix`: of the paths of this service, as `/imagegen`.
+    """
     data = {"type": event.name, **event.model_dump(mode="json")}
     if isinstance(event, TaskCompleted | TaskSaved):
         data["result_files"] = [image.path for image in event.images]
-        data["images"] = [image_view(image).model_dump() for image in event.images]
+        data["images"] = [image_view(image, prefix).model_dump() for image in event.images]
     return data
 
 
-def frame(event_id: int, event: Event) -> bytes:
+def frame(event_id: int, event: Event, prefix: str = "") -> bytes:
     """The frame of one event."""
-    data = json.dumps(event_view(event), ensure_ascii=False, separators=(",", ":"))
+    data = json.dumps(event_view(event, prefix), ensure_ascii=False, separators=(",", ":"))
     return f"event: {event.name}\ndata: {data}\nid: {event_id}\n\n".encode()
+
+
+def framed_below(prefix: str) -> Callable[[Published], bytes]:
+    """Makes the frame of an event for callers below a prefix.
+
+    They share the frame with all callers unless it has URLs. A frame is not kept for each prefix: a proxy may pass on
+    any prefix that a caller sends.
+    """
+
+    def framed(published: Published) -> bytes:
+        if prefix and isinstance(published.event, TaskCompleted | TaskSaved):
+            return frame(published.id, published.event, prefix)
+        return published.encoded(frame)
+
+    return framed
 
 
 def kinds_of_event(kind: type[Event] = Event) -> Iterator[type[Event]]:
@@ -86,6 +104,7 @@ StreamedEvent = _one_of(
     },
 )
 async def follow_events(
+    request: Request,
     service: Service,
     who: Who,
     name: Filter = [],  # noqa: B006 - FastAPI copies it
@@ -104,17 +123,20 @@ async def follow_events(
     """
     asked = {"name": set(name), "model": set(model), "task_id": set(task_id)}
     wanted = {field: values for field, values in asked.items() if values}
-    return EventStream(_everything(service.everything(who, last_event_id, KEEP_ALIVE_S), wanted))
+    framed = framed_below(request.scope["root_path"])
+    return EventStream(_everything(service.everything(who, last_event_id, KEEP_ALIVE_S), wanted, framed))
 
 
 async def _everything(
-    events: AsyncIterator[list[Published] | None], wanted: Mapping[str, set[str]]
+    events: AsyncIterator[list[Published] | None],
+    wanted: Mapping[str, set[str]],
+    framed: Callable[[Published], bytes],
 ) -> AsyncIterator[bytes]:
     async for arrived in events:
         if arrived is None:
             yield KEEP_ALIVE
         # All events that have arrived are sent in one piece, because with many callers each piece takes time.
-        elif piece := b"".join(it.encoded(frame) for it in arrived if _passes(it.event, wanted)):
+        elif piece := b"".join(framed(it) for it in arrived if _passes(it.event, wanted)):
             yield piece
 
 

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 from urllib.parse import urlencode
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import BaseModel, Field
 
 from imagegen.api.dependencies import Webhooks, Who
@@ -89,6 +89,7 @@ def _delivery_fields(delivery: Delivery) -> dict[str, Any]:
 async def list_deliveries(
     webhooks: Webhooks,
     who: Who,
+    request: Request,
     response: Response,
     task_id: Annotated[str | None, Query(max_length=64, description="Only deliveries of this task.")] = None,
     state: Annotated[
@@ -107,7 +108,7 @@ async def list_deliveries(
     if more:
         asked = {"task_id": task_id, "state": state, "limit": limit, "cursor": found[-1].sequence}
         query = urlencode({name: value for name, value in asked.items() if value is not None})
-        response.headers["Link"] = f'</webhooks/deliveries?{query}>; rel="next"'
+        response.headers["Link"] = f'<{request.scope["root_path"]}/webhooks/deliveries?{query}>; rel="next"'
     return DeliveryPage(deliveries=[delivery_view(each, webhooks.next_attempt_at(each)) for each in found])
 
 
@@ -184,5 +185,6 @@ class WebhookPayloads:
     def __call__(self, task: GenerationTask, event: WebhookEvent, at: datetime) -> str:
         kept_days = self._models.catalog.settings.over(self._settings).retention_days
         outlook, download = self._tasks.outlook(task), self._tasks.pull_of(task.id)
-        data = task_view(task, outlook, download, kept_days, receipt_of(task)).model_dump(mode="json")
+        view = task_view(task, outlook, download, kept_days, receipt_of(task), prefix=self._settings.prefix)
+        data = view.model_dump(mode="json")
         return json.dumps({"type": f"task.{event}", "timestamp": at.isoformat(), "data": data}, ensure_ascii=False)

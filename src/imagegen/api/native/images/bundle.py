@@ -5,7 +5,7 @@ import zipfile
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
 
 from imagegen.api.dependencies import EffectiveSettings, Images, Service, Who
@@ -37,7 +37,7 @@ router = APIRouter(tags=["tasks"], route_class=KeyedRoute, dependencies=[SEE])
     },
 )
 async def get_bundle(
-    task_id: str, service: Service, who: Who, images: Images, settings: EffectiveSettings
+    task_id: str, request: Request, service: Service, who: Who, images: Images, settings: EffectiveSettings
 ) -> StreamingResponse:
     """A zip of an ended task: the body of `GET /task/{task_id}` as `task.json`, and the files of its pictures."""
     task = await service.task(who, task_id)
@@ -46,7 +46,7 @@ async def get_bundle(
     pictures = [await images.known(image) for image in task.images]
     for image in pictures:
         await images.size(image)  # raises if it is missing: once the response has begun, its status is fixed
-    view = task_view(task, None, None, settings.retention_days, receipt_of(task))
+    view = task_view(task, None, None, settings.retention_days, receipt_of(task), prefix=request.scope["root_path"])
     record = view.model_dump_json(indent=2).encode()
     headers = {"Content-Disposition": f'attachment; filename="{task.id}.zip"', "X-Content-Type-Options": "nosniff"}
     content = _zipped(record, pictures, images, task.completed_at or task.created_at)

@@ -64,8 +64,9 @@ class ImageView(BaseModel):
     )
 
 
-def image_view(image: StoredImage) -> ImageView:
-    return ImageView(url=f"/images/{image.path}", **image.model_dump(include=set(ImageView.model_fields)))
+def image_view(image: StoredImage, prefix: str) -> ImageView:
+    """The picture. `prefix`: of the paths of this service, as `/imagegen`."""
+    return ImageView(url=f"{prefix}/images/{image.path}", **image.model_dump(include=set(ImageView.model_fields)))
 
 
 async def _conditions(
@@ -140,7 +141,8 @@ async def sign_image(
     expires = int(time.time()) + 60 * minutes
     token = await services_of(request).access.sign(path, expires)
     response.headers["Cache-Control"] = "no-store"
-    return SignedUrl(url=f"{path}?token={token}", expires_at=datetime.fromtimestamp(expires, UTC))
+    url = f"{request.scope['root_path']}{path}?token={token}"
+    return SignedUrl(url=url, expires_at=datetime.fromtimestamp(expires, UTC))
 
 
 def _headers(image: StoredImage, *, shared: bool) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from functools import partial
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, RootModel
 
 from imagegen.api.bounded import BoundedRoute
@@ -98,7 +98,7 @@ class ModelWritten(BaseModel):
     },
 )
 async def create_model(
-    body: NewModelBody, response: Response, writer: Writer, roots: AllowedRoots, if_match: IfMatch
+    body: NewModelBody, request: Request, response: Response, writer: Writer, roots: AllowedRoots, if_match: IfMatch
 ) -> ModelWritten:
     """Appends an entry to models.yaml. The model can be used at once. The body may have every field of an entry.
 
@@ -108,7 +108,7 @@ async def create_model(
     edit = partial(with_model, model_id=body.model_id, fields=fields, families=writer.families, roots=roots)
     written = await writer.edit(edit, if_match)
     tag(response, written.etag)
-    response.headers["Location"] = f"/models/{body.model_id}"
+    response.headers["Location"] = f"{request.scope['root_path']}/models/{body.model_id}"
     return ModelWritten(message=f"'{body.model_id}' was added.", model_id=body.model_id)
 
 

@@ -3,12 +3,12 @@
 from typing import Annotated
 from urllib.parse import urlencode
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import AfterValidator, BaseModel, Field
 
 from imagegen.api.dependencies import EffectiveSettings, Service, Tasks, Who
 from imagegen.api.headers import headers
-from imagegen.api.native.events import TaskStreamEvent, frame
+from imagegen.api.native.events import TaskStreamEvent, framed_below
 from imagegen.api.native.shared import Time
 from imagegen.api.native.tasks.generation import ACCEPTING, plain_text
 from imagegen.api.native.tasks.view import TaskView, task_view
@@ -49,13 +49,15 @@ def _searched(text: str | None) -> str | None:
 
 
 @router.get("/task/{task_id}", operation_id="get_task", summary="One task", responses=describe("task_not_found"))
-async def get_task(task_id: str, service: Service, who: Who, tasks: Tasks, settings: EffectiveSettings) -> TaskView:
+async def get_task(
+    task_id: str, request: Request, service: Service, who: Who, tasks: Tasks, settings: EffectiveSettings
+) -> TaskView:
     """A completed task has `result_files` and `images`; a failed task has `error_code` and `error_message`.
 
     A waiting task has its `position`, and its expected start and end once the times that they depend on were measured.
     """
     task = await service.task(who, task_id)
-    return _view(task, tasks, settings, receipt_of(task))
+    return _view(task, tasks, settings, request, receipt_of(task))
 
 
 @router.delete(
@@ -78,6 +80,7 @@ async def delete_task(task_id: str, service: Service, who: Who) -> None:
     responses={200: {"headers": headers("Link")}, **describe("invalid_request")},
 )
 async def list_tasks(
+    request: Request,
     service: Service,
     who: Who,
     tasks: Tasks,
@@ -104,8 +107,8 @@ async def list_tasks(
         cursor = page.tasks[-1].sequence
         asked = {"status": status, "model": model, "q": q, **times, "limit": limit, "cursor": cursor}
         query = urlencode({name: value for name, value in asked.items() if value is not None})
-        response.headers["Link"] = f'</tasks?{query}>; rel="next"'
-    views = [_view(task, tasks, settings) for task in page.tasks]
+        response.headers["Link"] = f'<{request.scope["root_path"]}/tasks?{query}>; rel="next"'
+    views = [_view(task, tasks, settings, request) for task in page.tasks]
     return TaskPage(tasks=views, total=page.total, filtered=page.filtered)
 
 
@@ -116,12 +119,14 @@ async def list_tasks(
     summary="Cancel a task",
     responses=describe("task_not_found", "task_finished"),
 )
-async def cancel_task(task_id: str, service: Service, who: Who, tasks: Tasks, settings: EffectiveSettings) -> TaskView:
+async def cancel_task(
+    task_id: str, request: Request, service: Service, who: Who, tasks: Tasks, settings: EffectiveSettings
+) -> TaskView:
     """A task that waits, or whose model is being loaded, ends at once.
 
     A task whose pictures are being made ends after the current denoising step. The answer still has `processing`.
     """
-    return _view(await service.cancel(who, task_id), tasks, settings)
+    return _view(await service.cancel(who, task_id), tasks, settings, request)
 
 
 @router.post(
@@ -162,6 +167,7 @@ async def clear_queue(tasks: Tasks) -> QueueCleared:
 )
 async def follow_task(
     task_id: str,
+    request: Request,
     service: Service,
     who: Who,
     last_event_id: Annotated[int, Header(ge=0, description="Only events with a higher id.")] = 0,
@@ -178,10 +184,14 @@ async def follow_task(
     `key_required` (the first key was made meanwhile). After 15 seconds without an event a comment is sent.
     """
     await service.task(who, task_id)  # raises here, because a stream that has begun cannot answer with a 404
-    return EventStream(frames(service.events(who, task_id, last_event_id, KEEP_ALIVE_S), frame))
+    framed = framed_below(request.scope["root_path"])
+    return EventStream(frames(service.events(who, task_id, last_event_id, KEEP_ALIVE_S), framed))
 
 
-def _view(task: GenerationTask, tasks: TaskManager, settings: Settings, receipt: Receipt | None = None) -> TaskView:
-    view = task_view(task, tasks.outlook(task), tasks.pull_of(task.id), settings.retention_days, receipt)
+def _view(
+    task: GenerationTask, tasks: TaskManager, settings: Settings, request: Request, receipt: Receipt | None = None
+) -> TaskView:
+    outlook, pull, prefix = tasks.outlook(task), tasks.pull_of(task.id), request.scope["root_path"]
+    view = task_view(task, outlook, pull, settings.retention_days, receipt, prefix=prefix)
     view.storing = tasks.waits_for_store(task.id) or None
     return view

@@ -120,8 +120,9 @@ class TaskView(BaseModel):
         return {key: value for key, value in handler(self).items() if value is not None or key in always}
 
 
-def task_links(task_id: str) -> TaskLinks:
-    here = f"/task/{task_id}"
+def task_links(task_id: str, prefix: str) -> TaskLinks:
+    """The URLs of a task. `prefix`: of the paths of this service, as `/imagegen`."""
+    here = f"{prefix}/task/{task_id}"
     return TaskLinks(self=here, **{name: f"{here}/{name}" for name in ("events", "cancel", "replay", "bundle")})
 
 
@@ -141,25 +142,30 @@ def task_view(
     download: Pull | None = None,
     retention_days: float = 0,
     receipt: Receipt | None = None,
+    *,
+    prefix: str,
 ) -> TaskView:
-    """The body of a task. `outlook`, `download`: of a task that has not ended. `retention_days`: 0 keeps for ever."""
+    """The body of a task. `outlook`, `download`: of a task that has not ended. `retention_days`: 0 keeps for ever.
+
+    `prefix`: of the paths of this service, as `/imagegen`.
+    """
     keeps, webhook = timedelta(days=retention_days), task.webhook
     return TaskView(
         task_id=task.id,
         task_type=task.type,
         request_id=task.request_id or None,
         result_files=[image.path for image in task.images] or None,
-        images=[image_view(image) for image in task.images],
+        images=[image_view(image, prefix) for image in task.images],
         error_code=task.failure.code if task.failure else None,
         error_message=task.failure.message if task.failure else None,
-        error_type=page(task.failure.code) if task.failure else None,
+        error_type=f"{prefix}{page(task.failure.code)}" if task.failure else None,
         position=outlook.position if outlook else None,
         estimated_start_at=outlook.start_at if outlook else None,
         estimated_finish_at=outlook.finish_at if outlook else None,
         expires_at=task.completed_at + keeps if task.completed_at and keeps else None,
         webhook=WebhookView(host=webhook.host, events=list(webhook.events)) if webhook else None,
         download=pull_view(download) if download else None,
-        links=task_links(task.id),
+        links=task_links(task.id, prefix),
         format=task.output.format,
         receipt=receipt,
         warnings=list(task.warnings) or None,

@@ -62,6 +62,7 @@ class _Caller:
         self._services = services
         self._who = who
         self._wait_s = wait_s
+        self._prefix = request.scope["root_path"]
 
     async def answer(self, accepted: Accepted, *, cancel: bool = False) -> Response:
         """202, or 200 with the task if it ends while the caller waits.
@@ -75,28 +76,29 @@ class _Caller:
 
     async def _answer(self, task: GenerationTask, *, cancel: bool) -> Response:
         if not self._wait_s:
-            return _accepted(task)
+            return self._accepted(task)
         service = self._services.service
         ended = await until_ended(self._request, service, self._who, task.id, self._wait_s)
         if ended is None and cancel:
             await cancel_task(service, self._who, task.id)
         task = ended or await service.task(self._who, task.id)
-        response = self._ended(task) if task.status.finished else _accepted(task)
+        response = self._ended(task) if task.status.finished else self._accepted(task)
         response.headers["Preference-Applied"] = f"wait={self._wait_s}"
         return response
 
     def _ended(self, task: GenerationTask) -> Response:
-        view = task_view(task, None, None, settings_of(self._services).retention_days, receipt=receipt_of(task))
+        view = task_view(
+            task, None, None, settings_of(self._services).retention_days, receipt_of(task), prefix=self._prefix
+        )
         headers = {"Content-Location": view.links.self}
         return Response(view.model_dump_json(), media_type="application/json", headers=headers)
 
-
-def _accepted(task: GenerationTask) -> Response:
-    links = task_links(task.id)
-    message = "The task is queued." if task.status is TaskStatus.PENDING else f"The task is {task.status}."
-    body = TaskAccepted(task_id=task.id, status=task.status, message=message, links=links)
-    headers = {"Location": links.self, "Retry-After": str(FIRST_LOOK_S)}
-    return Response(body.model_dump_json(), 202, headers=headers, media_type="application/json")
+    def _accepted(self, task: GenerationTask) -> Response:
+        links = task_links(task.id, self._prefix)
+        message = "The task is queued." if task.status is TaskStatus.PENDING else f"The task is {task.status}."
+        body = TaskAccepted(task_id=task.id, status=task.status, message=message, links=links)
+        headers = {"Location": links.self, "Retry-After": str(FIRST_LOOK_S)}
+        return Response(body.model_dump_json(), 202, headers=headers, media_type="application/json")
 
 
 async def _caller(

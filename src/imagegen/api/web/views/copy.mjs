@@ -97,7 +97,8 @@ function curl({ url, body, files, withKey }) {
       )} ${names.map(([, file]) => `"$(base64 < ${file} | tr -d '\\n')"`).join(" ")} |\n  ${[...head, "-d @-"].join(" \\\n    ")}`
     : [...head, `-d ${quoted(JSON.stringify(body))}`].join(" \\\n  ");
   const key = withKey ? `-H "X-API-Key: $IMAGEGEN_KEY" ` : "";
-  return `${send} |\n  grep -o '"/images/[^"]*"' | tr -d '"' | cut -d/ -f3- | while read -r file; do
+  const here = `${new URL(url).pathname.replace(/\/$/, "")}/images/`;
+  return `${send} |\n  grep -o '"${here}[^"]*"' | tr -d '"' | cut -d/ -f${here.split("/").length}- | while read -r file; do
     curl -sf ${key}${quoted(`${url}/images/`)}"$file" -o "\${file##*/}"
   done\n`;
 }
