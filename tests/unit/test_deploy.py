@@ -254,5 +254,5 @@ def test_workflows_run_what_people_run_and_pin_the_actions() -> None:
         # A tag can be moved, a commit cannot.
         assert set(re.findall(r"uses: \S+@(\S+)", text)) == set(re.findall(r"uses: \S+@([0-9a-f]{40})", text))
     jobs = yaml_of(".github/workflows/release.yml")["jobs"]
-    assert {name for name, job in jobs.items() if "check" in job.get("needs", ())} == {"wheel", "image"}
-    assert jobs["publish"]["needs"] == ["wheel", "image"]
+    assert {name for name, job in jobs.items() if "check" in job.get("needs", ())} == {"wheel", "image", "docs"}
+    assert jobs["publish"]["needs"] == ["wheel", "image", "docs"]
