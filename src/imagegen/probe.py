@@ -54,14 +54,14 @@ def ask(url: str, path: str = READY, timeout_s: float = TIMEOUT_S) -> Answer:
     """Ask the service at `url`. Redirects are not followed."""
     try:
         parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
+        scheme, host, port = parts.scheme, parts.hostname, parts.port
     except ValueError:
-        host, port = None, None
-    if host is None or parts.scheme not in ("http", "https"):
+        return Answer(False, f"{url} is not an http or https URL")
+    if host is None or scheme not in ("http", "https"):
         return Answer(False, f"{url} is not an http or https URL")
     if port == 0:
         return Answer(False, "the port is 0: the system has chosen one that is not known here; name it in --server")
-    kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
+    kind = HTTPSConnection if scheme == "https" else HTTPConnection
     connection = kind(host, port, timeout=timeout_s)
     try:
         connection.request("GET", f"{parts.path.rstrip('/')}{path}")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from imagegen.telemetry.traces import http_options, new_provider
 from tests.api.conftest import Client, Start
@@ -97,14 +98,22 @@ async def test_a_trace_goes_on_after_a_restart(start: Start, collector: Collecto
 
 
 async def test_a_failure_is_found_by_the_id_of_its_task(start: Start, collector: Collector) -> None:
-    async with start(models={"bad": {"fault": "error"}}) as client:
-        task_id = await submitted(client)
-        await client.until(task_id)
+    with capture_logs() as lines:
+        task_id = await failed(start)
+    assert {it["trace_id"] for it in lines if it.get("task_id") == task_id} == {TRACE}
     for name in ("generate", "task"):
         span = named(collector.trace(TRACE), name)
         assert span.failed
         assert span.attributes["error.type"] == "generation_failed"
         assert span.attributes["imagegen.task_id"] == task_id
+
+
+async def failed(start: Start) -> str:
+    """The id of a task that has failed, in a service that has ended since."""
+    async with start(models={"bad": {"fault": "error"}}) as client:
+        task_id = await submitted(client)
+        await client.until(task_id)
+    return task_id
 
 
 async def test_any_traceparent_is_parsed_and_a_broken_one_begins_a_new_trace(

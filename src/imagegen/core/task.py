@@ -258,4 +258,5 @@ class GenerationTask(Value):
     @property
     def ids(self) -> dict[str, str]:
         """The ids that each log line about the task contains."""
-        return {"task_id": self.id, "request_id": self.request_id, "model": self.model}
+        ids = {"task_id": self.id, "request_id": self.request_id, "model": self.model}
+        return ids | ({"trace_id": self.traceparent.split("-")[1]} if self.traceparent else {})

@@ -1,4 +1,4 @@
-"""Probes."""
+"""Probes and metrics."""
 
 from typing import Literal
 
