@@ -64,7 +64,7 @@ assert client.models.retrieve("gpt-image-1").id == "gpt-image-1"
 
 # -- generate --
 raw = client.images.with_raw_response.generate(
-    model="gpt-image-1", prompt=CIRCLE, size="128x128", extra_body={"seed": 7}
+    model="dall-e-3", prompt=CIRCLE, size="128x128", extra_body={"seed": 7}
 )
 assert raw.headers["x-imagegen-model"] == "tiny"
 both = raw.parse()
