@@ -144,11 +144,8 @@ class Service:
         versions = Versions.of(settings.config, settings.data_dir)
         swap = CatalogSwap(device, tasks, puller)
         config = CatalogWriter(ConfigFile(settings.config), versions, specs_of(table), catalog, swap, bus)
-        self.traces = new_provider()
         metrics = Metrics(device, tasks.records.live)
         metrics.attach(bus, journal)
-        if self.traces is not None:
-            Traces(self.traces, tasks.records.live).attach(bus)
         self.lifecycle = Lifecycle(settings, device, tasks, journal, images, bus, puller, webhooks, config, access)
         self.services = Services(
             settings,
@@ -178,14 +175,16 @@ def create_app(settings: Settings, catalog: Catalog, families: str = PRODUCT) ->
 def app_of(service: Service) -> FastAPI:
     """The ASGI application of a service. Its lifespan runs the service, and `app.state.lifecycle` drains it."""
     settings = service.services.settings
+    if (traces := new_provider()) is not None:
+        Traces(traces, service.services.tasks.records.live).attach(service.services.bus)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         it = service.services
         async with aclosing(it.checks), aclosing(it.vitals), aclosing(app.state.mcp), service.lifecycle.run():
             yield
-        if service.traces is not None:
-            await asyncio.to_thread(end, service.traces)
+        if traces is not None:
+            await asyncio.to_thread(end, traces)
 
     app = FastAPIOffline(
         title="imagegen",
@@ -199,7 +198,7 @@ def app_of(service: Service) -> FastAPI:
         root_path_in_servers=not settings.public_url,
         webhooks=sent_webhooks(),
         separate_input_output_schemas=False,
-        telemetry=http_options(service.traces),
+        telemetry=http_options(traces),
     )
     app.state.lifecycle = service.lifecycle
     app.state.services = service.services

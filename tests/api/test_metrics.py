@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from imagegen.api.problems import _leaves as leaves
-from imagegen.core.events import ModelUnloaded, TaskQueued
+from imagegen.core.events import ModelUnloaded, TaskCompleted, TaskQueued
 from imagegen.core.keys import Scope, new_key
 from imagegen.gpu.protocol import DeviceMemory
 from imagegen.testing.config import fake_config
@@ -147,6 +147,7 @@ async def test_unknown_names_add_no_series(client: Client) -> None:
         """What no caller can cause, because admission refuses it."""
         bus.publish(ModelUnloaded(model=f"unknown-{number}", reason="asked"))
         bus.publish(TaskQueued(task_id=f"unknown-{number}", position=0))
+        bus.publish(TaskCompleted(task_id=f"unknown-{number}", images=()))
         metrics.answered(f"X{number}", None, 404, 0.1)
         bus.forget(f"unknown-{number}")
 

@@ -256,11 +256,13 @@ async def test_a_waiting_store_reports_it_and_waits_until_the_bucket_is_back(
         shipping = asyncio.create_task(spooling.upload(stored, waiting.set))
         await waiting.wait()
         assert not spooling.reachable
+        assert spooling.spool == (2, sum(image.bytes for image in stored))
         await spooling.check()  # shipping tells; nobody else asks
     finally:
         bucket.start()
     await shipping
     assert spooling.reachable
+    assert spooling.spool == (0, 0)
     assert {image.path for image in stored} <= set(bucket.names())
 
 

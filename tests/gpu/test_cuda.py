@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,18 @@ def test_unloading_frees_all_device_memory_of_the_model(engine: LocalEngine, shi
     # cuBLAS keeps a workspace of its own after the first call.
     assert left[1] - left[0] < 64 * 2**20
     assert left[1] == left[2] == left[3]
+
+
+def test_the_stages_of_a_picture_add_up_to_its_time(engine: LocalEngine, shipped: Catalog) -> None:
+    engine.load(load_command(shipped, "tiny"))
+    command = Generate(model="tiny", request=request_for(steps=20, width=256, height=256))
+    began = time.monotonic()
+    made = engine.generate(command, threading.Event(), lambda *_: None)
+    took = time.monotonic() - began
+    assert isinstance(made, Generated)
+    seconds = {it.stage: it.seconds for it in made.stages}
+    assert seconds.keys() == {"encode", "denoise", "decode"}
+    assert sum(seconds.values()) <= took
 
 
 def test_the_same_seed_gives_the_same_pixels_in_a_thread_and_in_a_process(shipped: Catalog) -> None:

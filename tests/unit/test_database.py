@@ -49,6 +49,17 @@ def read(connection: Connection) -> float:
 # -- reads -------------------------------------------------------------------------------------------------------------
 
 
+async def test_each_commit_is_told_with_its_time(database: Database) -> None:
+    told = list[tuple[float, bool]]()
+    database.on_commit = lambda seconds, durable: told.append((seconds, durable))
+    await asyncio.gather(*(database.run(lambda connection: None, durable=it) for it in (False, True)))
+    await database.run(lambda connection: None, durable=False)
+    with pytest.raises(StorageFailed):
+        await database.run(lambda connection: connection.exec_driver_sql("nonsense"))
+    assert [durable for _, durable in told] == [True, False]
+    assert all(seconds > 0 for seconds, _ in told)
+
+
 async def test_a_read_sees_every_commit_so_far(database: Database) -> None:
     for number in range(2, 5):
         await database.run(write, durable=False)

@@ -1,5 +1,6 @@
 """Lanes give the same answers to the rules of `choose` as a plain list."""
 
+from collections import Counter
 from itertools import accumulate
 
 from hypothesis import given
@@ -32,6 +33,14 @@ def test_rule_1_leaves_the_same_tasks_as_on_a_list(
     now = (tickets[-1].since if tickets else 0) + later
     expected = by_model(foremost(tickets, now, fairness)) if tickets else {}
     assert Lanes(tickets).waiting(now, fairness) == expected
+
+
+@given(ARRIVALS)
+def test_the_numbers_and_the_front_are_those_of_a_list(arrivals: list[tuple[str, int, int]]) -> None:
+    tickets = tickets_of(arrivals)
+    lanes = Lanes(tickets)
+    assert lanes.numbers == Counter((it.priority, it.model) for it in tickets)
+    assert lanes.front == min(tickets, default=None)
 
 
 @given(ARRIVALS, st.integers(0, 60), st.data())

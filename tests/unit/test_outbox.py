@@ -306,6 +306,8 @@ class Sending:
 
 async def test_a_failed_attempt_waits_for_its_time(journal: TaskJournal) -> None:
     client = Script(Answer(500), Answer(error="timeout"), Answer(503, retry_after="4000"), Answer(200))
+    outcomes = list[tuple[str, int]]()
+    journal.outbox.on_outcome = lambda outcome, number: outcomes.append((outcome, number))
     async with Sending(journal, client) as sending:
         await born(journal, told(1))
         for attempts, (wait_s, error) in enumerate([(5, "status 500"), (300, "timeout"), (4000, "status 503")], 1):
@@ -317,6 +319,7 @@ async def test_a_failed_attempt_waits_for_its_time(journal: TaskJournal) -> None
             sending.pass_time(1)
         assert (await sending.settled(journal, 4)).state is DeliveryState.DELIVERED
     assert len(set(client.posts)) == 1
+    assert outcomes == [*[("retried", 1)] * 3, ("delivered", 1)]
 
 
 async def test_after_a_restart_a_delivery_is_tried_soon_without_counting_an_attempt(journal: TaskJournal) -> None:

@@ -203,15 +203,16 @@ class Metrics:
             self._series(self._stage_s, self._label(live.record.model), "save").observe(self._clock() - seen.made)
 
     def _completed(self, event: TaskCompleted) -> None:
-        live = self._live[event.task_id]
-        record, model = live.record, self._label(live.record.model)
+        live = self._live.get(event.task_id)
         self._ended(event.task_id, "completed")
+        if live is None:
+            return
+        record, model = live.record, self._label(live.record.model)
         self._series(self._images, model).inc(len(event.images))
         if record.completed_at is not None:
             # By the wall clock, because the task may be of an earlier run of the service.
-            self._series(self._e2e_s, model).observe(
-                max(0.0, (record.completed_at - record.created_at).total_seconds())
-            )
+            seconds = (record.completed_at - record.created_at).total_seconds()
+            self._series(self._e2e_s, model).observe(max(0.0, seconds))
 
     def _failed(self, event: TaskFailed) -> None:
         self._ended(event.task_id, "failed", event.failure.code)
@@ -221,9 +222,10 @@ class Metrics:
 
     def _ended(self, task_id: str, end: str, code: str = "") -> None:
         self._seen.pop(task_id, None)
-        series = self._series(self._tasks, self._label(self._live[task_id].record.model), end, code)
-        # Those who scrape OpenMetrics see which task was the latest one with this code.
-        series.inc(1, {"task_id": task_id} if code else None)
+        if (live := self._live.get(task_id)) is not None:
+            series = self._series(self._tasks, self._label(live.record.model), end, code)
+            # Those who scrape OpenMetrics see which task was the latest one with this code.
+            series.inc(1, {"task_id": task_id} if code else None)
 
     # -- models -------------------------------------------------------------------------------------------------------
 
