@@ -4,6 +4,7 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -47,6 +48,7 @@ class Card:
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Card")
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="a-card"))
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (self.free, 24 * GIB))
         for name in ("memory_allocated", "memory_reserved", "max_memory_allocated"):
             monkeypatch.setattr(torch.cuda, name, lambda device: 2 * GIB)

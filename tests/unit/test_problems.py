@@ -8,6 +8,8 @@ import pytest
 
 from imagegen.api.problems import MEDIA_TYPE, STATUS, FieldError, describe, problem, problem_json
 from imagegen.core.errors import (
+    BackupFailed,
+    BackupInvalid,
     DataDirInUse,
     DataDirUnusable,
     DeviceFault,
@@ -22,8 +24,9 @@ from imagegen.core.errors import (
     StoreMisconfigured,
 )
 
-#: Never raised towards a caller: they end the process, its start, or (flattened to a Failed) a task.
+#: Never raised towards a caller: they end the process, its start, a command, or (flattened to a Failed) a task.
 INWARD = (
+    *(BackupFailed, BackupInvalid),
     *(DeviceFault, DataDirInUse, DataDirUnusable, JournalDamaged),
     *(StoreMisconfigured, KeysFileInvalid, NotProtected, EncodingFailed, EngineError),
 )
