@@ -173,7 +173,11 @@ docs: ## Build the documentation as a site, in build/docs/versions; ARGS=--tags 
 
 .PHONY: bench
 bench: $(VENV)/.dev ## Run the measurements in bench/
-	@for it in bench/[!_]*.py; do $(BIN)/python -m "bench.$$(basename "$$it" .py)" || exit; done
+	@for it in $(filter-out bench/soak.py bench/peers.py,$(wildcard bench/[!_]*.py)); do $(BIN)/python -m "bench.$$(basename "$$it" .py)" || exit; done
+
+.PHONY: soak
+soak: $(VENV)/.dev ## Make a hundred thousand tasks, and look at memory, descriptors and pace after each ten thousand
+	$(BIN)/python -m bench.soak $(ARGS)
 
 .PHONY: torture
 torture: $(VENV)/.dev ## Kill the service under load 200 times, then cause 200 faults of every kind; no task may be lost

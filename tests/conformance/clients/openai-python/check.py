@@ -63,9 +63,7 @@ assert "tiny" in listed, listed
 assert client.models.retrieve("gpt-image-1").id == "gpt-image-1"
 
 # -- generate --
-raw = client.images.with_raw_response.generate(
-    model="dall-e-3", prompt=CIRCLE, size="128x128", extra_body={"seed": 7}
-)
+raw = client.images.with_raw_response.generate(model="dall-e-3", prompt=CIRCLE, size="128x128", extra_body={"seed": 7})
 assert raw.headers["x-imagegen-model"] == "tiny"
 both = raw.parse()
 (circle,) = pictures(both)
