@@ -148,6 +148,7 @@ lint: $(VENV)/.dev ## Run the static checks only
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python scripts/figures.py
 	$(BIN)/hadolint Dockerfile
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec compose.yaml
 	$(BIN)/yamllint --strict .
 	$(BIN)/actionlint
 	$(BIN)/zizmor --offline --no-progress --quiet .github/workflows
