@@ -50,6 +50,7 @@ from imagegen.service.vitals import Vitals
 from imagegen.settings import Settings
 from imagegen.storage.images import ImageStore
 from imagegen.storage.journal import TaskJournal
+from imagegen.storage.outbox import Outbox
 from imagegen.storage.room import Room
 from imagegen.storage.s3 import S3
 from imagegen.tasks.admission import Limits
@@ -85,6 +86,27 @@ def make_images(settings: Settings) -> ImageStore:
     return ImageStore(settings.images_path, bucket, patient=settings.store_down == "wait")
 
 
+def limits_of(settings: Settings) -> Limits:
+    """The limits of a task's fields, and of the queue."""
+    return Limits(
+        max_queue=settings.max_queue,
+        max_batch_size=settings.max_batch_size,
+        max_pixels=settings.max_pixels,
+        max_pixel_steps=settings.max_pixel_steps,
+    )
+
+
+def make_sender(settings: Settings, outbox: Outbox, access: Access) -> WebhookSender:
+    """The sender of webhooks, with the secrets and the networks of the settings."""
+    return WebhookSender(
+        outbox,
+        GuardedClient(policy_of(settings), settings.webhook_timeout_s),
+        Signer(settings.webhook_secrets) if settings.webhook_secrets else None,
+        settings.webhook_delays_s,
+        secret_of=access.webhook_secret,
+    )
+
+
 class Service:
     """Builds the objects of a service and connects them. `lifecycle` runs them."""
 
@@ -108,12 +130,6 @@ class Service:
         device = Device(executor, catalog, bus, folders, table)
         models = device.models
         journal, images = journal or TaskJournal(settings.journal_path), make_images(settings)
-        limits = Limits(
-            max_queue=settings.max_queue,
-            max_batch_size=settings.max_batch_size,
-            max_pixels=settings.max_pixels,
-            max_pixel_steps=settings.max_pixel_steps,
-        )
         puller = ModelPuller(
             lambda: models.catalog,
             settings.models_path,
@@ -126,7 +142,7 @@ class Service:
             journal,
             images,
             bus,
-            limits,
+            limits_of(settings),
             puller=puller,
             cancel_grace_s=settings.cancel_grace_s,
             room=room,
@@ -134,13 +150,7 @@ class Service:
         )
         access = Access(journal.keys, read_keys(settings.keys_file) if settings.keys_file else (), journal.budgets)
         journal.outbox.render = webhook_bodies(WebhookPayloads(settings, models, tasks))
-        webhooks = WebhookSender(
-            journal.outbox,
-            GuardedClient(policy_of(settings), settings.webhook_timeout_s),
-            Signer(settings.webhook_secrets) if settings.webhook_secrets else None,
-            settings.webhook_delays_s,
-            secret_of=access.webhook_secret,
-        )
+        webhooks = make_sender(settings, journal.outbox, access)
         versions = Versions.of(settings.config, settings.data_dir)
         swap = CatalogSwap(device, tasks, puller)
         config = CatalogWriter(ConfigFile(settings.config), versions, specs_of(table), catalog, swap, bus)
