@@ -123,8 +123,7 @@ class Service:
 
         Tests pass an executor or a journal of their own.
         """
-        table = families_named(families)
-        bus = EventBus()
+        table, bus = families_named(families), EventBus()
         folders = Folders(settings.models_path, settings.loras_path)
         executor = executor or GpuExecutor(lambda: make_engine(settings, families))
         device = Device(executor, catalog, bus, folders, table)
@@ -151,8 +150,7 @@ class Service:
         access = Access(journal.keys, read_keys(settings.keys_file) if settings.keys_file else (), journal.budgets)
         journal.outbox.render = webhook_bodies(WebhookPayloads(settings, models, tasks))
         webhooks = make_sender(settings, journal.outbox, access)
-        versions = Versions.of(settings.config, settings.data_dir)
-        swap = CatalogSwap(device, tasks, puller)
+        versions, swap = Versions.of(settings.config, settings.data_dir), CatalogSwap(device, tasks, puller)
         config = CatalogWriter(ConfigFile(settings.config), versions, specs_of(table), catalog, swap, bus)
         metrics = Metrics(device, tasks.records.live)
         metrics.attach(bus, journal)
