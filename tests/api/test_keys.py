@@ -263,7 +263,7 @@ async def test_a_stream_ends_when_its_key_is_revoked_or_expires(start: Start, of
     """`of`: whose events are followed."""
     slow = {"fake": {"step_seconds": 0.02, "steps": 200}}
     async with start(models=slow, drain_timeout_s=0, housekeeping_s=0.02) as client:
-        soon, names = datetime.now(UTC) + timedelta(seconds=1), ("revoked", "rotated", "expires", "stays")
+        soon, names = datetime.now(UTC) + timedelta(seconds=3), ("revoked", "rotated", "expires", "stays")
         own = {name: await key(client, name, expires_at=soon if name == "expires" else None) for name in names}
         streams = {}
         for name, headers in own.items():

@@ -185,6 +185,14 @@ async def test_urls_need_no_key_where_the_service_has_keys(client: Client) -> No
         assert (await client.post(path, content=b"{")).status_code == 401, path
 
 
+async def test_a_signed_stream_goes_on_until_its_task_has_ended(start: Start) -> None:
+    async with start(models={"fake": {"step_seconds": 0.02, "steps": 30}}, housekeeping_s=0.02) as client:
+        alice = await key(client, "alice")
+        made = (await predict(client, wait=None, headers=alice)).json()
+        assert made["status"] != "succeeded"
+        assert "event: done" in (await client.get(made["urls"]["stream"])).text
+
+
 async def test_a_webhook_has_the_prediction(start: Start) -> None:
     with receiving() as receiver:
         async with start(**hooks(receiver)) as client:

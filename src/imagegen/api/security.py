@@ -59,7 +59,7 @@ class NeedsOrToken(Needs):
 
 
 #: The caller with a signed URL. Its path decides what it sees.
-SIGNED = Owner(scopes=frozenset({Scope.READ}), changes_all=False)
+SIGNED = Owner(scopes=frozenset({Scope.READ}), changes_all=False, signed=True)
 
 #: See what exists for the caller.
 SEE: Any = Depends(Needs(Scope.GENERATE, Scope.READ))

@@ -654,7 +654,7 @@ class EventBus:
 
         The events of a task begin with the remembered ones with an id above `after`. The events of everything do so
         too if `after` is above 0; otherwise they begin with the next one that is published. `caller`: whose stream it
-        is, for `callers` and `end`; None: it is part of a request.
+        is, for `callers` and `end`; None: it is part of a request, or no change of keys ends it.
         """
         if task_id is not None:
             backlog = self.history(task_id, after)

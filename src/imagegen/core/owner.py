@@ -23,6 +23,8 @@ class Owner(Value):
     #: The lowest priority number that its tasks may have; None: any.
     priority_floor: int | None = None
     limits: KeyLimits = KeyLimits()
+    #: Whether it has no key but a signed URL, which stays valid for its time.
+    signed: bool = False
 
     def may_see(self, owner: str) -> bool:
         """Whether this caller may see a task of `owner`. Any other task is not found."""

@@ -109,7 +109,7 @@ class ImageService:
         Raises TaskNotFound at the first iteration.
         """
         # Subscribe first and read the record afterwards, so that no event is missed.
-        with self._bus.subscribe(task_id, after=after, caller=who) as subscription:
+        with self._bus.subscribe(task_id, after=after, caller=None if who.signed else who) as subscription:
             task = await self.task(who, task_id)
             past = self._bus.history(task_id)
             if past and past[-1].event.final and past[-1].id <= after:

@@ -113,7 +113,7 @@ function Pictures({ task }) {
   `;
 }
 
-export const alternative = (task, index) => t("picture-of", { prompt: task.prompt, n: index + 1, of: task.batch_size });
+export const alternative = (task, index) => t("picture-of", { prompt: task.prompt || task.model, n: index + 1, of: task.batch_size });
 
 /** A task that has not ended: its preview, what is done, and how long it may take. */
 function Developing({ task }) {

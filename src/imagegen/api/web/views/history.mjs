@@ -144,7 +144,7 @@ function Tile({ task, name, index, first }) {
       <button
         type="button"
         class="tile"
-        title=${task.prompt}
+        title=${task.prompt || task.model}
         tabindex=${first ? 0 : -1}
         onFocus=${roving}
         onClick=${open}
