@@ -100,12 +100,29 @@ def test_the_commands_of_the_page_work(imagegen: "Imagegen", tmp_path: Path, mon
     assert {path.name for path in tmp_path.iterdir()} >= {"circle.png", "star.png"}
 
 
+def test_a_mask_without_a_picture_is_refused_on_this_machine_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("IMAGEGEN_SERVER", raising=False)
+    refused = RUNNER.invoke(app, ["run", "x", "--mask", "pyproject.toml"])
+    assert (refused.exit_code, "needs --image" in refused.stderr) == (2, True)
+
+
+def test_prompts_are_shown_as_they_are(imagegen: Imagegen) -> None:
+    imagegen.ok("submit", "a [/] [red]star[/red] :star:", *SMALL)
+    assert "a [/] [red]star" in imagegen.ok("tasks", "--limit", "1")
+
+
 def test_what_the_service_does_fits_a_terminal_of_80_columns(imagegen: Imagegen) -> None:
-    imagegen.ok("submit", "a prompt that is long enough to be cut off at the end of the line", *SMALL)
+    task_id = imagegen.ok("submit", "a prompt that is long enough to be cut off at the end of the line", *SMALL).strip()
     for command in ("ps", "tasks", "models"):
         shown = imagegen.ok(command)
         assert shown.strip()
         assert max(map(len, shown.splitlines())) <= 80, shown
+    # What is copied from the tables is whole.
+    assert task_id in imagegen.ok("tasks")
+    listed = imagegen.ok("models")
+    assert listed.split()[:4] == ["id", "type", "state", "description"]
+    for model in imagegen.json("models")["models"]:
+        assert re.search(rf"^{re.escape(model['id'])} .*{model['state']}", listed, re.MULTILINE), listed
     assert imagegen.json("ps")["health"]
     assert imagegen.json("models")["models"][0]["id"] == "tiny"
 
@@ -118,6 +135,9 @@ def test_what_the_service_does_fits_a_terminal_of_80_columns(imagegen: Imagegen)
         (["cancel", "nope", "--key", "ig_wrong"], 77, "unauthorized"),
         (["ps", "--server", "http://127.0.0.1:1"], 69, "cannot reach the service at http://127.0.0.1:1"),
         (["ps", "--server", "ftp://a"], 2, "not an http or https URL"),
+        (["ps", "--server", "http://a:b"], 2, "not an http or https URL"),
+        (["ps", "--server", "http://"], 2, "not an http or https URL"),
+        (["ps", "--key", "ключ"], 2, "keys have letters"),
         (["submit", "x", "--mask", "pyproject.toml"], 2, "--image"),
     ],
 )
@@ -135,6 +155,15 @@ def test_each_status_has_its_exit_code(status: int, code: int, capsys: pytest.Ca
         Remote("http://a", None, transport).get("/health")
     assert ended.value.exit_code == code
     assert str(status) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("answer", ["<!doctype html>", "[1]", "3"])
+def test_an_address_of_something_else_is_named(answer: str, capsys: pytest.CaptureFixture[str]) -> None:
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, text=answer))
+    with pytest.raises(typer.Exit) as ended:
+        Remote("http://a", None, transport).get("/health")
+    assert ended.value.exit_code == 69
+    assert "what answers at http://a is not imagegen" in capsys.readouterr().err
 
 
 def test_a_broken_stream_is_continued_where_it_stopped(monkeypatch: pytest.MonkeyPatch) -> None:

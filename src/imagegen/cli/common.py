@@ -5,6 +5,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
 
 from imagegen.catalog.catalog import Catalog
 from imagegen.catalog.loading import ConfigError, load_catalog
@@ -55,6 +57,11 @@ def open_catalog(path: Path, families: str) -> Catalog:
         return load_catalog(path, specs_of(families_named(families)))
     except ConfigError as error:
         fail(str(error), EX_CONFIG)
+
+
+def print_table(table: Table) -> None:
+    """Print a table with its cells as they are: `[red]` and `:star:` in a prompt are text."""
+    Console(markup=False, emoji=False).print(table)
 
 
 def fail(message: str, code: int) -> NoReturn:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from imagegen.catalog.catalog import Catalog
@@ -26,6 +25,7 @@ from imagegen.cli.common import (
     fail,
     families_of,
     open_catalog,
+    print_table,
     settings_with,
 )
 from imagegen.core.errors import (
@@ -84,7 +84,7 @@ def config_versions(config: ConfigOption = None, data_dir: DataDirOption = None)
     table = Table("version", "made", "source", box=None)
     for it in Versions.of(settings.config, settings.data_dir).newest_first():
         table.add_row(str(it.version), f"{it.created_at:%Y-%m-%d %H:%M:%S}", it.source)
-    Console().print(table)
+    print_table(table)
 
 
 @config_app.command("rollback")

@@ -9,10 +9,9 @@ from typing import Annotated, TypeVar
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
 from rich.table import Table
 
-from imagegen.cli.common import EX_CANTCREAT, EX_CONFIG, EX_DATAERR, fail, problems_of, settings_with
+from imagegen.cli.common import EX_CANTCREAT, EX_CONFIG, EX_DATAERR, fail, print_table, problems_of, settings_with
 from imagegen.core.errors import InvalidRequest, KeyExists, KeyNotFound, KeysFileInvalid, StorageFailed, StorageFull
 from imagegen.core.keys import KeyLimits, Scope, new_key, new_webhook_secret
 from imagegen.service.keys_file import read_keys
@@ -78,7 +77,7 @@ def list_keys(data_dir: DataDir = None) -> None:
         state = "revoked" if key.revoked_at else "valid" if key.is_valid(datetime.now(UTC)) else "expired"
         scopes = ", ".join(key.scopes)
         table.add_row(key.name, f"{key.prefix}...", scopes, state, _day(key.expires_at), _day(key.last_used_at))
-    Console().print(table)
+    print_table(table)
 
 
 @keys_app.command("revoke")

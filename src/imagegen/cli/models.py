@@ -26,6 +26,7 @@ from imagegen.cli.common import (
     fail,
     families_of,
     open_catalog,
+    print_table,
     settings_with,
 )
 from imagegen.cli.remote import connect
@@ -92,7 +93,7 @@ def _list_models(config: Path | None, families: str, *, as_json: bool) -> None:
         here = "here" if weights_here(spec, settings.models_path) else "not here"
         name = f"{model_id} (default)" if model_id == catalog.default_model else model_id
         table.add_row(name, spec.type, here, spec.description)
-    Console().print(table)
+    print_table(table)
 
 
 @models_app.command("pull")

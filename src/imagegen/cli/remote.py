@@ -28,8 +28,10 @@ class Remote:
 
     def __init__(self, url: str, key: str | None, transport: httpx.BaseTransport | None = None) -> None:
         """`transport`: of tests."""
-        if httpx.URL(url).scheme not in ("http", "https"):
+        if not _is_address(url):
             raise typer.BadParameter(f"{url} is not an http or https URL", param_hint="--server")
+        if key and not (key.isascii() and key.isprintable()):
+            raise typer.BadParameter("keys have letters, digits and punctuation of ASCII only", param_hint="--key")
         self.url = url.rstrip("/")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._http = httpx.Client(
@@ -41,10 +43,10 @@ class Remote:
 
     def get(self, path: str, **query: Any) -> Json:
         given = {name: value for name, value in query.items() if value is not None}
-        return dict(self._send("GET", path, params=given).json())
+        return self._object(self._send("GET", path, params=given))
 
     def post(self, path: str, body: Json | None = None) -> Json:
-        return dict(self._send("POST", path, json=body).json())
+        return self._object(self._send("POST", path, json=body))
 
     def file(self, path: str) -> bytes:
         """The bytes of a picture."""
@@ -84,13 +86,27 @@ class Remote:
     def _send(self, method: str, path: str, **request: Any) -> httpx.Response:
         try:
             response = self._http.request(method, path, **request)
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             self._give_up(error)
         return response if response.is_success else refuse(response)
 
-    def _give_up(self, error: httpx.TransportError) -> NoReturn:
+    def _object(self, response: httpx.Response) -> Json:
+        try:
+            return dict(response.json())
+        except (ValueError, TypeError):
+            fail(f"what answers at {self.url} is not imagegen: its answer is not a JSON object", EX_UNAVAILABLE)
+
+    def _give_up(self, error: httpx.RequestError) -> NoReturn:
         reason = str(error) or type(error).__name__
         fail(f"cannot reach the service at {self.url}: {reason}", EX_UNAVAILABLE)
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = httpx.URL(url)
+    except httpx.InvalidURL:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.host)
 
 
 def connect(context: typer.Context, url: str, key: str | None) -> Remote:

@@ -71,6 +71,8 @@ def run(
     config: ConfigOption = None,
 ) -> None:
     """Make pictures and write them to files: by a service, or without --server on this machine."""
+    if mask is not None and image is None:
+        raise typer.BadParameter("needs --image", param_hint="--mask")
     format_, protocol = format_of(output), chosen(preview, Console(stderr=True))
     previews = 0 if protocol is Protocol.NONE or as_json else _PREVIEWS
     if not output.parent.is_dir():

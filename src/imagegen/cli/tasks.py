@@ -9,9 +9,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 
 from imagegen.cli import options
-from imagegen.cli.common import EX_DATAERR, EX_INTERRUPTED, fail
+from imagegen.cli.common import EX_DATAERR, EX_INTERRUPTED, fail, print_table
 from imagegen.cli.made import body_of, finish, follow, format_of
 from imagegen.cli.made import submit as submit_there
 from imagegen.cli.remote import Remote, connect
@@ -111,7 +112,7 @@ def tasks(
 ) -> None:
     """List the newest tasks of a service."""
     page = connect(context, server, key).get("/tasks", status=status, model=model, q=search, limit=limit)
-    _show(page, as_json, lambda it: _print(_task_table(it["tasks"])))
+    _show(page, as_json, lambda it: print_table(_task_table(it["tasks"])))
 
 
 def ps(
@@ -143,7 +144,7 @@ def logs(
 
 def list_models(remote: Remote, *, as_json: bool) -> None:
     """Print the models of a service and their states."""
-    _show(remote.get("/models"), as_json, lambda it: _print(_model_table(it["models"])))
+    _show(remote.get("/models"), as_json, lambda it: print_table(_model_table(it["models"])))
 
 
 # -- what is printed ---------------------------------------------------------------------------------------------------
@@ -156,28 +157,28 @@ def _show(body: dict[str, Any], as_json: bool, show: Callable[[dict[str, Any]], 
         show(body)
 
 
-def _print(table: Table) -> None:
-    Console().print(table)
-
-
 def _table(*columns: str | Column) -> Table:
-    """A table whose cells are cut to the width of the terminal."""
+    """A table whose last column gets the room that the others leave: ids are whole, so that they can be copied."""
     titles = [Column(it, no_wrap=True) if isinstance(it, str) else it for it in columns]
     return Table(*titles, box=None, pad_edge=False)
 
 
+def _cut(text: str) -> Text:
+    """A cell of the last column: one line. The column itself may wrap, because rich narrows only those that may."""
+    return Text(" ".join(text.split()), no_wrap=True, overflow="ellipsis")
+
+
 def _task_table(tasks: list[dict[str, Any]]) -> Table:
-    table = _table("task", "status", "model", "age", Column("prompt", no_wrap=True, ratio=1))
+    table = _table("task", "status", Column("model", no_wrap=True, max_width=16), "age", Column("prompt"))
     for task in tasks:
-        prompt = " ".join(task["prompt"].split())
-        table.add_row(task["task_id"], task["status"], task["model"], _age(task["created_at"]), prompt)
+        table.add_row(task["task_id"], task["status"], task["model"], _age(task["created_at"]), _cut(task["prompt"]))
     return table
 
 
 def _model_table(models: list[dict[str, Any]]) -> Table:
-    table = _table("id", "type", "state", Column("description", no_wrap=True, ratio=1))
+    table = _table("id", "type", "state", Column("description"))
     for model in models:
-        table.add_row(model["id"], model["type"], model["state"], model["description"])
+        table.add_row(model["id"], model["type"], model["state"], _cut(model["description"]))
     return table
 
 
@@ -193,7 +194,7 @@ def _print_state(seen: dict[str, Any]) -> None:
     for model in seen["models"]["models"]:
         typer.echo(f"{model['model']}: {model['device_bytes'] / 2**30:.2f} GiB, used {_age(model['last_used'])} ago")
     if seen["running"]:
-        _print(_task_table(seen["running"]))
+        print_table(_task_table(seen["running"]))
 
 
 def _age(time: str) -> str:

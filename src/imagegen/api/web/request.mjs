@@ -8,11 +8,11 @@ export const FORMATS = ["png", "jpeg", "webp", "avif"];
 
 const number = (text) => (String(text).trim() === "" ? undefined : Number(text));
 
-/** A seed as JSON: text where JavaScript's numbers are not exact. */
+/** A seed as JSON: text where JavaScript's numbers are not exact, and where it is none, for the service to refuse. */
 const seedOf = (text) => {
   const seed = String(text).trim();
-  if (!/^\d+$/.test(seed)) return undefined;
-  return Number.isSafeInteger(Number(seed)) ? Number(seed) : seed;
+  if (!seed) return undefined;
+  return /^\d+$/.test(seed) && Number.isSafeInteger(Number(seed)) ? Number(seed) : seed;
 };
 
 /** GET /models of the form's model. */
@@ -56,7 +56,7 @@ export const formOf = (model, settings) => ({
   height: settings.height,
   steps: settings.steps,
   guidance: settings.guidance_scale,
-  seed: String(settings.seed),
+  seed: String(settings.seed ?? ""),
   format: settings.format ?? "png",
   strength: settings.strength ?? EMPTY_FORM.strength,
   loras: (settings.loras ?? []).filter((lora) => !lora.repo).map(({ path, scale }) => ({ path, scale })),
