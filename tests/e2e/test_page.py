@@ -143,6 +143,23 @@ def test_a_prompt_becomes_a_picture_step_by_step(opened: Opened, server: Server)
     assert newest(server)["status"] == "completed"
 
 
+def test_the_form_never_covers_the_picture_and_names_a_seed_that_is_none(opened: Opened) -> None:
+    page = opened(viewport={"width": 390, "height": 700})
+    generate(page)
+    expect(stage(page).get_by_alt_text("a red circle")).to_be_visible()
+    page.get_by_label("Use as input").click()
+    page.get_by_label("More settings").first.click()
+    seed = page.get_by_role("textbox", name="Seed")
+    seed.fill("seven")
+    expect(page.get_by_role("alert")).to_contain_text("seed: must be a whole number")
+    picture, form = (page.locator(it).bounding_box() for it in (".stage .pictures", ".composer"))
+    assert picture is not None
+    assert form is not None
+    assert picture["y"] + picture["height"] <= form["y"]
+    seed.fill("7")
+    expect(page.get_by_role("alert")).to_have_count(0)
+
+
 def test_a_running_task_is_cancelled_and_others_wait_with_their_place(opened: Opened, server: Server) -> None:
     page = opened()
     generate(page, "never ready", "gate")
