@@ -286,6 +286,7 @@ def test_the_version_the_help_and_the_completion(monkeypatch: pytest.MonkeyPatch
         shown = RUNNER.invoke(app, [*command, "--help"])
         assert shown.exit_code == 0
         assert max(map(len, shown.stdout.splitlines())) <= 80, command
+    assert "--device-seconds-per-day" in RUNNER.invoke(app, ["keys", "create", "--help"]).stdout
     help_ = RUNNER.invoke(app, ["--help"]).stdout
     assert "generate" not in help_
     assert "--install-completion" in help_

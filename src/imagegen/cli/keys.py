@@ -30,7 +30,9 @@ T = TypeVar("T")
 def create(
     name: Annotated[str, typer.Argument(help="A name: letters, digits, '.', '_' and '-'. Tasks belong to it.")],
     scope: Annotated[
-        list[Scope] | None, typer.Option(help="`generate` (default), `read`, `admin`; may be given several times.")
+        list[Scope] | None,
+        # Without `metavar` the list of the scopes leaves no room for the longest option.
+        typer.Option(metavar="SCOPE", help="`generate` (default), `read`, `admin`; may be given several times."),
     ] = None,
     models: Annotated[str | None, typer.Option(help="Comma-separated ids of the models that it may use.")] = None,
     priority_floor: Annotated[int | None, typer.Option(help="The lowest `priority` that its tasks may have.")] = None,
