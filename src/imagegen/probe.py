@@ -6,6 +6,7 @@ take twenty times the processor time of the question.
 
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
@@ -25,6 +26,12 @@ NOT_WELL = 1
 _ALL_ADDRESSES = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
 
 _MOST_BYTES = 65_536
+
+#: Characters of a reason.
+_MOST_SAID = 500
+
+#: The user and password of a URL, which the log of a container must not have.
+_USER = re.compile(r"[^\s/]*@")
 
 
 class Answer(NamedTuple):
@@ -52,23 +59,27 @@ def address(environment: Mapping[str, str]) -> str:
 
 def ask(url: str, path: str = READY, timeout_s: float = TIMEOUT_S) -> Answer:
     """Ask the service at `url`. Redirects are not followed."""
+    shown = _USER.sub("", url)
     try:
         parts = urlsplit(url)
         scheme, host, port = parts.scheme, parts.hostname, parts.port
     except ValueError:
-        return Answer(False, f"{url} is not an http or https URL")
+        return Answer(False, f"{shown} is not an http or https URL")
     if host is None or scheme not in ("http", "https"):
-        return Answer(False, f"{url} is not an http or https URL")
+        return Answer(False, f"{shown} is not an http or https URL")
     if port == 0:
         return Answer(False, "the port is 0: the system has chosen one that is not known here; name it in --server")
     kind = HTTPSConnection if scheme == "https" else HTTPConnection
-    connection = kind(host, port, timeout=timeout_s)
+    try:
+        connection = kind(host, port, timeout=timeout_s)
+    except HTTPException:  # a space in the name
+        return Answer(False, f"{shown} is not an http or https URL")
     try:
         connection.request("GET", f"{parts.path.rstrip('/')}{path}")
         response = connection.getresponse()
         body = response.read(_MOST_BYTES)
-    except (OSError, HTTPException) as error:
-        return Answer(False, f"cannot reach the service at {url}: {str(error) or type(error).__name__}")
+    except (OSError, HTTPException, UnicodeError) as error:  # UnicodeError: no name of a host is like this
+        return Answer(False, f"cannot reach the service at {shown}: {str(error) or type(error).__name__}")
     finally:
         connection.close()
     if response.status == 200:
@@ -79,8 +90,9 @@ def ask(url: str, path: str = READY, timeout_s: float = TIMEOUT_S) -> Answer:
 def _refusal(status: int, body: bytes) -> str:
     try:
         told = json.loads(body)
-        return f"{told['code']}: {told['detail']}"
-    except (ValueError, KeyError, TypeError):
+        text = f"{told['code']}: {told['detail']}"[:_MOST_SAID]
+        return "".join(it if it.isprintable() else " " for it in text)  # one line, and nothing that a terminal obeys
+    except (ValueError, KeyError, TypeError, RecursionError):
         return f"the service answered {status}"
 
 

@@ -152,6 +152,17 @@ async def test_a_forwarded_host_must_be_allowed_like_any_other(start: Start) -> 
         assert (refused.status_code, refused.json()["code"]) == (421, "unknown_host")
 
 
+async def test_a_page_whose_name_was_pointed_here_is_refused_whatever_it_says_about_a_proxy(start: Start) -> None:
+    """Its scripts may send any header to their own origin, from the address of the browser: that of the proxy here."""
+    async with start(**TRUSTED) as client:
+        pointed = {"Host": "evil.example:5050", "X-Forwarded-Host": "img.example.com"}
+        for headers in (pointed, pointed | {"X-Forwarded-Host": "localhost:5050"}):
+            refused = await client.post("/text2image", json={"prompt": "x"}, headers=headers)
+            assert (refused.status_code, refused.json()["code"]) == (421, "unknown_host")
+        through = {"Host": "img.example.com", "X-Forwarded-Host": "img.example.com"}
+        assert (await client.get("/livez", headers=through)).status_code == 200
+
+
 async def test_a_page_of_the_public_origin_is_no_foreign_one(start: Start) -> None:
     async with start(**TRUSTED) as client:
         origin = {"Origin": "https://img.example.com"}
@@ -189,6 +200,27 @@ async def test_the_own_header_of_a_key_comes_before_what_a_proxy_asks_for(start:
         password = {"Authorization": f"Basic {base64.b64encode(b'people:secret').decode()}"}
         assert (await client.get("/tasks", headers=password)).status_code == 401
         assert (await client.get("/tasks", headers=password | {"X-API-Key": text})).status_code == 200
+
+
+async def test_no_shared_cache_keeps_what_one_caller_may_see(start: Start) -> None:
+    """Caches know `Authorization`; by `X-API-Key` they cannot tell that an answer is for one caller."""
+    async with start(**TRUSTED) as client:
+        admin = await key(client, "root", Scope.ADMIN)
+        own = {"X-API-Key": admin["Authorization"].removeprefix("Bearer ")}
+        made = await client.post("/text2image", json={"prompt": "x"}, headers=own | {"Prefer": "wait=9"})
+        task = made.json()["task_id"]
+        for path in (
+            f"/task/{task}",
+            "/tasks",
+            f"/v1/predictions/{task}",
+            "/models",
+            "/config/global",
+            "/task/unknown",
+        ):
+            answer = await client.get(path, headers=own)
+            assert answer.headers["cache-control"] == "private, no-cache", path
+        picture_of = await client.get(made.json()["images"][0]["url"], headers=own)
+        assert picture_of.headers["cache-control"].startswith("private, max-age")
 
 
 async def test_the_errors_of_other_apis_keep_their_form_below_the_prefix(start: Start) -> None:

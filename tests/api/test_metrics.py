@@ -239,6 +239,13 @@ async def test_no_read_loads_a_model_or_counts_as_a_use_of_one(start: Start) -> 
         assert not [it for it in called if it[1] >= 500 and it[1] != 503]
 
 
-@pytest.mark.parametrize("accept", ["", "text/plain", "*/*", "application/openmetrics-text", "nonsense/;;"])
+@pytest.mark.parametrize(
+    "accept",
+    [
+        *("", "text/plain", "*/*", "application/openmetrics-text", "nonsense/;;"),
+        *("text/plain;version=x", 'application/openmetrics-text; version="1.0.0"', "text/plain;version=1.x"),
+        *("application/openmetrics-text;version=9.9;escaping=dots", "text/plain;version=1" + "0" * 5000),
+    ],
+)
 async def test_any_accept_gets_metrics(client: Client, accept: str) -> None:
     assert (await client.get("/metrics", headers={"Accept": accept})).status_code == 200

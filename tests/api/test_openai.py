@@ -304,6 +304,23 @@ async def test_a_body_that_is_no_form_is_refused(client: Client) -> None:
     assert error(await client.post(EDITS, data=many, files={"image": PICTURE})) == (400, None, "malformed_body")
 
 
+@pytest.mark.parametrize("charset", ["punycode", "undefined", "idna", '"PUNYCODE"', "x"])
+@pytest.mark.parametrize("path", [EDITS, VARIATIONS, "/v1/files"])
+async def test_no_other_codec_decodes_the_texts_of_a_form(client: Client, path: str, charset: str) -> None:
+    """Of punycode, a megabyte takes minutes, in which nothing else is answered."""
+    form = httpx.Request("POST", "http://x", data={"prompt": "-a"}, files={"image": PICTURE})
+    kind = f"{form.headers['Content-Type']}; charset={charset}"
+    answer = await client.post(path, content=form.read(), headers={"Content-Type": kind})
+    assert (answer.status_code, "A form must be in UTF-8." in answer.text) == (415, True), answer.text
+
+
+async def test_a_form_may_say_that_it_is_in_utf_8(client: Client) -> None:
+    form = httpx.Request("POST", "http://x", data={"prompt": "größer", "size": "64x64"}, files={"image": PICTURE})
+    kind = f"{form.headers['Content-Type']}; charset=UTF-8"
+    answer = await client.post(EDITS, content=form.read(), headers={"Content-Type": kind})
+    assert (await task_of(client, answer))["prompt"] == "größer"
+
+
 async def test_a_variation_needs_only_a_picture(client: Client) -> None:
     answer = await client.post(VARIATIONS, data={"n": "1", "size": "64x64"}, files={"image": PICTURE})
     task = await task_of(client, answer)

@@ -1,6 +1,8 @@
 """Backups of a data directory: whole or none, and restored into an empty one only."""
 
 import asyncio
+import hashlib
+import json
 import os
 import signal
 import sqlite3
@@ -198,6 +200,21 @@ async def test_a_backup_goes_into_a_new_folder_only(tmp_path: Path, there: str) 
     assert there == "link" or (target.read_text() == "mine" if there == "file" else (target / "mine").exists())
 
 
+@pytest.mark.parametrize("there", ["link", "full"])
+async def test_a_backup_removes_nothing_that_no_backup_has_left(tmp_path: Path, there: str) -> None:
+    """In a folder like /tmp somebody else may have made FOLDER.part."""
+    await filled(tmp_path / "data")
+    part, mine = tmp_path / "backup.part", tmp_path / "home" if there == "link" else tmp_path / "backup.part"
+    mine.mkdir()
+    (mine / "letter.txt").write_text("mine")
+    if there == "link":
+        part.symlink_to(mine)
+    with pytest.raises(BackupFailed, match="is not what an interrupted backup has left"):
+        back_up(source(tmp_path), tmp_path / "backup", "1")
+    assert {it.name for it in mine.iterdir()} == {"letter.txt"}
+    assert not (tmp_path / "backup").exists()
+
+
 async def test_a_data_directory_without_a_journal_has_no_backup(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     with pytest.raises(BackupFailed, match="There is no journal in"):
@@ -288,3 +305,96 @@ async def test_models_yaml_is_not_written_over(tmp_path: Path) -> None:
     mine.write_text("mine")
     _, written = restore(tmp_path / "backup", tmp_path / "new", mine)
     assert (written, mine.read_text()) == (False, "mine")
+
+
+def edit(backup: Path, **fields: object) -> None:
+    """Change the record of the first task, and the manifest so that it fits: a backup from somebody else."""
+    with closing(sqlite3.connect(backup / JOURNAL)) as connection:
+        sequence, record = connection.execute("SELECT sequence, record FROM tasks ORDER BY sequence").fetchone()
+        record = json.dumps(json.loads(record) | fields)
+        connection.execute("UPDATE tasks SET record = ? WHERE sequence = ?", [record, sequence])
+        connection.commit()
+    data, manifest = (backup / JOURNAL).read_bytes(), json.loads((backup / MANIFEST).read_text())
+    manifest |= {"journal_bytes": len(data), "journal_sha256": hashlib.sha256(data).hexdigest()}
+    (backup / MANIFEST).write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("path", ["../../planted.png", "20260101/../../../planted.png", "", "a.png"])
+async def test_no_name_in_a_journal_leads_out_of_the_data_directory(tmp_path: Path, path: str) -> None:
+    await filled(tmp_path / "data")
+    backup = tmp_path / "deep" / "backup"
+    backup.parent.mkdir()
+    back_up(source(tmp_path), backup, "1")
+    (tmp_path / "deep" / "planted.png").write_bytes(b"#!")
+    edit(backup, images=[{"path": path}])
+    with pytest.raises(BackupInvalid, match="a file that is no picture"):
+        restore(backup, tmp_path / "new", None)
+    assert not (tmp_path / "planted.png").exists()
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("record", [{"images": 3}, {"images": ["x"]}, {"storing": [{}]}])
+async def test_a_journal_of_the_wrong_form_is_refused_in_one_sentence(
+    tmp_path: Path, record: dict[str, object]
+) -> None:
+    await filled(tmp_path / "data")
+    back_up(source(tmp_path), tmp_path / "backup", "1")
+    edit(tmp_path / "backup", **record)
+    with pytest.raises(BackupInvalid, match="a task cannot be read"):
+        restore(tmp_path / "backup", tmp_path / "new", None)
+
+
+@pytest.mark.parametrize("kind", ["picture", "day", "journal", MODELS_YAML, "version", "pipe"])
+async def test_a_link_in_a_backup_brings_no_other_file_into_the_data_directory(tmp_path: Path, kind: str) -> None:
+    """Callers could fetch it as a picture, or read it in the configuration."""
+    done = await filled(tmp_path / "data")
+    backup, secret = tmp_path / "backup", tmp_path / "secret"
+    back_up(source(tmp_path), backup, "1", link=False)
+    picture = backup / "images" / done[0].images[0].path
+    linked = {"picture": picture, "day": picture.parent, "journal": backup / JOURNAL, MODELS_YAML: backup / MODELS_YAML}
+    linked |= {"version": backup / "config/abc/000002.start.yaml", "pipe": backup / MANIFEST}
+    it = linked[kind]
+    if it.exists():
+        it.rename(secret)
+    else:
+        secret.write_text("secret")
+    if kind == "pipe":
+        os.mkfifo(it)
+    else:
+        it.symlink_to(secret)
+    with pytest.raises(BackupInvalid, match="is a link, or another thing that no backup has"):
+        restore(backup, tmp_path / "new", tmp_path / "etc" / MODELS_YAML)
+    assert not (tmp_path / "new").exists()
+
+
+async def test_what_is_copied_has_no_rights_of_the_file_that_it_was(tmp_path: Path) -> None:
+    """A backup from elsewhere could have a program that runs with the rights of whoever restores it."""
+    done = await filled(tmp_path / "data")
+    back_up(source(tmp_path), tmp_path / "backup", "1", link=False)
+    for it in (tmp_path / "backup").rglob("*"):
+        assert it.is_dir() or it.name == MANIFEST or it.stat().st_mode & 0o077 == 0, it
+    picture = tmp_path / "backup" / "images" / done[0].images[0].path
+    picture.chmod(0o6777)
+    os.utime(picture, (1e9, 1e9))
+    (tmp_path / "backup" / JOURNAL).chmod(0o666)
+    restore(tmp_path / "backup", tmp_path / "new", None)
+    for it in (tmp_path / "new").rglob("*"):
+        assert it.is_dir() or it.name == "lock" or it.stat().st_mode & 0o7077 == 0, it
+    assert (tmp_path / "new" / "images" / done[0].images[0].path).stat().st_mtime == 1e9
+
+
+async def test_a_log_beside_the_journal_of_a_backup_is_not_read(tmp_path: Path) -> None:
+    """What was checked would not be what is restored, which is the journal alone."""
+    await filled(tmp_path / "data")
+    backup = tmp_path / "backup"
+    back_up(source(tmp_path), backup, "1")
+    with closing(sqlite3.connect(backup / JOURNAL)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+    edit(backup, images=[{"path": "../../planted.png"}])
+    held = sqlite3.connect(backup / JOURNAL)
+    with closing(held):
+        held.execute("UPDATE tasks SET record = json_remove(record, '$.images')")
+        held.commit()
+        assert (backup / f"{JOURNAL}-wal").stat().st_size
+        with pytest.raises(BackupInvalid, match="a file that is no picture"):
+            restore(backup, tmp_path / "new", None)

@@ -71,6 +71,9 @@ def test_a_line_has_the_ids_of_its_context(capsys: pytest.CaptureFixture[str]) -
         ("'http://token@host:80'", "'http://***@host:80'"),
         ("https://host/a@b and user@example.com", "https://host/a@b and user@example.com"),
         (f"hf_{'a1' * 17}, ig_{'b2' * 21}c and whsec_{'c3' * 16}==.", "***, *** and ***."),
+        (f"a\nig_{'b2' * 21}c", "a\n***"),
+        (f"a\thf_{'a1' * 17}", "a\t***"),
+        (f"a\x1bwhsec_{'c3' * 16}==", "a\x1b***"),
         ("hf_hub_download, big_picture_of_forty_three_or_more_characters", None),
     ],
 )

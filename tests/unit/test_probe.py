@@ -20,6 +20,11 @@ class Service(http.server.BaseHTTPRequestHandler):
         draining, told = self.path == "/stopping/readyz", b'{"status": "ok"}'
         if draining:
             told = json.dumps({"code": "draining", "detail": "The service is stopping."}).encode()
+        odd = {
+            "/nested/readyz": b"[" * 60_000,
+            "/odd/readyz": json.dumps({"code": "a\x1b[2J", "detail": "b\nc"}).encode(),
+        }
+        told = odd.get(self.path, told)
         known = self.path in ("/readyz", "/livez", "/stopping/livez")
         self.send_response(503 if draining else 200 if known else 404)
         self.send_header("Content-Length", str(len(told)))
@@ -50,6 +55,11 @@ def test_a_service_that_accepts_tasks_is_0_and_one_that_does_not_is_1(url: str) 
     assert command("health", "--server", f"{url}/elsewhere").stderr == "the service answered 404\n"
 
 
+def test_an_odd_answer_is_one_line_without_anything_that_a_terminal_obeys(url: str) -> None:
+    assert command("health", "--server", f"{url}/odd").stderr == "a [2J: b c\n"
+    assert command("health", "--server", f"{url}/nested").stderr == "the service answered 404\n"
+
+
 @pytest.mark.parametrize(
     ("server", "words"),
     [
@@ -58,12 +68,17 @@ def test_a_service_that_accepts_tasks_is_0_and_one_that_does_not_is_1(url: str) 
         ("127.0.0.1:5050", "not an http or https URL"),
         ("http://127.0.0.1:x", "not an http or https URL"),
         ("http://[::1", "not an http or https URL"),
+        ("http://a b/", "not an http or https URL"),
+        (f"http://{'a' * 64}.example/", "cannot reach the service at http://aaa"),
+        ("http://user:pass@127.0.0.1:1", "cannot reach the service at http://127.0.0.1:1"),
+        ("https//user:pass@host", "https//host is not an http or https URL"),
     ],
 )
 def test_what_cannot_be_asked_is_1_with_a_reason(server: str, words: str) -> None:
     answer = command("health", "--server", server)
     assert (answer.exit_code, answer.stdout) == (1, "")
     assert words in answer.stderr
+    assert "pass" not in answer.stderr
 
 
 @pytest.mark.parametrize(

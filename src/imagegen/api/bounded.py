@@ -1,10 +1,11 @@
-"""BoundedRoute: refuses a body that is not JSON, or has too many values, before it is parsed."""
+"""Routes that refuse a body before it is parsed: one that is not JSON, has too many values, or has an odd charset."""
 
 from collections.abc import Callable, Coroutine, Mapping
 from types import MappingProxyType
 from typing import Any
 
 from fastapi import Request, Response, params
+from python_multipart.multipart import parse_options_header
 from starlette.exceptions import HTTPException
 
 from imagegen.api.security import KeyedRoute
@@ -13,6 +14,9 @@ from imagegen.api.security import KeyedRoute
 #: and to parse and report each of them takes a hundred times its size.
 MAX_PARTS = 10_000
 
+#: What the charset of a form may be. The parser of forms takes any codec of Python by its name, also those that take
+#: minutes for a megabyte (punycode).
+CHARSETS = frozenset({"utf-8", "utf8", "us-ascii", "ascii", "iso-8859-1", "latin-1"})
 
 #: What a 415 adds for the two types of body that programs send by default.
 _HINTS: Mapping[str, str] = MappingProxyType(
@@ -42,6 +46,23 @@ class BoundedRoute(KeyedRoute):
             return await handle(request)
 
         return bounded
+
+
+class FormRoute(KeyedRoute):
+    """Refuses a form with an unusual charset: browsers and SDKs name none, and others UTF-8."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def checked(request: Request) -> Response:
+            await self.check_key(request)
+            _, options = parse_options_header(request.headers.get("content-type"))
+            charset = options.get(b"charset", b"utf-8").decode("latin-1").lower()
+            if charset not in CHARSETS:
+                raise HTTPException(415, f"A form must be in UTF-8. Its charset is {charset[:100]}.")
+            return await handle(request)
+
+        return checked
 
 
 def check_parts(body: bytes) -> None:

@@ -12,6 +12,9 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from imagegen.settings import PATH_PREFIX
 
 _PREFIX = re.compile(PATH_PREFIX)
+#: Where a scope has the Host header that X-Forwarded-Host has replaced.
+REPLACED_HOST = "imagegen.replaced_host"
+
 _HOST = re.compile(r"[A-Za-z0-9.-]{1,253}(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](:[0-9]{1,5})?")
 
 
@@ -45,6 +48,7 @@ class Forwarding:
         host, prefix = _last(headers, "x-forwarded-host"), _last(headers, "x-forwarded-prefix").rstrip("/")
         if _HOST.fullmatch(host):
             encoded = host.encode("ascii")
+            scope[REPLACED_HOST] = headers.get("host", "")
             scope["headers"] = [(name, encoded if name == b"host" else value) for name, value in scope["headers"]]
         if not self._prefix and _PREFIX.fullmatch(prefix):
             scope["root_path"] = prefix

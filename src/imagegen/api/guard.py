@@ -1,4 +1,7 @@
-"""Refuses changes by web pages of other origins and requests for a foreign host name; no page may be framed."""
+"""Refuses changes by web pages of other origins and requests for a foreign host name.
+
+No page may be framed, and no shared cache may keep an answer that does not say so itself.
+"""
 
 import ipaddress
 from collections.abc import Collection
@@ -7,6 +10,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from imagegen.api.forwarding import REPLACED_HOST
 from imagegen.api.problems import error_response, problem
 
 #: Headers that front ends of other origins (IMAGEGEN_CORS_ORIGINS) may send, and read in an answer.
@@ -36,7 +40,8 @@ class Guard:
 
     A browser tells which origin a request comes from (Sec-Fetch-Site, Origin). Programs send neither header, and pass.
     A page can make its own host name resolve to 127.0.0.1, and then has the same origin as the service: such requests
-    have a foreign name in the Host header.
+    have a foreign name in the Host header. Its scripts can send X-Forwarded-Host as well, from an address that may be
+    that of a trusted proxy; so the Host header that it replaces must be known, too.
     """
 
     def __init__(self, app: ASGIApp, host: str, allowed_hosts: Collection[str], origins: Collection[str] = ()) -> None:
@@ -56,7 +61,8 @@ class Guard:
         if len(headers.getlist("host")) > 1:
             refusal = problem("malformed_request", "The request has more than one Host header.")
             return await error_response(scope, refusal)(scope, receive, send)
-        if not self._is_for_us(host_name(headers.get("host", "")), scope):
+        host = headers.get("host", "")
+        if not all(self._is_for_us(host_name(it), scope) for it in (host, scope.get(REPLACED_HOST, host))):
             refusal = problem("unknown_host", "This host name is not allowed; see IMAGEGEN_ALLOWED_HOSTS.")
             return await error_response(scope, refusal)(scope, receive, send)
         allowed = headers.get("origin", "").lower() in self._origins
@@ -64,15 +70,17 @@ class Guard:
             refusal = problem("cross_origin", "Web pages of another origin may not do this.")
             return await error_response(scope, refusal)(scope, receive, send)
 
-        async def send_unframed(message: Message) -> None:
+        async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
                 answer = MutableHeaders(scope=message)
+                # A cache knows that an answer is the caller's own by `Authorization`, but not by `X-API-Key`.
+                answer.setdefault("Cache-Control", "private, no-cache")
                 if answer.get("content-type", "").startswith("text/html"):
                     answer.append("Content-Security-Policy", "frame-ancestors 'none'")
                     answer["X-Frame-Options"] = "DENY"
             await send(message)
 
-        await self._app(scope, receive, send_unframed)
+        await self._app(scope, receive, send_guarded)
 
     def _is_for_us(self, name: str, scope: Scope) -> bool:
         address = scope["server"][0] if scope.get("server") else ""

@@ -15,7 +15,7 @@ from fastapi import APIRouter, Header, Query, Request, Response, UploadFile
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from imagegen.api.bounded import BoundedRoute
+from imagegen.api.bounded import BoundedRoute, FormRoute
 from imagegen.api.dependencies import Models, Service, Who, services_of
 from imagegen.api.input_pictures import input_picture
 from imagegen.api.native.shared import RequestBody
@@ -44,7 +44,7 @@ router = APIRouter(prefix="/v1", route_class=KeyedRoute, dependencies=[SEE], inc
 upload_router = APIRouter(prefix="/v1", route_class=BoundedRoute, dependencies=[MAKE], include_in_schema=False)
 
 #: Uploads in a form, with the same limit.
-form_router = APIRouter(prefix="/v1", route_class=KeyedRoute, dependencies=[MAKE], include_in_schema=False)
+form_router = APIRouter(prefix="/v1", route_class=FormRoute, dependencies=[MAKE], include_in_schema=False)
 
 #: The stream of a prediction, which the JavaScript client reads without its key: `urls.stream` has a token.
 stream_router = APIRouter(prefix="/v1", route_class=KeyedRoute, dependencies=[SEE_SIGNED], include_in_schema=False)

@@ -23,6 +23,7 @@ from pydantic import ValidationError
 from imagegen.core.errors import BackupFailed, BackupInvalid
 from imagegen.core.value import Value
 from imagegen.storage.files import make_private, open_regular, sync_folder, write_whole
+from imagegen.storage.images import NAME
 from imagegen.storage.lock import LOCK, RESTORING, exclusive
 
 #: The names in a backup, as in a data directory.
@@ -96,6 +97,7 @@ def back_up(source: Source, target: Path, version: str, *, link: bool = True) ->
         raise BackupFailed(f"{target} exists and is not an empty folder; name a new one.")
     part = target.absolute().with_name(f"{target.absolute().name}.part")
     try:
+        _refuse_others(part)
         with exclusive(part), ExitStack() as unless_whole:
             unless_whole.callback(shutil.rmtree, part, ignore_errors=True)
             _empty(part)
@@ -112,8 +114,24 @@ def back_up(source: Source, target: Path, version: str, *, link: bool = True) ->
     return manifest
 
 
+def _refuse_others(part: Path) -> None:
+    """Raises BackupFailed unless all of `part` may be removed: an interrupted backup has left it, or it is not there.
+
+    In a folder like /tmp somebody else may have made it, or a link to what must stay.
+    """
+    if not os.path.lexists(part):
+        return
+    found = part.lstat()
+    if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid():
+        names = {it.name for it in part.iterdir()}
+        if not names or names & {LOCK, JOURNAL}:
+            return
+    raise BackupFailed(f"{part} is not what an interrupted backup has left; name another folder, or remove it.")
+
+
 def _empty(part: Path) -> None:
     """Remove what an interrupted backup has left, but the lock."""
+    _refuse_others(part)
     for leftover in part.iterdir():
         if leftover.is_dir() and not leftover.is_symlink():
             shutil.rmtree(leftover)
@@ -170,22 +188,34 @@ def _copy_journal(journal: Path, copy: Path) -> None:
         here.backup(there)
         there.execute("PRAGMA journal_mode = DELETE")  # one file, without a log beside it
     with copy.open("rb+") as file:
+        os.fchmod(file.fileno(), 0o600)
         os.fsync(file.fileno())
 
 
 def pictures_in(journal: Path) -> Iterator[Picture]:
-    """The pictures that a journal names. Those in the spool are of tasks that wait for a bucket."""
+    """The pictures that a journal names. Those in the spool are of tasks that wait for a bucket.
+
+    Raises BackupInvalid for a name that no picture has, because it could lead out of the folder.
+    """
     with _opened(journal) as connection:
         for (record,) in connection.execute("SELECT record FROM tasks"):
-            known: dict[str, Any] = json.loads(record)
-            for folder, field in ((IMAGES, "images"), (SPOOL, "storing")):
-                for it in known.get(field) or ():
-                    yield Picture(folder, it["path"], it.get("bytes") or 0, it.get("sha256") or "")
+            try:
+                known: dict[str, Any] = json.loads(record)
+                named = [
+                    Picture(folder, str(it["path"]), it.get("bytes") or 0, it.get("sha256") or "")
+                    for folder, field in ((IMAGES, "images"), (SPOOL, "storing"))
+                    for it in known.get(field) or ()
+                ]
+            except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+                raise BackupInvalid("The journal is damaged (a task cannot be read).") from None
+            if not all(NAME.fullmatch(it.name) for it in named):
+                raise BackupInvalid("The journal is damaged (a task has a file that is no picture).")
+            yield from named
 
 
 def _opened(journal: Path) -> closing[sqlite3.Connection]:
-    """A journal in a backup, to be read."""
-    return closing(sqlite3.connect(f"{journal.absolute().as_uri()}?mode=ro", uri=True))
+    """A journal in a backup, to be read: this file alone, without a log that may be beside it."""
+    return closing(sqlite3.connect(f"{journal.absolute().as_uri()}?mode=ro&immutable=1", uri=True))
 
 
 def _count(journal: Path) -> int:
@@ -221,7 +251,7 @@ def _place(file: Path, copy: Path, *, link: bool) -> bool:
 
 
 def _copy(file: Path, copy: Path) -> str:
-    """Copy a file, with its times, and return the SHA-256 of its bytes."""
+    """Copy a file, with its times, and return the SHA-256 of its bytes. Only its user may read or write the copy."""
     digest = hashlib.sha256()
     with open_regular(file) as source:
         copy.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -231,7 +261,9 @@ def _copy(file: Path, copy: Path) -> str:
                 target.write(piece)
             target.flush()
             os.fsync(target.fileno())
-    shutil.copystat(file, copy)
+    # Not its mode and attributes: a backup from elsewhere could have files that run with the rights of their owner.
+    times = file.stat()
+    os.utime(copy, ns=(times.st_atime_ns, times.st_mtime_ns))
     return digest.hexdigest()
 
 
@@ -262,9 +294,22 @@ def _copy_configuration(source: Source, part: Path) -> None:
 def manifest_of(backup: Path) -> Manifest:
     """The manifest of a backup. Raises BackupInvalid."""
     try:
-        return Manifest.model_validate_json((backup / MANIFEST).read_bytes())
+        with open_regular(backup / MANIFEST) as file:
+            return Manifest.model_validate_json(file.read(_PIECE))
     except (OSError, ValidationError):
         raise BackupInvalid(f"{backup} is not a whole backup: {MANIFEST} is missing, or is not one.") from None
+
+
+def _refuse_links(backup: Path) -> None:
+    """Raises BackupInvalid unless a backup has nothing but folders and regular files.
+
+    By a link, a file of this machine would become a picture that callers can fetch. A pipe would never end.
+    """
+    for folder, folders, names in os.walk(backup):
+        for path in (Path(folder, name) for name in (*folders, *names)):
+            mode = path.lstat().st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise BackupInvalid(f"{path} is a link, or another thing that no backup has.")
 
 
 def _check(backup: Path, pictures: Sequence[Picture]) -> None:
@@ -294,8 +339,9 @@ def restore(backup: Path, data_dir: Path, config: Path | None) -> tuple[Manifest
 
     Raises BackupInvalid, BackupFailed, DataDirInUse or DataDirUnusable.
     """
-    manifest, journal = manifest_of(backup), backup / JOURNAL
     try:
+        _refuse_links(backup)
+        manifest, journal = manifest_of(backup), backup / JOURNAL
         if journal.stat().st_size != manifest.journal_bytes or _sha256(journal) != manifest.journal_sha256:
             raise BackupInvalid(f"{journal} is not the file that was backed up.")
         named = [it for it in pictures_in(journal) if it.folder == SPOOL or not manifest.store]
@@ -304,7 +350,7 @@ def restore(backup: Path, data_dir: Path, config: Path | None) -> tuple[Manifest
             raise BackupInvalid(f"{len(named) - len(pictures)} pictures are missing in {backup}.")
         _check(backup, pictures)
     except (OSError, sqlite3.Error) as error:
-        raise BackupInvalid(f"{journal} cannot be read: {error}.") from error
+        raise BackupInvalid(f"{backup} cannot be read: {error}.") from error
     _refuse_unless_empty(data_dir)
     with exclusive(data_dir, restoring=True):
         try:

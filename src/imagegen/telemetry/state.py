@@ -39,7 +39,10 @@ class Gauges:
     async def scrape(self, metrics: Metrics, accept: str) -> tuple[bytes, str]:
         """All metrics as text, and its media type. `accept`: the header of the request."""
         now = list(self.read())  # on the event loop, which owns this state
-        encode, media_type = choose_encoder(accept)
+        try:
+            encode, media_type = choose_encoder(accept)
+        except TypeError:  # `version=x`: prometheus_client compares it with numbers
+            encode, media_type = choose_encoder("")
         # In a thread: the text of fifty models takes tens of milliseconds. Counters may be read in any thread.
         text = await asyncio.to_thread(lambda: encode(_Scrape([*metrics.registry.collect(), *now])))
         return text, media_type

@@ -9,7 +9,7 @@ import structlog
 from fastapi import APIRouter, Depends, Header, Request, Response
 from pydantic import BaseModel, StringConstraints
 
-from imagegen.api.bounded import BoundedRoute
+from imagegen.api.bounded import BoundedRoute, FormRoute
 from imagegen.api.callers import Retries, cancel
 from imagegen.api.dependencies import Models, Services, Who, services_of, settings_of
 from imagegen.api.native.images.uploads import decode_base64
@@ -36,7 +36,7 @@ log = structlog.get_logger(__name__)
 
 #: Not in the OpenAPI document of imagegen: OpenAI has its own, and clients have generated SDKs from that.
 json_router = APIRouter(prefix="/v1", route_class=BoundedRoute, include_in_schema=False, dependencies=[MAKE])
-form_router = APIRouter(prefix="/v1", route_class=KeyedRoute, include_in_schema=False, dependencies=[MAKE])
+form_router = APIRouter(prefix="/v1", route_class=FormRoute, include_in_schema=False, dependencies=[MAKE])
 models_router = APIRouter(prefix="/v1", route_class=KeyedRoute, include_in_schema=False, dependencies=[SEE])
 
 
