@@ -12,7 +12,7 @@ os.environ["TOGETHER_BASE_URL"], os.environ["TOGETHER_API_KEY"] = URL, KEY or "n
 import together  # noqa: E402 - it reads these variables
 
 client = together.Together()
-MODEL = "black-forest-labs/FLUX.1-schnell"
+MODEL = "black-forest-labs/FLUX.1-schnell-Free"  # not the repository of a model, so it is an alias
 
 
 def keep(name: str, text: str) -> bytes:
