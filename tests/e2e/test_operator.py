@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -58,6 +59,14 @@ def alert(name: str) -> str:
     return found[1]
 
 
+def until(true: Callable[[], bool]) -> None:
+    """Ask again until it is true."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def ids_of(span: Received) -> tuple[object, object]:
     return span.attributes.get("imagegen.task_id"), span.attributes.get("error.type")
 
@@ -82,13 +91,11 @@ def test_an_operators_drill(tmp_path: Path) -> None:
         # models.yaml is broken: the service goes on, says so, and is mended.
         assert alert("ImagegenConfigBroken") == "imagegen_config_ok == 0"
         config.write_text("models: [\n")
-        while operator.http.get("/health").json()["status"] != "degraded":
-            pass
+        until(lambda: operator.http.get("/health").json()["status"] == "degraded")
         assert operator.metrics().value("config_ok") == 0
         assert operator.run("good")["status"] == "completed"
         config.write_text(MODELS)
-        while operator.metrics().value("config_ok") != 1:
-            pass
+        until(lambda: operator.metrics().value("config_ok") == 1)
         assert operator.http.get("/health").json()["status"] == "healthy"
 
         # The worker dies under a task, which runs again.
@@ -96,9 +103,9 @@ def test_an_operators_drill(tmp_path: Path) -> None:
         with operator.http.stream("GET", f"/task/{running}/events") as events:
             next(line for line in events.iter_lines() if line == "event: step")
         server.worker().kill()
-        while (task := operator.http.get(f"/task/{running}").json())["status"] != "completed":
-            assert task["status"] in ("pending", "processing"), task
-        assert task["attempt"] == 2
+        until(lambda: operator.http.get(f"/task/{running}").json()["status"] not in ("pending", "processing"))
+        task = operator.http.get(f"/task/{running}").json()
+        assert (task["status"], task["attempt"]) == ("completed", 2)
         assert operator.metrics().value("worker_restarts_total", reason="crashed") == 1
 
         # A failed task is found by its id in the log and in its trace, and by its code in the metrics.
@@ -109,9 +116,9 @@ def test_an_operators_drill(tmp_path: Path) -> None:
         lines = [json.loads(line) for line in server.log if str(task_id) in line]
         assert {"task_accepted", "task_started", "task_ended"} <= {line["event"] for line in lines}
         assert [line["code"] for line in lines if line["event"] == "task_ended"] == [code]
-        while not (spans := [it for it in collector.spans if it.name == "task" and ids_of(it) == (task_id, code)]):
-            pass
-        assert {it.name for it in collector.trace(spans[0].trace)} >= {"queue", "task"}
+        until(lambda: any(it.name == "task" and ids_of(it) == (task_id, code) for it in collector.spans))
+        (span,) = (it for it in collector.spans if it.name == "task" and ids_of(it) == (task_id, code))
+        assert {it.name for it in collector.trace(span.trace)} >= {"queue", "task"}
 
         # A backup, while the service runs.
         backup = command("backup", tmp_path / "backup", "--data-dir", data, "--config", config)
